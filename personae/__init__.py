@@ -1,0 +1,1 @@
+"""What callers of Personae import: the generated stubs in personae.v1."""

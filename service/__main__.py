@@ -1,0 +1,5 @@
+"""`python -m service VERB`."""
+
+from service.cli import main
+
+main()

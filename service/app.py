@@ -1,0 +1,185 @@
+"""The composition root: settings in, a running server out. Everything is wired here and nowhere else."""
+
+from datetime import timedelta
+from threading import Event
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2_grpc
+from sqlalchemy.engine import URL
+
+from personae.v1 import authentication_pb2, authentication_pb2_grpc, user_pb2, user_pb2_grpc
+from service.base.clock import Clock, utc_now
+from service.base.settings import Settings
+from service.core.pages import PageTokens
+from service.db.diagnosis import Diagnosis
+from service.db.engine import Database
+from service.db.schema import SchemaBehindError
+from service.rpc.access import require_rows
+from service.rpc.admission import BoundedExecutor
+from service.rpc.authentication import AuthenticationServicer
+from service.rpc.builtin import Health, enable_reflection
+from service.rpc.interceptors.pipeline import Pipeline
+from service.rpc.interceptors.stages import STAGES
+from service.rpc.users import UserRules, UserServicer
+from service.tasks import DatabaseProbe, Repeating, sweep_and_log
+
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+_THREAD_PATIENCE = 0.5
+_log = structlog.get_logger("personae.app")
+
+_SERVICES = (
+    user_pb2.DESCRIPTOR.services_by_name["UserService"],
+    authentication_pb2.DESCRIPTOR.services_by_name["AuthenticationService"],
+)
+SERVICE_NAMES = tuple(service.full_name for service in _SERVICES)
+METHODS = tuple(f"/{service.full_name}/{method.name}" for service in _SERVICES for method in service.methods)
+
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a silent partner
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_concurrent_streams", 1000),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    # A client may ping an idle connection every 20 s; a connection whose peer is gone is closed within a minute.
+    ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
+    ("grpc.keepalive_time_ms", 45_000),
+    ("grpc.keepalive_timeout_ms", 15_000),
+)
+
+
+class PortInUseError(Exception):
+    """The address cannot be bound. The text says what to do."""
+
+
+class Server:
+    """One server process: gRPC in front, the database behind, the tasks beside."""
+
+    def __init__(self, settings: Settings, url: URL, *, clock: Clock = utc_now) -> None:
+        """Wire everything; nothing is started or connected yet. Raises SettingsError for missing SECRET_KEYS."""
+        require_rows(METHODS)
+        self._settings = settings
+        self._database = open_database(settings, url)
+        self._probe = DatabaseProbe(url, connect_timeout=settings.db_connect_timeout)
+        self._executor = BoundedExecutor(settings.grpc_threads, max_waiting=settings.grpc_max_waiting)
+        self._grpc = grpc.server(
+            self._executor,
+            interceptors=[Pipeline(STAGES, max_seconds=settings.rpc_timeout)],
+            options=_OPTIONS,
+        )
+        self._health = Health(SERVICE_NAMES)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        self._add_servicers(clock)
+        if settings.grpc_reflection:
+            enable_reflection(self._grpc, SERVICE_NAMES)
+        self._tasks = [Repeating("database-probe", self._look, every=settings.health_probe_interval)]
+        if settings.purge_interval:
+            self._tasks.append(
+                Repeating("sweeper", lambda: sweep_and_log(self._database, clock), every=settings.purge_interval)
+            )
+        self._trouble: Diagnosis | None = None
+        self._ended = Event()
+        self.failure: SchemaBehindError | None = None
+        self.port = 0
+
+    def start(self) -> None:
+        """Bind, look at the database once, and serve; with an unreachable database as NOT_SERVING, until it is there.
+
+        Raises SchemaBehindError for a database that is there but older than the code, PortInUseError.
+        """
+        self._look()
+        if self.failure is not None:
+            raise self.failure
+        address = f"{self._settings.grpc_host}:{self._settings.grpc_port}"
+        try:
+            self.port = self._grpc.add_insecure_port(address)
+        except RuntimeError:
+            raise PortInUseError(
+                f"{address} cannot be bound. Is another server running there? GRPC_HOST and GRPC_PORT choose another."
+            ) from None
+        self._grpc.start()
+        for task in self._tasks:
+            task.start()
+        _log.info("listening", host=self._settings.grpc_host, port=self.port, serving=self._trouble is None)
+
+    def wait(self) -> None:
+        """Return when `end` is called, or when the server cannot go on: then `failure` says why."""
+        self._ended.wait()
+
+    def end(self) -> None:
+        """Let `wait` return. Safe to call from a signal handler."""
+        self._ended.set()
+
+    def stop(self, grace: float | None = None) -> bool:
+        """Turn NOT_SERVING, let the RPCs that run finish within `grace` seconds, and close everything.
+
+        False when a handler is still running: then the process can only be left by os._exit.
+        """
+        grace = self._settings.shutdown_grace if grace is None else grace
+        self._health.enter_graceful_shutdown()
+        _log.info("stopping", grace_seconds=grace)
+        self._grpc.stop(grace).wait()
+        for task in self._tasks:
+            task.stop(timeout=grace)
+        has_ended = self._executor.end(patience=_THREAD_PATIENCE)
+        self._probe.close()
+        self._database.dispose()
+        _log.info("stopped", clean=has_ended)
+        return has_ended
+
+    def _add_servicers(self, clock: Clock) -> None:
+        settings = self._settings
+        keys = settings.keys()
+        user_pb2_grpc.add_UserServiceServicer_to_server(
+            UserServicer(
+                self._database,
+                clock=clock,
+                rules=UserRules(
+                    password_min_length=settings.password_min_length,
+                    allow_special_domains=settings.email_allow_special_domains,
+                    purge_after=timedelta(days=settings.purge_after_days),
+                ),
+                bcrypt_cost=settings.bcrypt_cost,
+                page_tokens=PageTokens(keys.derive("page-token")),
+                fingerprint_keys=keys.derive("request-fingerprint"),
+            ),
+            self._grpc,
+        )
+        authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(
+            AuthenticationServicer(
+                self._database,
+                bcrypt_cost=settings.bcrypt_cost,
+                allow_special_domains=settings.email_allow_special_domains,
+            ),
+            self._grpc,
+        )
+
+    def _look(self) -> None:
+        """Look at the database: tell health, and the log when something has changed."""
+        try:
+            trouble = self._probe.check()
+        except SchemaBehindError as error:
+            self.failure = error
+            self.end()
+            return
+        if trouble != self._trouble:
+            if trouble is None:
+                _log.info("database is back")
+            else:
+                _log.error("database cannot be used", problem=trouble.what, remedy=trouble.remedy)
+        self._trouble = trouble
+        self._health.set_serving(is_serving=trouble is None)
+
+
+def open_database(settings: Settings, url: URL) -> Database:
+    """The engine with its pool as the settings want it. Connects when it is first used."""
+    return Database(
+        url,
+        pool_size=settings.db_pool_size,
+        max_overflow=settings.db_max_overflow,
+        pool_timeout=settings.db_pool_timeout,
+        pool_recycle=settings.db_pool_recycle,
+        pre_ping=settings.db_pool_pre_ping,
+        ping_idle=settings.db_pool_ping_idle,
+        connect_timeout=settings.db_connect_timeout,
+        echo=settings.db_echo,
+    )

@@ -1,0 +1,171 @@
+"""What can go wrong, as exceptions: one class for each stable reason.
+
+The rules raise them, the edge maps each class to a status in one total table (service/rpc/status.py). A class owns
+its reason and its text; the text is read by people and never holds what a user typed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+DO_NOT_RETRY_MS = -1
+"""The pushback that tells a gRPC channel not to repeat the call by itself (gRFC A6)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One bad field: its path as on the wire, a stable reason, and what is wrong with it in words."""
+
+    field: str
+    reason: str
+    description: str
+
+
+class PersonaeError(Exception):
+    """The root of every expected failure."""
+
+    reason: ClassVar[str]
+    text: ClassVar[str]
+    pushback_ms: int | None = None
+    """How long a client should wait before it repeats the call, in milliseconds; None: a repeat does not help."""
+
+    def __init__(self, **metadata: str) -> None:
+        super().__init__(self.text)
+        self.metadata = metadata
+        self.violations: Sequence[Violation] = ()
+
+
+# ---------------------------------------------------------------------------------------------- the request is wrong
+
+
+class InvalidFieldsError(PersonaeError):
+    reason = "INVALID_FIELDS"
+    text = "The request has invalid fields."
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        super().__init__()
+        self.violations = tuple(violations)
+
+
+class MalformedMessageError(PersonaeError):
+    reason = "MALFORMED_MESSAGE"
+    text = "The request is not a valid protobuf message of the expected type."
+
+
+class RequestIdReusedError(PersonaeError):
+    reason = "REQUEST_ID_REUSED"
+    text = "The request_id was used for a different request within the last 24 hours."
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.violations = (Violation("request_id", self.reason, self.text),)
+
+
+# ------------------------------------------------------------------------------------------------ the state is wrong
+
+
+class UserNotFoundError(PersonaeError):
+    reason = "USER_NOT_FOUND"
+    text = "There is no such user."
+
+
+class EmailTakenError(PersonaeError):
+    reason = "EMAIL_TAKEN"
+    text = "Another user has this email."
+
+
+class UsernameTakenError(PersonaeError):
+    reason = "USERNAME_TAKEN"
+    text = "Another user has this username."
+
+
+class UserDeletedError(PersonaeError):
+    reason = "USER_DELETED"
+    text = "The user is deleted. Undelete it first."
+
+
+class UserNotDeletedError(PersonaeError):
+    reason = "USER_NOT_DELETED"
+    text = "The user is not deleted. Delete it first."
+
+
+class UserAlreadyLiveError(PersonaeError):
+    reason = "USER_NOT_DELETED"
+    text = "The user is not deleted: there is nothing to undelete."
+
+
+class LastSuperuserError(PersonaeError):
+    reason = "LAST_SUPERUSER"
+    text = "The user is the last active superuser. Grant another one first."
+
+
+class EtagMismatchError(PersonaeError):
+    reason = "ETAG_MISMATCH"
+    text = "The user has changed since the etag was read. Read it again and repeat the change."
+
+
+class ConflictError(PersonaeError):
+    reason = "CONFLICT"
+    text = "The change met another one at the same time and was not made. Repeat it."
+    pushback_ms = 50
+
+
+# -------------------------------------------------------------------------------------------------- signing in
+
+
+class InvalidCredentialsError(PersonaeError):
+    reason = "INVALID_CREDENTIALS"
+    text = "The identifier and the password do not belong together."
+
+
+class UserInactiveError(PersonaeError):
+    reason = "USER_INACTIVE"
+    text = "The password is right, but the user is deactivated."
+
+
+# ------------------------------------------------------------------------------------------------ the world is wrong
+
+
+class DatabaseUnavailableError(PersonaeError):
+    """The database could not be reached or dropped the connection before anything was committed.
+
+    `is_repeatable`: nothing of this RPC has been committed and the connection came from the pool, so that running
+    the RPC once more on a fresh connection is safe and likely to help.
+    """
+
+    reason = "DATABASE_UNAVAILABLE"
+    text = "The database cannot be reached at the moment."
+    pushback_ms = 1000
+    is_repeatable = False
+
+
+class CommitOutcomeUnknownError(PersonaeError):
+    """The connection was lost while COMMIT was under way: the change may or may not have been made."""
+
+    reason = "COMMIT_OUTCOME_UNKNOWN"
+    text = "The database was lost during the commit. The change may have been made: read before repeating it."
+    pushback_ms = DO_NOT_RETRY_MS
+
+
+class DatabaseBusyError(PersonaeError):
+    reason = "DATABASE_BUSY"
+    text = "All database connections are in use."
+    pushback_ms = 500
+
+
+class ServerBusyError(PersonaeError):
+    reason = "SERVER_BUSY"
+    text = "The server has as many calls waiting as it takes on."
+    pushback_ms = 500
+
+
+class DeadlineOverError(PersonaeError):
+    reason = "DEADLINE_OVER"
+    text = "The deadline of the call passed before it was done. It changed nothing."
+
+
+class StoredHashError(PersonaeError):
+    """A password hash in the database has a form that this service does not write and cannot verify."""
+
+    reason = "INTERNAL"
+    text = "The stored credentials of this user are damaged."

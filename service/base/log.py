@@ -1,0 +1,61 @@
+"""Structured logging: one line an event, JSON for machines or readable on a terminal, always on standard error.
+
+Libraries that use the standard logging module come out in the same form. What may be logged: names, codes, counts,
+durations, ids. Never a message, an address, a password, a hash, a token or the text of a driver's error.
+"""
+
+import logging
+import sys
+import traceback
+from typing import Literal, TextIO
+
+import orjson
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+Format = Literal["auto", "json", "console"]
+
+
+def configure(level: str, log_format: Format, stream: TextIO = sys.stderr) -> None:
+    """Set up logging for this process. `auto` is readable on a terminal and JSON elsewhere."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+    readable = log_format == "console" or (log_format == "auto" and stream.isatty())
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: Processor = structlog.dev.ConsoleRenderer(colors=stream.isatty()) if readable else _json
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.WriteLoggerFactory(stream),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    logging.basicConfig(level=max(number, logging.WARNING), handlers=[handler], force=True)
+
+
+def where_raised(error: BaseException) -> list[str]:
+    """The chain of exceptions as class names and code positions, without their texts.
+
+    Texts of driver and validation errors repeat what a user typed, so they are left out of the log as a whole.
+    """
+    lines: list[str] = []
+    seen: BaseException | None = error
+    while seen is not None:
+        frames = traceback.extract_tb(seen.__traceback__)
+        lines.append(type(seen).__qualname__)
+        lines += [f"  {frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+    return lines
+
+
+def _json(_logger: WrappedLogger, _name: str, event: EventDict) -> str:
+    return orjson.dumps(event, default=str).decode()

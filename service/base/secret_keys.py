@@ -1,0 +1,81 @@
+"""The service's own secret keys: parsing, and deriving one key for each purpose.
+
+Page tokens, request fingerprints and lockout keys each get a key of their own by HKDF-SHA256 (RFC 5869), so that no
+value made for one purpose can serve another. The first key signs, all verify: put a new one in front to rotate.
+"""
+
+import base64
+import binascii
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from service.base.entropy import random_token
+
+MIN_BYTES = 32
+_KEY_ID = re.compile(r"[A-Za-z0-9_.-]{1,32}")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class SecretKeys:
+    """Key ids with their secrets, the signing one first. Its repr shows ids only."""
+
+    keys: Mapping[str, bytes]
+
+    def __repr__(self) -> str:
+        return f"SecretKeys({', '.join(self.keys)})"
+
+    def derive(self, purpose: str) -> tuple[bytes, ...]:
+        """A 32-byte key for this purpose from each secret, the signing one first."""
+        return tuple(
+            HKDF(algorithm=SHA256(), length=32, salt=None, info=f"personae/{purpose}".encode()).derive(secret)
+            for secret in self.keys.values()
+        )
+
+
+def parse_secret_keys(text: str) -> SecretKeys:
+    """Read `id:base64,id:base64`. Raises ValueError with a text that shows nothing of the secrets."""
+    keys: dict[str, bytes] = {}
+    for position, entry in enumerate(text.replace("\n", ",").split(","), start=1):
+        if not entry.strip():
+            continue
+        key_id, colon, encoded = entry.strip().partition(":")
+        if not colon or not _KEY_ID.fullmatch(key_id):
+            raise ValueError(f"entry {position} is not of the form id:base64")
+        if key_id in keys:
+            raise ValueError(f"the id {key_id} stands twice")
+        keys[key_id] = _decoded(key_id, encoded)
+    if not keys:
+        raise ValueError("there is no key")
+    return SecretKeys(keys)
+
+
+def generate_secret_key(key_id: str) -> str:
+    """A new entry for SECRET_KEYS with 256 random bits."""
+    return f"{key_id}:{random_token()}"
+
+
+def load_or_create(path: Path) -> SecretKeys:
+    """The keys in this file, which is made with one new key (mode 0600) when it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(generate_secret_key("k1") + "\n")
+    except FileExistsError:
+        pass
+    return parse_secret_keys(path.read_text())
+
+
+def _decoded(key_id: str, encoded: str) -> bytes:
+    try:
+        secret = base64.b64decode(encoded.replace("-", "+").replace("_", "/") + "==", validate=False)
+    except binascii.Error:
+        raise ValueError(f"the secret of {key_id} is not base64") from None
+    if len(secret) < MIN_BYTES:
+        raise ValueError(f"the secret of {key_id} has {len(secret)} bytes; at least {MIN_BYTES} are needed")
+    return secret

@@ -1,0 +1,183 @@
+"""The service's configuration: parsed once from the environment and `.env`, frozen, handed out value by value.
+
+Every field here is described in docs/settings.md; tests/house/test_settings.py compares the two.
+"""
+
+import ipaddress
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from service.base.secret_keys import SecretKeys, load_or_create, parse_secret_keys
+
+Seconds = float
+
+
+class SettingsError(Exception):
+    """The configuration cannot be used. The text names each bad setting and is safe to print."""
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",  # .env also holds what docker compose reads
+        frozen=True,
+        hide_input_in_errors=True,  # a bad DATABASE_URL must not be printed with its password
+    )
+
+    # ---- database
+    database_url: SecretStr | None = None
+    db_echo: bool = False
+    db_pool_size: Annotated[int, Field(ge=1, le=1000)] = 5
+    db_max_overflow: Annotated[int, Field(ge=0, le=1000)] = 10
+    db_pool_recycle: Annotated[int, Field(ge=-1)] = 3600
+    db_pool_pre_ping: bool = True
+    db_pool_ping_idle: Annotated[Seconds, Field(ge=0)] = 5
+    db_pool_timeout: Annotated[Seconds, Field(gt=0, le=60)] = 2
+    db_connect_timeout: Annotated[int, Field(ge=2, le=60)] = 3
+
+    # ---- server
+    grpc_host: str = "127.0.0.1"
+    grpc_port: Annotated[int, Field(ge=0, le=65535)] = 50051
+    grpc_threads: Annotated[int, Field(ge=1, le=1000)] = 16
+    grpc_max_waiting: Annotated[int, Field(ge=0, le=100_000)] = 256
+    grpc_reflection: bool = False
+    insecure_plaintext: bool = False
+    rpc_timeout: Annotated[Seconds, Field(gt=0, le=3600)] = 30
+    shutdown_grace: Annotated[Seconds, Field(ge=0, le=3600)] = 10
+    health_probe_interval: Annotated[Seconds, Field(gt=0, le=60)] = 1
+
+    # ---- domain
+    secret_keys: Annotated[SecretKeys | None, NoDecode] = None
+    secret_keys_file: Path | None = None
+    bcrypt_cost: Annotated[int, Field(ge=4, le=16)] = 12
+    password_min_length: Annotated[int, Field(ge=8, le=256)] = 15
+    email_allow_special_domains: bool = False
+    purge_after_days: Annotated[int, Field(ge=1, le=3650)] = 30
+    purge_interval: Annotated[Seconds, Field(ge=0)] = 600
+
+    # ---- logging
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "console"] = "auto"
+
+    # ---- migrations
+    migration_wait: Annotated[Seconds, Field(gt=0)] = 60
+    migration_lock_timeout: Annotated[Seconds, Field(gt=0)] = 5
+    migration_statement_timeout: Annotated[Seconds, Field(gt=0)] = 300
+
+    # ---- a developer's machine
+    dev_data_dir: Path = Path(".dev/postgres")
+    pg_bindir: Path | None = None
+
+    @field_validator("log_level", "log_format", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("database_url")
+    @classmethod
+    def _a_postgresql_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            psycopg2_url(value.get_secret_value())
+        return value
+
+    @field_validator("secret_keys", mode="before")
+    @classmethod
+    def _parsed_keys(cls, value: object) -> object:
+        return parse_secret_keys(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _plaintext_stays_on_this_machine(self) -> "Settings":
+        if not self.is_loopback and not self.insecure_plaintext:
+            raise ValueError(
+                f"GRPC_HOST={self.grpc_host} is reached from other machines, and the server has no TLS: passwords "
+                "would cross the network in clear text. Bind 127.0.0.1, or put a TLS proxy or mesh in front and say "
+                "INSECURE_PLAINTEXT=true"
+            )
+        return self
+
+    @cached_property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches the server."""
+        return _is_local_host(self.grpc_host)
+
+    @cached_property
+    def url(self) -> URL | None:
+        """DATABASE_URL with the driver spelled out."""
+        return None if self.database_url is None else psycopg2_url(self.database_url.get_secret_value())
+
+    def keys(self) -> SecretKeys:
+        """The secret keys: SECRET_KEYS, SECRET_KEYS_FILE, or a generated file beside the embedded data.
+
+        Raises SettingsError when none are given and others can reach the server or its database: servers that share
+        a database must share their keys.
+        """
+        if self.secret_keys is not None:
+            return self.secret_keys
+        if self.secret_keys_file is not None:
+            return _keys_from(self.secret_keys_file)
+        if not self.is_loopback or (self.url is not None and not _is_local_database(self.url)):
+            raise SettingsError(
+                "SECRET_KEYS is not set. It is required when the server or its database is reached from other "
+                "machines. Make one with: python -m service generate-key"
+            )
+        return load_or_create(self.dev_data_dir.parent / "secret_keys")
+
+
+def load_settings(**overrides: object) -> Settings:
+    """The settings of this process. Raises SettingsError that names every bad one."""
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]  # keyword values are validated by the model
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(str(part) for part in fault['loc']).upper() or 'settings'}: "
+            f"{fault['msg'].removeprefix('Value error, ')}"
+            for fault in error.errors(include_input=False, include_context=False)
+        ]
+        raise SettingsError("\n".join(lines)) from None
+
+
+def psycopg2_url(text: str) -> URL:
+    """The URL with the driver spelled out: to SQLAlchemy 2.1 a bare `postgresql://` means psycopg 3.
+
+    Raises ValueError, with a text that shows nothing of the URL.
+    """
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        raise ValueError("not a database URL; expected postgresql://user:password@host:port/database") from None
+    if url.drivername not in {"postgres", "postgresql", "postgresql+psycopg2"}:
+        raise ValueError("only PostgreSQL is supported; expected postgresql://user:password@host:port/database")
+    return url.set(drivername="postgresql+psycopg2")
+
+
+def _keys_from(path: Path) -> SecretKeys:
+    try:
+        return parse_secret_keys(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"SECRET_KEYS_FILE: {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise SettingsError(f"SECRET_KEYS_FILE: {path}: {error}") from None
+
+
+def _is_local_host(host: str) -> bool:
+    if host == "localhost" or host.startswith("/"):
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_local_database(url: URL) -> bool:
+    hosts: list[str] = [url.host] if url.host else []
+    in_query = url.query.get("host", ())
+    for value in (in_query,) if isinstance(in_query, str) else in_query:
+        hosts += [host.rsplit(":", 1)[0] if host.count(":") == 1 else host for host in value.split(",")]
+    return all(_is_local_host(host) for host in hosts)

@@ -1,0 +1,255 @@
+"""The verbs of an operator: `python -m service VERB`. Parses, prints, and leaves the work to the rooms below."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from service.base.log import configure
+from service.base.settings import Settings, SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
+
+_SECOND_SIGNAL = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Personae: the identity service. Settings come from the environment and .env; see docs/settings.md."""
+
+
+@main.command()
+def serve() -> None:
+    """Serve on DATABASE_URL until SIGTERM or SIGINT."""
+    settings = _settings()
+    if settings.url is None:
+        _fail("DATABASE_URL is not set. (On a developer's machine `make run` brings a database of its own.)")
+    _serve(settings, settings.url)
+
+
+@main.command()
+def dev() -> None:
+    """Serve with everything a developer needs: embedded PostgreSQL unless DATABASE_URL is set, reflection."""
+    settings = _settings()
+    if "grpc_reflection" not in settings.model_fields_set:
+        settings = settings.model_copy(update={"grpc_reflection": True})
+    with _database(settings) as url:
+        if settings.url is None:
+            _upgrade(url)
+        is_clean = _serve(settings, url, banner=True, may_exit=False)
+    if not is_clean:
+        os._exit(0)
+
+
+@main.command()
+def migrate() -> None:
+    """Bring the database to the newest schema."""
+    with _database(_settings()) as url:
+        _upgrade(url)
+
+
+@main.command("create-superuser")
+@click.option("--email", prompt=True)
+@click.option("--username", prompt=True)
+@click.option("--password-stdin", is_flag=True, help="Read the password from standard input, for scripts.")
+def create_superuser(email: str, username: str, password_stdin: bool) -> None:  # noqa: FBT001  click's convention
+    """Create an active user with the superuser mark and a password."""
+    from service.app import open_database
+    from service.base.clock import utc_now
+    from service.base.errors import PersonaeError
+    from service.core import users
+    from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username
+    from service.core.passwords import hash_password, length_violations
+
+    settings = _settings()
+    try:
+        email = normalise_email(email, allow_special_domains=settings.email_allow_special_domains)
+        username = normalise_username(username)
+    except BadIdentifierError as error:
+        _fail(f"{'The username' if error.reason == 'INVALID_USERNAME' else 'The email or username'} {error}.")
+    password = (
+        sys.stdin.readline().rstrip("\n")
+        if password_stdin
+        else click.prompt("Password", hide_input=True, confirmation_prompt=True)
+    )
+    violations = length_violations(password, field_name="password", min_length=settings.password_min_length)
+    if violations:
+        _fail("\n".join(f"The password {violation.description}." for violation in violations))
+    new = users.NewUser(
+        email, username, hash_password(password, settings.bcrypt_cost), is_active=True, email_verified_at=None
+    )
+    with _database(settings) as url:
+        database = open_database(settings, url)
+        try:
+            with database.scope() as session, session.begin():
+                created = users.create_user(session, new, request=None, now=utc_now())
+                users.set_superuser(session, created.id, is_superuser=True, version=None)
+        except PersonaeError as error:
+            _fail(str(error))
+        finally:
+            database.dispose()
+    click.echo(f"Created superuser {username} with id {created.id}.")
+
+
+@main.command("purge-deleted")
+def purge_deleted() -> None:
+    """Remove the users whose purge_at has come, and old request ids. The server does it by itself as well."""
+    from service.app import open_database
+    from service.base.clock import utc_now
+    from service.base.errors import PersonaeError
+    from service.tasks import sweep
+
+    settings = _settings()
+    with _database(settings) as url:
+        database = open_database(settings, url)
+        try:
+            purged, forgotten = sweep(database, utc_now)
+        except PersonaeError as error:
+            _fail(str(error))
+        finally:
+            database.dispose()
+    click.echo(f"Purged {purged} users, forgot {forgotten} request ids.")
+
+
+@main.command("generate-key")
+@click.option("--id", "key_id", default="k1", show_default=True, help="The name of the key.")
+@click.option("--file", "path", type=click.Path(), help="Write it to this file, unless the file is there already.")
+def generate_key(key_id: str, path: str | None) -> None:
+    """Print a new entry for SECRET_KEYS, or make a SECRET_KEYS_FILE."""
+    from pathlib import Path
+
+    from service.base.secret_keys import generate_secret_key, load_or_create
+
+    if path is None:
+        click.echo(generate_secret_key(key_id))
+        return
+    try:
+        keys = load_or_create(Path(path))
+    except (OSError, ValueError) as error:
+        _fail(f"{path}: {error}")
+    click.echo(f"{path} holds the keys {', '.join(keys.keys)}.")
+
+
+@main.command()
+@click.option("--address", help="host:port; by default GRPC_HOST and GRPC_PORT.")
+@click.option("--timeout", default=3.0, show_default=True, help="Seconds.")
+def health(address: str | None, timeout: float) -> None:
+    """Exit with 0 when the server says SERVING, with 1 otherwise. For container health checks."""
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    settings = _settings()
+    host = "127.0.0.1" if settings.grpc_host in {"0.0.0.0", "[::]", "::"} else settings.grpc_host  # noqa: S104  compared
+    target = address or f"{host}:{settings.grpc_port}"
+    with grpc.insecure_channel(target) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout)
+        except grpc.RpcError as error:
+            _fail(f"{target}: {error.code().name}")
+    status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    click.echo(status)
+    sys.exit(0 if status == "SERVING" else 1)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def _serve(settings: Settings, url: "URL", *, banner: bool = False, may_exit: bool = True) -> bool:
+    """Serve until a signal, then stop gracefully; a second signal ends the process at once."""
+    from service.app import PortInUseError, Server
+    from service.db.schema import SchemaBehindError
+
+    configure(settings.log_level, settings.log_format)
+    try:
+        server = Server(settings, url)
+        server.start()
+    except (SettingsError, PortInUseError, SchemaBehindError) as error:
+        _fail(str(error))
+    _on_signals(server.end)
+    if banner:
+        _print_banner(settings, server.port)
+    server.wait()
+    failure = server.failure
+    is_clean = server.stop()
+    if failure is not None:
+        _fail(str(failure))
+    if may_exit and not is_clean:
+        os._exit(0)
+    return is_clean
+
+
+def _on_signals(end: Any) -> None:
+    def handle(_number: int, _frame: object) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: os._exit(_SECOND_SIGNAL))
+        end()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handle)
+
+
+def _print_banner(settings: Settings, port: int) -> None:
+    where = (
+        f"embedded PostgreSQL in {settings.dev_data_dir}" if settings.url is None else "the database of DATABASE_URL"
+    )
+    address = f"{settings.grpc_host}:{port}"
+    data = '{"user": {"email": "ada@example.com", "username": "ada"}, "password": "correct horse battery staple"}'
+    method = "personae.v1.UserService/CreateUser"
+    click.echo(
+        f"Personae serves on {address}, with {where}. Ctrl-C ends it. Try:\n\n"
+        f"  grpcurl -plaintext -d '{data}' {address} {method}\n\n"
+        f"or, without grpcurl:\n\n"
+        f"  .venv/bin/buf curl --protocol grpc --http2-prior-knowledge -d '{data}' http://{address}/{method}\n"
+    )
+
+
+def _upgrade(url: "URL") -> None:
+    """Run the migrations up to the newest, by alembic, as `alembic upgrade head` does."""
+    from pathlib import Path
+
+    from alembic import command
+    from alembic.config import Config
+    from sqlalchemy.exc import DBAPIError
+
+    from service.db.diagnosis import diagnose
+    from service.db.migrator import MigratorBusyError
+
+    config = Config(Path(__file__).resolve().parents[1] / "alembic.ini")
+    config.attributes["url"] = url
+    try:
+        command.upgrade(config, "head")
+    except MigratorBusyError as error:
+        _fail(str(error))
+    except DBAPIError as error:
+        if error.statement is not None:
+            raise
+        _fail(str(diagnose(error)))
+
+
+@contextmanager
+def _database(settings: Settings) -> "Iterator[URL]":
+    from service.dev.postgres import EmbeddedPostgresError
+    from service.dev.provision import provided_database
+
+    try:
+        with provided_database(settings) as url:
+            yield url
+    except EmbeddedPostgresError as error:
+        _fail(str(error))
+
+
+def _settings() -> Settings:
+    try:
+        return load_settings()
+    except SettingsError as error:
+        _fail(str(error))
+
+
+def _fail(text: str) -> NoReturn:
+    click.echo(f"personae: {text}", err=True)
+    sys.exit(1)

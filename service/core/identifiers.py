@@ -1,0 +1,88 @@
+"""How users are named: the normal forms of emails and usernames, and what is refused.
+
+Pure. What these functions return is what is stored, what is unique and what is looked up.
+"""
+
+import re
+import unicodedata
+
+from email_validator import EmailNotValidError, validate_email
+
+EMAIL_MAX_BYTES = 1024
+"""Ceiling of what is looked at, before any normalising; a valid email has 254 characters at the most (RFC 5321)."""
+USERNAME_MAX_BYTES = 64
+
+_USERNAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{1,48})[a-z0-9]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+class BadIdentifierError(ValueError):
+    """The text is no email or username. Carries a stable reason; the text says what is wrong, not what was typed."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+def normalise_email(text: str, *, allow_special_domains: bool = False) -> str:
+    """The form of an email that is stored: ASCII, lower case, domain as IDNA A-labels.
+
+    Dots and `+tags` are kept. The local part must be ASCII: Unicode folding would let two addresses meet (the Kelvin
+    sign lower-cases to `k`). allow_special_domains lets names like `.local` and `localhost` in.
+    Raises BadIdentifierError.
+    """
+    require_bounded(text, EMAIL_MAX_BYTES)
+    try:
+        found = validate_email(
+            text,
+            allow_smtputf8=False,
+            check_deliverability=False,
+            globally_deliverable=not allow_special_domains,
+            strict=True,
+        )
+    except EmailNotValidError:
+        raise BadIdentifierError("INVALID_EMAIL", "is not a valid email address") from None
+    if found.ascii_email is None:
+        raise BadIdentifierError("INVALID_EMAIL", "is not a valid email address")
+    return found.ascii_email.lower()
+
+
+def normalise_username(text: str) -> str:
+    """The form of a username that is stored: lower case. Raises BadIdentifierError."""
+    require_bounded(text, USERNAME_MAX_BYTES)
+    lowered = text.lower() if text.isascii() else text
+    if not _USERNAME.fullmatch(lowered):
+        raise BadIdentifierError(
+            "INVALID_USERNAME",
+            'must be 3 to 50 ASCII letters, digits, ".", "_" or "-", starting and ending with a letter or a digit',
+        )
+    return lowered
+
+
+def normalise_prefix(text: str, *, max_bytes: int) -> str:
+    """The form of the beginning of an email or username. Raises BadIdentifierError."""
+    require_bounded(text, max_bytes)
+    if not text.isascii():
+        raise BadIdentifierError("NOT_ASCII", "must be ASCII, as stored emails and usernames are")
+    return text.lower()
+
+
+def require_bounded(text: str, max_bytes: int) -> None:
+    """Raises BadIdentifierError for a text over its ceiling in UTF-8 bytes, or with a control character.
+
+    This comes before anything that normalises or matches: normalising hostile text takes quadratic time.
+    """
+    if len(text) > max_bytes or len(text.encode()) > max_bytes:
+        raise BadIdentifierError("TOO_LONG", f"must not be longer than {max_bytes} bytes")
+    if _CONTROL.search(text):
+        raise BadIdentifierError("CONTROL_CHARACTER", "must not contain NUL or other control characters")
+
+
+def has_control_character(text: str) -> bool:
+    """Whether there is a C0 or C1 control character, NUL among them, or DEL."""
+    return _CONTROL.search(text) is not None
+
+
+def to_nfc(text: str) -> str:
+    """Normalisation Form C, in which canonically equal texts are equal. For text that is bounded already."""
+    return unicodedata.normalize("NFC", text)

@@ -1,0 +1,146 @@
+"""Passwords: the length rule, hashing and verifying, and the work that an unknown user costs. Pure: no database.
+
+Two layouts are written. Up to 72 bytes, all that bcrypt takes: the plain `$2b$`. Longer ones: bcrypt_sha256, version 2
+(`$bcrypt-sha256$v=2,t=2b,r=12$salt$digest`, as published by passlib), where bcrypt hashes the base64 of HMAC-SHA256
+of the password under the salt. Nothing is ever truncated (NIST SP 800-63B-4, 3.1.1.2; OWASP ASVS 5, 6.2.8).
+"""
+
+import base64
+import hmac
+import re
+from dataclasses import dataclass, field
+
+import bcrypt
+
+from service.base.errors import StoredHashError, Violation
+from service.core.identifiers import has_control_character, to_nfc
+
+PASSWORD_MAX_BYTES = 4096
+PASSWORD_MAX_LENGTH = 256
+MIN_COST = 4
+MAX_COST = 16
+"""The highest cost that is verified: a stored hash must not be able to take a core for minutes."""
+
+_BCRYPT_MAX_BYTES = 72
+_PLAIN = re.compile(r"\$2[aby]\$(?P<cost>\d{2})\$[./A-Za-z0-9]{53}")
+_SHA256 = re.compile(
+    r"\$bcrypt-sha256\$v=2,t=2b,r=(?P<cost>\d{1,2})\$(?P<salt>[./A-Za-z0-9]{22})\$(?P<digest>[./A-Za-z0-9]{31})"
+)
+
+
+def length_violations(password: str, *, field_name: str, min_length: int) -> list[Violation]:
+    """What is wrong with a new password by its size and characters; empty when nothing is.
+
+    Length is counted in code points after NFC (NIST SP 800-63B-4, 3.1.1.2).
+    """
+    if len(password) > PASSWORD_MAX_BYTES or len(password.encode()) > PASSWORD_MAX_BYTES:
+        return [Violation(field_name, "TOO_LONG", f"must not be longer than {PASSWORD_MAX_LENGTH} characters")]
+    violations = []
+    if has_control_character(password):
+        violations.append(
+            Violation(field_name, "CONTROL_CHARACTER", "must not contain NUL or other control characters")
+        )
+    length = len(to_nfc(password))
+    if length < min_length:
+        violations.append(Violation(field_name, "TOO_SHORT", f"must have at least {min_length} characters"))
+    if length > PASSWORD_MAX_LENGTH:
+        violations.append(
+            Violation(field_name, "TOO_LONG", f"must not be longer than {PASSWORD_MAX_LENGTH} characters")
+        )
+    return violations
+
+
+@dataclass(frozen=True, slots=True)
+class StoredHash:
+    """A stored hash taken apart. Its repr shows nothing of it."""
+
+    cost: int
+    salt: str = field(repr=False)
+    digest: str = field(repr=False)
+    is_prehashed: bool
+
+
+def parse_hash(stored: str) -> StoredHash:
+    """Take a stored hash apart. Raises StoredHashError for a form that is not known, or a cost over MAX_COST."""
+    if found := _PLAIN.fullmatch(stored):
+        parsed = StoredHash(int(found["cost"]), stored[7:29], stored[29:], is_prehashed=False)
+    elif found := _SHA256.fullmatch(stored):
+        parsed = StoredHash(int(found["cost"]), found["salt"], found["digest"], is_prehashed=True)
+    else:
+        raise StoredHashError
+    if not MIN_COST <= parsed.cost <= MAX_COST:
+        raise StoredHashError
+    return parsed
+
+
+def hash_password(password: str, cost: int) -> str:
+    """Hash a password that the length rule has let through. Takes the time of one bcrypt; the GIL is free meanwhile."""
+    secret = to_nfc(password).encode()
+    salt = bcrypt.gensalt(cost)
+    if len(secret) <= _BCRYPT_MAX_BYTES:
+        return bcrypt.hashpw(secret, salt).decode()
+    salt22 = salt[7:].decode()
+    digest = bcrypt.hashpw(_prehashed(secret, salt22), salt).decode()[29:]
+    return f"$bcrypt-sha256$v=2,t=2b,r={cost}${salt22}${digest}"
+
+
+def is_match(password: str, stored: str | None, *, reference_cost: int) -> bool:
+    """Whether the password belongs to the stored hash (None: to nobody).
+
+    A refusal always takes the time of one bcrypt of the reference cost, which must be the highest cost in use:
+    without a hash to compare with a dummy is computed, and a hash of lower cost c is topped up by one dummy at each
+    of c … reference_cost - 1 (2^c + 2^c + 2^(c+1) + … = 2^reference_cost). So the duration tells nothing about the
+    user (OWASP ASVS 5, 6.3.8). Raises StoredHashError when the stored hash is damaged.
+    """
+    secret = _secret(password)
+    if stored is None or secret is None:
+        _spend(secret or b"", reference_cost)
+        return False
+    parsed = parse_hash(stored)
+    if _verifies(secret, parsed):
+        return True
+    for cost in range(parsed.cost, reference_cost):
+        _spend(secret, cost)
+    return False
+
+
+def needs_rehash(password: str, stored: str, cost: int) -> bool:
+    """Whether the stored hash of this password differs in cost or layout from what would be written today."""
+    parsed = parse_hash(stored)
+    is_long = len(to_nfc(password).encode()) > _BCRYPT_MAX_BYTES
+    return parsed.cost != cost or parsed.is_prehashed != is_long or not stored.startswith(("$2b$", "$bcrypt-sha256$"))
+
+
+def _secret(password: str) -> bytes | None:
+    """The bytes to verify; None for what can be nobody's password, which is a wrong one and no error."""
+    if not password or len(password) > PASSWORD_MAX_BYTES or len(password.encode()) > PASSWORD_MAX_BYTES:
+        return None
+    return None if has_control_character(password) else to_nfc(password).encode()
+
+
+def _verifies(secret: bytes, parsed: StoredHash) -> bool:
+    if not parsed.is_prehashed and len(secret) > _BCRYPT_MAX_BYTES:
+        # No plain hash that this service writes comes from so long a password; it is compared all the same, in its
+        # hashed form, so that the time is spent, and it cannot match.
+        secret = _prehashed(secret, parsed.salt)
+        _bcrypt_digest(secret, parsed)
+        return False
+    if parsed.is_prehashed:
+        secret = _prehashed(secret, parsed.salt)
+    return hmac.compare_digest(_bcrypt_digest(secret, parsed), parsed.digest.encode())
+
+
+def _bcrypt_digest(secret: bytes, parsed: StoredHash) -> bytes:
+    try:
+        return bcrypt.hashpw(secret, f"$2b${parsed.cost:02}${parsed.salt}".encode())[29:]
+    except ValueError:  # a salt whose last character no bcrypt writes
+        raise StoredHashError from None
+
+
+def _prehashed(secret: bytes, salt22: str) -> bytes:
+    return base64.b64encode(hmac.digest(salt22.encode(), secret, "sha256"))
+
+
+def _spend(secret: bytes, cost: int) -> None:
+    salt = f"$2b${cost:02}$".encode() + b"." * 22
+    bcrypt.hashpw(secret[:_BCRYPT_MAX_BYTES], salt)

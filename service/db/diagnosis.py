@@ -1,0 +1,97 @@
+"""What is wrong with a database, in words for an operator: one line on what, one on what to do."""
+
+from dataclasses import dataclass
+
+from sqlalchemy.exc import DBAPIError
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.what}. {self.remedy}"
+
+
+# libpq reports a failed connection without an SQLSTATE, so these few are told apart by its texts, which have been
+# the same for decades. The first that is found counts.
+_CONNECTING: tuple[tuple[str, Diagnosis], ...] = (
+    (
+        "password authentication failed",
+        Diagnosis("The server refused the password", "Check user and password in DATABASE_URL."),
+    ),
+    (
+        "no password supplied",
+        Diagnosis(
+            "The server wants a password",
+            "Put it into DATABASE_URL: postgresql://user:password@host/database",
+        ),
+    ),
+    (
+        "no pg_hba.conf entry",
+        Diagnosis(
+            "The server does not let this user connect from this host",
+            "Add a line to its pg_hba.conf and reload it.",
+        ),
+    ),
+    (
+        "role ",
+        Diagnosis("The user does not exist", "Create it: CREATE ROLE … LOGIN PASSWORD …, or check DATABASE_URL."),
+    ),
+    (
+        "database ",
+        Diagnosis("The database does not exist", "Create it: createdb …, or check the name in DATABASE_URL."),
+    ),
+    ("starting up", Diagnosis("The server is starting up", "Wait a moment.")),
+    ("shutting down", Diagnosis("The server is shutting down", "Wait until it is back.")),
+    ("recovery mode", Diagnosis("The server is recovering from a crash", "Wait a moment.")),
+    (
+        "too many clients",
+        Diagnosis(
+            "The server has no connection left",
+            "Raise max_connections, or lower DB_POOL_SIZE and DB_MAX_OVERFLOW.",
+        ),
+    ),
+    (
+        "remaining connection slots",
+        Diagnosis(
+            "The server has no connection left",
+            "Raise max_connections, or lower DB_POOL_SIZE and DB_MAX_OVERFLOW.",
+        ),
+    ),
+    (
+        "could not translate host name",
+        Diagnosis("The host name in DATABASE_URL is not known", "Check the name, and the DNS of this machine."),
+    ),
+    (
+        "Connection refused",
+        Diagnosis("Nothing listens there", "Start the server, or check host and port in DATABASE_URL."),
+    ),
+    (
+        "No such file or directory",
+        Diagnosis("There is no server behind that socket", "Start the server, or check the host in DATABASE_URL."),
+    ),
+    (
+        "timeout expired",
+        Diagnosis("The server does not answer", "Check host, port and firewalls between here and there."),
+    ),
+    (
+        "SSL",
+        Diagnosis(
+            "The two sides do not agree on TLS",
+            "Check sslmode in DATABASE_URL against the server's settings.",
+        ),
+    ),
+)
+_EXISTS_NOT = frozenset({"role ", "database "})
+_UNKNOWN = Diagnosis("The database cannot be used", "Look into the server's log.")
+
+
+def diagnose(error: DBAPIError) -> Diagnosis:
+    """What a failed connection or statement means. Shows nothing of the URL."""
+    text = str(error.orig)
+    for words, diagnosis in _CONNECTING:
+        if words in text and (words not in _EXISTS_NOT or "does not exist" in text):
+            return diagnosis
+    return _UNKNOWN

@@ -1,0 +1,92 @@
+"""What the driver reports, as an error of the service: by SQLSTATE and constraint name, never by text.
+
+Anything that is not in these tables is a bug and passes through unchanged, to end as INTERNAL.
+"""
+
+import enum
+
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from service.base.errors import (
+    CommitOutcomeUnknownError,
+    ConflictError,
+    DatabaseBusyError,
+    DatabaseUnavailableError,
+    DeadlineOverError,
+    EmailTakenError,
+    PersonaeError,
+    UsernameTakenError,
+)
+
+
+class Commit(enum.Enum):
+    """How far the commit of a session has got."""
+
+    NOT_STARTED = enum.auto()
+    UNDER_WAY = enum.auto()
+    DONE = enum.auto()
+
+
+UNIQUE_CONSTRAINTS: dict[str, type[PersonaeError]] = {
+    "uq_users_email": EmailTakenError,
+    "uq_users_username": UsernameTakenError,
+}
+
+_QUERY_CANCELED = "57014"
+_UNIQUE_VIOLATION = "23505"
+_CONFLICTS = frozenset({"40001", "40P01", "55P03"})  # serialization failure, deadlock, lock timeout
+_TOO_MANY_CONNECTIONS = "53300"
+_UNAVAILABLE_CLASSES = ("08", "57P", "53")  # connection, operator intervention, insufficient resources
+_READ_ONLY = "25006"  # a standby, or a primary that was demoted under us
+_AUTHENTICATION = ("28", "3D")  # the role or the database is not there (any more)
+
+
+def translate(
+    error: DBAPIError | PoolTimeoutError, *, commit: Commit, is_deadline_over: bool, is_idempotent: bool
+) -> PersonaeError | DBAPIError:
+    """The error of the service that stands for this one; the driver's own error when nothing does."""
+    if isinstance(error, PoolTimeoutError):
+        return DatabaseBusyError()
+    sqlstate = _sqlstate(error)
+    if sqlstate == _UNIQUE_VIOLATION:
+        known = UNIQUE_CONSTRAINTS.get(_constraint(error))
+        return error if known is None else known()
+    if sqlstate == _QUERY_CANCELED and is_deadline_over:
+        return DeadlineOverError()
+    if sqlstate in _CONFLICTS:
+        return ConflictError()
+    if sqlstate == _TOO_MANY_CONNECTIONS:
+        return DatabaseBusyError()
+    if _is_connection_fault(error, sqlstate):
+        return _connection_fault(error, commit, is_idempotent=is_idempotent)
+    return error
+
+
+def _connection_fault(error: DBAPIError, commit: Commit, *, is_idempotent: bool) -> PersonaeError:
+    fault = DatabaseUnavailableError()
+    if commit is Commit.UNDER_WAY:
+        unknown = CommitOutcomeUnknownError()
+        unknown.pushback_ms = fault.pushback_ms if is_idempotent else unknown.pushback_ms
+        return unknown
+    fault.is_repeatable = commit is Commit.NOT_STARTED and error.connection_invalidated
+    return fault
+
+
+def _is_connection_fault(error: DBAPIError, sqlstate: str | None) -> bool:
+    if error.connection_invalidated:
+        return True
+    if sqlstate is None:
+        return isinstance(error, OperationalError)  # refused, timed out, host not found
+    return sqlstate in {_QUERY_CANCELED, _READ_ONLY} or sqlstate.startswith((*_UNAVAILABLE_CLASSES, *_AUTHENTICATION))
+
+
+def _sqlstate(error: DBAPIError) -> str | None:
+    code = getattr(error.orig, "pgcode", None)
+    return code if isinstance(code, str) else None
+
+
+def _constraint(error: DBAPIError) -> str:
+    diagnostics = getattr(error.orig, "diag", None)
+    name = getattr(diagnostics, "constraint_name", None)
+    return name if isinstance(name, str) else ""

@@ -1,0 +1,107 @@
+"""The users table."""
+
+from datetime import datetime
+
+from sqlalchemy import (
+    Boolean,
+    CheckConstraint,
+    DateTime,
+    Identity,
+    Index,
+    Integer,
+    String,
+    UniqueConstraint,
+    false,
+    func,
+    text,
+    true,
+)
+from sqlalchemy.orm import Mapped, mapped_column
+
+from service.db.models.base import Base
+
+HASH_COST = "translate(right(split_part(hashed_password, '$', 3), 2), '=', '0')"
+"""The two digits of the cost that a stored bcrypt hash names, as an SQL expression that never fails.
+
+`$2b$12$…` and `$bcrypt-sha256$v=2,t=2b,r=12$…` both give 12, `…,r=4$…` gives 04; a damaged hash gives anything.
+"""
+
+
+class User(Base):
+    """A user account.
+
+    Email and username are stored normalised; what is stored is what is unique and what is looked up. COLLATE "C"
+    lets one unique index serve look-ups, prefix ranges and order, and keeps it valid over upgrades of the OS.
+    """
+
+    __tablename__ = "users"
+
+    id: Mapped[int] = mapped_column(
+        Integer, Identity(), primary_key=True, comment="Assigned by the database, never reused"
+    )
+    email: Mapped[str] = mapped_column(
+        String(255, collation="C"), comment="Normalised: ASCII, lower case, domain as IDNA A-labels"
+    )
+    username: Mapped[str] = mapped_column(
+        String(50, collation="C"), comment="Normalised: ASCII, lower case, never with an @"
+    )
+    hashed_password: Mapped[str | None] = mapped_column(
+        String(255),
+        comment="bcrypt or bcrypt_sha256 with its own cost and salt; NULL while no password is set",
+    )
+    is_active: Mapped[bool] = mapped_column(
+        Boolean, server_default=true(), comment="Deactivated users do not sign in; kept apart from deletion"
+    )
+    is_superuser: Mapped[bool] = mapped_column(
+        Boolean, server_default=false(), comment="Data for the callers; gives no power in this service"
+    )
+    created_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), server_default=func.now(), comment="When the row was made"
+    )
+    updated_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True),
+        server_default=func.now(),
+        comment="When a field that callers see last changed",
+    )
+    version: Mapped[int] = mapped_column(
+        Integer, server_default=text("1"), comment="Moves together with updated_at; the etag of the user"
+    )
+    deleted_at: Mapped[datetime | None] = mapped_column(
+        DateTime(timezone=True), comment="When the user was deleted softly; NULL for a live one"
+    )
+    purge_at: Mapped[datetime | None] = mapped_column(
+        DateTime(timezone=True), comment="When a deleted user may be removed for good"
+    )
+    email_verified_at: Mapped[datetime | None] = mapped_column(
+        DateTime(timezone=True), comment="When the present email was proved to be the user's"
+    )
+
+    __table_args__ = (
+        UniqueConstraint("email"),
+        UniqueConstraint("username"),
+        CheckConstraint("(deleted_at IS NULL) = (purge_at IS NULL)", name="deleted_has_purge_at"),
+        CheckConstraint("position('@' in username) = 0", name="username_without_at"),
+        Index(None, "created_at", "id"),
+        Index(None, "updated_at", "id"),
+        # Rare kinds of users, in the default order of a list: without these, a page of them reads the whole table.
+        Index(
+            "ix_users_superusers",
+            "created_at",
+            "id",
+            postgresql_where=text("is_superuser"),
+        ),
+        Index(
+            "ix_users_inactive",
+            "created_at",
+            "id",
+            postgresql_where=text("NOT is_active OR deleted_at IS NOT NULL"),
+        ),
+        Index("ix_users_purge_at", "purge_at", postgresql_where=text("purge_at IS NOT NULL")),
+        # The highest cost of any stored hash is read with every sign-in: one look at the end of this index.
+        Index(
+            "ix_users_hash_cost",
+            text(HASH_COST),
+            postgresql_where=text("hashed_password IS NOT NULL"),
+        ),
+        {"comment": "User accounts"},
+    )

@@ -1,0 +1,36 @@
+"""Which schema this code needs, and which one a database has.
+
+Revision ids are four digits that count up, so that older and newer can be told apart without loading alembic.
+A newer schema than the code's is fine: every migration is safe beside the previous release.
+"""
+
+from pathlib import Path
+
+from sqlalchemy import Connection, text
+
+MIGRATIONS = Path(__file__).resolve().parents[2] / "alembic" / "versions"
+
+
+class SchemaBehindError(Exception):
+    """The database has an older schema than the code needs. The text names the command to run."""
+
+
+def needed_revision() -> str:
+    """The newest revision among the migrations that this code ships with."""
+    return max(path.name.split("_", 1)[0] for path in MIGRATIONS.glob("[0-9]*_*.py"))
+
+
+def database_revision(connection: Connection) -> str | None:
+    """The revision of this database; None when it was never migrated."""
+    if connection.scalar(text("SELECT to_regclass('alembic_version')")) is None:
+        return None
+    revision = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    return None if revision is None else str(revision)
+
+
+def require_schema(connection: Connection) -> None:
+    """Raises SchemaBehindError when the database is older than the code."""
+    needed, found = needed_revision(), database_revision(connection)
+    if found is None or found < needed:
+        state = "has no schema yet" if found is None else f"has schema {found}"
+        raise SchemaBehindError(f"The database {state}; this code needs {needed}. Run: make migrate")

@@ -1,0 +1,74 @@
+"""`python -m service.db.test_db`: tries the database and says on one screen what is wrong and what to do."""
+
+import sys
+from typing import Any
+
+from sqlalchemy import Connection, create_engine, text
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
+
+from service.base.settings import SettingsError, load_settings
+from service.db.diagnosis import diagnose
+from service.db.engine import connect_arguments
+from service.db.schema import SchemaBehindError, database_revision, needed_revision, require_schema
+from service.dev.postgres import EmbeddedPostgresError
+from service.dev.provision import provided_database
+
+
+def main() -> int:
+    """0 when the service could work on this database, 1 otherwise."""
+    try:
+        settings = load_settings()
+        with provided_database(settings) as url:
+            return _report(url, connect_timeout=settings.db_connect_timeout)
+    except (SettingsError, EmbeddedPostgresError) as error:
+        print(f"problem     {error}")
+        return 1
+
+
+def _report(url: URL, *, connect_timeout: int) -> int:
+    print(f"database    {url.render_as_string(hide_password=True)}")
+    engine = create_engine(
+        url, poolclass=NullPool, hide_parameters=True, connect_args=connect_arguments(connect_timeout)
+    )
+    try:
+        with engine.connect() as connection:
+            return _describe(connection)
+    except DBAPIError as error:
+        diagnosis = diagnose(error)
+        print(f"connection  failed\nproblem     {diagnosis.what}.\nwhat to do  {diagnosis.remedy}")
+        return 1
+
+
+def _describe(connection: Connection) -> int:
+    facts: Any = connection.execute(
+        text(
+            "SELECT current_setting('server_version') AS version, current_user AS role,"
+            " pg_is_in_recovery() AS standby, current_setting('max_connections') AS max_connections,"
+            " current_setting('server_encoding') AS encoding"
+        )
+    ).one()
+    print(f"connection  ok, PostgreSQL {facts.version}, as {facts.role}, max_connections {facts.max_connections}")
+    if facts.standby:
+        print("problem     The server is a read-only standby.\nwhat to do  Point DATABASE_URL at the primary.")
+        return 1
+    if facts.encoding != "UTF8":
+        print(f"problem     The encoding is {facts.encoding}.\nwhat to do  Create the database with ENCODING 'UTF8'.")
+        return 1
+    try:
+        require_schema(connection)
+    except SchemaBehindError as error:
+        print(f"schema      behind\nproblem     {error}")
+        return 1
+    found, needed = database_revision(connection), needed_revision()
+    if found != needed:
+        print(f"schema      {found}, ahead of this code's {needed}: fine while a newer release is rolled out")
+        return 0
+    users = connection.scalar(text("SELECT reltuples::bigint FROM pg_class WHERE oid = 'users'::regclass"))
+    print(f"schema      {found}, as this code needs it; about {max(users or 0, 0):,} users")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

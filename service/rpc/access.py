@@ -1,0 +1,41 @@
+"""May this caller call this method: one row for every RPC, deny by default.
+
+The scope is what a caller will have to be granted. Until callers are known by name there is one, on this machine or
+behind the operator's own proxy, and it has every scope.
+"""
+
+from collections.abc import Iterable
+
+LOCAL_CALLER = "local"
+
+SCOPES: dict[str, str] = {
+    "/personae.v1.UserService/CreateUser": "users.write",
+    "/personae.v1.UserService/GetUser": "users.read",
+    "/personae.v1.UserService/BatchGetUsers": "users.read",
+    "/personae.v1.UserService/ListUsers": "users.read",
+    "/personae.v1.UserService/UpdateUser": "users.write",
+    "/personae.v1.UserService/DeleteUser": "users.write",
+    "/personae.v1.UserService/UndeleteUser": "users.write",
+    "/personae.v1.UserService/PurgeUser": "users.purge",
+    "/personae.v1.UserService/ActivateUser": "users.write",
+    "/personae.v1.UserService/DeactivateUser": "users.write",
+    "/personae.v1.UserService/GrantSuperuser": "users.superuser",
+    "/personae.v1.UserService/RevokeSuperuser": "users.superuser",
+    "/personae.v1.AuthenticationService/Authenticate": "auth.verify",
+}
+
+
+class UnlistedMethodError(Exception):
+    """A served method has no row, or a row names no method. The server must not start."""
+
+
+def require_rows(methods: Iterable[str]) -> None:
+    """Raises UnlistedMethodError unless table and served methods are the same."""
+    different = set(methods) ^ set(SCOPES)
+    if different:
+        raise UnlistedMethodError(f"access table and served methods differ in: {', '.join(sorted(different))}")
+
+
+def scope_of(method: str) -> str:
+    """The scope that a caller of this method needs."""
+    return SCOPES[method]

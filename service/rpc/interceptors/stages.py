@@ -1,0 +1,163 @@
+"""The stages of the pipeline, in their order from the outside in. Each wraps the next one, once for each method."""
+
+import re
+from collections.abc import Callable
+from threading import current_thread
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+
+from service.base.clock import monotonic
+from service.base.entropy import random_id
+from service.base.errors import (
+    DatabaseUnavailableError,
+    MalformedMessageError,
+    PersonaeError,
+    ServerBusyError,
+    StoredHashError,
+)
+from service.base.log import where_raised
+from service.rpc.access import LOCAL_CALLER, scope_of
+from service.rpc.admission import is_refusing
+from service.rpc.call import Call
+from service.rpc.status import REQUEST_ID_KEY, internal_status, status_of
+
+Handler = Callable[[Any, Call], Any]
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_log = structlog.get_logger("personae.rpc")
+
+
+class Method:
+    """What the stages need to know of a method: its name, its parser, and the servicer's function."""
+
+    __slots__ = ("_function", "name", "parse")
+
+    def __init__(self, name: str, parse: Callable[[bytes], Any], function: Callable[[Any, Any], Any]) -> None:
+        self.name = name
+        self.parse = parse
+        self._function = function
+
+    def handle(self, request: Any, call: Call) -> Any:
+        """Run the servicer's function."""
+        return self._function(request, call.context)
+
+
+Stage = Callable[[Handler, Method], Handler]
+
+
+def log_access(proceed: Handler, method: Method) -> Handler:
+    """One line for each RPC: what, who, how it ended, how long it took. Never anything from the messages."""
+
+    def run(request: Any, call: Call) -> Any:
+        started = monotonic()
+        response = proceed(request, call)
+        code = "OK" if call.status is None else call.status.code.name
+        _log.info(
+            "rpc",
+            method=method.name,
+            code=code,
+            ms=round((monotonic() - started) * 1000, 2),
+            request_id=call.request_id,
+            caller=call.caller,
+        )
+        return response
+
+    return run
+
+
+def answer_errors(proceed: Handler, method: Method) -> Handler:
+    """Turn whatever is raised into a status. BaseException too: gRPC would never answer, and the caller would hang."""
+
+    def run(request: Any, call: Call) -> Any:
+        try:
+            return proceed(request, call)
+        except StoredHashError as error:
+            call.status = _incident(error, method, call)
+        except PersonaeError as error:
+            call.status = status_of(error, call.request_id)
+        except BaseException as error:  # noqa: BLE001  see above
+            call.status = _incident(error, method, call)
+        return None
+
+    return run
+
+
+def admit(proceed: Handler, _method: Method) -> Handler:
+    """Refuse what the server has no room for. See service/rpc/admission.py."""
+
+    def run(request: Any, call: Call) -> Any:
+        if is_refusing(current_thread()):
+            raise ServerBusyError
+        return proceed(request, call)
+
+    return run
+
+
+def authorise(proceed: Handler, method: Method) -> Handler:
+    """Say who calls and whether they may. The scope is looked up here, once, so that a method without one fails."""
+    scope_of(method.name)
+
+    def run(request: Any, call: Call) -> Any:
+        call.caller = LOCAL_CALLER
+        return proceed(request, call)
+
+    return run
+
+
+def parse(proceed: Handler, method: Method) -> Handler:
+    """Make a message of the bytes. Malformed bytes are the caller's fault, not an internal error."""
+
+    def run(request: bytes, call: Call) -> Any:
+        try:
+            message = method.parse(request)
+        except DecodeError:
+            raise MalformedMessageError from None
+        return proceed(message, call)
+
+    return run
+
+
+def repeat_once(proceed: Handler, _method: Method) -> Handler:
+    """Run the handler again when the database dropped a pooled connection before anything was committed."""
+
+    def run(request: Any, call: Call) -> Any:
+        try:
+            return proceed(request, call)
+        except DatabaseUnavailableError as fault:
+            if not fault.is_repeatable:
+                raise
+        return proceed(request, call)
+
+    return run
+
+
+STAGES: tuple[Stage, ...] = (
+    log_access,  # outermost: refusals and faults are logged like everything else
+    answer_errors,  # inside the log, which wants the code; outside all that raises
+    admit,  # before any work is done for the call
+    authorise,  # before parsing: a stranger's bytes are not read
+    parse,
+    repeat_once,  # innermost: only the handler is worth repeating
+)
+
+
+def request_id_of(context: grpc.ServicerContext) -> str | None:
+    """The caller's own request id, from its metadata, when it is fit for a log line."""
+    for key, value in context.invocation_metadata():
+        if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+            return value
+    return None
+
+
+def _incident(error: BaseException, method: Method, call: Call) -> grpc.Status:
+    incident_id = random_id()
+    _log.error(
+        "internal error",
+        error_id=incident_id,
+        method=method.name,
+        request_id=call.request_id,
+        raised=where_raised(error),
+    )
+    return internal_status(incident_id, call.request_id)

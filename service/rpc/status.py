@@ -1,0 +1,115 @@
+"""Which status each error becomes: a total table, and the google.rpc.Status that carries the details.
+
+Details stay under 4 kB: clients drop a response whose metadata is larger than 8 kB.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import grpc
+from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+from service.base import errors
+from service.base.errors import PersonaeError, Violation
+
+DOMAIN = "personae"
+DETAILS_KEY = "grpc-status-details-bin"
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+REQUEST_ID_KEY = "x-request-id"
+MAX_VIOLATIONS = 20
+
+Code = grpc.StatusCode
+
+CODES: dict[type[PersonaeError], grpc.StatusCode] = {
+    errors.InvalidFieldsError: Code.INVALID_ARGUMENT,
+    errors.MalformedMessageError: Code.INVALID_ARGUMENT,
+    errors.RequestIdReusedError: Code.INVALID_ARGUMENT,
+    errors.UserNotFoundError: Code.NOT_FOUND,
+    errors.EmailTakenError: Code.ALREADY_EXISTS,
+    errors.UsernameTakenError: Code.ALREADY_EXISTS,
+    errors.UserAlreadyLiveError: Code.ALREADY_EXISTS,
+    errors.UserDeletedError: Code.FAILED_PRECONDITION,
+    errors.UserNotDeletedError: Code.FAILED_PRECONDITION,
+    errors.LastSuperuserError: Code.FAILED_PRECONDITION,
+    errors.UserInactiveError: Code.FAILED_PRECONDITION,
+    errors.EtagMismatchError: Code.ABORTED,
+    errors.ConflictError: Code.ABORTED,
+    errors.InvalidCredentialsError: Code.UNAUTHENTICATED,
+    errors.DatabaseUnavailableError: Code.UNAVAILABLE,
+    errors.CommitOutcomeUnknownError: Code.UNAVAILABLE,
+    errors.DatabaseBusyError: Code.RESOURCE_EXHAUSTED,
+    errors.ServerBusyError: Code.RESOURCE_EXHAUSTED,
+    errors.DeadlineOverError: Code.DEADLINE_EXCEEDED,
+    errors.StoredHashError: Code.INTERNAL,
+}
+
+
+class _StatusValues(NamedTuple):
+    code: grpc.StatusCode
+    details: str
+    trailing_metadata: tuple[tuple[str, str | bytes], ...]
+
+
+class RpcStatus(_StatusValues, grpc.Status):
+    """A status as gRPC sends it: code, message, and trailing metadata."""
+
+
+def status_of(error: PersonaeError, request_id: str) -> RpcStatus:
+    """The status of an expected failure."""
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
+    if error.violations:
+        details.append(_bad_request(error.violations))
+    trailing: list[tuple[str, str | bytes]] = []
+    if error.pushback_ms is not None:
+        trailing.append((PUSHBACK_KEY, str(error.pushback_ms)))
+        if error.pushback_ms >= 0:
+            delay = Duration()
+            delay.FromMilliseconds(error.pushback_ms)
+            details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    return _packed(CODES[type(error)], _message(error), details, request_id, trailing)
+
+
+def internal_status(incident_id: str, request_id: str) -> RpcStatus:
+    """The status of a bug: it says nothing but an id that is also in the log."""
+    message = f"Internal error. The server's log has more under the error_id {incident_id}."
+    info = error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN, metadata={"error_id": incident_id})
+    return _packed(Code.INTERNAL, message, [info], request_id, [])
+
+
+def _packed(
+    code: grpc.StatusCode,
+    message: str,
+    details: Sequence[Message],
+    request_id: str,
+    trailing: list[tuple[str, str | bytes]],
+) -> RpcStatus:
+    status = status_pb2.Status(code=code.value[0], message=message)
+    for detail in details:
+        packed = Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    metadata = ((REQUEST_ID_KEY, request_id), (DETAILS_KEY, status.SerializeToString()), *trailing)
+    return RpcStatus(code, message, metadata)
+
+
+def _message(error: PersonaeError) -> str:
+    if not error.violations or isinstance(error, errors.RequestIdReusedError):
+        return error.text
+    named = [f"{violation.field} {violation.description}" for violation in error.violations[:3]]
+    more = len(error.violations) - len(named)
+    return f"{error.text} {'; '.join(named)}{f'; and {more} more' if more else ''}."
+
+
+def _bad_request(violations: Sequence[Violation]) -> error_details_pb2.BadRequest:
+    shown = [
+        error_details_pb2.BadRequest.FieldViolation(
+            field=violation.field, reason=violation.reason, description=violation.description
+        )
+        for violation in violations[:MAX_VIOLATIONS]
+    ]
+    if len(violations) > MAX_VIOLATIONS:
+        shown[-1].description += f" (and {len(violations) - MAX_VIOLATIONS} more violations)"
+    return error_details_pb2.BadRequest(field_violations=shown)
