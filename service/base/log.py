@@ -21,7 +21,6 @@ def configure(level: str, log_format: Format, stream: TextIO = sys.stderr) -> No
     number = logging.getLevelNamesMapping()[level.upper()]
     readable = log_format == "console" or (log_format == "auto" and stream.isatty())
     shared: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
