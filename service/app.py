@@ -58,7 +58,7 @@ class Server:
         """Wire everything; nothing is started or connected yet. Raises SettingsError for missing SECRET_KEYS."""
         require_rows(METHODS)
         self._settings = settings
-        self._database = open_database(settings, url)
+        self.database = open_database(settings, url)
         self._probe = DatabaseProbe(url, connect_timeout=settings.db_connect_timeout)
         self._executor = BoundedExecutor(settings.grpc_threads, max_waiting=settings.grpc_max_waiting)
         self._grpc = grpc.server(
@@ -74,7 +74,7 @@ class Server:
         self._tasks = [Repeating("database-probe", self._look, every=settings.health_probe_interval)]
         if settings.purge_interval:
             self._tasks.append(
-                Repeating("sweeper", lambda: sweep_and_log(self._database, clock), every=settings.purge_interval)
+                Repeating("sweeper", lambda: sweep_and_log(self.database, clock), every=settings.purge_interval)
             )
         self._trouble: Diagnosis | None = None
         self._ended = Event()
@@ -122,7 +122,7 @@ class Server:
             task.stop(timeout=grace)
         has_ended = self._executor.end(patience=_THREAD_PATIENCE)
         self._probe.close()
-        self._database.dispose()
+        self.database.dispose()
         _log.info("stopped", clean=has_ended)
         return has_ended
 
@@ -131,7 +131,7 @@ class Server:
         keys = settings.keys()
         user_pb2_grpc.add_UserServiceServicer_to_server(
             UserServicer(
-                self._database,
+                self.database,
                 clock=clock,
                 rules=UserRules(
                     password_min_length=settings.password_min_length,
@@ -146,7 +146,7 @@ class Server:
         )
         authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(
             AuthenticationServicer(
-                self._database,
+                self.database,
                 bcrypt_cost=settings.bcrypt_cost,
                 allow_special_domains=settings.email_allow_special_domains,
             ),

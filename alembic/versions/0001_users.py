@@ -40,6 +40,12 @@ def upgrade() -> None:
             comment="bcrypt or bcrypt_sha256 with its own cost and salt; NULL while no password is set",
         ),
         sa.Column(
+            "password_changed_at",
+            sa.DateTime(timezone=True),
+            nullable=True,
+            comment="When the user last got another password; a hash renewed at a sign-in does not count",
+        ),
+        sa.Column(
             "is_active",
             sa.Boolean(),
             server_default=sa.text("true"),

@@ -5,7 +5,7 @@ Between the two functions here the password is hashed, without a connection: wha
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import datetime
 
 from sqlalchemy import ColumnElement, bindparam, func, literal_column, select, update
 from sqlalchemy.orm import Session
@@ -26,7 +26,7 @@ _HIGHEST_COST = (
 )
 # One row always comes back, so that known and unknown identifiers cost the same statement and the same result.
 _BY = {
-    name: select(_HIGHEST_COST, _users.c.hashed_password, *COLUMNS).select_from(
+    name: select(_HIGHEST_COST, _users.c.hashed_password, _users.c.password_changed_at, *COLUMNS).select_from(
         select(literal_column("1")).subquery("one").outerjoin(_users, _users.c[name] == bindparam("value", type_=kind))
     )
     for name, kind in (("id", BigInteger()), ("email", Text()), ("username", Text()))
@@ -40,6 +40,7 @@ class Candidate:
 
     user: UserRecord | None
     stored_hash: str | None = field(repr=False)
+    password_changed_at: datetime | None
     reference_cost: int
 
     @property
@@ -54,28 +55,38 @@ def look_up(session: Session, key: Key | None, *, cost: int) -> Candidate:
     cost: what new hashes are made with. The reference is the highest cost in use, stored ones included.
     """
     key = key or _NOBODY
-    highest, stored_hash, *columns = session.execute(_BY[key.column], {"value": key.value}).one()
+    highest, stored_hash, changed_at, *columns = session.execute(_BY[key.column], {"value": key.value}).one()
     stored_cost = int(highest) if highest and highest.isdigit() else 0
     user = None if columns[0] is None else UserRecord._make(columns)
-    return Candidate(user, stored_hash, max(cost, stored_cost))
+    return Candidate(user, stored_hash, changed_at, max(cost, stored_cost))
 
 
 def settle(session: Session, candidate: Candidate, *, is_match: bool, new_hash: str | None) -> UserRecord:
     """The user who has signed in. Stores new_hash, when there is one, in place of the hash that was verified.
 
-    The user is read again: who was deleted, or has another password by now, is not let in. A rehash does not count
-    as a change of the user. Raises InvalidCredentialsError; UserInactiveError only after the right password.
+    The user is read again: who was deleted, or has another password by now, is not let in. A hash that another sign-in
+    renewed meanwhile is the same password: right passwords never refuse each other.
+    Raises InvalidCredentialsError; UserInactiveError only after the right password.
     """
     if not is_match or candidate.user is None:
         raise InvalidCredentialsError
-    same = (_users.c.id == candidate.user.id, _users.c.hashed_password == candidate.stored_hash)
-    statement: Any = select(*COLUMNS).where(*same, _users.c.deleted_at.is_(None))
-    row = session.execute(statement).one_or_none()
+    row = session.execute(
+        select(*COLUMNS).where(
+            _users.c.id == candidate.user.id,
+            _users.c.hashed_password.is_not(None),
+            _users.c.password_changed_at == candidate.password_changed_at,
+            _users.c.deleted_at.is_(None),
+        )
+    ).one_or_none()
     if row is None:
         raise InvalidCredentialsError
     user = UserRecord._make(row)
     if not user.is_active:
         raise UserInactiveError
     if new_hash is not None:
-        session.execute(update(_users).where(*same).values(hashed_password=new_hash))
+        session.execute(
+            update(_users)
+            .where(_users.c.id == user.id, _users.c.hashed_password == candidate.stored_hash)
+            .values(hashed_password=new_hash)
+        )
     return user

@@ -282,6 +282,7 @@ def create_user(session: Session, new: NewUser, *, request: RequestKey | None, n
         "email": new.email,
         "username": new.username,
         "hashed_password": new.hashed_password,
+        "password_changed_at": None if new.hashed_password is None else now,
         "is_active": new.is_active,
         "email_verified_at": new.email_verified_at,
     }

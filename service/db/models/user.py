@@ -49,6 +49,10 @@ class User(Base):
         String(255),
         comment="bcrypt or bcrypt_sha256 with its own cost and salt; NULL while no password is set",
     )
+    password_changed_at: Mapped[datetime | None] = mapped_column(
+        DateTime(timezone=True),
+        comment="When the user last got another password; a hash renewed at a sign-in does not count",
+    )
     is_active: Mapped[bool] = mapped_column(
         Boolean, server_default=true(), comment="Deactivated users do not sign in; kept apart from deletion"
     )

@@ -1,0 +1,172 @@
+"""The databases that are measured on: where they come from, and who is in them.
+
+The users are the same in every run: names and times come from a seeded generator. They are spread as in a company
+that is three years old: 5 % are inactive, 1 % deleted, 0.02 % superusers, half were changed at some time, 90 % have a
+password. All passwords are the same one, hashed once.
+"""
+
+import contextlib
+import io
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psycopg2
+from psycopg2 import sql
+from sqlalchemy.engine import URL
+
+from benchmarks.machine import on_cores
+from benchmarks.processes import run_verb
+from service.base.settings import load_settings, psycopg2_url
+from service.core.passwords import hash_password
+from service.dev.postgres import EmbeddedPostgres
+
+PASSWORD = "correct horse battery staple"
+COST = 12
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+YEARS = 3
+PREFIX = "m"
+"""Every eighth email and username starts with it."""
+
+_SPAN = timedelta(days=365 * YEARS)
+_INACTIVE, _DELETED, _SUPERUSERS, _CHANGED, _WITH_PASSWORD = 0.05, 0.01, 0.0002, 0.5, 0.9
+_PURGE_AFTER = timedelta(days=36_500)  # in the future at any run: the service's sweeper must find nothing to do
+_CONSONANTS, _VOWELS, _DOMAINS = "bdfghklnprstvz", "aeiou", 300
+_COPY_ROWS = 50_000
+_COLUMNS = (
+    "id",
+    "email",
+    "username",
+    "hashed_password",
+    "is_active",
+    "is_superuser",
+    "created_at",
+    "updated_at",
+    "version",
+    "deleted_at",
+    "purge_at",
+)
+# A million users fit into memory, and nothing waits for a disk: what is measured is the service.
+_SETTINGS = {
+    "shared_buffers": "512MB",
+    "maintenance_work_mem": "256MB",
+    "max_wal_size": "8GB",
+    "checkpoint_timeout": "1h",
+    "autovacuum": "off",  # we say when
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseServer:
+    """A PostgreSQL server on which databases may be made."""
+
+    url: URL
+    version: str
+    is_embedded: bool
+
+
+@contextmanager
+def database_server(cores: frozenset[int]) -> Iterator[DatabaseServer]:
+    """The server of DATABASE_URL, or an embedded one on these cores, without durability, that ends with the block."""
+    given = load_settings().url
+    if given is not None:
+        yield DatabaseServer(given, _version_of(given), is_embedded=False)
+        return
+    with tempfile.TemporaryDirectory(prefix="personae-bench-") as name:
+        directory = Path(name)
+        directory.chmod(0o711)  # for root another user runs the server, and has to pass
+        with on_cores(cores):
+            server = EmbeddedPostgres.start(directory / "postgres", port=0, durable=False, settings=_SETTINGS)
+        try:
+            assert server.tcp_url is not None
+            url = psycopg2_url(server.tcp_url)  # as in production; a socket would be a little faster
+            yield DatabaseServer(url, _version_of(url), is_embedded=True)
+        finally:
+            server.stop(immediate=True)
+            shutil.rmtree(server.home, ignore_errors=True)  # it may lie elsewhere: see EmbeddedPostgres
+
+
+@contextmanager
+def database(server: DatabaseServer, name: str, directory: Path, *, users: int) -> Iterator[URL]:
+    """A migrated database with so many users, which is dropped when the block ends.
+
+    Raises MeasurementError when the migrations fail.
+    """
+    name = f"personae_bench_{name}_{os.getpid()}"
+    _execute(server.url, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    try:
+        url = server.url.set(database=name)
+        run_verb("migrate", url, directory)
+        _fill(url, users)
+        yield url
+    finally:
+        _execute(server.url, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def connect(url: URL) -> psycopg2.extensions.connection:
+    """An autocommit connection for the benchmark itself."""
+    connection = psycopg2.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
+    connection.autocommit = True
+    return connection
+
+
+def _execute(url: URL, statement: sql.Composable | str) -> None:
+    with contextlib.closing(connect(url)) as connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+
+
+def _version_of(url: URL) -> str:
+    with contextlib.closing(connect(url)) as connection, connection.cursor() as cursor:
+        cursor.execute("SHOW server_version")
+        (version,) = cursor.fetchone() or ("unknown",)
+        return str(version).split()[0]
+
+
+def _fill(url: URL, users: int) -> None:
+    rows = _rows(users)
+    copy = f"COPY users ({', '.join(_COLUMNS)}) FROM STDIN"
+    with contextlib.closing(connect(url)) as connection, connection.cursor() as cursor:
+        for start in range(0, users, _COPY_ROWS):
+            lines = (next(rows) for _ in range(min(_COPY_ROWS, users - start)))
+            cursor.copy_expert(copy, io.StringIO("".join(lines)))
+        cursor.execute("SELECT setval(pg_get_serial_sequence('users', 'id'), %s)", (users,))
+        cursor.execute("VACUUM (ANALYZE, FREEZE) users")
+
+
+def _rows(users: int) -> Iterator[str]:
+    """The lines of COPY, in the order of ids and of created_at."""
+    dice = random.Random(users)
+    stored_hash = hash_password(PASSWORD, COST)
+    for number in range(1, users + 1):
+        created = NOW - _SPAN * ((users - number + dice.random()) / users)
+        is_changed = dice.random() < _CHANGED
+        updated = created + (NOW - created) * dice.random() if is_changed else created
+        deleted = updated.isoformat() if is_changed and dice.random() < _DELETED / _CHANGED else "\\N"
+        username = f"{_name(dice)}{dice.choice('._-')}{_name(dice)}{number}"
+        values = (
+            str(number),
+            f"{username}@{dice.randrange(_DOMAINS)}.example.com",
+            username,
+            stored_hash if dice.random() < _WITH_PASSWORD or number == 1 else "\\N",
+            "f" if dice.random() < _INACTIVE else "t",
+            "t" if dice.random() < _SUPERUSERS else "f",
+            created.isoformat(),
+            updated.isoformat(),
+            "2" if is_changed else "1",
+            deleted,
+            "\\N" if deleted == "\\N" else (updated + _PURGE_AFTER).isoformat(),
+        )
+        yield "\t".join(values) + "\n"
+
+
+def _name(dice: random.Random) -> str:
+    syllables = [dice.choice(_CONSONANTS) + dice.choice(_VOWELS) for _ in range(3)]
+    if dice.random() < 1 / 8:
+        syllables[0] = PREFIX + syllables[0][1:]
+    return "".join(syllables)

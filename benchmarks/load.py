@@ -1,0 +1,210 @@
+"""The callers: threads that make the same calls again and again, in a process of their own on cores of their own.
+
+Every answer is checked, its code and the users in it: a server that fails each call looks fast. Calls block, one in
+flight on each thread: gRPC's futures cost the callers half as much again, and they must be faster than the server.
+"""
+
+import itertools
+import multiprocessing
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+import grpc
+
+from benchmarks.machine import cpu_seconds, on_cores
+from benchmarks.table import MeasurementError
+from personae.v1 import authentication_pb2, user_pb2
+
+GET_USER = "/personae.v1.UserService/GetUser"
+BATCH_GET_USERS = "/personae.v1.UserService/BatchGetUsers"
+LIST_USERS = "/personae.v1.UserService/ListUsers"
+AUTHENTICATE = "/personae.v1.AuthenticationService/Authenticate"
+
+_DEADLINE_SECONDS = 10
+_CHANNELS = 4
+_WARM_UP_SECONDS = 0.3
+
+_IDS_IN: dict[str, Callable[[bytes], list[int]]] = {
+    GET_USER: lambda raw: [user_pb2.User.FromString(raw).id],
+    BATCH_GET_USERS: lambda raw: [entry.user.id for entry in user_pb2.BatchGetUsersResponse.FromString(raw).entries],
+    LIST_USERS: lambda raw: [user.id for user in user_pb2.ListUsersResponse.FromString(raw).users],
+    AUTHENTICATE: lambda raw: [authentication_pb2.AuthenticateResponse.FromString(raw).user.id],
+}
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A call, and what has to come back: the code, and with OK these users in this order (None: any)."""
+
+    method: str
+    body: bytes
+    ids: list[int] | None = None
+    code: str = "OK"
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """What went through while the window was open."""
+
+    calls: int
+    seconds: float
+    server_cpu: float
+    """Seconds of CPU time of the server process."""
+
+    @property
+    def cpu_per_call(self) -> float:
+        """Seconds."""
+        return self.server_cpu / self.calls
+
+    @property
+    def busy(self) -> float:
+        """The share of one core that the server used."""
+        return self.server_cpu / self.seconds
+
+
+class Callers:
+    """The process of the callers. Its functions below run there, one after the other."""
+
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        self._pool = pool
+
+    def do(self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        """Run the function there. Raises what it raises."""
+        return self._pool.submit(function, *args, **kwargs).result()
+
+
+@contextmanager
+def callers(cores: frozenset[int]) -> Iterator[Callers]:
+    """Callers on these cores."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with on_cores(cores):
+            pool.submit(int).result()  # the process is started now, and here
+        yield Callers(pool)
+
+
+def keep_calling(target: str, server_pid: int, requests: Sequence[Request], *, in_flight: int, seconds: float) -> Rate:
+    """Call for so long, and say what that cost the server. Raises MeasurementError for any wrong answer."""
+    crew = _Crew(target, requests, in_flight)
+    with crew.working():
+        time.sleep(_WARM_UP_SECONDS)
+        started, calls, cpu = time.perf_counter(), crew.calls, cpu_seconds(server_pid)
+        time.sleep(seconds)
+        rate = Rate(crew.calls - calls, time.perf_counter() - started, cpu_seconds(server_pid) - cpu)
+    crew.require_clean()
+    return rate
+
+
+def call_times(target: str, requests: Sequence[Request], *, in_flight: int, times: int) -> float:
+    """Make `times` calls on each thread; the seconds until the last is answered. Raises as keep_calling."""
+    crew = _Crew(target, requests, in_flight, times=times)
+    started = time.perf_counter()
+    with crew.working():
+        crew.wait()
+        took = time.perf_counter() - started
+    crew.require_clean()
+    return took
+
+
+def latencies(target: str, requests: Sequence[Request], *, rounds: int) -> list[list[float]]:
+    """How long each request takes, alone, in seconds: one list a request; the requests take turns.
+
+    Raises MeasurementError for any wrong answer.
+    """
+    found: list[list[float]] = [[] for _ in requests]
+    with _channel(target) as channel:
+        calls: list[Any] = [channel.unary_unary(request.method) for request in requests]
+        for round_number in range(rounds + 1):
+            for request, call, taken in zip(requests, calls, found, strict=True):
+                started = time.perf_counter()
+                raw = call(request.body, timeout=_DEADLINE_SECONDS)
+                took = time.perf_counter() - started
+                if request.ids is not None and _IDS_IN[request.method](raw) != request.ids:
+                    raise MeasurementError(f"{request.method} returned other users than were asked for")
+                if round_number:  # the first one warms up
+                    taken.append(took)
+    return found
+
+
+class _Crew:
+    """The threads, with their channels and their counts."""
+
+    def __init__(self, target: str, requests: Sequence[Request], size: int, *, times: int | None = None) -> None:
+        self._channels = [_channel(target) for _ in range(min(_CHANNELS, size))]
+        self._counts = [0] * size
+        self._faults: Counter[str] = Counter()
+        self._times = times
+        self._has_ended = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._work, args=(number, requests), daemon=True) for number in range(size)
+        ]
+
+    @property
+    def calls(self) -> int:
+        """How many calls were answered."""
+        return sum(self._counts)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """The threads call while the block runs."""
+        for thread in self._threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._has_ended.set()
+            self.wait()
+            for channel in self._channels:
+                channel.close()
+
+    def wait(self) -> None:
+        """Until all threads have ended."""
+        for thread in self._threads:
+            thread.join()
+
+    def require_clean(self) -> None:
+        """Raises MeasurementError for any answer that was not the right one."""
+        if self._faults:
+            raise MeasurementError(f"wrong answers among {self.calls} calls: {dict(self._faults)}")
+        if not self.calls:
+            raise MeasurementError("no call was answered")
+
+    def _work(self, number: int, requests: Sequence[Request]) -> None:
+        channel = self._channels[number % len(self._channels)]
+        calls: dict[str, Any] = {request.method: channel.unary_unary(request.method) for request in requests}
+        start = number * len(requests) // len(self._threads)  # each thread begins elsewhere
+        turns = itertools.islice(itertools.cycle((*requests[start:], *requests[:start])), self._times)
+        for request in turns:
+            if self._has_ended.is_set():
+                return
+            fault = _fault(calls[request.method], request)
+            if fault is not None:
+                self._faults[fault] += 1
+            self._counts[number] += 1
+
+
+def _fault(call: Callable[..., Any], request: Request) -> str | None:
+    """What is wrong with the answer; None when nothing is."""
+    try:
+        raw = call(request.body, timeout=_DEADLINE_SECONDS)
+    except grpc.RpcError as error:
+        code = str(error.code().name)
+        return None if code == request.code else code
+    if request.code != "OK":
+        return f"OK instead of {request.code}"
+    if request.ids is not None and _IDS_IN[request.method](raw) != request.ids:
+        return "other users"
+    return None
+
+
+def _channel(target: str) -> grpc.Channel:
+    # A connection of its own for each channel: equal channels share one otherwise.
+    return grpc.insecure_channel(target, options=(("grpc.use_local_subchannel_pool", 1),))

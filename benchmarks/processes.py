@@ -1,0 +1,109 @@
+"""Starting and ending the servers that are measured, each in a process of its own, as an operator would start it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy.engine import URL
+
+from benchmarks.table import MeasurementError
+from service.base.secret_keys import generate_secret_key
+from service.base.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+SERVICE = ("-m", "service", "serve")
+SESSION_AND_CORE = ("-m", "benchmarks.servers", "session")
+BARE = ("-m", "benchmarks.servers", "bare")
+
+_STEP_SECONDS = 0.002
+_START_SECONDS = 60
+_STOP_SECONDS = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that listens."""
+
+    pid: int
+    target: str
+    """host:port, as callers dial it."""
+
+
+def environment(url: URL, **settings: str) -> dict[str, str]:
+    """The environment of a child: the service's defaults, but for the database and what is said here."""
+    names = {name.upper() for name in Settings.model_fields}
+    return {
+        **{name: value for name, value in os.environ.items() if name.upper() not in names},
+        "PYTHONPATH": str(ROOT),
+        "DATABASE_URL": url.render_as_string(hide_password=False),
+        "SECRET_KEYS": generate_secret_key("bench"),
+        "GRPC_PORT": "0",
+        "LOG_FORMAT": "json",
+        **settings,
+    }
+
+
+def run_verb(verb: str, url: URL, directory: Path) -> None:
+    """Run `python -m service VERB` to its end. Raises MeasurementError when it fails."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "service", verb],
+        cwd=directory,
+        env=environment(url),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if ran.returncode != 0:
+        raise MeasurementError(f"`{verb}` failed: {ran.stderr.strip()}")
+
+
+@contextmanager
+def running(
+    program: tuple[str, ...], url: URL, directory: Path, settings: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """A server, from when it listens until the block ends.
+
+    It works in `directory`, where no .env is found, and logs into a file there. Cores: see `on_cores`.
+    Raises MeasurementError when it does not come up.
+    """
+    log = directory / f"{time.monotonic_ns()}.log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, *program],
+            cwd=directory,
+            env=environment(url, **(settings or {})),
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+        )
+    try:
+        yield Server(process.pid, f"127.0.0.1:{_wait_for_port(process, log)}")
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        log.unlink()
+
+
+def _wait_for_port(process: "subprocess.Popen[bytes]", log: Path) -> int:
+    give_up_at = time.monotonic() + _START_SECONDS
+    while time.monotonic() < give_up_at:
+        has_ended = process.poll() is not None
+        text = log.read_text(encoding="utf-8")
+        for line in text.splitlines():
+            if '"listening"' in line and line.endswith("}"):
+                return int(json.loads(line)["port"])
+        if has_ended:
+            raise MeasurementError(f"a server ended instead of listening: {text.strip()}")
+        time.sleep(_STEP_SECONDS)
+    raise MeasurementError(f"a server did not listen within {_START_SECONDS} s")

@@ -1,0 +1,94 @@
+"""A real PostgreSQL for the whole session, and real servers on it."""
+
+import logging
+import os
+from collections.abc import Iterator
+
+import grpc
+import pytest
+import structlog
+from sqlalchemy.engine import URL
+
+from personae.v1 import authentication_pb2_grpc, user_pb2_grpc
+from service.base.settings import Settings, psycopg2_url
+from service.dev.postgres import EmbeddedPostgres
+from tests.support.databases import Postgres, migrate
+from tests.support.servers import RunningServer, running
+
+# What a server in this process logs would drown the report of a failed test; the log has tests of its own.
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """The server of DATABASE_URL, on which only scratch databases are touched, or an embedded one."""
+    settings = Settings(_env_file=None, secret_keys=None)
+    if settings.url is not None:
+        yield Postgres(settings.url)
+        return
+    directory = tmp_path_factory.mktemp("postgres")
+    with EmbeddedPostgres.start(
+        directory, bindir=settings.pg_bindir, durable=False, settings={"max_connections": "300"}
+    ) as server:
+        yield Postgres(psycopg2_url(server.url))
+
+
+@pytest.fixture(scope="session")
+def template(postgres: Postgres) -> Iterator[str]:
+    """The name of a migrated database without rows, to copy from."""
+    with postgres.scratch() as url:
+        migrate(url)
+        assert url.database is not None
+        yield url.database
+
+
+@pytest.fixture(scope="session")
+def shared_url(postgres: Postgres, template: str) -> Iterator[URL]:
+    """A migrated database that tests share: they make users of their own and look at no others."""
+    with postgres.scratch(template=template) as url:
+        yield url
+
+
+@pytest.fixture
+def private_url(postgres: Postgres, template: str) -> Iterator[URL]:
+    """A migrated database for one test."""
+    with postgres.scratch(template=template) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def server(shared_url: URL) -> Iterator[RunningServer]:
+    """A server that tests share."""
+    with running(shared_url) as found:
+        yield found
+
+
+@pytest.fixture
+def private_server(private_url: URL) -> Iterator[RunningServer]:
+    """A server on an empty database, for one test."""
+    with running(private_url) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def target(request: pytest.FixtureRequest) -> Iterator[grpc.Channel]:
+    """Where the contract is tested: TARGET=host:port (a built image, say), or the shared server."""
+    address = os.environ.get("TARGET")
+    if address is None:
+        found: RunningServer = request.getfixturevalue("server")
+        yield found.channel
+        return
+    with grpc.insecure_channel(address) as channel:
+        yield channel
+
+
+@pytest.fixture
+def users(target: grpc.Channel) -> user_pb2_grpc.UserServiceStub:
+    """UserService of the target."""
+    return user_pb2_grpc.UserServiceStub(target)
+
+
+@pytest.fixture
+def authentication(target: grpc.Channel) -> authentication_pb2_grpc.AuthenticationServiceStub:
+    """AuthenticationService of the target."""
+    return authentication_pb2_grpc.AuthenticationServiceStub(target)

@@ -1,0 +1,561 @@
+"""The contract of UserService, as callers see it."""
+
+import uuid
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from personae.v1 import user_pb2 as pb
+from personae.v1 import user_pb2_grpc
+from tests.support.errors import fails
+from tests.support.factories import PASSWORD, new_user, unique_name
+
+Code = grpc.StatusCode
+Users = user_pb2_grpc.UserServiceStub
+
+
+def by_id(user_id: int) -> pb.GetUserRequest:
+    return pb.GetUserRequest(key=pb.UserKey(id=user_id))
+
+
+def creation(name: str, **fields: Any) -> pb.CreateUserRequest:
+    return pb.CreateUserRequest(user=pb.User(email=f"{name}@example.com", username=name), **fields)
+
+
+class TestCreateUser:
+    def test_returns_the_user_in_normal_form(self, users: Users) -> None:
+        """Email and username are lower-cased, and everything the database sets is there."""
+        name = unique_name()
+
+        user = users.CreateUser(
+            pb.CreateUserRequest(user=pb.User(email=f"{name}@EXAMPLE.com", username=name.upper()), password=PASSWORD)
+        )
+
+        assert (user.email, user.username) == (f"{name}@example.com", name)
+        assert user.id > 0
+        assert user.is_active
+        assert user.has_password
+        assert user.etag
+        assert user.created_at == user.updated_at
+        assert not user.HasField("deleted_at")
+        assert not user.HasField("email_verified_at")
+
+    def test_what_was_created_can_be_read_at_once(self, users: Users) -> None:
+        """A user is found by all three names as soon as the creation is acknowledged."""
+        user = new_user(users)
+        keys = (
+            pb.UserKey(id=user.id),
+            pb.UserKey(email=user.email.upper()),
+            pb.UserKey(username=user.username.upper()),
+        )
+
+        assert [users.GetUser(pb.GetUserRequest(key=key)) for key in keys] == [user, user, user]
+
+    def test_flags_of_the_request(self, users: Users) -> None:
+        """A user can start out deactivated, verified and without a password."""
+        user = users.CreateUser(creation(unique_name(), inactive=True, email_verified=True))
+
+        assert not user.is_active
+        assert not user.has_password
+        assert user.HasField("email_verified_at")
+
+    def test_output_only_fields_are_ignored(self, users: Users) -> None:
+        """A user read elsewhere can be sent back for creation."""
+        name = unique_name()
+        sent = pb.User(email=f"{name}@example.com", username=name, id=7, is_active=False, has_password=True, etag="v9")
+
+        user = users.CreateUser(pb.CreateUserRequest(user=sent))
+
+        assert user.id != 7
+        assert user.is_active
+        assert not user.has_password
+
+    def test_taken_names(self, users: Users) -> None:
+        """The reason says which of the two names is taken, deleted users included."""
+        user = new_user(users)
+        users.DeleteUser(pb.DeleteUserRequest(id=user.id))
+
+        same_email = fails(
+            users.CreateUser, pb.CreateUserRequest(user=pb.User(email=user.email, username=unique_name()))
+        )
+        same_name = fails(
+            users.CreateUser,
+            pb.CreateUserRequest(user=pb.User(email=f"{unique_name()}@example.com", username=user.username)),
+        )
+
+        assert (same_email.code, same_email.reason) == (Code.ALREADY_EXISTS, "EMAIL_TAKEN")
+        assert (same_name.code, same_name.reason) == (Code.ALREADY_EXISTS, "USERNAME_TAKEN")
+
+    def test_superuser_cannot_be_created(self, users: Users) -> None:
+        """GrantSuperuser is the only way."""
+        failure = fails(
+            users.CreateUser,
+            pb.CreateUserRequest(user=pb.User(email="a@example.com", username="abc", is_superuser=True)),
+        )
+
+        assert failure.code is Code.INVALID_ARGUMENT
+        assert failure.violations == {"user.is_superuser": ["NOT_WRITABLE"]}
+
+    def test_an_empty_password_is_not_no_password(self, users: Users) -> None:
+        """A caller that passes an empty form field does not create a user without a password."""
+        failure = fails(users.CreateUser, creation(unique_name(), password=""))
+
+        assert failure.violations == {"password": ["TOO_SHORT"]}
+
+    def test_validate_only(self, users: Users) -> None:
+        """Everything is checked, taken names included, and nothing is changed."""
+        name = unique_name()
+        taken = new_user(users)
+
+        preview = users.CreateUser(creation(name, password=PASSWORD, validate_only=True))
+
+        assert (preview.id, preview.etag, preview.username, preview.has_password) == (0, "", name, True)
+        assert fails(users.GetUser, pb.GetUserRequest(key=pb.UserKey(username=name))).code is Code.NOT_FOUND
+        request = pb.CreateUserRequest(user=pb.User(email=taken.email, username=name), validate_only=True)
+        assert fails(users.CreateUser, request).reason == "EMAIL_TAKEN"
+        request = pb.CreateUserRequest(
+            user=pb.User(email=f"{name}@example.com", username=taken.username), validate_only=True
+        )
+        assert fails(users.CreateUser, request).reason == "USERNAME_TAKEN"
+
+
+class TestRequestId:
+    def test_a_repeat_returns_the_user_as_it_is_now(self, users: Users) -> None:
+        """The repeat creates nothing, and shows what has happened to the user since."""
+        name, request_id = unique_name(), str(uuid.uuid4())
+        first = users.CreateUser(creation(name, password=PASSWORD, request_id=request_id))
+        deactivated = users.DeactivateUser(pb.DeactivateUserRequest(id=first.id))
+
+        again = users.CreateUser(creation(name, password="another password, not compared", request_id=request_id))
+
+        assert again == deactivated
+
+    def test_another_body_is_refused(self, users: Users) -> None:
+        """An id that was used for something else is a mistake of the caller's."""
+        request_id = str(uuid.uuid4())
+        users.CreateUser(creation(unique_name(), request_id=request_id))
+
+        failure = fails(users.CreateUser, creation(unique_name(), request_id=request_id))
+
+        assert (failure.code, failure.reason) == (Code.INVALID_ARGUMENT, "REQUEST_ID_REUSED")
+        assert failure.violations == {"request_id": ["REQUEST_ID_REUSED"]}
+
+    def test_failures_and_validate_only_are_not_recorded(self, users: Users) -> None:
+        """After a refusal or a dry run the same id serves for the real creation."""
+        taken, name, request_id = new_user(users), unique_name(), str(uuid.uuid4())
+        refused = pb.CreateUserRequest(user=pb.User(email=taken.email, username=name), request_id=request_id)
+        assert fails(users.CreateUser, refused).reason == "EMAIL_TAKEN"
+        users.CreateUser(creation(name, request_id=request_id, validate_only=True))
+
+        assert users.CreateUser(creation(name, request_id=request_id)).username == name
+
+    def test_the_record_goes_with_the_user(self, users: Users) -> None:
+        """After a purge the same request creates anew."""
+        name, request_id = unique_name(), str(uuid.uuid4())
+        first = users.CreateUser(creation(name, request_id=request_id))
+        users.DeleteUser(pb.DeleteUserRequest(id=first.id))
+        users.PurgeUser(pb.PurgeUserRequest(id=first.id))
+
+        assert users.CreateUser(creation(name, request_id=request_id)).id > first.id
+
+    @pytest.mark.parametrize(
+        "bad", ["x", "0" * 36, "6ba7b810-9dad-11d1-80b4-00c04fd430c8", "x" * 3_000_000, "7b0e2d34\x00"]
+    )
+    def test_only_uuid4(self, users: Users, bad: str) -> None:
+        """A request_id that is no UUID of version 4 is refused."""
+        assert fails(users.CreateUser, creation(unique_name(), request_id=bad)).violations == {
+            "request_id": ["INVALID_UUID4"]
+        }
+
+
+class TestBatchGetUsers:
+    def test_one_entry_for_each_key(self, users: Users) -> None:
+        """Mixed keys, duplicates and missing users keep their index."""
+        one, two = new_user(users), new_user(users)
+        keys = [
+            pb.UserKey(username=two.username),
+            pb.UserKey(id=2**63 - 1),
+            pb.UserKey(email=one.email.upper()),
+            pb.UserKey(username=two.username),
+            pb.UserKey(id=one.id),
+            pb.UserKey(username="nobody-has-this"),
+        ]
+
+        entries = users.BatchGetUsers(pb.BatchGetUsersRequest(keys=keys)).entries
+
+        assert [entry.user.id if entry.HasField("user") else None for entry in entries] == [
+            two.id,
+            None,
+            one.id,
+            two.id,
+            one.id,
+            None,
+        ]
+
+    def test_no_keys_no_entries(self, users: Users) -> None:
+        """An empty batch is an empty answer."""
+        assert not users.BatchGetUsers(pb.BatchGetUsersRequest()).entries
+
+    def test_every_malformed_key_is_named(self, users: Users) -> None:
+        """The violations carry the index of the key."""
+        keys = [pb.UserKey(id=1), pb.UserKey(), pb.UserKey(id=-1), pb.UserKey(email="x"), pb.UserKey(username="a@b")]
+
+        failure = fails(users.BatchGetUsers, pb.BatchGetUsersRequest(keys=keys))
+
+        assert failure.violations == {
+            "keys[1]": ["REQUIRED"],
+            "keys[2].id": ["INVALID_ID"],
+            "keys[3].email": ["INVALID_EMAIL"],
+            "keys[4].username": ["INVALID_USERNAME"],
+        }
+
+    def test_a_thousand_and_no_more(self, users: Users) -> None:
+        """1,000 keys are answered, 1,001 are refused."""
+        user = new_user(users)
+        keys = [pb.UserKey(id=user.id)] * 1001
+
+        assert len(users.BatchGetUsers(pb.BatchGetUsersRequest(keys=keys[:1000])).entries) == 1000
+        assert fails(users.BatchGetUsers, pb.BatchGetUsersRequest(keys=keys)).violations == {"keys": ["TOO_MANY"]}
+
+
+class TestUpdateUser:
+    def test_without_a_mask_the_populated_fields(self, users: Users) -> None:
+        """A changed field moves etag and updated_at; an empty one is left alone."""
+        user, name = new_user(users), unique_name()
+
+        changed = users.UpdateUser(pb.UpdateUserRequest(user=pb.User(id=user.id, username=name)))
+
+        assert (changed.username, changed.email) == (name, user.email)
+        assert changed.etag != user.etag
+        assert changed.updated_at.ToNanoseconds() > user.updated_at.ToNanoseconds()
+        assert changed.created_at == user.created_at
+
+    def test_the_mask_decides(self, users: Users) -> None:
+        """Fields outside the mask are not read; etag and output-only fields in it are ignored."""
+        user, name = new_user(users), unique_name()
+        sent = pb.User(id=user.id, username=name, email="ignored@example.com", is_active=False)
+
+        changed = users.UpdateUser(
+            pb.UpdateUserRequest(user=sent, update_mask=FieldMask(paths=["username", "etag", "created_at", "id"]))
+        )
+
+        assert (changed.username, changed.email, changed.is_active) == (name, user.email, True)
+
+    def test_star_means_both(self, users: Users) -> None:
+        """With * an empty field is an error, not a field left alone."""
+        user, name = new_user(users), unique_name()
+        star = FieldMask(paths=["*"])
+        sent = pb.User(id=user.id, username=name, email=f"{name}@example.com")
+
+        assert users.UpdateUser(pb.UpdateUserRequest(user=sent, update_mask=star)).email == f"{name}@example.com"
+        failure = fails(
+            users.UpdateUser, pb.UpdateUserRequest(user=pb.User(id=user.id, username=name), update_mask=star)
+        )
+        assert failure.violations == {"user.email": ["INVALID_EMAIL"]}
+
+    def test_a_change_that_changes_nothing_moves_nothing(self, users: Users) -> None:
+        """Sending what is so already, or nothing, returns the user as it is."""
+        user = new_user(users)
+        same = pb.User(id=user.id, email=user.email.upper(), username=user.username)
+
+        assert users.UpdateUser(pb.UpdateUserRequest(user=same)) == user
+        assert users.UpdateUser(pb.UpdateUserRequest(user=pb.User(id=user.id))) == user
+
+    def test_a_changed_email_is_not_verified(self, users: Users) -> None:
+        """The proof belonged to the old address; the same address keeps it."""
+        user = users.CreateUser(creation(unique_name(), email_verified=True))
+
+        same = users.UpdateUser(
+            pb.UpdateUserRequest(user=pb.User(id=user.id, email=user.email, username=unique_name()))
+        )
+        changed = users.UpdateUser(pb.UpdateUserRequest(user=pb.User(id=user.id, email=f"{unique_name()}@example.com")))
+
+        assert same.HasField("email_verified_at")
+        assert not changed.HasField("email_verified_at")
+
+    @pytest.mark.parametrize("etag", ["v99", "foreign", '"1"', "v0", "v01"])
+    def test_a_stale_etag(self, users: Users, etag: str) -> None:
+        """Somebody was faster, or the etag is of something else: the change is not made."""
+        user = new_user(users)
+
+        failure = fails(
+            users.UpdateUser, pb.UpdateUserRequest(user=pb.User(id=user.id, username=unique_name(), etag=etag))
+        )
+
+        assert (failure.code, failure.reason) == (Code.ABORTED, "ETAG_MISMATCH")
+        assert users.GetUser(by_id(user.id)) == user
+
+    def test_the_present_etag(self, users: Users) -> None:
+        """Read, change, send back: made."""
+        user, name = new_user(users), unique_name()
+
+        assert users.UpdateUser(pb.UpdateUserRequest(user=pb.User(id=user.id, username=name, etag=user.etag))).username
+
+    def test_masks_that_name_what_cannot_be_written(self, users: Users) -> None:
+        """Flags have RPCs of their own; unknown fields are mistakes. All come at once."""
+        user = new_user(users)
+        mask = FieldMask(paths=["is_active", "is_superuser", "nickname", "user.email", "email", "*", ""])
+
+        failure = fails(users.UpdateUser, pb.UpdateUserRequest(user=pb.User(id=user.id, email="bad"), update_mask=mask))
+
+        assert failure.code is Code.INVALID_ARGUMENT
+        assert failure.violations == {
+            "update_mask.paths[0]": ["NOT_WRITABLE"],
+            "update_mask.paths[1]": ["NOT_WRITABLE"],
+            "update_mask.paths[2]": ["UNKNOWN_FIELD"],
+            "update_mask.paths[3]": ["UNKNOWN_FIELD"],
+            "update_mask.paths[5]": ["STAR_NOT_ALONE"],
+            "update_mask.paths[6]": ["UNKNOWN_FIELD"],
+            "user.email": ["INVALID_EMAIL"],
+        }
+
+    def test_taken_names(self, users: Users) -> None:
+        """Another user's name cannot be taken over."""
+        user, other = new_user(users), new_user(users)
+
+        email = fails(users.UpdateUser, pb.UpdateUserRequest(user=pb.User(id=user.id, email=other.email)))
+        name = fails(users.UpdateUser, pb.UpdateUserRequest(user=pb.User(id=user.id, username=other.username)))
+
+        assert (email.reason, name.reason) == ("EMAIL_TAKEN", "USERNAME_TAKEN")
+
+    def test_missing_and_deleted(self, users: Users) -> None:
+        """A missing user is NOT_FOUND, a deleted one FAILED_PRECONDITION."""
+        user = new_user(users)
+        users.DeleteUser(pb.DeleteUserRequest(id=user.id))
+
+        deleted = fails(users.UpdateUser, pb.UpdateUserRequest(user=pb.User(id=user.id, username=unique_name())))
+        missing = fails(users.UpdateUser, pb.UpdateUserRequest(user=pb.User(id=2**62, username=unique_name())))
+
+        assert (deleted.code, deleted.reason) == (Code.FAILED_PRECONDITION, "USER_DELETED")
+        assert (missing.code, missing.reason) == (Code.NOT_FOUND, "USER_NOT_FOUND")
+
+
+class TestDeleteUndeletePurge:
+    def test_a_deleted_user(self, users: Users) -> None:
+        """It can still be read, reports as inactive, and says when it will be gone."""
+        user = new_user(users)
+
+        deleted = users.DeleteUser(pb.DeleteUserRequest(id=user.id))
+
+        assert not deleted.is_active
+        assert deleted.purge_at.seconds - deleted.deleted_at.seconds == 30 * 24 * 3600
+        assert deleted.etag != user.etag
+        assert users.GetUser(by_id(user.id)) == deleted
+
+    def test_deleting_twice(self, users: Users) -> None:
+        """The second time there is nothing to delete: NOT_FOUND, or OK with allow_missing."""
+        user = new_user(users)
+        deleted = users.DeleteUser(pb.DeleteUserRequest(id=user.id))
+
+        assert fails(users.DeleteUser, pb.DeleteUserRequest(id=user.id)).code is Code.NOT_FOUND
+        assert users.DeleteUser(pb.DeleteUserRequest(id=user.id, allow_missing=True)) == deleted
+        assert users.DeleteUser(pb.DeleteUserRequest(id=2**62, allow_missing=True)) == pb.User()
+        assert fails(users.DeleteUser, pb.DeleteUserRequest(id=2**62)).code is Code.NOT_FOUND
+
+    @pytest.mark.parametrize("inactive", [False, True])
+    def test_undelete_restores_as_it_was(self, users: Users, inactive: bool) -> None:
+        """The stored flag comes back with the user."""
+        user = new_user(users, inactive=inactive)
+        users.DeleteUser(pb.DeleteUserRequest(id=user.id))
+
+        back = users.UndeleteUser(pb.UndeleteUserRequest(id=user.id))
+
+        assert back.is_active is not inactive
+        assert not back.HasField("deleted_at")
+        assert not back.HasField("purge_at")
+
+    def test_undelete_of_a_live_or_missing_user(self, users: Users) -> None:
+        """There is nothing to restore."""
+        user = new_user(users)
+
+        live = fails(users.UndeleteUser, pb.UndeleteUserRequest(id=user.id))
+        missing = fails(users.UndeleteUser, pb.UndeleteUserRequest(id=2**62))
+
+        assert (live.code, live.reason) == (Code.ALREADY_EXISTS, "USER_NOT_DELETED")
+        assert missing.code is Code.NOT_FOUND
+
+    def test_purge(self, users: Users) -> None:
+        """A deleted user is gone for good, and its names are free."""
+        user = new_user(users)
+
+        live = fails(users.PurgeUser, pb.PurgeUserRequest(id=user.id))
+        users.DeleteUser(pb.DeleteUserRequest(id=user.id))
+        users.PurgeUser(pb.PurgeUserRequest(id=user.id))
+
+        assert (live.code, live.reason) == (Code.FAILED_PRECONDITION, "USER_NOT_DELETED")
+        assert fails(users.GetUser, by_id(user.id)).code is Code.NOT_FOUND
+        assert fails(users.PurgeUser, pb.PurgeUserRequest(id=user.id)).code is Code.NOT_FOUND
+        assert new_user(users, name=user.username).id > user.id
+
+    def test_nothing_else_changes_a_deleted_user(self, users: Users) -> None:
+        """Every other change is FAILED_PRECONDITION."""
+        user = new_user(users)
+        users.DeleteUser(pb.DeleteUserRequest(id=user.id))
+        calls: list[tuple[Any, Any]] = [
+            (users.ActivateUser, pb.ActivateUserRequest),
+            (users.DeactivateUser, pb.DeactivateUserRequest),
+            (users.GrantSuperuser, pb.GrantSuperuserRequest),
+            (users.RevokeSuperuser, pb.RevokeSuperuserRequest),
+        ]
+
+        failures = [fails(call, request(id=user.id)) for call, request in calls]
+
+        assert {(failure.code, failure.reason) for failure in failures} == {(Code.FAILED_PRECONDITION, "USER_DELETED")}
+
+    def test_etags_of_transitions(self, users: Users) -> None:
+        """A stale etag stops delete and undelete."""
+        user = new_user(users)
+        stale = fails(users.DeleteUser, pb.DeleteUserRequest(id=user.id, etag="v77"))
+        deleted = users.DeleteUser(pb.DeleteUserRequest(id=user.id, etag=user.etag))
+        stale_back = fails(users.UndeleteUser, pb.UndeleteUserRequest(id=user.id, etag=user.etag))
+
+        assert {stale.reason, stale_back.reason} == {"ETAG_MISMATCH"}
+        assert users.UndeleteUser(pb.UndeleteUserRequest(id=user.id, etag=deleted.etag)).is_active
+
+
+class TestActivation:
+    def test_there_and_back(self, users: Users) -> None:
+        """Each step shows in the flag and moves the etag."""
+        user = new_user(users)
+
+        off = users.DeactivateUser(pb.DeactivateUserRequest(id=user.id, etag=user.etag))
+        on = users.ActivateUser(pb.ActivateUserRequest(id=user.id, etag=off.etag))
+
+        assert (off.is_active, on.is_active) == (False, True)
+        assert len({user.etag, off.etag, on.etag}) == 3
+
+    def test_already_so(self, users: Users) -> None:
+        """Being in the wanted state already is OK whatever the etag, and moves nothing."""
+        user = new_user(users)
+
+        assert users.ActivateUser(pb.ActivateUserRequest(id=user.id, etag="v99")) == user
+        failure = fails(users.DeactivateUser, pb.DeactivateUserRequest(id=user.id, etag="v99"))
+        assert (failure.code, failure.reason) == (Code.ABORTED, "ETAG_MISMATCH")
+
+    def test_missing(self, users: Users) -> None:
+        """A user that never was is NOT_FOUND."""
+        assert fails(users.ActivateUser, pb.ActivateUserRequest(id=2**62)).code is Code.NOT_FOUND
+
+
+class TestListUsers:
+    def test_page_size(self, users: Users) -> None:
+        """0 is the default, too many are coerced, negative is refused."""
+        new_user(users)
+
+        assert len(users.ListUsers(pb.ListUsersRequest(page_size=1)).users) == 1
+        assert len(users.ListUsers(pb.ListUsersRequest()).users) <= 50
+        assert users.ListUsers(pb.ListUsersRequest(page_size=2**31 - 1)).users
+        assert fails(users.ListUsers, pb.ListUsersRequest(page_size=-1)).violations == {"page_size": ["NEGATIVE"]}
+
+    def test_tokens_belong_to_their_list(self, users: Users) -> None:
+        """A token of another filter or order, or an edited or foreign one, is refused; another page size is fine."""
+        new_user(users), new_user(users), new_user(users)
+        token = users.ListUsers(pb.ListUsersRequest(page_size=1)).next_page_token
+        flag = pb.ListUsersRequest.Filter(is_active=True)
+        others = [
+            pb.ListUsersRequest(page_token=token, order_by="email"),
+            pb.ListUsersRequest(page_token=token, order_by="created_at"),
+            pb.ListUsersRequest(page_token=token, filter=flag),
+            pb.ListUsersRequest(page_token=token, show_deleted=True),
+            pb.ListUsersRequest(page_token=token[:-4] + "AAAA"),
+            pb.ListUsersRequest(page_token=token + "x"),
+            pb.ListUsersRequest(page_token="bm90IG91cnM="),
+            pb.ListUsersRequest(page_token="ü"),
+        ]
+
+        assert users.ListUsers(pb.ListUsersRequest(page_token=token, page_size=2)).users
+        for other in others:
+            failure = fails(users.ListUsers, other)
+            assert failure.code is Code.INVALID_ARGUMENT
+            assert failure.violations == {"page_token": ["INVALID_PAGE_TOKEN"]}
+
+    @pytest.mark.parametrize("order_by", ["name", "email asc desc", "email,id", "; drop table users", "x" * 100_000])
+    def test_unknown_orders(self, users: Users, order_by: str) -> None:
+        """Only the five columns, each with or without desc."""
+        assert fails(users.ListUsers, pb.ListUsersRequest(order_by=order_by)).violations == {
+            "order_by": ["INVALID_ORDER"]
+        }
+
+    def test_a_prefix_orders_by_its_own_column(self, users: Users) -> None:
+        """Another order, or two prefixes, would read all that matches: refused."""
+        flt = pb.ListUsersRequest.Filter
+        wrong = pb.ListUsersRequest(filter=flt(email_prefix="a"), order_by="id")
+        both = pb.ListUsersRequest(filter=flt(email_prefix="a", username_prefix="a"))
+
+        assert fails(users.ListUsers, wrong).violations == {"order_by": ["INVALID_ORDER"]}
+        assert fails(users.ListUsers, both).violations == {"filter.username_prefix": ["TWO_PREFIXES"]}
+        assert users.ListUsers(pb.ListUsersRequest(filter=flt(email_prefix="a"), order_by="email desc")) is not None
+
+    def test_prefixes_find_their_users(self, users: Users) -> None:
+        """In any case, ordered by the column, and nothing else."""
+        stem = unique_name()
+        made = [new_user(users, name=f"{stem}.{end}") for end in ("b", "a", "c")]
+        new_user(users, name=stem[:-1] + "zzz")
+
+        by_email = users.ListUsers(
+            pb.ListUsersRequest(filter=pb.ListUsersRequest.Filter(email_prefix=f"{stem.upper()}."))
+        )
+        by_name = users.ListUsers(
+            pb.ListUsersRequest(filter=pb.ListUsersRequest.Filter(username_prefix=f"{stem}."), order_by="username desc")
+        )
+
+        assert [user.id for user in by_email.users] == [made[1].id, made[0].id, made[2].id]
+        assert [user.id for user in by_name.users] == [made[2].id, made[0].id, made[1].id]
+
+    def test_impossible_times(self, users: Users) -> None:
+        """A Timestamp that is no time names its field."""
+        bad = pb.ListUsersRequest.Filter(
+            created_after=Timestamp(seconds=2**62), created_before=Timestamp(nanos=-1), updated_after=Timestamp()
+        )
+
+        assert fails(users.ListUsers, pb.ListUsersRequest(filter=bad)).violations == {
+            "filter.created_after": ["INVALID_TIMESTAMP"],
+            "filter.created_before": ["INVALID_TIMESTAMP"],
+        }
+
+
+class TestGetUser:
+    def test_missing(self, users: Users) -> None:
+        """No user, no difference why: ids beyond the column's range as well."""
+        keys = [pb.UserKey(id=2**63 - 1), pb.UserKey(email="nobody@example.com"), pb.UserKey(username="nobody-here")]
+
+        failures = [fails(users.GetUser, pb.GetUserRequest(key=key)) for key in keys]
+
+        assert {(failure.code, failure.reason) for failure in failures} == {(Code.NOT_FOUND, "USER_NOT_FOUND")}
+
+    @pytest.mark.parametrize(
+        "key, violation",
+        [
+            (pb.UserKey(), {"key": ["REQUIRED"]}),
+            (pb.UserKey(id=0), {"key.id": ["INVALID_ID"]}),
+            (pb.UserKey(id=-1), {"key.id": ["INVALID_ID"]}),
+            (pb.UserKey(email=""), {"key.email": ["INVALID_EMAIL"]}),
+            (pb.UserKey(username="with@at"), {"key.username": ["INVALID_USERNAME"]}),
+            (pb.UserKey(username="na\x00me"), {"key.username": ["CONTROL_CHARACTER"]}),
+        ],
+    )
+    def test_malformed_keys(self, users: Users, key: pb.UserKey, violation: dict[str, list[str]]) -> None:
+        """A key that can be nobody's is a mistake, not a missing user."""
+        assert fails(users.GetUser, pb.GetUserRequest(key=key)).violations == violation
+
+
+class TestSuperusers:
+    def test_granting_is_repeatable(self, users: Users) -> None:
+        """The mark is set once and stays; the flag shows it."""
+        user = new_user(users)
+
+        granted = users.GrantSuperuser(pb.GrantSuperuserRequest(id=user.id, etag=user.etag))
+
+        assert granted.is_superuser
+        assert users.GrantSuperuser(pb.GrantSuperuserRequest(id=user.id, etag="v99")) == granted
+
+    def test_revoking_one_of_two(self, users: Users) -> None:
+        """While another one acts, the mark can be taken away."""
+        keeper, user = new_user(users), new_user(users)
+        for one in (keeper, user):
+            users.GrantSuperuser(pb.GrantSuperuserRequest(id=one.id))
+
+        assert not users.RevokeSuperuser(pb.RevokeSuperuserRequest(id=user.id)).is_superuser

@@ -1,0 +1,198 @@
+"""The pipeline as callers meet it: ids, limits, malformed bytes, bugs, overload, health and reflection."""
+
+import threading
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.empty_pb2 import Empty
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
+from sqlalchemy.engine import URL
+
+from personae.v1 import user_pb2
+from service.app import MAX_MESSAGE_BYTES, SERVICE_NAMES
+from service.rpc.status import MAX_VIOLATIONS
+from tests.support.errors import fails, failure_of
+from tests.support.factories import new_user
+from tests.support.servers import RunningServer, running
+from tests.support.threads import at_once
+
+Code = grpc.StatusCode
+GET_USER = "/personae.v1.UserService/GetUser"
+
+
+def raw_call(server: RunningServer, method: str, data: bytes) -> Any:
+    """Call a method with bytes as they are."""
+    return server.channel.unary_unary(method, request_serializer=None, response_deserializer=None)(data, timeout=10)
+
+
+class TestRequestIds:
+    def test_the_caller_s_own_comes_back(self, server: RunningServer) -> None:
+        """On success and on failure, so that the caller finds its call in our log."""
+        user = new_user(server.users)
+        metadata = (("x-request-id", "order-77.b"),)
+
+        _, call = server.users.GetUser.with_call(
+            user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id)), metadata=metadata
+        )
+        failure = fails(server.users.GetUser, user_pb2.GetUserRequest(), metadata=metadata)
+
+        assert ("x-request-id", "order-77.b") in [tuple(pair) for pair in call.trailing_metadata()]
+        assert failure.trailers["x-request-id"] == "order-77.b"
+
+    @pytest.mark.parametrize("bad", ["", "with space", "x" * 65, 'quote"', "new\tline"])
+    def test_one_that_is_unfit_for_a_log_is_replaced(self, server: RunningServer, bad: str) -> None:
+        """Nobody writes into our log by way of an id."""
+        failure = fails(server.users.GetUser, user_pb2.GetUserRequest(), metadata=(("x-request-id", bad),))
+
+        assert len(failure.trailers["x-request-id"]) == 32
+
+
+class TestMalformedBytes:
+    @pytest.mark.parametrize(
+        "data",
+        [b"\xff", b"\x0a\x05ab", b"\x0a\xff\xff\xff\xff\x0f", b"\x0a\x06\x12\x04\xff\xfe\xfd\xfc", b"\x00" * 1000],
+        ids=["truncated tag", "truncated field", "huge length", "invalid UTF-8", "field number 0"],
+    )
+    def test_are_the_caller_s_fault(self, server: RunningServer, data: bytes) -> None:
+        """What is no message of the type is INVALID_ARGUMENT, never INTERNAL."""
+        with pytest.raises(grpc.RpcError) as caught:
+            raw_call(server, GET_USER, data)
+
+        failure = failure_of(caught.value)
+        assert (failure.code, failure.reason) == (Code.INVALID_ARGUMENT, "MALFORMED_MESSAGE")
+
+    def test_more_than_the_receive_limit(self, server: RunningServer) -> None:
+        """GRPC itself refuses what is over 4 MiB."""
+        with pytest.raises(grpc.RpcError) as caught:
+            raw_call(server, GET_USER, b"x" * (MAX_MESSAGE_BYTES + 1))
+
+        assert caught.value.code() is Code.RESOURCE_EXHAUSTED
+
+    def test_unknown_fields_are_ignored(self, server: RunningServer) -> None:
+        """A newer caller is understood."""
+        user = new_user(server.users)
+        request = user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id)).SerializeToString() + b"\xf8\x07\x01"
+
+        assert user_pb2.User.FromString(raw_call(server, GET_USER, request)) == user
+
+
+class TestErrors:
+    def test_details_stay_small(self, server: RunningServer) -> None:
+        """A thousand bad keys are reported in less than 4 kB, which says how many more there are."""
+        keys = [user_pb2.UserKey(username="ü" * 20)] * 1000
+
+        failure = fails(server.users.BatchGetUsers, user_pb2.BatchGetUsersRequest(keys=keys))
+
+        assert len(failure.violations) == MAX_VIOLATIONS
+        assert "and 997 more" in failure.message
+
+    def test_a_bug_shows_nothing_but_an_id(self, private_server: RunningServer) -> None:
+        """What broke is in the log, under the id that the caller got; a broken user does not break others."""
+        user, other = new_user(private_server.users), new_user(private_server.users)
+        with private_server.database.engine.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE users RENAME COLUMN email_verified_at TO gone")
+
+        failure = fails(private_server.users.GetUser, user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id)))
+
+        assert (failure.code, failure.reason) == (Code.INTERNAL, "INTERNAL")
+        assert failure.error_metadata["error_id"] in failure.message
+        assert "gone" not in failure.message
+        assert "email" not in failure.message
+        assert other.id
+
+    def test_unknown_methods(self, server: RunningServer) -> None:
+        """GRPC's own answer."""
+        with pytest.raises(grpc.RpcError) as caught:
+            raw_call(server, "/personae.v1.UserService/Nothing", b"")
+
+        assert caught.value.code() is Code.UNIMPLEMENTED
+
+
+class TestOverload:
+    def test_what_does_not_fit_is_pushed_back_and_health_answers(self, private_url: URL) -> None:
+        """With every thread busy and the queue full: RESOURCE_EXHAUSTED with pushback, and a health check that works."""
+        with running(private_url, grpc_threads=2, grpc_max_waiting=2) as server:
+            user = new_user(server.users)
+            update = user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, email="other@example.com"))
+            with server.database.engine.connect() as holder:
+                holder.exec_driver_sql(f"SELECT 1 FROM users WHERE id = {user.id} FOR UPDATE")
+                release = threading.Timer(1.0, holder.rollback)
+                release.start()
+                health = health_pb2_grpc.HealthStub(server.channel)
+
+                def call(index: int) -> Any:
+                    if index == 0:
+                        return health.Check(health_pb2.HealthCheckRequest(), timeout=10)
+                    return server.users.UpdateUser(update, timeout=30)
+
+                results = at_once(21, call)
+                release.join()
+
+        refused = [failure_of(one) for one in results[1:] if isinstance(one, grpc.RpcError)]
+        assert results[0] == health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+        assert {(one.code, one.reason) for one in refused} == {(Code.RESOURCE_EXHAUSTED, "SERVER_BUSY")}
+        assert all(int(one.trailers["grpc-retry-pushback-ms"]) > 0 for one in refused)
+        assert 1 <= 20 - len(refused) <= 6
+
+
+class TestBuiltIn:
+    def test_health_knows_every_service(self, server: RunningServer) -> None:
+        """The server as a whole and each service by its name; others are NOT_FOUND."""
+        health = health_pb2_grpc.HealthStub(server.channel)
+        serving = health_pb2.HealthCheckResponse.SERVING
+
+        for name in ("", *SERVICE_NAMES):
+            assert health.Check(health_pb2.HealthCheckRequest(service=name)).status == serving
+        assert set(health.List(health_pb2.HealthListRequest()).statuses) == {"", *SERVICE_NAMES}
+        with pytest.raises(grpc.RpcError) as caught:
+            health.Check(health_pb2.HealthCheckRequest(service="nothing"))
+        assert caught.value.code() is Code.NOT_FOUND
+
+    def test_many_watchers_take_no_threads(self, private_url: URL) -> None:
+        """More watchers than threads, and calls are answered all the same."""
+        with running(private_url, grpc_threads=2) as server:
+            health = health_pb2_grpc.HealthStub(server.channel)
+            watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(6)]
+            assert [next(watch).status for watch in watches] == [health_pb2.HealthCheckResponse.SERVING] * 6
+
+            assert new_user(server.users).id
+            for watch in watches:
+                watch.cancel()
+
+    @pytest.mark.parametrize("version", ["v1alpha", "v1"])
+    def test_reflection_in_both_versions(self, server: RunningServer, version: str) -> None:
+        """Older and newer tools find the services and their files."""
+        call = server.channel.stream_stream(
+            f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )
+        requests = [
+            reflection_pb2.ServerReflectionRequest(list_services=""),
+            reflection_pb2.ServerReflectionRequest(file_containing_symbol="personae.v1.UserService"),
+            reflection_pb2.ServerReflectionRequest(
+                file_containing_symbol=f"grpc.reflection.{version}.ServerReflection"
+            ),
+        ]
+
+        listed, file, itself = call(iter(requests), timeout=10)
+
+        assert {*SERVICE_NAMES, "grpc.health.v1.Health"} <= {
+            service.name for service in listed.list_services_response.service
+        }
+        assert file.file_descriptor_response.file_descriptor_proto
+        assert itself.file_descriptor_response.file_descriptor_proto
+
+    def test_reflection_is_off_unless_it_is_wanted(self, private_url: URL) -> None:
+        """In production nobody is told what there is."""
+        with running(private_url, grpc_reflection=False) as server:
+            for version in ("v1", "v1alpha"):
+                method = f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
+                call = server.channel.stream_stream(
+                    method, request_serializer=Empty.SerializeToString, response_deserializer=Empty.FromString
+                )
+                with pytest.raises(grpc.RpcError) as caught:
+                    next(call(iter([Empty()]), timeout=10))
+                assert caught.value.code() is Code.UNIMPLEMENTED

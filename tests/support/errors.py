@@ -1,0 +1,52 @@
+"""What a caller reads from a failed RPC."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from service.rpc.status import DETAILS_KEY
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A status with its details taken apart."""
+
+    code: grpc.StatusCode
+    message: str
+    reason: str
+    violations: dict[str, list[str]]
+    trailers: dict[str, str]
+    details_size: int
+    error_metadata: dict[str, str]
+
+
+def failure_of(error: Any) -> Failure:
+    """The failure in an RpcError. Every error of the pipeline has an ErrorInfo of our domain."""
+    status = rpc_status.from_call(error)
+    assert status is not None, f"{error.code()} without details: {error.details()}"
+    found: dict[str, Any] = {}
+    for detail in status.details:
+        for kind in (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo):
+            if detail.Is(kind.DESCRIPTOR):
+                found[kind.__name__] = kind.FromString(detail.value)
+    info = found["ErrorInfo"]
+    assert info.domain == "personae"
+    violations: dict[str, list[str]] = {}
+    for violation in found["BadRequest"].field_violations if "BadRequest" in found else ():
+        violations.setdefault(violation.field, []).append(violation.reason)
+    trailers = {key: value for key, value in error.trailing_metadata() if isinstance(value, str)}
+    size = sum(len(value) for key, value in error.trailing_metadata() if key == DETAILS_KEY)
+    assert size <= 4096
+    return Failure(error.code(), error.details(), info.reason, violations, trailers, size, dict(info.metadata))
+
+
+def fails(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Failure:
+    """Call an RPC that must fail; how it did."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call(*args, **kwargs)
+    return failure_of(caught.value)
