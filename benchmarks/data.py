@@ -29,6 +29,8 @@ from service.dev.postgres import EmbeddedPostgres
 
 PASSWORD = "correct horse battery staple"
 COST = 12
+SIGNS_IN = 1
+"""The id of a user who may."""
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 YEARS = 3
 PREFIX = "m"
@@ -38,6 +40,7 @@ _SPAN = timedelta(days=365 * YEARS)
 _INACTIVE, _DELETED, _SUPERUSERS, _CHANGED, _WITH_PASSWORD = 0.05, 0.01, 0.0002, 0.5, 0.9
 _PURGE_AFTER = timedelta(days=36_500)  # in the future at any run: the service's sweeper must find nothing to do
 _CONSONANTS, _VOWELS, _DOMAINS = "bdfghklnprstvz", "aeiou", 300
+_NULL = "\\N"
 _COPY_ROWS = 50_000
 _COLUMNS = (
     "id",
@@ -147,20 +150,21 @@ def _rows(users: int) -> Iterator[str]:
         created = NOW - _SPAN * ((users - number + dice.random()) / users)
         is_changed = dice.random() < _CHANGED
         updated = created + (NOW - created) * dice.random() if is_changed else created
-        deleted = updated.isoformat() if is_changed and dice.random() < _DELETED / _CHANGED else "\\N"
+        is_deleted = is_changed and dice.random() < _DELETED / _CHANGED and number != SIGNS_IN
+        deleted = updated.isoformat() if is_deleted else _NULL
         username = f"{_name(dice)}{dice.choice('._-')}{_name(dice)}{number}"
         values = (
             str(number),
             f"{username}@{dice.randrange(_DOMAINS)}.example.com",
             username,
-            stored_hash if dice.random() < _WITH_PASSWORD or number == 1 else "\\N",
-            "f" if dice.random() < _INACTIVE else "t",
+            stored_hash if dice.random() < _WITH_PASSWORD or number == SIGNS_IN else _NULL,
+            "f" if dice.random() < _INACTIVE and number != SIGNS_IN else "t",
             "t" if dice.random() < _SUPERUSERS else "f",
             created.isoformat(),
             updated.isoformat(),
             "2" if is_changed else "1",
             deleted,
-            "\\N" if deleted == "\\N" else (updated + _PURGE_AFTER).isoformat(),
+            (updated + _PURGE_AFTER).isoformat() if is_deleted else _NULL,
         )
         yield "\t".join(values) + "\n"
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks.machine import cpu_seconds, on_cores
 from benchmarks.table import MeasurementError
@@ -29,6 +30,7 @@ AUTHENTICATE = "/personae.v1.AuthenticationService/Authenticate"
 _DEADLINE_SECONDS = 10
 _CHANNELS = 4
 _WARM_UP_SECONDS = 0.3
+_STEP_SECONDS = 0.002
 
 _IDS_IN: dict[str, Callable[[bytes], list[int]]] = {
     GET_USER: lambda raw: [user_pb2.User.FromString(raw).id],
@@ -132,6 +134,46 @@ def latencies(target: str, requests: Sequence[Request], *, rounds: int) -> list[
                 if round_number:  # the first one warms up
                     taken.append(took)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class ListPage:
+    """One page of a list: which, the token that leads to it, and who is on it."""
+
+    number: int
+    token: str
+    ids: list[int]
+
+
+def walk(target: str, body: bytes, *, pages: int) -> list[ListPage]:
+    """Go through a list from its first page; that one, and the last full one among so many pages, if there are."""
+    message = user_pb2.ListUsersRequest.FromString(body)
+    seen: list[ListPage] = []
+    with _channel(target) as channel:
+        call: Any = channel.unary_unary(LIST_USERS)
+        for number in range(1, pages + 1):
+            raw = call(message.SerializeToString(), timeout=_DEADLINE_SECONDS)
+            response = user_pb2.ListUsersResponse.FromString(raw)
+            if len(response.users) < message.page_size:
+                break
+            seen[1:] = [ListPage(number, message.page_token, [user.id for user in response.users])]
+            message.page_token = response.next_page_token
+            if not message.page_token:
+                break
+    return seen
+
+
+def wait_until_serving(target: str) -> None:
+    """Ask health until it says SERVING. Raises MeasurementError when it does not within the deadline."""
+    give_up_at = time.monotonic() + _DEADLINE_SECONDS
+    with _channel(target) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        while time.monotonic() < give_up_at:
+            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=_DEADLINE_SECONDS, wait_for_ready=True)
+            if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                return
+            time.sleep(_STEP_SECONDS)
+    raise MeasurementError(f"the server was not SERVING within {_DEADLINE_SECONDS} s")
 
 
 class _Crew:

@@ -6,12 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy.engine import URL
 
+from benchmarks.machine import on_cores
 from benchmarks.table import MeasurementError
 from service.base.secret_keys import generate_secret_key
 from service.base.settings import Settings
@@ -66,15 +67,20 @@ def run_verb(verb: str, url: URL, directory: Path) -> None:
 
 @contextmanager
 def running(
-    program: tuple[str, ...], url: URL, directory: Path, settings: Mapping[str, str] | None = None
+    program: tuple[str, ...],
+    url: URL,
+    directory: Path,
+    *,
+    settings: Mapping[str, str] | None = None,
+    cores: frozenset[int] | None = None,
 ) -> Iterator[Server]:
-    """A server, from when it listens until the block ends.
+    """A server, from when it listens until the block ends; on these cores, or on any.
 
-    It works in `directory`, where no .env is found, and logs into a file there. Cores: see `on_cores`.
+    It works in `directory`, where no .env is found, and logs into a file there.
     Raises MeasurementError when it does not come up.
     """
     log = directory / f"{time.monotonic_ns()}.log"
-    with log.open("wb") as stream:
+    with log.open("wb") as stream, nullcontext() if cores is None else on_cores(cores):
         process = subprocess.Popen(
             [sys.executable, *program],
             cwd=directory,

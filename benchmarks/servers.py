@@ -74,11 +74,8 @@ def main(kind: str) -> None:
     settings = load_settings()
     assert settings.url is not None
     server = grpc.server(ThreadPoolExecutor(settings.grpc_threads), options=(("grpc.so_reuseport", 0),))
-    servicer: user_pb2_grpc.UserServiceServicer
-    if kind == "bare":
-        servicer = Bare(settings.url)  # type: ignore[abstract]  # GetUser is all that is asked of it
-    else:
-        servicer = SessionAndCore(settings.url, settings)  # type: ignore[abstract]  # as above
+    # GetUser is all that is asked of them.
+    servicer = Bare(settings.url) if kind == "bare" else SessionAndCore(settings.url, settings)  # type: ignore[abstract]
     user_pb2_grpc.add_UserServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()

@@ -37,6 +37,10 @@ class Findings:
         """A figure that must not be lower than its bar."""
         self._add(what, value, f">= {bar:g}{unit}", unit, digits, is_met=value >= bar)
 
+    def note(self, text: str) -> None:
+        """A line under the table."""
+        self.notes.append(text)
+
     def _add(self, what: str, value: float, bar: str, unit: str, digits: int, *, is_met: bool) -> None:
         self.figures.append(Figure(what, bar, f"{value:.{digits}f}{unit}", is_met))
 

@@ -47,12 +47,14 @@ def where_raised(error: BaseException) -> list[str]:
     Texts of driver and validation errors repeat what a user typed, so they are left out of the log as a whole.
     """
     lines: list[str] = []
-    seen: BaseException | None = error
-    while seen is not None:
-        frames = traceback.extract_tb(seen.__traceback__)
-        lines.append(type(seen).__qualname__)
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:  # a chain may bite its own tail
+        chain.append(link)
+        lines.append(type(link).__qualname__)
+        frames = traceback.extract_tb(link.__traceback__)
         lines += [f"  {frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
-        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
     return lines
 
 

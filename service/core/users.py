@@ -474,7 +474,9 @@ def _change(
     """Change a user by one compare-and-set; look closer, under a lock, only when that changed nothing.
 
     at_once: the rows that can be changed without looking. is_so: whether there is nothing to do; raises for a state
-    that forbids the change. The lock order is superuser lock, then row: no two of these calls can deadlock.
+    that forbids the change.
+    The lock order is row, then superuser lock: an UPDATE that waited for a row keeps it locked even when it then
+    changes nothing, so the row cannot come second.
     """
     change = (
         update(_users)
@@ -488,8 +490,6 @@ def _change(
         compared = compared.where(_users.c.version == version)
     row = session.execute(compared).one_or_none()
     if row is None:
-        if may_lose_superuser:
-            session.execute(select(func.pg_advisory_xact_lock(_SUPERUSER_LOCK)))
         user = _locked(session, user_id)
         if is_so(user):
             return user
@@ -522,7 +522,12 @@ def _is_acting_superuser(user: UserRecord) -> bool:
 
 
 def _require_another_superuser(session: Session, user_id: int) -> None:
-    """Raises LastSuperuserError. Right only under the superuser lock."""
+    """Raises LastSuperuserError. The user's own row is locked already; here it waits for others who lose a superuser.
+
+    Who has the superuser lock waits for nothing any more, so that nobody can deadlock; and who gets it sees what the
+    one before has committed, because each statement looks at the database anew.
+    """
+    session.execute(select(func.pg_advisory_xact_lock(_SUPERUSER_LOCK)))
     acting = and_(_users.c.is_superuser, _users.c.is_active, _LIVE, _users.c.id != user_id)
     if session.scalar(select(_users.c.id).where(acting).limit(1)) is None:
         raise LastSuperuserError

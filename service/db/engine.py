@@ -1,7 +1,7 @@
 """The one engine with its one pool, and the session that each RPC gets from it.
 
-A read is one statement on the wire: its connection is switched to autocommit, and back when the next RPC that has it
-writes. A write is BEGIN, its statements, COMMIT. The caller's deadline travels in front of a statement as its
+A read is one statement on the wire: it switches the connection it checked out to autocommit, and check-in switches it
+back. A write is BEGIN, its statements, COMMIT. The caller's deadline travels in front of a statement as its
 timeout, in the same message. A connection that was used lately is handed out without a ping.
 """
 
@@ -12,9 +12,11 @@ from typing import Any
 import psycopg2.extensions
 from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.engine import URL
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from service.base.clock import monotonic
 from service.base.errors import DeadlineOverError
@@ -59,9 +61,15 @@ def _after_begin(session: Session, _transaction: SessionTransaction, connection:
     """The session has got a connection: pass on to it what the driver's level must know."""
     driver: Any = connection.connection.dbapi_connection
     driver.deadline = session.info[_DEADLINE]
-    # A connection keeps the mode of its last use: switching releases the GIL, which costs more than the statement.
-    if driver.autocommit is not session.info[_IS_READING]:
-        driver.autocommit = session.info[_IS_READING]
+    driver.autocommit = session.info[_IS_READING]
+
+
+def _on_checkin(connection: DBAPIConnection | None, _entry: ConnectionPoolEntry) -> None:
+    """Nothing of the RPC stays on the connection."""
+    driver: Any = connection  # None after it was invalidated
+    if driver is not None and not driver.closed:
+        driver.autocommit = False
+        driver.deadline = None
 
 
 def _before_commit(session: Session) -> None:
@@ -110,6 +118,7 @@ class Database:
             },
         )
         _ping_only_after(ping_idle, self.engine.dialect)
+        event.listen(self.engine.pool, "checkin", _on_checkin)
 
     @contextmanager
     def scope(self, *, deadline: float | None = None, is_idempotent: bool = False) -> Iterator[Session]:
@@ -124,12 +133,15 @@ class Database:
         try:
             yield session
         except (DBAPIError, PoolTimeoutError) as error:
-            raise translate(
+            fault = translate(
                 error,
                 commit=session.info[_COMMIT],
                 is_deadline_over=deadline is not None and monotonic() >= deadline,
                 is_idempotent=is_idempotent,
-            ) from error
+            )
+            if fault is None:
+                raise
+            raise fault from error
         finally:
             session.close()
 
@@ -179,7 +191,6 @@ def _ping_only_after(idle: float, dialect: Any) -> None:
     ping = dialect.do_ping
 
     def do_ping(connection: _Connection) -> bool:
-        connection.deadline = None  # that of the RPC before
         return monotonic() - connection.used_at < idle or bool(ping(connection))
 
     dialect.do_ping = do_ping

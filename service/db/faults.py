@@ -1,6 +1,6 @@
 """What the driver reports, as an error of the service: by SQLSTATE and constraint name, never by text.
 
-Anything that is not in these tables is a bug and passes through unchanged, to end as INTERNAL.
+Anything that is not in these tables is a bug, is raised unchanged, and ends as INTERNAL.
 """
 
 import enum
@@ -44,14 +44,14 @@ _AUTHENTICATION = ("28", "3D")  # the role or the database is not there (any mor
 
 def translate(
     error: DBAPIError | PoolTimeoutError, *, commit: Commit, is_deadline_over: bool, is_idempotent: bool
-) -> PersonaeError | DBAPIError:
-    """The error of the service that stands for this one; the driver's own error when nothing does."""
+) -> PersonaeError | None:
+    """The error of the service that stands for this one; None when nothing does, which is a bug."""
     if isinstance(error, PoolTimeoutError):
         return DatabaseBusyError()
     sqlstate = _sqlstate(error)
     if sqlstate == _UNIQUE_VIOLATION:
         known = UNIQUE_CONSTRAINTS.get(_constraint(error))
-        return error if known is None else known()
+        return None if known is None else known()
     if sqlstate == _QUERY_CANCELED and is_deadline_over:
         return DeadlineOverError()
     if sqlstate in _CONFLICTS:
@@ -60,7 +60,7 @@ def translate(
         return DatabaseBusyError()
     if _is_connection_fault(error, sqlstate):
         return _connection_fault(error, commit, is_idempotent=is_idempotent)
-    return error
+    return None
 
 
 def _connection_fault(error: DBAPIError, commit: Commit, *, is_idempotent: bool) -> PersonaeError:

@@ -182,12 +182,9 @@ def test_a_blocked_statement_ends_with_the_deadline(proxied: Proxied) -> None:
     user = new_user(proxied.server.users)
     with proxied.server.database.engine.connect() as holder:
         holder.exec_driver_sql(f"SELECT 1 FROM users WHERE id = {user.id} FOR UPDATE")
-        failure = pytest.raises(
-            grpc.RpcError,
-            proxied.server.users.UpdateUser,
-            user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, username=unique_name())),
-            timeout=0.2,
-        )
+        update = user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, username=unique_name()))
+        with pytest.raises(grpc.RpcError) as failure:
+            proxied.server.users.UpdateUser(update, timeout=0.2)
         assert failure.value.code() is Code.DEADLINE_EXCEEDED
         waiting = (
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"

@@ -99,7 +99,7 @@ def _goes_on(command: str) -> bool:
 
 def _expanded(command: str, variables: dict[str, str]) -> str:
     """The command with its `$NAME`s replaced, but for those in single quotes."""
-    parts = command.split("'")
+    parts = command.replace("\\\n", " ").split("'")
     for index in range(0, len(parts), 2):
         parts[index] = re.sub(r"\$([A-Z_]+)", lambda found: variables[found[1]], parts[index])
     return "'".join(parts)

@@ -90,7 +90,9 @@ def run(command: Command, channel: grpc.Channel) -> Answer:
         return Answer(lines=_listed(command.service, channel))
     service_name, _, method_name = command.method.partition("/")
     method = descriptor_pool.Default().FindServiceByName(service_name).methods_by_name[method_name]
-    request = json_format.Parse(command.data, message_factory.GetMessageClass(method.input_type)())
+    request = json_format.ParseDict(
+        _plain(json.loads(command.data)), message_factory.GetMessageClass(method.input_type)()
+    )
     call: Any = channel.unary_unary(
         f"/{command.method}",
         request_serializer=lambda message: message.SerializeToString(),
@@ -125,6 +127,15 @@ def _failed(error: Any) -> Answer:
 def _as_json(message: Any) -> Any:
     """As grpcurl shows it: names as in the proto, and no fields that have their default."""
     return json_format.MessageToDict(message, preserving_proto_field_name=True)
+
+
+def _plain(value: Any) -> Any:
+    """What grpcurl reads, as protobuf's own JSON: a field mask is an object there, and a text in camel case here."""
+    if isinstance(value, dict):
+        if value.keys() == {"paths"}:
+            return ",".join(re.sub(r"_([a-z])", lambda found: found[1].upper(), path) for path in value["paths"])
+        return {key: _plain(inner) for key, inner in value.items()}
+    return value
 
 
 def _documents(text: str) -> list[Any]:

@@ -1,0 +1,88 @@
+"""`make bench`: measures what Personae promises, and prints one table.
+
+A bar that is missed is shown, not a failure: the exit status is 0 whenever the run came to its end. All figures are
+ratios within one run, or sizes of one process, so that they can be compared between machines. See docs/performance.md.
+"""
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from benchmarks.bench import FULL, QUICK, Bench, Sizes, bench
+from benchmarks.figures import cpu, lists, memory, sign_in, start, statements
+from benchmarks.machine import UnsupportedMachineError, describe
+from benchmarks.table import Figure, Findings, MeasurementError, show
+from service.dev.postgres import EmbeddedPostgresError
+
+_MEASUREMENTS: dict[str, Callable[[Bench], Findings]] = {
+    "cpu": cpu.measure,
+    "statements": statements.measure,
+    "sign-in": sign_in.measure,
+    "lists": lists.measure,
+    "memory": memory.measure,
+    "start": start.measure,
+}
+_SOAK_RPCS = 1_000_000
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    names, sizes = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that all that was started is ended
+    started = time.monotonic()
+    try:
+        with bench(sizes) as running:
+            findings = [_measured(name, running) for name in names]
+            machine = _machine(running)
+    except (UnsupportedMachineError, EmbeddedPostgresError, MeasurementError) as error:
+        sys.exit(f"bench: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    _say("")
+    print(show([figure for found in findings for figure in found.figures]))
+    print(f"\n{machine}")
+    for note in (note for found in findings for note in found.notes):
+        print(f"- {note}")
+    print(f"Medians, with the lowest and highest value in brackets. Took {time.monotonic() - started:.0f} s.")
+
+
+def _machine(running: Bench) -> str:
+    if not running.cores.are_apart:
+        where = "everything on one core"
+    elif running.server.is_embedded:
+        where = "one core for the measured server, callers and database on the rest"
+    else:
+        where = "one core for the measured server, callers on the rest"
+    whose = "embedded" if running.server.is_embedded else "of DATABASE_URL"
+    return f"{describe()}; PostgreSQL {running.server.version} ({whose}); {where}."
+
+
+def _arguments() -> tuple[list[str], Sizes]:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("name", nargs="*", choices=[*_MEASUREMENTS, []], help="what to measure; by default everything")
+    parser.add_argument("--quick", action="store_true", help="small sizes: to see that it runs, not for figures")
+    parser.add_argument("--soak", action="store_true", help=f"look at the memory over {_SOAK_RPCS:,} RPCs (minutes)")
+    given = parser.parse_args()
+    sizes = QUICK if given.quick else FULL
+    return given.name or list(_MEASUREMENTS), replace(sizes, rpcs=_SOAK_RPCS) if given.soak else sizes
+
+
+def _measured(name: str, running: Bench) -> Findings:
+    _say(f"measuring: {name} …")
+    try:
+        return _MEASUREMENTS[name](running)
+    except MeasurementError as error:
+        return Findings(figures=[Figure(name, "", "", None)], notes=[f"{name}: {error}"])
+
+
+def _say(text: str) -> None:
+    """Progress, for people who wait; not part of the result."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""What every measurement is given: the cores, the database server, the callers, and how much to do."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from sqlalchemy.engine import URL
+
+from benchmarks.data import DatabaseServer, database, database_server
+from benchmarks.load import Callers, callers
+from benchmarks.machine import Cores, find_cores
+from service.base.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much of everything: enough for a figure to trust, or just enough to see that it runs."""
+
+    rounds: int
+    seconds: float
+    """For each server and round of the CPU figures."""
+    few_users: int
+    many_users: int
+    sign_ins: int
+    """For each core and round."""
+    sign_in_rounds: int
+    rpcs: int
+    """Between the two looks at the memory."""
+    starts: int
+    repeats: int
+    """Of each page of a list."""
+
+
+FULL = Sizes(
+    rounds=9,
+    seconds=1.5,
+    few_users=10_000,
+    many_users=1_000_000,
+    sign_ins=12,
+    sign_in_rounds=5,
+    rpcs=50_000,
+    starts=5,
+    repeats=40,
+)
+QUICK = Sizes(
+    rounds=3,
+    seconds=0.5,
+    few_users=10_000,
+    many_users=100_000,
+    sign_ins=3,
+    sign_in_rounds=2,
+    rpcs=5_000,
+    starts=2,
+    repeats=10,
+)
+
+
+@dataclass(slots=True)
+class Bench:
+    """Everything that runs while measurements are made, and ends with them."""
+
+    cores: Cores
+    server: DatabaseServer
+    callers: Callers
+    directory: Path
+    """Where servers work and log; empty at the beginning."""
+    sizes: Sizes
+    few_users: URL
+    """A migrated database with sizes.few_users users."""
+
+    @property
+    def in_flight(self) -> int:
+        """As many calls at once as the pool keeps connections.
+
+        Enough to keep the server's core busy; with more, connections of the overflow are opened and closed all the
+        time, and that would be measured instead of the pipeline.
+        """
+        return int(Settings.model_fields["db_pool_size"].default)
+
+
+@contextmanager
+def bench(sizes: Sizes) -> Iterator[Bench]:
+    """Start what all measurements share. Raises UnsupportedMachineError, EmbeddedPostgresError, MeasurementError."""
+    cores = find_cores()
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(TemporaryDirectory(prefix="personae-bench-")))
+        server = stack.enter_context(database_server(cores.rest))
+        few_users = stack.enter_context(database(server, "few", directory, users=sizes.few_users))
+        yield Bench(
+            cores=cores,
+            server=server,
+            callers=stack.enter_context(callers(cores.rest)),
+            directory=directory,
+            sizes=sizes,
+            few_users=few_users,
+        )

@@ -1,0 +1,59 @@
+"""What is left of the machine's bcrypt when it is asked for through the service."""
+
+import threading
+import time
+from statistics import median
+
+import bcrypt
+
+from benchmarks.bench import Bench
+from benchmarks.data import COST, PASSWORD, SIGNS_IN
+from benchmarks.load import call_times, callers
+from benchmarks.processes import SERVICE, running
+from benchmarks.requests import authenticate
+from benchmarks.table import Findings, spread
+
+
+def measure(bench: Bench) -> Findings:
+    """As many callers as cores against as many threads as cores, in turns; nothing is pinned."""
+    cores, times = len(bench.cores.all), bench.sizes.sign_ins
+    requests = [authenticate(SIGNS_IN, PASSWORD)]
+    signed_in, checked = [], []
+    with (
+        running(SERVICE, bench.few_users, bench.directory, settings={"BCRYPT_COST": str(COST)}) as server,
+        callers(bench.cores.all) as anywhere,
+    ):
+        anywhere.do(call_times, server.target, requests, in_flight=cores, times=1)
+        for _ in range(bench.sizes.sign_in_rounds):
+            took = anywhere.do(call_times, server.target, requests, in_flight=cores, times=times)
+            signed_in.append(cores * times / took)
+            checked.append(cores * times / anywhere.do(_check_passwords, threads=cores, times=times))
+    findings = Findings()
+    findings.at_least("Authenticate/s / bare bcrypt.checkpw/s", median(signed_in) / median(checked), 0.95)
+    by_round = [mine / theirs for mine, theirs in zip(signed_in, checked, strict=True)]
+    findings.note(
+        f"Authenticate {spread(signed_in, unit='/s', digits=1)}, checkpw {spread(checked, unit='/s', digits=1)}, cost "
+        f"{COST}, {cores} callers and {cores} threads; ratio within one round {spread(by_round, digits=2)}; "
+        f"{bench.sizes.sign_in_rounds} rounds of {cores * times}."
+    )
+    return findings
+
+
+def _check_passwords(*, threads: int, times: int) -> float:
+    """Check the right password so many times on each thread; the seconds that took."""
+    stored = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(COST))
+    go = threading.Barrier(threads + 1)
+
+    def work() -> None:
+        go.wait()
+        for _ in range(times):
+            bcrypt.checkpw(PASSWORD.encode(), stored)
+
+    crew = [threading.Thread(target=work) for _ in range(threads)]
+    for thread in crew:
+        thread.start()
+    go.wait()
+    started = time.perf_counter()
+    for thread in crew:
+        thread.join()
+    return time.perf_counter() - started

@@ -1,0 +1,43 @@
+"""The calls that are made, with the answers that are right."""
+
+from collections.abc import Sequence
+
+from benchmarks.load import AUTHENTICATE, BATCH_GET_USERS, GET_USER, LIST_USERS, Request
+from personae.v1 import authentication_pb2, user_pb2
+
+
+def get_user(user_id: int) -> Request:
+    """GetUser by id."""
+    return _get(user_pb2.UserKey(id=user_id), user_id)
+
+
+def get_user_named(user_id: int, *, email: str = "", username: str = "") -> Request:
+    """GetUser by email or username."""
+    return _get(user_pb2.UserKey(email=email) if email else user_pb2.UserKey(username=username), user_id)
+
+
+def get_nobody(user_id: int) -> Request:
+    """GetUser by an id that nobody has."""
+    body = user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user_id)).SerializeToString()
+    return Request(GET_USER, body, code="NOT_FOUND")
+
+
+def batch_get_users(ids: Sequence[int]) -> Request:
+    """BatchGetUsers by ids."""
+    keys = [user_pb2.UserKey(id=user_id) for user_id in ids]
+    return Request(BATCH_GET_USERS, user_pb2.BatchGetUsersRequest(keys=keys).SerializeToString(), list(ids))
+
+
+def list_users(message: user_pb2.ListUsersRequest, ids: list[int] | None = None) -> Request:
+    """ListUsers."""
+    return Request(LIST_USERS, message.SerializeToString(), ids)
+
+
+def authenticate(user_id: int, password: str) -> Request:
+    """Authenticate by id, with the right password."""
+    message = authentication_pb2.AuthenticateRequest(user_id=user_id, password=password)
+    return Request(AUTHENTICATE, message.SerializeToString(), [user_id])
+
+
+def _get(key: user_pb2.UserKey, user_id: int) -> Request:
+    return Request(GET_USER, user_pb2.GetUserRequest(key=key).SerializeToString(), [user_id])

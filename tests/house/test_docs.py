@@ -1,0 +1,244 @@
+"""The documentation is true: its commands are run, its tables are compared with the code, its files exist."""
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.app import METHODS
+from service.base import errors
+from service.base.errors import PersonaeError
+from service.base.settings import Settings
+from service.cli import main
+from service.rpc.status import CODES
+from tests.support.docs_console import replay, steps
+from tests.support.docs_grpcurl import ADDRESS
+from tests.support.servers import RunningServer
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+MIGRATION_TARGETS = {"migrate", "migrate-new", "migrate-down", "migrate-history", "migrate-check", "migrate-sql"}
+
+# ------------------------------------------------------------------------------------------------- commands
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/grpcurl.md"])
+def test_the_calls_of_the_docs_answer_as_shown(page: str, private_server: RunningServer) -> None:
+    complaints = replay(ROOT / page, private_server.channel)
+    assert not complaints, "\n".join(complaints)
+
+
+def test_the_cookbook_shows_every_rpc() -> None:
+    shown = {step.command.split()[-1] for step in steps(DOCS / "grpcurl.md")}
+    assert {method.removeprefix("/") for method in METHODS} <= shown
+
+
+def test_the_python_of_the_readme_runs(private_server: RunningServer, capsys: pytest.CaptureFixture[str]) -> None:
+    block = fenced("python", ROOT / "README.md")
+    exec(compile(block.replace(ADDRESS, private_server.address), "README.md", "exec"), {})
+    promised = re.findall(r"print\(.*\)  # (.*)", block)
+    assert promised
+    assert capsys.readouterr().out.splitlines() == promised
+
+
+def test_every_make_target_in_the_docs_exists() -> None:
+    known = make_targets()
+    for page in PAGES:
+        code = [*re.findall(r"`([^`\n]+)`", page.read_text()), *all_fenced("sh", page), *all_fenced("console", page)]
+        named = {name for text in code for name in re.findall(r"(?:^|\$ |\d )make ([a-z-]+)", text, re.MULTILINE)}
+        assert named <= known, page.name
+
+
+def test_the_database_page_has_every_migration_target() -> None:
+    assert make_targets() >= MIGRATION_TARGETS
+    text = (DOCS / "database.md").read_text()
+    assert not [name for name in MIGRATION_TARGETS if f"make {name}" not in text]
+
+
+def test_links_between_the_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+            assert "://" in link or (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+# --------------------------------------------------------------------------------------------------- tables
+
+
+def test_every_setting_is_described_with_its_default() -> None:
+    described = {row[0]: row[1] for row in rows(DOCS / "settings.md") if re.fullmatch("[A-Z_]+", row[0])}
+    assert described == {name.upper(): shown_default(name) for name in Settings.model_fields}
+
+
+def test_every_setting_is_described_once() -> None:
+    names = [row[0] for row in rows(DOCS / "settings.md")]
+    assert len(names) == len(set(names))
+
+
+def test_the_env_example_names_only_what_is_read() -> None:
+    named = set(re.findall(r"^#? ?([A-Z][A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    read = {name.upper() for name in Settings.model_fields} | set(compose_variables())
+    assert named
+    assert named <= read
+    assert set(compose_variables()) <= named
+
+
+def test_every_error_is_described_with_its_code_and_pushback() -> None:
+    described = {(row[0], row[1], row[2]) for row in rows(DOCS / "errors.md") if len(row) == 5}
+    assert described == {(error.reason, code.name, shown_pushback(error)) for error, code in CODES.items()}
+
+
+def test_every_error_class_has_a_code() -> None:
+    classes = {one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, PersonaeError)}
+    assert classes - {PersonaeError} == set(CODES)
+
+
+def test_every_reason_of_a_bad_field_is_described() -> None:
+    described = {row[0] for row in rows(DOCS / "errors.md") if len(row) == 2}
+    assert described == set(violation_reasons())
+
+
+def test_every_direct_dependency_is_explained() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = [
+        *project["build-system"]["requires"],
+        *project["project"]["dependencies"],
+        *project["project"]["optional-dependencies"]["server"],
+        *project["project"]["optional-dependencies"]["dev"],
+        *(line for line in (ROOT / "requirements/proto.in").read_text().splitlines() if not line.startswith("#")),
+    ]
+    names = {found[0] for one in wanted if (found := re.match(r"[A-Za-z0-9-]+", one)) is not None}
+    assert {row[0] for row in rows(DOCS / "dependencies.md")} == names
+
+
+def test_decisions_are_numbered_without_gaps_and_have_the_same_parts() -> None:
+    pages = sorted((DOCS / "decisions").glob("*.md"))
+    assert [page.name[:4] for page in pages] == [f"{number:04}" for number in range(1, len(pages) + 1)]
+    for page in pages:
+        headings = re.findall(r"^## (.*)$", page.read_text(), re.MULTILINE)
+        assert headings == ["Context", "Choice", "Rejected", "Cost"], page.name
+
+
+# ----------------------------------------------------------------------------------------------- containers
+
+
+def test_the_image_runs_verbs_that_exist() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    entry = re.search(r"^ENTRYPOINT (.*)$", dockerfile, re.MULTILINE)
+    assert entry is not None
+    assert ast.literal_eval(entry[1]) == ["python", "-m", "service"]
+    (command,) = re.findall(r"^CMD (\[.*\])$", dockerfile, re.MULTILINE)
+    (check,) = re.findall(r"^HEALTHCHECK .*(?:\n.*)?CMD (\[.*\])$", dockerfile, re.MULTILINE)
+    assert ast.literal_eval(command) == ["serve"]
+    assert ast.literal_eval(check) == ["python", "-m", "service", "health"]
+
+
+def test_the_image_copies_what_exists_and_is_not_ignored() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert {"*", ".git", ".venv", ".dev", "tests"} & set(ignored)
+    allowed = {line.removeprefix("!") for line in ignored if line.startswith("!")}
+    copied = [words for line in copies() for words in line.split()[:-1]]
+    assert copied
+    for path in copied:
+        assert (ROOT / path).exists(), path
+        assert path.split("/")[0] in {one.split("/")[0] for one in allowed}, path
+    assert ignored[0] == "*", "everything is kept out but for what is named"
+    assert not allowed & {".git", ".venv", ".dev", "tests", ".env"}
+
+
+def test_nothing_of_the_image_makes_it_listen_without_tls() -> None:
+    assert not re.search(r"^(?!#).*(INSECURE_PLAINTEXT|GRPC_HOST)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+
+
+def test_compose_runs_verbs_and_sets_settings_that_exist() -> None:
+    compose = compose_text()
+    assert re.findall(r"^  ([a-z]+):$", compose.split("\nservices:")[1].split("\nvolumes:")[0], re.MULTILINE) == [
+        "postgres",
+        "keys",
+        "migrate",
+        "personae",
+    ]
+    for command in re.findall(r"^    command: (\[.*\])$", compose, re.MULTILINE):
+        assert ast.literal_eval(command)[0] in main.commands
+    set_here = re.findall(r"^      ([A-Z_]+): ", compose, re.MULTILINE)
+    known = {name.upper() for name in Settings.model_fields} | {"POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB"}
+    assert set(set_here) <= known
+
+
+def test_compose_publishes_on_this_machine_only() -> None:
+    ports = re.findall(r'^      - "(.*:\d+)"$', compose_text(), re.MULTILINE)
+    assert len(ports) == 1
+    assert ports[0].startswith("127.0.0.1:")
+
+
+# ------------------------------------------------------------------------------------------------- reading
+
+
+def all_fenced(language: str, page: Path) -> list[str]:
+    """The blocks of this language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def fenced(language: str, page: Path) -> str:
+    """The only block of this language."""
+    (block,) = all_fenced(language, page)
+    return block
+
+
+def rows(page: Path) -> Iterator[list[str]]:
+    """The rows of a page's tables whose first cell is code; a cell that is nothing but code loses its ticks."""
+    for line in page.read_text().splitlines():
+        if line.startswith("| `"):
+            cells = re.split(r"(?<!\\)\|", line.strip().strip("|"))
+            yield [re.sub(r"^`([^`]*)`$", r"\1", cell.strip()) for cell in cells]
+
+
+def shown_default(name: str) -> str:
+    """The default of a setting as the page shows it."""
+    value = Settings.model_fields[name].default
+    if value is None:
+        return "unset"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def shown_pushback(error: type[PersonaeError]) -> str:
+    """The pushback of an error as the page shows it."""
+    if error.pushback_ms is None:
+        return "none"
+    return "never" if error.pushback_ms < 0 else f"{error.pushback_ms} ms"
+
+
+def violation_reasons() -> Iterator[str]:
+    """Every reason that the code gives for a bad field."""
+    yield errors.RequestIdReusedError.reason
+    for path in (ROOT / "service").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if name in {"add", "Violation", "BadIdentifierError"}:
+                values = [one.value for one in node.args if isinstance(one, ast.Constant)]
+                yield from (one for one in values if isinstance(one, str) and re.fullmatch(r"[A-Z][A-Z0-9_]+", one))
+
+
+def make_targets() -> set[str]:
+    """The targets of the Makefile."""
+    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def compose_text() -> str:
+    """docker-compose.yml without its comments."""
+    return re.sub(r"^\s*#.*\n", "", (ROOT / "docker-compose.yml").read_text(), flags=re.MULTILINE)
+
+
+def compose_variables() -> list[str]:
+    """What docker-compose.yml takes from the environment or .env."""
+    return re.findall(r"\$\{([A-Z_]+)", compose_text())
+
+
+def copies() -> list[str]:
+    """What the Dockerfile copies from the context."""
+    return re.findall(r"^COPY (?!--from)(.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
