@@ -1,5 +1,6 @@
 """How alembic runs here: the service's settings, one migrator at a time, bounded waits, one transaction each."""
 
+import re
 from collections.abc import Iterable
 
 from alembic import context
@@ -21,7 +22,7 @@ def count_up(
     directives: list[MigrationScript],
 ) -> None:
     """Number new revisions 0001, 0002, …: the service compares them to tell older schemas from newer ones."""
-    if directives[0].rev_id is None or not directives[0].rev_id.isdigit():
+    if directives and not re.fullmatch(r"[0-9]{4}", directives[0].rev_id or ""):
         try:
             newest = int(needed_revision())
         except ValueError:  # there is none yet

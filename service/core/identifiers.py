@@ -6,13 +6,17 @@ Pure. What these functions return is what is stored, what is unique and what is 
 import re
 import unicodedata
 
-from email_validator import EmailNotValidError, validate_email
+from email_validator import SPECIAL_USE_DOMAIN_NAMES, EmailNotValidError, validate_email
 
 EMAIL_MAX_BYTES = 1024
 """Ceiling of what is looked at, before any normalising; a valid email has 254 characters at the most (RFC 5321)."""
 USERNAME_MAX_BYTES = 64
 
 _USERNAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{1,48})[a-z0-9]")
+_SPECIAL_DOMAINS = tuple(SPECIAL_USE_DOMAIN_NAMES)
+# The library refuses these names by a list that it lets its users change, for the whole process. It is emptied here,
+# once, and asked below instead, so that the choice is an argument.
+SPECIAL_USE_DOMAIN_NAMES.clear()
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -42,9 +46,14 @@ def normalise_email(text: str, *, allow_special_domains: bool = False) -> str:
         )
     except EmailNotValidError:
         raise BadIdentifierError("INVALID_EMAIL", "is not a valid email address") from None
-    if found.ascii_email is None:
+    email = (found.ascii_email or "").lower()
+    if not email or not (allow_special_domains or _is_deliverable(email.rpartition("@")[2])):
         raise BadIdentifierError("INVALID_EMAIL", "is not a valid email address")
-    return found.ascii_email.lower()
+    return email
+
+
+def _is_deliverable(domain: str) -> bool:
+    return not any(domain == special or domain.endswith("." + special) for special in _SPECIAL_DOMAINS)
 
 
 def normalise_username(text: str) -> str:

@@ -17,6 +17,7 @@ class Call:
     caller: str = ""
     status: grpc.Status | None = None
     """The failure to answer with; None while there is none."""
+    reason: str | None = None
 
 
 _current: ContextVar[Call] = ContextVar("call")

@@ -53,15 +53,16 @@ def log_access(proceed: Handler, method: Method) -> Handler:
     def run(request: Any, call: Call) -> Any:
         started = monotonic()
         response = proceed(request, call)
-        code = "OK" if call.status is None else call.status.code.name
-        _log.info(
-            "rpc",
-            method=method.name,
-            code=code,
-            ms=round((monotonic() - started) * 1000, 2),
-            request_id=call.request_id,
-            caller=call.caller,
-        )
+        line = {
+            "method": method.name,
+            "code": "OK" if call.status is None else call.status.code.name,
+            "ms": round((monotonic() - started) * 1000, 2),
+            "request_id": call.request_id,
+            "caller": call.caller,
+        }
+        if call.reason is not None:
+            line["reason"] = call.reason
+        _log.info("rpc", **line)
         return response
 
     return run
@@ -77,6 +78,7 @@ def answer_errors(proceed: Handler, method: Method) -> Handler:
             call.status = _incident(error, method, call)
         except PersonaeError as error:
             call.status = status_of(error, call.request_id)
+            call.reason = error.reason
         except BaseException as error:  # noqa: BLE001  see above
             call.status = _incident(error, method, call)
         return None
@@ -153,6 +155,7 @@ def request_id_of(context: grpc.ServicerContext) -> str | None:
 
 def _incident(error: BaseException, method: Method, call: Call) -> grpc.Status:
     incident_id = random_id()
+    call.reason = "INTERNAL"
     _log.error(
         "internal error",
         error_id=incident_id,

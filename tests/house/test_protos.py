@@ -1,0 +1,61 @@
+"""What the two excepted buf rules protected, and what buf does not know: shapes, comments, no secrets."""
+
+from collections import Counter
+
+import pytest
+from google.api import field_behavior_pb2
+from google.protobuf import descriptor
+
+from personae.v1 import user_pb2, user_pb2_grpc
+from service.app import _SERVICES
+
+SECRET_WORDS = ("hash", "secret", "token_hash")
+METHODS = [method for service in _SERVICES for method in service.methods]
+
+
+def messages(found: descriptor.Descriptor, seen: dict[str, descriptor.Descriptor]) -> None:
+    if found.full_name.startswith("personae.") and found.full_name not in seen:
+        seen[found.full_name] = found
+        for field in found.fields:
+            if field.message_type is not None:
+                messages(field.message_type, seen)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_shapes(method: descriptor.MethodDescriptor) -> None:
+    """A request is <Rpc>Request; a response is <Rpc>Response, the resource, or Empty."""
+    own = f"personae.v1.{method.name}Response"
+
+    assert method.input_type.full_name == f"personae.v1.{method.name}Request"
+    assert method.output_type.full_name in {own, "personae.v1.User", "google.protobuf.Empty"}
+
+
+def test_responses_are_not_shared() -> None:
+    """Only the resource and Empty are returned by more than one method."""
+    counted = Counter(method.output_type.full_name for method in METHODS)
+
+    assert {name for name, count in counted.items() if count > 1} <= {"personae.v1.User", "google.protobuf.Empty"}
+
+
+def test_every_field_says_how_it_behaves() -> None:
+    """Each field is required, optional or output only."""
+    seen: dict[str, descriptor.Descriptor] = {}
+    for method in METHODS:
+        messages(method.input_type, seen)
+        messages(method.output_type, seen)
+    for message in seen.values():
+        for field in message.fields:
+            behaviour = field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
+            assert len(behaviour) == 1, field.full_name
+
+
+def test_no_field_of_the_user_carries_a_secret() -> None:
+    """Neither a password nor a hash leaves in a User."""
+    for field in user_pb2.User.DESCRIPTOR.fields:
+        assert field.name == "has_password" or "password" not in field.name
+        assert not any(word in field.name for word in SECRET_WORDS)
+
+
+def test_stubs_suit_older_runtimes() -> None:
+    """The committed stubs ask for no newer gRPC than callers are promised."""
+    assert user_pb2_grpc.GRPC_GENERATED_VERSION == "1.76.0"

@@ -1,0 +1,170 @@
+"""Settings, keys, tokens and the log: parsing, refusals, and nothing secret in print."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from service.base import log
+from service.base.secret_keys import generate_secret_key, load_or_create, parse_secret_keys
+from service.base.settings import SettingsError, load_settings, psycopg2_url
+from service.core.pages import BadPageTokenError, PageTokens, Position
+
+ONE = "a:" + "QUJD" * 11
+TWO = "b:" + "REVG" * 11
+
+
+class TestSecretKeys:
+    def test_the_first_signs(self) -> None:
+        """Order is kept; derived keys differ by purpose and by key."""
+        keys = parse_secret_keys(f"{ONE}, {TWO}")
+
+        assert list(keys.keys) == ["a", "b"]
+        assert len({*keys.derive("one"), *keys.derive("two")}) == 4
+        assert keys.derive("one")[0] == parse_secret_keys(ONE).derive("one")[0]
+
+    def test_generated_ones_parse(self) -> None:
+        """What the service makes, it takes."""
+        assert len(parse_secret_keys(generate_secret_key("k9")).keys["k9"]) == 32
+
+    @pytest.mark.parametrize(
+        "text", ["", ",", "nocolon", "id:", "id:c2hvcnQ=", f"{ONE},{ONE}", "b\u00e4d:QUJD", ONE[2:]]
+    )
+    def test_refusals_show_nothing(self, text: str) -> None:
+        """What is wrong is said without the secret."""
+        with pytest.raises(ValueError) as caught:  # noqa: PT011  the text is checked below
+            parse_secret_keys(text)
+        assert "QUJDQUJD" not in str(caught.value)
+
+    def test_repr_shows_ids_only(self) -> None:
+        """An accident in a log costs nothing."""
+        assert repr(parse_secret_keys(ONE)) == "SecretKeys(a)"
+
+    def test_a_generated_file_is_private_and_stays(self, tmp_path: Path) -> None:
+        """Mode 0600, and the same keys the next time."""
+        path = tmp_path / "deep" / "keys"
+        first = load_or_create(path)
+
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert load_or_create(path) == first
+
+
+class TestSettings:
+    def load(self, **values: Any) -> Any:
+        return load_settings(_env_file=None, **values)
+
+    @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2"])
+    def test_the_driver_is_spelled_out(self, scheme: str) -> None:
+        """A bare postgresql:// would mean another driver to SQLAlchemy."""
+        assert psycopg2_url(f"{scheme}://u@h/d").drivername == "postgresql+psycopg2"
+
+    def test_all_bad_settings_are_named_without_their_values(self) -> None:
+        """An operator sees each at once; a password in a URL is not printed."""
+        with pytest.raises(SettingsError) as caught:
+            self.load(database_url="mysql://u:topsecret@h/d", grpc_port="x", bcrypt_cost=3)
+
+        assert all(name in str(caught.value) for name in ("DATABASE_URL", "GRPC_PORT", "BCRYPT_COST"))
+        assert "topsecret" not in str(caught.value)
+
+    def test_no_secret_in_repr(self) -> None:
+        """Settings can be printed by accident."""
+        settings = self.load(database_url="postgresql://u:topsecret@h/d", secret_keys=ONE)
+
+        assert "topsecret" not in repr(settings)
+        assert "QUJDQUJD" not in repr(settings)
+
+    @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "db.example.com"])
+    def test_plaintext_beyond_loopback_has_to_be_said(self, host: str) -> None:
+        """Passwords do not cross a network by default."""
+        with pytest.raises(SettingsError, match="INSECURE_PLAINTEXT"):
+            self.load(grpc_host=host)
+        assert self.load(grpc_host=host, insecure_plaintext=True).is_loopback is False
+
+    @pytest.mark.parametrize(
+        "url, needed",
+        [
+            ("postgresql://u@127.0.0.1/d", False),
+            ("postgresql://u@localhost/d", False),
+            ("postgresql://u@/d?host=/run/postgresql", False),
+            ("postgresql://u@db.internal/d", True),
+            ("postgresql://u@/d?host=127.0.0.1,db.internal", True),
+            ("postgresql://u@/d?host=127.0.0.1:1&host=db.internal:2", True),
+        ],
+    )
+    def test_keys_are_needed_where_others_reach(self, url: str, needed: bool, tmp_path: Path) -> None:
+        """Servers that share a database must share their keys; on one machine they are generated."""
+        settings = self.load(database_url=url, dev_data_dir=tmp_path / "postgres")
+        if needed:
+            with pytest.raises(SettingsError, match="generate-key"):
+                settings.keys()
+        else:
+            assert settings.keys().keys
+            assert (tmp_path / "secret_keys").exists()
+
+    def test_keys_from_a_file(self, tmp_path: Path) -> None:
+        """Docker and Kubernetes hand secrets over as files."""
+        path = tmp_path / "keys"
+        with pytest.raises(SettingsError, match="cannot be read"):
+            self.load(secret_keys_file=path).keys()
+        path.write_text(f"{ONE}\n{TWO}\n")
+        assert list(self.load(secret_keys_file=path).keys().keys) == ["a", "b"]
+
+
+class TestPageTokens:
+    TOKENS = PageTokens((b"1" * 32,))
+
+    @pytest.mark.parametrize("position", [Position(1_700_000_000_000_000, 5), Position("ada@example.com", 9)])
+    def test_round_trip(self, position: Position) -> None:
+        """What is sealed comes back, and cannot be read in between."""
+        token = self.TOKENS.seal(position, binding="list")
+
+        assert self.TOKENS.open(token, binding="list") == position
+        assert "ada" not in token
+
+    def test_foreign_edited_and_moved_tokens(self) -> None:
+        """A token serves the list that it was made for, on servers with the same keys."""
+        token = self.TOKENS.seal(Position(1, 1), binding="list")
+        for tokens, text, binding in (
+            (self.TOKENS, token, "another list"),
+            (self.TOKENS, token[:-2] + "xx", "list"),
+            (self.TOKENS, "", "list"),
+            (self.TOKENS, "\u00fc", "list"),
+            (PageTokens((b"2" * 32,)), token, "list"),
+        ):
+            with pytest.raises(BadPageTokenError):
+                tokens.open(text, binding=binding)
+
+    def test_rotation(self) -> None:
+        """After a new key was put in front, older tokens go on to work."""
+        token = self.TOKENS.seal(Position(1, 1), binding="list")
+
+        assert PageTokens((b"2" * 32, b"1" * 32)).open(token, binding="list") == Position(1, 1)
+
+
+class TestLog:
+    def test_a_chain_of_errors_is_logged_without_its_texts(self) -> None:
+        """Class names and places, also of a chain that bites its own tail."""
+        inner, outer = ValueError("ada@example.com"), KeyError("secret")
+        inner.__cause__, outer.__cause__ = outer, inner
+
+        lines = log.where_raised(outer)
+
+        assert [line for line in lines if not line.startswith("  ")] == ["KeyError", "ValueError"]
+        assert "example.com" not in " ".join(lines)
+
+    @pytest.mark.parametrize("form, start", [("json", "{"), ("auto", "{"), ("console", "20")])
+    def test_forms(self, form: Any, start: str) -> None:
+        """JSON for machines, readable for people, and auto is JSON where nobody looks on."""
+        before = structlog.get_config()
+        stream = io.StringIO()
+        try:
+            log.configure("info", form, stream)
+            structlog.get_logger("x").info("hello", n=1)
+            structlog.get_logger("x").debug("not this")
+        finally:
+            structlog.configure(**before)
+
+        assert stream.getvalue().startswith(start)
+        assert stream.getvalue().count("\n") == 1
