@@ -50,7 +50,7 @@ def dev() -> None:
 def migrate() -> None:
     """Bring the database to the newest schema."""
     with _database(_settings()) as url:
-        _upgrade(url)
+        click.echo(_upgrade(url))
 
 
 @main.command("create-superuser")
@@ -164,7 +164,6 @@ def _serve(settings: Settings, url: "URL", *, banner: bool = False, may_exit: bo
     from service.app import PortInUseError, Server
     from service.db.schema import SchemaBehindError
 
-    configure(settings.log_level, settings.log_format)
     try:
         server = Server(settings, url)
         server.start()
@@ -208,8 +207,11 @@ def _print_banner(settings: Settings, port: int) -> None:
     )
 
 
-def _upgrade(url: "URL") -> None:
-    """Run the migrations up to the newest, by alembic, as `alembic upgrade head` does."""
+def _upgrade(url: "URL") -> str:
+    """Run the migrations up to the newest, as `alembic upgrade head` does; what was done, in words.
+
+    A database that is newer than this code is left alone: that is how a release that was rolled back finds it.
+    """
     from pathlib import Path
 
     from alembic import command
@@ -218,10 +220,15 @@ def _upgrade(url: "URL") -> None:
 
     from service.db.diagnosis import diagnose
     from service.db.migrator import MigratorBusyError
+    from service.db.schema import needed_revision, revision_at
 
     config = Config(Path(__file__).resolve().parents[1] / "alembic.ini")
     config.attributes["url"] = url
+    needed = needed_revision()
     try:
+        found = revision_at(url)
+        if found is not None and found > needed:
+            return f"The database has schema {found}, newer than this code's {needed}: nothing to do."
         command.upgrade(config, "head")
     except MigratorBusyError as error:
         _fail(str(error))
@@ -229,6 +236,9 @@ def _upgrade(url: "URL") -> None:
         if error.statement is not None:
             raise
         _fail(str(diagnose(error)))
+    if found == needed:
+        return f"The database has schema {needed} already."
+    return f"The database has schema {needed} now; before: {found or 'none'}."
 
 
 @contextmanager
@@ -244,10 +254,13 @@ def _database(settings: Settings) -> "Iterator[URL]":
 
 
 def _settings() -> Settings:
+    """The settings, with the log set up as they say."""
     try:
-        return load_settings()
+        settings = load_settings()
     except SettingsError as error:
         _fail(str(error))
+    configure(settings.log_level, settings.log_format)
+    return settings
 
 
 def _fail(text: str) -> NoReturn:

@@ -51,7 +51,8 @@ def where_raised(error: BaseException) -> list[str]:
     link: BaseException | None = error
     while link is not None and link not in chain:  # a chain may bite its own tail
         chain.append(link)
-        lines.append(type(link).__qualname__)
+        sqlstate = getattr(link, "pgcode", None)  # says what the database found, and nothing of what was sent
+        lines.append(f"{type(link).__qualname__} {sqlstate}" if sqlstate else type(link).__qualname__)
         frames = traceback.extract_tb(link.__traceback__)
         lines += [f"  {frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)

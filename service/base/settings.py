@@ -1,6 +1,6 @@
 """The service's configuration: parsed once from the environment and `.env`, frozen, handed out value by value.
 
-Every field here is described in docs/settings.md; tests/house/test_settings.py compares the two.
+Every field here is described in docs/settings.md; tests/house/test_docs.py compares the two.
 """
 
 import ipaddress

@@ -74,7 +74,7 @@ def settle(session: Session, candidate: Candidate, *, is_match: bool, new_hash: 
         select(*COLUMNS).where(
             _users.c.id == candidate.user.id,
             _users.c.hashed_password.is_not(None),
-            _users.c.password_changed_at == candidate.password_changed_at,
+            _users.c.password_changed_at.is_not_distinct_from(candidate.password_changed_at),
             _users.c.deleted_at.is_(None),
         )
     ).one_or_none()

@@ -77,7 +77,7 @@ _CONNECTING: tuple[tuple[str, Diagnosis], ...] = (
         Diagnosis("The server does not answer", "Check host, port and firewalls between here and there."),
     ),
     (
-        "SSL",
+        "server does not support SSL",
         Diagnosis(
             "The two sides do not agree on TLS",
             "Check sslmode in DATABASE_URL against the server's settings.",

@@ -5,6 +5,7 @@ back. A write is BEGIN, its statements, COMMIT. The caller's deadline travels in
 timeout, in the same message. A connection that was used lately is handed out without a ping.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -109,7 +110,7 @@ class Database:
             pool_recycle=pool_recycle,
             pool_pre_ping=pre_ping,
             pool_use_lifo=True,  # the connection used last is the one that needs no ping
-            echo=echo,
+            use_native_hstore=False,  # the type is not used, and looking it up costs each new connection a query
             hide_parameters=True,
             connect_args={
                 **connect_arguments(connect_timeout),
@@ -117,6 +118,8 @@ class Database:
                 "cursor_factory": _Cursor,
             },
         )
+        if echo:  # through the service's own log; SQLAlchemy's `echo` brings a handler that prints everything twice
+            logging.getLogger("sqlalchemy.engine.Engine").setLevel(logging.INFO)
         _ping_only_after(ping_idle, self.engine.dialect)
         event.listen(self.engine.pool, "checkin", _on_checkin)
 

@@ -6,7 +6,9 @@ A newer schema than the code's is fine: every migration is safe beside the previ
 
 from pathlib import Path
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, create_engine, text
+from sqlalchemy.engine import URL
+from sqlalchemy.pool import NullPool
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "alembic" / "versions"
 
@@ -26,6 +28,12 @@ def database_revision(connection: Connection) -> str | None:
         return None
     revision = connection.scalar(text("SELECT version_num FROM alembic_version"))
     return None if revision is None else str(revision)
+
+
+def revision_at(url: URL) -> str | None:
+    """As database_revision, on a connection of its own."""
+    with create_engine(url, poolclass=NullPool, hide_parameters=True).connect() as connection:
+        return database_revision(connection)
 
 
 def require_schema(connection: Connection) -> None:

@@ -23,10 +23,17 @@ class Health(health.HealthServicer):  # type: ignore[misc]  # grpcio-health-chec
         for name in ("Check", "List"):
             setattr(self, name, _on_pool(getattr(self, name), pool))
         self.services = ("", *services)
+        self._is_serving: bool | None = None
         self.set_serving(is_serving=False)  # the base class starts out as SERVING, before anything is known
 
     def set_serving(self, *, is_serving: bool) -> None:
-        """Say the same of the server as a whole and of each service. Without effect once the server stops."""
+        """Say the same of the server as a whole and of each service. Without effect once the server stops.
+
+        Only a change is passed on: the base class sends every watcher a message each time.
+        """
+        if is_serving is self._is_serving:
+            return
+        self._is_serving = is_serving
         status = health_pb2.HealthCheckResponse
         for service in self.services:
             self.set(service, status.SERVING if is_serving else status.NOT_SERVING)

@@ -45,6 +45,7 @@ class Process:
             [sys.executable, "-m", "service", *arguments],
             cwd=ROOT,
             env=clean | {"LOG_FORMAT": "json", "SECRET_KEYS": KEY, "BCRYPT_COST": "4", "GRPC_PORT": "0"} | environment,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -74,8 +75,9 @@ class Process:
             self.process.kill()
             self.process.wait()
         self._reader.join(10)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
 
     def _with(self, word: str) -> str:
         return next((line for line in self.lines if word in line), "")
@@ -286,8 +288,8 @@ class TestVerbs:
         )
         with postgres.scratch() as url:
             assert self.run("service.db.test_db", url=url)[0] == 1
-            assert self.run("service", "migrate", url=url) == (0, "")
-            assert self.run("service", "migrate", url=url) == (0, "")
+            assert self.run("service", "migrate", url=url) == (0, "The database has schema 0001 now; before: none.\n")
+            assert self.run("service", "migrate", url=url) == (0, "The database has schema 0001 already.\n")
             assert self.run("service.db.test_db", url=url)[0] == 0
             assert self.run(*create, url=url, text=f"{PASSWORD}\n") == (0, "Created superuser root with id 1.\n")
             assert "Another user has this email" in self.run(*create, url=url, text=f"{PASSWORD}\n")[1]
@@ -320,6 +322,27 @@ class TestVerbs:
         assert "what to do" in printed
         assert str(private_url.password) not in printed
         assert "Traceback" not in printed
+
+    def test_migrating_a_newer_database(self, private_url: URL) -> None:
+        """A release that was rolled back does not stumble over the schema of the one after it."""
+        _set_revision(private_url, "9999")
+
+        code, printed = self.run("service", "migrate", url=private_url)
+
+        assert (code, printed.endswith("nothing to do.\n")) == (0, True)
+
+    def test_echo_prints_the_statements_without_their_values(self, private_url: URL) -> None:
+        """DB_ECHO shows what is sent, once, and not for whom."""
+        create = ("create-superuser", "--email", "ada@example.com", "--username", "ada", "--password-stdin")
+        with process(*create, DATABASE_URL=libpq_url(private_url), DB_ECHO="true") as verb:
+            assert verb.process.stdin is not None
+            verb.process.stdin.write(f"{PASSWORD}\n")
+            verb.process.stdin.close()
+            assert verb.process.wait(60) == 0
+            verb.close()
+
+        assert len([line for line in verb.lines if "INSERT INTO users" in line]) == 1
+        assert "ada@example.com" not in " ".join(verb.lines)
 
     def test_health_for_containers(self, private_url: URL) -> None:
         """0 while the server says SERVING, 1 when nobody answers."""
