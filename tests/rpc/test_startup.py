@@ -188,11 +188,13 @@ class TestSignals:
                 users = user_pb2_grpc.UserServiceStub(channel)
                 user = new_user(users)
                 holder.exec_driver_sql("SELECT 1 FROM users FOR UPDATE")
-                users.UpdateUser.future(user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, username="other")))
+                update = user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, username="other"))
+                hanging = users.UpdateUser.future(update)  # a future that nobody keeps is cancelled
                 _wait_until_blocked(private_url)
                 server.process.send_signal(signal.SIGINT)
                 server.wait_for('"stopping"')
                 assert server.end(signal.SIGINT) == 130
+                assert hanging.exception() is not None
         engine.dispose()
 
 
