@@ -21,7 +21,8 @@ from service.rpc.authentication import AuthenticationServicer
 from service.rpc.builtin import Health, enable_reflection
 from service.rpc.interceptors.pipeline import Pipeline
 from service.rpc.interceptors.stages import STAGES
-from service.rpc.users import UserRules, UserServicer
+from service.rpc.user_requests import UserRules
+from service.rpc.users import UserServicer
 from service.tasks import DatabaseProbe, Repeating, sweep_and_log
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024

@@ -13,21 +13,19 @@ from sqlalchemy.types import BigInteger, Text
 
 from service.base.errors import InvalidCredentialsError, UserInactiveError
 from service.core.passwords import MAX_COST, MIN_COST
-from service.core.users import COLUMNS, Key, UserRecord
-from service.db.models import User, table_of
+from service.core.users import COLUMNS, USERS, Key, UserRecord
 from service.db.models.user import HASH_COST
 
-_users = table_of(User)
 _cost: ColumnElement[str] = literal_column(HASH_COST, Text())
 _HIGHEST_COST = (
     select(func.max(_cost))
-    .where(_users.c.hashed_password.is_not(None), _cost.between(f"{MIN_COST:02}", f"{MAX_COST:02}"))
+    .where(USERS.c.hashed_password.is_not(None), _cost.between(f"{MIN_COST:02}", f"{MAX_COST:02}"))
     .scalar_subquery()
 )
 # One row always comes back, so that known and unknown identifiers cost the same statement and the same result.
 _BY = {
-    name: select(_HIGHEST_COST, _users.c.hashed_password, _users.c.password_changed_at, *COLUMNS).select_from(
-        select(literal_column("1")).subquery("one").outerjoin(_users, _users.c[name] == bindparam("value", type_=kind))
+    name: select(_HIGHEST_COST, USERS.c.hashed_password, USERS.c.password_changed_at, *COLUMNS).select_from(
+        select(literal_column("1")).subquery("one").outerjoin(USERS, USERS.c[name] == bindparam("value", type_=kind))
     )
     for name, kind in (("id", BigInteger()), ("email", Text()), ("username", Text()))
 }
@@ -72,10 +70,10 @@ def settle(session: Session, candidate: Candidate, *, is_match: bool, new_hash: 
         raise InvalidCredentialsError
     row = session.execute(
         select(*COLUMNS).where(
-            _users.c.id == candidate.user.id,
-            _users.c.hashed_password.is_not(None),
-            _users.c.password_changed_at.is_not_distinct_from(candidate.password_changed_at),
-            _users.c.deleted_at.is_(None),
+            USERS.c.id == candidate.user.id,
+            USERS.c.hashed_password.is_not(None),
+            USERS.c.password_changed_at.is_not_distinct_from(candidate.password_changed_at),
+            USERS.c.deleted_at.is_(None),
         )
     ).one_or_none()
     if row is None:
@@ -85,8 +83,8 @@ def settle(session: Session, candidate: Candidate, *, is_match: bool, new_hash: 
         raise UserInactiveError
     if new_hash is not None:
         session.execute(
-            update(_users)
-            .where(_users.c.id == user.id, _users.c.hashed_password == candidate.stored_hash)
+            update(USERS)
+            .where(USERS.c.id == user.id, USERS.c.hashed_password == candidate.stored_hash)
             .values(hashed_password=new_hash)
         )
     return user

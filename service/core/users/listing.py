@@ -1,0 +1,102 @@
+"""Listing users by keyset: any page costs the same, because each starts where the one before it ended."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, or_, select, tuple_
+from sqlalchemy.orm import Session
+
+from service.core.pages import Position
+from service.core.users.rows import COLUMNS, USERS, UserRecord
+
+_EPOCH = datetime.fromtimestamp(0, UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class UserFilter:
+    """Which users to list; None and "" set no condition. Prefixes are in their stored form."""
+
+    is_active: bool | None = None
+    is_superuser: bool | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    updated_after: datetime | None = None
+    email_prefix: str = ""
+    username_prefix: str = ""
+    show_deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """By which column a list is ordered; equal values are ordered by id in the same direction."""
+
+    column: str
+    is_descending: bool = False
+
+
+ORDER_COLUMNS = ("created_at", "id", "updated_at", "email", "username")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some users, and where the next page starts; None when this is the last."""
+
+    users: list[UserRecord]
+    next: Position | None
+
+
+def list_users(session: Session, *, where: UserFilter, order: Order, after: Position | None, size: int) -> Page:
+    """One page of users. One statement, whose cost does not depend on how deep the page lies."""
+    column = USERS.c[order.column]
+    is_unique = order.column in {"id", "email", "username"}
+    keys: list[ColumnElement[Any]] = [column] if is_unique else [column, USERS.c.id]
+    statement = select(*COLUMNS).where(*_conditions(where))
+    if after is not None:
+        statement = statement.where(_beyond(keys, after, order))
+    directed = [key.desc() if order.is_descending else key.asc() for key in keys]
+    rows = session.execute(statement.order_by(*directed).limit(size + 1)).all()
+    users = [UserRecord._make(row) for row in rows[:size]]
+    return Page(users, _position(users[-1], order) if len(rows) > size else None)
+
+
+def _conditions(where: UserFilter) -> list[ColumnElement[bool]]:
+    live = USERS.c.deleted_at.is_(None)
+    conditions: list[ColumnElement[bool]] = [] if where.show_deleted else [live]
+    if where.is_active is not None:
+        # The same words as in the predicate of ix_users_inactive, so that the planner finds it.
+        inactive = or_(~USERS.c.is_active, USERS.c.deleted_at.is_not(None))
+        conditions.append(and_(USERS.c.is_active, live) if where.is_active else inactive)
+    if where.is_superuser is not None:
+        conditions.append(USERS.c.is_superuser if where.is_superuser else ~USERS.c.is_superuser)
+    if where.created_after is not None:
+        conditions.append(USERS.c.created_at >= where.created_after)
+    if where.created_before is not None:
+        conditions.append(USERS.c.created_at < where.created_before)
+    if where.updated_after is not None:
+        conditions.append(USERS.c.updated_at >= where.updated_after)
+    for column, prefix in ((USERS.c.email, where.email_prefix), (USERS.c.username, where.username_prefix)):
+        if prefix:
+            conditions += [column >= prefix, column < _after_prefix(prefix)]
+    return conditions
+
+
+def _after_prefix(prefix: str) -> str:
+    """The smallest text in byte order that is beyond all texts with this ASCII prefix."""
+    return prefix[:-1] + chr(ord(prefix[-1]) + 1)
+
+
+def _beyond(keys: list[ColumnElement[Any]], after: Position, order: Order) -> ColumnElement[bool]:
+    value: Any = after.value
+    if order.column.endswith("_at"):
+        value = _EPOCH + int(value) * _MICROSECOND
+    here: Any = keys[0] if len(keys) == 1 else tuple_(*keys)
+    last: Any = value if len(keys) == 1 else tuple_(value, after.id)
+    beyond: ColumnElement[bool] = here < last if order.is_descending else here > last
+    return beyond
+
+
+def _position(user: UserRecord, order: Order) -> Position:
+    value = getattr(user, order.column)
+    return Position((value - _EPOCH) // _MICROSECOND if isinstance(value, datetime) else value, user.id)

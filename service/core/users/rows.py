@@ -1,0 +1,52 @@
+"""The rows of the users table as the rules see them: named columns, never live entities, never a hash."""
+
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement
+
+from service.db.models import RequestId, User, table_of
+
+USERS = table_of(User)
+REQUESTS = table_of(RequestId)
+
+
+class UserRecord(NamedTuple):
+    """What callers may see of a user. The hash stays in the database."""
+
+    id: int
+    email: str
+    username: str
+    is_active: bool
+    is_superuser: bool
+    created_at: datetime
+    updated_at: datetime
+    deleted_at: datetime | None
+    purge_at: datetime | None
+    email_verified_at: datetime | None
+    has_password: bool
+    version: int
+
+
+COLUMNS: tuple[ColumnElement[Any], ...] = (
+    USERS.c.id,
+    USERS.c.email,
+    USERS.c.username,
+    USERS.c.is_active,
+    USERS.c.is_superuser,
+    USERS.c.created_at,
+    USERS.c.updated_at,
+    USERS.c.deleted_at,
+    USERS.c.purge_at,
+    USERS.c.email_verified_at,
+    USERS.c.hashed_password.is_not(None).label("has_password"),
+    USERS.c.version,
+)
+"""The columns of UserRecord, in its order."""
+
+
+class Key(NamedTuple):
+    """One of the names of a user: which column, and the value in its stored form."""
+
+    column: str
+    value: int | str
