@@ -95,7 +95,8 @@ lint: setup lint-proto ## Check style, types, imports, protos, migrations and ge
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(ALEMBIC) upgrade head --sql 2>/dev/null | $(BIN)/squawk
+	@sql=$$(mktemp) && trap 'rm -f "$$sql"' EXIT && echo "$(ALEMBIC) upgrade head --sql, read by squawk" && \
+		$(ALEMBIC) upgrade head --sql >"$$sql" && $(BIN)/squawk "$$sql"
 
 .PHONY: lint-proto
 lint-proto: setup $(VENV_PROTO)/.installed

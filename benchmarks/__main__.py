@@ -11,10 +11,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+import psycopg2
+
 from benchmarks.bench import FULL, QUICK, Bench, Sizes, bench
 from benchmarks.figures import cpu, lists, memory, sign_in, start, statements
 from benchmarks.machine import UnsupportedMachineError, describe
 from benchmarks.table import Figure, Findings, MeasurementError, show
+from service.base.settings import SettingsError
 from service.dev.postgres import EmbeddedPostgresError
 
 _MEASUREMENTS: dict[str, Callable[[Bench], Findings]] = {
@@ -37,7 +40,7 @@ def main() -> None:
         with bench(sizes) as running:
             findings = [_measured(name, running) for name in names]
             machine = _machine(running)
-    except (UnsupportedMachineError, EmbeddedPostgresError, MeasurementError) as error:
+    except (UnsupportedMachineError, EmbeddedPostgresError, SettingsError, MeasurementError, psycopg2.Error) as error:
         sys.exit(f"bench: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
@@ -62,12 +65,14 @@ def _machine(running: Bench) -> str:
 
 def _arguments() -> tuple[list[str], Sizes]:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("name", nargs="*", choices=[*_MEASUREMENTS, []], help="what to measure; by default everything")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to measure: {', '.join(_MEASUREMENTS)}; or all")
     parser.add_argument("--quick", action="store_true", help="small sizes: to see that it runs, not for figures")
     parser.add_argument("--soak", action="store_true", help=f"look at the memory over {_SOAK_RPCS:,} RPCs (minutes)")
     given = parser.parse_args()
+    if unknown := [name for name in given.names if name not in _MEASUREMENTS]:
+        parser.error(f"no such measurement: {', '.join(unknown)}")
     sizes = QUICK if given.quick else FULL
-    return given.name or list(_MEASUREMENTS), replace(sizes, rpcs=_SOAK_RPCS) if given.soak else sizes
+    return given.names or list(_MEASUREMENTS), replace(sizes, rpcs=_SOAK_RPCS) if given.soak else sizes
 
 
 def _measured(name: str, running: Bench) -> Findings:

@@ -127,7 +127,7 @@ def latencies(target: str, requests: Sequence[Request], *, rounds: int) -> list[
         for round_number in range(rounds + 1):
             for request, call, taken in zip(requests, calls, found, strict=True):
                 started = time.perf_counter()
-                raw = call(request.body, timeout=_DEADLINE_SECONDS)
+                raw = _answer(call, request.body)
                 took = time.perf_counter() - started
                 if request.ids is not None and _IDS_IN[request.method](raw) != request.ids:
                     raise MeasurementError(f"{request.method} returned other users than were asked for")
@@ -146,14 +146,16 @@ class ListPage:
 
 
 def walk(target: str, body: bytes, *, pages: int) -> list[ListPage]:
-    """Go through a list from its first page; that one, and the last full one among so many pages, if there are."""
+    """Go through a list from its first page; that one, and the last full one among so many pages, if there are.
+
+    Raises MeasurementError for any wrong answer.
+    """
     message = user_pb2.ListUsersRequest.FromString(body)
     seen: list[ListPage] = []
     with _channel(target) as channel:
         call: Any = channel.unary_unary(LIST_USERS)
         for number in range(1, pages + 1):
-            raw = call(message.SerializeToString(), timeout=_DEADLINE_SECONDS)
-            response = user_pb2.ListUsersResponse.FromString(raw)
+            response = user_pb2.ListUsersResponse.FromString(_answer(call, message.SerializeToString()))
             if len(response.users) < message.page_size:
                 break
             seen[1:] = [ListPage(number, message.page_token, [user.id for user in response.users])]
@@ -231,6 +233,14 @@ class _Crew:
             if fault is not None:
                 self._faults[fault] += 1
             self._counts[number] += 1
+
+
+def _answer(call: Callable[..., bytes], body: bytes) -> bytes:
+    """Raises MeasurementError for anything but OK: gRPC's own errors do not travel between processes."""
+    try:
+        return call(body, timeout=_DEADLINE_SECONDS)
+    except grpc.RpcError as error:
+        raise MeasurementError(f"a call ended with {error.code().name}") from None
 
 
 def _fault(call: Callable[..., Any], request: Request) -> str | None:

@@ -1,7 +1,7 @@
 """The composition root: settings in, a running server out. Everything is wired here and nowhere else."""
 
 from datetime import timedelta
-from threading import Event
+from queue import SimpleQueue
 
 import grpc
 import structlog
@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2_grpc
 from sqlalchemy.engine import URL
 
 from personae.v1 import authentication_pb2, authentication_pb2_grpc, user_pb2, user_pb2_grpc
-from service.base.clock import Clock, utc_now
+from service.base.clock import Clock, monotonic, utc_now
 from service.base.settings import Settings
 from service.core.pages import PageTokens
 from service.db.diagnosis import Diagnosis
@@ -74,11 +74,14 @@ class Server:
             enable_reflection(self._grpc, SERVICE_NAMES)
         self._tasks = [Repeating("database-probe", self._look, every=settings.health_probe_interval)]
         if settings.purge_interval:
-            self._tasks.append(
-                Repeating("sweeper", lambda: sweep_and_log(self.database, clock), every=settings.purge_interval)
+            sweeper = Repeating(
+                "sweeper",
+                lambda: sweep_and_log(self.database, clock, lambda: sweeper.is_ending),
+                every=settings.purge_interval,
             )
+            self._tasks.append(sweeper)
         self._trouble: Diagnosis | None = None
-        self._ended = Event()
+        self._ends: SimpleQueue[None] = SimpleQueue()  # unlike an Event, safe to use in a signal handler
         self.failure: SchemaBehindError | None = None
         self.port = 0
 
@@ -90,7 +93,7 @@ class Server:
         self._look()
         if self.failure is not None:
             raise self.failure
-        address = f"{self._settings.grpc_host}:{self._settings.grpc_port}"
+        address = self._settings.address(self._settings.grpc_port)
         try:
             self.port = self._grpc.add_insecure_port(address)
         except RuntimeError:
@@ -104,11 +107,11 @@ class Server:
 
     def wait(self) -> None:
         """Return when `end` is called, or when the server cannot go on: then `failure` says why."""
-        self._ended.wait()
+        self._ends.get()
 
     def end(self) -> None:
         """Let `wait` return. Safe to call from a signal handler."""
-        self._ended.set()
+        self._ends.put(None)
 
     def stop(self, grace: float | None = None) -> bool:
         """Turn NOT_SERVING, let the RPCs that run finish within `grace` seconds, and close everything.
@@ -118,10 +121,13 @@ class Server:
         grace = self._settings.shutdown_grace if grace is None else grace
         self._health.enter_graceful_shutdown()
         _log.info("stopping", grace_seconds=grace)
-        self._grpc.stop(grace).wait()
+        give_up_at = monotonic() + grace
         for task in self._tasks:
-            task.stop(timeout=grace)
+            task.end()
+        self._grpc.stop(grace).wait()
         has_ended = self._executor.end(patience=_THREAD_PATIENCE)
+        for task in self._tasks:
+            has_ended &= task.join(timeout=max(_THREAD_PATIENCE, give_up_at - monotonic()))
         self._probe.close()
         self.database.dispose()
         _log.info("stopped", clean=has_ended)

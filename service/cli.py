@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL
 
 _SECOND_SIGNAL = 130
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1"}  # noqa: S104  where to knock when all is bound
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -83,7 +84,7 @@ def create_superuser(email: str, username: str, password_stdin: bool) -> None:  
     new = users.NewUser(
         email, username, hash_password(password, settings.bcrypt_cost), is_active=True, email_verified_at=None
     )
-    with _database(settings) as url:
+    with _migrated_database(settings) as url:
         database = open_database(settings, url)
         try:
             with database.scope() as session, session.begin():
@@ -105,7 +106,7 @@ def purge_deleted() -> None:
     from service.tasks import sweep
 
     settings = _settings()
-    with _database(settings) as url:
+    with _migrated_database(settings) as url:
         database = open_database(settings, url)
         try:
             purged, forgotten = sweep(database, utc_now)
@@ -144,8 +145,9 @@ def health(address: str | None, timeout: float) -> None:
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     settings = _settings()
-    host = "127.0.0.1" if settings.grpc_host in {"0.0.0.0", "[::]", "::"} else settings.grpc_host  # noqa: S104  compared
-    target = address or f"{host}:{settings.grpc_port}"
+    if settings.grpc_host in _EVERYWHERE:
+        settings = settings.model_copy(update={"grpc_host": _EVERYWHERE[settings.grpc_host]})
+    target = address or settings.address(settings.grpc_port)
     with grpc.insecure_channel(target) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout)
@@ -166,10 +168,10 @@ def _serve(settings: Settings, url: "URL", *, banner: bool = False, may_exit: bo
 
     try:
         server = Server(settings, url)
+        _on_signals(server.end)
         server.start()
     except (SettingsError, PortInUseError, SchemaBehindError) as error:
         _fail(str(error))
-    _on_signals(server.end)
     if banner:
         _print_banner(settings, server.port)
     server.wait()
@@ -196,7 +198,7 @@ def _print_banner(settings: Settings, port: int) -> None:
     where = (
         f"embedded PostgreSQL in {settings.dev_data_dir}" if settings.url is None else "the database of DATABASE_URL"
     )
-    address = f"{settings.grpc_host}:{port}"
+    address = settings.address(port)
     data = '{"user": {"email": "ada@example.com", "username": "ada"}, "password": "correct horse battery staple"}'
     method = "personae.v1.UserService/CreateUser"
     click.echo(
@@ -239,6 +241,26 @@ def _upgrade(url: "URL") -> str:
     if found == needed:
         return f"The database has schema {needed} already."
     return f"The database has schema {needed} now; before: {found or 'none'}."
+
+
+@contextmanager
+def _migrated_database(settings: Settings) -> "Iterator[URL]":
+    """As _database, with the schema in place: the embedded one is migrated, another one has to be."""
+    from sqlalchemy.exc import DBAPIError
+
+    from service.db.diagnosis import diagnose
+    from service.db.schema import SchemaBehindError, require_schema_at
+
+    with _database(settings) as url:
+        if settings.url is None:
+            _upgrade(url)
+        try:
+            require_schema_at(url)
+        except SchemaBehindError as error:
+            _fail(str(error))
+        except DBAPIError as error:
+            _fail(str(diagnose(error)))
+        yield url
 
 
 @contextmanager

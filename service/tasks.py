@@ -9,7 +9,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from service.base.clock import Clock
+from service.base.clock import Clock, monotonic
 from service.base.errors import PersonaeError
 from service.base.log import where_raised
 from service.core import users
@@ -18,6 +18,7 @@ from service.db.engine import Database, connect_arguments
 from service.db.schema import require_schema
 
 SWEEP_BATCH = 500
+_BATCH_SECONDS = 30.0
 _PROBE_TIMEOUT_MS = 2000
 _log = structlog.get_logger("personae.tasks")
 
@@ -36,11 +37,20 @@ class Repeating:
         """Run it for the first time after one interval."""
         self._thread.start()
 
-    def stop(self, timeout: float) -> None:
-        """Ask it to end, and wait for a run that is under way, but no longer than `timeout` seconds."""
+    def end(self) -> None:
+        """Ask it to end."""
         self._stopped.set()
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it was asked to end: long work looks at this now and then."""
+        return self._stopped.is_set()
+
+    def join(self, timeout: float) -> bool:
+        """Wait for a run that is under way, up to `timeout` seconds; whether it has ended."""
         if self._thread.is_alive():
             self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while not self._stopped.wait(self._every):
@@ -69,40 +79,55 @@ class DatabaseProbe:
     def check(self) -> Diagnosis | None:
         """What is wrong; None when nothing is. Raises SchemaBehindError, looked at anew after each outage."""
         try:
-            with self._engine.connect() as connection:
-                standby = connection.scalar(
-                    text(f"SET LOCAL statement_timeout = {_PROBE_TIMEOUT_MS}; SELECT pg_is_in_recovery()")
-                )
-                if not self._is_schema_known:
-                    require_schema(connection)
-                    self._is_schema_known = True
+            standby = self._look()
         except DBAPIError as error:
-            self._is_schema_known = False
-            return diagnose(error)
+            if not error.connection_invalidated:
+                return self._trouble(error)
+            try:
+                standby = self._look()  # the connection was cut while idle: that alone is no outage
+            except DBAPIError as again:
+                return self._trouble(again)
         if standby:
             return Diagnosis("The server is a read-only standby", "Point DATABASE_URL at the primary.")
         return None
+
+    def _look(self) -> bool:
+        with self._engine.connect() as connection:
+            standby = connection.scalar(
+                text(f"SET LOCAL statement_timeout = {_PROBE_TIMEOUT_MS}; SELECT pg_is_in_recovery()")
+            )
+            if not self._is_schema_known:
+                require_schema(connection)
+                self._is_schema_known = True
+        return bool(standby)
+
+    def _trouble(self, error: DBAPIError) -> Diagnosis:
+        self._is_schema_known = False
+        return diagnose(error)
 
     def close(self) -> None:
         """Close the connection."""
         self._engine.dispose()
 
 
-def sweep(database: Database, clock: Clock) -> tuple[int, int]:
+def sweep(database: Database, clock: Clock, is_ending: Callable[[], bool] = lambda: False) -> tuple[int, int]:
     """Purge the users whose time has come and forget old request ids; how many of each.
 
-    Any number of servers may do it at once: each takes what no other holds, in short transactions.
+    Any number of servers may do it at once: each takes what no other holds, in short transactions. Between two of
+    them it asks whether to end.
     """
     now = clock()
-    purged = _in_batches(database, lambda session: users.purge_due(session, now=now, limit=SWEEP_BATCH))
-    forgotten = _in_batches(database, lambda session: users.forget_requests(session, now=now, limit=SWEEP_BATCH))
+    purged = _in_batches(database, lambda session: users.purge_due(session, now=now, limit=SWEEP_BATCH), is_ending)
+    forgotten = _in_batches(
+        database, lambda session: users.forget_requests(session, now=now, limit=SWEEP_BATCH), is_ending
+    )
     return purged, forgotten
 
 
-def sweep_and_log(database: Database, clock: Clock) -> None:
+def sweep_and_log(database: Database, clock: Clock, is_ending: Callable[[], bool]) -> None:
     """As `sweep`, for the background: says in the log what was done, and shrugs at an outage that the probe reports."""
     try:
-        purged, forgotten = sweep(database, clock)
+        purged, forgotten = sweep(database, clock, is_ending)
     except PersonaeError as error:
         _log.warning("sweep put off", reason=error.reason)
         return
@@ -110,15 +135,16 @@ def sweep_and_log(database: Database, clock: Clock) -> None:
         _log.info("swept", purged_users=purged, forgotten_request_ids=forgotten)
 
 
-def _in_batches(database: Database, remove: Callable[[Session], int]) -> int:
+def _in_batches(database: Database, remove: Callable[[Session], int], is_ending: Callable[[], bool]) -> int:
     total = 0
-    while True:
+    while not is_ending():
         removed = _one_batch(database, remove)
         total += removed
         if removed < SWEEP_BATCH:
-            return total
+            break
+    return total
 
 
 def _one_batch(database: Database, remove: Callable[[Session], int]) -> int:
-    with database.scope() as session, session.begin():
+    with database.scope(deadline=monotonic() + _BATCH_SECONDS) as session, session.begin():
         return remove(session)

@@ -121,6 +121,20 @@ def upgrade() -> None:
         postgresql_where=sa.text("NOT is_active OR deleted_at IS NOT NULL"),
     )
     op.create_index(
+        "ix_users_live",
+        "users",
+        ["created_at", "id"],
+        unique=False,
+        postgresql_where=sa.text("deleted_at IS NULL"),
+    )
+    op.create_index(
+        "ix_users_live_inactive",
+        "users",
+        ["created_at", "id"],
+        unique=False,
+        postgresql_where=sa.text("NOT is_active AND deleted_at IS NULL"),
+    )
+    op.create_index(
         "ix_users_purge_at",
         "users",
         ["purge_at"],
@@ -181,6 +195,12 @@ def downgrade() -> None:
     op.drop_table("request_ids")
     op.drop_index(op.f("ix_users_updated_at_id"), table_name="users")
     op.drop_index("ix_users_superusers", table_name="users", postgresql_where=sa.text("is_superuser"))
+    op.drop_index(
+        "ix_users_live_inactive",
+        table_name="users",
+        postgresql_where=sa.text("NOT is_active AND deleted_at IS NULL"),
+    )
+    op.drop_index("ix_users_live", table_name="users", postgresql_where=sa.text("deleted_at IS NULL"))
     op.drop_index("ix_users_purge_at", table_name="users", postgresql_where=sa.text("purge_at IS NOT NULL"))
     op.drop_index(
         "ix_users_inactive",

@@ -30,7 +30,7 @@ def measure(bench: Bench) -> Findings:
             bench.callers.do(call_times, server.target, [request], in_flight=1, times=_TIMES)
             found[name] = (proxy.statements - before) / _TIMES
     findings = Findings()
-    findings.at_most("statements on the wire for a read RPC, the worst", max(found.values()), 1, digits=0)
+    findings.at_most("statements on the wire for a read RPC, the worst", max(found.values()), 1)
     each = ", ".join(f"{name} {count:g}" for name, count in found.items())
     findings.note(f"Statements for one call: {each}; mean of {_TIMES} calls on an open connection.")
     return findings

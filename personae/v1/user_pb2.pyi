@@ -313,7 +313,7 @@ class ListUsersRequest(_message.Message):
 
         @_builtins.property
         def updated_after(self) -> _timestamp_pb2.Timestamp:
-            """Only users changed at this time or later."""
+            """Only users changed at this time or later. The list is then ordered by updated_at, unless order_by says otherwise."""
 
         def __init__(
             self,
@@ -352,7 +352,8 @@ class ListUsersRequest(_message.Message):
     """
     order_by: _builtins.str
     """One of "created_at", "id", "updated_at", "email" or "username", with " desc" behind it for descending order.
-    Unset: "created_at desc", or the column of a prefix filter. Equal values are ordered by id.
+    Unset: "created_at desc", or the column of a prefix filter, or "updated_at" with updated_after. Equal values are
+    ordered by id.
     """
     show_deleted: _builtins.bool
     """Lists soft-deleted users among the others."""

@@ -61,19 +61,37 @@ def generate_secret_key(key_id: str) -> str:
 
 
 def load_or_create(path: Path) -> SecretKeys:
-    """The keys in this file, which is made with one new key (mode 0600) when it is missing."""
+    """The keys in this file, which is made with one new key (mode 0600) when it is missing.
+
+    Raises ValueError for a file that others may have written, or that holds no keys; OSError.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        _create(path, generate_secret_key("k1") + "\n")
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW)) as file:
+        found = os.fstat(file.fileno())
+        if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+            raise ValueError("it must belong to the user of this process, with mode 0600")
+        return parse_secret_keys(file.read())
+
+
+def _create(path: Path, text: str) -> None:
+    """Make the file whole or not at all; of two that try at once, the first wins."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
     try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(generate_secret_key("k1") + "\n")
+        os.link(draft, path)
     except FileExistsError:
         pass
-    return parse_secret_keys(path.read_text())
+    finally:
+        draft.unlink()
 
 
 def _decoded(key_id: str, encoded: str) -> bytes:
     try:
-        secret = base64.b64decode(encoded.replace("-", "+").replace("_", "/") + "==", validate=False)
+        padded = encoded.rstrip("=") + "=" * (-len(encoded.rstrip("=")) % 4)
+        secret = base64.b64decode(padded.replace("-", "+").replace("_", "/"), validate=True)
     except binascii.Error:
         raise ValueError(f"the secret of {key_id} is not base64") from None
     if len(secret) < MIN_BYTES:

@@ -39,8 +39,8 @@ class Settings(BaseSettings):
     db_pool_recycle: Annotated[int, Field(ge=-1)] = 3600
     db_pool_pre_ping: bool = True
     db_pool_ping_idle: Annotated[Seconds, Field(ge=0)] = 5
-    db_pool_timeout: Annotated[Seconds, Field(gt=0, le=60)] = 2
-    db_connect_timeout: Annotated[int, Field(ge=2, le=60)] = 3
+    db_pool_timeout: Annotated[Seconds, Field(gt=0, le=60)] = 3
+    db_connect_timeout: Annotated[int, Field(ge=2, le=60)] = 2
 
     # ---- server
     grpc_host: str = "127.0.0.1"
@@ -112,8 +112,14 @@ class Settings(BaseSettings):
         """DATABASE_URL with the driver spelled out."""
         return None if self.database_url is None else psycopg2_url(self.database_url.get_secret_value())
 
+    def address(self, port: int) -> str:
+        """Where the server listens, as gRPC writes it: an IPv6 address stands in brackets."""
+        host = self.grpc_host.strip("[]")
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
     def keys(self) -> SecretKeys:
-        """The secret keys: SECRET_KEYS, SECRET_KEYS_FILE, or a generated file beside the embedded data.
+        """The secret keys: SECRET_KEYS, SECRET_KEYS_FILE, or a generated file beside the embedded data,
+        in DEV_DATA_DIR.
 
         Raises SettingsError when none are given and others can reach the server or its database: servers that share
         a database must share their keys.
@@ -127,7 +133,7 @@ class Settings(BaseSettings):
                 "SECRET_KEYS is not set. It is required when the server or its database is reached from other "
                 "machines. Make one with: python -m service generate-key"
             )
-        return load_or_create(self.dev_data_dir.parent / "secret_keys")
+        return _generated_keys(self.dev_data_dir / "secret_keys")
 
 
 def load_settings(**overrides: object) -> Settings:
@@ -166,6 +172,13 @@ def _keys_from(path: Path) -> SecretKeys:
         raise SettingsError(f"SECRET_KEYS_FILE: {path}: {error}") from None
 
 
+def _generated_keys(path: Path) -> SecretKeys:
+    try:
+        return load_or_create(path)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"The generated keys in {path} cannot be used: {error}") from None
+
+
 def _is_local_host(host: str) -> bool:
     if host == "localhost" or host.startswith("/"):
         return True
@@ -177,7 +190,13 @@ def _is_local_host(host: str) -> bool:
 
 def _is_local_database(url: URL) -> bool:
     hosts: list[str] = [url.host] if url.host else []
-    in_query = url.query.get("host", ())
-    for value in (in_query,) if isinstance(in_query, str) else in_query:
+    if "service" in url.query:  # names a host that is written elsewhere
+        return False
+    for value in (*_values(url, "host"), *_values(url, "hostaddr")):
         hosts += [host.rsplit(":", 1)[0] if host.count(":") == 1 else host for host in value.split(",")]
     return all(_is_local_host(host) for host in hosts)
+
+
+def _values(url: URL, name: str) -> tuple[str, ...]:
+    found = url.query.get(name, ())
+    return (found,) if isinstance(found, str) else found

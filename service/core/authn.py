@@ -59,15 +59,15 @@ def look_up(session: Session, key: Key | None, *, cost: int) -> Candidate:
     return Candidate(user, stored_hash, changed_at, max(cost, stored_cost))
 
 
-def settle(session: Session, candidate: Candidate, *, is_match: bool, new_hash: str | None) -> UserRecord:
-    """The user who has signed in. Stores new_hash, when there is one, in place of the hash that was verified.
+def settle(session: Session, candidate: Candidate, *, is_match: bool, new_hash: str | None) -> UserRecord | None:
+    """Whose password it was; None for nobody's. Raises nothing, so that what it stores is committed.
 
+    Stores new_hash, when there is one, in place of the hash that was verified.
     The user is read again: who was deleted, or has another password by now, is not let in. A hash that another sign-in
     renewed meanwhile is the same password: right passwords never refuse each other.
-    Raises InvalidCredentialsError; UserInactiveError only after the right password.
     """
     if not is_match or candidate.user is None:
-        raise InvalidCredentialsError
+        return None
     row = session.execute(
         select(*COLUMNS).where(
             USERS.c.id == candidate.user.id,
@@ -77,14 +77,21 @@ def settle(session: Session, candidate: Candidate, *, is_match: bool, new_hash: 
         )
     ).one_or_none()
     if row is None:
-        raise InvalidCredentialsError
+        return None
     user = UserRecord._make(row)
-    if not user.is_active:
-        raise UserInactiveError
     if new_hash is not None:
         session.execute(
             update(USERS)
             .where(USERS.c.id == user.id, USERS.c.hashed_password == candidate.stored_hash)
             .values(hashed_password=new_hash)
         )
+    return user
+
+
+def require_admitted(user: UserRecord | None) -> UserRecord:
+    """The user, who may go on. Raises InvalidCredentialsError; UserInactiveError only after the right password."""
+    if user is None:
+        raise InvalidCredentialsError
+    if not user.is_active:
+        raise UserInactiveError
     return user

@@ -10,6 +10,7 @@ from email_validator import SPECIAL_USE_DOMAIN_NAMES, EmailNotValidError, valida
 
 EMAIL_MAX_BYTES = 1024
 """Ceiling of what is looked at, before any normalising; a valid email has 254 characters at the most (RFC 5321)."""
+_EMAIL_MAX_LENGTH = 320
 USERNAME_MAX_BYTES = 64
 
 _USERNAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{1,48})[a-z0-9]")
@@ -36,6 +37,9 @@ def normalise_email(text: str, *, allow_special_domains: bool = False) -> str:
     Raises BadIdentifierError.
     """
     require_bounded(text, EMAIL_MAX_BYTES)
+    if len(text) > _EMAIL_MAX_LENGTH or not text.rpartition("@")[0].isascii():
+        # Said here, and not by the library, because it would first normalise what it then refuses.
+        raise BadIdentifierError("INVALID_EMAIL", "is not a valid email address")
     try:
         found = validate_email(
             text,

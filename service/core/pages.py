@@ -39,6 +39,8 @@ class PageTokens:
     def open(self, token: str, *, binding: str) -> Position:
         """The position in a token. Raises BadPageTokenError, also for the token of another list."""
         try:
+            if base64.urlsafe_b64encode(base64.urlsafe_b64decode(token)).decode() != token:
+                raise BadPageTokenError  # base64 decoders skip what does not belong there
             made_for, value, row_id = orjson.loads(self._fernet.decrypt(token))
         except (InvalidToken, ValueError):
             raise BadPageTokenError from None

@@ -96,7 +96,11 @@ def is_match(password: str, stored: str | None, *, reference_cost: int) -> bool:
     if stored is None or secret is None:
         _spend(secret or b"", reference_cost)
         return False
-    parsed = parse_hash(stored)
+    try:
+        parsed = parse_hash(stored)
+    except StoredHashError:
+        _spend(secret, reference_cost)  # a damaged hash must not be seen by its duration either
+        raise
     if _verifies(secret, parsed):
         return True
     for cost in range(parsed.cost, reference_cost):

@@ -112,6 +112,7 @@ class Database:
             pool_use_lifo=True,  # the connection used last is the one that needs no ping
             use_native_hstore=False,  # the type is not used, and looking it up costs each new connection a query
             hide_parameters=True,
+            skip_autocommit_rollback=True,
             connect_args={
                 **connect_arguments(connect_timeout),
                 "connection_factory": _Connection,
@@ -146,7 +147,8 @@ class Database:
                 raise
             raise fault from error
         finally:
-            session.close()
+            if session.in_transaction():
+                session.close()
 
     def dispose(self) -> None:
         """Close the connections that wait in the pool."""

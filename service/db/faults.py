@@ -36,7 +36,6 @@ UNIQUE_CONSTRAINTS: dict[str, type[PersonaeError]] = {
 _QUERY_CANCELED = "57014"
 _UNIQUE_VIOLATION = "23505"
 _CONFLICTS = frozenset({"40001", "40P01", "55P03"})  # serialization failure, deadlock, lock timeout
-_TOO_MANY_CONNECTIONS = "53300"
 _UNAVAILABLE_CLASSES = ("08", "57P", "53")  # connection, operator intervention, insufficient resources
 _READ_ONLY = "25006"  # a standby, or a primary that was demoted under us
 _AUTHENTICATION = ("28", "3D")  # the role or the database is not there (any more)
@@ -56,8 +55,6 @@ def translate(
         return DeadlineOverError()
     if sqlstate in _CONFLICTS:
         return ConflictError()
-    if sqlstate == _TOO_MANY_CONNECTIONS:
-        return DatabaseBusyError()
     if _is_connection_fault(error, sqlstate):
         return _connection_fault(error, commit, is_idempotent=is_idempotent)
     return None

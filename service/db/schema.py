@@ -30,15 +30,25 @@ def database_revision(connection: Connection) -> str | None:
     return None if revision is None else str(revision)
 
 
-def revision_at(url: URL) -> str | None:
-    """As database_revision, on a connection of its own."""
-    with create_engine(url, poolclass=NullPool, hide_parameters=True).connect() as connection:
-        return database_revision(connection)
-
-
 def require_schema(connection: Connection) -> None:
     """Raises SchemaBehindError when the database is older than the code."""
     needed, found = needed_revision(), database_revision(connection)
     if found is None or found < needed:
         state = "has no schema yet" if found is None else f"has schema {found}"
         raise SchemaBehindError(f"The database {state}; this code needs {needed}. Run: make migrate")
+
+
+def revision_at(url: URL) -> str | None:
+    """As database_revision, on a connection of its own."""
+    with _connected(url) as connection:
+        return database_revision(connection)
+
+
+def require_schema_at(url: URL) -> None:
+    """As require_schema, on a connection of its own."""
+    with _connected(url) as connection:
+        require_schema(connection)
+
+
+def _connected(url: URL) -> Connection:
+    return create_engine(url, poolclass=NullPool, hide_parameters=True).connect()

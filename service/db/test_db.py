@@ -28,7 +28,8 @@ def main() -> int:
 
 
 def _report(url: URL, *, connect_timeout: int) -> int:
-    print(f"database    {url.render_as_string(hide_password=True)}")
+    where = url.query.get("host") or url.host or "the local socket"
+    print(f"database    {url.database or url.username} on {where}, port {url.port or 5432}, as {url.username or 'you'}")
     engine = create_engine(
         url, poolclass=NullPool, hide_parameters=True, connect_args=connect_arguments(connect_timeout)
     )

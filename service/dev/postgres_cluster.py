@@ -55,6 +55,9 @@ class Plan:
             "port": str(self.port),
             "timezone": "UTC",
             "log_timezone": "UTC",
+            # Statements and details of failed ones hold what users typed, and hashes.
+            "log_min_error_statement": "panic",
+            "log_error_verbosity": "terse",
             **({} if self.durable else _NOT_DURABLE),
             **self.settings,
         }

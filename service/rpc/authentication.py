@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import grpc
 
 from personae.v1 import authentication_pb2, authentication_pb2_grpc
+from service.base.clock import monotonic
 from service.core import authn
 from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username
 from service.core.passwords import hash_password, is_match, needs_rehash
@@ -14,6 +15,7 @@ from service.db.engine import Database, reading
 from service.rpc.call import current
 from service.rpc.shapes import Faults, bounded_text, require_id, user_message
 
+_SETTLE_SECONDS = 5.0
 _IP_ADDRESS_MAX_BYTES = 64
 _USER_AGENT_MAX_BYTES = 2048
 _USER_AGENT_MAX_LENGTH = 512
@@ -37,15 +39,16 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
         self, request: authentication_pb2.AuthenticateRequest, context: grpc.ServicerContext
     ) -> authentication_pb2.AuthenticateResponse:
         attempt = self._attempt(request)
-        with self._database.scope(deadline=current().deadline, is_idempotent=True) as session:
-            with reading(session):
-                candidate = authn.look_up(session, attempt.key, cost=self._bcrypt_cost)
-            # No connection and no transaction is held from here …
-            is_right = is_match(attempt.password, candidate.comparable_hash, reference_cost=candidate.reference_cost)
-            new_hash = self._rehashed(attempt.password, candidate) if is_right else None
-            # … to here.
-            with session.begin():
-                user = authn.settle(session, candidate, is_match=is_right, new_hash=new_hash)
+        with self._database.scope(deadline=current().deadline) as session, reading(session):
+            candidate = authn.look_up(session, attempt.key, cost=self._bcrypt_cost)
+        # No connection and no transaction is held while it hashes.
+        is_right = is_match(attempt.password, candidate.comparable_hash, reference_cost=candidate.reference_cost)
+        new_hash = self._rehashed(attempt.password, candidate) if is_right else None
+        # Work that was done is settled also when the caller's time is over by now.
+        deadline = monotonic() + _SETTLE_SECONDS
+        with self._database.scope(deadline=deadline, is_idempotent=True) as session, session.begin():
+            found = authn.settle(session, candidate, is_match=is_right, new_hash=new_hash)
+        user = authn.require_admitted(found)
         return authentication_pb2.AuthenticateResponse(user=user_message(user))
 
     def _rehashed(self, password: str, candidate: authn.Candidate) -> str | None:
@@ -82,7 +85,7 @@ def _check_client(client: authentication_pb2.Client, faults: Faults) -> None:
     address = bounded_text(client.ip_address, "client.ip_address", faults, max_bytes=_IP_ADDRESS_MAX_BYTES)
     if address:
         try:
-            ipaddress.ip_address(address)
+            ipaddress.ip_address(address.replace("%", "zone"))  # a zone means nothing on another machine
         except ValueError:
             faults.add("client.ip_address", "INVALID_IP_ADDRESS", "must be an IPv4 or IPv6 address")
     agent = bounded_text(client.user_agent, "client.user_agent", faults, max_bytes=_USER_AGENT_MAX_BYTES)

@@ -32,6 +32,7 @@ from service.rpc.shapes import (
 )
 
 MAX_BATCH = 1000
+_MAX_BAD_KEYS = 50
 _MAX_MASK_PATHS = 100
 _ORDER_BY_MAX_BYTES = 64
 _ORDER_BY = re.compile(r" *(?P<column>[a-z_]+)(?: +(?P<direction>asc|desc))? *")
@@ -65,11 +66,13 @@ class Creation:
     username: str
     password: str | None
     is_active: bool
-    email_verified_at: datetime | None
+    is_email_verified: bool
     request: RequestKey | None
 
-    def new_user(self, hashed_password: str | None) -> NewUser:
-        return NewUser(self.email, self.username, hashed_password, self.is_active, self.email_verified_at)
+    def new_user(self, hashed_password: str | None, now: datetime) -> NewUser:
+        return NewUser(
+            self.email, self.username, hashed_password, self.is_active, now if self.is_email_verified else None
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +116,11 @@ def keys_of(request: user_pb2.BatchGetUsersRequest, rules: UserRules) -> list[Ke
     if len(request.keys) > MAX_BATCH:
         faults.add("keys", "TOO_MANY", f"must not be more than {MAX_BATCH}")
         faults.check()
-    special = rules.allow_special_domains
-    keys = [
-        user_key(key, f"keys[{index}]", faults, allow_special_domains=special) for index, key in enumerate(request.keys)
-    ]
+    keys = []
+    for index, key in enumerate(request.keys):
+        keys.append(user_key(key, f"keys[{index}]", faults, allow_special_domains=rules.allow_special_domains))
+        if len(faults.found) >= _MAX_BAD_KEYS:
+            break  # nobody reads more of them, and each takes time
     faults.check()
     return keys
 
@@ -142,9 +146,7 @@ def listing_of(request: user_pb2.ListUsersRequest, page_tokens: PageTokens) -> L
     return Listing(where, order, after, size, binding)
 
 
-def creation_of(
-    request: user_pb2.CreateUserRequest, rules: UserRules, fingerprint_keys: tuple[bytes, ...], now: datetime
-) -> Creation:
+def creation_of(request: user_pb2.CreateUserRequest, rules: UserRules, fingerprint_keys: tuple[bytes, ...]) -> Creation:
     """The user that CreateUser is to create."""
     faults = Faults()
     names = shaped(
@@ -169,7 +171,7 @@ def creation_of(
         username=names.username,
         password=password,
         is_active=not request.inactive,
-        email_verified_at=now if request.email_verified else None,
+        is_email_verified=request.email_verified,
         request=key,
     )
 
@@ -189,7 +191,7 @@ def update_of(request: user_pb2.UpdateUserRequest, rules: UserRules) -> Update:
     faults = Faults()
     user_id = require_id(request.user.id, "user.id", faults)
     version = etag_version(request.user.etag, "user.etag", faults)
-    if request.HasField("update_mask"):
+    if request.update_mask.paths:  # a mask that is there but empty is what some languages send for none
         names = _masked(request.update_mask.paths, faults)
     else:
         names = {name for name in _WRITABLE if getattr(request.user, name)}
@@ -255,6 +257,13 @@ def _filter(request: user_pb2.ListUsersRequest, faults: Faults) -> UserFilter:
     )
 
 
+def _usual_order(own: str | None, where: UserFilter) -> Order:
+    """The order that the filter can be read in without passing others by."""
+    if own is not None:
+        return Order(own)
+    return Order("updated_at") if where.updated_after is not None else Order("created_at", is_descending=True)
+
+
 def _order(text: str, where: UserFilter, faults: Faults) -> Order:
     """The order of a list. A prefix filter orders by its own column: any other would read all that it matches."""
     prefixes = [
@@ -264,7 +273,7 @@ def _order(text: str, where: UserFilter, faults: Faults) -> Order:
         faults.add("filter.username_prefix", "TWO_PREFIXES", "cannot be combined with email_prefix")
     own = prefixes[0] if prefixes else None
     if not text:
-        return Order(own) if own else Order("created_at", is_descending=True)
+        return _usual_order(own, where)
     found = _ORDER_BY.fullmatch(text) if len(text) <= _ORDER_BY_MAX_BYTES else None
     if found is None or found["column"] not in users.ORDER_COLUMNS:
         columns = ", ".join(users.ORDER_COLUMNS)

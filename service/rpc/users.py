@@ -1,6 +1,7 @@
 """UserService: unpacks requests into values, runs one feature function in one transaction, packs the answer."""
 
 from collections.abc import Callable
+from datetime import datetime
 
 import grpc
 from google.protobuf.empty_pb2 import Empty
@@ -81,7 +82,7 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
 
     def CreateUser(self, request: user_pb2.CreateUserRequest, context: grpc.ServicerContext) -> user_pb2.User:
         now = self._clock()
-        creation = creation_of(request, self._rules, self._fingerprint_keys, now)
+        creation = creation_of(request, self._rules, self._fingerprint_keys)
         repeat = creation.request
         with self._database.scope(deadline=current().deadline, is_idempotent=repeat is not None) as session:
             if repeat is not None:
@@ -92,10 +93,11 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
             if request.validate_only:
                 with reading(session):
                     users.require_free_names(session, email=creation.email, username=creation.username)
-                return _preview(creation)
+                return _preview(creation, now)
             hashed = None if creation.password is None else hash_password(creation.password, self._bcrypt_cost)
+            now = self._clock()  # after the hash
             with session.begin():
-                user = users.create_user(session, creation.new_user(hashed), request=repeat, now=now)
+                user = users.create_user(session, creation.new_user(hashed, now), request=repeat, now=now)
         return user_message(user)
 
     def UpdateUser(self, request: user_pb2.UpdateUserRequest, context: grpc.ServicerContext) -> user_pb2.User:
@@ -168,13 +170,13 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
         return user_message(user)
 
 
-def _preview(creation: Creation) -> user_pb2.User:
+def _preview(creation: Creation, now: datetime) -> user_pb2.User:
     preview = user_pb2.User(
         email=creation.email,
         username=creation.username,
         is_active=creation.is_active,
         has_password=creation.password is not None,
     )
-    if creation.email_verified_at is not None:
-        preview.email_verified_at.FromDatetime(creation.email_verified_at)
+    if creation.is_email_verified:
+        preview.email_verified_at.FromDatetime(now)
     return preview

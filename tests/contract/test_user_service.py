@@ -61,6 +61,7 @@ class TestCreateUser:
         assert not user.is_active
         assert not user.has_password
         assert user.HasField("email_verified_at")
+        assert abs(user.email_verified_at.seconds - user.created_at.seconds) < 60
 
     def test_output_only_fields_are_ignored(self, users: Users) -> None:
         """A user read elsewhere can be sent back for creation."""
@@ -162,7 +163,17 @@ class TestRequestId:
         assert users.CreateUser(creation(name, request_id=request_id)).id > first.id
 
     @pytest.mark.parametrize(
-        "bad", ["x", "0" * 36, "6ba7b810-9dad-11d1-80b4-00c04fd430c8", "x" * 3_000_000, "7b0e2d34\x00"]
+        "bad",
+        [
+            "x",
+            "0" * 36,
+            "6ba7b810-9dad-11d1-80b4-00c04fd430c8",
+            "x" * 3_000_000,
+            "7b0e2d34\x00",
+            "{7b0e2d34-9f4c-4f5b-8a25-0f7ed2f2b9a1}",
+            "7b0e2d349f4c4f5b8a250f7ed2f2b9a1",
+            "urn:uuid:7b0e2d34-9f4c-4f5b-8a25-0f7ed2f2b9a1",
+        ],
     )
     def test_only_uuid4(self, users: Users, bad: str) -> None:
         """A request_id that is no UUID of version 4 is refused."""
@@ -232,6 +243,16 @@ class TestUpdateUser:
         assert changed.etag != user.etag
         assert changed.updated_at.ToNanoseconds() > user.updated_at.ToNanoseconds()
         assert changed.created_at == user.created_at
+
+    def test_an_empty_mask_is_none(self, users: Users) -> None:
+        """Some languages send an empty mask where none was set: the change must not be lost."""
+        user, name = new_user(users), unique_name()
+
+        changed = users.UpdateUser(
+            pb.UpdateUserRequest(user=pb.User(id=user.id, username=name), update_mask=FieldMask())
+        )
+
+        assert changed.username == name
 
     def test_the_mask_decides(self, users: Users) -> None:
         """Fields outside the mask are not read; etag and output-only fields in it are ignored."""
@@ -462,6 +483,9 @@ class TestListUsers:
             pb.ListUsersRequest(page_token=token, show_deleted=True),
             pb.ListUsersRequest(page_token=token[:-4] + "AAAA"),
             pb.ListUsersRequest(page_token=token + "x"),
+            pb.ListUsersRequest(page_token=token + "!!"),
+            pb.ListUsersRequest(page_token=f"{token[:20]}!{token[20:]}"),
+            pb.ListUsersRequest(page_token=" " + token),
             pb.ListUsersRequest(page_token="bm90IG91cnM="),
             pb.ListUsersRequest(page_token="ü"),
         ]

@@ -62,7 +62,7 @@ def fault(pgcode: str | None, *, constraint: str | None = None, lost: bool = Fal
         ("57P03", {}, DatabaseUnavailableError),
         ("25006", {}, DatabaseUnavailableError),
         ("53100", {}, DatabaseUnavailableError),
-        ("53300", {}, DatabaseBusyError),
+        ("53300", {}, DatabaseUnavailableError),
         ("28P01", {}, DatabaseUnavailableError),
         (None, {}, DatabaseUnavailableError),
         (None, {"lost": True, "commit": Commit.UNDER_WAY}, CommitOutcomeUnknownError),

@@ -81,13 +81,13 @@ class TestMalformedBytes:
 
 class TestErrors:
     def test_details_stay_small(self, server: RunningServer) -> None:
-        """A thousand bad keys are reported in less than 4 kB, which says how many more there are."""
+        """A thousand bad keys are reported in less than 4 kB; looking stops after fifty."""
         keys = [user_pb2.UserKey(username="ü" * 20)] * 1000
 
         failure = fails(server.users.BatchGetUsers, user_pb2.BatchGetUsersRequest(keys=keys))
 
         assert len(failure.violations) == MAX_VIOLATIONS
-        assert "and 997 more" in failure.message
+        assert "and 47 more" in failure.message
 
     def test_a_bug_shows_nothing_but_an_id(self, private_server: RunningServer) -> None:
         """What broke is in the log, under the id that the caller got; a broken user does not break others."""
@@ -150,6 +150,42 @@ class TestBuiltIn:
         with pytest.raises(grpc.RpcError) as caught:
             health.Check(health_pb2.HealthCheckRequest(service="nothing"))
         assert caught.value.code() is Code.NOT_FOUND
+
+    def test_watchers_hear_of_changes_only(self, private_url: URL) -> None:
+        """A watcher gets one message for each change of the status, not one for each look at the database."""
+        with running(private_url, health_probe_interval=0.01) as server:
+            watch = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
+            seen: list[int] = []
+            listener = threading.Thread(target=lambda: seen.extend(answer.status for answer in watch))
+            listener.start()
+            for _ in range(200):
+                new_user(server.users)
+            server.server.stop()
+            listener.join(30)
+
+        assert seen == [health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING]
+
+    def test_open_reflection_streams_take_no_threads(self, private_url: URL) -> None:
+        """A tool that keeps its reflection stream open costs no thread that serves calls."""
+        with running(private_url, grpc_threads=2) as server:
+            held = threading.Event()
+
+            def requests() -> Any:
+                yield reflection_pb2.ServerReflectionRequest(list_services="")
+                held.wait(60)
+
+            call = server.channel.stream_stream(
+                "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+                request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+                response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+            )
+            streams = [call(requests()) for _ in range(4)]
+            for stream in streams:
+                next(stream)
+            assert new_user(server.users).id
+            held.set()
+            for stream in streams:
+                stream.cancel()
 
     def test_many_watchers_take_no_threads(self, private_url: URL) -> None:
         """More watchers than threads, and calls are answered all the same."""

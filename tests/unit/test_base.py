@@ -49,6 +49,18 @@ class TestSecretKeys:
 
         assert path.stat().st_mode & 0o777 == 0o600
         assert load_or_create(path) == first
+        assert [one.name for one in path.parent.iterdir()] == ["keys"]
+
+    def test_a_file_that_others_may_have_written_is_refused(self, tmp_path: Path) -> None:
+        """A planted key would let its owner forge tokens."""
+        path = tmp_path / "keys"
+        load_or_create(path)
+        (tmp_path / "link").symlink_to(path)
+        with pytest.raises(OSError, match="symbolic links"):
+            load_or_create(tmp_path / "link")
+        path.chmod(0o666)
+        with pytest.raises(ValueError, match="0600"):
+            load_or_create(path)
 
 
 class TestSettings:
@@ -91,6 +103,8 @@ class TestSettings:
             ("postgresql://u@db.internal/d", True),
             ("postgresql://u@/d?host=127.0.0.1,db.internal", True),
             ("postgresql://u@/d?host=127.0.0.1:1&host=db.internal:2", True),
+            ("postgresql://u@localhost/d?hostaddr=10.1.2.3", True),
+            ("postgresql:///d?service=prod", True),
         ],
     )
     def test_keys_are_needed_where_others_reach(self, url: str, needed: bool, tmp_path: Path) -> None:
@@ -101,7 +115,7 @@ class TestSettings:
                 settings.keys()
         else:
             assert settings.keys().keys
-            assert (tmp_path / "secret_keys").exists()
+            assert (tmp_path / "postgres" / "secret_keys").exists()
 
     def test_keys_from_a_file(self, tmp_path: Path) -> None:
         """Docker and Kubernetes hand secrets over as files."""

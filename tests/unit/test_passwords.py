@@ -81,6 +81,9 @@ def test_a_refusal_costs_the_reference_whatever_is_stored(monkeypatch: pytest.Mo
 
     stored = {cost: hash_password("the right password", cost) for cost in (4, 5, 6)}
     monkeypatch.setattr(bcrypt, "hashpw", counting)
+    with pytest.raises(StoredHashError):
+        is_match("whatever", "damaged", reference_cost=6)
+    assert sum(work) == 2**6
     cases = [(password, hashed) for hashed in (*stored.values(), None) for password in ("wrong", "", "x" * 5000, LONG)]
     for password, hashed in cases:
         work.clear()

@@ -5,11 +5,11 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, case, func, insert, or_, select
+from sqlalchemy import ColumnElement, case, func, or_, select
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session
 
-from service.base.errors import EmailTakenError, RequestIdReusedError, UsernameTakenError, UserNotFoundError
+from service.base.errors import ConflictError, EmailTakenError, RequestIdReusedError, UsernameTakenError
 from service.core.users.rows import COLUMNS, REQUESTS, USERS, UserRecord
 
 REQUEST_ID_HOURS = 24
@@ -60,7 +60,7 @@ def create_user(session: Session, new: NewUser, *, request: RequestKey | None, n
     """Create a user, or return the one that the same request created already.
 
     The request is recorded first: two calls with one id meet there, where the second waits for the first and then
-    answers as it did. Raises RequestIdReusedError; a taken name raises at the INSERT, by its constraint.
+    answers as it did. Raises RequestIdReusedError, EmailTakenError, UsernameTakenError.
     """
     values: dict[str, Any] = {
         "email": new.email,
@@ -74,11 +74,17 @@ def create_user(session: Session, new: NewUser, *, request: RequestKey | None, n
         user_id = _claim(session, request, now=now)
         if user_id is None:
             created = find_created(session, request, now=now)
-            if created is None:  # it was purged between the two statements
-                raise UserNotFoundError
+            if created is None:  # cannot be: _claim keeps the record locked, and with it the user
+                raise ConflictError
             return created
         values["id"] = user_id
-    return UserRecord._make(session.execute(insert(USERS).values(values).returning(*COLUMNS)).one())
+    # Not an error of the database: its log would get the statement, and with it the email and the hash.
+    statement = pg_insert(USERS).values(values).on_conflict_do_nothing().returning(*COLUMNS)
+    row = session.execute(statement).one_or_none()
+    if row is None:
+        require_free_names(session, email=new.email, username=new.username)
+        raise ConflictError  # whoever had the name has let go of it meanwhile
+    return UserRecord._make(row)
 
 
 def require_free_names(session: Session, *, email: str, username: str) -> None:

@@ -1,6 +1,6 @@
 """Listing users by keyset: any page costs the same, because each starts where the one before it ended."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -52,21 +52,41 @@ def list_users(session: Session, *, where: UserFilter, order: Order, after: Posi
     column = USERS.c[order.column]
     is_unique = order.column in {"id", "email", "username"}
     keys: list[ColumnElement[Any]] = [column] if is_unique else [column, USERS.c.id]
-    statement = select(*COLUMNS).where(*_conditions(where))
-    if after is not None:
-        statement = statement.where(_beyond(keys, after, order))
+    if after is None:
+        statement = select(*COLUMNS).where(*_conditions(where))
+    else:
+        statement = select(*COLUMNS).where(_beyond(keys, after, order), *_conditions(_beyond_bounds(where, order)))
     directed = [key.desc() if order.is_descending else key.asc() for key in keys]
     rows = session.execute(statement.order_by(*directed).limit(size + 1)).all()
     users = [UserRecord._make(row) for row in rows[:size]]
     return Page(users, _position(users[-1], order) if len(rows) > size else None)
 
 
+def _beyond_bounds(where: UserFilter, order: Order) -> UserFilter:
+    """The filter without the bound that the position of a page implies.
+
+    With both in the WHERE the index would be entered at the bound, and read from there to the position: the deeper
+    the page, the longer.
+    """
+    match order.column, order.is_descending:
+        case "created_at", True:
+            return replace(where, created_before=None)
+        case "created_at", False:
+            return replace(where, created_after=None)
+        case "updated_at", False:
+            return replace(where, updated_after=None)
+        case _:
+            return where
+
+
 def _conditions(where: UserFilter) -> list[ColumnElement[bool]]:
     live = USERS.c.deleted_at.is_(None)
     conditions: list[ColumnElement[bool]] = [] if where.show_deleted else [live]
     if where.is_active is not None:
-        # The same words as in the predicate of ix_users_inactive, so that the planner finds it.
-        inactive = or_(~USERS.c.is_active, USERS.c.deleted_at.is_not(None))
+        # The same words as in the predicates of the partial indexes, so that the planner finds them.
+        inactive = (
+            or_(~USERS.c.is_active, USERS.c.deleted_at.is_not(None)) if where.show_deleted else ~USERS.c.is_active
+        )
         conditions.append(and_(USERS.c.is_active, live) if where.is_active else inactive)
     if where.is_superuser is not None:
         conditions.append(USERS.c.is_superuser if where.is_superuser else ~USERS.c.is_superuser)

@@ -28,8 +28,9 @@ def purge_due(session: Session, *, now: datetime, limit: int) -> int:
         .order_by(USERS.c.purge_at)
         .limit(limit)
         .with_for_update(skip_locked=True)
+        .cte("due")
     )
-    return len(session.execute(delete(USERS).where(USERS.c.id.in_(due)).returning(USERS.c.id)).all())
+    return len(session.execute(delete(USERS).where(USERS.c.id.in_(select(due.c.id))).returning(USERS.c.id)).all())
 
 
 def forget_requests(session: Session, *, now: datetime, limit: int) -> int:
@@ -41,5 +42,6 @@ def forget_requests(session: Session, *, now: datetime, limit: int) -> int:
         .order_by(REQUESTS.c.expires_at)
         .limit(limit)
         .with_for_update(skip_locked=True)
+        .cte("due")
     )
-    return len(session.execute(delete(REQUESTS).where(key.in_(due)).returning(REQUESTS.c.user_id)).all())
+    return len(session.execute(delete(REQUESTS).where(key.in_(select(*due.c))).returning(REQUESTS.c.user_id)).all())
