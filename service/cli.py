@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from service.base.log import configure
+from service.base.log import configure, drain
 from service.base.settings import Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def dev() -> None:
             _upgrade(url)
         is_clean = _serve(settings, url, banner=True, may_exit=False)
     if not is_clean:
+        drain()
         os._exit(0)
 
 
@@ -180,6 +181,7 @@ def _serve(settings: Settings, url: "URL", *, banner: bool = False, may_exit: bo
     if failure is not None:
         _fail(str(failure))
     if may_exit and not is_clean:
+        drain()
         os._exit(0)
     return is_clean
 
@@ -187,7 +189,7 @@ def _serve(settings: Settings, url: "URL", *, banner: bool = False, may_exit: bo
 def _on_signals(end: Any) -> None:
     def handle(_number: int, _frame: object) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: os._exit(_SECOND_SIGNAL))
+            signal.signal(number, lambda *_: os._exit(_SECOND_SIGNAL))  # at once: what the log still has is lost
         end()
 
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -6,12 +6,11 @@ timeout, in the same message. A connection that was used lately is handed out wi
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from bisect import bisect_left
 from typing import Any
 
 import psycopg2.extensions
-from sqlalchemy import Connection, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
@@ -23,6 +22,7 @@ from service.base.clock import monotonic
 from service.base.errors import DeadlineOverError
 from service.db.faults import Commit, translate
 
+_TIMEOUTS_MS: tuple[int, ...] = tuple(step * 10**power for power in range(9) for step in (1, 2, 5))
 _COMMIT = "commit"
 _IS_READING = "is_reading"
 _DEADLINE = "deadline"
@@ -31,8 +31,12 @@ _DEADLINE = "deadline"
 class _Connection(psycopg2.extensions.connection):
     """A connection that knows when it was last used, and until when the RPC that has it may run."""
 
-    used_at: float = float("-inf")
-    deadline: float | None = None
+    __slots__ = ("deadline", "used_at")
+
+    def __init__(self, dsn: str, *arguments: Any) -> None:
+        super().__init__(dsn, *arguments)
+        self.used_at = monotonic()
+        self.deadline: float | None = None
 
 
 class _Cursor(psycopg2.extensions.cursor):
@@ -41,6 +45,8 @@ class _Cursor(psycopg2.extensions.cursor):
     This is done here and not in SQLAlchemy's events: a single listener makes every step of every statement look for
     listeners, which costs a read a tenth of its time.
     """
+
+    __slots__ = ()
 
     def execute(self, query: Any, vars: Any = None) -> None:  # noqa: A002  psycopg2's name
         connection: Any = self.connection
@@ -124,47 +130,65 @@ class Database:
         _ping_only_after(ping_idle, self.engine.dialect)
         event.listen(self.engine.pool, "checkin", _on_checkin)
 
-    @contextmanager
-    def scope(self, *, deadline: float | None = None, is_idempotent: bool = False) -> Iterator[Session]:
+    def scope(self, *, deadline: float | None = None, is_idempotent: bool = False) -> "Scope":
         """The session of one RPC: connects when it is first used, is closed on every path.
 
         deadline: monotonic seconds; every statement is cancelled by the database when it has passed.
         is_idempotent: a client may repeat the RPC when it is unknown whether its commit was made.
-        Raises the PersonaeError that stands for whatever the driver reports.
+        Leaving it raises the PersonaeError that stands for whatever the driver reports.
         """
-        info = {_COMMIT: Commit.NOT_STARTED, _IS_READING: False, _DEADLINE: deadline}
-        session = _RpcSession(self.engine, expire_on_commit=False, info=info)
-        try:
-            yield session
-        except (DBAPIError, PoolTimeoutError) as error:
-            fault = translate(
-                error,
-                commit=session.info[_COMMIT],
-                is_deadline_over=deadline is not None and monotonic() >= deadline,
-                is_idempotent=is_idempotent,
-            )
-            if fault is None:
-                raise
-            raise fault from error
-        finally:
-            if session.in_transaction():
-                session.close()
+        return Scope(self.engine, deadline, is_idempotent=is_idempotent)
 
     def dispose(self) -> None:
         """Close the connections that wait in the pool."""
         self.engine.dispose()
 
 
-@contextmanager
-def reading(session: Session) -> Iterator[None]:
+class Scope:
+    """See Database.scope. A class, as `reading` is, because a generator costs every RPC several times as much."""
+
+    __slots__ = ("_deadline", "_is_idempotent", "_session")
+
+    def __init__(self, engine: Engine, deadline: float | None, *, is_idempotent: bool) -> None:
+        info = {_COMMIT: Commit.NOT_STARTED, _IS_READING: False, _DEADLINE: deadline}
+        self._session = _RpcSession(engine, expire_on_commit=False, info=info)
+        self._deadline = deadline
+        self._is_idempotent = is_idempotent
+
+    def __enter__(self) -> Session:
+        return self._session
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self._session.in_transaction():
+            self._session.close()
+        if isinstance(error, DBAPIError | PoolTimeoutError):
+            fault = translate(
+                error,
+                commit=self._session.info[_COMMIT],
+                is_deadline_over=self._deadline is not None and monotonic() >= self._deadline,
+                is_idempotent=self._is_idempotent,
+            )
+            if fault is not None:
+                raise fault from error
+
+
+class reading:  # noqa: N801  used like a function, in `with`
     """Read without a transaction: each statement is one message to the database and sees what is committed.
 
     At the end the connection goes back to the pool, so that nothing is held while the RPC goes on to hash.
     """
-    session.info[_IS_READING] = True
-    yield  # after an exception the scope closes the session as well
-    session.close()
-    session.info[_IS_READING] = False
+
+    __slots__ = ("_session",)
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def __enter__(self) -> None:
+        self._session.info[_IS_READING] = True
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._session.close()
+        self._session.info[_IS_READING] = False
 
 
 def connect_arguments(connect_timeout: int) -> dict[str, Any]:
@@ -184,12 +208,7 @@ def timeout_ms(remaining: float) -> int:
 
     Few distinct values keep pg_stat_statements readable; rounding up never cuts a deadline short.
     """
-    power = 1
-    while True:
-        for step in (power, 2 * power, 5 * power):
-            if remaining * 1000 <= step:
-                return step
-        power *= 10
+    return _TIMEOUTS_MS[bisect_left(_TIMEOUTS_MS, remaining * 1000)]
 
 
 def _ping_only_after(idle: float, dialect: Any) -> None:

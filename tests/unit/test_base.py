@@ -177,6 +177,7 @@ class TestLog:
             log.configure("info", form, stream)
             structlog.get_logger("x").info("hello", n=1)
             structlog.get_logger("x").debug("not this")
+            log.drain()
         finally:
             structlog.configure(**before)
 

@@ -24,7 +24,8 @@ _IN: dict[str, ColumnElement[bool]] = {
 
 def find_user(session: Session, key: Key) -> UserRecord | None:
     """The user with this name, deleted ones included. One statement."""
-    row = session.execute(_BY[key.column], {"value": key.value}).one_or_none()
+    # On the session's connection: Session.execute would first look whether entities are wanted, at a tenth of the cost.
+    row = session.connection().execute(_BY[key.column], {"value": key.value}).one_or_none()
     return None if row is None else UserRecord._make(row)
 
 

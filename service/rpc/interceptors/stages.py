@@ -49,12 +49,12 @@ Stage = Callable[[Handler, Method], Handler]
 
 def log_access(proceed: Handler, method: Method) -> Handler:
     """One line for each RPC: what, who, how it ended, how long it took. Never anything from the messages."""
+    log = structlog.get_logger("personae.rpc").bind(method=method.name)
 
     def run(request: Any, call: Call) -> Any:
         started = monotonic()
         response = proceed(request, call)
         line = {
-            "method": method.name,
             "code": "OK" if call.status is None else call.status.code.name,
             "ms": round((monotonic() - started) * 1000, 2),
             "request_id": call.request_id,
@@ -62,7 +62,7 @@ def log_access(proceed: Handler, method: Method) -> Handler:
         }
         if call.reason is not None:
             line["reason"] = call.reason
-        _log.info("rpc", **line)
+        log.info("rpc", **line)
         return response
 
     return run
