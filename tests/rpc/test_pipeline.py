@@ -12,6 +12,7 @@ from sqlalchemy.engine import URL
 
 from personae.v1 import user_pb2
 from service.app import MAX_MESSAGE_BYTES, SERVICE_NAMES
+from service.rpc.builtin import MAX_WATCHERS
 from service.rpc.status import MAX_VIOLATIONS
 from tests.support.errors import fails, failure_of
 from tests.support.factories import new_user
@@ -186,6 +187,21 @@ class TestBuiltIn:
             held.set()
             for stream in streams:
                 stream.cancel()
+
+    def test_one_watcher_too_many_is_refused(self, private_url: URL) -> None:
+        """Watchers hold threads, so there is a bound; health checks go on."""
+        with running(private_url) as server:
+            health = health_pb2_grpc.HealthStub(server.channel)
+            watches = [health.Watch(health_pb2.HealthCheckRequest(), timeout=60) for _ in range(MAX_WATCHERS)]
+            assert {next(watch).status for watch in watches} == {health_pb2.HealthCheckResponse.SERVING}
+
+            with pytest.raises(grpc.RpcError) as caught:
+                next(health.Watch(health_pb2.HealthCheckRequest(), timeout=60))
+
+            assert caught.value.code() is Code.RESOURCE_EXHAUSTED
+            assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
+            for watch in watches:
+                watch.cancel()
 
     def test_many_watchers_take_no_threads(self, private_url: URL) -> None:
         """More watchers than threads, and calls are answered all the same."""
