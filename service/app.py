@@ -8,10 +8,22 @@ import structlog
 from grpc_health.v1 import health_pb2_grpc
 from sqlalchemy.engine import URL
 
-from personae.v1 import authentication_pb2, authentication_pb2_grpc, user_pb2, user_pb2_grpc
+from personae.v1 import (
+    authentication_pb2,
+    authentication_pb2_grpc,
+    credential_pb2,
+    credential_pb2_grpc,
+    user_pb2,
+    user_pb2_grpc,
+)
 from service.base.clock import Clock, monotonic, utc_now
-from service.base.settings import Settings
+from service.base.errors import HashingBusyError, ServerBusyError
+from service.base.settings import Settings, SettingsError
+from service.core import common_passwords
+from service.core.common_passwords import PasswordListError
+from service.core.lockout import LockoutKeys
 from service.core.pages import PageTokens
+from service.core.password_policy import PasswordPolicy
 from service.db.diagnosis import Diagnosis
 from service.db.engine import Database
 from service.db.schema import SchemaBehindError
@@ -19,8 +31,11 @@ from service.rpc.access import require_rows
 from service.rpc.admission import BoundedExecutor
 from service.rpc.authentication import AuthenticationServicer
 from service.rpc.builtin import Health, enable_reflection
+from service.rpc.credentials import CredentialRules, CredentialServicer
+from service.rpc.hashing import Hashing, usable_cores
 from service.rpc.interceptors.pipeline import Pipeline
 from service.rpc.interceptors.stages import STAGES
+from service.rpc.sign_in import SignIn
 from service.rpc.user_requests import UserRules
 from service.rpc.users import UserServicer
 from service.tasks import DatabaseProbe, Repeating, sweep_and_log
@@ -32,9 +47,21 @@ _log = structlog.get_logger("personae.app")
 _SERVICES = (
     user_pb2.DESCRIPTOR.services_by_name["UserService"],
     authentication_pb2.DESCRIPTOR.services_by_name["AuthenticationService"],
+    credential_pb2.DESCRIPTOR.services_by_name["CredentialService"],
 )
 SERVICE_NAMES = tuple(service.full_name for service in _SERVICES)
 METHODS = tuple(f"/{service.full_name}/{method.name}" for service in _SERVICES for method in service.methods)
+HASHING_METHODS = {
+    "/personae.v1.AuthenticationService/Authenticate": "rpc-hash",
+    "/personae.v1.CredentialService/SetPassword": "rpc-hash",
+    "/personae.v1.CredentialService/ChangePassword": "rpc-hash",
+    "/personae.v1.CredentialService/CompletePasswordReset": "rpc-hash",
+    # Apart from the others: most users are created without a password, and must not queue behind sign-ins.
+    "/personae.v1.UserService/CreateUser": "rpc-create",
+}
+"""The RPCs that hash, and on which executor each runs: not on that of the cheap ones."""
+_SPARE_HASHING_RPCS = 2
+"""RPCs beyond those that hash, so that no core waits while one of them is at the database."""
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a silent partner
@@ -56,15 +83,31 @@ class Server:
     """One server process: gRPC in front, the database behind, the tasks beside."""
 
     def __init__(self, settings: Settings, url: URL, *, clock: Clock = utc_now) -> None:
-        """Wire everything; nothing is started or connected yet. Raises SettingsError for missing SECRET_KEYS."""
+        """Wire everything; nothing is started or connected yet. Raises SettingsError for
+        missing SECRET_KEYS and an unusable PASSWORD_BLOCKLIST_FILE.
+        """
         require_rows(METHODS)
         self._settings = settings
         self.database = open_database(settings, url)
         self._probe = DatabaseProbe(url, connect_timeout=settings.db_connect_timeout)
-        self._executor = BoundedExecutor(settings.grpc_threads, max_waiting=settings.grpc_max_waiting)
+        self._executor = BoundedExecutor(
+            settings.grpc_threads, max_waiting=settings.grpc_max_waiting, name="rpc", refusal=ServerBusyError
+        )
+        hash_threads = settings.hash_threads or usable_cores()
+        self._hashing = Hashing(hash_threads)
+        self._hashing_executors = {
+            name: BoundedExecutor(
+                hash_threads + _SPARE_HASHING_RPCS,
+                max_waiting=settings.hash_max_waiting,
+                name=name,
+                refusal=HashingBusyError,
+            )
+            for name in set(HASHING_METHODS.values())
+        }
+        executors = {method: self._hashing_executors[name] for method, name in HASHING_METHODS.items()}
         self._grpc = grpc.server(
             self._executor,
-            interceptors=[Pipeline(STAGES, max_seconds=settings.rpc_timeout)],
+            interceptors=[Pipeline(STAGES, max_seconds=settings.rpc_timeout, executors=executors)],
             options=_OPTIONS,
         )
         self._health = Health(SERVICE_NAMES)
@@ -125,7 +168,10 @@ class Server:
         for task in self._tasks:
             task.end()
         self._grpc.stop(grace).wait()
-        has_ended = self._executor.end(patience=_THREAD_PATIENCE)
+        self._hashing.end()
+        has_ended = True
+        for executor in (self._executor, *self._hashing_executors.values()):
+            has_ended &= executor.end(patience=_THREAD_PATIENCE)
         for task in self._tasks:
             has_ended &= task.join(timeout=max(_THREAD_PATIENCE, give_up_at - monotonic()))
         self._probe.close()
@@ -136,29 +182,52 @@ class Server:
     def _add_servicers(self, clock: Clock) -> None:
         settings = self._settings
         keys = settings.keys()
-        user_pb2_grpc.add_UserServiceServicer_to_server(
-            UserServicer(
-                self.database,
-                clock=clock,
-                rules=UserRules(
-                    password_min_length=settings.password_min_length,
-                    allow_special_domains=settings.email_allow_special_domains,
-                    purge_after=timedelta(days=settings.purge_after_days),
-                ),
-                bcrypt_cost=settings.bcrypt_cost,
-                page_tokens=PageTokens(keys.derive("page-token")),
-                fingerprint_keys=keys.derive("request-fingerprint"),
-            ),
-            self._grpc,
+        policy = password_policy(settings)
+        lockout_keys = LockoutKeys(keys.derive("lockout"))
+        sign_in = SignIn(
+            self.database,
+            clock=clock,
+            hashing=self._hashing,
+            bcrypt_cost=settings.bcrypt_cost,
+            lockout_keys=lockout_keys,
         )
-        authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(
-            AuthenticationServicer(
-                self.database,
+        users = UserServicer(
+            self.database,
+            clock=clock,
+            rules=UserRules(
+                policy=policy,
+                allow_special_domains=settings.email_allow_special_domains,
+                purge_after=timedelta(days=settings.purge_after_days),
+            ),
+            hashing=self._hashing,
+            bcrypt_cost=settings.bcrypt_cost,
+            page_tokens=PageTokens(keys.derive("page-token")),
+            fingerprint_keys=keys.derive("request-fingerprint"),
+        )
+        authentication = AuthenticationServicer(
+            self.database,
+            clock=clock,
+            sign_in=sign_in,
+            lockout_keys=lockout_keys,
+            allow_special_domains=settings.email_allow_special_domains,
+        )
+        credentials = CredentialServicer(
+            self.database,
+            clock=clock,
+            rules=CredentialRules(
+                policy=policy,
                 bcrypt_cost=settings.bcrypt_cost,
                 allow_special_domains=settings.email_allow_special_domains,
+                reset_valid_for=timedelta(seconds=settings.password_reset_valid),
+                verification_valid_for=timedelta(seconds=settings.email_verification_valid),
             ),
-            self._grpc,
+            sign_in=sign_in,
+            hashing=self._hashing,
+            lockout_keys=lockout_keys,
         )
+        user_pb2_grpc.add_UserServiceServicer_to_server(users, self._grpc)
+        authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(authentication, self._grpc)
+        credential_pb2_grpc.add_CredentialServiceServicer_to_server(credentials, self._grpc)
 
     def _look(self) -> None:
         """Look at the database: tell health, and the log when something has changed."""
@@ -175,6 +244,15 @@ class Server:
                 _log.error("database cannot be used", problem=trouble.what, remedy=trouble.remedy)
         self._trouble = trouble
         self._health.set_serving(is_serving=trouble is None)
+
+
+def password_policy(settings: Settings) -> PasswordPolicy:
+    """Which passwords may be chosen. Raises SettingsError when the operator's list cannot be used."""
+    try:
+        common = common_passwords.load(settings.password_blocklist_file)
+    except PasswordListError as error:
+        raise SettingsError(f"PASSWORD_BLOCKLIST_FILE: {error}") from None
+    return PasswordPolicy(settings.password_min_length, common)
 
 
 def open_database(settings: Settings, url: URL) -> Database:

@@ -61,12 +61,13 @@ def migrate() -> None:
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input, for scripts.")
 def create_superuser(email: str, username: str, password_stdin: bool) -> None:  # noqa: FBT001  click's convention
     """Create an active user with the superuser mark and a password."""
-    from service.app import open_database
+    from service.app import open_database, password_policy
     from service.base.clock import utc_now
     from service.base.errors import PersonaeError
     from service.core import users
     from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username
-    from service.core.passwords import hash_password, length_violations
+    from service.core.password_policy import Names
+    from service.core.passwords import hash_password
 
     settings = _settings()
     try:
@@ -79,7 +80,11 @@ def create_superuser(email: str, username: str, password_stdin: bool) -> None:  
         if password_stdin
         else click.prompt("Password", hide_input=True, confirmation_prompt=True)
     )
-    violations = length_violations(password, field_name="password", min_length=settings.password_min_length)
+    try:
+        policy = password_policy(settings)
+    except SettingsError as error:
+        _fail(str(error))
+    violations = policy.violations(password, Names(email, username), field_name="password")
     if violations:
         _fail("\n".join(f"The password {violation.description}." for violation in violations))
     new = users.NewUser(
@@ -100,7 +105,10 @@ def create_superuser(email: str, username: str, password_stdin: bool) -> None:  
 
 @main.command("purge-deleted")
 def purge_deleted() -> None:
-    """Remove the users whose purge_at has come, and old request ids. The server does it by itself as well."""
+    """Remove the users whose purge_at has come, and old request ids, codes and failed sign-ins.
+
+    The server does it by itself as well.
+    """
     from service.app import open_database
     from service.base.clock import utc_now
     from service.base.errors import PersonaeError
@@ -110,12 +118,59 @@ def purge_deleted() -> None:
     with _migrated_database(settings) as url:
         database = open_database(settings, url)
         try:
-            purged, forgotten = sweep(database, utc_now)
+            removed = sweep(database, utc_now)
         except PersonaeError as error:
             _fail(str(error))
         finally:
             database.dispose()
-    click.echo(f"Purged {purged} users, forgot {forgotten} request ids.")
+    click.echo(
+        f"Purged {removed['purged_users']} users, forgot {removed['forgotten_request_ids']} request ids, "
+        f"{removed['forgotten_codes']} codes and {removed['forgotten_lockouts']} lockouts."
+    )
+
+
+@main.command("hash-report")
+def hash_report() -> None:
+    """Count the users by the scheme and cost of their password hash. Reads the whole table."""
+    from service.app import open_database
+    from service.base.errors import PersonaeError
+    from service.core.hashes import count_hashes
+    from service.db.engine import reading
+
+    settings = _settings()
+    with _migrated_database(settings) as url:
+        database = open_database(settings, url)
+        try:
+            with database.scope() as session, reading(session):
+                found = count_hashes(session)
+        except PersonaeError as error:
+            _fail(str(error))
+        finally:
+            database.dispose()
+    click.echo(f"{'users':>12}  {'cost':<4}  scheme")
+    for scheme, cost, users in found:
+        click.echo(f"{users:>12,}  {cost:<4}  {scheme}")
+    click.echo(f"New hashes have cost {settings.bcrypt_cost:02}; older ones are renewed at the next sign-in.")
+
+
+@main.command()
+@click.option("--target", default=250, show_default=True, help="Milliseconds that one sign-in may take to hash.")
+def calibrate(target: int) -> None:
+    """Measure how fast this machine hashes, and propose a BCRYPT_COST."""
+    from service.calibration import measure, propose
+    from service.rpc.hashing import usable_cores
+
+    settings = _settings()
+    cores = usable_cores()
+    measured = measure(cores)
+    proposed = propose(measured, target / 1000)
+    click.echo(f"{'cost':>4}  {'one hash':>10}  sign-ins a second on {cores} cores")
+    for cost, seconds, per_second in measured:
+        mark = "<- proposed" if cost == proposed.cost else "<- now" if cost == settings.bcrypt_cost else ""
+        click.echo(f"{cost:>4}  {seconds * 1000:>7,.0f} ms  {per_second:>8,.1f}  {mark}".rstrip())
+    if proposed.seconds > target / 1000:
+        click.echo(f"No cost takes {target} ms or less here; lower than {proposed.cost} is not safe.")
+    click.echo(f"BCRYPT_COST={proposed.cost}")
 
 
 @main.command("generate-key")

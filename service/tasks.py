@@ -1,6 +1,7 @@
 """What the server does beside answering calls: watching its database, and sweeping what is due."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from threading import Event, Thread
 
 import structlog
@@ -13,6 +14,8 @@ from service.base.clock import Clock, monotonic
 from service.base.errors import PersonaeError
 from service.base.log import where_raised
 from service.core import users
+from service.core.attempts import forget_attempts
+from service.core.codes import forget_codes
 from service.db.diagnosis import Diagnosis, diagnose
 from service.db.engine import Database, connect_arguments
 from service.db.schema import require_schema
@@ -110,29 +113,37 @@ class DatabaseProbe:
         self._engine.dispose()
 
 
-def sweep(database: Database, clock: Clock, is_ending: Callable[[], bool] = lambda: False) -> tuple[int, int]:
-    """Purge the users whose time has come and forget old request ids; how many of each.
+_SWEEPS: Mapping[str, Callable[..., int]] = {
+    "purged_users": users.purge_due,
+    "forgotten_request_ids": users.forget_requests,
+    "forgotten_codes": forget_codes,
+    "forgotten_lockouts": forget_attempts,
+}
+"""What is removed when its time has come, by the name that the log has for it. Each takes session, now and limit."""
+
+
+def sweep(database: Database, clock: Clock, is_ending: Callable[[], bool] = lambda: False) -> dict[str, int]:
+    """Remove what is due: users, old request ids, expired codes, failed sign-ins of long ago; how many of each.
 
     Any number of servers may do it at once: each takes what no other holds, in short transactions. Between two of
     them it asks whether to end.
     """
     now = clock()
-    purged = _in_batches(database, lambda session: users.purge_due(session, now=now, limit=SWEEP_BATCH), is_ending)
-    forgotten = _in_batches(
-        database, lambda session: users.forget_requests(session, now=now, limit=SWEEP_BATCH), is_ending
-    )
-    return purged, forgotten
+    return {
+        name: _in_batches(database, partial(remove, now=now, limit=SWEEP_BATCH), is_ending)
+        for name, remove in _SWEEPS.items()
+    }
 
 
 def sweep_and_log(database: Database, clock: Clock, is_ending: Callable[[], bool]) -> None:
     """As `sweep`, for the background: says in the log what was done, and shrugs at an outage that the probe reports."""
     try:
-        purged, forgotten = sweep(database, clock, is_ending)
+        removed = sweep(database, clock, is_ending)
     except PersonaeError as error:
         _log.warning("sweep put off", reason=error.reason)
         return
-    if purged or forgotten:
-        _log.info("swept", purged_users=purged, forgotten_request_ids=forgotten)
+    if any(removed.values()):
+        _log.info("swept", **removed)
 
 
 def _in_batches(database: Database, remove: Callable[[Session], int], is_ending: Callable[[], bool]) -> int:

@@ -9,14 +9,29 @@ import pytest
 import structlog
 from sqlalchemy.engine import URL
 
-from personae.v1 import authentication_pb2_grpc, user_pb2_grpc
+from personae.v1 import authentication_pb2_grpc, credential_pb2_grpc, user_pb2_grpc
 from service.base.settings import Settings, psycopg2_url
 from service.dev.postgres import EmbeddedPostgres
 from tests.support.databases import Postgres, migrate
 from tests.support.servers import RunningServer, running
+from tests.support.witness import Handler, Interceptor, heard
 
-# What a server in this process logs would drown the report of a failed test; the log has tests of its own.
-structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+# Most of what a server in this process logs would drown the report of a failed test, but all of it is heard: nothing
+# secret may be in it.
+structlog.configure(
+    processors=[
+        structlog.processors.add_log_level,
+        heard,
+        structlog.processors.KeyValueRenderer(key_order=["level", "event"]),
+    ],
+    wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
+)
+logging.getLogger().addHandler(Handler())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What looks back on the whole run comes last."""
+    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +94,7 @@ def target(request: pytest.FixtureRequest) -> Iterator[grpc.Channel]:
         yield found.channel
         return
     with grpc.insecure_channel(address) as channel:
-        yield channel
+        yield grpc.intercept_channel(channel, Interceptor())
 
 
 @pytest.fixture
@@ -92,3 +107,9 @@ def users(target: grpc.Channel) -> user_pb2_grpc.UserServiceStub:
 def authentication(target: grpc.Channel) -> authentication_pb2_grpc.AuthenticationServiceStub:
     """AuthenticationService of the target."""
     return authentication_pb2_grpc.AuthenticationServiceStub(target)
+
+
+@pytest.fixture
+def credentials(target: grpc.Channel) -> credential_pb2_grpc.CredentialServiceStub:
+    """CredentialService of the target."""
+    return credential_pb2_grpc.CredentialServiceStub(target)

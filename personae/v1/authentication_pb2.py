@@ -23,10 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from personae.v1 import user_pb2 as personae_dot_v1_dot_user__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n personae/v1/authentication.proto\x12\x0bpersonae.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x16personae/v1/user.proto\"<\n\x06\x43lient\x12\x18\n\nip_address\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nuser_agent\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"\x98\x01\n\x13\x41uthenticateRequest\x12\x1a\n\nidentifier\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x12\x17\n\x07user_id\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x12\x16\n\x08password\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12)\n\x06\x63lient\x18\x04 \x01(\x0b\x32\x13.personae.v1.ClientB\x04\xe2\x41\x01\x01\x42\t\n\x07subject\"=\n\x14\x41uthenticateResponse\x12%\n\x04user\x18\x01 \x01(\x0b\x32\x11.personae.v1.UserB\x04\xe2\x41\x01\x03\x32l\n\x15\x41uthenticationService\x12S\n\x0c\x41uthenticate\x12 .personae.v1.AuthenticateRequest\x1a!.personae.v1.AuthenticateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n personae/v1/authentication.proto\x12\x0bpersonae.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16personae/v1/user.proto\"<\n\x06\x43lient\x12\x18\n\nip_address\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nuser_agent\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"\x98\x01\n\x13\x41uthenticateRequest\x12\x1a\n\nidentifier\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x12\x17\n\x07user_id\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x12\x16\n\x08password\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12)\n\x06\x63lient\x18\x04 \x01(\x0b\x32\x13.personae.v1.ClientB\x04\xe2\x41\x01\x01\x42\t\n\x07subject\"=\n\x14\x41uthenticateResponse\x12%\n\x04user\x18\x01 \x01(\x0b\x32\x11.personae.v1.UserB\x04\xe2\x41\x01\x03\"\xa2\x02\n\x07Lockout\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x32\n\x05\x65mail\x18\x02 \x01(\x0b\x32\x1d.personae.v1.Lockout.AttemptsB\x04\xe2\x41\x01\x03\x12\x35\n\x08username\x18\x03 \x01(\x0b\x32\x1d.personae.v1.Lockout.AttemptsB\x04\xe2\x41\x01\x03\x1a\x94\x01\n\x08\x41ttempts\x12\x16\n\x08\x66\x61ilures\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x38\n\x0elast_failed_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x36\n\x0clocked_until\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"*\n\x11GetLockoutRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\",\n\x13\x43learLockoutRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x32\xf8\x01\n\x15\x41uthenticationService\x12S\n\x0c\x41uthenticate\x12 .personae.v1.AuthenticateRequest\x1a!.personae.v1.AuthenticateResponse\x12\x42\n\nGetLockout\x12\x1e.personae.v1.GetLockoutRequest\x1a\x14.personae.v1.Lockout\x12\x46\n\x0c\x43learLockout\x12 .personae.v1.ClearLockoutRequest\x1a\x14.personae.v1.Lockoutb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,12 +48,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AUTHENTICATEREQUEST'].fields_by_name['client']._serialized_options = b'\342A\001\001'
   _globals['_AUTHENTICATERESPONSE'].fields_by_name['user']._loaded_options = None
   _globals['_AUTHENTICATERESPONSE'].fields_by_name['user']._serialized_options = b'\342A\001\003'
-  _globals['_CLIENT']._serialized_start=106
-  _globals['_CLIENT']._serialized_end=166
-  _globals['_AUTHENTICATEREQUEST']._serialized_start=169
-  _globals['_AUTHENTICATEREQUEST']._serialized_end=321
-  _globals['_AUTHENTICATERESPONSE']._serialized_start=323
-  _globals['_AUTHENTICATERESPONSE']._serialized_end=384
-  _globals['_AUTHENTICATIONSERVICE']._serialized_start=386
-  _globals['_AUTHENTICATIONSERVICE']._serialized_end=494
+  _globals['_LOCKOUT_ATTEMPTS'].fields_by_name['failures']._loaded_options = None
+  _globals['_LOCKOUT_ATTEMPTS'].fields_by_name['failures']._serialized_options = b'\342A\001\003'
+  _globals['_LOCKOUT_ATTEMPTS'].fields_by_name['last_failed_at']._loaded_options = None
+  _globals['_LOCKOUT_ATTEMPTS'].fields_by_name['last_failed_at']._serialized_options = b'\342A\001\003'
+  _globals['_LOCKOUT_ATTEMPTS'].fields_by_name['locked_until']._loaded_options = None
+  _globals['_LOCKOUT_ATTEMPTS'].fields_by_name['locked_until']._serialized_options = b'\342A\001\003'
+  _globals['_LOCKOUT'].fields_by_name['user_id']._loaded_options = None
+  _globals['_LOCKOUT'].fields_by_name['user_id']._serialized_options = b'\342A\001\003'
+  _globals['_LOCKOUT'].fields_by_name['email']._loaded_options = None
+  _globals['_LOCKOUT'].fields_by_name['email']._serialized_options = b'\342A\001\003'
+  _globals['_LOCKOUT'].fields_by_name['username']._loaded_options = None
+  _globals['_LOCKOUT'].fields_by_name['username']._serialized_options = b'\342A\001\003'
+  _globals['_GETLOCKOUTREQUEST'].fields_by_name['user_id']._loaded_options = None
+  _globals['_GETLOCKOUTREQUEST'].fields_by_name['user_id']._serialized_options = b'\342A\001\002'
+  _globals['_CLEARLOCKOUTREQUEST'].fields_by_name['user_id']._loaded_options = None
+  _globals['_CLEARLOCKOUTREQUEST'].fields_by_name['user_id']._serialized_options = b'\342A\001\002'
+  _globals['_CLIENT']._serialized_start=139
+  _globals['_CLIENT']._serialized_end=199
+  _globals['_AUTHENTICATEREQUEST']._serialized_start=202
+  _globals['_AUTHENTICATEREQUEST']._serialized_end=354
+  _globals['_AUTHENTICATERESPONSE']._serialized_start=356
+  _globals['_AUTHENTICATERESPONSE']._serialized_end=417
+  _globals['_LOCKOUT']._serialized_start=420
+  _globals['_LOCKOUT']._serialized_end=710
+  _globals['_LOCKOUT_ATTEMPTS']._serialized_start=562
+  _globals['_LOCKOUT_ATTEMPTS']._serialized_end=710
+  _globals['_GETLOCKOUTREQUEST']._serialized_start=712
+  _globals['_GETLOCKOUTREQUEST']._serialized_end=754
+  _globals['_CLEARLOCKOUTREQUEST']._serialized_start=756
+  _globals['_CLEARLOCKOUTREQUEST']._serialized_end=800
+  _globals['_AUTHENTICATIONSERVICE']._serialized_start=803
+  _globals['_AUTHENTICATIONSERVICE']._serialized_end=1051
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ isort:skip_file
 
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from personae.v1 import user_pb2 as _user_pb2
 import builtins as _builtins
 import sys
@@ -104,3 +105,113 @@ class AuthenticateResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AuthenticateResponse: _TypeAlias = AuthenticateResponse  # noqa: Y015
+
+@_typing.final
+class Lockout(_message.Message):
+    """The failed sign-ins that are counted against a user."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Attempts(_message.Message):
+        """What is counted on one of the user's names."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        FAILURES_FIELD_NUMBER: _builtins.int
+        LAST_FAILED_AT_FIELD_NUMBER: _builtins.int
+        LOCKED_UNTIL_FIELD_NUMBER: _builtins.int
+        failures: _builtins.int
+        """Failed sign-ins in a row, each within 24 hours of the one before. Those refused while locked do not count."""
+        @_builtins.property
+        def last_failed_at(self) -> _timestamp_pb2.Timestamp:
+            """When the last one that counted was made; unset when there is none."""
+
+        @_builtins.property
+        def locked_until(self) -> _timestamp_pb2.Timestamp:
+            """Until when every sign-in by this name is refused; unset when none is."""
+
+        def __init__(
+            self,
+            *,
+            failures: _builtins.int = ...,
+            last_failed_at: _timestamp_pb2.Timestamp | None = ...,
+            locked_until: _timestamp_pb2.Timestamp | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["last_failed_at", b"last_failed_at", "locked_until", b"locked_until"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "last_failed_at", b"last_failed_at", "locked_until", b"locked_until"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    EMAIL_FIELD_NUMBER: _builtins.int
+    USERNAME_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.int
+    """The user."""
+    @_builtins.property
+    def email(self) -> Global___Lockout.Attempts:
+        """Sign-ins by email, and by id."""
+
+    @_builtins.property
+    def username(self) -> Global___Lockout.Attempts:
+        """Sign-ins by username."""
+
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.int = ...,
+        email: Global___Lockout.Attempts | None = ...,
+        username: Global___Lockout.Attempts | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["email", b"email", "username", b"username"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["email", b"email", "user_id", b"user_id", "username", b"username"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lockout: _TypeAlias = Lockout  # noqa: Y015
+
+@_typing.final
+class GetLockoutRequest(_message.Message):
+    """Request of GetLockout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.int
+    """Which user."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLockoutRequest: _TypeAlias = GetLockoutRequest  # noqa: Y015
+
+@_typing.final
+class ClearLockoutRequest(_message.Message):
+    """Request of ClearLockout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.int
+    """Which user."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClearLockoutRequest: _TypeAlias = ClearLockoutRequest  # noqa: Y015

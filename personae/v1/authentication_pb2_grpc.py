@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AuthenticationServiceStub(object):
-    """Answers one question: is this the user's password?
+    """Answers one question: is this the user's password? And keeps those out who guess.
     """
 
     def __init__(self, channel):
@@ -40,10 +40,20 @@ class AuthenticationServiceStub(object):
                 request_serializer=personae_dot_v1_dot_authentication__pb2.AuthenticateRequest.SerializeToString,
                 response_deserializer=personae_dot_v1_dot_authentication__pb2.AuthenticateResponse.FromString,
                 _registered_method=True)
+        self.GetLockout = channel.unary_unary(
+                '/personae.v1.AuthenticationService/GetLockout',
+                request_serializer=personae_dot_v1_dot_authentication__pb2.GetLockoutRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_authentication__pb2.Lockout.FromString,
+                _registered_method=True)
+        self.ClearLockout = channel.unary_unary(
+                '/personae.v1.AuthenticationService/ClearLockout',
+                request_serializer=personae_dot_v1_dot_authentication__pb2.ClearLockoutRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_authentication__pb2.Lockout.FromString,
+                _registered_method=True)
 
 
 class AuthenticationServiceServicer(object):
-    """Answers one question: is this the user's password?
+    """Answers one question: is this the user's password? And keeps those out who guess.
     """
 
     def Authenticate(self, request, context):
@@ -51,8 +61,29 @@ class AuthenticationServiceServicer(object):
         nobody in.
 
         UNAUTHENTICATED with the reason INVALID_CREDENTIALS for an unknown user, a wrong password, a user without a
-        password, a deleted user and a malformed identifier: one answer, one duration. FAILED_PRECONDITION with the
-        reason USER_INACTIVE only after the right password.
+        password, an expired one, a deleted user and a malformed identifier: one answer, one duration. FAILED_PRECONDITION
+        with the reason USER_INACTIVE or PASSWORD_CHANGE_REQUIRED only after the right password. RESOURCE_EXHAUSTED with
+        the reason TOO_MANY_ATTEMPTS and a google.rpc.RetryInfo while the identifier is locked, whatever the password and
+        whether or not there is such a user; with the reason HASHING_BUSY when more sign-ins wait than the server takes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLockout(self, request, context):
+        """Returns the failed sign-ins that are counted against a user, for each of its two names.
+
+        Email and username are counted apart, so that the state of one tells nothing of the other; sign-ins by id count
+        on the email. NOT_FOUND with the reason USER_NOT_FOUND when there is no such user.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClearLockout(self, request, context):
+        """Forgets the failed sign-ins of a user, for both of its names: it may sign in at once.
+
+        NOT_FOUND with the reason USER_NOT_FOUND when there is no such user.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -66,6 +97,16 @@ def add_AuthenticationServiceServicer_to_server(servicer, server):
                     request_deserializer=personae_dot_v1_dot_authentication__pb2.AuthenticateRequest.FromString,
                     response_serializer=personae_dot_v1_dot_authentication__pb2.AuthenticateResponse.SerializeToString,
             ),
+            'GetLockout': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLockout,
+                    request_deserializer=personae_dot_v1_dot_authentication__pb2.GetLockoutRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_authentication__pb2.Lockout.SerializeToString,
+            ),
+            'ClearLockout': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClearLockout,
+                    request_deserializer=personae_dot_v1_dot_authentication__pb2.ClearLockoutRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_authentication__pb2.Lockout.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'personae.v1.AuthenticationService', rpc_method_handlers)
@@ -75,7 +116,7 @@ def add_AuthenticationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AuthenticationService(object):
-    """Answers one question: is this the user's password?
+    """Answers one question: is this the user's password? And keeps those out who guess.
     """
 
     @staticmethod
@@ -95,6 +136,60 @@ class AuthenticationService(object):
             '/personae.v1.AuthenticationService/Authenticate',
             personae_dot_v1_dot_authentication__pb2.AuthenticateRequest.SerializeToString,
             personae_dot_v1_dot_authentication__pb2.AuthenticateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLockout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.AuthenticationService/GetLockout',
+            personae_dot_v1_dot_authentication__pb2.GetLockoutRequest.SerializeToString,
+            personae_dot_v1_dot_authentication__pb2.Lockout.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClearLockout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.AuthenticationService/ClearLockout',
+            personae_dot_v1_dot_authentication__pb2.ClearLockoutRequest.SerializeToString,
+            personae_dot_v1_dot_authentication__pb2.Lockout.FromString,
             options,
             channel_credentials,
             insecure,

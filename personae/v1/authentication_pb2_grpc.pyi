@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AuthenticationServiceStub:
-    """Answers one question: is this the user's password?"""
+    """Answers one question: is this the user's password? And keeps those out who guess."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -38,13 +38,26 @@ class AuthenticationServiceStub:
     nobody in.
 
     UNAUTHENTICATED with the reason INVALID_CREDENTIALS for an unknown user, a wrong password, a user without a
-    password, a deleted user and a malformed identifier: one answer, one duration. FAILED_PRECONDITION with the
-    reason USER_INACTIVE only after the right password.
+    password, an expired one, a deleted user and a malformed identifier: one answer, one duration. FAILED_PRECONDITION
+    with the reason USER_INACTIVE or PASSWORD_CHANGE_REQUIRED only after the right password. RESOURCE_EXHAUSTED with
+    the reason TOO_MANY_ATTEMPTS and a google.rpc.RetryInfo while the identifier is locked, whatever the password and
+    whether or not there is such a user; with the reason HASHING_BUSY when more sign-ins wait than the server takes on.
+    """
+    GetLockout: _grpc.UnaryUnaryMultiCallable[_authentication_pb2.GetLockoutRequest, _authentication_pb2.Lockout]
+    """Returns the failed sign-ins that are counted against a user, for each of its two names.
+
+    Email and username are counted apart, so that the state of one tells nothing of the other; sign-ins by id count
+    on the email. NOT_FOUND with the reason USER_NOT_FOUND when there is no such user.
+    """
+    ClearLockout: _grpc.UnaryUnaryMultiCallable[_authentication_pb2.ClearLockoutRequest, _authentication_pb2.Lockout]
+    """Forgets the failed sign-ins of a user, for both of its names: it may sign in at once.
+
+    NOT_FOUND with the reason USER_NOT_FOUND when there is no such user.
     """
 
 @_typing.type_check_only
 class AuthenticationServiceAsyncStub(AuthenticationServiceStub):
-    """Answers one question: is this the user's password?"""
+    """Answers one question: is this the user's password? And keeps those out who guess."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Authenticate: _aio.UnaryUnaryMultiCallable[_authentication_pb2.AuthenticateRequest, _authentication_pb2.AuthenticateResponse]  # type: ignore[assignment]
@@ -52,12 +65,25 @@ class AuthenticationServiceAsyncStub(AuthenticationServiceStub):
     nobody in.
 
     UNAUTHENTICATED with the reason INVALID_CREDENTIALS for an unknown user, a wrong password, a user without a
-    password, a deleted user and a malformed identifier: one answer, one duration. FAILED_PRECONDITION with the
-    reason USER_INACTIVE only after the right password.
+    password, an expired one, a deleted user and a malformed identifier: one answer, one duration. FAILED_PRECONDITION
+    with the reason USER_INACTIVE or PASSWORD_CHANGE_REQUIRED only after the right password. RESOURCE_EXHAUSTED with
+    the reason TOO_MANY_ATTEMPTS and a google.rpc.RetryInfo while the identifier is locked, whatever the password and
+    whether or not there is such a user; with the reason HASHING_BUSY when more sign-ins wait than the server takes on.
+    """
+    GetLockout: _aio.UnaryUnaryMultiCallable[_authentication_pb2.GetLockoutRequest, _authentication_pb2.Lockout]  # type: ignore[assignment]
+    """Returns the failed sign-ins that are counted against a user, for each of its two names.
+
+    Email and username are counted apart, so that the state of one tells nothing of the other; sign-ins by id count
+    on the email. NOT_FOUND with the reason USER_NOT_FOUND when there is no such user.
+    """
+    ClearLockout: _aio.UnaryUnaryMultiCallable[_authentication_pb2.ClearLockoutRequest, _authentication_pb2.Lockout]  # type: ignore[assignment]
+    """Forgets the failed sign-ins of a user, for both of its names: it may sign in at once.
+
+    NOT_FOUND with the reason USER_NOT_FOUND when there is no such user.
     """
 
 class AuthenticationServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Answers one question: is this the user's password?"""
+    """Answers one question: is this the user's password? And keeps those out who guess."""
 
     @_abc_1.abstractmethod
     def Authenticate(
@@ -69,8 +95,33 @@ class AuthenticationServiceServicer(metaclass=_abc_1.ABCMeta):
         nobody in.
 
         UNAUTHENTICATED with the reason INVALID_CREDENTIALS for an unknown user, a wrong password, a user without a
-        password, a deleted user and a malformed identifier: one answer, one duration. FAILED_PRECONDITION with the
-        reason USER_INACTIVE only after the right password.
+        password, an expired one, a deleted user and a malformed identifier: one answer, one duration. FAILED_PRECONDITION
+        with the reason USER_INACTIVE or PASSWORD_CHANGE_REQUIRED only after the right password. RESOURCE_EXHAUSTED with
+        the reason TOO_MANY_ATTEMPTS and a google.rpc.RetryInfo while the identifier is locked, whatever the password and
+        whether or not there is such a user; with the reason HASHING_BUSY when more sign-ins wait than the server takes on.
+        """
+
+    @_abc_1.abstractmethod
+    def GetLockout(
+        self,
+        request: _authentication_pb2.GetLockoutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_authentication_pb2.Lockout, _abc.Awaitable[_authentication_pb2.Lockout]]:
+        """Returns the failed sign-ins that are counted against a user, for each of its two names.
+
+        Email and username are counted apart, so that the state of one tells nothing of the other; sign-ins by id count
+        on the email. NOT_FOUND with the reason USER_NOT_FOUND when there is no such user.
+        """
+
+    @_abc_1.abstractmethod
+    def ClearLockout(
+        self,
+        request: _authentication_pb2.ClearLockoutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_authentication_pb2.Lockout, _abc.Awaitable[_authentication_pb2.Lockout]]:
+        """Forgets the failed sign-ins of a user, for both of its names: it may sign in at once.
+
+        NOT_FOUND with the reason USER_NOT_FOUND when there is no such user.
         """
 
 def add_AuthenticationServiceServicer_to_server(servicer: AuthenticationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -6,6 +6,7 @@ its reason and its text; the text is read by people and never holds what a user 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import ClassVar
 
 DO_NOT_RETRY_MS = -1
@@ -28,6 +29,8 @@ class PersonaeError(Exception):
     text: ClassVar[str]
     pushback_ms: int | None = None
     """How long a client should wait before it repeats the call, in milliseconds; None: a repeat does not help."""
+    retry_after: timedelta | None = None
+    """How long a person should wait; None: as long as the client."""
 
     def __init__(self, **metadata: str) -> None:
         super().__init__(self.text)
@@ -99,6 +102,23 @@ class LastSuperuserError(PersonaeError):
     text = "The user is the last active superuser. Grant another one first."
 
 
+class PasswordNotSetError(PersonaeError):
+    reason = "PASSWORD_NOT_SET"
+    text = "The user has no password."
+
+
+class EmailMismatchError(PersonaeError):
+    reason = "EMAIL_MISMATCH"
+    text = "This is not the email of the user, or not any more."
+
+
+class InvalidCodeError(PersonaeError):
+    """A code that opens nothing: mistyped, used, expired, replaced or void. Which of them is nobody's business."""
+
+    reason = "INVALID_CODE"
+    text = "The code is not valid, or not any more. Ask for a new one."
+
+
 class EtagMismatchError(PersonaeError):
     reason = "ETAG_MISMATCH"
     text = "The user has changed since the etag was read. Read it again and repeat the change."
@@ -121,6 +141,23 @@ class InvalidCredentialsError(PersonaeError):
 class UserInactiveError(PersonaeError):
     reason = "USER_INACTIVE"
     text = "The password is right, but the user is deactivated."
+
+
+class PasswordChangeRequiredError(PersonaeError):
+    reason = "PASSWORD_CHANGE_REQUIRED"
+    text = "The password is right, but the user has to change it first."
+
+
+class TooManyAttemptsError(PersonaeError):
+    """The name is locked for a while. People repeat the call, channels must not: hence the pushback."""
+
+    reason = "TOO_MANY_ATTEMPTS"
+    text = "There were too many failed attempts. Wait before the next one."
+    pushback_ms = DO_NOT_RETRY_MS
+
+    def __init__(self, retry_after: timedelta) -> None:
+        super().__init__()
+        self.retry_after = retry_after
 
 
 # ------------------------------------------------------------------------------------------------ the world is wrong
@@ -157,6 +194,12 @@ class ServerBusyError(PersonaeError):
     reason = "SERVER_BUSY"
     text = "The server has as many calls waiting as it takes on."
     pushback_ms = 500
+
+
+class HashingBusyError(PersonaeError):
+    reason = "HASHING_BUSY"
+    text = "As many calls wait for a password to be hashed as the server takes on."
+    pushback_ms = 1000
 
 
 class DeadlineOverError(PersonaeError):

@@ -47,6 +47,8 @@ class Settings(BaseSettings):
     grpc_port: Annotated[int, Field(ge=0, le=65535)] = 50051
     grpc_threads: Annotated[int, Field(ge=1, le=1000)] = 16
     grpc_max_waiting: Annotated[int, Field(ge=0, le=100_000)] = 256
+    hash_threads: Annotated[int, Field(ge=0, le=1000)] = 0
+    hash_max_waiting: Annotated[int, Field(ge=0, le=100_000)] = 32
     grpc_reflection: bool = False
     insecure_plaintext: bool = False
     rpc_timeout: Annotated[Seconds, Field(gt=0, le=3600)] = 30
@@ -58,6 +60,9 @@ class Settings(BaseSettings):
     secret_keys_file: Path | None = None
     bcrypt_cost: Annotated[int, Field(ge=4, le=16)] = 12
     password_min_length: Annotated[int, Field(ge=8, le=256)] = 15
+    password_blocklist_file: Path | None = None
+    password_reset_valid: Annotated[Seconds, Field(ge=60, le=3600)] = 600
+    email_verification_valid: Annotated[Seconds, Field(ge=60, le=604_800)] = 86_400
     email_allow_special_domains: bool = False
     purge_after_days: Annotated[int, Field(ge=1, le=3650)] = 30
     purge_interval: Annotated[Seconds, Field(ge=0)] = 600

@@ -1,4 +1,4 @@
-"""Passwords: the length rule, hashing and verifying, and the work that an unknown user costs. Pure: no database.
+"""Passwords: hashing and verifying, and the work that an unknown user costs. Pure: no database.
 
 Two layouts are written. Up to 72 bytes, all that bcrypt takes: the plain `$2b$`. Longer ones: bcrypt_sha256, version 2
 (`$bcrypt-sha256$v=2,t=2b,r=12$salt$digest`, as published by passlib), where bcrypt hashes the base64 of HMAC-SHA256
@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 import bcrypt
 
-from service.base.errors import StoredHashError, Violation
+from service.base.errors import StoredHashError
 from service.core.identifiers import has_control_character, to_nfc
 
 PASSWORD_MAX_BYTES = 4096
-PASSWORD_MAX_LENGTH = 256
+"""Ceiling of what is looked at, before any normalising. NIST SP 800-63B-4, 3.1.1.2 wants 64 characters at least."""
 MIN_COST = 4
 MAX_COST = 16
 """The highest cost that is verified: a stored hash must not be able to take a core for minutes."""
@@ -28,26 +28,9 @@ _SHA256 = re.compile(
 )
 
 
-def length_violations(password: str, *, field_name: str, min_length: int) -> list[Violation]:
-    """What is wrong with a new password by its size and characters; empty when nothing is.
-
-    Length is counted in code points after NFC (NIST SP 800-63B-4, 3.1.1.2).
-    """
-    if len(password) > PASSWORD_MAX_BYTES or len(password.encode()) > PASSWORD_MAX_BYTES:
-        return [Violation(field_name, "TOO_LONG", f"must not be longer than {PASSWORD_MAX_LENGTH} characters")]
-    violations = []
-    if has_control_character(password):
-        violations.append(
-            Violation(field_name, "CONTROL_CHARACTER", "must not contain NUL or other control characters")
-        )
-    length = len(to_nfc(password))
-    if length < min_length:
-        violations.append(Violation(field_name, "TOO_SHORT", f"must have at least {min_length} characters"))
-    if length > PASSWORD_MAX_LENGTH:
-        violations.append(
-            Violation(field_name, "TOO_LONG", f"must not be longer than {PASSWORD_MAX_LENGTH} characters")
-        )
-    return violations
+def is_over_ceiling(password: str) -> bool:
+    """Whether a password is longer than anything here looks at. To be asked before it is normalised or matched."""
+    return len(password) > PASSWORD_MAX_BYTES or len(password.encode()) > PASSWORD_MAX_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +57,7 @@ def parse_hash(stored: str) -> StoredHash:
 
 
 def hash_password(password: str, cost: int) -> str:
-    """Hash a password that the length rule has let through. Takes the time of one bcrypt; the GIL is free meanwhile."""
+    """Hash a password that the policy has let through. Takes the time of one bcrypt; the GIL is free meanwhile."""
     secret = to_nfc(password).encode()
     salt = bcrypt.gensalt(cost)
     if len(secret) <= _BCRYPT_MAX_BYTES:
@@ -117,7 +100,7 @@ def needs_rehash(password: str, stored: str, cost: int) -> bool:
 
 def _secret(password: str) -> bytes | None:
     """The bytes to verify; None for what can be nobody's password, which is a wrong one and no error."""
-    if not password or len(password) > PASSWORD_MAX_BYTES or len(password.encode()) > PASSWORD_MAX_BYTES:
+    if not password or is_over_ceiling(password):
         return None
     return None if has_control_character(password) else to_nfc(password).encode()
 

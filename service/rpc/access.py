@@ -22,6 +22,17 @@ SCOPES: dict[str, str] = {
     "/personae.v1.UserService/GrantSuperuser": "users.superuser",
     "/personae.v1.UserService/RevokeSuperuser": "users.superuser",
     "/personae.v1.AuthenticationService/Authenticate": "auth.verify",
+    "/personae.v1.AuthenticationService/GetLockout": "auth.lockout",
+    "/personae.v1.AuthenticationService/ClearLockout": "auth.lockout",
+    "/personae.v1.CredentialService/SetPassword": "credentials.write",
+    "/personae.v1.CredentialService/RequirePasswordChange": "credentials.write",
+    "/personae.v1.CredentialService/ChangePassword": "credentials.change",
+    "/personae.v1.CredentialService/CheckPassword": "credentials.check",
+    "/personae.v1.CredentialService/StartPasswordReset": "credentials.reset",
+    "/personae.v1.CredentialService/CompletePasswordReset": "credentials.reset",
+    "/personae.v1.CredentialService/StartEmailVerification": "credentials.verify_email",
+    "/personae.v1.CredentialService/CompleteEmailVerification": "credentials.verify_email",
+    "/personae.v1.CredentialService/MarkEmailVerified": "credentials.write",
 }
 
 

@@ -1,84 +1,105 @@
-"""AuthenticationService: unpacks an attempt, hashes between two short database visits, packs the answer."""
+"""AuthenticationService: unpacks an attempt, has it made, packs the answer; shows and lifts lockouts."""
 
 import ipaddress
-from dataclasses import dataclass, field
+from datetime import datetime
 
 import grpc
 
 from personae.v1 import authentication_pb2, authentication_pb2_grpc
-from service.base.clock import monotonic
-from service.core import authn
-from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username
-from service.core.passwords import hash_password, is_match, needs_rehash
+from service.base.clock import Clock
+from service.core import attempts, users
+from service.core.credentials import keys_of
+from service.core.lockout import Attempts, LockoutKeys, remaining, remembered
 from service.core.users import Key
 from service.db.engine import Database, reading
 from service.rpc.call import current
-from service.rpc.shapes import Faults, bounded_text, require_id, user_message
+from service.rpc.shapes import Faults, bounded_text, require_id, stamp, user_message
+from service.rpc.sign_in import SignIn, Subject, subject_of
 
-_SETTLE_SECONDS = 5.0
 _IP_ADDRESS_MAX_BYTES = 64
 _USER_AGENT_MAX_BYTES = 2048
 _USER_AGENT_MAX_LENGTH = 512
 
 
-@dataclass(frozen=True, slots=True)
-class _Attempt:
-    """Who says they are whom. key None: what was typed can be nobody's name."""
-
-    key: Key | None
-    password: str = field(repr=False)
-
-
 class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServicer):
-    def __init__(self, database: Database, *, bcrypt_cost: int, allow_special_domains: bool) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        clock: Clock,
+        sign_in: SignIn,
+        lockout_keys: LockoutKeys,
+        allow_special_domains: bool,
+    ) -> None:
         self._database = database
-        self._bcrypt_cost = bcrypt_cost
+        self._clock = clock
+        self._sign_in = sign_in
+        self._keys = lockout_keys
         self._allow_special_domains = allow_special_domains
 
     def Authenticate(
         self, request: authentication_pb2.AuthenticateRequest, context: grpc.ServicerContext
     ) -> authentication_pb2.AuthenticateResponse:
-        attempt = self._attempt(request)
+        subject = self._subject(request)
+        _, outcome = self._sign_in.attempt(subject, request.password)
+        return authentication_pb2.AuthenticateResponse(user=user_message(outcome.or_raise()))
+
+    def GetLockout(
+        self, request: authentication_pb2.GetLockoutRequest, context: grpc.ServicerContext
+    ) -> authentication_pb2.Lockout:
+        user_id = _user_id(request)
+        now = self._clock()
+        # Two statements: the keys of the second are made, with a secret, of the names that the first one reads.
         with self._database.scope(deadline=current().deadline) as session, reading(session):
-            candidate = authn.look_up(session, attempt.key, cost=self._bcrypt_cost)
-        # No connection and no transaction is held while it hashes.
-        is_right = is_match(attempt.password, candidate.comparable_hash, reference_cost=candidate.reference_cost)
-        new_hash = self._rehashed(attempt.password, candidate) if is_right else None
-        # Work that was done is settled also when the caller's time is over by now.
-        deadline = monotonic() + _SETTLE_SECONDS
-        with self._database.scope(deadline=deadline, is_idempotent=True) as session, session.begin():
-            found = authn.settle(session, candidate, is_match=is_right, new_hash=new_hash)
-        user = authn.require_admitted(found)
-        return authentication_pb2.AuthenticateResponse(user=user_message(user))
+            user = users.get_user(session, Key("id", user_id))
+            by_email = attempts.find_attempts(session, self._keys.of("email", user.email))
+            by_username = attempts.find_attempts(session, self._keys.of("username", user.username))
+        return authentication_pb2.Lockout(
+            user_id=user.id, email=_attempts_message(by_email, now), username=_attempts_message(by_username, now)
+        )
 
-    def _rehashed(self, password: str, candidate: authn.Candidate) -> str | None:
-        stored = candidate.comparable_hash
-        if stored is None or not needs_rehash(password, stored, self._bcrypt_cost):
-            return None
-        return hash_password(password, self._bcrypt_cost)
+    def ClearLockout(
+        self, request: authentication_pb2.ClearLockoutRequest, context: grpc.ServicerContext
+    ) -> authentication_pb2.Lockout:
+        user_id = _user_id(request)
+        with (
+            self._database.scope(deadline=current().deadline, is_idempotent=True) as session,
+            session.begin(),
+        ):
+            user = users.get_user(session, Key("id", user_id))
+            attempts.clear_attempts(session, keys_of(user, self._keys))
+        nothing = authentication_pb2.Lockout.Attempts()
+        return authentication_pb2.Lockout(user_id=user.id, email=nothing, username=nothing)
 
-    def _attempt(self, request: authentication_pb2.AuthenticateRequest) -> _Attempt:
+    def _subject(self, request: authentication_pb2.AuthenticateRequest) -> Subject:
         faults = Faults()
         _check_client(request.client, faults)
-        key: Key | None = None
+        subject = Subject(None)
         match request.WhichOneof("subject"):
             case "user_id":
-                key = Key("id", require_id(request.user_id, "user_id", faults))
+                subject = Subject(Key("id", require_id(request.user_id, "user_id", faults)))
             case "identifier":
-                key = self._key(request.identifier)
+                subject = subject_of(request.identifier, allow_special_domains=self._allow_special_domains)
             case None:
                 faults.add("identifier", "REQUIRED", "or user_id must say who signs in")
         faults.check()
-        return _Attempt(key, request.password)
+        return subject
 
-    def _key(self, typed: str) -> Key | None:
-        """The stored form of what a person typed; None when nobody can have that name, which is no error here."""
-        try:
-            if "@" in typed:
-                return Key("email", normalise_email(typed, allow_special_domains=self._allow_special_domains))
-            return Key("username", normalise_username(typed))
-        except BadIdentifierError:
-            return None
+
+def _user_id(request: authentication_pb2.GetLockoutRequest | authentication_pb2.ClearLockoutRequest) -> int:
+    faults = Faults()
+    user_id = require_id(request.user_id, "user_id", faults)
+    faults.check()
+    return user_id
+
+
+def _attempts_message(counted: Attempts, now: datetime) -> authentication_pb2.Lockout.Attempts:
+    counted = remembered(counted, now)
+    return authentication_pb2.Lockout.Attempts(
+        failures=counted.failures,
+        last_failed_at=stamp(counted.last_failed_at),
+        locked_until=stamp(counted.locked_until) if remaining(counted, now) else None,
+    )
 
 
 def _check_client(client: authentication_pb2.Client, faults: Faults) -> None:

@@ -122,6 +122,15 @@ def user_key(message: user_pb2.UserKey, field: str, faults: Faults, *, allow_spe
     return Key("id", 0)
 
 
+def email_of(text: str, field: str, faults: Faults, *, allow_special_domains: bool) -> str:
+    """An email in stored form; "" after adding what is wrong with it."""
+    try:
+        return normalise_email(text, allow_special_domains=allow_special_domains)
+    except BadIdentifierError as error:
+        faults.add(field, error.reason, str(error))
+        return ""
+
+
 def etag_version(etag: str, field: str, faults: Faults) -> int | None:
     """The version that an etag stands for; None when there is no etag. A foreign etag stands for no version."""
     if not etag:
@@ -178,16 +187,17 @@ def user_message(user: UserRecord) -> user_pb2.User:
         is_active=user.is_active and user.deleted_at is None,
         is_superuser=user.is_superuser,
         has_password=user.has_password,
-        created_at=_stamp(user.created_at),
-        updated_at=_stamp(user.updated_at),
-        deleted_at=_stamp(user.deleted_at),
-        purge_at=_stamp(user.purge_at),
-        email_verified_at=_stamp(user.email_verified_at),
+        created_at=stamp(user.created_at),
+        updated_at=stamp(user.updated_at),
+        deleted_at=stamp(user.deleted_at),
+        purge_at=stamp(user.purge_at),
+        email_verified_at=stamp(user.email_verified_at),
         etag=f"v{user.version}",
     )
 
 
-def _stamp(time: datetime | None) -> Timestamp | None:
+def stamp(time: datetime | None) -> Timestamp | None:
+    """A time as a Timestamp; None, for no time, leaves the field unset."""
     if time is None:
         return None
     since = time - _EPOCH

@@ -35,13 +35,19 @@ CODES: dict[type[PersonaeError], grpc.StatusCode] = {
     errors.UserNotDeletedError: Code.FAILED_PRECONDITION,
     errors.LastSuperuserError: Code.FAILED_PRECONDITION,
     errors.UserInactiveError: Code.FAILED_PRECONDITION,
+    errors.PasswordChangeRequiredError: Code.FAILED_PRECONDITION,
+    errors.PasswordNotSetError: Code.FAILED_PRECONDITION,
+    errors.EmailMismatchError: Code.FAILED_PRECONDITION,
+    errors.InvalidCodeError: Code.FAILED_PRECONDITION,
     errors.EtagMismatchError: Code.ABORTED,
     errors.ConflictError: Code.ABORTED,
     errors.InvalidCredentialsError: Code.UNAUTHENTICATED,
+    errors.TooManyAttemptsError: Code.RESOURCE_EXHAUSTED,
     errors.DatabaseUnavailableError: Code.UNAVAILABLE,
     errors.CommitOutcomeUnknownError: Code.UNAVAILABLE,
     errors.DatabaseBusyError: Code.RESOURCE_EXHAUSTED,
     errors.ServerBusyError: Code.RESOURCE_EXHAUSTED,
+    errors.HashingBusyError: Code.RESOURCE_EXHAUSTED,
     errors.DeadlineOverError: Code.DEADLINE_EXCEEDED,
     errors.StoredHashError: Code.INTERNAL,
 }
@@ -65,10 +71,9 @@ def status_of(error: PersonaeError, request_id: str) -> RpcStatus:
     trailing: list[tuple[str, str | bytes]] = []
     if error.pushback_ms is not None:
         trailing.append((PUSHBACK_KEY, str(error.pushback_ms)))
-        if error.pushback_ms >= 0:
-            delay = Duration()
-            delay.FromMilliseconds(error.pushback_ms)
-            details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    wait = _wait(error)
+    if wait is not None:
+        details.append(error_details_pb2.RetryInfo(retry_delay=wait))
     return _packed(CODES[type(error)], _message(error), details, request_id, trailing)
 
 
@@ -93,6 +98,18 @@ def _packed(
         status.details.append(packed)
     metadata = ((REQUEST_ID_KEY, request_id), (DETAILS_KEY, status.SerializeToString()), *trailing)
     return RpcStatus(code, message, metadata)
+
+
+def _wait(error: PersonaeError) -> Duration | None:
+    """How long whoever repeats the call should wait; None when a repeat does not help."""
+    wait = Duration()
+    if error.retry_after is not None:
+        wait.FromTimedelta(error.retry_after)
+    elif error.pushback_ms is not None and error.pushback_ms >= 0:
+        wait.FromMilliseconds(error.pushback_ms)
+    else:
+        return None
+    return wait
 
 
 def _message(error: PersonaeError) -> str:

@@ -13,7 +13,7 @@ from personae.v1 import user_pb2
 from service.core import users
 from service.core.identifiers import EMAIL_MAX_BYTES, USERNAME_MAX_BYTES, BadIdentifierError, normalise_prefix
 from service.core.pages import TOKEN_MAX_BYTES, BadPageTokenError, PageTokens, Position
-from service.core.passwords import length_violations
+from service.core.password_policy import Names, PasswordPolicy
 from service.core.users import Key, NewUser, Order, RequestKey, UserFilter
 from service.rpc.call import current
 from service.rpc.shapes import (
@@ -45,7 +45,7 @@ _FIELDS = frozenset(user_pb2.User.DESCRIPTOR.fields_by_name)
 class UserRules:
     """The settings that decide what a valid user is."""
 
-    password_min_length: int
+    policy: PasswordPolicy
     allow_special_domains: bool
     purge_after: timedelta
 
@@ -159,7 +159,8 @@ def creation_of(request: user_pb2.CreateUserRequest, rules: UserRules, fingerpri
         faults.add("user.is_superuser", "NOT_WRITABLE", "is set by GrantSuperuser only")
     password = request.password if request.HasField("password") else None
     if password is not None:
-        faults.found += length_violations(password, field_name="password", min_length=rules.password_min_length)
+        owner = None if names is None else Names(names.email, names.username)
+        faults.found += rules.policy.violations(password, owner, field_name="password")
     request_id = uuid4(request.request_id, "request_id", faults)
     faults.check()
     assert names is not None  # noqa: S101  for the type checker: faults.check() has raised otherwise

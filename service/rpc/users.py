@@ -14,6 +14,7 @@ from service.core.pages import PageTokens
 from service.core.passwords import hash_password
 from service.db.engine import Database, reading
 from service.rpc.call import current
+from service.rpc.hashing import Hashing
 from service.rpc.shapes import Faults, require_id, user_message
 from service.rpc.user_requests import (
     Creation,
@@ -35,6 +36,7 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
         *,
         clock: Clock,
         rules: UserRules,
+        hashing: Hashing,
         bcrypt_cost: int,
         page_tokens: PageTokens,
         fingerprint_keys: tuple[bytes, ...],
@@ -42,6 +44,7 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
         self._database = database
         self._clock = clock
         self._rules = rules
+        self._hashing = hashing
         self._bcrypt_cost = bcrypt_cost
         self._page_tokens = page_tokens
         self._fingerprint_keys = fingerprint_keys
@@ -94,11 +97,14 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
                 with reading(session):
                     users.require_free_names(session, email=creation.email, username=creation.username)
                 return _preview(creation, now)
-            hashed = None if creation.password is None else hash_password(creation.password, self._bcrypt_cost)
+            hashed = None if creation.password is None else self._hash(creation.password)
             now = self._clock()  # after the hash
             with session.begin():
                 user = users.create_user(session, creation.new_user(hashed, now), request=repeat, now=now)
         return user_message(user)
+
+    def _hash(self, password: str) -> str:
+        return self._hashing.run(current().deadline, hash_password, password, self._bcrypt_cost)
 
     def UpdateUser(self, request: user_pb2.UpdateUserRequest, context: grpc.ServicerContext) -> user_pb2.User:
         change = update_of(request, self._rules)

@@ -6,15 +6,17 @@ import pytest
 from personae.v1 import authentication_pb2 as pb
 from personae.v1 import authentication_pb2_grpc, user_pb2, user_pb2_grpc
 from tests.support.errors import fails
-from tests.support.factories import PASSWORD, new_user
+from tests.support.factories import PASSWORD, new_user, unique_name
 
 Code = grpc.StatusCode
+LONG = "".join(f"{number} ways to say it, " for number in range(20))
+EMOJI = "".join(chr(0x1F600 + number) for number in range(24))
 Users = user_pb2_grpc.UserServiceStub
 Authentication = authentication_pb2_grpc.AuthenticationServiceStub
 
 
 class TestAuthenticate:
-    @pytest.mark.parametrize("password", [PASSWORD, "x" * 72, "x" * 73, "\U0001f600" * 24, "ü" * 256])
+    @pytest.mark.parametrize("password", [PASSWORD, *(LONG[:length] for length in (72, 73, 256)), EMOJI])
     def test_by_email_username_and_id(self, users: Users, authentication: Authentication, password: str) -> None:
         """The right password signs in under each name, in any case and of any allowed length."""
         user = new_user(users, password=password)
@@ -35,23 +37,22 @@ class TestAuthenticate:
 
     def test_every_refusal_is_the_same_answer(self, users: Users, authentication: Authentication) -> None:
         """Unknown, wrong, no password set, deleted, malformed, empty, over-long: nobody can tell them apart."""
-        user, without = new_user(users, password=PASSWORD), new_user(users)
-        deleted = new_user(users, password=PASSWORD)
+        without, deleted = new_user(users), new_user(users, password=PASSWORD)
         users.DeleteUser(user_pb2.DeleteUserRequest(id=deleted.id))
+        wrong = ["the wrong password", "", "x" * 5000, "x" * 3_000_000, PASSWORD + "\x00"]
         requests = [
-            pb.AuthenticateRequest(identifier=user.email, password="the wrong password"),
-            pb.AuthenticateRequest(identifier=user.email, password=""),
-            pb.AuthenticateRequest(identifier=user.email, password="x" * 5000),
-            pb.AuthenticateRequest(identifier=user.email, password="x" * 3_000_000),
-            pb.AuthenticateRequest(identifier=user.email, password=PASSWORD + "\x00"),
+            *(  # a user for each: after three a name is locked
+                pb.AuthenticateRequest(identifier=new_user(users, password=PASSWORD).email, password=password)
+                for password in wrong
+            ),
             pb.AuthenticateRequest(identifier=without.email, password=PASSWORD),
             pb.AuthenticateRequest(identifier=deleted.email, password=PASSWORD),
-            pb.AuthenticateRequest(identifier="nobody@example.com", password=PASSWORD),
-            pb.AuthenticateRequest(identifier="nobody", password=PASSWORD),
+            pb.AuthenticateRequest(identifier=f"{unique_name()}@example.com", password=PASSWORD),
+            pb.AuthenticateRequest(identifier=unique_name(), password=PASSWORD),
             pb.AuthenticateRequest(identifier="", password=PASSWORD),
-            pb.AuthenticateRequest(identifier="not an email@", password=PASSWORD),
-            pb.AuthenticateRequest(identifier="nul\x00", password=PASSWORD),
-            pb.AuthenticateRequest(identifier="x" * 3_000_000, password=PASSWORD),
+            pb.AuthenticateRequest(identifier=f"not an email {unique_name()}@", password=PASSWORD),
+            pb.AuthenticateRequest(identifier=f"nul {unique_name()}\x00", password=PASSWORD),
+            pb.AuthenticateRequest(identifier=unique_name() + "x" * 3_000_000, password=PASSWORD),
             pb.AuthenticateRequest(user_id=2**63 - 1, password=PASSWORD),
         ]
 

@@ -122,6 +122,17 @@ def test_decisions_are_numbered_without_gaps_and_have_the_same_parts() -> None:
         assert headings == ["Context", "Choice", "Rejected", "Cost"], page.name
 
 
+def test_every_test_that_the_security_page_names_exists() -> None:
+    named = re.findall(r"(tests/[\w/]+\.py)((?:::\w+)+)", (DOCS / "security.md").read_text())
+    assert named
+    for path, names in named:
+        scope: list[ast.stmt] = ast.parse((ROOT / path).read_text()).body
+        for name in names.split("::")[1:]:
+            found = [one for one in scope if isinstance(one, ast.ClassDef | ast.FunctionDef) and one.name == name]
+            assert found, path + names
+            scope = found[0].body
+
+
 # ----------------------------------------------------------------------------------------------- containers
 
 

@@ -10,6 +10,7 @@ from personae.v1 import user_pb2, user_pb2_grpc
 from service.app import _SERVICES
 
 SECRET_WORDS = ("hash", "secret", "token_hash")
+RESOURCES = {"personae.v1.User", "personae.v1.Lockout", "google.protobuf.Empty"}
 METHODS = [method for service in _SERVICES for method in service.methods]
 
 
@@ -27,14 +28,14 @@ def test_shapes(method: descriptor.MethodDescriptor) -> None:
     own = f"personae.v1.{method.name}Response"
 
     assert method.input_type.full_name == f"personae.v1.{method.name}Request"
-    assert method.output_type.full_name in {own, "personae.v1.User", "google.protobuf.Empty"}
+    assert method.output_type.full_name in {own, *RESOURCES}
 
 
 def test_responses_are_not_shared() -> None:
     """Only the resource and Empty are returned by more than one method."""
     counted = Counter(method.output_type.full_name for method in METHODS)
 
-    assert {name for name, count in counted.items() if count > 1} <= {"personae.v1.User", "google.protobuf.Empty"}
+    assert {name for name, count in counted.items() if count > 1} <= RESOURCES
 
 
 def test_every_field_says_how_it_behaves() -> None:

@@ -29,7 +29,7 @@ def outcomes(results: list[Any]) -> Counter[str]:
 @pytest.fixture
 def racing(private_url: URL) -> Any:
     """A server with a thread and a connection for each racer: nobody waits for anything but the others."""
-    with running(private_url, grpc_threads=THREADS, db_pool_size=THREADS) as found:
+    with running(private_url, grpc_threads=THREADS, hash_max_waiting=THREADS, db_pool_size=THREADS) as found:
         yield found
 
 
@@ -122,7 +122,7 @@ def test_one_request_id_creates_once(racing: RunningServer) -> None:
 def test_right_passwords_never_refuse_each_other(racing: RunningServer) -> None:
     """50 right sign-ins at once, while the hash is being renewed: 50 successes."""
     user = new_user(racing.users, password=PASSWORD)
-    with running(racing.database.engine.url, bcrypt_cost=5, grpc_threads=THREADS, db_pool_size=THREADS) as costlier:
+    with running(racing.database.engine.url, bcrypt_cost=5, hash_max_waiting=THREADS, db_pool_size=THREADS) as costlier:
         results = at_once(
             THREADS,
             lambda index: (costlier, racing)[index % 2].authentication.Authenticate(
@@ -149,6 +149,6 @@ def test_sweepers_pass_each_other_by(racing: RunningServer) -> None:
             assert purge_due(session, now=racing.clock(), limit=5) == 5
         results: list[Any] = at_once(4, lambda _: sweep(racing.database, racing.clock))
 
-    assert sum(purged for purged, _ in results) == due - 15
-    assert sweep(racing.database, racing.clock) == (10, 0)
+    assert sum(removed["purged_users"] for removed in results) == due - 15
+    assert sweep(racing.database, racing.clock)["purged_users"] == 10
     assert racing.users.GetUser(user_pb2.GetUserRequest(key=user_pb2.UserKey(id=kept.id))) == kept

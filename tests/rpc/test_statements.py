@@ -89,14 +89,21 @@ def test_what_each_change_sends(proxied: Proxied) -> None:
 
 
 def test_sign_in_holds_no_transaction_while_it_hashes(proxied: Proxied) -> None:
-    """One read before the hash, one short transaction after it; none at all for a refusal."""
+    """Two reads before the hash, one short transaction after it, which counts a wrong one; none when locked."""
     authentication = proxied.server.authentication
     user = new_user(proxied.server.users, password=PASSWORD)
     right = authentication_pb2.AuthenticateRequest(user_id=user.id, password=PASSWORD)
     wrong = authentication_pb2.AuthenticateRequest(user_id=user.id, password="wrong")
 
-    assert proxied.sent_by(authentication.Authenticate, right) == ["SELECT", "BEGIN", "SELECT", "COMMIT"]
-    assert proxied.sent_by(lambda request: fails(authentication.Authenticate, request), wrong) == ["SELECT"]
+    def refused(request: authentication_pb2.AuthenticateRequest) -> None:
+        fails(authentication.Authenticate, request)
+
+    settled = ["BEGIN", "SELECT", "SELECT", "COMMIT"]
+    counted = ["BEGIN", "INSERT", "UPDATE", "COMMIT"]
+    assert proxied.sent_by(authentication.Authenticate, right) == ["SELECT", "SELECT", *settled]
+    for _ in range(3):
+        assert proxied.sent_by(refused, wrong) == ["SELECT", "SELECT", *counted]
+    assert proxied.sent_by(refused, wrong) == ["SELECT", "SELECT"]
 
 
 def test_the_deadline_goes_with_the_statement(proxied: Proxied) -> None:

@@ -4,7 +4,7 @@ A block is fenced as ```console. A line that starts with `$ ` is a command; it g
 line ends in a backslash. What follows is what the command prints. `…` stands for what differs each time: in a text for
 any characters, on a line of its own for any other fields. Times are compared as times, whatever their value.
 
-`$ NAME=start…` takes the value from the answer above: the one text in it that starts so.
+`$ NAME=start…` takes the value from the answer above: the one text in it that starts so; `$ NAME=…` its field `name`.
 """
 
 import re
@@ -63,7 +63,7 @@ def replay(path: Path, channel: grpc.Channel) -> list[str]:
     for step in steps(path):
         assignment = _ASSIGNMENT.fullmatch(step.command)
         if assignment:
-            variables[assignment[1]] = _picked(assignment[2], last)
+            variables[assignment[1]] = _picked(assignment[1], assignment[2], last)
             continue
         expected = printed(step.output)
         last = run(parse(shlex.split(_expanded(step.command, variables))), channel)
@@ -105,7 +105,9 @@ def _expanded(command: str, variables: dict[str, str]) -> str:
     return "'".join(parts)
 
 
-def _picked(shown: str, answer: Answer) -> str:
+def _picked(name: str, shown: str, answer: Answer) -> str:
+    if shown == _MORE:
+        return str(answer.messages[0][name.lower()])
     if not shown.endswith(_MORE):
         return shown
     found = [text for text in _texts(answer.messages) if text.startswith(shown.removesuffix(_MORE))]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import grpc
@@ -23,6 +24,7 @@ class Failure:
     trailers: dict[str, str]
     details_size: int
     error_metadata: dict[str, str]
+    retry_after: timedelta | None
 
 
 def failure_of(error: Any) -> Failure:
@@ -42,7 +44,17 @@ def failure_of(error: Any) -> Failure:
     trailers = {key: value for key, value in error.trailing_metadata() if isinstance(value, str)}
     size = sum(len(value) for key, value in error.trailing_metadata() if key == DETAILS_KEY)
     assert size <= 4096
-    return Failure(error.code(), error.details(), info.reason, violations, trailers, size, dict(info.metadata))
+    retry = found.get("RetryInfo")
+    return Failure(
+        error.code(),
+        error.details(),
+        info.reason,
+        violations,
+        trailers,
+        size,
+        dict(info.metadata),
+        None if retry is None else retry.retry_delay.ToTimedelta(),
+    )
 
 
 def fails(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Failure:

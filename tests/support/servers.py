@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import grpc
 from sqlalchemy.engine import URL
 
-from personae.v1 import authentication_pb2_grpc, user_pb2_grpc
+from personae.v1 import authentication_pb2_grpc, credential_pb2_grpc, user_pb2_grpc
 from service.app import Server
 from service.base.settings import Settings
 from service.db.engine import Database
 from tests.support.clocks import MovableClock
+from tests.support.witness import Interceptor
 
 KEY = "test:MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY"
 BCRYPT_COST = 4
@@ -53,6 +54,10 @@ class RunningServer:
     def authentication(self) -> authentication_pb2_grpc.AuthenticationServiceStub:
         return authentication_pb2_grpc.AuthenticationServiceStub(self.channel)
 
+    @property
+    def credentials(self) -> credential_pb2_grpc.CredentialServiceStub:
+        return credential_pb2_grpc.CredentialServiceStub(self.channel)
+
 
 @contextlib.contextmanager
 def running(url: URL, **changes: object) -> Iterator[RunningServer]:
@@ -63,6 +68,6 @@ def running(url: URL, **changes: object) -> Iterator[RunningServer]:
     address = f"127.0.0.1:{server.port}"
     try:
         with grpc.insecure_channel(address) as channel:
-            yield RunningServer(server, address, channel, server.database, clock)
+            yield RunningServer(server, address, grpc.intercept_channel(channel, Interceptor()), server.database, clock)
     finally:
         assert server.stop()

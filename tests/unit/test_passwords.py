@@ -1,10 +1,10 @@
-"""Passwords: layouts, length rule, and the work that a refusal costs."""
+"""Passwords: layouts, and the work that a refusal costs."""
 
 import bcrypt
 import pytest
 
 from service.base.errors import StoredHashError
-from service.core.passwords import hash_password, is_match, length_violations, needs_rehash, parse_hash
+from service.core.passwords import hash_password, is_match, needs_rehash, parse_hash
 
 COST = 4
 LONG = "ä" * 80  # 160 bytes: over bcrypt's 72
@@ -89,22 +89,6 @@ def test_a_refusal_costs_the_reference_whatever_is_stored(monkeypatch: pytest.Mo
         work.clear()
         assert not is_match(password, hashed, reference_cost=6)
         assert sum(work) == 2**6, (password[:8], hashed)
-
-
-def test_all_violations_of_a_password_come_at_once() -> None:
-    """A short password with a control character has two faults, and is told both."""
-    found = length_violations("a\x00b", field_name="password", min_length=15)
-
-    assert [violation.reason for violation in found] == ["CONTROL_CHARACTER", "TOO_SHORT"]
-
-
-@pytest.mark.parametrize(
-    "password, reasons",
-    [("x" * 14, ["TOO_SHORT"]), ("x" * 15, []), ("\u00e9" * 256, []), ("x" * 257, ["TOO_LONG"]), ("e\u0301" * 15, [])],
-)
-def test_length_counts_code_points_after_nfc(password: str, reasons: list[str]) -> None:
-    """The bounds are 15 and 256 code points, however many bytes those take."""
-    assert [v.reason for v in length_violations(password, field_name="password", min_length=15)] == reasons
 
 
 def test_a_hash_is_renewed_when_cost_or_layout_is_behind() -> None:

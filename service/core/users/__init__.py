@@ -4,15 +4,17 @@ Owns the rules of the account itself. Functions take the session first, raise th
 never commit.
 """
 
-from service.core.users.changes import delete_user, set_active, set_superuser, undelete_user, update_user
+from service.core.users.changes import delete_user, require_live, set_active, set_superuser, undelete_user, update_user
 from service.core.users.creation import NewUser, RequestKey, create_user, find_created, require_free_names
 from service.core.users.listing import ORDER_COLUMNS, Order, Page, UserFilter, list_users
 from service.core.users.lookup import batch_get_users, find_user, get_user
 from service.core.users.purge import forget_requests, purge_due, purge_user
-from service.core.users.rows import COLUMNS, USERS, Key, UserRecord
+from service.core.users.rows import COLUMNS, NEXT_EPOCH, NOBODY, USERS, Key, UserRecord
 
 __all__ = [
     "COLUMNS",
+    "NEXT_EPOCH",
+    "NOBODY",
     "ORDER_COLUMNS",
     "USERS",
     "Key",
@@ -33,6 +35,7 @@ __all__ = [
     "purge_due",
     "purge_user",
     "require_free_names",
+    "require_live",
     "set_active",
     "set_superuser",
     "undelete_user",

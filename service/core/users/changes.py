@@ -17,7 +17,7 @@ from service.base.errors import (
     UserDeletedError,
     UserNotFoundError,
 )
-from service.core.users.rows import COLUMNS, USERS, UserRecord
+from service.core.users.rows import COLUMNS, NEXT_EPOCH, USERS, UserRecord
 
 _SUPERUSER_LOCK = 0x7375  # "su": any number that no other advisory lock of this service uses
 _LIVE = USERS.c.deleted_at.is_(None)
@@ -28,15 +28,17 @@ def update_user(
 ) -> UserRecord:
     """Change the names that are not None. What is so already moves neither version nor updated_at.
 
+    A new email is unverified, and voids what was issued for the user.
     Raises UserNotFoundError, UserDeletedError, EtagMismatchError; a taken name raises by its constraint.
     """
     names = {name: value for name, value in (("email", email), ("username", username)) if value is not None}
     values: dict[str, Any] = dict(names)
     if email is not None:
         values["email_verified_at"] = case((USERS.c.email == email, USERS.c.email_verified_at), else_=None)
+        values["access_epoch"] = case((USERS.c.email == email, USERS.c.access_epoch), else_=NEXT_EPOCH)
 
     def is_so(user: UserRecord) -> bool:
-        _require_live(user)
+        require_live(user)
         _require_version(user, version)
         return all(getattr(user, name) == value for name, value in names.items())
 
@@ -45,20 +47,20 @@ def update_user(
 
 
 def set_active(session: Session, user_id: int, *, is_active: bool, version: int | None) -> UserRecord:
-    """Activate or deactivate. Already so: nothing happens, whatever the version.
+    """Activate or deactivate. Already so: nothing happens, whatever the version. Deactivating voids what was issued.
 
     Raises UserNotFoundError, UserDeletedError, EtagMismatchError, LastSuperuserError.
     """
 
     def is_so(user: UserRecord) -> bool:
-        _require_live(user)
+        require_live(user)
         return user.is_active == is_active
 
     return _change(
         session,
         user_id,
         version,
-        {"is_active": is_active},
+        {"is_active": is_active} if is_active else {"is_active": False, "access_epoch": NEXT_EPOCH},
         at_once=and_(_LIVE, USERS.c.is_active != is_active, or_(literal(is_active), ~USERS.c.is_superuser)),
         is_so=is_so,
         may_lose_superuser=not is_active,
@@ -72,7 +74,7 @@ def set_superuser(session: Session, user_id: int, *, is_superuser: bool, version
     """
 
     def is_so(user: UserRecord) -> bool:
-        _require_live(user)
+        require_live(user)
         return user.is_superuser == is_superuser
 
     return _change(
@@ -97,6 +99,7 @@ def delete_user(
 ) -> UserRecord:
     """Delete softly. A user that is deleted already is missing: returned as it is with allow_missing.
 
+    Voids what was issued for the user.
     Raises UserNotFoundError (also with allow_missing, when there never was such a user), EtagMismatchError,
     LastSuperuserError.
     """
@@ -110,7 +113,7 @@ def delete_user(
         session,
         user_id,
         version,
-        {"deleted_at": now, "purge_at": purge_at},
+        {"deleted_at": now, "purge_at": purge_at, "access_epoch": NEXT_EPOCH},
         at_once=and_(_LIVE, ~USERS.c.is_superuser),
         is_so=is_so,
         may_lose_superuser=True,
@@ -184,7 +187,8 @@ def _locked(session: Session, user_id: int) -> UserRecord:
     return UserRecord._make(row)
 
 
-def _require_live(user: UserRecord) -> None:
+def require_live(user: UserRecord) -> None:
+    """Raises UserDeletedError for a softly deleted user."""
     if user.deleted_at is not None:
         raise UserDeletedError
 

@@ -45,8 +45,20 @@ COLUMNS: tuple[ColumnElement[Any], ...] = (
 """The columns of UserRecord, in its order."""
 
 
+NEXT_EPOCH: ColumnElement[int] = USERS.c.access_epoch + 1
+"""What voids everything that was issued for a user: see docs/decisions/0015-access-epochs.md.
+
+Set by whatever changes email or password, deactivates or deletes, in the same UPDATE. A feature that issues something
+(a code, later a session) stores the user's epoch with it, and honours it only while the user still has that epoch.
+"""
+
+
 class Key(NamedTuple):
     """One of the names of a user: which column, and the value in its stored form."""
 
     column: str
     value: int | str
+
+
+NOBODY = Key("id", 0)
+"""What no user has: for look-ups that must cost the same when there is nobody to look for."""

@@ -1,7 +1,9 @@
 """All tables: importing this package is what lets migrations see every one of them."""
 
 from service.db.models.base import Base, table_of
+from service.db.models.code import Code
+from service.db.models.lockout import Lockout
 from service.db.models.request_id import RequestId
 from service.db.models.user import User
 
-__all__ = ["Base", "RequestId", "User", "table_of"]
+__all__ = ["Base", "Code", "Lockout", "RequestId", "User", "table_of"]

@@ -53,6 +53,17 @@ class User(Base):
         DateTime(timezone=True),
         comment="When the user last got another password; a hash renewed at a sign-in does not count",
     )
+    password_change_required: Mapped[bool] = mapped_column(
+        Boolean, server_default=false(), comment="The right password signs in only after it was changed to another"
+    )
+    password_expires_at: Mapped[datetime | None] = mapped_column(
+        DateTime(timezone=True), comment="From when on an initial password is nobody's; NULL: never"
+    )
+    access_epoch: Mapped[int] = mapped_column(
+        Integer,
+        server_default=text("1"),
+        comment="Moves when email or password change and at deactivation and deletion; what was issued before is void",
+    )
     is_active: Mapped[bool] = mapped_column(
         Boolean, server_default=true(), comment="Deactivated users do not sign in; kept apart from deletion"
     )

@@ -7,7 +7,8 @@ after the call has been authorised.
 
 from __future__ import annotations  # gRPC's classes are generic in their type stubs only
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -22,9 +23,15 @@ from service.rpc.status import REQUEST_ID_KEY
 class Pipeline(grpc.ServerInterceptor):
     """Runs the stages around each handler. Health and reflection pass untouched: they have no callers to authorise."""
 
-    def __init__(self, stages: Sequence[Stage], *, max_seconds: float) -> None:
-        """max_seconds: how long an RPC may take whose caller set no deadline, or a later one."""
+    def __init__(
+        self, stages: Sequence[Stage], *, max_seconds: float, executors: Mapping[str, ThreadPoolExecutor]
+    ) -> None:
+        """max_seconds: how long an RPC may take whose caller set no deadline, or a later one.
+
+        executors: where the methods run that do not run on the server's own executor.
+        """
         self._stages = tuple(stages)
+        self._executors = executors
         self._max_seconds = max_seconds
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
@@ -61,6 +68,8 @@ class Pipeline(grpc.ServerInterceptor):
             context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
             return response
 
+        if method in self._executors:  # an attribute of the function: that is where gRPC looks for it
+            behaviour.experimental_thread_pool = self._executors[method]  # type: ignore[attr-defined]
         wrapped: grpc.RpcMethodHandler[Any, Any] = handler._replace(unary_unary=behaviour, request_deserializer=None)
         return wrapped
 

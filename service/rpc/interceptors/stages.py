@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from threading import current_thread
 from typing import Any
 
 import grpc
@@ -15,12 +14,11 @@ from service.base.errors import (
     DatabaseUnavailableError,
     MalformedMessageError,
     PersonaeError,
-    ServerBusyError,
     StoredHashError,
 )
 from service.base.log import where_raised
 from service.rpc.access import LOCAL_CALLER, scope_of
-from service.rpc.admission import is_refusing
+from service.rpc.admission import require_room
 from service.rpc.call import Call
 from service.rpc.status import REQUEST_ID_KEY, internal_status, status_of
 
@@ -90,8 +88,7 @@ def admit(proceed: Handler, _method: Method) -> Handler:
     """Refuse what the server has no room for. See service/rpc/admission.py."""
 
     def run(request: Any, call: Call) -> Any:
-        if is_refusing(current_thread()):
-            raise ServerBusyError
+        require_room()
         return proceed(request, call)
 
     return run

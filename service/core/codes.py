@@ -1,0 +1,154 @@
+"""Codes: random secrets that are delivered to an email, and that whoever brings back has proved to read it.
+
+    (none) --start--> open --complete--> used        each user has one open code of each purpose at the most
+                      open --start------> replaced
+                      open --expires_at-> expired
+                      open --the user's email or password changes, deactivation, deletion--> void
+
+Only an open code does anything; all others look alike, to whoever brings one and in the table: used and replaced ones
+are gone, expired ones are swept, void ones name an epoch that the user has left. Stored as SHA-256: 256 random bits
+need neither salt nor work (NIST SP 800-63B-4, 3.1.3.2; OWASP ASVS 5, 6.5.2 and 6.6.2).
+"""
+
+import enum
+import hashlib
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Select, and_, delete, func, literal, literal_column, select
+from sqlalchemy.dialects.postgresql import insert as pg_insert
+from sqlalchemy.orm import Session
+from sqlalchemy.types import DateTime, LargeBinary, String
+
+from service.base.errors import InvalidCodeError
+from service.core.users import COLUMNS, NOBODY, USERS, Key, UserRecord
+from service.db.models import Code, table_of
+
+CODE_MAX_BYTES = 128
+"""Ceiling of what is looked at; a code has 43 characters."""
+
+_CODES = table_of(Code)
+_MAY_USE = and_(USERS.c.is_active, USERS.c.deleted_at.is_(None))
+
+
+class Purpose(enum.StrEnum):
+    """What a code is for. A code of one purpose is worth nothing for another."""
+
+    PASSWORD_RESET = "password_reset"  # noqa: S105  a name
+    EMAIL_VERIFICATION = "email_verification"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenCode:
+    """A code that opens something, and for whom. Its repr shows neither hash."""
+
+    code_hash: bytes = field(repr=False)
+    user: UserRecord
+    access_epoch: int
+    email: str = field(repr=False)
+    """Where it was delivered."""
+    stored_hash: str | None = field(repr=False)
+    """The hash of the present password."""
+
+
+def hash_code(code: str) -> bytes:
+    """What is stored of a code."""
+    return hashlib.sha256(code.encode()).digest()
+
+
+def start_for_name(
+    session: Session, purpose: Purpose, key: Key | None, *, code_hash: bytes, expires_at: datetime
+) -> str | None:
+    """Open a code for whoever has this name, and say where it may be delivered: to their stored email.
+
+    None when it is nobody's: unknown, deactivated, deleted, or no possible name (key None). One statement that stores
+    one row in every case, so that the duration tells nothing.
+    """
+    key = key or NOBODY
+    one = select(literal_column("1")).subquery("one")
+    row = select(
+        literal(code_hash, LargeBinary()),
+        literal(purpose.value, String()),
+        USERS.c.id,
+        USERS.c.access_epoch,
+        USERS.c.email,
+        literal(expires_at, DateTime(timezone=True)),
+    ).select_from(one.outerjoin(USERS, and_(USERS.c[key.column] == key.value, _MAY_USE)))
+    return _opened(session, row)
+
+
+def start_for_user(
+    session: Session, purpose: Purpose, user_id: int, *, email: str, code_hash: bytes, expires_at: datetime
+) -> None:
+    """Open a code for a user that is there, to be delivered to this email, which it proves."""
+    row = select(
+        literal(code_hash, LargeBinary()),
+        literal(purpose.value, String()),
+        USERS.c.id,
+        USERS.c.access_epoch,
+        literal(email, String()),
+        literal(expires_at, DateTime(timezone=True)),
+    ).where(USERS.c.id == user_id)
+    _opened(session, row)
+
+
+def _opened(session: Session, row: Select[Any]) -> str | None:
+    names = ["code_hash", "purpose", "user_id", "access_epoch", "email", "expires_at"]
+    statement = pg_insert(_CODES).from_select(names, row)
+    replaced = {name: statement.excluded[name] for name in names} | {"created_at": func.now()}
+    email: str | None = session.scalar(
+        statement.on_conflict_do_update(index_elements=[_CODES.c.user_id, _CODES.c.purpose], set_=replaced).returning(
+            _CODES.c.email
+        )
+    )
+    return email
+
+
+def require_open(session: Session, purpose: Purpose, code: str, *, now: datetime) -> OpenCode:
+    """Whose open code this is. One statement; a hint until it is spent. Raises InvalidCodeError."""
+    code_hash = hash_code(code)
+    row = session.execute(
+        select(USERS.c.access_epoch, _CODES.c.email, USERS.c.hashed_password, *COLUMNS)
+        .join_from(_CODES, USERS, _CODES.c.user_id == USERS.c.id)
+        .where(
+            _CODES.c.code_hash == code_hash,
+            _CODES.c.purpose == purpose.value,
+            _CODES.c.expires_at > now,
+            _CODES.c.access_epoch == USERS.c.access_epoch,
+            _MAY_USE,
+        )
+    ).one_or_none()
+    if row is None:
+        raise InvalidCodeError
+    epoch, email, stored_hash, *columns = row
+    return OpenCode(code_hash, UserRecord._make(columns), epoch, email, stored_hash)
+
+
+def spend(session: Session, found: OpenCode, *, now: datetime) -> None:
+    """Use the code up. Of many that try at once one succeeds. Raises InvalidCodeError.
+
+    To be called in the transaction that does what the code is for, after it has changed the user where user and epoch
+    are those of the code: so the order of locks is user, then code, as it is for a purge.
+    """
+    spent = session.execute(
+        delete(_CODES)
+        .where(_CODES.c.code_hash == found.code_hash, _CODES.c.expires_at > now)
+        .returning(_CODES.c.user_id)
+    ).one_or_none()
+    if spent is None:
+        raise InvalidCodeError
+
+
+def forget_codes(session: Session, *, now: datetime, limit: int) -> int:
+    """Remove up to `limit` expired codes; how many."""
+    due = (
+        select(_CODES.c.code_hash)
+        .where(_CODES.c.expires_at <= now)
+        .order_by(_CODES.c.expires_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        .cte("due")
+    )
+    forgotten = delete(_CODES).where(_CODES.c.code_hash.in_(select(due.c.code_hash))).returning(_CODES.c.user_id)
+    return len(session.execute(forgotten).all())

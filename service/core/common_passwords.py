@@ -1,0 +1,106 @@
+"""Common passwords: the list that ships with the service, an operator's own, and the look-up in both. No database.
+
+NIST SP 800-63B-4, 3.1.1.2 and OWASP ASVS 5, 6.2.4 want new passwords compared with such a list. Where the shipped one
+comes from, and how it is built anew: `service/dev/common_passwords.py`.
+"""
+
+import codecs
+import gzip
+import zlib
+from functools import cache
+from pathlib import Path
+
+from service.core.identifiers import to_nfc
+
+SHIPPED = Path(__file__).with_name("common_passwords.txt.gz")
+
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+class PasswordListError(Exception):
+    """The operator's list cannot be used. The text names the path and the line and is safe to print."""
+
+
+class CommonPasswords:
+    """Passwords that are refused because others use them.
+
+    Each blob holds folded entries, every one ended by a line feed, sorted by their bytes. They are searched as they
+    are: a set of the same entries would take ten times the memory, in every process.
+    """
+
+    def __init__(self, *blobs: bytes) -> None:
+        self._blobs = blobs
+
+    def is_common(self, password: str) -> bool:
+        """Whether the password is listed, in whatever case and normal form. For text that is bounded already."""
+        entry = fold(password).encode()
+        return any(_holds(blob, entry) for blob in self._blobs)
+
+
+def fold(password: str) -> str:
+    """The form in which passwords are listed and looked up: NFC, then without case.
+
+    Attackers try a common password in every case, so that the case makes it no other password.
+    """
+    return to_nfc(password).casefold()
+
+
+def load(operator_file: Path | None) -> CommonPasswords:
+    """The shipped list and, when there is one, the operator's own.
+
+    That is UTF-8 text, plain or gzipped, with one password a line in any order. Raises PasswordListError.
+    """
+    if operator_file is None:
+        return CommonPasswords(_shipped())
+    return CommonPasswords(_shipped(), _operators(operator_file))
+
+
+def to_blob(entries: set[str]) -> bytes:
+    """Folded entries in the form that CommonPasswords searches."""
+    return b"".join(line + b"\n" for line in sorted(entry.encode() for entry in entries))
+
+
+def _holds(blob: bytes, entry: bytes) -> bool:
+    low, high = 0, len(blob)  # both always stand at the beginning of a line
+    while low < high:
+        middle = (low + high) // 2
+        start = max(low, blob.rfind(b"\n", low, middle) + 1)
+        end = blob.index(b"\n", middle)
+        found = blob[start:end]
+        if found == entry:
+            return True
+        if found < entry:
+            low = end + 1
+        else:
+            high = start
+    return False
+
+
+@cache
+def _shipped() -> bytes:
+    return gzip.decompress(SHIPPED.read_bytes())
+
+
+def _operators(path: Path) -> bytes:
+    entries = set()
+    for number, line in enumerate(_content(path).removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
+        try:
+            entry = line.removesuffix(b"\r").decode()
+        except UnicodeDecodeError:  # whose own text would quote the line
+            raise PasswordListError(f"{path}, line {number}: is not UTF-8") from None
+        if entry:
+            entries.add(fold(entry))
+    return to_blob(entries)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise PasswordListError(f"{path}: cannot be read: {error.strerror}") from None
+    if not content.startswith(_GZIP_MAGIC):
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error):
+        raise PasswordListError(f"{path}: begins like a gzip file, but cannot be unpacked") from None

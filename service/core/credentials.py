@@ -1,0 +1,214 @@
+"""What a user's credentials are changed to: passwords and proved emails.
+
+Passwords arrive hashed, and judged by the policy. Setting one is one UPDATE that also voids whatever was issued for the
+user (codes; sessions, when there are any), by moving its epoch.
+"""
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import ColumnElement, case, func, literal, update
+from sqlalchemy.orm import Session
+
+from service.base.errors import (
+    ConflictError,
+    EmailMismatchError,
+    EmailTakenError,
+    InvalidCodeError,
+    PasswordNotSetError,
+    UserInactiveError,
+)
+from service.core import codes
+from service.core.attempts import clear_attempts
+from service.core.codes import OpenCode, Purpose
+from service.core.lockout import LockoutKeys
+from service.core.users import COLUMNS, NEXT_EPOCH, USERS, Key, UserRecord, find_user, get_user, require_live
+
+_TICK = timedelta(microseconds=1)
+_LIVE = USERS.c.deleted_at.is_(None)
+
+
+def set_password(
+    session: Session,
+    user_id: int,
+    hashed: str,
+    *,
+    is_change_required: bool,
+    expires_at: datetime | None,
+    now: datetime,
+    keys: LockoutKeys,
+) -> UserRecord:
+    """Give a user a password, whatever there was before. Raises UserNotFoundError, UserDeletedError.
+
+    expires_at: from when on it is nobody's password. Clears the lockout; voids what was issued.
+    """
+    user = _store_password(
+        session,
+        hashed,
+        now,
+        USERS.c.id == user_id,
+        _LIVE,
+        is_change_required=is_change_required,
+        expires_at=expires_at,
+    )
+    if user is None:
+        require_live(get_user(session, Key("id", user_id)))
+        raise ConflictError  # deleted when the first statement looked, and restored since
+    clear_attempts(session, keys_of(user, keys))
+    return user
+
+
+def change_password(
+    session: Session,
+    user: UserRecord,
+    hashed: str,
+    *,
+    changed_at: datetime | None,
+    now: datetime,
+    keys: LockoutKeys,
+) -> UserRecord:
+    """Give a user who has proved the present password another one. Clears the lockout; voids what was issued.
+
+    changed_at: the password_changed_at of the password that was proved. Raises ConflictError when the user has another
+    one by now, or may not act any more.
+    """
+    changed = _store_password(
+        session,
+        hashed,
+        now,
+        USERS.c.id == user.id,
+        USERS.c.password_changed_at.is_not_distinct_from(changed_at),
+        USERS.c.is_active,
+        _LIVE,
+    )
+    if changed is None:
+        raise ConflictError
+    clear_attempts(session, keys_of(changed, keys))
+    return changed
+
+
+def reset_password(session: Session, code: OpenCode, hashed: str, *, now: datetime, keys: LockoutKeys) -> UserRecord:
+    """Give a user a password by a code, and use the code up. Clears the lockout; voids what was issued.
+
+    Raises InvalidCodeError when the code is not open any more.
+    """
+    user = _store_password(session, hashed, now, USERS.c.id == code.user.id, USERS.c.access_epoch == code.access_epoch)
+    if user is None:
+        raise InvalidCodeError
+    codes.spend(session, code, now=now)
+    clear_attempts(session, keys_of(user, keys))
+    return user
+
+
+def require_password_change(session: Session, user_id: int) -> UserRecord:
+    """Let the present password do nothing but be changed. Raises UserNotFoundError, UserDeletedError,
+    PasswordNotSetError.
+    """
+    row = session.execute(
+        update(USERS)
+        .where(USERS.c.id == user_id, _LIVE, USERS.c.hashed_password.is_not(None))
+        .values(password_change_required=True)
+        .returning(*COLUMNS)
+    ).one_or_none()
+    if row is None:
+        require_live(get_user(session, Key("id", user_id)))
+        raise PasswordNotSetError
+    return UserRecord._make(row)
+
+
+def start_email_verification(
+    session: Session, user_id: int, new_email: str | None, *, code_hash: bytes, expires_at: datetime
+) -> str:
+    """Open a code that proves the present email, or a new one that replaces it then; where it may be delivered.
+
+    Raises UserNotFoundError, UserDeletedError, UserInactiveError; EmailTakenError, which here is a hint: completing
+    settles it.
+    """
+    user = get_user(session, Key("id", user_id))
+    require_live(user)
+    if not user.is_active:
+        raise UserInactiveError
+    email = user.email if new_email is None else new_email
+    if email != user.email and find_user(session, Key("email", email)) is not None:
+        raise EmailTakenError
+    codes.start_for_user(
+        session, Purpose.EMAIL_VERIFICATION, user_id, email=email, code_hash=code_hash, expires_at=expires_at
+    )
+    return email
+
+
+def complete_email_verification(session: Session, code: str, *, now: datetime) -> UserRecord:
+    """Make the email that a code was delivered to the user's, and a verified one; use the code up.
+
+    An email that changes voids what was issued. Raises InvalidCodeError; a taken email raises by its constraint.
+    """
+    found = codes.require_open(session, Purpose.EMAIL_VERIFICATION, code, now=now)
+    is_same = USERS.c.email == found.email
+    row = session.execute(
+        update(USERS)
+        .where(USERS.c.id == found.user.id, USERS.c.access_epoch == found.access_epoch)
+        .values(
+            email=found.email,
+            email_verified_at=now,
+            access_epoch=case((is_same, USERS.c.access_epoch), else_=NEXT_EPOCH),
+            version=USERS.c.version + 1,
+            updated_at=func.clock_timestamp(),
+        )
+        .returning(*COLUMNS)
+    ).one_or_none()
+    if row is None:
+        raise InvalidCodeError
+    codes.spend(session, found, now=now)
+    return UserRecord._make(row)
+
+
+def mark_email_verified(session: Session, user_id: int, email: str, *, now: datetime) -> UserRecord:
+    """Mark an email that was proved elsewhere. Verified already: nothing happens.
+
+    Raises UserNotFoundError, UserDeletedError, EmailMismatchError.
+    """
+    row = session.execute(
+        update(USERS)
+        .where(USERS.c.id == user_id, USERS.c.email == email, _LIVE, USERS.c.email_verified_at.is_(None))
+        .values(email_verified_at=now, version=USERS.c.version + 1, updated_at=func.clock_timestamp())
+        .returning(*COLUMNS)
+    ).one_or_none()
+    if row is not None:
+        return UserRecord._make(row)
+    user = get_user(session, Key("id", user_id))
+    require_live(user)
+    if user.email != email:
+        raise EmailMismatchError
+    return user
+
+
+def keys_of(user: UserRecord, keys: LockoutKeys) -> tuple[bytes, ...]:
+    """Under which keys the failed sign-ins of a user are counted, for both of its names."""
+    return keys.of("email", user.email) + keys.of("username", user.username)
+
+
+def _store_password(
+    session: Session,
+    hashed: str,
+    now: datetime,
+    *where: ColumnElement[bool],
+    is_change_required: bool = False,
+    expires_at: datetime | None = None,
+) -> UserRecord | None:
+    """Store a hash where the conditions hold; None where they do not."""
+    is_first = USERS.c.hashed_password.is_(None)  # only then does a field that callers see change
+    row = session.execute(
+        update(USERS)
+        .where(*where)
+        .values(
+            hashed_password=hashed,
+            # Never the time of the password before, whatever the clocks of two servers say: sign-ins compare it.
+            password_changed_at=func.greatest(literal(now), USERS.c.password_changed_at + _TICK),
+            password_change_required=is_change_required,
+            password_expires_at=expires_at,
+            access_epoch=NEXT_EPOCH,
+            version=USERS.c.version + case((is_first, 1), else_=0),
+            updated_at=case((is_first, func.clock_timestamp()), else_=USERS.c.updated_at),
+        )
+        .returning(*COLUMNS)
+    ).one_or_none()
+    return None if row is None else UserRecord._make(row)

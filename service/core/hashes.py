@@ -1,0 +1,38 @@
+"""Which kinds of hashes are stored: what an operator wants to know before and after changing the cost."""
+
+from typing import NamedTuple
+
+from sqlalchemy import case, func, literal_column, select
+from sqlalchemy.orm import Session
+from sqlalchemy.types import Text
+
+from service.core.users import USERS
+from service.db.models.user import HASH_COST
+
+NO_PASSWORD = "no password"  # noqa: S105  a label
+UNKNOWN = "unknown: signs nobody in"
+
+
+class HashCount(NamedTuple):
+    """How many users have a hash of this scheme and cost. cost is "" where there is none to tell."""
+
+    scheme: str
+    cost: str
+    users: int
+
+
+def count_hashes(session: Session) -> list[HashCount]:
+    """Every scheme and cost in use, with its users, deleted ones included. Reads the whole table."""
+    stored = USERS.c.hashed_password
+    scheme = case(
+        (stored.is_(None), NO_PASSWORD),
+        (stored.regexp_match(r"^\$2[aby]\$\d\d\$"), func.concat("bcrypt ", func.left(stored, 4))),
+        (stored.regexp_match(r"^\$bcrypt-sha256\$v=2,t=2b,r=\d{1,2}\$"), "bcrypt_sha256"),
+        else_=UNKNOWN,
+    ).label("scheme")
+    costs = literal_column(HASH_COST, Text())
+    cost = case((scheme.in_([NO_PASSWORD, UNKNOWN]), ""), else_=costs).label("cost")
+    rows = session.execute(
+        select(scheme, cost, func.count().label("users")).group_by(scheme, cost).order_by(scheme, cost)
+    )
+    return [HashCount(*row) for row in rows]

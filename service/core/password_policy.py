@@ -1,0 +1,103 @@
+"""Which passwords may be chosen. Pure: the list of common ones is handed in.
+
+What NIST SP 800-63B-4, 3.1.1.2 and OWASP ASVS 5, V6.2 ask for, and no more: a length, no control characters, not
+common or breached, not made of the user's own names. No rules of composition and no expiry: they make passwords worse.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from service.base.errors import Violation
+from service.core.identifiers import has_control_character, to_nfc
+from service.core.passwords import is_over_ceiling
+
+PASSWORD_MAX_LENGTH = 256
+_MIN_WORD_LENGTH = 5
+"""Shorter names are too likely to stand in a password by chance."""
+_MAX_REPEATED_LENGTH = 4
+
+
+class PasswordList(Protocol):
+    """A list of passwords that are too well known."""
+
+    def is_common(self, password: str) -> bool:
+        """Whether this password is on the list, in any case."""
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The names of the user who is to have the password, in stored form."""
+
+    email: str
+    username: str
+
+
+@dataclass(frozen=True, slots=True)
+class PasswordPolicy:
+    """The rules, as the settings want them. min_length counts code points after NFC."""
+
+    min_length: int
+    common: PasswordList = field(repr=False)
+
+    def violations(self, password: str, names: Names | None, *, field_name: str) -> list[Violation]:
+        """Every rule that the password breaks, at once; empty when it may be chosen.
+
+        Without names the rules about names are left out. The ceiling comes first, and alone: nothing looks closer at a
+        password that is over it.
+        """
+        if is_over_ceiling(password):
+            return [_too_long(field_name)]
+        normal = to_nfc(password)
+        folded = normal.casefold()
+        found = self._of_form(normal, field_name)
+        period = _period(folded)
+        if period is not None and period <= _MAX_REPEATED_LENGTH:
+            found.append(Violation(field_name, "REPETITIVE", "must not be a few characters, repeated"))
+        elif self.common.is_common(folded) or (period is not None and self.common.is_common(folded[:period])):
+            found.append(
+                Violation(field_name, "COMMON", "must not be a common or breached password, nor one of them repeated")
+            )
+        if names is not None:
+            found += _of_names(folded, names, field_name)
+        return found
+
+    def _of_form(self, password: str, field_name: str) -> list[Violation]:
+        found = []
+        if has_control_character(password):
+            found.append(Violation(field_name, "CONTROL_CHARACTER", "must not contain NUL or other control characters"))
+        if len(password) < self.min_length:
+            found.append(Violation(field_name, "TOO_SHORT", f"must have at least {self.min_length} characters"))
+        if len(password) > PASSWORD_MAX_LENGTH:
+            found.append(_too_long(field_name))
+        return found
+
+
+def unchanged(field_name: str) -> Violation:
+    """What is wrong with a new password that is the present one."""
+    return Violation(field_name, "UNCHANGED", "must differ from the present one")
+
+
+def _too_long(field_name: str) -> Violation:
+    return Violation(field_name, "TOO_LONG", f"must not be longer than {PASSWORD_MAX_LENGTH} characters")
+
+
+def _period(text: str) -> int | None:
+    """After how many characters the text starts again, and so on to its end; None when it does not."""
+    return next((length for length in range(1, len(text) // 2 + 1) if text.startswith(text[length:])), None)
+
+
+def _of_names(folded: str, names: Names, field_name: str) -> list[Violation]:
+    local, _, domain = names.email.partition("@")
+    found = []
+    if _is_mostly(folded, [names.username]):
+        found.append(Violation(field_name, "CONTAINS_USERNAME", "must not consist of the username by half or more"))
+    if _is_mostly(folded, [local, *domain.split(".")]):
+        found.append(Violation(field_name, "CONTAINS_EMAIL", "must not consist of a part of the email by half or more"))
+    return found
+
+
+def _is_mostly(folded: str, words: list[str]) -> bool:
+    return any(
+        len(word) >= _MIN_WORD_LENGTH and word in folded and folded.count(word) * len(word) * 2 >= len(folded)
+        for word in words
+    )

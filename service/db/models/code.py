@@ -1,0 +1,49 @@
+"""The codes table: what was sent out and is expected back, once."""
+
+from datetime import datetime
+
+from sqlalchemy import (
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    String,
+    UniqueConstraint,
+    func,
+)
+from sqlalchemy.orm import Mapped, mapped_column
+
+from service.db.models.base import Base
+
+
+class Code(Base):
+    """A code that resets a password or proves an email. Only its hash is stored: 256 random bits need no salt.
+
+    A user has one of each purpose at most: a newer one takes the row over. A reset that was asked for in a name that
+    nobody has makes a row too, for nobody, so that it takes the same time.
+    """
+
+    __tablename__ = "codes"
+
+    code_hash: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True, comment="SHA-256 of the code")
+    purpose: Mapped[str] = mapped_column(String(20, collation="C"), comment="What the code is for")
+    user_id: Mapped[int | None] = mapped_column(
+        Integer, ForeignKey("users.id", ondelete="CASCADE"), comment="Whose it is; NULL: nobody's, it opens nothing"
+    )
+    access_epoch: Mapped[int | None] = mapped_column(
+        Integer, comment="The user's epoch when it was made; the code is void once the user has another"
+    )
+    email: Mapped[str | None] = mapped_column(
+        String(255, collation="C"), comment="Where it may be delivered; the address that it proves"
+    )
+    created_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), server_default=func.now(), comment="When the row was made"
+    )
+    expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), index=True, comment="From when on it is void")
+
+    __table_args__ = (
+        UniqueConstraint("user_id", "purpose"),
+        CheckConstraint("purpose IN ('password_reset', 'email_verification')", name="known_purpose"),
+        {"comment": "Open codes, until they are used, replaced or expired"},
+    )

@@ -1,0 +1,62 @@
+"""Where passwords are hashed: on as many threads as there are cores, at a lower priority than everything else.
+
+bcrypt is all that a sign-in costs, and it is meant to cost. So that cheap calls stay fast while sign-ins saturate every
+core, the RPCs that hash run on executors of their own with bounded queues (service/rpc/admission.py), and what they
+hash, here: an RPC's own Python and SQL keep their priority. See docs/decisions/0016-hashing-apart.md.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import get_native_id
+from typing import ParamSpec, TypeVar
+
+from service.base.clock import monotonic
+from service.base.errors import DeadlineOverError
+
+_NICENESS = 10
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+class Hashing:
+    """The threads that hash."""
+
+    def __init__(self, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="hash", initializer=_step_back)
+
+    def run(
+        self,
+        deadline: float,
+        function: Callable[_Arguments, _Result],
+        *arguments: _Arguments.args,
+        **options: _Arguments.kwargs,
+    ) -> _Result:
+        """Call the function on one of the threads, and wait for it.
+
+        Raises DeadlineOverError for what has not started by then (monotonic seconds). What has started is finished,
+        also beyond the deadline: work that was done is to count.
+        """
+        future = self._pool.submit(function, *arguments, **options)
+        try:
+            return future.result(max(0.0, deadline - monotonic()))
+        except TimeoutError:
+            if future.cancel():
+                raise DeadlineOverError from None
+            return future.result()
+
+    def end(self) -> None:
+        """Start nothing more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _step_back() -> None:
+    """Let every other thread of the machine go first. Only Linux knows priorities of threads."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, get_native_id(), _NICENESS)
