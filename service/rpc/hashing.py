@@ -8,12 +8,12 @@ hash, here: an RPC's own Python and SQL keep their priority. See docs/decisions/
 import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from threading import get_native_id
 from typing import ParamSpec, TypeVar
 
 from service.base.clock import monotonic
-from service.base.errors import DeadlineOverError
+from service.base.errors import DeadlineOverError, HashingBusyError
 
 _NICENESS = 10
 _Arguments = ParamSpec("_Arguments")
@@ -35,8 +35,8 @@ class Hashing:
     ) -> _Result:
         """Call the function on one of the threads, and wait for it.
 
-        Raises DeadlineOverError for what has not started by then (monotonic seconds). What has started is finished,
-        also beyond the deadline: work that was done is to count.
+        Raises DeadlineOverError for what has not started by then (monotonic seconds), HashingBusyError for what has not
+        when the server ends. What has started is finished, also beyond the deadline: work that was done is to count.
         """
         future = self._pool.submit(function, *arguments, **options)
         try:
@@ -45,6 +45,8 @@ class Hashing:
             if future.cancel():
                 raise DeadlineOverError from None
             return future.result()
+        except CancelledError:  # the server stops, and the caller has been told already
+            raise HashingBusyError from None
 
     def end(self) -> None:
         """Start nothing more."""

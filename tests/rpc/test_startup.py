@@ -309,6 +309,38 @@ class TestVerbs:
                 assert root.is_superuser
                 assert root.has_password
 
+    def test_hash_report(self, private_url: URL) -> None:
+        """Users by scheme and cost, whatever stands in the column."""
+        stored = ["$2b$04$" + "." * 53, "$2b$12$" + "." * 53, "$2y$12$" + "." * 53, "$2b$12$" + "x" * 53]
+        stored += ["$bcrypt-sha256$v=2,t=2b,r=4$" + "." * 22 + "$" + "." * 31, "$argon2id$v=19$m=65536", "plain"]
+        with create_engine(private_url).begin() as connection:
+            for number, one in enumerate([*stored, None, None]):
+                connection.exec_driver_sql(
+                    "INSERT INTO users (email, username, hashed_password) VALUES (%s, %s, %s)",
+                    (f"{number}@example.com", f"user{number}", one),
+                )
+
+        code, printed = self.run("service", "hash-report", url=private_url)
+
+        assert code == 0
+        assert [line.split() for line in printed.splitlines()[1:-1]] == [
+            ["1", "04", "bcrypt", "$2b$"],
+            ["2", "12", "bcrypt", "$2b$"],
+            ["1", "12", "bcrypt", "$2y$"],
+            ["1", "04", "bcrypt_sha256"],
+            ["2", "no", "password"],
+            ["2", "unknown:", "signs", "nobody", "in"],
+        ]
+
+    def test_calibrate(self, private_url: URL) -> None:
+        """Measures, and ends in a line for the settings, whose cost is never below what is safe."""
+        code, printed = self.run("service", "calibrate", "--target", "1", url=private_url)
+
+        assert code == 0
+        assert printed.splitlines()[-1] == "BCRYPT_COST=10"
+        assert "lower than 10 is not safe" in printed
+        assert [line.split()[0] for line in printed.splitlines()[1:8]] == [str(cost) for cost in range(10, 17)]
+
     @pytest.mark.parametrize(
         "change, words",
         [

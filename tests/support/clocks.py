@@ -1,6 +1,9 @@
 """A clock that tests move by hand."""
 
+import itertools
 from datetime import UTC, datetime, timedelta
+
+_TICK = timedelta(microseconds=1)
 
 
 class MovableClock:
@@ -9,9 +12,12 @@ class MovableClock:
     def __init__(self) -> None:
         self._ahead = timedelta()
         self._stopped_at: datetime | None = None
+        self._ticks = itertools.count()
 
     def __call__(self) -> datetime:
-        return (self._stopped_at or datetime.now(UTC)) + self._ahead
+        if self._stopped_at is None:
+            return datetime.now(UTC) + self._ahead
+        return self._stopped_at + self._ahead + next(self._ticks) * _TICK  # no two moments are the same, even so
 
     def advance(self, by: timedelta) -> None:
         """Let time pass."""
@@ -20,3 +26,7 @@ class MovableClock:
     def stop(self) -> None:
         """Let no time pass any more but by `advance`."""
         self._stopped_at = datetime.now(UTC)
+
+    def go_on(self) -> None:
+        """Run with real time again."""
+        self._stopped_at = None
