@@ -34,6 +34,9 @@ class CredentialServiceStub(object):
     because the user's email or password changed or the user was deactivated or deleted, is FAILED_PRECONDITION with the
     reason INVALID_CODE: one answer for all of them. Personae sends no mail: whoever asks for a code delivers it, and only
     to deliver_to.
+
+    SetPassword, ChangePassword and CompletePasswordReset hash, and are RESOURCE_EXHAUSTED with the reason HASHING_BUSY
+    when more such calls wait than the server takes on.
     """
 
     def __init__(self, channel):
@@ -97,6 +100,9 @@ class CredentialServiceServicer(object):
     because the user's email or password changed or the user was deactivated or deleted, is FAILED_PRECONDITION with the
     reason INVALID_CODE: one answer for all of them. Personae sends no mail: whoever asks for a code delivers it, and only
     to deliver_to.
+
+    SetPassword, ChangePassword and CompletePasswordReset hash, and are RESOURCE_EXHAUSTED with the reason HASHING_BUSY
+    when more such calls wait than the server takes on.
     """
 
     def SetPassword(self, request, context):
@@ -251,6 +257,9 @@ class CredentialService(object):
     because the user's email or password changed or the user was deactivated or deleted, is FAILED_PRECONDITION with the
     reason INVALID_CODE: one answer for all of them. Personae sends no mail: whoever asks for a code delivers it, and only
     to deliver_to.
+
+    SetPassword, ChangePassword and CompletePasswordReset hash, and are RESOURCE_EXHAUSTED with the reason HASHING_BUSY
+    when more such calls wait than the server takes on.
     """
 
     @staticmethod

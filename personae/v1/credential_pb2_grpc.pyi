@@ -35,6 +35,9 @@ class CredentialServiceStub:
     because the user's email or password changed or the user was deactivated or deleted, is FAILED_PRECONDITION with the
     reason INVALID_CODE: one answer for all of them. Personae sends no mail: whoever asks for a code delivers it, and only
     to deliver_to.
+
+    SetPassword, ChangePassword and CompletePasswordReset hash, and are RESOURCE_EXHAUSTED with the reason HASHING_BUSY
+    when more such calls wait than the server takes on.
     """
 
     @_typing.overload
@@ -103,6 +106,9 @@ class CredentialServiceAsyncStub(CredentialServiceStub):
     because the user's email or password changed or the user was deactivated or deleted, is FAILED_PRECONDITION with the
     reason INVALID_CODE: one answer for all of them. Personae sends no mail: whoever asks for a code delivers it, and only
     to deliver_to.
+
+    SetPassword, ChangePassword and CompletePasswordReset hash, and are RESOURCE_EXHAUSTED with the reason HASHING_BUSY
+    when more such calls wait than the server takes on.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -167,6 +173,9 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
     because the user's email or password changed or the user was deactivated or deleted, is FAILED_PRECONDITION with the
     reason INVALID_CODE: one answer for all of them. Personae sends no mail: whoever asks for a code delivers it, and only
     to deliver_to.
+
+    SetPassword, ChangePassword and CompletePasswordReset hash, and are RESOURCE_EXHAUSTED with the reason HASHING_BUSY
+    when more such calls wait than the server takes on.
     """
 
     @_abc_1.abstractmethod

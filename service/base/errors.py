@@ -140,12 +140,12 @@ class InvalidCredentialsError(PersonaeError):
 
 class UserInactiveError(PersonaeError):
     reason = "USER_INACTIVE"
-    text = "The password is right, but the user is deactivated."
+    text = "The user is deactivated."
 
 
 class PasswordChangeRequiredError(PersonaeError):
     reason = "PASSWORD_CHANGE_REQUIRED"
-    text = "The password is right, but the user has to change it first."
+    text = "The user has to change the password first."
 
 
 class TooManyAttemptsError(PersonaeError):

@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     password_min_length: Annotated[int, Field(ge=8, le=256)] = 15
     password_blocklist_file: Path | None = None
     password_reset_valid: Annotated[Seconds, Field(ge=60, le=3600)] = 600
-    email_verification_valid: Annotated[Seconds, Field(ge=60, le=604_800)] = 86_400
+    email_verification_valid: Annotated[Seconds, Field(ge=60, le=86_400)] = 86_400
     email_allow_special_domains: bool = False
     purge_after_days: Annotated[int, Field(ge=1, le=3650)] = 30
     purge_interval: Annotated[Seconds, Field(ge=0)] = 600

@@ -1,7 +1,8 @@
 """What a user's credentials are changed to: passwords and proved emails.
 
 Passwords arrive hashed, and judged by the policy. Setting one is one UPDATE that also voids whatever was issued for the
-user (codes; sessions, when there are any), by moving its epoch.
+user (codes; sessions, when there are any), by moving its epoch. The order of locks is lockouts, users, codes: a sign-in
+holds the first before it renews a hash.
 """
 
 from datetime import datetime, timedelta
@@ -14,6 +15,7 @@ from service.base.errors import (
     EmailMismatchError,
     EmailTakenError,
     InvalidCodeError,
+    InvalidCredentialsError,
     PasswordNotSetError,
     UserInactiveError,
 )
@@ -29,7 +31,7 @@ _LIVE = USERS.c.deleted_at.is_(None)
 
 def set_password(
     session: Session,
-    user_id: int,
+    user: UserRecord,
     hashed: str,
     *,
     is_change_required: bool,
@@ -41,20 +43,20 @@ def set_password(
 
     expires_at: from when on it is nobody's password. Clears the lockout; voids what was issued.
     """
-    user = _store_password(
+    clear_attempts(session, keys_of(user, keys))
+    changed = _store_password(
         session,
         hashed,
         now,
-        USERS.c.id == user_id,
+        USERS.c.id == user.id,
         _LIVE,
         is_change_required=is_change_required,
         expires_at=expires_at,
     )
-    if user is None:
-        require_live(get_user(session, Key("id", user_id)))
+    if changed is None:
+        require_live(get_user(session, Key("id", user.id)))
         raise ConflictError  # deleted when the first statement looked, and restored since
-    clear_attempts(session, keys_of(user, keys))
-    return user
+    return changed
 
 
 def change_password(
@@ -68,9 +70,10 @@ def change_password(
 ) -> UserRecord:
     """Give a user who has proved the present password another one. Clears the lockout; voids what was issued.
 
-    changed_at: the password_changed_at of the password that was proved. Raises ConflictError when the user has another
-    one by now, or may not act any more.
+    changed_at: the password_changed_at of the password that was proved. Raises InvalidCredentialsError when the user
+    has another one by now, or may not act any more: what was proved is nothing then.
     """
+    clear_attempts(session, keys_of(user, keys))
     changed = _store_password(
         session,
         hashed,
@@ -81,8 +84,7 @@ def change_password(
         _LIVE,
     )
     if changed is None:
-        raise ConflictError
-    clear_attempts(session, keys_of(changed, keys))
+        raise InvalidCredentialsError
     return changed
 
 
@@ -91,11 +93,11 @@ def reset_password(session: Session, code: OpenCode, hashed: str, *, now: dateti
 
     Raises InvalidCodeError when the code is not open any more.
     """
+    clear_attempts(session, keys_of(code.user, keys))
     user = _store_password(session, hashed, now, USERS.c.id == code.user.id, USERS.c.access_epoch == code.access_epoch)
     if user is None:
         raise InvalidCodeError
     codes.spend(session, code, now=now)
-    clear_attempts(session, keys_of(user, keys))
     return user
 
 

@@ -8,7 +8,7 @@
 
 wait: none up to 2 failures, then 1 s, 3 s from the 9th, 10 s from the 25th, 1 h from the 33rd. So 56 guesses are
 answered in a day at the most, and nobody is locked out for good: a lockout that does not end is a weapon in the hands
-of whoever knows a name (NIST SP 800-63B-4, 3.2.2; OWASP ASVS 5, 6.3.1).
+of whoever knows a name (OWASP ASVS 5, 6.1.1 and 6.3.1; docs/security.md has more on NIST SP 800-63B-4, 3.2.2).
 
 One name is one counter. Known and unknown names are counted alike, so that the lock tells nothing of who exists; the
 names of one user are counted apart, so that the one tells nothing of the other.

@@ -1,7 +1,7 @@
 """Which passwords may be chosen. Pure: the list of common ones is handed in.
 
-What NIST SP 800-63B-4, 3.1.1.2 and OWASP ASVS 5, V6.2 ask for, and no more: a length, no control characters, not
-common or breached, not made of the user's own names. No rules of composition and no expiry: they make passwords worse.
+After NIST SP 800-63B-4, 3.1.1.2 and OWASP ASVS 5, V6.2: a length, no control characters, not common or breached, not
+made of the user's own names. No rules of composition and no expiry: they make passwords worse.
 """
 
 from dataclasses import dataclass, field

@@ -86,7 +86,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
             with session.begin():
                 user = credentials.set_password(
                     session,
-                    new.user_id,
+                    user,
                     hashed,
                     is_change_required=new.is_change_required,
                     expires_at=new.expires_at,
