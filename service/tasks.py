@@ -16,6 +16,7 @@ from service.base.log import where_raised
 from service.core import users
 from service.core.attempts import forget_attempts
 from service.core.codes import forget_codes
+from service.core.lifecycle import purge_due
 from service.db.diagnosis import Diagnosis, diagnose
 from service.db.engine import Database, connect_arguments
 from service.db.schema import require_schema
@@ -114,7 +115,7 @@ class DatabaseProbe:
 
 
 _SWEEPS: Mapping[str, Callable[..., int]] = {
-    "purged_users": users.purge_due,
+    "purged_users": purge_due,
     "forgotten_request_ids": users.forget_requests,
     "forgotten_codes": forget_codes,
     "forgotten_lockouts": forget_attempts,

@@ -16,6 +16,12 @@ def upgrade() -> None:
         "codes",
         sa.Column("code_hash", sa.LargeBinary(), nullable=False, comment="SHA-256 of the code"),
         sa.Column("purpose", sa.String(length=20, collation="C"), nullable=False, comment="What the code is for"),
+        sa.Column(
+            "subject",
+            sa.String(length=80, collation="C"),
+            nullable=False,
+            comment="Whose it is: user:<id>, or name:<HMAC of the name> for nobody",
+        ),
         sa.Column("user_id", sa.Integer(), nullable=True, comment="Whose it is; NULL: nobody's, it opens nothing"),
         sa.Column(
             "access_epoch",
@@ -38,9 +44,8 @@ def upgrade() -> None:
         ),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False, comment="From when on it is void"),
         sa.CheckConstraint("purpose IN ('password_reset', 'email_verification')", name=op.f("ck_codes_known_purpose")),
-        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_codes_user_id_users"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("code_hash", name=op.f("pk_codes")),
-        sa.UniqueConstraint("user_id", "purpose", name=op.f("uq_codes_user_id_purpose")),
+        sa.UniqueConstraint("subject", "purpose", name=op.f("uq_codes_subject_purpose")),
         comment="Open codes, until they are used, replaced or expired",
     )
     op.create_index(op.f("ix_codes_expires_at"), "codes", ["expires_at"], unique=False)

@@ -1,4 +1,8 @@
-"""Counting failed sign-ins: the rows behind service.core.lockout. Every name has a row only while something counts."""
+"""Counting failed sign-ins: the rows behind service.core.lockout. Every name has a row only while something counts.
+
+A name has a key under each secret key of the service, and while there are several a row under each, which all say the
+same: so servers that have the keys already and others that have them not yet count together.
+"""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -8,49 +12,48 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.engine import Row
 from sqlalchemy.orm import Session
 
-from service.core.lockout import FORGOTTEN_AFTER, NO_ATTEMPTS, Attempts
+from service.core.lockout import FORGOTTEN_AFTER, NO_ATTEMPTS, Attempts, remembered
 from service.db.models import Lockout, table_of
 
+Keys = tuple[bytes, ...]
+"""The keys of one name, in order."""
+
 _LOCKOUTS = table_of(Lockout)
-_STATE = (_LOCKOUTS.c.failures, _LOCKOUTS.c.last_failed_at)
+_COLUMNS = (_LOCKOUTS.c.key, _LOCKOUTS.c.failures, _LOCKOUTS.c.last_failed_at)
 
 
-def find_attempts(session: Session, keys: Sequence[bytes]) -> Attempts:
-    """What is counted on a name. One statement; nothing is locked, so it is a hint by the time it is used."""
-    return _merged(session.execute(select(*_STATE).where(_LOCKOUTS.c.key.in_(keys))).all())
+def find_attempts(session: Session, *names: Keys, now: datetime) -> list[Attempts]:
+    """What is counted on each of these names. One statement; nothing is locked, so it is a hint once it is used."""
+    wanted = [key for keys in names for key in keys]
+    rows = session.execute(select(*_COLUMNS).where(_LOCKOUTS.c.key.in_(wanted))).all()
+    return [_merged([row for row in rows if row.key in keys], now) for keys in names]
 
 
-def hold_attempts(session: Session, keys: Sequence[bytes], *, now: datetime) -> Attempts:
-    """As find_attempts, with a row that stays locked until the transaction ends, made when there is none.
+def hold_attempts(session: Session, keys: Keys, *, now: datetime) -> Attempts:
+    """What is counted on a name, in rows that stay locked until the transaction ends. Makes no rows.
 
-    Who counts a failure comes by here, one after the other, so that each sees what the one before has counted.
+    Whoever settles an attempt comes by here, one after the other, so that each sees what the one before has counted.
     """
-    claim = pg_insert(_LOCKOUTS).values(key=keys[0], failures=0, last_failed_at=now)
-    found = session.execute(
-        # Changing nothing is what locks the row that is there, and returns it, in one statement.
-        claim.on_conflict_do_update(index_elements=[_LOCKOUTS.c.key], set_={"key": claim.excluded.key}).returning(
-            *_STATE
-        )
-    ).all()
-    if len(keys) > 1:
-        found = [*found, *session.execute(select(*_STATE).where(_LOCKOUTS.c.key.in_(keys[1:]))).all()]
-    return _merged(found)
+    statement = select(*_COLUMNS).where(_LOCKOUTS.c.key.in_(keys)).order_by(_LOCKOUTS.c.key).with_for_update()
+    return _merged(session.execute(statement).all(), now)
 
 
-def hold_existing_attempts(session: Session, keys: Sequence[bytes]) -> Attempts:
-    """As hold_attempts, but makes no row: a right password has nothing to count, only something to clear."""
-    statement = select(*_STATE).where(_LOCKOUTS.c.key.in_(keys)).order_by(_LOCKOUTS.c.key).with_for_update()
-    return _merged(session.execute(statement).all())
+def claim_attempts(session: Session, keys: Keys, *, now: datetime) -> Attempts:
+    """As hold_attempts, and makes the rows that are missing: for who has something to count on a name without any."""
+    claim = pg_insert(_LOCKOUTS).values([{"key": key, "failures": 0, "last_failed_at": now} for key in keys])
+    # Changing nothing is what locks a row that somebody else made meanwhile, and returns it, in one statement.
+    held = claim.on_conflict_do_update(index_elements=[_LOCKOUTS.c.key], set_={"key": claim.excluded.key})
+    return _merged(session.execute(held.returning(*_COLUMNS)).all(), now)
 
 
-def store_attempts(session: Session, keys: Sequence[bytes], attempts: Attempts) -> None:
-    """Write what is counted now into the row that hold_attempts has locked."""
-    session.execute(update(_LOCKOUTS).where(_LOCKOUTS.c.key == keys[0]).values(attempts._asdict()))
+def store_attempts(session: Session, keys: Keys, attempts: Attempts) -> None:
+    """Write what is counted now into the rows that claim_attempts has made."""
+    session.execute(update(_LOCKOUTS).where(_LOCKOUTS.c.key.in_(keys)).values(attempts._asdict()))
 
 
-def clear_attempts(session: Session, keys: Sequence[bytes]) -> None:
+def clear_attempts(session: Session, *names: Keys) -> None:
     """Forget what is counted on these names."""
-    session.execute(delete(_LOCKOUTS).where(_LOCKOUTS.c.key.in_(keys)))
+    session.execute(delete(_LOCKOUTS).where(_LOCKOUTS.c.key.in_([key for keys in names for key in keys])))
 
 
 def forget_attempts(session: Session, *, now: datetime, limit: int) -> int:
@@ -67,12 +70,7 @@ def forget_attempts(session: Session, *, now: datetime, limit: int) -> int:
     return len(session.execute(forgotten).all())
 
 
-def _merged(rows: Sequence[Row[int, datetime]]) -> Attempts:
-    """One state of the rows of one name: several only for a day after the service's keys were rotated."""
-    counted = [Attempts(*row) for row in rows if row[0] > 0]
-    if not counted:
-        return NO_ATTEMPTS
-    return Attempts(
-        max(found.failures for found in counted),
-        max(found.last_failed_at for found in counted if found.last_failed_at is not None),
-    )
+def _merged(rows: Sequence[Row[bytes, int, datetime]], now: datetime) -> Attempts:
+    """One state of the rows of one name: the strictest, of what still counts."""
+    counted = [remembered(Attempts(failures, last_failed_at), now) for _, failures, last_failed_at in rows]
+    return max(counted, key=lambda found: found.failures, default=NO_ATTEMPTS)

@@ -6,12 +6,12 @@ The password is hashed between `look_up` and `settle`, without a connection: wha
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, bindparam, func, literal_column, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, case, func, literal_column, or_, select, update
 from sqlalchemy.orm import Session
-from sqlalchemy.types import BigInteger, Text
+from sqlalchemy.types import BigInteger, DateTime, Text
 
 from service.base.errors import (
     InvalidCredentialsError,
@@ -21,10 +21,10 @@ from service.base.errors import (
     UserInactiveError,
 )
 from service.core.attempts import (
+    Keys,
+    claim_attempts,
     clear_attempts,
     find_attempts,
-    hold_attempts,
-    hold_existing_attempts,
     store_attempts,
 )
 from service.core.lockout import Attempts, Event, after, remaining
@@ -32,20 +32,28 @@ from service.core.passwords import MAX_COST, MIN_COST
 from service.core.users import COLUMNS, NOBODY, USERS, Key, UserRecord
 from service.db.models.user import HASH_COST
 
+_TIME = DateTime(timezone=True)
+_NEVER = datetime(1970, 1, 1, tzinfo=UTC)
+"""When the password of nobody was last changed, and that of users whose row does not say."""
 _cost: ColumnElement[str] = literal_column(HASH_COST, Text())
 _HIGHEST_COST = (
     select(func.max(_cost))
     .where(USERS.c.hashed_password.is_not(None), _cost.between(f"{MIN_COST:02}", f"{MAX_COST:02}"))
     .scalar_subquery()
 )
-# One row always comes back, so that known and unknown identifiers cost the same statement and the same result.
+_IS_USABLE = and_(
+    USERS.c.deleted_at.is_(None),
+    or_(USERS.c.password_expires_at.is_(None), USERS.c.password_expires_at > bindparam("now", type_=_TIME)),
+)
+# One row always comes back, and has a value in every column but the hash, so that known and unknown identifiers cost
+# the same: the database, the driver and we do the same for both.
 _BY = {
     name: select(
         _HIGHEST_COST,
-        USERS.c.hashed_password,
-        USERS.c.password_changed_at,
-        USERS.c.password_expires_at,
-        *COLUMNS,
+        func.coalesce(USERS.c.id, 0),
+        func.coalesce(USERS.c.email, ""),
+        case((_IS_USABLE, USERS.c.hashed_password)),
+        func.coalesce(USERS.c.password_changed_at, bindparam("never", _NEVER, type_=_TIME)),
     ).select_from(
         select(literal_column("1")).subquery("one").outerjoin(USERS, USERS.c[name] == bindparam("value", type_=kind))
     )
@@ -55,14 +63,16 @@ _BY = {
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Who signs in, as far as is known before hashing. Its repr shows no hash.
+    """Who signs in, as far as is known before hashing. Its repr shows no hash and no email.
 
-    comparable_hash: the hash that the password is compared with; None, for nobody's, when no password can be right.
+    user_id: 0 for nobody. comparable_hash: the hash that the password is compared with; None, for nobody's, when no
+    password can be right.
     """
 
-    user: UserRecord | None
+    user_id: int
+    email: str = field(repr=False)
     comparable_hash: str | None = field(repr=False)
-    password_changed_at: datetime | None
+    password_changed_at: datetime
     reference_cost: int
 
 
@@ -88,65 +98,63 @@ def look_up(session: Session, key: Key | None, *, cost: int, now: datetime) -> C
     cost: what new hashes are made with. The reference is the highest cost in use, stored ones included.
     """
     key = key or NOBODY
-    highest, stored_hash, changed_at, expires_at, *columns = session.execute(
-        _BY[key.column], {"value": key.value}
+    highest, user_id, email, stored_hash, changed_at = session.execute(
+        _BY[key.column], {"value": key.value, "now": now}
     ).one()
     stored_cost = int(highest) if highest and highest.isdigit() else 0
-    user = None if columns[0] is None else UserRecord._make(columns)
-    may_be_right = user is not None and user.deleted_at is None and (expires_at is None or now < expires_at)
-    return Candidate(user, stored_hash if may_be_right else None, changed_at, max(cost, stored_cost))
+    return Candidate(user_id, email, stored_hash, changed_at, max(cost, stored_cost))
 
 
-def require_unlocked(session: Session, keys: tuple[bytes, ...], *, now: datetime) -> None:
+def require_unlocked(session: Session, keys: Keys, *, now: datetime) -> None:
     """Refuse, before it is hashed, what would be refused afterwards. Raises TooManyAttemptsError; counts nothing."""
-    refused = _refusal(find_attempts(session, keys), now)
+    (counted,) = find_attempts(session, keys, now=now)
+    refused = _refusal(counted, now)
     if refused is not None:
         raise refused
 
 
-def hold(session: Session, keys: tuple[bytes, ...], *, is_match: bool, now: datetime) -> Attempts:
-    """What is counted on the name, locked until `settle` has written what follows from the attempt."""
-    return hold_existing_attempts(session, keys) if is_match else hold_attempts(session, keys, now=now)
-
-
 def settle(
-    session: Session,
-    candidate: Candidate,
-    keys: tuple[bytes, ...],
-    attempts: Attempts,
-    *,
-    is_match: bool,
-    new_hash: str | None,
-    now: datetime,
+    session: Session, candidate: Candidate, keys: Keys, attempts: Attempts, *, is_match: bool, now: datetime
 ) -> Outcome:
     """How the attempt ends. Raises nothing, so that what it stores is committed; the outcome is raised afterwards.
 
-    attempts: from `hold`, in this transaction; now: read since. A name that is locked by now is refused whatever the
-    password was. A wrong one is counted; a right one clears the counter and stores new_hash, if there is one, in place
-    of the hash that was verified.
+    attempts: from hold_attempts, in this transaction; now: read since. A name that is locked by now is refused whatever
+    the password was, after the same statements. A wrong password is counted; a right one clears the counter.
     """
-    row = _reread(session, candidate, now) if is_match else None
-    if is_match and row is None:  # right until somebody changed it: a guess like any other, so it needs the counter
-        attempts = hold_attempts(session, keys, now=now)
     refusal = _refusal(attempts, now)
     if refusal is not None:
         return Outcome(None, refusal)
+    row = _reread(session, candidate, now) if is_match else None
     if row is None:
-        store_attempts(session, keys, after(attempts, Event.WRONG, now))
-        return Outcome(None, InvalidCredentialsError())
-    if attempts.failures:
+        return _count(session, keys, now)
+    if after(attempts, Event.RIGHT, now) != attempts:
         clear_attempts(session, keys)
     is_change_required, *columns = row
     user = UserRecord._make(columns)
-    if new_hash is not None:
-        session.execute(
-            update(USERS)
-            .where(USERS.c.id == user.id, USERS.c.hashed_password == candidate.comparable_hash)
-            .values(hashed_password=new_hash)
-        )
     if not user.is_active:
         return Outcome(user, UserInactiveError())
     return Outcome(user, PasswordChangeRequiredError() if is_change_required else None)
+
+
+def renew_hash(session: Session, candidate: Candidate, new_hash: str) -> None:
+    """Store the same password as it would be written today, unless the user has another one by now.
+
+    In a transaction of its own, after the attempt was settled: guesses that are refused must not take the time of it.
+    """
+    session.execute(
+        update(USERS)
+        .where(USERS.c.id == candidate.user_id, USERS.c.hashed_password == candidate.comparable_hash)
+        .values(hashed_password=new_hash)
+    )
+
+
+def _count(session: Session, keys: Keys, now: datetime) -> Outcome:
+    """Count a wrong password, unless others have locked the name since it was looked at: it had no rows to hold."""
+    attempts = claim_attempts(session, keys, now=now)
+    refusal = _refusal(attempts, now)
+    if refusal is None:
+        store_attempts(session, keys, after(attempts, Event.WRONG, now))
+    return Outcome(None, refusal or InvalidCredentialsError())
 
 
 def _refusal(attempts: Attempts, now: datetime) -> TooManyAttemptsError | None:
@@ -159,13 +167,12 @@ def _reread(session: Session, candidate: Candidate, now: datetime) -> Sequence[A
 
     A hash that another sign-in renewed meanwhile is the same password: right passwords never refuse each other.
     """
-    if candidate.user is None:
-        return None
+    changed_at = None if candidate.password_changed_at == _NEVER else candidate.password_changed_at
     return session.execute(
         select(USERS.c.password_change_required, *COLUMNS).where(
-            USERS.c.id == candidate.user.id,
+            USERS.c.id == candidate.user_id,
             USERS.c.hashed_password.is_not(None),
-            USERS.c.password_changed_at.is_not_distinct_from(candidate.password_changed_at),
+            USERS.c.password_changed_at.is_not_distinct_from(changed_at),
             USERS.c.deleted_at.is_(None),
             or_(USERS.c.password_expires_at.is_(None), USERS.c.password_expires_at > now),
         )

@@ -13,16 +13,17 @@ need neither salt nor work (NIST SP 800-63B-4, 3.1.2.2; OWASP ASVS 5, 6.5.2). On
 
 import enum
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, and_, delete, func, literal, literal_column, or_, select
+from sqlalchemy import ColumnElement, FromClause, and_, cast, delete, func, literal, literal_column, or_, select
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session
 from sqlalchemy.types import DateTime, LargeBinary, String
 
-from service.base.errors import InvalidCodeError
+from service.base.errors import ConflictError, InvalidCodeError
 from service.core.users import COLUMNS, NOBODY, USERS, Key, UserRecord
 from service.db.models import Code, table_of
 
@@ -59,51 +60,70 @@ def hash_code(code: str) -> bytes:
 
 
 def start_for_name(
-    session: Session, purpose: Purpose, key: Key | None, *, code_hash: bytes, expires_at: datetime
-) -> str | None:
+    session: Session, purpose: Purpose, key: Key | None, *, nobody: str, code_hash: bytes, expires_at: datetime
+) -> str:
     """Open a code for whoever has this name, and say where it may be delivered: to their stored email.
 
-    None when it is nobody's: unknown, deactivated, deleted, or no possible name (key None). One statement that stores
-    one row in every case, so that the duration tells nothing.
+    "" when it is nobody's: unknown, deactivated, deleted, or no possible name (key None). Then the code is stored under
+    `nobody`, a hash of the name, so that it opens nothing, and the next one for the name meets it and takes its place:
+    one statement and one row in every case, and the duration tells nothing.
     """
     key = key or NOBODY
     one = select(literal_column("1")).subquery("one")
-    row = select(
-        literal(code_hash, LargeBinary()),
-        literal(purpose.value, String()),
-        USERS.c.id,
-        USERS.c.access_epoch,
-        USERS.c.email,
-        literal(expires_at, DateTime(timezone=True)),
-    ).select_from(one.outerjoin(USERS, and_(USERS.c[key.column] == key.value, _MAY_USE)))
-    return _opened(session, row)
+    whose = one.outerjoin(USERS, and_(USERS.c[key.column] == key.value, _MAY_USE))
+    subject = func.coalesce(_subject_of(USERS.c.id), literal(f"name:{nobody}", String()))
+    new = _columns(purpose, subject, USERS.c.email, code_hash, expires_at)
+    return _opened(session, new, whose) or ""
 
 
 def start_for_user(
-    session: Session, purpose: Purpose, user_id: int, *, email: str, code_hash: bytes, expires_at: datetime
+    session: Session, purpose: Purpose, user: UserRecord, *, email: str, code_hash: bytes, expires_at: datetime
 ) -> None:
-    """Open a code for a user that is there, to be delivered to this email, which it proves."""
-    row = select(
-        literal(code_hash, LargeBinary()),
-        literal(purpose.value, String()),
-        USERS.c.id,
-        USERS.c.access_epoch,
-        literal(email, String()),
-        literal(expires_at, DateTime(timezone=True)),
-    ).where(USERS.c.id == user_id)
-    _opened(session, row)
+    """Open a code for a user, to be delivered to this email, which it proves.
+
+    Raises ConflictError when the user has another email than was read, or may not act any more: what has just voided
+    all codes must not be outlived by this one.
+    """
+    is_as_read = and_(USERS.c.id == user.id, USERS.c.email == user.email, _MAY_USE)
+    new = _columns(purpose, _subject_of(USERS.c.id), literal(email, String()), code_hash, expires_at)
+    if _opened(session, new, USERS, is_as_read) is None:
+        raise ConflictError
 
 
-def _opened(session: Session, row: Select[Any]) -> str | None:
-    names = ["code_hash", "purpose", "user_id", "access_epoch", "email", "expires_at"]
-    statement = pg_insert(_CODES).from_select(names, row)
-    replaced = {name: statement.excluded[name] for name in names} | {"created_at": func.now()}
-    email: str | None = session.scalar(
-        statement.on_conflict_do_update(index_elements=[_CODES.c.user_id, _CODES.c.purpose], set_=replaced).returning(
+def _columns(
+    purpose: Purpose,
+    subject: ColumnElement[str],
+    email: ColumnElement[str],
+    code_hash: bytes,
+    expires_at: datetime,
+) -> dict[str, ColumnElement[Any]]:
+    return {
+        "code_hash": literal(code_hash, LargeBinary()),
+        "purpose": literal(purpose.value, String()),
+        "subject": subject,
+        "user_id": USERS.c.id,
+        "access_epoch": USERS.c.access_epoch,
+        "email": email,
+        "expires_at": literal(expires_at, DateTime(timezone=True)),
+    }
+
+
+def _opened(
+    session: Session, new: dict[str, ColumnElement[Any]], whose: FromClause, *where: ColumnElement[bool]
+) -> str | None:
+    """Store a code, in place of an older one of the subject; the email that was stored with it."""
+    statement = pg_insert(_CODES).from_select(list(new), select(*new.values()).select_from(whose).where(*where))
+    replaced = {name: statement.excluded[name] for name in new} | {"created_at": func.now()}
+    stored: str | None = session.scalar(
+        statement.on_conflict_do_update(index_elements=[_CODES.c.subject, _CODES.c.purpose], set_=replaced).returning(
             _CODES.c.email
         )
     )
-    return email
+    return stored
+
+
+def _subject_of(user_id: ColumnElement[int]) -> ColumnElement[str]:
+    return literal("user:", String()) + cast(user_id, String())
 
 
 def require_open(session: Session, purpose: Purpose, code: str, *, now: datetime) -> OpenCode:
@@ -141,6 +161,11 @@ def spend(session: Session, found: OpenCode, *, now: datetime) -> None:
     ).one_or_none()
     if spent is None:
         raise InvalidCodeError
+
+
+def remove_codes(session: Session, user_ids: Sequence[int]) -> None:
+    """Remove the codes of users who are purged, with the emails in them."""
+    session.execute(delete(_CODES).where(_CODES.c.subject.in_([f"user:{user_id}" for user_id in user_ids])))
 
 
 def forget_codes(session: Session, *, now: datetime, limit: int) -> int:

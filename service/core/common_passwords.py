@@ -42,7 +42,7 @@ def fold(password: str) -> str:
 
     Attackers try a common password in every case, so that the case makes it no other password.
     """
-    return to_nfc(password).casefold()
+    return to_nfc(to_nfc(password).casefold())  # folding the case can leave the normal form
 
 
 def load(operator_file: Path | None) -> CommonPasswords:

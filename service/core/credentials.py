@@ -20,7 +20,7 @@ from service.base.errors import (
     UserInactiveError,
 )
 from service.core import codes
-from service.core.attempts import clear_attempts
+from service.core.attempts import Keys, clear_attempts
 from service.core.codes import OpenCode, Purpose
 from service.core.lockout import LockoutKeys
 from service.core.users import COLUMNS, NEXT_EPOCH, USERS, Key, UserRecord, find_user, get_user, require_live
@@ -43,7 +43,7 @@ def set_password(
 
     expires_at: from when on it is nobody's password. Clears the lockout; voids what was issued.
     """
-    clear_attempts(session, keys_of(user, keys))
+    clear_attempts(session, *keys_of(user, keys))
     changed = _store_password(
         session,
         hashed,
@@ -56,7 +56,7 @@ def set_password(
     if changed is None:
         require_live(get_user(session, Key("id", user.id)))
         raise ConflictError  # deleted when the first statement looked, and restored since
-    return changed
+    return _clear_lockout_of_new_names(session, user, changed, keys)
 
 
 def change_password(
@@ -73,7 +73,7 @@ def change_password(
     changed_at: the password_changed_at of the password that was proved. Raises InvalidCredentialsError when the user
     has another one by now, or may not act any more: what was proved is nothing then.
     """
-    clear_attempts(session, keys_of(user, keys))
+    clear_attempts(session, *keys_of(user, keys))
     changed = _store_password(
         session,
         hashed,
@@ -85,7 +85,7 @@ def change_password(
     )
     if changed is None:
         raise InvalidCredentialsError
-    return changed
+    return _clear_lockout_of_new_names(session, user, changed, keys)
 
 
 def reset_password(session: Session, code: OpenCode, hashed: str, *, now: datetime, keys: LockoutKeys) -> UserRecord:
@@ -93,12 +93,12 @@ def reset_password(session: Session, code: OpenCode, hashed: str, *, now: dateti
 
     Raises InvalidCodeError when the code is not open any more.
     """
-    clear_attempts(session, keys_of(code.user, keys))
+    clear_attempts(session, *keys_of(code.user, keys))
     user = _store_password(session, hashed, now, USERS.c.id == code.user.id, USERS.c.access_epoch == code.access_epoch)
     if user is None:
         raise InvalidCodeError
     codes.spend(session, code, now=now)
-    return user
+    return _clear_lockout_of_new_names(session, code.user, user, keys)
 
 
 def require_password_change(session: Session, user_id: int) -> UserRecord:
@@ -122,8 +122,8 @@ def start_email_verification(
 ) -> str:
     """Open a code that proves the present email, or a new one that replaces it then; where it may be delivered.
 
-    Raises UserNotFoundError, UserDeletedError, UserInactiveError; EmailTakenError, which here is a hint: completing
-    settles it.
+    Raises UserNotFoundError, UserDeletedError, UserInactiveError, ConflictError; EmailTakenError, which here is a hint:
+    completing settles it.
     """
     user = get_user(session, Key("id", user_id))
     require_live(user)
@@ -133,7 +133,7 @@ def start_email_verification(
     if email != user.email and find_user(session, Key("email", email)) is not None:
         raise EmailTakenError
     codes.start_for_user(
-        session, Purpose.EMAIL_VERIFICATION, user_id, email=email, code_hash=code_hash, expires_at=expires_at
+        session, Purpose.EMAIL_VERIFICATION, user, email=email, code_hash=code_hash, expires_at=expires_at
     )
     return email
 
@@ -180,12 +180,26 @@ def mark_email_verified(session: Session, user_id: int, email: str, *, now: date
     require_live(user)
     if user.email != email:
         raise EmailMismatchError
+    if user.email_verified_at is None:
+        raise ConflictError  # it became the user's email after the first statement had looked
     return user
 
 
-def keys_of(user: UserRecord, keys: LockoutKeys) -> tuple[bytes, ...]:
-    """Under which keys the failed sign-ins of a user are counted, for both of its names."""
-    return keys.of("email", user.email) + keys.of("username", user.username)
+def keys_of(user: UserRecord, keys: LockoutKeys) -> tuple[Keys, Keys]:
+    """Under which keys the failed sign-ins of a user are counted: by email, and by username."""
+    return keys.of("email", user.email), keys.of("username", user.username)
+
+
+def _clear_lockout_of_new_names(
+    session: Session, before: UserRecord, user: UserRecord, keys: LockoutKeys
+) -> UserRecord:
+    """Clear also what is counted on a name that the user got while the password was hashed; returns the user.
+
+    Only then are rows locked out of order. The deadlock that this allows ends as CONFLICT.
+    """
+    if (before.email, before.username) != (user.email, user.username):
+        clear_attempts(session, *keys_of(user, keys))
+    return user
 
 
 def _store_password(

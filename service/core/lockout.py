@@ -91,13 +91,13 @@ class LockoutKeys:
     """Under which keys a name is counted: a keyed hash, so that the table is no list of names."""
 
     def __init__(self, keys: tuple[bytes, ...]) -> None:
-        """keys: one for each secret key of the service, the signing one first."""
+        """keys: one for each secret key of the service."""
         self._keys = keys
 
     def of(self, kind: Kind, name: str | int) -> tuple[bytes, ...]:
-        """The key of this name under each secret key: counted under the first, looked for under all.
+        """The key of this name under each secret key, in the order in which rows are locked.
 
-        So what was counted outlives a rotation of the service's keys.
+        It is counted under all of them, so that what was counted outlives a rotation of the service's keys.
         """
         data = f"{kind}:{name}".encode()
-        return tuple(hmac.digest(key, data, "sha256") for key in self._keys)
+        return tuple(sorted(hmac.digest(key, data, "sha256") for key in self._keys))

@@ -4,6 +4,7 @@ After NIST SP 800-63B-4, 3.1.1.2 and OWASP ASVS 5, V6.2: a length, no control ch
 made of the user's own names. No rules of composition and no expiry: they make passwords worse.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -50,16 +51,19 @@ class PasswordPolicy:
         normal = to_nfc(password)
         folded = normal.casefold()
         found = self._of_form(normal, field_name)
-        period = _period(folded)
-        if period is not None and period <= _MAX_REPEATED_LENGTH:
+        texts = {folded, _without_separators(folded)}
+        if any(_is_repetitive(text) for text in texts):
             found.append(Violation(field_name, "REPETITIVE", "must not be a few characters, repeated"))
-        elif self.common.is_common(folded) or (period is not None and self.common.is_common(folded[:period])):
+        elif any(self._is_common(text) for text in texts):
             found.append(
                 Violation(field_name, "COMMON", "must not be a common or breached password, nor one of them repeated")
             )
         if names is not None:
             found += _of_names(folded, names, field_name)
         return found
+
+    def _is_common(self, text: str) -> bool:
+        return self.common.is_common(text) or any(self.common.is_common(text[:period]) for period in _periods(text))
 
     def _of_form(self, password: str, field_name: str) -> list[Violation]:
         found = []
@@ -81,9 +85,23 @@ def _too_long(field_name: str) -> Violation:
     return Violation(field_name, "TOO_LONG", f"must not be longer than {PASSWORD_MAX_LENGTH} characters")
 
 
-def _period(text: str) -> int | None:
-    """After how many characters the text starts again, and so on to its end; None when it does not."""
-    return next((length for length in range(1, len(text) // 2 + 1) if text.startswith(text[length:])), None)
+def _periods(text: str) -> Iterator[int]:
+    """After how many characters the text starts again, and goes on so to its end, perhaps in the middle of a part."""
+    if len(text) <= PASSWORD_MAX_LENGTH:  # a longer one is refused anyway
+        yield from (length for length in range(1, len(text)) if text.startswith(text[length:]))
+
+
+def _is_repetitive(text: str) -> bool:
+    shortest = next(_periods(text), None)
+    return shortest is not None and shortest <= _MAX_REPEATED_LENGTH and shortest * 2 <= len(text)
+
+
+def _without_separators(text: str) -> str:
+    """The text without blanks, punctuation and what nobody sees, which make no password better; as it is when it is
+    mostly that.
+    """
+    bare = "".join(filter(str.isalnum, text))
+    return bare if len(bare) * 2 > len(text) else text
 
 
 def _of_names(folded: str, names: Names, field_name: str) -> list[Violation]:
@@ -91,9 +109,17 @@ def _of_names(folded: str, names: Names, field_name: str) -> list[Violation]:
     found = []
     if _is_mostly(folded, [names.username]):
         found.append(Violation(field_name, "CONTAINS_USERNAME", "must not consist of the username by half or more"))
-    if _is_mostly(folded, [local, *domain.split(".")]):
+    if _is_mostly(folded, [local, *domain.split("."), *_as_typed(domain).split(".")]):
         found.append(Violation(field_name, "CONTAINS_EMAIL", "must not consist of a part of the email by half or more"))
     return found
+
+
+def _as_typed(domain: str) -> str:
+    """An international domain in its own script."""
+    try:
+        return domain.encode().decode("idna")
+    except UnicodeError:
+        return ""
 
 
 def _is_mostly(folded: str, words: list[str]) -> bool:

@@ -70,10 +70,11 @@ def hash_password(password: str, cost: int) -> str:
 def is_match(password: str, stored: str | None, *, reference_cost: int) -> bool:
     """Whether the password belongs to the stored hash (None: to nobody).
 
-    A refusal always takes the time of one bcrypt of the reference cost, which must be the highest cost in use:
-    without a hash to compare with a dummy is computed, and a hash of lower cost c is topped up by one dummy at each
-    of c … reference_cost - 1 (2^c + 2^c + 2^(c+1) + … = 2^reference_cost). So the duration tells nothing about the
-    user (OWASP ASVS 5, 6.3.8). Raises StoredHashError when the stored hash is damaged.
+    Always takes the time of one bcrypt of the reference cost, which must be the highest cost in use: without a hash to
+    compare with a dummy is computed, and a hash of lower cost c is topped up by one dummy at each of c …
+    reference_cost - 1 (2^c + 2^c + 2^(c+1) + … = 2^reference_cost). So the duration tells nothing about the user
+    (OWASP ASVS 5, 6.3.8), and where the name is locked by now, nothing of whether the guess was right.
+    Raises StoredHashError when the stored hash is damaged.
     """
     secret = _secret(password)
     if stored is None or secret is None:
@@ -84,11 +85,10 @@ def is_match(password: str, stored: str | None, *, reference_cost: int) -> bool:
     except StoredHashError:
         _spend(secret, reference_cost)  # a damaged hash must not be seen by its duration either
         raise
-    if _verifies(secret, parsed):
-        return True
+    is_right = _verifies(secret, parsed)
     for cost in range(parsed.cost, reference_cost):
         _spend(secret, cost)
-    return False
+    return is_right
 
 
 def needs_rehash(password: str, stored: str, cost: int) -> bool:

@@ -35,9 +35,7 @@ UNIQUE_CONSTRAINTS: dict[str, type[PersonaeError]] = {
 
 _QUERY_CANCELED = "57014"
 _UNIQUE_VIOLATION = "23505"
-_FOREIGN_KEY_VIOLATION = "23503"
-# Serialization failure, deadlock, lock timeout; and a row that hangs on a user who was purged at this moment.
-_CONFLICTS = frozenset({"40001", "40P01", "55P03", _FOREIGN_KEY_VIOLATION})
+_CONFLICTS = frozenset({"40001", "40P01", "55P03"})  # serialization failure, deadlock, lock timeout
 _UNAVAILABLE_CLASSES = ("08", "57P", "53")  # connection, operator intervention, insufficient resources
 _READ_ONLY = "25006"  # a standby, or a primary that was demoted under us
 _AUTHENTICATION = ("28", "3D")  # the role or the database is not there (any more)

@@ -9,7 +9,7 @@ from personae.v1 import authentication_pb2, authentication_pb2_grpc
 from service.base.clock import Clock
 from service.core import attempts, users
 from service.core.credentials import keys_of
-from service.core.lockout import Attempts, LockoutKeys, remaining, remembered
+from service.core.lockout import Attempts, LockoutKeys, remaining
 from service.core.users import Key
 from service.db.engine import Database, reading
 from service.rpc.call import current
@@ -52,8 +52,7 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
         # Two statements: the keys of the second are made, with a secret, of the names that the first one reads.
         with self._database.scope(deadline=current().deadline) as session, reading(session):
             user = users.get_user(session, Key("id", user_id))
-            by_email = attempts.find_attempts(session, self._keys.of("email", user.email))
-            by_username = attempts.find_attempts(session, self._keys.of("username", user.username))
+            by_email, by_username = attempts.find_attempts(session, *keys_of(user, self._keys), now=now)
         return authentication_pb2.Lockout(
             user_id=user.id, email=_attempts_message(by_email, now), username=_attempts_message(by_username, now)
         )
@@ -67,7 +66,7 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
             session.begin(),
         ):
             user = users.get_user(session, Key("id", user_id))
-            attempts.clear_attempts(session, keys_of(user, self._keys))
+            attempts.clear_attempts(session, *keys_of(user, self._keys))
         nothing = authentication_pb2.Lockout.Attempts()
         return authentication_pb2.Lockout(user_id=user.id, email=nothing, username=nothing)
 
@@ -94,7 +93,6 @@ def _user_id(request: authentication_pb2.GetLockoutRequest | authentication_pb2.
 
 
 def _attempts_message(counted: Attempts, now: datetime) -> authentication_pb2.Lockout.Attempts:
-    counted = remembered(counted, now)
     return authentication_pb2.Lockout.Attempts(
         failures=counted.failures,
         last_failed_at=stamp(counted.last_failed_at),

@@ -1,12 +1,13 @@
 """CredentialService: unpacks, judges and hashes a new password outside any transaction, changes, packs the user."""
 
+import contextlib
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import grpc
 
 from personae.v1 import credential_pb2, credential_pb2_grpc, user_pb2
-from service.base.clock import Clock
+from service.base.clock import Clock, monotonic
 from service.base.entropy import random_token
 from service.base.errors import (
     InvalidFieldsError,
@@ -16,7 +17,7 @@ from service.base.errors import (
     Violation,
 )
 from service.core import codes, credentials, users
-from service.core.codes import CODE_MAX_BYTES, OpenCode, Purpose
+from service.core.codes import CODE_MAX_BYTES, Purpose
 from service.core.identifiers import to_nfc
 from service.core.lockout import LockoutKeys
 from service.core.password_policy import Names, PasswordPolicy, unchanged
@@ -26,7 +27,7 @@ from service.db.engine import Database, reading
 from service.rpc.call import current
 from service.rpc.hashing import Hashing
 from service.rpc.shapes import Faults, bounded_text, email_of, instant, require_id, stamp, user_message
-from service.rpc.sign_in import SignIn, Subject, subject_of
+from service.rpc.sign_in import SETTLE_SECONDS, SignIn, Subject, subject_of
 
 _IDENTIFIER_MAX_BYTES = 1024
 
@@ -115,7 +116,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         user_id = require_id(request.user_id, "user_id", faults)
         _check_present(request.new_password, "new_password", faults)
         faults.check()
-        candidate, outcome = self._sign_in.attempt(Subject(Key("id", user_id)), request.current_password)
+        candidate, outcome = self._sign_in.attempt(Subject(Key("id", user_id)), request.current_password, renews=False)
         if isinstance(outcome.refusal, PasswordChangeRequiredError) and outcome.user is not None:
             user = outcome.user  # this is what it is required for
         else:
@@ -174,12 +175,11 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
                 session,
                 Purpose.PASSWORD_RESET,
                 subject.key,
+                nobody=self._keys.of(*subject.name)[0].hex(),
                 code_hash=codes.hash_code(code),
                 expires_at=expires_at,
             )
-        return credential_pb2.StartPasswordResetResponse(
-            code=code, expires_at=stamp(expires_at), deliver_to=email or ""
-        )
+        return credential_pb2.StartPasswordResetResponse(code=code, expires_at=stamp(expires_at), deliver_to=email)
 
     def CompletePasswordReset(
         self, request: credential_pb2.CompletePasswordResetRequest, context: grpc.ServicerContext
@@ -190,16 +190,18 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         if faults.found and request.new_password:  # nobody's code: all that can be said of the password as well
             faults.found += self._violations(request.new_password, None, "new_password")
         faults.check()
-        with self._database.scope(deadline=current().deadline) as session:
-            with reading(session):
-                code = codes.require_open(session, Purpose.PASSWORD_RESET, request.code, now=self._clock())
-            found = self._violations(request.new_password, code.user, "new_password")
-            if self._is_present(request.new_password, code):
-                found.append(unchanged("new_password"))
-            _refuse(found)
-            hashed = self._hash(request.new_password)
-            with session.begin():
-                user = credentials.reset_password(session, code, hashed, now=self._clock(), keys=self._keys)
+        with self._database.scope(deadline=current().deadline) as session, reading(session):
+            code = codes.require_open(session, Purpose.PASSWORD_RESET, request.code, now=self._clock())
+        _refuse(self._violations(request.new_password, code.user, "new_password"))
+        # Whoever has a code could try by it what the present password is. So that is asked last, and whoever asks and
+        # is wrong has reset the password, in the open: the rest is done also when the caller's time is over.
+        hashed = self._hashing.run(
+            current().deadline, _hash_another, request.new_password, code.stored_hash, self._rules.bcrypt_cost
+        )
+        if hashed is None:
+            raise InvalidFieldsError([unchanged("new_password")])
+        with self._database.scope(deadline=monotonic() + SETTLE_SECONDS) as session, session.begin():
+            user = credentials.reset_password(session, code, hashed, now=self._clock(), keys=self._keys)
         return user_message(user)
 
     # ------------------------------------------------------------------------------------------------- emails
@@ -257,16 +259,6 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
     def _hash(self, password: str) -> str:
         return self._hashing.run(current().deadline, hash_password, password, self._rules.bcrypt_cost)
 
-    def _is_present(self, password: str, code: OpenCode) -> bool:
-        """Whether it is the password that the user has. A damaged hash is nobody's: a reset is what heals it."""
-        if code.stored_hash is None:
-            return False
-        try:
-            cost = parse_hash(code.stored_hash).cost  # no topping up: whoever has the code knows whose it is
-            return self._hashing.run(current().deadline, is_match, password, code.stored_hash, reference_cost=cost)
-        except StoredHashError:
-            return False
-
     def _email(self, typed: str, field_name: str, faults: Faults) -> str:
         return email_of(typed, field_name, faults, allow_special_domains=self._rules.allow_special_domains)
 
@@ -280,6 +272,18 @@ def _new_password(request: credential_pb2.SetPasswordRequest, faults: Faults, *,
         if expires_at is not None and expires_at <= now:
             faults.add("expires_at", "NOT_IN_THE_FUTURE", "must lie in the future")
     return _NewPassword(user_id, request.password, request.require_change, expires_at)
+
+
+def _hash_another(password: str, stored: str | None, cost: int) -> str | None:
+    """The hash of a password that is another than the stored one; None when it is the same.
+
+    A damaged hash is nobody's password: a reset is what heals it.
+    """
+    if stored is not None:
+        with contextlib.suppress(StoredHashError):
+            if is_match(password, stored, reference_cost=parse_hash(stored).cost):
+                return None
+    return hash_password(password, cost)
 
 
 def _check_present(password: str, field_name: str, faults: Faults) -> None:

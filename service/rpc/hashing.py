@@ -5,6 +5,7 @@ core, the RPCs that hash run on executors of their own with bounded queues (serv
 hash, here: an RPC's own Python and SQL keep their priority. See docs/decisions/0016-hashing-apart.md.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -38,9 +39,15 @@ class Hashing:
         Raises DeadlineOverError for what has not started by then (monotonic seconds), HashingBusyError for what has not
         when the server ends. What has started is finished, also beyond the deadline: work that was done is to count.
         """
-        future = self._pool.submit(function, *arguments, **options)
+        remaining = deadline - monotonic()
+        if remaining <= 0:
+            raise DeadlineOverError
         try:
-            return future.result(max(0.0, deadline - monotonic()))
+            future = self._pool.submit(function, *arguments, **options)
+        except RuntimeError:  # the server has ended
+            raise HashingBusyError from None
+        try:
+            return future.result(remaining)
         except TimeoutError:
             if future.cancel():
                 raise DeadlineOverError from None
@@ -61,4 +68,7 @@ def usable_cores() -> int:
 def _step_back() -> None:
     """Let every other thread of the machine go first. Only Linux knows priorities of threads."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, get_native_id(), _NICENESS)
+        thread = get_native_id()
+        niceness = max(_NICENESS, os.getpriority(os.PRIO_PROCESS, thread))  # never up, which takes a privilege
+        with contextlib.suppress(OSError):  # a sandbox may forbid it: slower reads are better than no sign-ins
+            os.setpriority(os.PRIO_PROCESS, thread, niceness)

@@ -7,19 +7,29 @@ decides.
 
 from dataclasses import dataclass, field
 
+import structlog
+
 from service.base.clock import Clock, monotonic
-from service.base.errors import StoredHashError
+from service.base.errors import (
+    DatabaseUnavailableError,
+    InvalidCredentialsError,
+    PersonaeError,
+    StoredHashError,
+)
 from service.core import authn
+from service.core.attempts import Keys, hold_attempts
 from service.core.authn import Candidate, Outcome
 from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username
-from service.core.lockout import LockoutKeys
+from service.core.lockout import Kind, LockoutKeys
 from service.core.passwords import hash_password, is_match, needs_rehash
 from service.core.users import Key
 from service.db.engine import Database, reading
 from service.rpc.call import current
 from service.rpc.hashing import Hashing
 
-_SETTLE_SECONDS = 5.0
+SETTLE_SECONDS = 5.0
+"""How long the database has for what must be written although the caller's time is over."""
+_log = structlog.get_logger("personae.sign_in")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +38,15 @@ class Subject:
 
     key: Key | None
     typed: str = field(default="", repr=False)
+
+    @property
+    def name(self) -> tuple[Kind, str | int]:
+        """What stands for the name where it must not be stored: see LockoutKeys."""
+        match self.key:
+            case Key("email" | "username" | "id" as kind, value):
+                return kind, value
+            case _:
+                return "malformed", self.typed
 
 
 def subject_of(identifier: str, *, allow_special_domains: bool) -> Subject:
@@ -53,9 +72,11 @@ class SignIn:
         self._bcrypt_cost = bcrypt_cost
         self._keys = lockout_keys
 
-    def attempt(self, subject: Subject, password: str) -> tuple[Candidate, Outcome]:
+    def attempt(self, subject: Subject, password: str, *, renews: bool = True) -> tuple[Candidate, Outcome]:
         """Try a password. Raises TooManyAttemptsError before anything is hashed, StoredHashError after it was counted;
         every other refusal is in the outcome.
+
+        renews: whether a right password is hashed anew when its hash is not as it would be written today.
         """
         deadline = current().deadline
         with self._database.scope(deadline=deadline) as session, reading(session):
@@ -64,40 +85,62 @@ class SignIn:
             keys = self._keys_of(subject, candidate)
             authn.require_unlocked(session, keys, now=now)
         damage: StoredHashError | None = None
-        is_right, new_hash = False, None
+        is_right = False
         try:
-            is_right, new_hash = self._hashing.run(deadline, _verified, password, candidate, self._bcrypt_cost)
+            is_right = self._hashing.run(
+                deadline,
+                is_match,
+                password,
+                candidate.comparable_hash,
+                reference_cost=candidate.reference_cost,
+            )
         except StoredHashError as error:
             damage = error
-        # Work that was done is settled also when the caller's time is over by now.
-        settle_by = monotonic() + _SETTLE_SECONDS
-        with self._database.scope(deadline=settle_by, is_idempotent=True) as session, session.begin():
-            attempts = authn.hold(session, keys, is_match=is_right, now=self._clock())
-            outcome = authn.settle(
-                session, candidate, keys, attempts, is_match=is_right, new_hash=new_hash, now=self._clock()
-            )
-        if damage is not None:
+        outcome = self._settled(candidate, keys, is_right=is_right)
+        if damage is not None and isinstance(outcome.refusal, InvalidCredentialsError):
+            damage.metadata["user_id"] = str(candidate.user_id)
             raise damage
+        if renews and outcome.user is not None:
+            self._renew(candidate, password, deadline)
         return candidate, outcome
 
-    def _keys_of(self, subject: Subject, candidate: Candidate) -> tuple[bytes, ...]:
+    def _settled(self, candidate: Candidate, keys: Keys, *, is_right: bool) -> Outcome:
+        """Settle what was hashed: also when the caller's time is over by now, and when the database dropped the
+        connection meanwhile.
+        """
+        try:
+            return self._settled_once(candidate, keys, is_right=is_right)
+        except DatabaseUnavailableError as fault:
+            if not fault.is_repeatable:
+                raise
+        return self._settled_once(candidate, keys, is_right=is_right)
+
+    def _settled_once(self, candidate: Candidate, keys: Keys, *, is_right: bool) -> Outcome:
+        settle_by = monotonic() + SETTLE_SECONDS
+        with self._database.scope(deadline=settle_by, is_idempotent=True) as session, session.begin():
+            attempts = hold_attempts(session, keys, now=self._clock())
+            return authn.settle(session, candidate, keys, attempts, is_match=is_right, now=self._clock())
+
+    def _renew(self, candidate: Candidate, password: str, deadline: float) -> None:
+        """Hash the right password anew when its hash is not as it would be written today.
+
+        The user is signed in already: whatever prevents it now, the next sign-in makes good.
+        """
+        stored = candidate.comparable_hash
+        if stored is None or not needs_rehash(password, stored, self._bcrypt_cost):
+            return
+        try:
+            new_hash = self._hashing.run(deadline, hash_password, password, self._bcrypt_cost)
+            with self._database.scope(deadline=monotonic() + SETTLE_SECONDS) as session, session.begin():
+                authn.renew_hash(session, candidate, new_hash)
+        except PersonaeError as error:
+            _log.warning("hash not renewed", reason=error.reason, user_id=candidate.user_id)
+
+    def _keys_of(self, subject: Subject, candidate: Candidate) -> Keys:
         """Under which keys the attempt is counted: an id on its user's email, so that it is no third name to guess
         by.
         """
-        match subject.key:
-            case Key("email" | "username" as kind, name):
-                return self._keys.of(kind, name)
-            case Key(_, user_id):
-                user = candidate.user
-                return self._keys.of("id", user_id) if user is None else self._keys.of("email", user.email)
-            case None:
-                return self._keys.of("malformed", subject.typed)
-
-
-def _verified(password: str, candidate: Candidate, cost: int) -> tuple[bool, str | None]:
-    """Whether the password is right, and its new hash when the stored one is not as it would be written today."""
-    stored = candidate.comparable_hash
-    if not is_match(password, stored, reference_cost=candidate.reference_cost):
-        return False, None
-    is_behind = stored is not None and needs_rehash(password, stored, cost)
-    return True, hash_password(password, cost) if is_behind else None
+        kind, name = subject.name
+        if kind == "id" and candidate.user_id:
+            kind, name = "email", candidate.email
+        return self._keys.of(kind, name)

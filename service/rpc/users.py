@@ -9,7 +9,7 @@ from google.protobuf.empty_pb2 import Empty
 from personae.v1 import user_pb2, user_pb2_grpc
 from service.base.clock import Clock
 from service.base.errors import UserNotFoundError
-from service.core import users
+from service.core import lifecycle, users
 from service.core.pages import PageTokens
 from service.core.passwords import hash_password
 from service.db.engine import Database, reading
@@ -151,7 +151,7 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
         user_id = require_id(request.id, "id", faults)
         faults.check()
         with self._database.scope(deadline=current().deadline) as session, session.begin():
-            users.purge_user(session, user_id)
+            lifecycle.purge_user(session, user_id)
         return Empty()
 
     def ActivateUser(self, request: user_pb2.ActivateUserRequest, context: grpc.ServicerContext) -> user_pb2.User:

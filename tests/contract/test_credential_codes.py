@@ -293,7 +293,7 @@ class TestCompletePasswordReset:
         assert (failure.code, failure.reason) == (Code.INVALID_ARGUMENT, "INVALID_FIELDS")
         assert failure.violations == {"code": [reason], "new_password": ["REQUIRED"]}
 
-    @pytest.mark.parametrize("password", ["too short", UNLIKE_ANY, "abc" * 10, "PasswordPassword", NEW + "\x00"])
+    @pytest.mark.parametrize("password", ["quite short", UNLIKE_ANY, "abc" * 10, "PasswordPassword", NEW + "\x00"])
     def test_the_new_password_is_judged_only_for_a_code_that_opens(
         self, credentials: Credentials, password: str
     ) -> None:
@@ -311,7 +311,7 @@ class TestCompletePasswordReset:
         user = new_user(users, password="caf\u00e9 stra\u00dfe vier acht")
         code = start_reset(credentials, user.email).code
         refused = {
-            "too short": {"TOO_SHORT"},
+            "quite short": {"TOO_SHORT"},
             UNLIKE_ANY: {"TOO_LONG"},
             "x" * 3_000_000: {"TOO_LONG"},
             NEW + "\x00": {"CONTROL_CHARACTER"},
@@ -389,9 +389,12 @@ class TestCompletePasswordReset:
         """Only what is done voids: neither a bad choice nor a wrong present password does."""
         user = new_user(users, password=PASSWORD)
         code = start_reset(credentials, user.email).code
-        request = pb.SetPasswordRequest(user_id=user.id, password="too short")
+        request = pb.SetPasswordRequest(user_id=user.id, password="quite short")
         assert fails(credentials.SetPassword, request).reason == "INVALID_FIELDS"
-        for current, new, reason in ((PASSWORD, "too short", "INVALID_FIELDS"), ("wrong", NEW, "INVALID_CREDENTIALS")):
+        for current, new, reason in (
+            (PASSWORD, "quite short", "INVALID_FIELDS"),
+            ("wrong", NEW, "INVALID_CREDENTIALS"),
+        ):
             change = pb.ChangePasswordRequest(user_id=user.id, current_password=current, new_password=new)
             assert fails(credentials.ChangePassword, change).reason == reason
 

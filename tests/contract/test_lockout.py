@@ -1,6 +1,6 @@
 """The contract of the lockout, as callers see it: what is counted, who is kept out, and what lifts it.
 
-A real clock runs here, so only the first lock, of one second, is met; the others are in tests/rpc.
+Only the first lock, of one second, is met here; the others are in tests/rpc.
 """
 
 import secrets

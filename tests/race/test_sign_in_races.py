@@ -1,5 +1,7 @@
 """Attackers and users on many threads: the lockout counts exactly, codes are used once, old passwords stay old."""
 
+import base64
+import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
@@ -14,14 +16,15 @@ from personae.v1 import authentication_pb2 as pb
 from personae.v1 import credential_pb2, user_pb2
 from service.core.lockout import NO_ATTEMPTS, after, remaining
 from service.core.lockout import Event as Tried
-from tests.support.errors import failure_of, fails
+from tests.support.errors import fails, failure_of
 from tests.support.factories import PASSWORD, new_user, unique_name
-from tests.support.servers import RunningServer, running
+from tests.support.servers import KEY, RunningServer, running
 from tests.support.threads import at_once
 
 THREADS = 64
 MARGIN = timedelta(milliseconds=5)
 """More than the ticks of the stopped clock: the server counted its failures a few of them later than the test."""
+OTHER_KEY = "other:" + base64.urlsafe_b64encode(b"o" * 32).decode()
 NEW_PASSWORD = "an entirely different secret"
 
 
@@ -230,3 +233,44 @@ def test_a_sign_in_that_clears_and_renews_never_deadlocks_with_another_password(
                 return attempt(costlier, user, PASSWORD)
 
             assert set(outcomes(at_once(8, race))) <= {"OK", "INVALID_CREDENTIALS", "TOO_MANY_ATTEMPTS"}
+
+
+def test_servers_in_the_middle_of_a_rotation_count_together(private_url: URL) -> None:
+    """One has the new key in front already, the other has not: of 64 guesses at both three are answered and counted."""
+    wide = {"hash_threads": THREADS, "hash_max_waiting": THREADS, "db_pool_size": THREADS}
+    with (
+        running(private_url, secret_keys=f"{KEY},{OTHER_KEY}", **wide) as one,
+        running(private_url, secret_keys=f"{OTHER_KEY},{KEY}", **wide) as other,
+    ):
+        one.clock.stop()
+        other.clock.stop()
+        user = new_user(one.users, password=PASSWORD)
+
+        results = at_once(THREADS, lambda index: attempt((one, other)[index % 2], user, f"a wrong guess {index}"))
+
+        assert outcomes(results) == {"INVALID_CREDENTIALS": 3, "TOO_MANY_ATTEMPTS": THREADS - 3}
+        assert failures(one, user) == failures(other, user) == 3
+
+
+def test_a_verification_that_meets_an_email_change_does_not_undo_it(racing: RunningServer) -> None:
+    """The code is for the new email, or for none: the old one never comes back by it."""
+    for _ in range(16):
+        user, name = new_user(racing.users), unique_name()
+
+        def race(index: int, user: user_pb2.User = user, name: str = name) -> str:
+            if index == 0:
+                renamed = user_pb2.User(id=user.id, email=f"{name}@example.com")
+                return racing.users.UpdateUser(user_pb2.UpdateUserRequest(user=renamed)).email
+            request = credential_pb2.StartEmailVerificationRequest(user_id=user.id)
+            return racing.credentials.StartEmailVerification(request).code
+
+        changed, *codes = at_once(4, race)
+        assert changed == f"{name}@example.com"
+        for code in codes:
+            if isinstance(code, grpc.RpcError):
+                assert failure_of(code).reason == "CONFLICT"
+                continue
+            request = credential_pb2.CompleteEmailVerificationRequest(code=code)
+            with contextlib.suppress(grpc.RpcError):
+                assert racing.credentials.CompleteEmailVerification(request).email == changed
+        assert racing.users.GetUser(user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id))).email == changed

@@ -16,10 +16,12 @@ from sqlalchemy.engine import URL
 
 from personae.v1 import authentication_pb2, user_pb2
 from personae.v1 import credential_pb2 as pb
+from service.core.passwords import hash_password
 from service.tasks import sweep
 from tests.support.errors import Failure, fails, failure_of
 from tests.support.factories import PASSWORD, new_user, unique_name
 from tests.support.servers import RunningServer, running
+from tests.support.threads import at_once
 
 Code = grpc.StatusCode
 
@@ -215,20 +217,6 @@ class TestLockoutOverTime:
         assert server.authentication.Authenticate(by(user.email, password)).user == user
         assert server.authentication.Authenticate(by(user.username, password)).user == user
 
-    def test_fifty_six_guesses_a_day(self, private_server: RunningServer) -> None:
-        """Who guesses all day, as fast as the lock allows, gets no more answers than that."""
-        server, user = private_server, new_user(private_server.users, password=PASSWORD)
-        end, answered = server.clock() + timedelta(hours=24), 0
-        while server.clock() < end:
-            failure = fails(server.authentication.Authenticate, by(user.email))
-            if failure.reason == "INVALID_CREDENTIALS":
-                answered += 1
-                continue
-            server.clock.advance(refused(server.authentication.Authenticate, by(user.email))[1])
-
-        assert answered <= 56
-        assert lockout_of(server, user).email.failures == answered
-
     def test_names_are_not_in_the_table(self, private_server: RunningServer, private_url: URL) -> None:
         """What was typed, a password into the wrong field perhaps, is not to be found; nor are hashes without a key."""
         user, typed = new_user(private_server.users, password=PASSWORD), "my secret typed as a name"
@@ -289,6 +277,19 @@ class TestKeysThatAreRotated:
                     lock_for_an_hour(old, by(name))
                     new.clock.advance(old.clock() - new.clock())
                     refused(new.authentication.Authenticate, by(name, PASSWORD))
+
+    def test_what_is_forgotten_does_not_come_back(self, private_url: URL) -> None:
+        """A row under the old key that is over its day, and not swept yet, lends its count to no new failure."""
+        with running(private_url, secret_keys=OLD_KEY) as old:
+            with running(private_url, secret_keys=f"{NEW_KEY},{OLD_KEY}") as new:
+                user = new_user(old.users, password=PASSWORD)
+                lock_for_an_hour(old, by(user.email))
+                new.clock.advance(old.clock() - new.clock() + timedelta(hours=25))
+
+                fail(new, by(user.email))
+
+                assert counted(new, user) == (1, 0)
+                assert new.authentication.Authenticate(by(user.email, PASSWORD)).user == user
 
     def test_codes_outlive_it(self, private_url: URL) -> None:
         """A code that lies in a mailbox needs no key."""
@@ -367,6 +368,18 @@ class TestPasswordsThatExpire:
         assert signing_in(server, user, PASSWORD) == "INVALID_CREDENTIALS"
         assert fails(server.credentials.ChangePassword, change(user, PASSWORD)).reason == "INVALID_CREDENTIALS"
 
+    def test_the_end_of_time_in_another_time_zone(self, private_url: URL) -> None:
+        """The last second that a Timestamp has is beyond what Python can tell east of Greenwich: nobody computes it."""
+        with create_engine(private_url).begin() as connection:
+            connection.execute(text(f"ALTER DATABASE \"{private_url.database}\" SET timezone = 'Asia/Tokyo'"))
+        with running(private_url) as server:
+            user = new_user(server.users)
+            last = stamp(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
+            server.credentials.SetPassword(pb.SetPasswordRequest(user_id=user.id, password=PASSWORD, expires_at=last))
+
+            assert signing_in(server, user, PASSWORD) == "OK"
+            assert signing_in(server, user, "wrong") == "INVALID_CREDENTIALS"
+
     def test_now_is_not_the_future(self, private_server: RunningServer) -> None:
         """The clock is that of the service, not of the database or the caller."""
         server, user = private_server, new_user(private_server.users)
@@ -394,7 +407,7 @@ class TestCodesThatExpire:
 
         assert (expired.code, expired.reason) == (Code.FAILED_PRECONDITION, "INVALID_CODE")
         assert (expired.message, expired.error_metadata) == (made_up.message, made_up.error_metadata)
-        short = fails(server.credentials.CompletePasswordReset, reset(answer.code, "too short"))
+        short = fails(server.credentials.CompletePasswordReset, reset(answer.code, "quite short"))
         assert (short.reason, short.violations) == ("INVALID_CODE", {})
         code = start_reset(server, user).code
         server.clock.advance(timedelta(minutes=9))
@@ -494,6 +507,22 @@ class TestCodesInTheDatabase:
         assert rows_of(private_url, "codes") == []
 
 
+class TestPresentPasswords:
+    def test_a_code_is_no_way_to_try_them(self, private_server: RunningServer, private_url: URL) -> None:
+        """A password that is refused by another rule is not compared with the present one, however weak that is."""
+        server, user = private_server, new_user(private_server.users, password=PASSWORD)
+        _store(private_url, user, hash_password("hunter22", 4))
+        code = start_reset(server, user).code
+
+        found = [
+            fails(server.credentials.CompletePasswordReset, reset(code, guess)).violations["new_password"]
+            for guess in ("hunter22", "hunter21")
+        ]
+
+        assert all("TOO_SHORT" in reasons and "UNCHANGED" not in reasons for reasons in found)
+        assert signing_in(server, user, "hunter22") == "OK"
+
+
 class TestDamagedHashes:
     def test_are_counted_and_healed_by_another_password(self, private_server: RunningServer, private_url: URL) -> None:
         """No password fits one, the operator is told by INTERNAL, and both ways to another password work."""
@@ -513,9 +542,24 @@ class TestDamagedHashes:
         server.credentials.SetPassword(pb.SetPasswordRequest(user_id=user.id, password=OTHER))
         assert signing_in(server, user, OTHER) == "OK"
 
+    def test_are_locked_like_all_others(self, private_server: RunningServer, private_url: URL) -> None:
+        """Of eight guesses at once three are answered, here by INTERNAL, and the others told to wait."""
+        server, user = private_server, new_user(private_server.users, password=PASSWORD)
+        server.clock.stop()
+        _damage(private_url, user)
+
+        results = at_once(8, lambda _: signing_in(server, user, "wrong"))
+
+        assert sorted(map(str, results)) == ["INTERNAL"] * 3 + ["TOO_MANY_ATTEMPTS"] * 5
+
 
 def _damage(url: URL, user: user_pb2.User) -> None:
+    _store(url, user, "damaged")
+
+
+def _store(url: URL, user: user_pb2.User, stored: str) -> None:
     engine = create_engine(url)
     with engine.begin() as connection:
-        connection.execute(text("UPDATE users SET hashed_password = 'damaged' WHERE id = :id"), {"id": user.id})
+        statement = text("UPDATE users SET hashed_password = :stored WHERE id = :id")
+        connection.execute(statement, {"stored": stored, "id": user.id})
     engine.dispose()

@@ -2,10 +2,12 @@
 
 import contextlib
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import pytest
@@ -15,7 +17,7 @@ from sqlalchemy.engine import URL
 from personae.v1 import authentication_pb2 as pb
 from personae.v1 import user_pb2
 from service.base.clock import monotonic
-from service.base.errors import DeadlineOverError
+from service.base.errors import DeadlineOverError, HashingBusyError
 from service.rpc.hashing import Hashing
 from tests.support.errors import fails, failure_of
 from tests.support.factories import PASSWORD, new_user, unique_name
@@ -25,6 +27,7 @@ Code = grpc.StatusCode
 WAITING = 3
 RPCS_THAT_HASH = 3
 PATIENCE = 20
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -74,37 +77,64 @@ class TestThreads:
 
         assert hashing.run(monotonic() + PATIENCE, niceness) > niceness()
 
+    @pytest.mark.skipif(sys.platform != "linux", reason="only Linux knows priorities of threads")
+    def test_who_is_nicer_already_stays_so(self) -> None:
+        """Being less nice takes a privilege that containers lack. A server that was started nice hashes too."""
+        script = (
+            "from service.base.clock import monotonic; from service.rpc.hashing import Hashing; import os, threading\n"
+            "niceness = lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())\n"
+            "print(Hashing(1).run(monotonic() + 20, niceness))"
+        )
+        command = ["nice", "-n", "15", sys.executable, "-c", script]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+
+        assert int(done.stdout) >= 15
+
     def test_what_waits_beyond_its_deadline_is_not_started(self, hashing: Hashing) -> None:
         """It is refused instead, and the thread never sees it."""
-        is_over = threading.Event()
+        is_busy, is_over = threading.Event(), threading.Event()
         started: list[int] = []
+
+        def hold() -> None:
+            is_busy.set()
+            is_over.wait(PATIENCE)
+
         with ThreadPoolExecutor(1) as pool:
-            first = pool.submit(hashing.run, monotonic() + PATIENCE, is_over.wait, PATIENCE)
-            while not first.running():
-                pass
+            first = pool.submit(hashing.run, monotonic() + PATIENCE, hold)
+            assert is_busy.wait(PATIENCE)
 
             with pytest.raises(DeadlineOverError):
-                hashing.run(monotonic(), started.append, 1)
+                hashing.run(monotonic() + 0.01, started.append, 1)
 
             is_over.set()
-            assert first.result(PATIENCE)
+            first.result(PATIENCE)
         assert hashing.run(monotonic() + PATIENCE, lambda: list(started)) == []
+
+    def test_what_is_past_its_deadline_is_not_even_queued(self, hashing: Hashing) -> None:
+        """Though a thread is free to take it."""
+        started: list[int] = []
+        for number in range(200):
+            with pytest.raises(DeadlineOverError):
+                hashing.run(monotonic(), started.append, number)
+        assert started == []
 
     def test_what_has_started_is_finished(self, hashing: Hashing) -> None:
         """The deadline passes while it runs: its result still counts."""
-        is_started, is_over = threading.Event(), threading.Event()
+        deadline = monotonic() + 0.05
 
         def work() -> str:
-            is_started.set()
-            is_over.wait(PATIENCE)
+            while monotonic() <= deadline:
+                pass
             return "done"
 
-        with ThreadPoolExecutor(1) as pool:
-            found = pool.submit(hashing.run, monotonic() + 0.05, work)
-            assert is_started.wait(PATIENCE)
-            threading.Event().wait(0.06)  # lets the deadline pass
-            is_over.set()
-            assert found.result(PATIENCE) == "done"
+        assert hashing.run(deadline, work) == "done"
+
+    def test_nothing_starts_after_the_end(self) -> None:
+        """A call that comes while the server stops is refused as one for which there is no room."""
+        ended = Hashing(1)
+        ended.end()
+        with pytest.raises(HashingBusyError):
+            ended.run(monotonic() + PATIENCE, int)
 
 
 class TestOverload:

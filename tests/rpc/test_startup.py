@@ -313,6 +313,7 @@ class TestVerbs:
         """Users by scheme and cost, whatever stands in the column."""
         stored = ["$2b$04$" + "." * 53, "$2b$12$" + "." * 53, "$2y$12$" + "." * 53, "$2b$12$" + "x" * 53]
         stored += ["$bcrypt-sha256$v=2,t=2b,r=4$" + "." * 22 + "$" + "." * 31, "$argon2id$v=19$m=65536", "plain"]
+        stored += ["$2b$12$cut", "$2b$31$" + "." * 53, "$bcrypt-sha256$v=2,t=2b,r=12$cut"]
         with create_engine(private_url).begin() as connection:
             for number, one in enumerate([*stored, None, None]):
                 connection.exec_driver_sql(
@@ -329,7 +330,7 @@ class TestVerbs:
             ["1", "12", "bcrypt", "$2y$"],
             ["1", "04", "bcrypt_sha256"],
             ["2", "no", "password"],
-            ["2", "unknown:", "signs", "nobody", "in"],
+            ["5", "unknown:", "signs", "nobody", "in"],
         ]
 
     def test_calibrate(self, private_url: URL) -> None:

@@ -10,7 +10,7 @@ import grpc
 import pytest
 from sqlalchemy.engine import URL
 
-from personae.v1 import authentication_pb2, user_pb2
+from personae.v1 import authentication_pb2, credential_pb2, user_pb2
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, new_user, unique_name
 from tests.support.proxy import PostgresProxy
@@ -99,11 +99,39 @@ def test_sign_in_holds_no_transaction_while_it_hashes(proxied: Proxied) -> None:
         fails(authentication.Authenticate, request)
 
     settled = ["BEGIN", "SELECT", "SELECT", "COMMIT"]
-    counted = ["BEGIN", "INSERT", "UPDATE", "COMMIT"]
+    counted = ["BEGIN", "SELECT", "INSERT", "UPDATE", "COMMIT"]
     assert proxied.sent_by(authentication.Authenticate, right) == ["SELECT", "SELECT", *settled]
     for _ in range(3):
         assert proxied.sent_by(refused, wrong) == ["SELECT", "SELECT", *counted]
     assert proxied.sent_by(refused, wrong) == ["SELECT", "SELECT"]
+
+
+def test_what_was_hashed_is_settled_on_another_connection(proxied: Proxied) -> None:
+    """The connection is dropped between hash and settling: it is settled on a fresh one, and nothing hashed again."""
+    user = new_user(proxied.server.users, password=PASSWORD)
+    right = authentication_pb2.AuthenticateRequest(user_id=user.id, password=PASSWORD)
+    proxied.proxy.cut_before = "BEGIN"
+
+    sent = proxied.sent_by(proxied.server.authentication.Authenticate, right)
+
+    assert sent == ["SELECT", "SELECT", "BEGIN", "BEGIN", "SELECT", "SELECT", "COMMIT"]
+
+
+def test_a_lockout_is_two_statements(proxied: Proxied) -> None:
+    """The keys of the second are made of the names that the first one reads; both names at once."""
+    user = new_user(proxied.server.users)
+    request = authentication_pb2.GetLockoutRequest(user_id=user.id)
+
+    assert proxied.sent_by(proxied.server.authentication.GetLockout, request) == ["SELECT", "SELECT"]
+
+
+def test_starting_a_reset_is_one_statement_for_everybody(proxied: Proxied) -> None:
+    """Somebody or nobody, the first time or again: one row is written by one statement."""
+    user, inactive = new_user(proxied.server.users), new_user(proxied.server.users, inactive=True)
+    for identifier in (user.email, user.username, inactive.email, "nobody", "no@body@") * 2:
+        request = credential_pb2.StartPasswordResetRequest(identifier=identifier)
+        sent = proxied.sent_by(proxied.server.credentials.StartPasswordReset, request)
+        assert sent == ["BEGIN", "INSERT", "COMMIT"]
 
 
 def test_the_deadline_goes_with_the_statement(proxied: Proxied) -> None:

@@ -8,7 +8,7 @@ from personae.v1 import credential_pb2
 from service.core.common_passwords import CommonPasswords, to_blob
 from service.core.password_policy import Names, PasswordPolicy, unchanged
 
-COMMON = CommonPasswords(to_blob({"correcthorsebattery", "password1", "iloveyou"}))
+COMMON = CommonPasswords(to_blob({"correcthorsebattery", "password1", "iloveyou", "abcabcabc1"}))
 POLICY = PasswordPolicy(15, COMMON)
 SHORT = PasswordPolicy(8, COMMON)
 ADA = Names("lovelace@analytical.example.com", "countess")
@@ -43,21 +43,33 @@ def test_all_violations_come_at_once() -> None:
 
 @pytest.mark.parametrize(
     "password",
-    ["correcthorsebattery", "CorrectHorseBattery", "password1password1", "PASSWORD1password1passw", "iloveyou" * 3],
+    [
+        "correcthorsebattery",
+        "CorrectHorseBattery",
+        "password1password1",
+        "PASSWORD1password1passw",
+        "password1passwo",
+        "iloveyou" * 3,
+        "correct-horse-battery",
+        "password1 password1",
+        "pass\u200bword1" * 2,
+        "abcabcabc1abcabcabc1",
+    ],
 )
 def test_common_passwords_are_refused_in_any_case_and_repeated(password: str) -> None:
     """Doubling a common password makes no good one."""
     assert reasons(password) == ["COMMON"]
 
 
-@pytest.mark.parametrize("password", ["a" * 15, "abab" * 4, "1234" * 4 + "12", "Xx" * 8])
+@pytest.mark.parametrize("password", ["a" * 15, "abab" * 4, "1234" * 4 + "12", "Xx" * 8, "ab ab ab ab ab ab"])
 def test_a_few_characters_repeated_are_refused(password: str) -> None:
     """Up to four characters, repeated to any length."""
     assert reasons(password) == ["REPETITIVE"]
 
 
 @pytest.mark.parametrize(
-    "password", ["we met at noon, we met at noon", "correct horse battery staple", "a" * 8 + "b" * 8]
+    "password",
+    ["we met at noon, we met at noon", "correct horse battery staple", "a" * 8 + "b" * 8, "aaa!$%^&*()_+{}|"],
 )
 def test_what_is_not_common_may_repeat_itself(password: str) -> None:
     """There are no rules of composition."""
@@ -74,6 +86,7 @@ def test_what_is_not_common_may_repeat_itself(password: str) -> None:
         ("analytical-2026-xy", ["CONTAINS_EMAIL"]),
         ("example-example", ["CONTAINS_EMAIL"]),
         ("com is three letters", []),
+        ("m\u00fcllerm\u00fcllerxyz", []),
     ],
 )
 def test_the_users_own_names(password: str, expected: list[str]) -> None:
@@ -108,3 +121,9 @@ def test_nothing_of_the_password_is_in_a_violation() -> None:
     """What a caller logs by accident holds no password."""
     found = POLICY.violations("countess\x00", ADA, field_name="password")
     assert not any("countess" in str(violation) for violation in found)
+
+
+def test_international_domains_are_known_in_their_own_script() -> None:
+    """The domain is stored as A-labels, which nobody types."""
+    names = Names("ada@xn--mller-kva.example.com", "ada")
+    assert reasons("m\u00fcllerM\u00fcllerxyz", names) == ["CONTAINS_EMAIL"]

@@ -89,6 +89,10 @@ def test_a_refusal_costs_the_reference_whatever_is_stored(monkeypatch: pytest.Mo
         work.clear()
         assert not is_match(password, hashed, reference_cost=6)
         assert sum(work) == 2**6, (password[:8], hashed)
+    for hashed in stored.values():
+        work.clear()
+        assert is_match("the right password", hashed, reference_cost=6)
+        assert sum(work) == 2**6, "a right guess that the lock refuses must look like a wrong one"
 
 
 def test_a_hash_is_renewed_when_cost_or_layout_is_behind() -> None:

@@ -11,7 +11,7 @@ from service.core.users.rows import REQUESTS, USERS, Key
 
 
 def purge_user(session: Session, user_id: int) -> None:
-    """Remove a softly deleted user and all that hangs on it. Raises UserNotFoundError, UserNotDeletedError."""
+    """Remove the row of a softly deleted user, and its request ids. Raises UserNotFoundError, UserNotDeletedError."""
     purged = session.scalar(
         delete(USERS).where(USERS.c.id == user_id, USERS.c.deleted_at.is_not(None)).returning(USERS.c.id)
     )
@@ -20,8 +20,10 @@ def purge_user(session: Session, user_id: int) -> None:
         raise UserNotDeletedError
 
 
-def purge_due(session: Session, *, now: datetime, limit: int) -> int:
-    """Remove up to `limit` users whose purge_at has come; how many. Users that another sweeper holds are left to it."""
+def purge_due(session: Session, *, now: datetime, limit: int) -> list[int]:
+    """As purge_user, for up to `limit` users whose purge_at has come; their ids. Those that another sweeper holds are
+    left to it.
+    """
     due = (
         select(USERS.c.id)
         .where(USERS.c.purge_at <= now)
@@ -30,7 +32,7 @@ def purge_due(session: Session, *, now: datetime, limit: int) -> int:
         .with_for_update(skip_locked=True)
         .cte("due")
     )
-    return len(session.execute(delete(USERS).where(USERS.c.id.in_(select(due.c.id))).returning(USERS.c.id)).all())
+    return list(session.scalars(delete(USERS).where(USERS.c.id.in_(select(due.c.id))).returning(USERS.c.id)))
 
 
 def forget_requests(session: Session, *, now: datetime, limit: int) -> int:

@@ -5,7 +5,6 @@ from datetime import datetime
 from sqlalchemy import (
     CheckConstraint,
     DateTime,
-    ForeignKey,
     Integer,
     LargeBinary,
     String,
@@ -21,16 +20,18 @@ class Code(Base):
     """A code that resets a password or proves an email. Only its hash is stored: 256 random bits need no salt.
 
     A user has one of each purpose at most: a newer one takes the row over. A reset that was asked for in a name that
-    nobody has makes a row too, for nobody, so that it takes the same time.
+    nobody has makes a row too, one for each name, so that it takes the same time. There is no foreign key to users for
+    the same reason: it would be checked for somebody's rows only. A purge removes a user's codes.
     """
 
     __tablename__ = "codes"
 
     code_hash: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True, comment="SHA-256 of the code")
     purpose: Mapped[str] = mapped_column(String(20, collation="C"), comment="What the code is for")
-    user_id: Mapped[int | None] = mapped_column(
-        Integer, ForeignKey("users.id", ondelete="CASCADE"), comment="Whose it is; NULL: nobody's, it opens nothing"
+    subject: Mapped[str] = mapped_column(
+        String(80, collation="C"), comment="Whose it is: user:<id>, or name:<HMAC of the name> for nobody"
     )
+    user_id: Mapped[int | None] = mapped_column(Integer, comment="Whose it is; NULL: nobody's, it opens nothing")
     access_epoch: Mapped[int | None] = mapped_column(
         Integer, comment="The user's epoch when it was made; the code is void once the user has another"
     )
@@ -43,7 +44,7 @@ class Code(Base):
     expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), index=True, comment="From when on it is void")
 
     __table_args__ = (
-        UniqueConstraint("user_id", "purpose"),
+        UniqueConstraint("subject", "purpose"),
         CheckConstraint("purpose IN ('password_reset', 'email_verification')", name="known_purpose"),
         {"comment": "Open codes, until they are used, replaced or expired"},
     )

@@ -155,6 +155,7 @@ def _incident(error: BaseException, method: Method, call: Call) -> grpc.Status:
     call.reason = "INTERNAL"
     _log.error(
         "internal error",
+        **(error.metadata if isinstance(error, PersonaeError) else {}),
         error_id=incident_id,
         method=method.name,
         request_id=call.request_id,
