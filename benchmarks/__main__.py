@@ -1,7 +1,8 @@
 """`make bench`: measures what Personae promises, and prints one table.
 
 A bar that is missed is shown, not a failure: the exit status is 0 whenever the run came to its end. All figures are
-ratios within one run, or sizes of one process, so that they can be compared between machines. See docs/performance.md.
+ratios within one run, counts, or sizes of one process, so that they can be compared between machines. See
+docs/performance.md.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from dataclasses import replace
 import psycopg2
 
 from benchmarks.bench import FULL, QUICK, Bench, Sizes, bench
-from benchmarks.figures import cpu, lists, memory, sign_in, start, statements
+from benchmarks.figures import cpu, equal_time, lists, memory, sign_in, start, statements, storm
 from benchmarks.machine import UnsupportedMachineError, describe
 from benchmarks.table import Figure, Findings, MeasurementError, show
 from service.base.settings import SettingsError
@@ -24,6 +25,8 @@ _MEASUREMENTS: dict[str, Callable[[Bench], Findings]] = {
     "cpu": cpu.measure,
     "statements": statements.measure,
     "sign-in": sign_in.measure,
+    "storm": storm.measure,
+    "equal-time": equal_time.measure,
     "lists": lists.measure,
     "memory": memory.measure,
     "start": start.measure,

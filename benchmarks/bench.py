@@ -31,6 +31,11 @@ class Sizes:
     starts: int
     repeats: int
     """Of each page of a list."""
+    storm_rounds: int
+    storm_seconds: float
+    """In which reads are measured, of each idle and each stormy round."""
+    timed_calls: int
+    """Of each class of users whose durations are compared."""
 
 
 FULL = Sizes(
@@ -43,6 +48,9 @@ FULL = Sizes(
     rpcs=50_000,
     starts=5,
     repeats=40,
+    storm_rounds=5,
+    storm_seconds=5,
+    timed_calls=1_000,
 )
 QUICK = Sizes(
     rounds=3,
@@ -54,6 +62,9 @@ QUICK = Sizes(
     rpcs=5_000,
     starts=2,
     repeats=10,
+    storm_rounds=2,
+    storm_seconds=2,
+    timed_calls=150,
 )
 
 

@@ -35,10 +35,11 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 YEARS = 3
 PREFIX = "m"
 """Every eighth email and username starts with it."""
+PURGE_AFTER = timedelta(days=36_500)
+"""In the future at any run: the service's sweeper must find nothing to do."""
 
 _SPAN = timedelta(days=365 * YEARS)
 _INACTIVE, _DELETED, _SUPERUSERS, _CHANGED, _WITH_PASSWORD = 0.05, 0.01, 0.0002, 0.5, 0.9
-_PURGE_AFTER = timedelta(days=36_500)  # in the future at any run: the service's sweeper must find nothing to do
 _CONSONANTS, _VOWELS, _DOMAINS = "bdfghklnprstvz", "aeiou", 300
 _NULL = "\\N"
 _COPY_ROWS = 50_000
@@ -71,7 +72,13 @@ class DatabaseServer:
 
     url: URL
     version: str
-    is_embedded: bool
+    pid: int | None
+    """The process that starts a backend for each connection; None for the server of DATABASE_URL."""
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether it is ours, and ends with the run."""
+        return self.pid is not None
 
 
 @contextmanager
@@ -79,7 +86,7 @@ def database_server(cores: frozenset[int]) -> Iterator[DatabaseServer]:
     """The server of DATABASE_URL, or an embedded one on these cores, without durability, that ends with the block."""
     given = load_settings().url
     if given is not None:
-        yield DatabaseServer(given, _version_of(given), is_embedded=False)
+        yield DatabaseServer(given, _version_of(given), pid=None)
         return
     with tempfile.TemporaryDirectory(prefix="personae-bench-") as name:
         directory = Path(name)
@@ -89,7 +96,7 @@ def database_server(cores: frozenset[int]) -> Iterator[DatabaseServer]:
         try:
             assert server.tcp_url is not None
             url = psycopg2_url(server.tcp_url)  # as in production; a socket would be a little faster
-            yield DatabaseServer(url, _version_of(url), is_embedded=True)
+            yield DatabaseServer(url, _version_of(url), pid=server.pid)
         finally:
             server.stop(immediate=True)
             shutil.rmtree(server.home, ignore_errors=True)  # it may lie elsewhere: see EmbeddedPostgres
@@ -138,7 +145,8 @@ def _fill(url: URL, users: int) -> None:
         for start in range(0, users, _COPY_ROWS):
             lines = (next(rows) for _ in range(min(_COPY_ROWS, users - start)))
             cursor.copy_expert(copy, io.StringIO("".join(lines)))
-        cursor.execute("SELECT setval(pg_get_serial_sequence('users', 'id'), %s)", (users,))
+        if users:
+            cursor.execute("SELECT setval(pg_get_serial_sequence('users', 'id'), %s)", (users,))
         cursor.execute("VACUUM (ANALYZE, FREEZE) users")
 
 
@@ -164,7 +172,7 @@ def _rows(users: int) -> Iterator[str]:
             updated.isoformat(),
             "2" if is_changed else "1",
             deleted,
-            (updated + _PURGE_AFTER).isoformat() if is_deleted else _NULL,
+            (updated + PURGE_AFTER).isoformat() if is_deleted else _NULL,
         )
         yield "\t".join(values) + "\n"
 

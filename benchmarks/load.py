@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
@@ -26,8 +26,9 @@ GET_USER = "/personae.v1.UserService/GetUser"
 BATCH_GET_USERS = "/personae.v1.UserService/BatchGetUsers"
 LIST_USERS = "/personae.v1.UserService/ListUsers"
 AUTHENTICATE = "/personae.v1.AuthenticationService/Authenticate"
+START_PASSWORD_RESET = "/personae.v1.CredentialService/StartPasswordReset"
+DEADLINE_SECONDS = 10
 
-_DEADLINE_SECONDS = 10
 _CHANNELS = 4
 _WARM_UP_SECONDS = 0.3
 _STEP_SECONDS = 0.002
@@ -81,7 +82,13 @@ class Callers:
 
     def do(self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         """Run the function there. Raises what it raises."""
-        return self._pool.submit(function, *args, **kwargs).result()
+        return self.start(function, *args, **kwargs).result()
+
+    def start(
+        self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Future[Result]:
+        """Have the function run there, and do something else meanwhile."""
+        return self._pool.submit(function, *args, **kwargs)
 
 
 @contextmanager
@@ -122,14 +129,14 @@ def latencies(target: str, requests: Sequence[Request], *, rounds: int) -> list[
     Raises MeasurementError for any wrong answer.
     """
     found: list[list[float]] = [[] for _ in requests]
-    with _channel(target) as channel:
+    with open_channel(target) as channel:
         calls: list[Any] = [channel.unary_unary(request.method) for request in requests]
         for round_number in range(rounds + 1):
             for request, call, taken in zip(requests, calls, found, strict=True):
                 started = time.perf_counter()
                 raw = _answer(call, request.body)
                 took = time.perf_counter() - started
-                if request.ids is not None and _IDS_IN[request.method](raw) != request.ids:
+                if not has_users_of(request, raw):
                     raise MeasurementError(f"{request.method} returned other users than were asked for")
                 if round_number:  # the first one warms up
                     taken.append(took)
@@ -152,7 +159,7 @@ def walk(target: str, body: bytes, *, pages: int) -> list[ListPage]:
     """
     message = user_pb2.ListUsersRequest.FromString(body)
     seen: list[ListPage] = []
-    with _channel(target) as channel:
+    with open_channel(target) as channel:
         call: Any = channel.unary_unary(LIST_USERS)
         for number in range(1, pages + 1):
             response = user_pb2.ListUsersResponse.FromString(_answer(call, message.SerializeToString()))
@@ -167,22 +174,22 @@ def walk(target: str, body: bytes, *, pages: int) -> list[ListPage]:
 
 def wait_until_serving(target: str) -> None:
     """Ask health until it says SERVING. Raises MeasurementError when it does not within the deadline."""
-    give_up_at = time.monotonic() + _DEADLINE_SECONDS
-    with _channel(target) as channel:
+    give_up_at = time.monotonic() + DEADLINE_SECONDS
+    with open_channel(target) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         while time.monotonic() < give_up_at:
-            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=_DEADLINE_SECONDS, wait_for_ready=True)
+            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=DEADLINE_SECONDS, wait_for_ready=True)
             if answer.status == health_pb2.HealthCheckResponse.SERVING:
                 return
             time.sleep(_STEP_SECONDS)
-    raise MeasurementError(f"the server was not SERVING within {_DEADLINE_SECONDS} s")
+    raise MeasurementError(f"the server was not SERVING within {DEADLINE_SECONDS} s")
 
 
 class _Crew:
     """The threads, with their channels and their counts."""
 
     def __init__(self, target: str, requests: Sequence[Request], size: int, *, times: int | None = None) -> None:
-        self._channels = [_channel(target) for _ in range(min(_CHANNELS, size))]
+        self._channels = [open_channel(target) for _ in range(min(_CHANNELS, size))]
         self._counts = [0] * size
         self._faults: Counter[str] = Counter()
         self._times = times
@@ -229,7 +236,7 @@ class _Crew:
         for request in turns:
             if self._has_ended.is_set():
                 return
-            fault = _fault(calls[request.method], request)
+            fault = fault_in(calls[request.method], request)
             if fault is not None:
                 self._faults[fault] += 1
             self._counts[number] += 1
@@ -238,25 +245,28 @@ class _Crew:
 def _answer(call: Callable[..., bytes], body: bytes) -> bytes:
     """Raises MeasurementError for anything but OK: gRPC's own errors do not travel between processes."""
     try:
-        return call(body, timeout=_DEADLINE_SECONDS)
+        return call(body, timeout=DEADLINE_SECONDS)
     except grpc.RpcError as error:
         raise MeasurementError(f"a call ended with {error.code().name}") from None
 
 
-def _fault(call: Callable[..., Any], request: Request) -> str | None:
-    """What is wrong with the answer; None when nothing is."""
+def fault_in(call: Callable[..., Any], request: Request) -> str | None:
+    """Call; what is wrong with the answer, None when nothing is."""
     try:
-        raw = call(request.body, timeout=_DEADLINE_SECONDS)
+        raw = call(request.body, timeout=DEADLINE_SECONDS)
     except grpc.RpcError as error:
         code = str(error.code().name)
         return None if code == request.code else code
     if request.code != "OK":
         return f"OK instead of {request.code}"
-    if request.ids is not None and _IDS_IN[request.method](raw) != request.ids:
-        return "other users"
-    return None
+    return None if has_users_of(request, raw) else "other users"
 
 
-def _channel(target: str) -> grpc.Channel:
-    # A connection of its own for each channel: equal channels share one otherwise.
+def has_users_of(request: Request, raw: bytes) -> bool:
+    """Whether these are the users that were asked for."""
+    return request.ids is None or _IDS_IN[request.method](raw) == request.ids
+
+
+def open_channel(target: str) -> grpc.Channel:
+    """A channel with a connection of its own: equal channels share one otherwise."""
     return grpc.insecure_channel(target, options=(("grpc.use_local_subchannel_pool", 1),))

@@ -2,8 +2,15 @@
 
 from collections.abc import Sequence
 
-from benchmarks.load import AUTHENTICATE, BATCH_GET_USERS, GET_USER, LIST_USERS, Request
-from personae.v1 import authentication_pb2, user_pb2
+from benchmarks.load import (
+    AUTHENTICATE,
+    BATCH_GET_USERS,
+    GET_USER,
+    LIST_USERS,
+    START_PASSWORD_RESET,
+    Request,
+)
+from personae.v1 import authentication_pb2, credential_pb2, user_pb2
 
 
 def get_user(user_id: int) -> Request:
@@ -37,6 +44,17 @@ def authenticate(user_id: int, password: str) -> Request:
     """Authenticate by id, with the right password."""
     message = authentication_pb2.AuthenticateRequest(user_id=user_id, password=password)
     return Request(AUTHENTICATE, message.SerializeToString(), [user_id])
+
+
+def authenticate_named(identifier: str, password: str) -> Request:
+    """Authenticate by what a person typed, with a password that is refused."""
+    message = authentication_pb2.AuthenticateRequest(identifier=identifier, password=password)
+    return Request(AUTHENTICATE, message.SerializeToString(), code="UNAUTHENTICATED")
+
+
+def start_password_reset(name: str) -> Request:
+    """StartPasswordReset by username."""
+    return Request(START_PASSWORD_RESET, credential_pb2.StartPasswordResetRequest(identifier=name).SerializeToString())
 
 
 def _get(key: user_pb2.UserKey, user_id: int) -> Request:

@@ -1,0 +1,58 @@
+"""Users that one measurement makes for itself, beside those of `benchmarks/data.py`, and users that can sign in."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from psycopg2.extras import execute_values
+from sqlalchemy.engine import URL
+
+from benchmarks.data import NOW, PURGE_AFTER, connect
+
+DOMAIN = "example.com"
+_INSERT = """
+    INSERT INTO users (email, username, hashed_password, is_active, created_at, updated_at, deleted_at, purge_at)
+    VALUES %s
+"""
+_ABLE = """
+    SELECT id FROM users
+    WHERE is_active AND deleted_at IS NULL AND hashed_password IS NOT NULL
+    ORDER BY id LIMIT %s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A user as it is to be stored. The email is the username at DOMAIN."""
+
+    username: str
+    hashed_password: str | None
+    is_active: bool = True
+    is_deleted: bool = False
+
+
+def add_accounts(url: URL, accounts: Sequence[Account]) -> None:
+    """Store them in this order, and leave the table as if they had been there for long."""
+    rows = [
+        (
+            f"{account.username}@{DOMAIN}",
+            account.username,
+            account.hashed_password,
+            account.is_active,
+            NOW,
+            NOW,
+            NOW if account.is_deleted else None,
+            NOW + PURGE_AFTER if account.is_deleted else None,
+        )
+        for account in accounts
+    ]
+    with contextlib.closing(connect(url)) as connection, connection.cursor() as cursor:
+        execute_values(cursor, _INSERT, rows, page_size=1000)
+        cursor.execute("VACUUM (ANALYZE, FREEZE) users")
+
+
+def who_may_sign_in(url: URL, at_most: int) -> list[int]:
+    """The ids of users whose right password is PASSWORD, and who are let in."""
+    with contextlib.closing(connect(url)) as connection, connection.cursor() as cursor:
+        cursor.execute(_ABLE, (at_most,))
+        return [int(user_id) for (user_id,) in cursor.fetchall()]

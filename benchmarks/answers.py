@@ -1,0 +1,67 @@
+"""A single call, and all that its caller learns: how long it took, the code, the reason, and whether to come again."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+from benchmarks.load import DEADLINE_SECONDS, Request, has_users_of, open_channel
+
+# Written out and not taken from the service: a caller relies on these names.
+_DETAILS = "grpc-status-details-bin"
+_PUSHBACK = "grpc-retry-pushback-ms"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back."""
+
+    seconds: float
+    code: str
+    """"OTHER USERS" for an OK with others than were asked for."""
+    reason: str = ""
+    pushback: float | None = None
+    """Seconds after which to come again; None where that was not said."""
+
+    @property
+    def name(self) -> str:
+        """Code and reason."""
+        return f"{self.code} {self.reason}".rstrip()
+
+
+def ask(call: Callable[..., Any], request: Request) -> Answer:
+    """Call, and wait for the answer. The clock stops before the answer is looked into."""
+    started = time.perf_counter()
+    try:
+        raw = call(request.body, timeout=DEADLINE_SECONDS)
+    except grpc.RpcError as error:
+        took = time.perf_counter() - started
+        trailers = {item.key: item.value for item in error.trailing_metadata() or ()}
+        return Answer(took, error.code().name, _reason(trailers.get(_DETAILS)), _pushback(trailers.get(_PUSHBACK)))
+    took = time.perf_counter() - started
+    return Answer(took, "OK" if has_users_of(request, raw) else "OTHER USERS")
+
+
+def ask_in_turn(target: str, requests: Sequence[Request]) -> list[Answer]:
+    """One call after another, and what came back for each."""
+    with open_channel(target) as channel:
+        calls: dict[str, Any] = {request.method: channel.unary_unary(request.method) for request in requests}
+        return [ask(calls[request.method], request) for request in requests]
+
+
+def _pushback(milliseconds: bytes | str | None) -> float | None:
+    return None if milliseconds is None else int(milliseconds) / 1000
+
+
+def _reason(details: bytes | str | None) -> str:
+    """Of the ErrorInfo; empty where there is none: then the error is gRPC's own."""
+    if not isinstance(details, bytes):
+        return ""
+    for detail in status_pb2.Status.FromString(details).details:
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info):
+            return str(info.reason)
+    return ""

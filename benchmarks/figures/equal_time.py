@@ -1,0 +1,170 @@
+"""Whether the duration of an answer tells what kind of user somebody asked about."""
+
+import random
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import sqrt
+from statistics import median, quantiles
+
+from benchmarks.accounts import Account, add_accounts
+from benchmarks.answers import ask_in_turn
+from benchmarks.bench import Bench
+from benchmarks.data import PASSWORD, database
+from benchmarks.load import Request
+from benchmarks.processes import SERVICE, running
+from benchmarks.requests import authenticate_named, start_password_reset
+from benchmarks.table import Findings, MeasurementError
+from service.core.passwords import hash_password
+
+_COST = 6
+_LOWER_COST = 5
+"""Low, because the less bcrypt takes, the better is everything else seen."""
+_WARM_UP_CALLS = 30
+"""Of each class."""
+_WRONG = "wrong horse battery staple"
+_OVER_LONG_BYTES = 5000
+_BAR = 0.05
+_MILLI = 1e3
+_MICRO = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class _Class:
+    """One kind of user, and what is asked about them."""
+
+    account: Account | None
+    """All but the name. None: nobody has the name that is asked for."""
+    request: Callable[[str], Request]
+    """Given the name."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Method:
+    """A method whose answer and duration are the same for all classes."""
+
+    name: str
+    answer: str
+    """Code and reason."""
+    classes: Mapping[str, _Class]
+    """By name. The first is the one that all others are compared with."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One call, for a name that is used once."""
+
+    of: str
+    request: Request
+
+
+def measure(bench: Bench) -> Findings:
+    """For each method a database and a service of its own; then one caller, one call after another."""
+    findings = Findings()
+    for method in (_authenticate(), _start_password_reset()):
+        _add(findings, method, _durations(bench, method))
+    return findings
+
+
+def _authenticate() -> _Method:
+    usual, cheaper = (hash_password(PASSWORD, cost) for cost in (_COST, _LOWER_COST))
+    known = Account("", usual)
+
+    def typed(password: str) -> Callable[[str], Request]:
+        return lambda name: authenticate_named(name, password)
+
+    return _Method(
+        "Authenticate",
+        "UNAUTHENTICATED INVALID_CREDENTIALS",
+        {
+            "wrong password": _Class(known, typed(_WRONG)),
+            "unknown": _Class(None, typed(_WRONG)),
+            "no password": _Class(replace(known, hashed_password=None), typed(_WRONG)),
+            "deleted": _Class(replace(known, is_deleted=True), typed(_WRONG)),
+            "inactive": _Class(replace(known, is_active=False), typed(_WRONG)),
+            "empty password": _Class(known, typed("")),
+            "over-long password": _Class(known, typed("w" * _OVER_LONG_BYTES)),
+            "hash of lower cost": _Class(replace(known, hashed_password=cheaper), typed(_WRONG)),
+        },
+    )
+
+
+def _start_password_reset() -> _Method:
+    known = Account("", None)
+    return _Method(
+        "StartPasswordReset",
+        "OK",
+        {
+            "known": _Class(known, start_password_reset),
+            "unknown": _Class(None, start_password_reset),
+            "deleted": _Class(replace(known, is_deleted=True), start_password_reset),
+            "inactive": _Class(replace(known, is_active=False), start_password_reset),
+        },
+    )
+
+
+def _durations(bench: Bench, method: _Method) -> dict[str, list[float]]:
+    """By class, in seconds. Raises MeasurementError for any answer that is not the one of the method."""
+    dice = random.Random(method.name)
+    warm_up, warm_up_accounts = _drawn(method, _WARM_UP_CALLS, dice)
+    calls, accounts = _drawn(method, bench.sizes.timed_calls, dice)
+    accounts += warm_up_accounts
+    dice.shuffle(accounts)  # where a row lies says nothing about its class
+    with database(bench.server, "equal_time", bench.directory, users=0) as url:
+        add_accounts(url, accounts)
+        with running(
+            SERVICE, url, bench.directory, settings={"BCRYPT_COST": str(_COST)}, cores=bench.cores.server
+        ) as server:
+            requests = [call.request for call in warm_up + calls]
+            answers = bench.callers.do(ask_in_turn, server.target, requests)
+    durations: dict[str, list[float]] = {name: [] for name in method.classes}
+    for number, (call, answer) in enumerate(zip(warm_up + calls, answers, strict=True)):
+        if answer.name != method.answer:
+            raise MeasurementError(f"{method.name}, {call.of}: {answer.name} instead of {method.answer}")
+        if number >= len(warm_up):
+            durations[call.of].append(answer.seconds)
+    return durations
+
+
+def _drawn(method: _Method, times: int, dice: random.Random) -> tuple[list[_Call], list[Account]]:
+    """So many calls of each class, in random order, and the users that they need. All names are of one length."""
+    calls, accounts = [], []
+    for of, class_ in method.classes.items():
+        for _ in range(times):
+            name = f"{dice.getrandbits(48):012x}"
+            calls.append(_Call(of, class_.request(name)))
+            if class_.account is not None:
+                accounts.append(replace(class_.account, username=name))
+    dice.shuffle(calls)
+    return calls, accounts
+
+
+def _add(findings: Findings, method: _Method, durations: dict[str, list[float]]) -> None:
+    (name, reference), *others = durations.items()
+    aucs = {other: _auc(reference, taken) for other, taken in others}
+    worst = max(aucs, key=lambda other: abs(aucs[other] - 0.5))
+    findings.at_most(
+        f"{method.name}: |AUC - 0.5| of durations, the worst ({worst})", abs(aucs[worst] - 0.5), _BAR, digits=3
+    )
+    low, middle, high = quantiles(reference, n=4)
+    each = "; ".join(
+        f"{other} {aucs[other]:.3f} ({(median(taken) - middle) * _MICRO:+.0f} µs)" for other, taken in others
+    )
+    calls = len(reference)
+    findings.note(
+        f"{method.name}, AUC against {name} (median {middle * _MILLI:.3f} ms, half of them within "
+        f"{(high - low) * _MICRO:.0f} µs), and how much the median differs: "
+        f"{each}. {calls:,} calls of each class, each for another name; chance alone makes a standard deviation of "
+        f"{sqrt((2 * calls + 1) / (12 * calls * calls)):.3f}."
+    )
+
+
+def _auc(reference: Sequence[float], others: Sequence[float]) -> float:
+    """The chance that one of the others takes longer than one of the reference; equal ones count half.
+
+    The area under the ROC curve of who would guess the class by the duration, from the ranks (Mann and Whitney). 0.5
+    is a guess.
+    """
+    ordered = sorted(reference)
+    beaten = sum(bisect_left(ordered, taken) + bisect_right(ordered, taken) for taken in others)
+    return beaten / 2 / (len(ordered) * len(others))
