@@ -61,7 +61,8 @@ HASHING_METHODS = {
 }
 """The RPCs that hash, and on which executor each runs: not on that of the cheap ones."""
 _SPARE_HASHING_RPCS = 2
-"""RPCs beyond those that hash, so that no core waits while one of them is at the database."""
+"""RPCs beyond those that hash, so that no core waits while one of them is at the database. Not more: the lock of a name
+is looked at right before the hash, so that of many guesses at once only these few are hashed in vain."""
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a silent partner

@@ -22,18 +22,18 @@ def upgrade() -> None:
             nullable=False,
             comment="Whose it is: user:<id>, or name:<HMAC of the name> for nobody",
         ),
-        sa.Column("user_id", sa.Integer(), nullable=True, comment="Whose it is; NULL: nobody's, it opens nothing"),
+        sa.Column("user_id", sa.Integer(), nullable=False, comment="Whose it is; 0: nobody's, it opens nothing"),
         sa.Column(
             "access_epoch",
             sa.Integer(),
-            nullable=True,
+            nullable=False,
             comment="The user's epoch when it was made; the code is void once the user has another",
         ),
         sa.Column(
             "email",
             sa.String(length=255, collation="C"),
-            nullable=True,
-            comment="Where it may be delivered; the address that it proves",
+            nullable=False,
+            comment="Where it may be delivered, and what it proves; nobody's: nowhere",
         ),
         sa.Column(
             "created_at",

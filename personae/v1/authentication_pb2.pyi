@@ -57,7 +57,7 @@ class AuthenticateRequest(_message.Message):
     identifier: _builtins.str
     """What the person typed: an email or a username, in any case."""
     user_id: _builtins.int
-    """The id of a user that the caller knows already."""
+    """The id of a user that the caller knows already; never one that a person sent who is not signed in."""
     password: _builtins.str
     """What the person typed, unchanged."""
     @_builtins.property

@@ -64,7 +64,8 @@ class AuthenticationServiceServicer(object):
         password, an expired one, a deleted user and a malformed identifier: one answer, one duration. FAILED_PRECONDITION
         with the reason USER_INACTIVE or PASSWORD_CHANGE_REQUIRED only after the right password. RESOURCE_EXHAUSTED with
         the reason TOO_MANY_ATTEMPTS and a google.rpc.RetryInfo while the identifier is locked, whatever the password and
-        whether or not there is such a user; with the reason HASHING_BUSY when more sign-ins wait than the server takes on.
+        whether or not there is such a user; with the reason HASHING_BUSY when more sign-ins and password changes wait than
+        the server takes on. INTERNAL, counted as a wrong password, when the stored hash is damaged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,7 +41,8 @@ class AuthenticationServiceStub:
     password, an expired one, a deleted user and a malformed identifier: one answer, one duration. FAILED_PRECONDITION
     with the reason USER_INACTIVE or PASSWORD_CHANGE_REQUIRED only after the right password. RESOURCE_EXHAUSTED with
     the reason TOO_MANY_ATTEMPTS and a google.rpc.RetryInfo while the identifier is locked, whatever the password and
-    whether or not there is such a user; with the reason HASHING_BUSY when more sign-ins wait than the server takes on.
+    whether or not there is such a user; with the reason HASHING_BUSY when more sign-ins and password changes wait than
+    the server takes on. INTERNAL, counted as a wrong password, when the stored hash is damaged.
     """
     GetLockout: _grpc.UnaryUnaryMultiCallable[_authentication_pb2.GetLockoutRequest, _authentication_pb2.Lockout]
     """Returns the failed sign-ins that are counted against a user, for each of its two names.
@@ -68,7 +69,8 @@ class AuthenticationServiceAsyncStub(AuthenticationServiceStub):
     password, an expired one, a deleted user and a malformed identifier: one answer, one duration. FAILED_PRECONDITION
     with the reason USER_INACTIVE or PASSWORD_CHANGE_REQUIRED only after the right password. RESOURCE_EXHAUSTED with
     the reason TOO_MANY_ATTEMPTS and a google.rpc.RetryInfo while the identifier is locked, whatever the password and
-    whether or not there is such a user; with the reason HASHING_BUSY when more sign-ins wait than the server takes on.
+    whether or not there is such a user; with the reason HASHING_BUSY when more sign-ins and password changes wait than
+    the server takes on. INTERNAL, counted as a wrong password, when the stored hash is damaged.
     """
     GetLockout: _aio.UnaryUnaryMultiCallable[_authentication_pb2.GetLockoutRequest, _authentication_pb2.Lockout]  # type: ignore[assignment]
     """Returns the failed sign-ins that are counted against a user, for each of its two names.
@@ -98,7 +100,8 @@ class AuthenticationServiceServicer(metaclass=_abc_1.ABCMeta):
         password, an expired one, a deleted user and a malformed identifier: one answer, one duration. FAILED_PRECONDITION
         with the reason USER_INACTIVE or PASSWORD_CHANGE_REQUIRED only after the right password. RESOURCE_EXHAUSTED with
         the reason TOO_MANY_ATTEMPTS and a google.rpc.RetryInfo while the identifier is locked, whatever the password and
-        whether or not there is such a user; with the reason HASHING_BUSY when more sign-ins wait than the server takes on.
+        whether or not there is such a user; with the reason HASHING_BUSY when more sign-ins and password changes wait than
+        the server takes on. INTERNAL, counted as a wrong password, when the stored hash is damaged.
         """
 
     @_abc_1.abstractmethod

@@ -41,9 +41,11 @@ class PasswordViolation(_message.Message):
         REASON_CONTROL_CHARACTER: PasswordViolation._Reason.ValueType  # 3
         """It has NUL or another control character."""
         REASON_COMMON: PasswordViolation._Reason.ValueType  # 4
-        """It is on a list of common or breached passwords, in any case, or repeats one that is."""
+        """It is on a list of common or breached passwords, in any case, or repeats one that is, whole or ragged; also with
+        blanks and punctuation left out.
+        """
         REASON_REPETITIVE: PasswordViolation._Reason.ValueType  # 5
-        """It is a few characters, repeated."""
+        """It is a few characters, repeated; also with blanks and punctuation left out."""
         REASON_CONTAINS_USERNAME: PasswordViolation._Reason.ValueType  # 6
         """The username makes up half of it or more."""
         REASON_CONTAINS_EMAIL: PasswordViolation._Reason.ValueType  # 7
@@ -63,9 +65,11 @@ class PasswordViolation(_message.Message):
     REASON_CONTROL_CHARACTER: PasswordViolation.Reason.ValueType  # 3
     """It has NUL or another control character."""
     REASON_COMMON: PasswordViolation.Reason.ValueType  # 4
-    """It is on a list of common or breached passwords, in any case, or repeats one that is."""
+    """It is on a list of common or breached passwords, in any case, or repeats one that is, whole or ragged; also with
+    blanks and punctuation left out.
+    """
     REASON_REPETITIVE: PasswordViolation.Reason.ValueType  # 5
-    """It is a few characters, repeated."""
+    """It is a few characters, repeated; also with blanks and punctuation left out."""
     REASON_CONTAINS_USERNAME: PasswordViolation.Reason.ValueType  # 6
     """The username makes up half of it or more."""
     REASON_CONTAINS_EMAIL: PasswordViolation.Reason.ValueType  # 7

@@ -36,7 +36,7 @@ class CredentialServiceStub(object):
     to deliver_to.
 
     SetPassword, ChangePassword and CompletePasswordReset hash, and are RESOURCE_EXHAUSTED with the reason HASHING_BUSY
-    when more such calls wait than the server takes on.
+    when more such calls and sign-ins wait than the server takes on.
     """
 
     def __init__(self, channel):
@@ -102,7 +102,7 @@ class CredentialServiceServicer(object):
     to deliver_to.
 
     SetPassword, ChangePassword and CompletePasswordReset hash, and are RESOURCE_EXHAUSTED with the reason HASHING_BUSY
-    when more such calls wait than the server takes on.
+    when more such calls and sign-ins wait than the server takes on.
     """
 
     def SetPassword(self, request, context):
@@ -128,7 +128,8 @@ class CredentialServiceServicer(object):
         """Changes the password of a user who knows the present one. Clears its lockout and voids its codes.
 
         Counts as a sign-in by id: the same refusals, the same durations, the same lockout. The new password is judged only
-        after the present one was right; the new one must differ.
+        after the present one was right; the new one must differ. UNAUTHENTICATED with the reason INVALID_CREDENTIALS also
+        when the user got another password, or may not act any more, meanwhile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -157,7 +158,9 @@ class CredentialServiceServicer(object):
     def CompletePasswordReset(self, request, context):
         """Sets a new password by a code. Clears the user's lockout and voids its codes.
 
-        A new password that is refused does not use up the code; the present password is refused as UNCHANGED.
+        A new password that is refused does not use up the code. The present password is refused as UNCHANGED, which is
+        asked last: only of a password that breaks no other rule. Once it is hashed the reset is finished, also when the
+        caller has gone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -168,7 +171,7 @@ class CredentialServiceServicer(object):
         back. Valid for 24 hours by default; a newer code voids it.
 
         FAILED_PRECONDITION with the reason USER_DELETED or USER_INACTIVE. ALREADY_EXISTS with the reason EMAIL_TAKEN when
-        another user has the new email.
+        another user has the new email. ABORTED with the reason CONFLICT when the user's email or state changed meanwhile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -259,7 +262,7 @@ class CredentialService(object):
     to deliver_to.
 
     SetPassword, ChangePassword and CompletePasswordReset hash, and are RESOURCE_EXHAUSTED with the reason HASHING_BUSY
-    when more such calls wait than the server takes on.
+    when more such calls and sign-ins wait than the server takes on.
     """
 
     @staticmethod

@@ -37,7 +37,7 @@ class CredentialServiceStub:
     to deliver_to.
 
     SetPassword, ChangePassword and CompletePasswordReset hash, and are RESOURCE_EXHAUSTED with the reason HASHING_BUSY
-    when more such calls wait than the server takes on.
+    when more such calls and sign-ins wait than the server takes on.
     """
 
     @_typing.overload
@@ -59,7 +59,8 @@ class CredentialServiceStub:
     """Changes the password of a user who knows the present one. Clears its lockout and voids its codes.
 
     Counts as a sign-in by id: the same refusals, the same durations, the same lockout. The new password is judged only
-    after the present one was right; the new one must differ.
+    after the present one was right; the new one must differ. UNAUTHENTICATED with the reason INVALID_CREDENTIALS also
+    when the user got another password, or may not act any more, meanwhile.
     """
     CheckPassword: _grpc.UnaryUnaryMultiCallable[_credential_pb2.CheckPasswordRequest, _credential_pb2.CheckPasswordResponse]
     """Says which rules a password breaks, and changes nothing. Needs no user; with one, also the rules about its names.
@@ -76,14 +77,16 @@ class CredentialServiceStub:
     CompletePasswordReset: _grpc.UnaryUnaryMultiCallable[_credential_pb2.CompletePasswordResetRequest, _user_pb2.User]
     """Sets a new password by a code. Clears the user's lockout and voids its codes.
 
-    A new password that is refused does not use up the code; the present password is refused as UNCHANGED.
+    A new password that is refused does not use up the code. The present password is refused as UNCHANGED, which is
+    asked last: only of a password that breaks no other rule. Once it is hashed the reset is finished, also when the
+    caller has gone.
     """
     StartEmailVerification: _grpc.UnaryUnaryMultiCallable[_credential_pb2.StartEmailVerificationRequest, _credential_pb2.StartEmailVerificationResponse]
     """Makes a code that proves the email of a user, or a new one: then the present email stays until the code comes
     back. Valid for 24 hours by default; a newer code voids it.
 
     FAILED_PRECONDITION with the reason USER_DELETED or USER_INACTIVE. ALREADY_EXISTS with the reason EMAIL_TAKEN when
-    another user has the new email.
+    another user has the new email. ABORTED with the reason CONFLICT when the user's email or state changed meanwhile.
     """
     CompleteEmailVerification: _grpc.UnaryUnaryMultiCallable[_credential_pb2.CompleteEmailVerificationRequest, _user_pb2.User]
     """Marks the email that the code was made for as the user's and as verified.
@@ -108,7 +111,7 @@ class CredentialServiceAsyncStub(CredentialServiceStub):
     to deliver_to.
 
     SetPassword, ChangePassword and CompletePasswordReset hash, and are RESOURCE_EXHAUSTED with the reason HASHING_BUSY
-    when more such calls wait than the server takes on.
+    when more such calls and sign-ins wait than the server takes on.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -127,7 +130,8 @@ class CredentialServiceAsyncStub(CredentialServiceStub):
     """Changes the password of a user who knows the present one. Clears its lockout and voids its codes.
 
     Counts as a sign-in by id: the same refusals, the same durations, the same lockout. The new password is judged only
-    after the present one was right; the new one must differ.
+    after the present one was right; the new one must differ. UNAUTHENTICATED with the reason INVALID_CREDENTIALS also
+    when the user got another password, or may not act any more, meanwhile.
     """
     CheckPassword: _aio.UnaryUnaryMultiCallable[_credential_pb2.CheckPasswordRequest, _credential_pb2.CheckPasswordResponse]  # type: ignore[assignment]
     """Says which rules a password breaks, and changes nothing. Needs no user; with one, also the rules about its names.
@@ -144,14 +148,16 @@ class CredentialServiceAsyncStub(CredentialServiceStub):
     CompletePasswordReset: _aio.UnaryUnaryMultiCallable[_credential_pb2.CompletePasswordResetRequest, _user_pb2.User]  # type: ignore[assignment]
     """Sets a new password by a code. Clears the user's lockout and voids its codes.
 
-    A new password that is refused does not use up the code; the present password is refused as UNCHANGED.
+    A new password that is refused does not use up the code. The present password is refused as UNCHANGED, which is
+    asked last: only of a password that breaks no other rule. Once it is hashed the reset is finished, also when the
+    caller has gone.
     """
     StartEmailVerification: _aio.UnaryUnaryMultiCallable[_credential_pb2.StartEmailVerificationRequest, _credential_pb2.StartEmailVerificationResponse]  # type: ignore[assignment]
     """Makes a code that proves the email of a user, or a new one: then the present email stays until the code comes
     back. Valid for 24 hours by default; a newer code voids it.
 
     FAILED_PRECONDITION with the reason USER_DELETED or USER_INACTIVE. ALREADY_EXISTS with the reason EMAIL_TAKEN when
-    another user has the new email.
+    another user has the new email. ABORTED with the reason CONFLICT when the user's email or state changed meanwhile.
     """
     CompleteEmailVerification: _aio.UnaryUnaryMultiCallable[_credential_pb2.CompleteEmailVerificationRequest, _user_pb2.User]  # type: ignore[assignment]
     """Marks the email that the code was made for as the user's and as verified.
@@ -175,7 +181,7 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
     to deliver_to.
 
     SetPassword, ChangePassword and CompletePasswordReset hash, and are RESOURCE_EXHAUSTED with the reason HASHING_BUSY
-    when more such calls wait than the server takes on.
+    when more such calls and sign-ins wait than the server takes on.
     """
 
     @_abc_1.abstractmethod
@@ -210,7 +216,8 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         """Changes the password of a user who knows the present one. Clears its lockout and voids its codes.
 
         Counts as a sign-in by id: the same refusals, the same durations, the same lockout. The new password is judged only
-        after the present one was right; the new one must differ.
+        after the present one was right; the new one must differ. UNAUTHENTICATED with the reason INVALID_CREDENTIALS also
+        when the user got another password, or may not act any more, meanwhile.
         """
 
     @_abc_1.abstractmethod
@@ -245,7 +252,9 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_user_pb2.User, _abc.Awaitable[_user_pb2.User]]:
         """Sets a new password by a code. Clears the user's lockout and voids its codes.
 
-        A new password that is refused does not use up the code; the present password is refused as UNCHANGED.
+        A new password that is refused does not use up the code. The present password is refused as UNCHANGED, which is
+        asked last: only of a password that breaks no other rule. Once it is hashed the reset is finished, also when the
+        caller has gone.
         """
 
     @_abc_1.abstractmethod
@@ -258,7 +267,7 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         back. Valid for 24 hours by default; a newer code voids it.
 
         FAILED_PRECONDITION with the reason USER_DELETED or USER_INACTIVE. ALREADY_EXISTS with the reason EMAIL_TAKEN when
-        another user has the new email.
+        another user has the new email. ABORTED with the reason CONFLICT when the user's email or state changed meanwhile.
         """
 
     @_abc_1.abstractmethod

@@ -1,7 +1,7 @@
 """The service's own secret keys: parsing, and deriving one key for each purpose.
 
 Page tokens, request fingerprints and lockout keys each get a key of their own by HKDF-SHA256 (RFC 5869), so that no
-value made for one purpose can serve another. The first key signs, all verify: put a new one in front to rotate.
+value made for one purpose can serve another. The first key signs, all verify; docs/settings.md says how to rotate.
 """
 
 import base64

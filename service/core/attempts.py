@@ -1,7 +1,7 @@
 """Counting failed sign-ins: the rows behind service.core.lockout. Every name has a row only while something counts.
 
-A name has a key under each secret key of the service, and while there are several a row under each, which all say the
-same: so servers that have the keys already and others that have them not yet count together.
+A name has a key under each secret key of the service, and while there are several a row under each: so servers that
+have a key already and others that have it not yet count together. Rows are locked in the order of their keys.
 """
 
 from collections.abc import Sequence
@@ -53,7 +53,9 @@ def store_attempts(session: Session, keys: Keys, attempts: Attempts) -> None:
 
 def clear_attempts(session: Session, *names: Keys) -> None:
     """Forget what is counted on these names."""
-    session.execute(delete(_LOCKOUTS).where(_LOCKOUTS.c.key.in_([key for keys in names for key in keys])))
+    wanted = [key for keys in names for key in keys]
+    held = select(_LOCKOUTS.c.key).where(_LOCKOUTS.c.key.in_(wanted)).order_by(_LOCKOUTS.c.key).with_for_update()
+    session.execute(delete(_LOCKOUTS).where(_LOCKOUTS.c.key.in_(select(held.cte("held").c.key))))
 
 
 def forget_attempts(session: Session, *, now: datetime, limit: int) -> int:

@@ -31,6 +31,8 @@ CODE_MAX_BYTES = 128
 """Ceiling of what is looked at; a code has 43 characters."""
 
 _CODES = table_of(Code)
+_NOWHERE = "nobody has asked for this"
+"""What stands in place of an email that is nobody's: no email has blanks."""
 _MAY_USE = and_(USERS.c.is_active, USERS.c.deleted_at.is_(None))
 
 
@@ -72,8 +74,9 @@ def start_for_name(
     one = select(literal_column("1")).subquery("one")
     whose = one.outerjoin(USERS, and_(USERS.c[key.column] == key.value, _MAY_USE))
     subject = func.coalesce(_subject_of(USERS.c.id), literal(f"name:{nobody}", String()))
-    new = _columns(purpose, subject, USERS.c.email, code_hash, expires_at)
-    return _opened(session, new, whose) or ""
+    email = func.coalesce(USERS.c.email, literal(_NOWHERE, String()))
+    stored = _opened(session, _columns(purpose, subject, email, code_hash, expires_at), whose)
+    return "" if stored is None or stored == _NOWHERE else stored
 
 
 def start_for_user(
@@ -101,8 +104,8 @@ def _columns(
         "code_hash": literal(code_hash, LargeBinary()),
         "purpose": literal(purpose.value, String()),
         "subject": subject,
-        "user_id": USERS.c.id,
-        "access_epoch": USERS.c.access_epoch,
+        "user_id": func.coalesce(USERS.c.id, 0),
+        "access_epoch": func.coalesce(USERS.c.access_epoch, 0),
         "email": email,
         "expires_at": literal(expires_at, DateTime(timezone=True)),
     }

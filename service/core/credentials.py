@@ -1,8 +1,7 @@
 """What a user's credentials are changed to: passwords and proved emails.
 
 Passwords arrive hashed, and judged by the policy. Setting one is one UPDATE that also voids whatever was issued for the
-user (codes; sessions, when there are any), by moving its epoch. The order of locks is lockouts, users, codes: a sign-in
-holds the first before it renews a hash.
+user (codes; sessions, when there are any), by moving its epoch. The order of locks is lockouts, users, codes.
 """
 
 from datetime import datetime, timedelta

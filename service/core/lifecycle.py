@@ -12,7 +12,11 @@ from service.core.codes import remove_codes
 
 
 def purge_user(session: Session, user_id: int) -> None:
-    """Remove a softly deleted user and everything personal. Raises UserNotFoundError, UserNotDeletedError."""
+    """Remove a softly deleted user and everything personal. Raises UserNotFoundError, UserNotDeletedError.
+
+    A code that is stored at this very moment by a call that read the user as live stays until it expires; it opens
+    nothing. Nobody is deleted and purged within one call, but for a race that an operator has to run.
+    """
     users.purge_user(session, user_id)
     remove_codes(session, [user_id])
 

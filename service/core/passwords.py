@@ -77,18 +77,17 @@ def is_match(password: str, stored: str | None, *, reference_cost: int) -> bool:
     Raises StoredHashError when the stored hash is damaged.
     """
     secret = _secret(password)
-    if stored is None or secret is None:
-        _spend(secret or b"", reference_cost)
-        return False
+    # Nobody's password is compared as everybody's is, with a hash that nothing fits.
+    compared = stored if stored is not None and secret is not None else f"$2b${reference_cost:02}${'.' * 53}"
     try:
-        parsed = parse_hash(stored)
+        parsed = parse_hash(compared)
     except StoredHashError:
-        _spend(secret, reference_cost)  # a damaged hash must not be seen by its duration either
+        _spend(secret or b"", reference_cost)  # a damaged hash must not be seen by its duration either
         raise
-    is_right = _verifies(secret, parsed)
+    is_right = _verifies(secret or b"", parsed)
     for cost in range(parsed.cost, reference_cost):
-        _spend(secret, cost)
-    return is_right
+        _spend(secret or b"", cost)
+    return is_right and compared is stored
 
 
 def needs_rehash(password: str, stored: str, cost: int) -> bool:

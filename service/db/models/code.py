@@ -20,8 +20,9 @@ class Code(Base):
     """A code that resets a password or proves an email. Only its hash is stored: 256 random bits need no salt.
 
     A user has one of each purpose at most: a newer one takes the row over. A reset that was asked for in a name that
-    nobody has makes a row too, one for each name, so that it takes the same time. There is no foreign key to users for
-    the same reason: it would be checked for somebody's rows only. A purge removes a user's codes.
+    nobody has makes a row too, one for each name and as full as any, so that it takes the same time. There is no
+    foreign key to users for the same reason: it would be checked for somebody's rows only. A purge removes a user's
+    codes.
     """
 
     __tablename__ = "codes"
@@ -31,12 +32,13 @@ class Code(Base):
     subject: Mapped[str] = mapped_column(
         String(80, collation="C"), comment="Whose it is: user:<id>, or name:<HMAC of the name> for nobody"
     )
-    user_id: Mapped[int | None] = mapped_column(Integer, comment="Whose it is; NULL: nobody's, it opens nothing")
-    access_epoch: Mapped[int | None] = mapped_column(
+    user_id: Mapped[int] = mapped_column(Integer, comment="Whose it is; 0: nobody's, it opens nothing")
+    access_epoch: Mapped[int] = mapped_column(
         Integer, comment="The user's epoch when it was made; the code is void once the user has another"
     )
-    email: Mapped[str | None] = mapped_column(
-        String(255, collation="C"), comment="Where it may be delivered; the address that it proves"
+    email: Mapped[str] = mapped_column(
+        String(255, collation="C"),
+        comment="Where it may be delivered, and what it proves; nobody's: nowhere",
     )
     created_at: Mapped[datetime] = mapped_column(
         DateTime(timezone=True), server_default=func.now(), comment="When the row was made"
