@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.engine import Row
 from sqlalchemy.orm import Session
 
+from service.core.due import remove_due
 from service.core.lockout import FORGOTTEN_AFTER, NO_ATTEMPTS, Attempts, remembered
 from service.db.models import Lockout, table_of
 
@@ -60,16 +61,8 @@ def clear_attempts(session: Session, *names: Keys) -> None:
 
 def forget_attempts(session: Session, *, now: datetime, limit: int) -> int:
     """Remove up to `limit` rows that are over their day; how many."""
-    due = (
-        select(_LOCKOUTS.c.key)
-        .where(_LOCKOUTS.c.last_failed_at <= now - FORGOTTEN_AFTER)
-        .order_by(_LOCKOUTS.c.last_failed_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-        .cte("due")
-    )
-    forgotten = delete(_LOCKOUTS).where(_LOCKOUTS.c.key.in_(select(due.c.key))).returning(_LOCKOUTS.c.failures)
-    return len(session.execute(forgotten).all())
+    is_over = _LOCKOUTS.c.last_failed_at <= now - FORGOTTEN_AFTER
+    return len(remove_due(session, _LOCKOUTS, is_over, order_by=_LOCKOUTS.c.last_failed_at, limit=limit))
 
 
 def _merged(rows: Sequence[Row[bytes, int, datetime]], now: datetime) -> Attempts:

@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.types import DateTime, LargeBinary, String
 
 from service.base.errors import ConflictError, InvalidCodeError
+from service.core.due import remove_due
 from service.core.users import COLUMNS, NOBODY, USERS, Key, UserRecord
 from service.db.models import Code, table_of
 
@@ -173,13 +174,4 @@ def remove_codes(session: Session, user_ids: Sequence[int]) -> None:
 
 def forget_codes(session: Session, *, now: datetime, limit: int) -> int:
     """Remove up to `limit` expired codes; how many."""
-    due = (
-        select(_CODES.c.code_hash)
-        .where(_CODES.c.expires_at <= now)
-        .order_by(_CODES.c.expires_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-        .cte("due")
-    )
-    forgotten = delete(_CODES).where(_CODES.c.code_hash.in_(select(due.c.code_hash))).returning(_CODES.c.user_id)
-    return len(session.execute(forgotten).all())
+    return len(remove_due(session, _CODES, _CODES.c.expires_at <= now, order_by=_CODES.c.expires_at, limit=limit))

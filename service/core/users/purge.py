@@ -2,10 +2,11 @@
 
 from datetime import datetime
 
-from sqlalchemy import delete, select, tuple_
+from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
 from service.base.errors import UserNotDeletedError
+from service.core.due import remove_due
 from service.core.users.lookup import get_user
 from service.core.users.rows import REQUESTS, USERS, Key
 
@@ -21,29 +22,11 @@ def purge_user(session: Session, user_id: int) -> None:
 
 
 def purge_due(session: Session, *, now: datetime, limit: int) -> list[int]:
-    """As purge_user, for up to `limit` users whose purge_at has come; their ids. Those that another sweeper holds are
-    left to it.
-    """
-    due = (
-        select(USERS.c.id)
-        .where(USERS.c.purge_at <= now)
-        .order_by(USERS.c.purge_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-        .cte("due")
-    )
-    return list(session.scalars(delete(USERS).where(USERS.c.id.in_(select(due.c.id))).returning(USERS.c.id)))
+    """As purge_user, for up to `limit` users whose purge_at has come; their ids."""
+    purged = remove_due(session, USERS, USERS.c.purge_at <= now, order_by=USERS.c.purge_at, limit=limit)
+    return [user_id for (user_id,) in purged]
 
 
 def forget_requests(session: Session, *, now: datetime, limit: int) -> int:
     """Remove up to `limit` request ids that are over their day; how many."""
-    key = tuple_(REQUESTS.c.caller, REQUESTS.c.method, REQUESTS.c.request_id)
-    due = (
-        select(REQUESTS.c.caller, REQUESTS.c.method, REQUESTS.c.request_id)
-        .where(REQUESTS.c.expires_at <= now)
-        .order_by(REQUESTS.c.expires_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-        .cte("due")
-    )
-    return len(session.execute(delete(REQUESTS).where(key.in_(select(*due.c))).returning(REQUESTS.c.user_id)).all())
+    return len(remove_due(session, REQUESTS, REQUESTS.c.expires_at <= now, order_by=REQUESTS.c.expires_at, limit=limit))
