@@ -1,7 +1,8 @@
 """Add to users what credentials need: a required change, an expiry, and the epoch that voids what was issued.
 
-Constant defaults: PostgreSQL writes no row. The release before knows none of the columns and goes on; a code that was
-issued beside it is not voided by a deactivation that such a server makes, but is refused while the user is inactive.
+Constant defaults: PostgreSQL writes no row. The release before knows none of the columns and goes on: while it serves,
+it signs in users who have to change their password, or whose password has expired, and voids no code by a deactivation;
+but codes are refused while their user is inactive.
 """
 
 from collections.abc import Sequence

@@ -36,6 +36,13 @@ def upgrade() -> None:
             comment="Where it may be delivered, and what it proves; nobody's: nowhere",
         ),
         sa.Column(
+            "tries",
+            sa.Integer(),
+            server_default=sa.text("0"),
+            nullable=False,
+            comment="How often something was tried by it that was not completed yet",
+        ),
+        sa.Column(
             "created_at",
             sa.DateTime(timezone=True),
             server_default=sa.text("now()"),
@@ -46,7 +53,7 @@ def upgrade() -> None:
         sa.CheckConstraint("purpose IN ('password_reset', 'email_verification')", name=op.f("ck_codes_known_purpose")),
         sa.PrimaryKeyConstraint("code_hash", name=op.f("pk_codes")),
         sa.UniqueConstraint("subject", "purpose", name=op.f("uq_codes_subject_purpose")),
-        comment="Open codes, until they are used, replaced or expired",
+        comment="Codes, until they are used, replaced or expired",
     )
     op.create_index(op.f("ix_codes_expires_at"), "codes", ["expires_at"], unique=False)
 

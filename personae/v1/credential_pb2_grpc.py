@@ -159,8 +159,8 @@ class CredentialServiceServicer(object):
         """Sets a new password by a code. Clears the user's lockout and voids its codes.
 
         A new password that is refused does not use up the code. The present password is refused as UNCHANGED, which is
-        asked last: only of a password that breaks no other rule. Once it is hashed the reset is finished, also when the
-        caller has gone.
+        asked last: only of a password that breaks no other rule. A code is good for five such answers. Once the new
+        password is hashed the reset is finished, also when the caller has gone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -78,8 +78,8 @@ class CredentialServiceStub:
     """Sets a new password by a code. Clears the user's lockout and voids its codes.
 
     A new password that is refused does not use up the code. The present password is refused as UNCHANGED, which is
-    asked last: only of a password that breaks no other rule. Once it is hashed the reset is finished, also when the
-    caller has gone.
+    asked last: only of a password that breaks no other rule. A code is good for five such answers. Once the new
+    password is hashed the reset is finished, also when the caller has gone.
     """
     StartEmailVerification: _grpc.UnaryUnaryMultiCallable[_credential_pb2.StartEmailVerificationRequest, _credential_pb2.StartEmailVerificationResponse]
     """Makes a code that proves the email of a user, or a new one: then the present email stays until the code comes
@@ -149,8 +149,8 @@ class CredentialServiceAsyncStub(CredentialServiceStub):
     """Sets a new password by a code. Clears the user's lockout and voids its codes.
 
     A new password that is refused does not use up the code. The present password is refused as UNCHANGED, which is
-    asked last: only of a password that breaks no other rule. Once it is hashed the reset is finished, also when the
-    caller has gone.
+    asked last: only of a password that breaks no other rule. A code is good for five such answers. Once the new
+    password is hashed the reset is finished, also when the caller has gone.
     """
     StartEmailVerification: _aio.UnaryUnaryMultiCallable[_credential_pb2.StartEmailVerificationRequest, _credential_pb2.StartEmailVerificationResponse]  # type: ignore[assignment]
     """Makes a code that proves the email of a user, or a new one: then the present email stays until the code comes
@@ -253,8 +253,8 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         """Sets a new password by a code. Clears the user's lockout and voids its codes.
 
         A new password that is refused does not use up the code. The present password is refused as UNCHANGED, which is
-        asked last: only of a password that breaks no other rule. Once it is hashed the reset is finished, also when the
-        caller has gone.
+        asked last: only of a password that breaks no other rule. A code is good for five such answers. Once the new
+        password is hashed the reset is finished, also when the caller has gone.
         """
 
     @_abc_1.abstractmethod

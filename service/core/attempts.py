@@ -13,7 +13,8 @@ from sqlalchemy.engine import Row
 from sqlalchemy.orm import Session
 
 from service.core.due import remove_due
-from service.core.lockout import FORGOTTEN_AFTER, NO_ATTEMPTS, Attempts, remembered
+from service.core.lockout import FORGOTTEN_AFTER, NO_ATTEMPTS, Attempts, LockoutKeys, remembered
+from service.core.users import UserRecord
 from service.db.models import Lockout, table_of
 
 Keys = tuple[bytes, ...]
@@ -21,6 +22,11 @@ Keys = tuple[bytes, ...]
 
 _LOCKOUTS = table_of(Lockout)
 _COLUMNS = (_LOCKOUTS.c.key, _LOCKOUTS.c.failures, _LOCKOUTS.c.last_failed_at)
+
+
+def keys_of(user: UserRecord, keys: LockoutKeys) -> tuple[Keys, Keys]:
+    """Under which keys the failed sign-ins of a user are counted: by email, and by username."""
+    return keys.of("email", user.email), keys.of("username", user.username)
 
 
 def find_attempts(session: Session, *names: Keys, now: datetime) -> list[Attempts]:

@@ -6,7 +6,7 @@ The password is hashed between `look_up` and `settle`, without a connection: wha
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, bindparam, case, func, literal_column, or_, select, update
@@ -28,19 +28,13 @@ from service.core.attempts import (
     store_attempts,
 )
 from service.core.lockout import Attempts, Event, after, remaining
-from service.core.passwords import MAX_COST, MIN_COST
-from service.core.users import COLUMNS, NOBODY, USERS, Key, UserRecord
-from service.db.models.user import HASH_COST
+from service.core.users import COLUMNS, NOBODY, PASSWORD_CHANGED_AT, USERS, Key, UserRecord
+from service.db.models.user import HASH_COST, KNOWN_HASH
 
 _TIME = DateTime(timezone=True)
-_NEVER = datetime(1970, 1, 1, tzinfo=UTC)
-"""When the password of nobody was last changed, and that of users whose row does not say."""
 _cost: ColumnElement[str] = literal_column(HASH_COST, Text())
-_HIGHEST_COST = (
-    select(func.max(_cost))
-    .where(USERS.c.hashed_password.is_not(None), _cost.between(f"{MIN_COST:02}", f"{MAX_COST:02}"))
-    .scalar_subquery()
-)
+# Of hashes that can be verified: a damaged one must not make the sign-ins of all others dear.
+_HIGHEST_COST = select(func.max(_cost)).where(USERS.c.hashed_password.regexp_match(KNOWN_HASH)).scalar_subquery()
 _IS_USABLE = and_(
     USERS.c.deleted_at.is_(None),
     or_(USERS.c.password_expires_at.is_(None), USERS.c.password_expires_at > bindparam("now", type_=_TIME)),
@@ -53,7 +47,7 @@ _BY = {
         func.coalesce(USERS.c.id, 0),
         func.coalesce(USERS.c.email, ""),
         case((_IS_USABLE, USERS.c.hashed_password)),
-        func.coalesce(USERS.c.password_changed_at, bindparam("never", _NEVER, type_=_TIME)),
+        PASSWORD_CHANGED_AT,
     ).select_from(
         select(literal_column("1")).subquery("one").outerjoin(USERS, USERS.c[name] == bindparam("value", type_=kind))
     )
@@ -101,8 +95,7 @@ def look_up(session: Session, key: Key | None, *, cost: int, now: datetime) -> C
     highest, user_id, email, stored_hash, changed_at = session.execute(
         _BY[key.column], {"value": key.value, "now": now}
     ).one()
-    stored_cost = int(highest) if highest and highest.isdigit() else 0
-    return Candidate(user_id, email, stored_hash, changed_at, max(cost, stored_cost))
+    return Candidate(user_id, email, stored_hash, changed_at, max(cost, int(highest or 0)))
 
 
 def require_unlocked(session: Session, keys: Keys, *, now: datetime) -> None:
@@ -167,12 +160,11 @@ def _reread(session: Session, candidate: Candidate, now: datetime) -> Sequence[A
 
     A hash that another sign-in renewed meanwhile is the same password: right passwords never refuse each other.
     """
-    changed_at = None if candidate.password_changed_at == _NEVER else candidate.password_changed_at
     return session.execute(
         select(USERS.c.password_change_required, *COLUMNS).where(
             USERS.c.id == candidate.user_id,
             USERS.c.hashed_password.is_not(None),
-            USERS.c.password_changed_at.is_not_distinct_from(changed_at),
+            PASSWORD_CHANGED_AT.is_not_distinct_from(candidate.password_changed_at),
             USERS.c.deleted_at.is_(None),
             or_(USERS.c.password_expires_at.is_(None), USERS.c.password_expires_at > now),
         )

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, FromClause, and_, cast, delete, func, literal, literal_column, or_, select
+from sqlalchemy import ColumnElement, FromClause, and_, cast, delete, func, literal, literal_column, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session
 from sqlalchemy.types import DateTime, LargeBinary, String
@@ -28,6 +28,8 @@ from service.core.due import remove_due
 from service.core.users import COLUMNS, NOBODY, USERS, Key, UserRecord
 from service.db.models import Code, table_of
 
+MAX_TRIES = 5
+"""How often a code may be used to find out whether a password is the present one, before it opens nothing any more."""
 CODE_MAX_BYTES = 128
 """Ceiling of what is looked at; a code has 43 characters."""
 
@@ -117,7 +119,7 @@ def _opened(
 ) -> str | None:
     """Store a code, in place of an older one of the subject; the email that was stored with it."""
     statement = pg_insert(_CODES).from_select(list(new), select(*new.values()).select_from(whose).where(*where))
-    replaced = {name: statement.excluded[name] for name in new} | {"created_at": func.now()}
+    replaced = {name: statement.excluded[name] for name in new} | {"created_at": func.now(), "tries": 0}
     stored: str | None = session.scalar(
         statement.on_conflict_do_update(index_elements=[_CODES.c.subject, _CODES.c.purpose], set_=replaced).returning(
             _CODES.c.email
@@ -150,6 +152,21 @@ def require_open(session: Session, purpose: Purpose, code: str, *, now: datetime
         raise InvalidCodeError
     epoch, email, stored_hash, *columns = row
     return OpenCode(code_hash, UserRecord._make(columns), epoch, email, stored_hash)
+
+
+def count_try(session: Session, found: OpenCode) -> None:
+    """Count that something is about to be tried by the code. Raises InvalidCodeError when it was tried too often.
+
+    To be committed before the try: so that many at once are counted, whatever becomes of them.
+    """
+    counted = session.execute(
+        update(_CODES)
+        .where(_CODES.c.code_hash == found.code_hash, _CODES.c.tries < MAX_TRIES)
+        .values(tries=_CODES.c.tries + 1)
+        .returning(_CODES.c.tries)
+    ).one_or_none()
+    if counted is None:
+        raise InvalidCodeError
 
 
 def spend(session: Session, found: OpenCode, *, now: datetime) -> None:

@@ -19,10 +19,20 @@ from service.base.errors import (
     UserInactiveError,
 )
 from service.core import codes
-from service.core.attempts import Keys, clear_attempts
+from service.core.attempts import clear_attempts, keys_of
 from service.core.codes import OpenCode, Purpose
 from service.core.lockout import LockoutKeys
-from service.core.users import COLUMNS, NEXT_EPOCH, USERS, Key, UserRecord, find_user, get_user, require_live
+from service.core.users import (
+    COLUMNS,
+    NEXT_EPOCH,
+    PASSWORD_CHANGED_AT,
+    USERS,
+    Key,
+    UserRecord,
+    find_user,
+    get_user,
+    require_live,
+)
 
 _TICK = timedelta(microseconds=1)
 _LIVE = USERS.c.deleted_at.is_(None)
@@ -63,13 +73,13 @@ def change_password(
     user: UserRecord,
     hashed: str,
     *,
-    changed_at: datetime | None,
+    changed_at: datetime,
     now: datetime,
     keys: LockoutKeys,
 ) -> UserRecord:
     """Give a user who has proved the present password another one. Clears the lockout; voids what was issued.
 
-    changed_at: the password_changed_at of the password that was proved. Raises InvalidCredentialsError when the user
+    changed_at: since when they have the password that was proved. Raises InvalidCredentialsError when the user
     has another one by now, or may not act any more: what was proved is nothing then.
     """
     clear_attempts(session, *keys_of(user, keys))
@@ -78,7 +88,7 @@ def change_password(
         hashed,
         now,
         USERS.c.id == user.id,
-        USERS.c.password_changed_at.is_not_distinct_from(changed_at),
+        PASSWORD_CHANGED_AT.is_not_distinct_from(changed_at),
         USERS.c.is_active,
         _LIVE,
     )
@@ -182,11 +192,6 @@ def mark_email_verified(session: Session, user_id: int, email: str, *, now: date
     if user.email_verified_at is None:
         raise ConflictError  # it became the user's email after the first statement had looked
     return user
-
-
-def keys_of(user: UserRecord, keys: LockoutKeys) -> tuple[Keys, Keys]:
-    """Under which keys the failed sign-ins of a user are counted: by email, and by username."""
-    return keys.of("email", user.email), keys.of("username", user.username)
 
 
 def _clear_lockout_of_new_names(

@@ -56,6 +56,12 @@ def normalise_email(text: str, *, allow_special_domains: bool = False) -> str:
     return email
 
 
+def domain_as_typed(email: str) -> str:
+    """The domain of a stored email as people type it: labels in their own script (IDNA 2008)."""
+    found = validate_email(email, allow_smtputf8=False, check_deliverability=False, globally_deliverable=False)
+    return found.domain
+
+
 def _is_deliverable(domain: str) -> bool:
     return not any(domain == special or domain.endswith("." + special) for special in _SPECIAL_DOMAINS)
 

@@ -14,8 +14,8 @@ from service.core.codes import remove_codes
 def purge_user(session: Session, user_id: int) -> None:
     """Remove a softly deleted user and everything personal. Raises UserNotFoundError, UserNotDeletedError.
 
-    A code that is stored at this very moment by a call that read the user as live stays until it expires; it opens
-    nothing. Nobody is deleted and purged within one call, but for a race that an operator has to run.
+    A code that a call stores at this very moment, having read the user as live, opens nothing, but its email stays
+    until it expires. What is counted on the user's names stays for its day, under hashes of them.
     """
     users.purge_user(session, user_id)
     remove_codes(session, [user_id])

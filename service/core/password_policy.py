@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from service.base.errors import Violation
-from service.core.identifiers import has_control_character, to_nfc
+from service.core.identifiers import domain_as_typed, has_control_character, to_nfc
 from service.core.passwords import is_over_ceiling
 
 PASSWORD_MAX_LENGTH = 256
@@ -109,21 +109,13 @@ def _of_names(folded: str, names: Names, field_name: str) -> list[Violation]:
     found = []
     if _is_mostly(folded, [names.username]):
         found.append(Violation(field_name, "CONTAINS_USERNAME", "must not consist of the username by half or more"))
-    if _is_mostly(folded, [local, *domain.split("."), *_as_typed(domain).split(".")]):
+    if _is_mostly(folded, [local, *domain.split("."), *domain_as_typed(names.email).split(".")]):
         found.append(Violation(field_name, "CONTAINS_EMAIL", "must not consist of a part of the email by half or more"))
     return found
-
-
-def _as_typed(domain: str) -> str:
-    """An international domain in its own script."""
-    try:
-        return domain.encode().decode("idna")
-    except UnicodeError:
-        return ""
 
 
 def _is_mostly(folded: str, words: list[str]) -> bool:
     return any(
         len(word) >= _MIN_WORD_LENGTH and word in folded and folded.count(word) * len(word) * 2 >= len(folded)
-        for word in words
+        for word in (to_nfc(word).casefold() for word in words)
     )

@@ -22,9 +22,12 @@ MAX_COST = 16
 """The highest cost that is verified: a stored hash must not be able to take a core for minutes."""
 
 _BCRYPT_MAX_BYTES = 72
-_PLAIN = re.compile(r"\$2[aby]\$(?P<cost>\d{2})\$[./A-Za-z0-9]{53}")
+# In ASCII: there are other digits. A salt has 128 bits, so that its 22nd character is one of four.
+_PLAIN = re.compile(r"\$2[aby]\$(?P<cost>\d{2})\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}", re.ASCII)
 _SHA256 = re.compile(
-    r"\$bcrypt-sha256\$v=2,t=2b,r=(?P<cost>\d{1,2})\$(?P<salt>[./A-Za-z0-9]{22})\$(?P<digest>[./A-Za-z0-9]{31})"
+    r"\$bcrypt-sha256\$v=2,t=2b,r=(?P<cost>\d{1,2})"
+    r"\$(?P<salt>[./A-Za-z0-9]{21}[.Oeu])\$(?P<digest>[./A-Za-z0-9]{31})",
+    re.ASCII,
 )
 
 
@@ -44,7 +47,10 @@ class StoredHash:
 
 
 def parse_hash(stored: str) -> StoredHash:
-    """Take a stored hash apart. Raises StoredHashError for a form that is not known, or a cost over MAX_COST."""
+    """Take a stored hash apart. Raises StoredHashError for a form that is not known, or a cost out of bounds.
+
+    KNOWN_HASH in service/db/models/user.py is the same for the database.
+    """
     if found := _PLAIN.fullmatch(stored):
         parsed = StoredHash(int(found["cost"]), stored[7:29], stored[29:], is_prehashed=False)
     elif found := _SHA256.fullmatch(stored):
@@ -117,10 +123,7 @@ def _verifies(secret: bytes, parsed: StoredHash) -> bool:
 
 
 def _bcrypt_digest(secret: bytes, parsed: StoredHash) -> bytes:
-    try:
-        return bcrypt.hashpw(secret, f"$2b${parsed.cost:02}${parsed.salt}".encode())[29:]
-    except ValueError:  # a salt whose last character no bcrypt writes
-        raise StoredHashError from None
+    return bcrypt.hashpw(secret, f"$2b${parsed.cost:02}${parsed.salt}".encode())[29:]
 
 
 def _prehashed(secret: bytes, salt22: str) -> bytes:

@@ -19,7 +19,10 @@ class BoundedExecutor(ThreadPoolExecutor):
     """A thread pool for RPCs that refuses when too many wait."""
 
     def __init__(self, threads: int, *, max_waiting: int, name: str, refusal: type[PersonaeError]) -> None:
-        """refusal: what those are answered for whom there is no room."""
+        """max_waiting: how many wait beside the one that is on its way to a thread.
+
+        refusal: what those are answered for whom there is no room.
+        """
         super().__init__(threads, thread_name_prefix=name)
         self._max_waiting = max_waiting
         self._refuser = ThreadPoolExecutor(

@@ -8,7 +8,7 @@ import grpc
 from personae.v1 import authentication_pb2, authentication_pb2_grpc
 from service.base.clock import Clock
 from service.core import attempts, users
-from service.core.credentials import keys_of
+from service.core.attempts import keys_of
 from service.core.lockout import Attempts, LockoutKeys, remaining
 from service.core.users import Key
 from service.db.engine import Database, reading

@@ -193,8 +193,10 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         with self._database.scope(deadline=current().deadline) as session, reading(session):
             code = codes.require_open(session, Purpose.PASSWORD_RESET, request.code, now=self._clock())
         _refuse(self._violations(request.new_password, code.user, "new_password"))
-        # Whoever has a code could try by it what the present password is. So that is asked last, and whoever asks and
-        # is wrong has reset the password, in the open: the rest is done also when the caller's time is over.
+        # Whoever has a code could try by it what the present password is. So that is asked last and a few times only,
+        # and whoever asks and is wrong has reset the password, in the open, also when the caller's time is over.
+        with self._database.scope(deadline=current().deadline) as session, session.begin():
+            codes.count_try(session, code)
         hashed = self._hashing.run(
             current().deadline, _hash_another, request.new_password, code.stored_hash, self._rules.bcrypt_cost
         )

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures.thread import BrokenThreadPool
 from threading import get_native_id
 from typing import ParamSpec, TypeVar
 
@@ -44,6 +45,8 @@ class Hashing:
             raise DeadlineOverError
         try:
             future = self._pool.submit(function, *arguments, **options)
+        except BrokenThreadPool:
+            raise
         except RuntimeError:  # the server has ended
             raise HashingBusyError from None
         try:
@@ -69,6 +72,6 @@ def _step_back() -> None:
     """Let every other thread of the machine go first. Only Linux knows priorities of threads."""
     if sys.platform == "linux":
         thread = get_native_id()
-        niceness = max(_NICENESS, os.getpriority(os.PRIO_PROCESS, thread))  # never up, which takes a privilege
         with contextlib.suppress(OSError):  # a sandbox may forbid it: slower reads are better than no sign-ins
+            niceness = max(_NICENESS, os.getpriority(os.PRIO_PROCESS, thread))  # never up, which takes a privilege
             os.setpriority(os.PRIO_PROCESS, thread, niceness)

@@ -1,305 +1,43 @@
 """What the contract tests of credentials cannot show: time that passes, and what is in the database."""
 
-import base64
 import hashlib
-from collections.abc import Callable
+from collections import Counter
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.timestamp_pb2 import Timestamp
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import URL
 
-from personae.v1 import authentication_pb2, user_pb2
 from personae.v1 import credential_pb2 as pb
+from personae.v1 import user_pb2
+from service.core.authn import look_up
 from service.core.passwords import hash_password
+from service.db.engine import reading
 from service.tasks import sweep
-from tests.support.errors import Failure, fails, failure_of
+from tests.support.credentials import (
+    NEW,
+    OTHER,
+    by_id,
+    change,
+    counted,
+    damage,
+    execute,
+    reset,
+    rows_of,
+    signing_in,
+    stamp,
+    start_reset,
+    start_verification,
+    store,
+    with_expiring_password,
+)
+from tests.support.errors import fails
 from tests.support.factories import PASSWORD, new_user, unique_name
 from tests.support.servers import RunningServer, running
 from tests.support.threads import at_once
 
 Code = grpc.StatusCode
-
-NEW = "glass tugboat nine o'clock"
-OTHER = "seven umbrellas in a canoe"
-OLD_KEY = "old:" + base64.urlsafe_b64encode(b"o" * 32).decode()
-NEW_KEY = "new:" + base64.urlsafe_b64encode(b"n" * 32).decode()
-WAITS = {3: 1, 9: 3, 25: 10, 33: 3600}
-"""From how many failures on, how many seconds a name is locked."""
-
-
-def by(identifier: str, password: str = "wrong") -> authentication_pb2.AuthenticateRequest:
-    return authentication_pb2.AuthenticateRequest(identifier=identifier, password=password)
-
-
-def by_id(user: user_pb2.User, password: str = "wrong") -> authentication_pb2.AuthenticateRequest:
-    return authentication_pb2.AuthenticateRequest(user_id=user.id, password=password)
-
-
-def signing_in(server: RunningServer, user: user_pb2.User, password: str) -> str:
-    """How a sign-in ends: OK, or the reason of the refusal."""
-    try:
-        server.authentication.Authenticate(by_id(user, password))
-    except grpc.RpcError as error:
-        return failure_of(error).reason
-    return "OK"
-
-
-def lockout_of(server: RunningServer, user: user_pb2.User) -> authentication_pb2.Lockout:
-    return server.authentication.GetLockout(authentication_pb2.GetLockoutRequest(user_id=user.id))
-
-
-def counted(server: RunningServer, user: user_pb2.User) -> tuple[int, int]:
-    """The failures on a user's email and on its username."""
-    lockout = lockout_of(server, user)
-    return lockout.email.failures, lockout.username.failures
-
-
-def fail(server: RunningServer, request: authentication_pb2.AuthenticateRequest, *, times: int = 1) -> None:
-    for _ in range(times):
-        assert fails(server.authentication.Authenticate, request).reason == "INVALID_CREDENTIALS"
-
-
-def lock_for_an_hour(server: RunningServer, request: authentication_pb2.AuthenticateRequest) -> None:
-    """Fail 33 times, after every wait."""
-    for _ in range(33):
-        server.clock.advance(timedelta(seconds=10))
-        fail(server, request)
-
-
-def refused(call: Callable[..., Any], request: Any) -> tuple[Failure, timedelta]:
-    """How a locked name is refused, and how long to wait."""
-    with pytest.raises(grpc.RpcError) as caught:
-        call(request)
-    failure, status = failure_of(caught.value), rpc_status.from_call(caught.value)
-    assert status is not None
-    kind = error_details_pb2.RetryInfo
-    found = [kind.FromString(detail.value) for detail in status.details if detail.Is(kind.DESCRIPTOR)]
-    assert (failure.code, failure.reason) == (Code.RESOURCE_EXHAUSTED, "TOO_MANY_ATTEMPTS")
-    assert failure.trailers["grpc-retry-pushback-ms"] == "-1"
-    assert len(found) == 1
-    return failure, found[0].retry_delay.ToTimedelta()
-
-
-def stamp(time: datetime) -> Timestamp:
-    found = Timestamp()
-    found.FromDatetime(time)
-    return found
-
-
-def with_expiring_password(server: RunningServer, **lifetime: float) -> user_pb2.User:
-    user = new_user(server.users)
-    return server.credentials.SetPassword(
-        pb.SetPasswordRequest(
-            user_id=user.id, password=PASSWORD, expires_at=stamp(server.clock() + timedelta(**lifetime))
-        )
-    )
-
-
-def change(user: user_pb2.User, current: str, new: str = NEW) -> pb.ChangePasswordRequest:
-    return pb.ChangePasswordRequest(user_id=user.id, current_password=current, new_password=new)
-
-
-def start_reset(server: RunningServer, user: user_pb2.User) -> pb.StartPasswordResetResponse:
-    return server.credentials.StartPasswordReset(pb.StartPasswordResetRequest(identifier=user.username))
-
-
-def reset(code: str, new_password: str = NEW) -> pb.CompletePasswordResetRequest:
-    return pb.CompletePasswordResetRequest(code=code, new_password=new_password)
-
-
-def start_verification(
-    server: RunningServer, user: user_pb2.User, new_email: str | None = None
-) -> pb.StartEmailVerificationResponse:
-    request = pb.StartEmailVerificationRequest(user_id=user.id, new_email=new_email)
-    return server.credentials.StartEmailVerification(request)
-
-
-def rows_of(url: URL, table: str) -> list[dict[str, Any]]:
-    engine = create_engine(url)
-    with engine.connect() as connection:
-        rows = [dict(row) for row in connection.execute(text(f"SELECT * FROM {table}")).mappings()]
-    engine.dispose()
-    return rows
-
-
-class TestLockoutOverTime:
-    def test_the_waits_grow(self, private_server: RunningServer) -> None:
-        """None for two failures, then 1 s, 3 s, 10 s and 1 h; while locked nothing counts, afterwards all does."""
-        server, user = private_server, new_user(private_server.users, password=PASSWORD)
-
-        for number in range(1, 35):
-            fail(server, by(user.email))
-            attempts = lockout_of(server, user).email
-            wait = max((seconds for failures, seconds in WAITS.items() if failures <= number), default=0)
-            assert attempts.failures == number
-            if not wait:
-                assert not attempts.HasField("locked_until")
-                continue
-            assert attempts.locked_until.ToDatetime() - attempts.last_failed_at.ToDatetime() == timedelta(seconds=wait)
-            for password in ("wrong", PASSWORD):
-                _, remaining = refused(server.authentication.Authenticate, by(user.email, password))
-                assert timedelta() < remaining <= timedelta(seconds=wait)
-            assert lockout_of(server, user).email == attempts
-            server.clock.advance(timedelta(seconds=wait))
-            assert not lockout_of(server, user).email.HasField("locked_until")
-
-    def test_the_wait_runs_down(self, private_server: RunningServer) -> None:
-        """It is counted from the last failure, whoever asks in between; then the right password signs in and clears."""
-        server, user = private_server, new_user(private_server.users, password=PASSWORD)
-        lock_for_an_hour(server, by(user.username))
-
-        server.clock.advance(timedelta(minutes=20))
-        _, early = refused(server.authentication.Authenticate, by(user.username, PASSWORD))
-        server.clock.advance(timedelta(minutes=39))
-        _, late = refused(server.authentication.Authenticate, by(user.username, PASSWORD))
-
-        assert timedelta(minutes=39) < early <= timedelta(minutes=40)
-        assert timedelta() < late <= timedelta(minutes=1)
-        server.clock.advance(timedelta(minutes=1))
-        assert server.authentication.Authenticate(by(user.username, PASSWORD)).user == user
-        assert lockout_of(server, user).username == authentication_pb2.Lockout.Attempts()
-
-    @pytest.mark.parametrize("name", ["nobody", "nobody@example.com", "no@body@", "nul\x00"])
-    def test_names_of_nobody_wait_alike(self, private_server: RunningServer, name: str) -> None:
-        """Unknown and malformed names are locked for as long as those of users."""
-        lock_for_an_hour(private_server, by(name))
-
-        _, wait = refused(private_server.authentication.Authenticate, by(name))
-
-        assert timedelta(minutes=59) < wait <= timedelta(hours=1)
-
-    def test_a_day_after_the_last_failure_it_is_forgotten(self, private_server: RunningServer) -> None:
-        """Every failure starts the day anew; after it the next failure is the first."""
-        server, user = private_server, new_user(private_server.users, password=PASSWORD)
-        fail(server, by_id(user))
-        server.clock.advance(timedelta(hours=23))
-        fail(server, by_id(user))
-        server.clock.advance(timedelta(hours=23))
-        assert counted(server, user) == (2, 0)
-
-        server.clock.advance(timedelta(hours=1))
-        assert lockout_of(server, user).email == authentication_pb2.Lockout.Attempts()
-        fail(server, by_id(user))
-
-        assert counted(server, user) == (1, 0)
-
-    def test_the_names_are_locked_apart(self, private_server: RunningServer) -> None:
-        """Sign-ins by id and ChangePassword go with the email, not with the username."""
-        server, user = private_server, new_user(private_server.users, password=PASSWORD)
-        lock_for_an_hour(server, by(user.email))
-
-        assert server.authentication.Authenticate(by(user.username, PASSWORD)).user == user
-        refused(server.authentication.Authenticate, by_id(user, PASSWORD))
-        refused(server.credentials.ChangePassword, change(user, PASSWORD))
-        assert counted(server, user) == (33, 0)
-
-    @pytest.mark.parametrize("way", ["clear", "set", "reset"])
-    def test_what_lifts_a_lock_of_an_hour(self, private_server: RunningServer, way: str) -> None:
-        """An operator, or a code from the mailbox, lets the user in at once; by both names."""
-        server, user = private_server, new_user(private_server.users, password=PASSWORD)
-        for name in (user.email, user.username):
-            lock_for_an_hour(server, by(name))
-
-        if way == "clear":
-            server.authentication.ClearLockout(authentication_pb2.ClearLockoutRequest(user_id=user.id))
-        elif way == "set":
-            server.credentials.SetPassword(pb.SetPasswordRequest(user_id=user.id, password=PASSWORD))
-        else:
-            server.credentials.CompletePasswordReset(reset(start_reset(server, user).code))
-
-        password = NEW if way == "reset" else PASSWORD
-        assert server.authentication.Authenticate(by(user.email, password)).user == user
-        assert server.authentication.Authenticate(by(user.username, password)).user == user
-
-    def test_names_are_not_in_the_table(self, private_server: RunningServer, private_url: URL) -> None:
-        """What was typed, a password into the wrong field perhaps, is not to be found; nor are hashes without a key."""
-        user, typed = new_user(private_server.users, password=PASSWORD), "my secret typed as a name"
-        for request in (by(user.email), by(user.username), by(typed)):
-            fail(private_server, request)
-
-        rows = rows_of(private_url, "lockouts")
-
-        keys = [bytes(row.pop("key")) for row in rows]
-        assert len(set(keys)) == 3
-        for name in (user.email, user.username, typed):
-            for kind in ("", "email:", "username:", "malformed:"):
-                assert hashlib.sha256(f"{kind}{name}".encode()).digest() not in keys
-            assert name not in str(rows)
-
-    def test_rows_are_swept_after_their_day(self, private_server: RunningServer, private_url: URL) -> None:
-        """A right password leaves no row; what is forgotten is removed."""
-        server, user = private_server, new_user(private_server.users, password=PASSWORD)
-        fail(server, by(user.email))
-        server.authentication.Authenticate(by(user.email, PASSWORD))
-        assert rows_of(private_url, "lockouts") == []
-        fail(server, by("nobody"))
-
-        sweep(server.database, server.clock)
-        assert len(rows_of(private_url, "lockouts")) == 1
-        server.clock.advance(timedelta(hours=24))
-        sweep(server.database, server.clock)
-
-        assert rows_of(private_url, "lockouts") == []
-
-
-class TestKeysThatAreRotated:
-    def test_what_was_counted_goes_on(self, private_url: URL) -> None:
-        """Failures under the old key count under the new one, and are cleared under both."""
-        with running(private_url, secret_keys=OLD_KEY) as old:
-            with running(private_url, secret_keys=f"{NEW_KEY},{OLD_KEY}") as new:
-                user = new_user(old.users, password=PASSWORD)
-                fail(old, by(user.email), times=2)
-                fail(old, by(user.username))
-                assert counted(new, user) == (2, 1)
-
-                fail(new, by(user.email))
-
-                refused(new.authentication.Authenticate, by(user.email, PASSWORD))
-                assert counted(new, user) == (3, 1)
-                new.clock.advance(timedelta(seconds=1))
-                assert new.authentication.Authenticate(by(user.email, PASSWORD)).user == user
-                assert counted(new, user) == counted(old, user) == (0, 1)
-                new.authentication.ClearLockout(authentication_pb2.ClearLockoutRequest(user_id=user.id))
-                assert counted(new, user) == counted(old, user) == (0, 0)
-
-    def test_a_lock_holds(self, private_url: URL) -> None:
-        """Nobody is let in because an operator has changed a key, be there such a user or not."""
-        with running(private_url, secret_keys=OLD_KEY) as old:
-            with running(private_url, secret_keys=f"{NEW_KEY},{OLD_KEY}") as new:
-                user = new_user(old.users, password=PASSWORD)
-                for name in (user.username, unique_name(), "no@body@"):
-                    lock_for_an_hour(old, by(name))
-                    new.clock.advance(old.clock() - new.clock())
-                    refused(new.authentication.Authenticate, by(name, PASSWORD))
-
-    def test_what_is_forgotten_does_not_come_back(self, private_url: URL) -> None:
-        """A row under the old key that is over its day, and not swept yet, lends its count to no new failure."""
-        with running(private_url, secret_keys=OLD_KEY) as old:
-            with running(private_url, secret_keys=f"{NEW_KEY},{OLD_KEY}") as new:
-                user = new_user(old.users, password=PASSWORD)
-                lock_for_an_hour(old, by(user.email))
-                new.clock.advance(old.clock() - new.clock() + timedelta(hours=25))
-
-                fail(new, by(user.email))
-
-                assert counted(new, user) == (1, 0)
-                assert new.authentication.Authenticate(by(user.email, PASSWORD)).user == user
-
-    def test_codes_outlive_it(self, private_url: URL) -> None:
-        """A code that lies in a mailbox needs no key."""
-        with running(private_url, secret_keys=OLD_KEY) as old:
-            user = new_user(old.users)
-            code, proof = start_reset(old, user).code, start_verification(old, user).code
-        with running(private_url, secret_keys=NEW_KEY) as new:
-            proved = new.credentials.CompleteEmailVerification(pb.CompleteEmailVerificationRequest(code=proof))
-            assert proved.HasField("email_verified_at")
-            assert new.credentials.CompletePasswordReset(reset(code)).has_password
 
 
 class TestPasswordsThatExpire:
@@ -512,7 +250,7 @@ class TestPresentPasswords:
     def test_a_code_is_no_way_to_try_them(self, private_server: RunningServer, private_url: URL) -> None:
         """A password that is refused by another rule is not compared with the present one, however weak that is."""
         server, user = private_server, new_user(private_server.users, password=PASSWORD)
-        _store(private_url, user, hash_password("hunter22", 4))
+        store(private_url, user, hash_password("hunter22", 4))
         code = start_reset(server, user).code
 
         found = [
@@ -523,12 +261,63 @@ class TestPresentPasswords:
         assert all("TOO_SHORT" in reasons and "UNCHANGED" not in reasons for reasons in found)
         assert signing_in(server, user, "hunter22") == "OK"
 
+    def test_a_code_is_good_for_five_tries(self, private_server: RunningServer) -> None:
+        """Sixteen at once with the present password: five learn that it is, and the code opens nothing any more."""
+        server, user = private_server, new_user(private_server.users, password=PASSWORD)
+        code = start_reset(server, user).code
+
+        def attempt(_: int) -> str:
+            return fails(server.credentials.CompletePasswordReset, reset(code, PASSWORD)).reason
+
+        assert Counter(at_once(16, attempt)) == {"INVALID_FIELDS": 5, "INVALID_CODE": 11}
+        assert fails(server.credentials.CompletePasswordReset, reset(code, NEW)).reason == "INVALID_CODE"
+        assert signing_in(server, user, PASSWORD) == "OK"
+        newer = start_reset(server, user).code
+        assert server.credentials.CompletePasswordReset(reset(newer, NEW)).id == user.id
+
+
+class TestRowsThatTheServiceDidNotWrite:
+    @pytest.mark.parametrize("changed_at", ["NULL", "'1970-01-01T00:00:00Z'"])
+    def test_a_password_of_unknown_age_is_one_like_others(
+        self, private_server: RunningServer, private_url: URL, changed_at: str
+    ) -> None:
+        """An import may not know when a password was chosen: it signs in, and can be changed."""
+        server, user = private_server, new_user(private_server.users, password=PASSWORD)
+        execute(private_url, f"UPDATE users SET password_changed_at = {changed_at} WHERE id = {user.id}")
+
+        assert signing_in(server, user, PASSWORD) == "OK"
+        assert server.credentials.ChangePassword(change(user, PASSWORD)).id == user.id
+        assert signing_in(server, user, PASSWORD) == "INVALID_CREDENTIALS"
+        assert signing_in(server, user, NEW) == "OK"
+
+    @pytest.mark.parametrize(
+        "stored",
+        [
+            "garbage $x$y16$",
+            "$2b$14$cut",
+            "$pbkdf2-sha256$29016$abc$def",
+            "$2b$1\u00b2$" + "." * 53,
+            "$2b$31$" + "." * 53,
+        ],
+    )
+    def test_a_damaged_hash_makes_nobody_elses_sign_in_dear(
+        self, private_server: RunningServer, private_url: URL, stored: str
+    ) -> None:
+        """The work of every refusal is that of the highest cost in use: only hashes that can be verified are in use."""
+        server = private_server
+        store(private_url, new_user(server.users), stored)
+
+        with server.database.scope() as session, reading(session):
+            found = look_up(session, None, cost=4, now=server.clock())
+
+        assert found.reference_cost == 4
+
 
 class TestDamagedHashes:
     def test_are_counted_and_healed_by_another_password(self, private_server: RunningServer, private_url: URL) -> None:
         """No password fits one, the operator is told by INTERNAL, and both ways to another password work."""
         server, user = private_server, new_user(private_server.users, password=PASSWORD)
-        _damage(private_url, user)
+        damage(private_url, user)
         for call, request in (
             (server.authentication.Authenticate, by_id(user, PASSWORD)),
             (server.credentials.ChangePassword, change(user, PASSWORD)),
@@ -539,7 +328,7 @@ class TestDamagedHashes:
 
         server.credentials.CompletePasswordReset(reset(start_reset(server, user).code))
         assert signing_in(server, user, NEW) == "OK"
-        _damage(private_url, user)
+        damage(private_url, user)
         server.credentials.SetPassword(pb.SetPasswordRequest(user_id=user.id, password=OTHER))
         assert signing_in(server, user, OTHER) == "OK"
 
@@ -547,20 +336,8 @@ class TestDamagedHashes:
         """Of eight guesses at once three are answered, here by INTERNAL, and the others told to wait."""
         server, user = private_server, new_user(private_server.users, password=PASSWORD)
         server.clock.stop()
-        _damage(private_url, user)
+        damage(private_url, user)
 
         results = at_once(8, lambda _: signing_in(server, user, "wrong"))
 
         assert sorted(map(str, results)) == ["INTERNAL"] * 3 + ["TOO_MANY_ATTEMPTS"] * 5
-
-
-def _damage(url: URL, user: user_pb2.User) -> None:
-    _store(url, user, "damaged")
-
-
-def _store(url: URL, user: user_pb2.User, stored: str) -> None:
-    engine = create_engine(url)
-    with engine.begin() as connection:
-        statement = text("UPDATE users SET hashed_password = :stored WHERE id = :id")
-        connection.execute(statement, {"stored": stored, "id": user.id})
-    engine.dispose()

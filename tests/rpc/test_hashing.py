@@ -27,6 +27,9 @@ Code = grpc.StatusCode
 WAITING = 3
 RPCS_THAT_HASH = 3
 PATIENCE = 20
+WAITS_FOR_LOCK = text(
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -70,12 +73,12 @@ def failures(server: RunningServer, user: user_pb2.User) -> int:
 class TestThreads:
     @pytest.mark.skipif(sys.platform != "linux", reason="only Linux knows priorities of threads")
     def test_step_back_behind_all_others(self, hashing: Hashing) -> None:
-        """Hashing has a lower priority than the thread that asks for it."""
+        """Hashing has a low priority, whatever that of the thread that asks for it."""
 
         def niceness() -> int:
             return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
-        assert hashing.run(monotonic() + PATIENCE, niceness) > niceness()
+        assert hashing.run(monotonic() + PATIENCE, niceness) == max(10, niceness())
 
     @pytest.mark.skipif(sys.platform != "linux", reason="only Linux knows priorities of threads")
     def test_who_is_nicer_already_stays_so(self) -> None:
@@ -150,14 +153,15 @@ class TestOverload:
             # All but those that have a thread, and those that wait for one.
             for _ in range(40 - RPCS_THAT_HASH - WAITING - 1):
                 assert ended.acquire(timeout=PATIENCE)
-            refused = [call for call in calls if call.done()]
 
-        for call in refused:
-            failure = failure_of(call)
+        failures = [failure_of(call) for call in calls if call.exception(timeout=PATIENCE) is not None]
+        assert len(failures) >= 40 - RPCS_THAT_HASH - WAITING - 1
+        assert len(failures) < 40
+        for failure in failures:
             assert (failure.code, failure.reason) == (Code.RESOURCE_EXHAUSTED, "HASHING_BUSY")
             assert failure.trailers["grpc-retry-pushback-ms"] == "1000"
             assert failure.retry_after is not None
-        assert all(call.result().user == user for call in calls if call not in refused)
+        assert all(call.result().user == user for call in calls if call.exception() is None)
 
     def test_everything_else_goes_on(self, narrow: RunningServer) -> None:
         """Reads, changes, and users without a password, while no password can be hashed."""
@@ -173,16 +177,17 @@ class TestOverload:
         for call in calls:
             call.exception()
 
-    def test_a_sign_in_whose_caller_gave_up_waiting_is_not_counted(self, narrow: RunningServer) -> None:
+    def test_a_sign_in_whose_time_ended_while_it_waited_is_not_counted(
+        self, narrow: RunningServer, private_url: URL
+    ) -> None:
         """It was never hashed, so it was no guess."""
         user = new_user(narrow.users, password=PASSWORD)
         wrong = pb.AuthenticateRequest(user_id=user.id, password="not this one")
-        with nothing_hashes(narrow), pytest.raises(grpc.RpcError) as caught:
-            narrow.authentication.Authenticate(wrong, timeout=0.3)
+        with running(private_url, hash_threads=1, rpc_timeout=0.2) as hasty, nothing_hashes(hasty):
+            failure = fails(hasty.authentication.Authenticate, wrong)
 
-        assert caught.value.code() is Code.DEADLINE_EXCEEDED
-        assert fails(narrow.authentication.Authenticate, wrong).reason == "INVALID_CREDENTIALS"
-        assert failures(narrow, user) == 1
+        assert (failure.code, failure.reason) == (Code.DEADLINE_EXCEEDED, "DEADLINE_OVER")
+        assert failures(narrow, user) == 0
 
 
 def test_a_hash_that_was_made_is_settled_though_its_caller_has_gone(private_server: RunningServer) -> None:
@@ -195,7 +200,7 @@ def test_a_hash_that_was_made_is_settled_though_its_caller_has_gone(private_serv
     with engine.connect() as holder, engine.connect().execution_options(isolation_level="AUTOCOMMIT") as observer:
         holder.execute(text("SELECT 1 FROM lockouts FOR UPDATE"))
         call = private_server.authentication.Authenticate.future(wrong, timeout=PATIENCE)
-        while not observer.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")):
+        while not observer.scalar(WAITS_FOR_LOCK):
             assert not call.done()
         call.cancel()
         holder.rollback()

@@ -9,13 +9,14 @@ from service.core.users.creation import NewUser, RequestKey, create_user, find_c
 from service.core.users.listing import ORDER_COLUMNS, Order, Page, UserFilter, list_users
 from service.core.users.lookup import batch_get_users, find_user, get_user
 from service.core.users.purge import forget_requests, purge_due, purge_user
-from service.core.users.rows import COLUMNS, NEXT_EPOCH, NOBODY, USERS, Key, UserRecord
+from service.core.users.rows import COLUMNS, NEXT_EPOCH, NOBODY, PASSWORD_CHANGED_AT, USERS, Key, UserRecord
 
 __all__ = [
     "COLUMNS",
     "NEXT_EPOCH",
     "NOBODY",
     "ORDER_COLUMNS",
+    "PASSWORD_CHANGED_AT",
     "USERS",
     "Key",
     "NewUser",

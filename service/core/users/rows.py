@@ -1,9 +1,9 @@
 """The rows of the users table as the rules see them: named columns, never live entities, never a hash."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement
+from sqlalchemy import ColumnElement, DateTime, func, literal
 
 from service.db.models import RequestId, User, table_of
 
@@ -51,6 +51,12 @@ NEXT_EPOCH: ColumnElement[int] = USERS.c.access_epoch + 1
 Set by whatever changes email or password, deactivates or deletes, in the same UPDATE. A feature that issues something
 (a code, later a session) stores the user's epoch with it, and honours it only while the user still has that epoch.
 """
+
+
+PASSWORD_CHANGED_AT: ColumnElement[Any] = func.coalesce(
+    USERS.c.password_changed_at, literal(datetime.fromtimestamp(0, UTC), DateTime(timezone=True))
+)
+"""Since when the user has its password, which tells it from any other; long ago where the row does not say."""
 
 
 class Key(NamedTuple):

@@ -10,6 +10,7 @@ from sqlalchemy import (
     String,
     UniqueConstraint,
     func,
+    text,
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -40,6 +41,9 @@ class Code(Base):
         String(255, collation="C"),
         comment="Where it may be delivered, and what it proves; nobody's: nowhere",
     )
+    tries: Mapped[int] = mapped_column(
+        Integer, server_default=text("0"), comment="How often something was tried by it that was not completed yet"
+    )
     created_at: Mapped[datetime] = mapped_column(
         DateTime(timezone=True), server_default=func.now(), comment="When the row was made"
     )
@@ -48,5 +52,5 @@ class Code(Base):
     __table_args__ = (
         UniqueConstraint("subject", "purpose"),
         CheckConstraint("purpose IN ('password_reset', 'email_verification')", name="known_purpose"),
-        {"comment": "Open codes, until they are used, replaced or expired"},
+        {"comment": "Codes, until they are used, replaced or expired"},
     )

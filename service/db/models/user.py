@@ -26,6 +26,15 @@ HASH_COST = "translate(right(split_part(hashed_password, '$', 3), 2), '=', '0')"
 `$2b$12$…` and `$bcrypt-sha256$v=2,t=2b,r=12$…` both give 12, `…,r=4$…` gives 04; a damaged hash gives anything.
 """
 
+KNOWN_HASH = (
+    r"^(\$2[aby]\$(0[4-9]|1[0-6])\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}"
+    r"|\$bcrypt-sha256\$v=2,t=2b,r=0?([4-9]|1[0-6])\$[./A-Za-z0-9]{21}[.Oeu]\$[./A-Za-z0-9]{31})$"
+)
+"""The hashes that can be verified, as service.core.passwords.parse_hash knows them, for PostgreSQL.
+
+HASH_COST of such a hash is two digits, whatever the collation.
+"""
+
 
 class User(Base):
     """A user account.

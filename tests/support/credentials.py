@@ -1,0 +1,139 @@
+"""Calls about credentials that many tests make, and what they leave in the database."""
+
+import base64
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import URL
+
+from personae.v1 import authentication_pb2, user_pb2
+from personae.v1 import credential_pb2 as pb
+from tests.support.errors import Failure, fails, failure_of
+from tests.support.factories import PASSWORD, new_user
+from tests.support.servers import RunningServer
+
+Code = grpc.StatusCode
+
+NEW = "glass tugboat nine o'clock"
+OTHER = "seven umbrellas in a canoe"
+OLD_KEY = "old:" + base64.urlsafe_b64encode(b"o" * 32).decode()
+NEW_KEY = "new:" + base64.urlsafe_b64encode(b"n" * 32).decode()
+WAITS = {3: 1, 9: 3, 25: 10, 33: 3600}
+"""From how many failures on, how many seconds a name is locked."""
+
+
+def by(identifier: str, password: str = "wrong") -> authentication_pb2.AuthenticateRequest:
+    return authentication_pb2.AuthenticateRequest(identifier=identifier, password=password)
+
+
+def by_id(user: user_pb2.User, password: str = "wrong") -> authentication_pb2.AuthenticateRequest:
+    return authentication_pb2.AuthenticateRequest(user_id=user.id, password=password)
+
+
+def signing_in(server: RunningServer, user: user_pb2.User, password: str) -> str:
+    """How a sign-in ends: OK, or the reason of the refusal."""
+    try:
+        server.authentication.Authenticate(by_id(user, password))
+    except grpc.RpcError as error:
+        return failure_of(error).reason
+    return "OK"
+
+
+def lockout_of(server: RunningServer, user: user_pb2.User) -> authentication_pb2.Lockout:
+    return server.authentication.GetLockout(authentication_pb2.GetLockoutRequest(user_id=user.id))
+
+
+def counted(server: RunningServer, user: user_pb2.User) -> tuple[int, int]:
+    """The failures on a user's email and on its username."""
+    lockout = lockout_of(server, user)
+    return lockout.email.failures, lockout.username.failures
+
+
+def fail(server: RunningServer, request: authentication_pb2.AuthenticateRequest, *, times: int = 1) -> None:
+    for _ in range(times):
+        assert fails(server.authentication.Authenticate, request).reason == "INVALID_CREDENTIALS"
+
+
+def lock_for_an_hour(server: RunningServer, request: authentication_pb2.AuthenticateRequest) -> None:
+    """Fail 33 times, after every wait."""
+    for _ in range(33):
+        server.clock.advance(timedelta(seconds=10))
+        fail(server, request)
+
+
+def refused(call: Callable[..., Any], request: Any) -> tuple[Failure, timedelta]:
+    """How a locked name is refused, and how long to wait."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call(request)
+    failure, status = failure_of(caught.value), rpc_status.from_call(caught.value)
+    assert status is not None
+    kind = error_details_pb2.RetryInfo
+    found = [kind.FromString(detail.value) for detail in status.details if detail.Is(kind.DESCRIPTOR)]
+    assert (failure.code, failure.reason) == (Code.RESOURCE_EXHAUSTED, "TOO_MANY_ATTEMPTS")
+    assert failure.trailers["grpc-retry-pushback-ms"] == "-1"
+    assert len(found) == 1
+    return failure, found[0].retry_delay.ToTimedelta()
+
+
+def stamp(time: datetime) -> Timestamp:
+    found = Timestamp()
+    found.FromDatetime(time)
+    return found
+
+
+def with_expiring_password(server: RunningServer, **lifetime: float) -> user_pb2.User:
+    user = new_user(server.users)
+    return server.credentials.SetPassword(
+        pb.SetPasswordRequest(
+            user_id=user.id, password=PASSWORD, expires_at=stamp(server.clock() + timedelta(**lifetime))
+        )
+    )
+
+
+def change(user: user_pb2.User, current: str, new: str = NEW) -> pb.ChangePasswordRequest:
+    return pb.ChangePasswordRequest(user_id=user.id, current_password=current, new_password=new)
+
+
+def start_reset(server: RunningServer, user: user_pb2.User) -> pb.StartPasswordResetResponse:
+    return server.credentials.StartPasswordReset(pb.StartPasswordResetRequest(identifier=user.username))
+
+
+def reset(code: str, new_password: str = NEW) -> pb.CompletePasswordResetRequest:
+    return pb.CompletePasswordResetRequest(code=code, new_password=new_password)
+
+
+def start_verification(
+    server: RunningServer, user: user_pb2.User, new_email: str | None = None
+) -> pb.StartEmailVerificationResponse:
+    request = pb.StartEmailVerificationRequest(user_id=user.id, new_email=new_email)
+    return server.credentials.StartEmailVerification(request)
+
+
+def rows_of(url: URL, table: str) -> list[dict[str, Any]]:
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        rows = [dict(row) for row in connection.execute(text(f"SELECT * FROM {table}")).mappings()]
+    engine.dispose()
+    return rows
+
+
+def damage(url: URL, user: user_pb2.User) -> None:
+    store(url, user, "damaged")
+
+
+def store(url: URL, user: user_pb2.User, stored: str) -> None:
+    execute(url, "UPDATE users SET hashed_password = :stored WHERE id = :id", stored=stored, id=user.id)
+
+
+def execute(url: URL, statement: str, **values: object) -> None:
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text(statement), values)
+    engine.dispose()
