@@ -3,7 +3,6 @@
 import hashlib
 from datetime import timedelta
 
-import grpc
 import pytest
 from sqlalchemy.engine import URL
 
@@ -30,8 +29,6 @@ from tests.support.credentials import (
 )
 from tests.support.factories import PASSWORD, new_user, unique_name
 from tests.support.servers import RunningServer, running
-
-Code = grpc.StatusCode
 
 
 class TestLockoutOverTime:
