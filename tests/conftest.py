@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 
 import grpc
@@ -46,6 +47,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
         directory, bindir=settings.pg_bindir, durable=False, settings={"max_connections": "300"}
     ) as server:
         yield Postgres(psycopg2_url(server.url))
+    shutil.rmtree(server.home, ignore_errors=True)  # for root it lies elsewhere, and nobody else removes it
 
 
 @pytest.fixture(scope="session")
