@@ -1,15 +1,10 @@
 """Starting and stopping, as processes: what an operator sees."""
 
 import contextlib
-import os
-import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import grpc
 import orjson
@@ -20,89 +15,16 @@ from sqlalchemy.engine import URL
 
 from personae.v1 import authentication_pb2, authentication_pb2_grpc, user_pb2, user_pb2_grpc
 from service.app import PortInUseError
-from service.db.schema import SchemaBehindError, needed_revision
+from service.db.schema import SchemaBehindError
 from service.tasks import sweep
 from tests.support.databases import Postgres, libpq_url
 from tests.support.factories import PASSWORD, new_user
+from tests.support.processes import process, set_revision
 from tests.support.proxy import PostgresProxy
 from tests.support.servers import KEY, running
-from tests.support.witness import WITNESS
 
-HEAD = needed_revision()
-
-ROOT = Path(__file__).resolve().parents[2]
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-class Process:
-    """`python -m service …` with its log, line by line."""
-
-    def __init__(self, *arguments: str, **environment: str) -> None:
-        clean = {
-            key: value for key, value in os.environ.items() if key in {"PATH", "HOME", "LD_LIBRARY_PATH", "PG_BINDIR"}
-        }
-        self.lines: list[str] = []
-        self._changed = threading.Condition()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "service", *arguments],
-            cwd=ROOT,
-            env=clean | {"LOG_FORMAT": "json", "SECRET_KEYS": KEY, "BCRYPT_COST": "4", "GRPC_PORT": "0"} | environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def wait_for(self, word: str) -> str:
-        """The first line with this word."""
-        with self._changed:
-            assert self._changed.wait_for(lambda: self._with(word) or not self._reader.is_alive(), 60)
-        found = self._with(word)
-        assert found, self.lines
-        return found
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        """Signal it, and its exit code."""
-        self.process.send_signal(number)
-        return self.process.wait(60)
-
-    @property
-    def port(self) -> int:
-        return int(orjson.loads(self.wait_for('"listening"'))["port"])
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        self._reader.join(10)
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            pipe.close()
-
-    def _with(self, word: str) -> str:
-        return next((line for line in self.lines if word in line), "")
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            with self._changed:
-                self.lines.append(line.rstrip())
-                WITNESS.hear(line)
-                self._changed.notify_all()
-        with self._changed:
-            self._changed.notify_all()
-
-
-@contextlib.contextmanager
-def process(*arguments: str, **environment: str) -> Iterator[Process]:
-    made = Process(*arguments, **environment)
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 @contextlib.contextmanager
@@ -147,7 +69,7 @@ class TestDatabaseAtStart:
 
     def test_schema_ahead(self, private_url: URL) -> None:
         """While a newer release is rolled out, the older one goes on."""
-        _set_revision(private_url, "9999")
+        set_revision(private_url, "9999")
         with running(private_url) as server:
             assert new_user(server.users).id
 
@@ -159,7 +81,7 @@ class TestDatabaseAtStart:
                 proxy.refuse()
                 proxy.cut()
                 server.wait_for("database cannot be used")
-                _set_revision(private_url, "0000")
+                set_revision(private_url, "0000")
                 proxy.refuse(refusing=False)
                 assert server.process.wait(60) == 1
                 assert "make migrate" in server.wait_for("schema")
@@ -221,13 +143,6 @@ def _wait_until_blocked(url: URL) -> None:
     engine.dispose()
 
 
-def _set_revision(url: URL, revision: str) -> None:
-    engine = create_engine(url)
-    with engine.begin() as connection:
-        connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{revision}'")
-    engine.dispose()
-
-
 class TestRefusedStarts:
     def test_a_port_in_use(self, private_url: URL) -> None:
         """The address is named, and how to choose another one."""
@@ -260,141 +175,6 @@ class TestRefusedStarts:
             assert words in printed
             assert "Traceback" not in printed
             assert "topsecret" not in printed
-
-
-class TestVerbs:
-    def run(self, *arguments: str, url: URL, text: str = "") -> tuple[int, str]:
-        environment = {
-            "PATH": os.environ["PATH"],
-            "DATABASE_URL": libpq_url(url),
-            "SECRET_KEYS": KEY,
-            "BCRYPT_COST": "4",
-        }
-        done = subprocess.run(
-            [sys.executable, "-m", *arguments],
-            cwd=ROOT,
-            env=environment,
-            input=text,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return done.returncode, done.stdout + done.stderr
-
-    def test_migrate_then_superuser_then_purge(self, postgres: Postgres) -> None:
-        """An operator's first commands, on an empty database."""
-        create = (
-            "service",
-            "create-superuser",
-            "--email",
-            "Root@Example.com",
-            "--username",
-            "Root",
-            "--password-stdin",
-        )
-        with postgres.scratch() as url:
-            assert self.run("service.db.test_db", url=url)[0] == 1
-            assert self.run("service", "migrate", url=url) == (
-                0,
-                f"The database has schema {HEAD} now; before: none.\n",
-            )
-            assert self.run("service", "migrate", url=url) == (0, f"The database has schema {HEAD} already.\n")
-            assert self.run("service.db.test_db", url=url)[0] == 0
-            assert self.run(*create, url=url, text=f"{PASSWORD}\n") == (0, "Created superuser root with id 1.\n")
-            assert "Another user has this email" in self.run(*create, url=url, text=f"{PASSWORD}\n")[1]
-            assert "at least 15 characters" in self.run(*create, url=url, text="short\n")[1]
-            assert self.run("service", "purge-deleted", url=url)[1] == (
-                "Purged 0 users, forgot 0 request ids, 0 codes and 0 lockouts.\n"
-            )
-            with running(url) as server:
-                root = server.users.GetUser(user_pb2.GetUserRequest(key=user_pb2.UserKey(username="root")))
-                assert root.is_superuser
-                assert root.has_password
-
-    def test_hash_report(self, private_url: URL) -> None:
-        """Users by scheme and cost, whatever stands in the column."""
-        stored = ["$2b$04$" + "." * 53, "$2b$12$" + "." * 53, "$2y$12$" + "." * 53, "$2b$12$" + "." * 22 + "x" * 31]
-        stored += ["$bcrypt-sha256$v=2,t=2b,r=4$" + "." * 22 + "$" + "." * 31, "$argon2id$v=19$m=65536", "plain"]
-        stored += ["$2b$12$cut", "$2b$31$" + "." * 53, "$bcrypt-sha256$v=2,t=2b,r=12$cut"]
-        with create_engine(private_url).begin() as connection:
-            for number, one in enumerate([*stored, None, None]):
-                connection.exec_driver_sql(
-                    "INSERT INTO users (email, username, hashed_password) VALUES (%s, %s, %s)",
-                    (f"{number}@example.com", f"user{number}", one),
-                )
-
-        code, printed = self.run("service", "hash-report", url=private_url)
-
-        assert code == 0
-        assert [line.split() for line in printed.splitlines()[1:-1]] == [
-            ["1", "04", "bcrypt", "$2b$"],
-            ["2", "12", "bcrypt", "$2b$"],
-            ["1", "12", "bcrypt", "$2y$"],
-            ["1", "04", "bcrypt_sha256"],
-            ["2", "no", "password"],
-            ["5", "unknown:", "signs", "nobody", "in"],
-        ]
-
-    def test_calibrate(self, private_url: URL) -> None:
-        """Measures, and ends in a line for the settings, whose cost is never below what is safe."""
-        code, printed = self.run("service", "calibrate", "--target", "1", url=private_url)
-
-        assert code == 0
-        assert printed.splitlines()[-1] == "BCRYPT_COST=10"
-        assert "lower than 10 is not safe" in printed
-        assert [line.split()[0] for line in printed.splitlines()[1:8]] == [str(cost) for cost in range(10, 17)]
-
-    @pytest.mark.parametrize(
-        "change, words",
-        [
-            ({"port": 1}, "Nothing listens there"),
-            ({"host": "no-such-host.invalid"}, "not known"),
-            ({"database": "no_such_database"}, "database does not exist"),
-        ],
-    )
-    def test_the_database_test_says_what_is_wrong(
-        self, private_url: URL, change: dict[str, object], words: str
-    ) -> None:
-        """One screen: what is wrong, what to do, and no secret."""
-        query = private_url.query if "database" in change else {}
-        url = private_url.set(host=private_url.host or "127.0.0.1" if query == {} else private_url.host, query=query)
-
-        code, printed = self.run("service.db.test_db", url=url.set(**change))  # type: ignore[arg-type]  # three kinds
-
-        assert code == 1
-        assert words in printed
-        assert "what to do" in printed
-        assert str(private_url.password) not in printed
-        assert "Traceback" not in printed
-
-    def test_migrating_a_newer_database(self, private_url: URL) -> None:
-        """A release that was rolled back does not stumble over the schema of the one after it."""
-        _set_revision(private_url, "9999")
-
-        code, printed = self.run("service", "migrate", url=private_url)
-
-        assert (code, printed.endswith("nothing to do.\n")) == (0, True)
-
-    def test_echo_prints_the_statements_without_their_values(self, private_url: URL) -> None:
-        """DB_ECHO shows what is sent, once, and not for whom."""
-        create = ("create-superuser", "--email", "ada@example.com", "--username", "ada", "--password-stdin")
-        with process(*create, DATABASE_URL=libpq_url(private_url), DB_ECHO="true") as verb:
-            assert verb.process.stdin is not None
-            verb.process.stdin.write(f"{PASSWORD}\n")
-            verb.process.stdin.close()
-            assert verb.process.wait(60) == 0
-            verb.close()
-
-        assert len([line for line in verb.lines if "INSERT INTO users" in line]) == 1
-        assert "ada@example.com" not in " ".join(verb.lines)
-
-    def test_health_for_containers(self, private_url: URL) -> None:
-        """0 while the server says SERVING, 1 when nobody answers."""
-        with running(private_url) as server:
-            assert self.run("service", "health", "--address", server.address, url=private_url) == (0, "SERVING\n")
-        code, printed = self.run("service", "health", "--address", server.address, "--timeout", "0.2", url=private_url)
-        assert code == 1
-        assert re.search("UNAVAILABLE|DEADLINE_EXCEEDED", printed)
 
 
 def test_the_access_log_is_json_and_says_nothing_private(private_url: URL) -> None:
