@@ -57,8 +57,14 @@ def normalise_email(text: str, *, allow_special_domains: bool = False) -> str:
 
 
 def domain_as_typed(email: str) -> str:
-    """The domain of a stored email as people type it: labels in their own script (IDNA 2008)."""
-    found = validate_email(email, allow_smtputf8=False, check_deliverability=False, globally_deliverable=False)
+    """The domain of a stored email as people type it: labels in their own script (IDNA 2008).
+
+    As it is stored where the library does not know the address: a row that others have written must not be an error.
+    """
+    try:
+        found = validate_email(email, allow_smtputf8=False, check_deliverability=False, globally_deliverable=False)
+    except EmailNotValidError:
+        return email.partition("@")[2]
     return found.domain
 
 

@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.identifiers import BadIdentifierError, normalise_email, normalise_prefix, normalise_username
+from service.core.identifiers import (
+    BadIdentifierError,
+    domain_as_typed,
+    normalise_email,
+    normalise_prefix,
+    normalise_username,
+)
 
 
 @pytest.mark.parametrize(
@@ -117,3 +123,18 @@ def test_prefixes() -> None:
     for bad in ("\u00e4", "a\x00", "x" * 65):
         with pytest.raises(BadIdentifierError):
             normalise_prefix(bad, max_bytes=64)
+
+
+@pytest.mark.parametrize(
+    "email, domain",
+    [
+        ("ada@xn--mller-kva.example.com", "m\u00fcller.example.com"),
+        ("ada@example.com", "example.com"),
+        ("ada@localhost", "localhost"),
+        ("not..one@our.rules", "our.rules"),
+        ("no domain at all", ""),
+    ],
+)
+def test_domains_as_people_type_them(email: str, domain: str) -> None:
+    """Also of an email that was stored by other rules than ours: nothing is raised."""
+    assert domain_as_typed(email) == domain
