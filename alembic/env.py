@@ -5,11 +5,14 @@ from collections.abc import Iterable
 
 from alembic import context
 from alembic.operations import MigrationScript
+from alembic.runtime.environment import NameFilterParentNames, NameFilterType
 from alembic.runtime.migration import MigrationContext
+from alembic.util.exc import CommandError
 from sqlalchemy import Connection
 from sqlalchemy.engine import URL
 
 from service.base.settings import Settings, load_settings
+from service.db.grants import GrantsError, grant
 from service.db.migrator import migrating
 from service.db.models import Base
 from service.db.schema import needed_revision
@@ -30,12 +33,18 @@ def count_up(
         directives[0].rev_id = f"{newest + 1:04}"
 
 
+def is_of_a_model(name: str | None, kind: NameFilterType, _parents: NameFilterParentNames) -> bool:
+    """The partitions of the audit trail come and go by themselves: they are no drift."""
+    return kind != "table" or not re.fullmatch(r"audit_events_(default|[0-9]{4}_[0-9]{2})", name or "")
+
+
 def run(connection: Connection) -> None:
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,
         transaction_per_migration=True,
         compare_server_default=True,
+        include_name=is_of_a_model,
         process_revision_directives=count_up,
     )
     with context.begin_transaction():
@@ -43,6 +52,7 @@ def run(connection: Connection) -> None:
 
 
 def online(settings: Settings, url: URL) -> None:
+    role = service_role(settings, url) if moves_the_schema() else None
     with migrating(
         url,
         wait=settings.migration_wait,
@@ -51,12 +61,37 @@ def online(settings: Settings, url: URL) -> None:
         connect_timeout=settings.db_connect_timeout,
     ) as connection:
         run(connection)
+        if role is not None:
+            grant(connection, role)
+
+
+def moves_the_schema() -> bool:
+    """Whether this is an upgrade or downgrade, and not one of the commands that only look, or stamp."""
+    try:
+        context.get_revision_argument()
+    except (KeyError, CommandError):
+        return False
+    return True
+
+
+def service_role(settings: Settings, url: URL) -> str | None:
+    """The role of DATABASE_URL, where MIGRATION_DATABASE_URL names another one to migrate with."""
+    if settings.migration_database_url is None or url != settings.migration_url:
+        return None
+    role = None if settings.url is None else settings.url.username or settings.url.query.get("user")
+    if not isinstance(role, str):
+        raise GrantsError(
+            "MIGRATION_DATABASE_URL is set, and DATABASE_URL does not say for which user of the database the service "
+            "works: set both, so that the one role gives to the other what it needs"
+        )
+    return role
 
 
 def offline() -> None:
     """Print the SQL instead of running it (`alembic upgrade … --sql`)."""
     context.configure(
         dialect_name="postgresql",
+        dialect_opts={"paramstyle": "named"},  # any other doubles the percent signs in the bodies of functions
         target_metadata=Base.metadata,
         transaction_per_migration=True,
         literal_binds=True,
@@ -70,7 +105,7 @@ def main() -> None:
         offline()
         return
     settings = load_settings()
-    given: URL | None = context.config.attributes.get("url")
+    given: URL | None = context.config.attributes.get("url", settings.migration_url)
     if given is not None:
         online(settings, given)
         return

@@ -9,6 +9,8 @@ from grpc_health.v1 import health_pb2_grpc
 from sqlalchemy.engine import URL
 
 from personae.v1 import (
+    audit_pb2,
+    audit_pb2_grpc,
     authentication_pb2,
     authentication_pb2_grpc,
     credential_pb2,
@@ -18,6 +20,7 @@ from personae.v1 import (
 )
 from service.base.clock import Clock, monotonic, utc_now
 from service.base.errors import HashingBusyError, ServerBusyError
+from service.base.origin import ANONYMOUS_CALLER
 from service.base.settings import Settings, SettingsError
 from service.core import common_passwords
 from service.core.common_passwords import PasswordListError
@@ -29,13 +32,16 @@ from service.db.engine import Database
 from service.db.schema import SchemaBehindError
 from service.rpc.access import require_rows
 from service.rpc.admission import BoundedExecutor
+from service.rpc.audit import AuditServicer
 from service.rpc.authentication import AuthenticationServicer
 from service.rpc.builtin import Health, enable_reflection
+from service.rpc.callers import REFRESHES_PER_AGE, CallerDirectory, Credentials, Identifies, everyone_is
 from service.rpc.credentials import CredentialRules, CredentialServicer
 from service.rpc.hashing import Hashing, usable_cores
 from service.rpc.interceptors.pipeline import Pipeline
-from service.rpc.interceptors.stages import STAGES
+from service.rpc.interceptors.stages import stages
 from service.rpc.sign_in import SignIn
+from service.rpc.tls import CertificateError, Certificates, PeerCertificates, TlsFiles
 from service.rpc.user_requests import UserRules
 from service.rpc.users import UserServicer
 from service.tasks import DatabaseProbe, Repeating, sweep_and_log
@@ -48,6 +54,7 @@ _SERVICES = (
     user_pb2.DESCRIPTOR.services_by_name["UserService"],
     authentication_pb2.DESCRIPTOR.services_by_name["AuthenticationService"],
     credential_pb2.DESCRIPTOR.services_by_name["CredentialService"],
+    audit_pb2.DESCRIPTOR.services_by_name["AuditService"],
 )
 SERVICE_NAMES = tuple(service.full_name for service in _SERVICES)
 METHODS = tuple(f"/{service.full_name}/{method.name}" for service in _SERVICES for method in service.methods)
@@ -83,12 +90,18 @@ class PortInUseError(Exception):
 class Server:
     """One server process: gRPC in front, the database behind, the tasks beside."""
 
-    def __init__(self, settings: Settings, url: URL, *, clock: Clock = utc_now) -> None:
+    def __init__(self, settings: Settings, url: URL, *, clock: Clock = utc_now, whoever: str | None = None) -> None:
         """Wire everything; nothing is started or connected yet. Raises SettingsError for
-        missing SECRET_KEYS and an unusable PASSWORD_BLOCKLIST_FILE.
+        missing SECRET_KEYS, an unusable PASSWORD_BLOCKLIST_FILE and unusable certificates.
+
+        whoever: the caller that everybody is taken for, without being asked; None: callers prove who they are, unless
+        CALLER_AUTH is off.
         """
         require_rows(METHODS)
         self._settings = settings
+        self._certificates = server_certificates(settings, clock)
+        self._whoever = ANONYMOUS_CALLER if settings.caller_auth == "off" else whoever
+        self._directory = None if self._whoever else caller_directory(settings, url, clock)
         self.database = open_database(settings, url)
         self._probe = DatabaseProbe(url, connect_timeout=settings.db_connect_timeout)
         self._executor = BoundedExecutor(
@@ -108,7 +121,9 @@ class Server:
         executors = {method: self._hashing_executors[name] for method, name in HASHING_METHODS.items()}
         self._grpc = grpc.server(
             self._executor,
-            interceptors=[Pipeline(STAGES, max_seconds=settings.rpc_timeout, executors=executors)],
+            interceptors=[
+                Pipeline(stages(self._identification(clock)), max_seconds=settings.rpc_timeout, executors=executors)
+            ],
             options=_OPTIONS,
         )
         self._health = Health(SERVICE_NAMES)
@@ -117,10 +132,18 @@ class Server:
         if settings.grpc_reflection:
             enable_reflection(self._grpc, SERVICE_NAMES)
         self._tasks = [Repeating("database-probe", self._look, every=settings.health_probe_interval)]
+        if self._directory is not None:
+            interval = settings.caller_cache_seconds / REFRESHES_PER_AGE
+            self._tasks.append(Repeating("callers", self._directory.refresh, every=interval))
         if settings.purge_interval:
             sweeper = Repeating(
                 "sweeper",
-                lambda: sweep_and_log(self.database, clock, lambda: sweeper.is_ending),
+                lambda: sweep_and_log(
+                    self.database,
+                    clock,
+                    lambda: sweeper.is_ending,
+                    keep_events=timedelta(days=settings.audit_retention_days),
+                ),
                 every=settings.purge_interval,
             )
             self._tasks.append(sweeper)
@@ -128,6 +151,8 @@ class Server:
         self._ends: SimpleQueue[None] = SimpleQueue()  # unlike an Event, safe to use in a signal handler
         self.failure: SchemaBehindError | None = None
         self.port = 0
+        self.mtls_port = 0
+        """Where client certificates are demanded while they are optional; 0 otherwise."""
 
     def start(self) -> None:
         """Bind, look at the database once, and serve; with an unreachable database as NOT_SERVING, until it is there.
@@ -137,17 +162,13 @@ class Server:
         self._look()
         if self.failure is not None:
             raise self.failure
-        address = self._settings.address(self._settings.grpc_port)
-        try:
-            self.port = self._grpc.add_insecure_port(address)
-        except RuntimeError:
-            raise PortInUseError(
-                f"{address} cannot be bound. Is another server running there? GRPC_HOST and GRPC_PORT choose another."
-            ) from None
+        self._bind()
+        if self._directory is not None:
+            self._directory.refresh()
         self._grpc.start()
         for task in self._tasks:
             task.start()
-        _log.info("listening", host=self._settings.grpc_host, port=self.port, serving=self._trouble is None)
+        self._say_that_it_listens()
 
     def wait(self) -> None:
         """Return when `end` is called, or when the server cannot go on: then `failure` says why."""
@@ -176,15 +197,74 @@ class Server:
         for task in self._tasks:
             has_ended &= task.join(timeout=max(_THREAD_PATIENCE, give_up_at - monotonic()))
         self._probe.close()
+        if self._directory is not None:
+            self._directory.close()
         self.database.dispose()
         _log.info("stopped", clean=has_ended)
         return has_ended
+
+    def _identification(self, clock: Clock) -> Identifies:
+        """How it is told who calls."""
+        settings = self._settings
+        if self._whoever is not None or self._directory is None:
+            return everyone_is(self._whoever or ANONYMOUS_CALLER)
+        return Credentials(
+            self._directory,
+            clock=clock,
+            certificates=PeerCertificates() if settings.client_certificates != "off" else None,
+            keys_need_loopback=not (settings.has_tls or settings.is_loopback or settings.insecure_plaintext_keys),
+        )
+
+    def _bind(self) -> None:
+        """Bind the port, and a second one where client certificates are optional: see decision 0018."""
+        settings, certificates = self._settings, self._certificates
+        if certificates is None:
+            self.port = self._bound(settings.grpc_port, "GRPC_PORT", None)
+            return
+        is_required = settings.client_certificates == "required"
+        self.port = self._bound(
+            settings.grpc_port, "GRPC_PORT", certificates.credentials(requires_client_certificate=is_required)
+        )
+        if settings.client_certificates == "optional":
+            self.mtls_port = self._bound(
+                settings.grpc_mtls_port, "GRPC_MTLS_PORT", certificates.credentials(requires_client_certificate=True)
+            )
+
+    def _bound(self, port: int, setting: str, credentials: grpc.ServerCredentials | None) -> int:
+        address = self._settings.address(port)
+        try:
+            if credentials is None:
+                return self._grpc.add_insecure_port(address)
+            return self._grpc.add_secure_port(address, credentials)
+        except RuntimeError:
+            raise PortInUseError(
+                f"{address} cannot be bound. Is another server running there? GRPC_HOST and {setting} choose another."
+            ) from None
+
+    def _say_that_it_listens(self) -> None:
+        settings = self._settings
+        if self._whoever is not None:
+            why = "CALLER_AUTH=off" if settings.caller_auth == "off" else "a developer's server on loopback"
+            _log.warning("callers are not asked who they are", all_are=self._whoever, why=why)
+        elif self._directory is not None and self._directory.is_empty:
+            _log.warning("nobody can call yet", remedy="python -m service callers create NAME --scope …")
+        more = {"mtls_port": self.mtls_port} if self.mtls_port else {}
+        _log.info(
+            "listening",
+            host=settings.grpc_host,
+            port=self.port,
+            tls=settings.has_tls,
+            client_certificates=settings.client_certificates,
+            serving=self._trouble is None,
+            **more,
+        )
 
     def _add_servicers(self, clock: Clock) -> None:
         settings = self._settings
         keys = settings.keys()
         policy = password_policy(settings)
         lockout_keys = LockoutKeys(keys.derive("lockout"))
+        page_tokens = PageTokens(keys.derive("page-token"))
         sign_in = SignIn(
             self.database,
             clock=clock,
@@ -202,7 +282,7 @@ class Server:
             ),
             hashing=self._hashing,
             bcrypt_cost=settings.bcrypt_cost,
-            page_tokens=PageTokens(keys.derive("page-token")),
+            page_tokens=page_tokens,
             fingerprint_keys=keys.derive("request-fingerprint"),
         )
         authentication = AuthenticationServicer(
@@ -229,6 +309,8 @@ class Server:
         user_pb2_grpc.add_UserServiceServicer_to_server(users, self._grpc)
         authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(authentication, self._grpc)
         credential_pb2_grpc.add_CredentialServiceServicer_to_server(credentials, self._grpc)
+        trail = AuditServicer(self.database, page_tokens=page_tokens)
+        audit_pb2_grpc.add_AuditServiceServicer_to_server(trail, self._grpc)
 
     def _look(self) -> None:
         """Look at the database: tell health, and the log when something has changed."""
@@ -254,6 +336,23 @@ def password_policy(settings: Settings) -> PasswordPolicy:
     except PasswordListError as error:
         raise SettingsError(f"PASSWORD_BLOCKLIST_FILE: {error}") from None
     return PasswordPolicy(settings.password_min_length, common)
+
+
+def server_certificates(settings: Settings, clock: Clock) -> Certificates | None:
+    """The certificates to serve with; None without TLS. Raises SettingsError when they cannot be used."""
+    certificate, private_key = settings.tls_certificate_file, settings.tls_private_key_file
+    if certificate is None or private_key is None:
+        return None
+    try:
+        return Certificates(TlsFiles(certificate, private_key, settings.tls_client_ca_file), clock=clock)
+    except CertificateError as error:
+        raise SettingsError(str(error)) from None
+
+
+def caller_directory(settings: Settings, url: URL, clock: Clock) -> CallerDirectory:
+    """Who may call, on a connection of its own."""
+    own = settings.model_copy(update={"db_pool_size": 1, "db_max_overflow": 0})
+    return CallerDirectory(open_database(own, url), clock=clock, max_age=settings.caller_cache_seconds)
 
 
 def open_database(settings: Settings, url: URL) -> Database:

@@ -3,14 +3,16 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from service.base.log import configure, drain
-from service.base.settings import Settings, SettingsError, load_settings
+from service.base.log import drain
+from service.base.origin import COMMAND_LINE, LOCAL_CALLER
+from service.base.settings import Settings, SettingsError
+from service.cli_callers import callers
+from service.console import database_url, fail, settings_or_fail, upgrade, working_database
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -27,22 +29,25 @@ def main() -> None:
 @main.command()
 def serve() -> None:
     """Serve on DATABASE_URL until SIGTERM or SIGINT."""
-    settings = _settings()
+    settings = settings_or_fail()
     if settings.url is None:
-        _fail("DATABASE_URL is not set. (On a developer's machine `make run` brings a database of its own.)")
+        fail("DATABASE_URL is not set. (On a developer's machine `make run` brings a database of its own.)")
     _serve(settings, settings.url)
 
 
 @main.command()
 def dev() -> None:
     """Serve with everything a developer needs: embedded PostgreSQL unless DATABASE_URL is set, reflection."""
-    settings = _settings()
+    settings = settings_or_fail()
     if "grpc_reflection" not in settings.model_fields_set:
         settings = settings.model_copy(update={"grpc_reflection": True})
-    with _database(settings) as url:
+    with database_url(settings) as url:
+        whoever = None
         if settings.url is None:
-            _upgrade(url)
-        is_clean = _serve(settings, url, banner=True, may_exit=False)
+            upgrade(url)
+            if settings.is_loopback and "caller_auth" not in settings.model_fields_set:
+                whoever = LOCAL_CALLER
+        is_clean = _serve(settings, url, banner=True, may_exit=False, whoever=whoever)
     if not is_clean:
         drain()
         os._exit(0)
@@ -51,8 +56,12 @@ def dev() -> None:
 @main.command()
 def migrate() -> None:
     """Bring the database to the newest schema."""
-    with _database(_settings()) as url:
-        click.echo(_upgrade(url))
+    settings = settings_or_fail()
+    if settings.migration_url is not None:
+        click.echo(upgrade(settings.migration_url))
+        return
+    with database_url(settings) as url:
+        click.echo(upgrade(url))
 
 
 @main.command("create-superuser")
@@ -61,20 +70,19 @@ def migrate() -> None:
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input, for scripts.")
 def create_superuser(email: str, username: str, password_stdin: bool) -> None:  # noqa: FBT001  click's convention
     """Create an active user with the superuser mark and a password."""
-    from service.app import open_database, password_policy
+    from service.app import password_policy
     from service.base.clock import utc_now
-    from service.base.errors import PersonaeError
     from service.core import users
     from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username
     from service.core.password_policy import Names
     from service.core.passwords import hash_password
 
-    settings = _settings()
+    settings = settings_or_fail()
     try:
         email = normalise_email(email, allow_special_domains=settings.email_allow_special_domains)
         username = normalise_username(username)
     except BadIdentifierError as error:
-        _fail(f"{'The username' if error.reason == 'INVALID_USERNAME' else 'The email or username'} {error}.")
+        fail(f"{'The username' if error.reason == 'INVALID_USERNAME' else 'The email or username'} {error}.")
     password = (
         sys.stdin.readline().rstrip("\n")
         if password_stdin
@@ -83,23 +91,16 @@ def create_superuser(email: str, username: str, password_stdin: bool) -> None:  
     try:
         policy = password_policy(settings)
     except SettingsError as error:
-        _fail(str(error))
+        fail(str(error))
     violations = policy.violations(password, Names(email, username), field_name="password")
     if violations:
-        _fail("\n".join(f"The password {violation.description}." for violation in violations))
+        fail("\n".join(f"The password {violation.description}." for violation in violations))
     new = users.NewUser(
         email, username, hash_password(password, settings.bcrypt_cost), is_active=True, email_verified_at=None
     )
-    with _migrated_database(settings) as url:
-        database = open_database(settings, url)
-        try:
-            with database.scope() as session, session.begin():
-                created = users.create_user(session, new, request=None, now=utc_now())
-                users.set_superuser(session, created.id, is_superuser=True, version=None)
-        except PersonaeError as error:
-            _fail(str(error))
-        finally:
-            database.dispose()
+    with working_database(settings) as database, database.scope(origin=COMMAND_LINE) as session, session.begin():
+        created = users.create_user(session, new, request=None, now=utc_now())
+        users.set_superuser(session, created.id, is_superuser=True, version=None)
     click.echo(f"Created superuser {username} with id {created.id}.")
 
 
@@ -109,44 +110,30 @@ def purge_deleted() -> None:
 
     The server does it by itself as well.
     """
-    from service.app import open_database
     from service.base.clock import utc_now
-    from service.base.errors import PersonaeError
     from service.tasks import sweep
 
-    settings = _settings()
-    with _migrated_database(settings) as url:
-        database = open_database(settings, url)
-        try:
-            removed = sweep(database, utc_now)
-        except PersonaeError as error:
-            _fail(str(error))
-        finally:
-            database.dispose()
+    settings = settings_or_fail()
+    keep_events = timedelta(days=settings.audit_retention_days)
+    with working_database(settings) as database:
+        removed = sweep(database, utc_now, keep_events=keep_events, origin=COMMAND_LINE)
     click.echo(
         f"Purged {removed['purged_users']} users, forgot {removed['forgotten_request_ids']} request ids, "
-        f"{removed['forgotten_codes']} codes and {removed['forgotten_lockouts']} lockouts."
+        f"{removed['forgotten_codes']} codes, {removed['forgotten_lockouts']} lockouts and "
+        f"{removed['forgotten_caller_keys']} keys of callers, dropped {removed['dropped_audit_months']} months of the "
+        "audit trail."
     )
 
 
 @main.command("hash-report")
 def hash_report() -> None:
     """Count the users by the scheme and cost of their password hash. Reads the whole table."""
-    from service.app import open_database
-    from service.base.errors import PersonaeError
     from service.core.hashes import count_hashes
     from service.db.engine import reading
 
-    settings = _settings()
-    with _migrated_database(settings) as url:
-        database = open_database(settings, url)
-        try:
-            with database.scope() as session, reading(session):
-                found = count_hashes(session)
-        except PersonaeError as error:
-            _fail(str(error))
-        finally:
-            database.dispose()
+    settings = settings_or_fail()
+    with working_database(settings) as database, database.scope() as session, reading(session):
+        found = count_hashes(session)
     click.echo(f"{'users':>12}  {'cost':<4}  scheme")
     for scheme, cost, users in found:
         click.echo(f"{users:>12,}  {cost:<4}  {scheme}")
@@ -160,7 +147,7 @@ def calibrate(target: int) -> None:
     from service.calibration import measure, propose
     from service.rpc.hashing import usable_cores
 
-    settings = _settings()
+    settings = settings_or_fail()
     cores = usable_cores()
     measured = measure(cores)
     proposed = propose(measured, target / 1000)
@@ -188,7 +175,7 @@ def generate_key(key_id: str, path: str | None) -> None:
     try:
         keys = load_or_create(Path(path))
     except (OSError, ValueError) as error:
-        _fail(f"{path}: {error}")
+        fail(f"{path}: {error}")
     click.echo(f"{path} holds the keys {', '.join(keys.keys)}.")
 
 
@@ -200,7 +187,7 @@ def health(address: str | None, timeout: float) -> None:
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    settings = _settings()
+    settings = settings_or_fail()
     if settings.grpc_host in _EVERYWHERE:
         settings = settings.model_copy(update={"grpc_host": _EVERYWHERE[settings.grpc_host]})
     target = address or settings.address(settings.grpc_port)
@@ -208,33 +195,41 @@ def health(address: str | None, timeout: float) -> None:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout)
         except grpc.RpcError as error:
-            _fail(f"{target}: {error.code().name}")
+            fail(f"{target}: {error.code().name}")
     status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     click.echo(status)
     sys.exit(0 if status == "SERVING" else 1)
 
 
+main.add_command(callers)
+
+
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def _serve(settings: Settings, url: "URL", *, banner: bool = False, may_exit: bool = True) -> bool:
-    """Serve until a signal, then stop gracefully; a second signal ends the process at once."""
+def _serve(
+    settings: Settings, url: "URL", *, banner: bool = False, may_exit: bool = True, whoever: str | None = None
+) -> bool:
+    """Serve until a signal, then stop gracefully; a second signal ends the process at once.
+
+    whoever: see service.app.Server.
+    """
     from service.app import PortInUseError, Server
     from service.db.schema import SchemaBehindError
 
     try:
-        server = Server(settings, url)
+        server = Server(settings, url, whoever=whoever)
         _on_signals(server.end)
         server.start()
     except (SettingsError, PortInUseError, SchemaBehindError) as error:
-        _fail(str(error))
+        fail(str(error))
     if banner:
         _print_banner(settings, server.port)
     server.wait()
     failure = server.failure
     is_clean = server.stop()
     if failure is not None:
-        _fail(str(failure))
+        fail(str(failure))
     if may_exit and not is_clean:
         drain()
         os._exit(0)
@@ -264,84 +259,3 @@ def _print_banner(settings: Settings, port: int) -> None:
         f"or, without grpcurl:\n\n"
         f"  .venv/bin/buf curl --protocol grpc --http2-prior-knowledge -d '{data}' http://{address}/{method}\n"
     )
-
-
-def _upgrade(url: "URL") -> str:
-    """Run the migrations up to the newest, as `alembic upgrade head` does; what was done, in words.
-
-    A database that is newer than this code is left alone: that is how a release that was rolled back finds it.
-    """
-    from pathlib import Path
-
-    from alembic import command
-    from alembic.config import Config
-    from sqlalchemy.exc import DBAPIError
-
-    from service.db.diagnosis import diagnose
-    from service.db.migrator import MigratorBusyError
-    from service.db.schema import needed_revision, revision_at
-
-    config = Config(Path(__file__).resolve().parents[1] / "alembic.ini")
-    config.attributes["url"] = url
-    needed = needed_revision()
-    try:
-        found = revision_at(url)
-        if found is not None and found > needed:
-            return f"The database has schema {found}, newer than this code's {needed}: nothing to do."
-        command.upgrade(config, "head")
-    except MigratorBusyError as error:
-        _fail(str(error))
-    except DBAPIError as error:
-        if error.statement is not None:
-            raise
-        _fail(str(diagnose(error)))
-    if found == needed:
-        return f"The database has schema {needed} already."
-    return f"The database has schema {needed} now; before: {found or 'none'}."
-
-
-@contextmanager
-def _migrated_database(settings: Settings) -> "Iterator[URL]":
-    """As _database, with the schema in place: the embedded one is migrated, another one has to be."""
-    from sqlalchemy.exc import DBAPIError
-
-    from service.db.diagnosis import diagnose
-    from service.db.schema import SchemaBehindError, require_schema_at
-
-    with _database(settings) as url:
-        if settings.url is None:
-            _upgrade(url)
-        try:
-            require_schema_at(url)
-        except SchemaBehindError as error:
-            _fail(str(error))
-        except DBAPIError as error:
-            _fail(str(diagnose(error)))
-        yield url
-
-
-@contextmanager
-def _database(settings: Settings) -> "Iterator[URL]":
-    from service.dev.postgres import EmbeddedPostgresError
-    from service.dev.provision import provided_database
-
-    try:
-        with provided_database(settings) as url:
-            yield url
-    except EmbeddedPostgresError as error:
-        _fail(str(error))
-
-
-def _settings() -> Settings:
-    """The settings, with the log set up as they say."""
-    try:
-        settings = load_settings()
-    except SettingsError as error:
-        _fail(str(error))
-    configure(settings.log_level, settings.log_format)
-    return settings
-
-
-def _fail(text: str) -> NoReturn:
-    click.echo(f"personae: {text}", err=True)
-    sys.exit(1)

@@ -1,6 +1,7 @@
 """What the server does beside answering calls: watching its database, and sweeping what is due."""
 
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from functools import partial
 from threading import Event, Thread
 
@@ -13,8 +14,10 @@ from sqlalchemy.orm import Session
 from service.base.clock import Clock, monotonic
 from service.base.errors import PersonaeError
 from service.base.log import where_raised
-from service.core import users
+from service.base.origin import SWEEPER, Origin
+from service.core import audit, users
 from service.core.attempts import forget_attempts
+from service.core.callers import forget_keys
 from service.core.codes import forget_codes
 from service.core.lifecycle import purge_due
 from service.db.diagnosis import Diagnosis, diagnose
@@ -119,27 +122,41 @@ _SWEEPS: Mapping[str, Callable[..., int]] = {
     "forgotten_request_ids": users.forget_requests,
     "forgotten_codes": forget_codes,
     "forgotten_lockouts": forget_attempts,
+    "forgotten_caller_keys": forget_keys,
 }
 """What is removed when its time has come, by the name that the log has for it. Each takes session, now and limit."""
 
 
-def sweep(database: Database, clock: Clock, is_ending: Callable[[], bool] = lambda: False) -> dict[str, int]:
-    """Remove what is due: users, old request ids, expired codes, failed sign-ins of long ago; how many of each.
+def sweep(
+    database: Database,
+    clock: Clock,
+    is_ending: Callable[[], bool] = lambda: False,
+    *,
+    keep_events: timedelta,
+    origin: Origin = SWEEPER,
+) -> dict[str, int]:
+    """Remove what is due: users, old request ids, expired codes, failed sign-ins of long ago, keys of callers that have
+    long been over, months of the audit trail; how many of each. Makes the next months of the trail.
 
-    Any number of servers may do it at once: each takes what no other holds, in short transactions. Between two of
-    them it asks whether to end.
+    keep_events: for how long the trail is kept. origin: on whose behalf. Any number of servers may do it at once: each
+    takes what no other holds, in short transactions. Between two of them it asks whether to end.
     """
     now = clock()
-    return {
-        name: _in_batches(database, partial(remove, now=now, limit=SWEEP_BATCH), is_ending)
+    removed = {
+        name: _in_batches(database, origin, partial(remove, now=now, limit=SWEEP_BATCH), is_ending)
         for name, remove in _SWEEPS.items()
     }
+    if not is_ending():
+        _one_batch(database, origin, audit.make_partitions)
+        dropped = _one_batch(database, origin, partial(audit.drop_partitions, now=now, keep=keep_events))
+        removed["dropped_audit_months"] = dropped
+    return removed
 
 
-def sweep_and_log(database: Database, clock: Clock, is_ending: Callable[[], bool]) -> None:
+def sweep_and_log(database: Database, clock: Clock, is_ending: Callable[[], bool], *, keep_events: timedelta) -> None:
     """As `sweep`, for the background: says in the log what was done, and shrugs at an outage that the probe reports."""
     try:
-        removed = sweep(database, clock, is_ending)
+        removed = sweep(database, clock, is_ending, keep_events=keep_events)
     except PersonaeError as error:
         _log.warning("sweep put off", reason=error.reason)
         return
@@ -147,16 +164,18 @@ def sweep_and_log(database: Database, clock: Clock, is_ending: Callable[[], bool
         _log.info("swept", **removed)
 
 
-def _in_batches(database: Database, remove: Callable[[Session], int], is_ending: Callable[[], bool]) -> int:
+def _in_batches(
+    database: Database, origin: Origin, remove: Callable[[Session], int], is_ending: Callable[[], bool]
+) -> int:
     total = 0
     while not is_ending():
-        removed = _one_batch(database, remove)
+        removed = _one_batch(database, origin, remove)
         total += removed
         if removed < SWEEP_BATCH:
             break
     return total
 
 
-def _one_batch(database: Database, remove: Callable[[Session], int]) -> int:
-    with database.scope(deadline=monotonic() + _BATCH_SECONDS) as session, session.begin():
+def _one_batch(database: Database, origin: Origin, remove: Callable[[Session], int]) -> int:
+    with database.scope(deadline=monotonic() + _BATCH_SECONDS, origin=origin) as session, session.begin():
         return remove(session)

@@ -10,7 +10,7 @@ import pytest
 import structlog
 from sqlalchemy.engine import URL
 
-from personae.v1 import authentication_pb2_grpc, credential_pb2_grpc, user_pb2_grpc
+from personae.v1 import audit_pb2_grpc, authentication_pb2_grpc, credential_pb2_grpc, user_pb2_grpc
 from service.base.settings import Settings, psycopg2_url
 from service.dev.postgres import EmbeddedPostgres
 from tests.support.databases import Postgres, migrate
@@ -115,3 +115,9 @@ def authentication(target: grpc.Channel) -> authentication_pb2_grpc.Authenticati
 def credentials(target: grpc.Channel) -> credential_pb2_grpc.CredentialServiceStub:
     """CredentialService of the target."""
     return credential_pb2_grpc.CredentialServiceStub(target)
+
+
+@pytest.fixture
+def audit(target: grpc.Channel) -> audit_pb2_grpc.AuditServiceStub:
+    """AuditService of the target."""
+    return audit_pb2_grpc.AuditServiceStub(target)

@@ -17,6 +17,11 @@ def random_id() -> str:
     return f"{_ids.getrandbits(_ID_BITS):032x}"
 
 
+def random_bytes(count: int) -> bytes:
+    """So many random bytes of the operating system."""
+    return os.urandom(count)  # noqa: TID251  the one place
+
+
 def random_token() -> str:
     """256 random bits, URL-safe base64 without padding: for keys, passwords and codes."""
     return base64.urlsafe_b64encode(os.urandom(_TOKEN_BYTES)).rstrip(b"=").decode()  # noqa: TID251  the one place

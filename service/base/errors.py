@@ -33,7 +33,7 @@ class PersonaeError(Exception):
     """How long a person should wait; None: as long as the client."""
 
     def __init__(self, **metadata: str) -> None:
-        super().__init__(self.text)
+        super().__init__(self.text.format_map(metadata))
         self.metadata = metadata
         self.violations: Sequence[Violation] = ()
 
@@ -62,6 +62,61 @@ class RequestIdReusedError(PersonaeError):
     def __init__(self) -> None:
         super().__init__()
         self.violations = (Violation("request_id", self.reason, self.text),)
+
+
+# ----------------------------------------------------------------------------------- the caller is unknown or may not
+
+
+class CredentialsMissingError(PersonaeError):
+    reason = "CREDENTIALS_MISSING"
+    text = "The call says nothing of who calls. Send `authorization: Bearer pk_…`, or show a client certificate."
+
+
+class KeyMalformedError(PersonaeError):
+    """Told without looking anything up: a key carries a checksum."""
+
+    reason = "KEY_MALFORMED"
+    text = "The authorization metadata is not `Bearer` and a whole API key: it was mistyped, cut or is something else."
+
+
+class KeyUnknownError(PersonaeError):
+    reason = "KEY_UNKNOWN"
+    text = "The API key is nobody's."
+
+
+class KeyRevokedError(PersonaeError):
+    reason = "KEY_REVOKED"
+    text = "The API key was revoked."
+
+
+class KeyExpiredError(PersonaeError):
+    reason = "KEY_EXPIRED"
+    text = "The API key has expired."
+
+
+class KeyOverPlaintextError(PersonaeError):
+    reason = "KEY_OVER_PLAINTEXT"
+    text = "An API key came over the network in clear text and was not looked at. Revoke it, and use TLS."
+
+
+class CertificateUnknownError(PersonaeError):
+    reason = "CERTIFICATE_UNKNOWN"
+    text = "No name in the client certificate is that of a caller."
+
+
+class CertificateExpiredError(PersonaeError):
+    """The connection was made while the certificate was valid, and is still open."""
+
+    reason = "CERTIFICATE_EXPIRED"
+    text = "The client certificate has expired. Connect again with a new one."
+
+
+class ScopeMissingError(PersonaeError):
+    reason = "SCOPE_MISSING"
+    text = "The caller has not been granted the scope {scope}."
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(scope=scope)
 
 
 # ------------------------------------------------------------------------------------------------ the state is wrong

@@ -51,9 +51,20 @@ class Settings(BaseSettings):
     hash_max_waiting: Annotated[int, Field(ge=0, le=100_000)] = 32
     grpc_reflection: bool = False
     insecure_plaintext: bool = False
+    insecure_plaintext_keys: bool = False
+    tls_certificate_file: Path | None = None
+    tls_private_key_file: Path | None = None
+    tls_client_ca_file: Path | None = None
+    tls_client_certificates: Literal["required", "optional", "off"] | None = None
+    grpc_mtls_port: Annotated[int, Field(ge=0, le=65535)] = 50052
     rpc_timeout: Annotated[Seconds, Field(gt=0, le=3600)] = 30
     shutdown_grace: Annotated[Seconds, Field(ge=0, le=3600)] = 10
     health_probe_interval: Annotated[Seconds, Field(gt=0, le=60)] = 1
+
+    # ---- callers
+    caller_auth: Literal["required", "off"] = "required"
+    caller_cache_seconds: Annotated[Seconds, Field(ge=0.1, le=60)] = 5
+    audit_retention_days: Annotated[int, Field(ge=91, le=36_500)] = 400
 
     # ---- domain
     secret_keys: Annotated[SecretKeys | None, NoDecode] = None
@@ -72,6 +83,7 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "console"] = "auto"
 
     # ---- migrations
+    migration_database_url: SecretStr | None = None
     migration_wait: Annotated[Seconds, Field(gt=0)] = 60
     migration_lock_timeout: Annotated[Seconds, Field(gt=0)] = 5
     migration_statement_timeout: Annotated[Seconds, Field(gt=0)] = 300
@@ -80,12 +92,12 @@ class Settings(BaseSettings):
     dev_data_dir: Path = Path(".dev/postgres")
     pg_bindir: Path | None = None
 
-    @field_validator("log_level", "log_format", mode="before")
+    @field_validator("log_level", "log_format", "caller_auth", "tls_client_certificates", mode="before")
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
 
-    @field_validator("database_url")
+    @field_validator("database_url", "migration_database_url")
     @classmethod
     def _a_postgresql_url(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
@@ -99,13 +111,42 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _plaintext_stays_on_this_machine(self) -> "Settings":
-        if not self.is_loopback and not self.insecure_plaintext:
+        if not self.is_loopback and not self.has_tls and not self.insecure_plaintext:
             raise ValueError(
-                f"GRPC_HOST={self.grpc_host} is reached from other machines, and the server has no TLS: passwords "
-                "would cross the network in clear text. Bind 127.0.0.1, or put a TLS proxy or mesh in front and say "
-                "INSECURE_PLAINTEXT=true"
+                f"GRPC_HOST={self.grpc_host} is reached from other machines, and the server has no certificate: "
+                "passwords would cross the network in clear text. Set TLS_CERTIFICATE_FILE and TLS_PRIVATE_KEY_FILE, "
+                "or bind 127.0.0.1, or put a TLS proxy or mesh in front and say INSECURE_PLAINTEXT=true"
             )
         return self
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> "Settings":
+        if (self.tls_certificate_file is None) != (self.tls_private_key_file is None):
+            raise ValueError("TLS_CERTIFICATE_FILE and TLS_PRIVATE_KEY_FILE are set together, or neither is")
+        if self.tls_client_ca_file is not None and not self.has_tls:
+            raise ValueError("TLS_CLIENT_CA_FILE is of no use without TLS_CERTIFICATE_FILE and TLS_PRIVATE_KEY_FILE")
+        if self.client_certificates != "off" and self.tls_client_ca_file is None:
+            raise ValueError(
+                f"TLS_CLIENT_CERTIFICATES={self.client_certificates} needs TLS_CLIENT_CA_FILE: who signs the "
+                "certificates of callers"
+            )
+        if self.tls_client_ca_file is not None and self.client_certificates == "off":
+            raise ValueError(
+                "TLS_CLIENT_CA_FILE is set, but TLS_CLIENT_CERTIFICATES=off lets nobody show a certificate"
+            )
+        return self
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether the server has a certificate."""
+        return self.tls_certificate_file is not None and self.tls_private_key_file is not None
+
+    @property
+    def client_certificates(self) -> Literal["required", "optional", "off"]:
+        """Whether clients show certificates. A CA for them that is given without a word means that they must."""
+        if self.tls_client_certificates is None:
+            return "off" if self.tls_client_ca_file is None else "required"
+        return self.tls_client_certificates
 
     @cached_property
     def is_loopback(self) -> bool:
@@ -116,6 +157,13 @@ class Settings(BaseSettings):
     def url(self) -> URL | None:
         """DATABASE_URL with the driver spelled out."""
         return None if self.database_url is None else psycopg2_url(self.database_url.get_secret_value())
+
+    @cached_property
+    def migration_url(self) -> URL | None:
+        """MIGRATION_DATABASE_URL with the driver spelled out; `url` where it is not set."""
+        if self.migration_database_url is None:
+            return self.url
+        return psycopg2_url(self.migration_database_url.get_secret_value())
 
     def address(self, port: int) -> str:
         """Where the server listens, as gRPC writes it: an IPv6 address stands in brackets."""

@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.engine import Row
 from sqlalchemy.orm import Session
 
+from service.core import audit
 from service.core.due import remove_due
 from service.core.lockout import FORGOTTEN_AFTER, NO_ATTEMPTS, Attempts, LockoutKeys, remembered
 from service.core.users import UserRecord
@@ -58,11 +59,18 @@ def store_attempts(session: Session, keys: Keys, attempts: Attempts) -> None:
     session.execute(update(_LOCKOUTS).where(_LOCKOUTS.c.key.in_(keys)).values(attempts._asdict()))
 
 
-def clear_attempts(session: Session, *names: Keys) -> None:
-    """Forget what is counted on these names."""
+def lift_lockout(session: Session, user: UserRecord, keys: LockoutKeys) -> None:
+    """Forget what is counted on both names of a user, because an operator says so."""
+    if clear_attempts(session, *keys_of(user, keys)):
+        audit.record(session, "ClearLockout", target_user_id=user.id)
+
+
+def clear_attempts(session: Session, *names: Keys) -> bool:
+    """Forget what is counted on these names; whether anything was."""
     wanted = [key for keys in names for key in keys]
     held = select(_LOCKOUTS.c.key).where(_LOCKOUTS.c.key.in_(wanted)).order_by(_LOCKOUTS.c.key).with_for_update()
-    session.execute(delete(_LOCKOUTS).where(_LOCKOUTS.c.key.in_(select(held.cte("held").c.key))))
+    cleared = delete(_LOCKOUTS).where(_LOCKOUTS.c.key.in_(select(held.cte("held").c.key))).returning(_LOCKOUTS.c.key)
+    return bool(session.execute(cleared).all())
 
 
 def forget_attempts(session: Session, *, now: datetime, limit: int) -> int:

@@ -20,6 +20,7 @@ from service.base.errors import (
     TooManyAttemptsError,
     UserInactiveError,
 )
+from service.core import audit
 from service.core.attempts import (
     Keys,
     claim_attempts,
@@ -107,26 +108,34 @@ def require_unlocked(session: Session, keys: Keys, *, now: datetime) -> None:
 
 
 def settle(
-    session: Session, candidate: Candidate, keys: Keys, attempts: Attempts, *, is_match: bool, now: datetime
+    session: Session,
+    candidate: Candidate,
+    keys: Keys,
+    attempts: Attempts,
+    *,
+    is_match: bool,
+    action: str,
+    now: datetime,
 ) -> Outcome:
     """How the attempt ends. Raises nothing, so that what it stores is committed; the outcome is raised afterwards.
 
-    attempts: from hold_attempts, in this transaction; now: read since. A name that is locked by now is refused whatever
-    the password was, after the same statements. A wrong password is counted; a right one clears the counter.
+    action: what the audit trail calls it; refusals by the lock are not in there, or they could fill the disk. attempts:
+    from hold_attempts, in this transaction; now: read since. A name that is locked by now is refused whatever the
+    password was, after the same statements. A wrong password is counted; a right one clears the counter.
     """
     refusal = _refusal(attempts, now)
     if refusal is not None:
         return Outcome(None, refusal)
     row = _reread(session, candidate, now) if is_match else None
     if row is None:
-        return _count(session, keys, now)
+        return _count(session, candidate, keys, action, now)
     if after(attempts, Event.RIGHT, now) != attempts:
         clear_attempts(session, keys)
     is_change_required, *columns = row
     user = UserRecord._make(columns)
-    if not user.is_active:
-        return Outcome(user, UserInactiveError())
-    return Outcome(user, PasswordChangeRequiredError() if is_change_required else None)
+    refused = _refused_all_the_same(user, is_change_required=is_change_required)
+    audit.record(session, action, target_user_id=user.id, refusal=None if refused is None else refused.reason)
+    return Outcome(user, refused)
 
 
 def renew_hash(session: Session, candidate: Candidate, new_hash: str) -> None:
@@ -141,13 +150,25 @@ def renew_hash(session: Session, candidate: Candidate, new_hash: str) -> None:
     )
 
 
-def _count(session: Session, keys: Keys, now: datetime) -> Outcome:
+def _refused_all_the_same(user: UserRecord, *, is_change_required: bool) -> PersonaeError | None:
+    """What keeps a user out whose password is right."""
+    if not user.is_active:
+        return UserInactiveError()
+    return PasswordChangeRequiredError() if is_change_required else None
+
+
+def _count(session: Session, candidate: Candidate, keys: Keys, action: str, now: datetime) -> Outcome:
     """Count a wrong password, unless others have locked the name since it was looked at: it had no rows to hold."""
     attempts = claim_attempts(session, keys, now=now)
     refusal = _refusal(attempts, now)
-    if refusal is None:
-        store_attempts(session, keys, after(attempts, Event.WRONG, now))
-    return Outcome(None, refusal or InvalidCredentialsError())
+    if refusal is not None:
+        return Outcome(None, refusal)
+    counted = after(attempts, Event.WRONG, now)
+    store_attempts(session, keys, counted)
+    wrong = InvalidCredentialsError()
+    locks = ["locked_until"] if remaining(counted, now) else []
+    audit.record(session, action, target_user_id=candidate.user_id, changed=locks, refusal=wrong.reason)
+    return Outcome(None, wrong)
 
 
 def _refusal(attempts: Attempts, now: datetime) -> TooManyAttemptsError | None:

@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.types import DateTime, LargeBinary, String
 
 from service.base.errors import ConflictError, InvalidCodeError
+from service.core import audit
 from service.core.due import remove_due
 from service.core.users import COLUMNS, NOBODY, USERS, Key, UserRecord
 from service.db.models import Code, table_of
@@ -44,6 +45,10 @@ class Purpose(enum.StrEnum):
 
     PASSWORD_RESET = "password_reset"  # noqa: S105  a name
     EMAIL_VERIFICATION = "email_verification"
+
+
+_STARTS = {Purpose.PASSWORD_RESET: "StartPasswordReset", Purpose.EMAIL_VERIFICATION: "StartEmailVerification"}
+"""What the audit trail calls the opening of a code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +83,8 @@ def start_for_name(
     whose = one.outerjoin(USERS, and_(USERS.c[key.column] == key.value, _MAY_USE))
     subject = func.coalesce(_subject_of(USERS.c.id), literal(f"name:{nobody}", String()))
     email = func.coalesce(USERS.c.email, literal(_NOWHERE, String()))
-    stored = _opened(session, _columns(purpose, subject, email, code_hash, expires_at), whose)
-    return "" if stored is None or stored == _NOWHERE else stored
+    opened = _opened(session, purpose, _columns(purpose, subject, email, code_hash, expires_at), whose)
+    return "" if opened is None or opened == _NOWHERE else opened
 
 
 def start_for_user(
@@ -92,7 +97,7 @@ def start_for_user(
     """
     is_as_read = and_(USERS.c.id == user.id, USERS.c.email == user.email, _MAY_USE)
     new = _columns(purpose, _subject_of(USERS.c.id), literal(email, String()), code_hash, expires_at)
-    if _opened(session, new, USERS, is_as_read) is None:
+    if _opened(session, purpose, new, USERS, is_as_read) is None:
         raise ConflictError
 
 
@@ -115,17 +120,27 @@ def _columns(
 
 
 def _opened(
-    session: Session, new: dict[str, ColumnElement[Any]], whose: FromClause, *where: ColumnElement[bool]
+    session: Session,
+    purpose: Purpose,
+    new: dict[str, ColumnElement[Any]],
+    whose: FromClause,
+    *where: ColumnElement[bool],
 ) -> str | None:
-    """Store a code, in place of an older one of the subject; the email that was stored with it."""
+    """Store a code, in place of an older one of the subject; the email that was stored with it. Nobody's too is in the
+    audit trail: who leaves a row there could be told by the time that it takes.
+    """
     statement = pg_insert(_CODES).from_select(list(new), select(*new.values()).select_from(whose).where(*where))
     replaced = {name: statement.excluded[name] for name in new} | {"created_at": func.now(), "tries": 0}
-    stored: str | None = session.scalar(
+    row = session.execute(
         statement.on_conflict_do_update(index_elements=[_CODES.c.subject, _CODES.c.purpose], set_=replaced).returning(
-            _CODES.c.email
+            _CODES.c.user_id, _CODES.c.email
         )
-    )
-    return stored
+    ).one_or_none()
+    if row is None:
+        return None
+    audit.record(session, _STARTS[purpose], target_user_id=row.user_id)
+    email: str = row.email
+    return email
 
 
 def _subject_of(user_id: ColumnElement[int]) -> ColumnElement[str]:

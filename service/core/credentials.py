@@ -18,7 +18,7 @@ from service.base.errors import (
     PasswordNotSetError,
     UserInactiveError,
 )
-from service.core import codes
+from service.core import audit, codes
 from service.core.attempts import clear_attempts, keys_of
 from service.core.codes import OpenCode, Purpose
 from service.core.lockout import LockoutKeys
@@ -65,6 +65,8 @@ def set_password(
     if changed is None:
         require_live(get_user(session, Key("id", user.id)))
         raise ConflictError  # deleted when the first statement looked, and restored since
+    extras = {"password_change_required": is_change_required, "password_expires_at": expires_at is not None}
+    _record(session, "SetPassword", user.id, "password", *(name for name, is_set in extras.items() if is_set))
     return _clear_lockout_of_new_names(session, user, changed, keys)
 
 
@@ -94,6 +96,7 @@ def change_password(
     )
     if changed is None:
         raise InvalidCredentialsError
+    _record(session, "ChangePassword", user.id, "password")
     return _clear_lockout_of_new_names(session, user, changed, keys)
 
 
@@ -107,22 +110,28 @@ def reset_password(session: Session, code: OpenCode, hashed: str, *, now: dateti
     if user is None:
         raise InvalidCodeError
     codes.spend(session, code, now=now)
+    _record(session, "CompletePasswordReset", user.id, "password")
     return _clear_lockout_of_new_names(session, code.user, user, keys)
 
 
 def require_password_change(session: Session, user_id: int) -> UserRecord:
-    """Let the present password do nothing but be changed. Raises UserNotFoundError, UserDeletedError,
-    PasswordNotSetError.
+    """Let the present password do nothing but be changed. So already: nothing happens.
+
+    Raises UserNotFoundError, UserDeletedError, PasswordNotSetError.
     """
     row = session.execute(
         update(USERS)
-        .where(USERS.c.id == user_id, _LIVE, USERS.c.hashed_password.is_not(None))
+        .where(USERS.c.id == user_id, _LIVE, USERS.c.hashed_password.is_not(None), ~USERS.c.password_change_required)
         .values(password_change_required=True)
         .returning(*COLUMNS)
     ).one_or_none()
     if row is None:
-        require_live(get_user(session, Key("id", user_id)))
-        raise PasswordNotSetError
+        user = get_user(session, Key("id", user_id))
+        require_live(user)
+        if not user.has_password:
+            raise PasswordNotSetError
+        return user
+    _record(session, "RequirePasswordChange", user_id, "password_change_required")
     return UserRecord._make(row)
 
 
@@ -169,6 +178,8 @@ def complete_email_verification(session: Session, code: str, *, now: datetime) -
     if row is None:
         raise InvalidCodeError
     codes.spend(session, found, now=now)
+    new_email = [] if found.email == found.user.email else ["email"]  # as it is now: another would have moved the epoch
+    _record(session, "CompleteEmailVerification", found.user.id, *new_email, "email_verified_at")
     return UserRecord._make(row)
 
 
@@ -184,6 +195,7 @@ def mark_email_verified(session: Session, user_id: int, email: str, *, now: date
         .returning(*COLUMNS)
     ).one_or_none()
     if row is not None:
+        _record(session, "MarkEmailVerified", user_id, "email_verified_at")
         return UserRecord._make(row)
     user = get_user(session, Key("id", user_id))
     require_live(user)
@@ -192,6 +204,10 @@ def mark_email_verified(session: Session, user_id: int, email: str, *, now: date
     if user.email_verified_at is None:
         raise ConflictError  # it became the user's email after the first statement had looked
     return user
+
+
+def _record(session: Session, action: str, user_id: int, *changed: str) -> None:
+    audit.record(session, action, target_user_id=user_id, changed=changed)
 
 
 def _clear_lockout_of_new_names(

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
-from service.core import users
+from service.core import audit, users
 from service.core.codes import remove_codes
 
 
@@ -19,6 +19,7 @@ def purge_user(session: Session, user_id: int) -> None:
     """
     users.purge_user(session, user_id)
     remove_codes(session, [user_id])
+    audit.record(session, "PurgeUser", target_user_id=user_id)
 
 
 def purge_due(session: Session, *, now: datetime, limit: int) -> int:
@@ -26,4 +27,5 @@ def purge_due(session: Session, *, now: datetime, limit: int) -> int:
     purged = users.purge_due(session, now=now, limit=limit)
     if purged:
         remove_codes(session, purged)
+        audit.record_many(session, "PurgeUser", purged)
     return len(purged)

@@ -20,12 +20,14 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from service.base.clock import monotonic
 from service.base.errors import DeadlineOverError
+from service.base.origin import Origin
 from service.db.faults import Commit, translate
 
 _TIMEOUTS_MS: tuple[int, ...] = tuple(step * 10**power for power in range(9) for step in (1, 2, 5))
 _COMMIT = "commit"
 _IS_READING = "is_reading"
 _DEADLINE = "deadline"
+_ORIGIN = "origin"
 
 
 class _Connection(psycopg2.extensions.connection):
@@ -130,14 +132,17 @@ class Database:
         _ping_only_after(ping_idle, self.engine.dialect)
         event.listen(self.engine.pool, "checkin", _on_checkin)
 
-    def scope(self, *, deadline: float | None = None, is_idempotent: bool = False) -> "Scope":
+    def scope(
+        self, *, deadline: float | None = None, is_idempotent: bool = False, origin: Origin | None = None
+    ) -> "Scope":
         """The session of one RPC: connects when it is first used, is closed on every path.
 
         deadline: monotonic seconds; every statement is cancelled by the database when it has passed.
         is_idempotent: a client may repeat the RPC when it is unknown whether its commit was made.
+        origin: on whose behalf it changes what is audited; see origin_of.
         Leaving it raises the PersonaeError that stands for whatever the driver reports.
         """
-        return Scope(self.engine, deadline, is_idempotent=is_idempotent)
+        return Scope(self.engine, deadline, is_idempotent=is_idempotent, origin=origin)
 
     def dispose(self) -> None:
         """Close the connections that wait in the pool."""
@@ -149,8 +154,8 @@ class Scope:
 
     __slots__ = ("_deadline", "_is_idempotent", "_session")
 
-    def __init__(self, engine: Engine, deadline: float | None, *, is_idempotent: bool) -> None:
-        info = {_COMMIT: Commit.NOT_STARTED, _IS_READING: False, _DEADLINE: deadline}
+    def __init__(self, engine: Engine, deadline: float | None, *, is_idempotent: bool, origin: Origin | None) -> None:
+        info = {_COMMIT: Commit.NOT_STARTED, _IS_READING: False, _DEADLINE: deadline, _ORIGIN: origin}
         self._session = _RpcSession(engine, expire_on_commit=False, info=info)
         self._deadline = deadline
         self._is_idempotent = is_idempotent
@@ -189,6 +194,14 @@ class reading:  # noqa: N801  used like a function, in `with`
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._session.close()
         self._session.info[_IS_READING] = False
+
+
+def origin_of(session: Session) -> Origin:
+    """On whose behalf this session works. Raises LookupError for one without an origin: what it changes is a bug."""
+    origin: Origin | None = session.info.get(_ORIGIN)
+    if origin is None:
+        raise LookupError("this session has no origin, and changes what is audited")
+    return origin
 
 
 def connect_arguments(connect_timeout: int) -> dict[str, Any]:

@@ -1,12 +1,6 @@
-"""May this caller call this method: one row for every RPC, deny by default.
-
-The scope is what a caller will have to be granted. Until callers are known by name there is one, on this machine or
-behind the operator's own proxy, and it has every scope.
-"""
+"""May this caller call this method: one row for every RPC, deny by default. The scope is what it must be granted."""
 
 from collections.abc import Iterable
-
-LOCAL_CALLER = "local"
 
 SCOPES: dict[str, str] = {
     "/personae.v1.UserService/CreateUser": "users.write",
@@ -33,7 +27,10 @@ SCOPES: dict[str, str] = {
     "/personae.v1.CredentialService/StartEmailVerification": "credentials.verify_email",
     "/personae.v1.CredentialService/CompleteEmailVerification": "credentials.verify_email",
     "/personae.v1.CredentialService/MarkEmailVerified": "credentials.write",
+    "/personae.v1.AuditService/ListAuditEvents": "audit.read",
 }
+
+ALL_SCOPES = frozenset(SCOPES.values())
 
 
 class UnlistedMethodError(Exception):

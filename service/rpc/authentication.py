@@ -12,7 +12,7 @@ from service.core.attempts import keys_of
 from service.core.lockout import Attempts, LockoutKeys, remaining
 from service.core.users import Key
 from service.db.engine import Database, reading
-from service.rpc.call import current
+from service.rpc.call import rpc_scope
 from service.rpc.shapes import Faults, bounded_text, require_id, stamp, user_message
 from service.rpc.sign_in import SignIn, Subject, subject_of
 
@@ -41,7 +41,7 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
         self, request: authentication_pb2.AuthenticateRequest, context: grpc.ServicerContext
     ) -> authentication_pb2.AuthenticateResponse:
         subject = self._subject(request)
-        _, outcome = self._sign_in.attempt(subject, request.password)
+        _, outcome = self._sign_in.attempt(subject, request.password, action="Authenticate")
         return authentication_pb2.AuthenticateResponse(user=user_message(outcome.or_raise()))
 
     def GetLockout(
@@ -50,7 +50,7 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
         user_id = _user_id(request)
         now = self._clock()
         # Two statements: the keys of the second are made, with a secret, of the names that the first one reads.
-        with self._database.scope(deadline=current().deadline) as session, reading(session):
+        with rpc_scope(self._database) as session, reading(session):
             user = users.get_user(session, Key("id", user_id))
             by_email, by_username = attempts.find_attempts(session, *keys_of(user, self._keys), now=now)
         return authentication_pb2.Lockout(
@@ -62,11 +62,11 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
     ) -> authentication_pb2.Lockout:
         user_id = _user_id(request)
         with (
-            self._database.scope(deadline=current().deadline, is_idempotent=True) as session,
+            rpc_scope(self._database, is_idempotent=True) as session,
             session.begin(),
         ):
             user = users.get_user(session, Key("id", user_id))
-            attempts.clear_attempts(session, *keys_of(user, self._keys))
+            attempts.lift_lockout(session, user, self._keys)
         nothing = authentication_pb2.Lockout.Attempts()
         return authentication_pb2.Lockout(user_id=user.id, email=nothing, username=nothing)
 

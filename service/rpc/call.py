@@ -1,9 +1,19 @@
 """What the pipeline knows about the RPC that runs on this thread: who calls, until when, under which request id."""
 
+import re
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
+
+from service.base.entropy import random_id
+from service.base.origin import Origin
+from service.db.engine import Database, Scope
+
+REQUEST_ID_KEY = "x-request-id"
+ACTING_USER_KEY = "x-acting-user-id"
+_AUTHORIZATION_KEY = "authorization"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 @dataclass(slots=True)
@@ -12,12 +22,39 @@ class Call:
 
     method: str
     context: grpc.ServicerContext
-    request_id: str
     deadline: float
+    request_id: str = ""
+    """The caller's own when it is fit for a log line, else a random one."""
+    authorization: str | None = field(default=None, repr=False)
+    """What the caller sent to prove who it is; "" when it sent several."""
+    acting_user: str | None = None
+    """Who is said to have pressed the button, as sent; "" when several are."""
+    acting_user_id: int | None = None
     caller: str = ""
+    key_id: str | None = None
+    """The public part of the API key that was used."""
     status: grpc.Status | None = None
     """The failure to answer with; None while there is none."""
     reason: str | None = None
+
+    @property
+    def origin(self) -> Origin:
+        """On whose behalf the call changes something."""
+        return Origin(self.caller, self.acting_user_id, self.request_id)
+
+
+def read_metadata(call: Call) -> None:
+    """Note what the caller's metadata says to the pipeline; the rest of it is nobody's business."""
+    for key, value in call.context.invocation_metadata():
+        if key == REQUEST_ID_KEY:
+            if isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+                call.request_id = value
+        elif key == _AUTHORIZATION_KEY:
+            call.authorization = str(value) if call.authorization is None else ""
+        elif key == ACTING_USER_KEY:
+            call.acting_user = str(value) if call.acting_user is None else ""
+    if not call.request_id:
+        call.request_id = random_id()
 
 
 _current: ContextVar[Call] = ContextVar("call")
@@ -26,6 +63,17 @@ _current: ContextVar[Call] = ContextVar("call")
 def enter(call: Call) -> None:
     """Make this the current call. gRPC gives every RPC a fresh context, so there is nothing to restore."""
     _current.set(call)
+
+
+def rpc_scope(database: Database, *, deadline: float | None = None, is_idempotent: bool = False) -> Scope:
+    """The session of the RPC that this thread serves, on behalf of its caller and until its deadline.
+
+    deadline: another one, in monotonic seconds; for what must be written although the caller's time is over.
+    """
+    call = current()
+    return database.scope(
+        deadline=call.deadline if deadline is None else deadline, is_idempotent=is_idempotent, origin=call.origin
+    )
 
 
 def current() -> Call:

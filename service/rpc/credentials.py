@@ -24,7 +24,7 @@ from service.core.password_policy import Names, PasswordPolicy, unchanged
 from service.core.passwords import hash_password, is_match, is_over_ceiling, parse_hash
 from service.core.users import Key, UserRecord
 from service.db.engine import Database, reading
-from service.rpc.call import current
+from service.rpc.call import current, rpc_scope
 from service.rpc.hashing import Hashing
 from service.rpc.shapes import Faults, bounded_text, email_of, instant, require_id, stamp, user_message
 from service.rpc.sign_in import SETTLE_SECONDS, SignIn, Subject, subject_of
@@ -74,7 +74,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
     def SetPassword(self, request: credential_pb2.SetPasswordRequest, context: grpc.ServicerContext) -> user_pb2.User:
         faults = Faults()
         new = _new_password(request, faults, now=self._clock())
-        with self._database.scope(deadline=current().deadline) as session:
+        with rpc_scope(self._database) as session:
             with reading(session):
                 user = users.find_user(session, Key("id", new.user_id))
             if request.password:
@@ -103,7 +103,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         user_id = require_id(request.user_id, "user_id", faults)
         faults.check()
         with (
-            self._database.scope(deadline=current().deadline, is_idempotent=True) as session,
+            rpc_scope(self._database, is_idempotent=True) as session,
             session.begin(),
         ):
             user = credentials.require_password_change(session, user_id)
@@ -116,7 +116,9 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         user_id = require_id(request.user_id, "user_id", faults)
         _check_present(request.new_password, "new_password", faults)
         faults.check()
-        candidate, outcome = self._sign_in.attempt(Subject(Key("id", user_id)), request.current_password, renews=False)
+        candidate, outcome = self._sign_in.attempt(
+            Subject(Key("id", user_id)), request.current_password, action="VerifyCurrentPassword", renews=False
+        )
         if isinstance(outcome.refusal, PasswordChangeRequiredError) and outcome.user is not None:
             user = outcome.user  # this is what it is required for
         else:
@@ -129,7 +131,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
             found.append(unchanged("new_password"))
         _refuse(found)
         hashed = self._hash(request.new_password)
-        with self._database.scope(deadline=current().deadline) as session, session.begin():
+        with rpc_scope(self._database) as session, session.begin():
             user = credentials.change_password(
                 session,
                 user,
@@ -148,7 +150,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
             faults = Faults()
             key = Key("id", require_id(request.user_id, "user_id", faults))
             faults.check()
-            with self._database.scope(deadline=current().deadline) as session, reading(session):
+            with rpc_scope(self._database) as session, reading(session):
                 user = users.get_user(session, key)
         return credential_pb2.CheckPasswordResponse(
             violations=[_violation_message(one) for one in self._violations(request.password, user, "password")]
@@ -168,7 +170,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         code = random_token()
         expires_at = self._clock() + self._rules.reset_valid_for
         with (
-            self._database.scope(deadline=current().deadline, is_idempotent=True) as session,
+            rpc_scope(self._database, is_idempotent=True) as session,
             session.begin(),
         ):
             email = codes.start_for_name(
@@ -190,19 +192,19 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         if faults.found and request.new_password:  # nobody's code: all that can be said of the password as well
             faults.found += self._violations(request.new_password, None, "new_password")
         faults.check()
-        with self._database.scope(deadline=current().deadline) as session, reading(session):
+        with rpc_scope(self._database) as session, reading(session):
             code = codes.require_open(session, Purpose.PASSWORD_RESET, request.code, now=self._clock())
         _refuse(self._violations(request.new_password, code.user, "new_password"))
         # Whoever has a code could try by it what the present password is. So that is asked last and a few times only,
         # and whoever asks and is wrong has reset the password, in the open, also when the caller's time is over.
-        with self._database.scope(deadline=current().deadline) as session, session.begin():
+        with rpc_scope(self._database) as session, session.begin():
             codes.count_try(session, code)
         hashed = self._hashing.run(
             current().deadline, _hash_another, request.new_password, code.stored_hash, self._rules.bcrypt_cost
         )
         if hashed is None:
             raise InvalidFieldsError([unchanged("new_password")])
-        with self._database.scope(deadline=monotonic() + SETTLE_SECONDS) as session, session.begin():
+        with rpc_scope(self._database, deadline=monotonic() + SETTLE_SECONDS) as session, session.begin():
             user = credentials.reset_password(session, code, hashed, now=self._clock(), keys=self._keys)
         return user_message(user)
 
@@ -220,7 +222,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         code = random_token()
         expires_at = self._clock() + self._rules.verification_valid_for
         with (
-            self._database.scope(deadline=current().deadline, is_idempotent=True) as session,
+            rpc_scope(self._database, is_idempotent=True) as session,
             session.begin(),
         ):
             email = credentials.start_email_verification(
@@ -234,7 +236,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         faults = Faults()
         _check_code(request.code, faults)
         faults.check()
-        with self._database.scope(deadline=current().deadline) as session, session.begin():
+        with rpc_scope(self._database) as session, session.begin():
             user = credentials.complete_email_verification(session, request.code, now=self._clock())
         return user_message(user)
 
@@ -246,7 +248,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         email = self._email(request.email, "email", faults)
         faults.check()
         with (
-            self._database.scope(deadline=current().deadline, is_idempotent=True) as session,
+            rpc_scope(self._database, is_idempotent=True) as session,
             session.begin(),
         ):
             user = credentials.mark_email_verified(session, user_id, email, now=self._clock())

@@ -4,6 +4,7 @@ All violations of a request are collected and raised together. Ceilings come fir
 before its size is known to be harmless.
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,7 @@ from pydantic_core import PydanticCustomError
 from personae.v1 import user_pb2
 from service.base.errors import InvalidFieldsError, Violation
 from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username, require_bounded
+from service.core.pages import TOKEN_MAX_BYTES, BadPageTokenError, PageTokens, Position
 from service.core.users import Key, UserRecord
 
 DEFAULT_PAGE_SIZE = 50
@@ -165,6 +167,29 @@ def page_size(value: int, field: str, faults: Faults) -> int:
     if value < 0:
         faults.add(field, "NEGATIVE", "must not be negative")
     return min(value, MAX_PAGE_SIZE) if value > 0 else DEFAULT_PAGE_SIZE
+
+
+def page_binding(*decisive: object) -> str:
+    """What a page token is bound to: everything that decides what is listed, and in which order."""
+    return hashlib.sha256(repr(decisive).encode()).hexdigest()
+
+
+def page_start(
+    token: str, page_tokens: PageTokens, faults: Faults, *, binding: str, decided_by: str
+) -> Position | None:
+    """Where the page starts that the token is for; None for the first, or after adding what is wrong with the token.
+
+    decided_by: the fields that the binding is made of, for people.
+    """
+    if not bounded_text(token, "page_token", faults, max_bytes=TOKEN_MAX_BYTES):
+        return None
+    try:
+        return page_tokens.open(token, binding=binding)
+    except BadPageTokenError:
+        faults.add(
+            "page_token", "INVALID_PAGE_TOKEN", f"must be a next_page_token of a list with the same {decided_by}"
+        )
+        return None
 
 
 def instant(message: Timestamp, field: str, faults: Faults) -> datetime | None:

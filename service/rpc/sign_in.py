@@ -24,7 +24,7 @@ from service.core.lockout import Kind, LockoutKeys
 from service.core.passwords import hash_password, is_match, needs_rehash
 from service.core.users import Key
 from service.db.engine import Database, reading
-from service.rpc.call import current
+from service.rpc.call import current, rpc_scope
 from service.rpc.hashing import Hashing
 
 SETTLE_SECONDS = 5.0
@@ -72,14 +72,17 @@ class SignIn:
         self._bcrypt_cost = bcrypt_cost
         self._keys = lockout_keys
 
-    def attempt(self, subject: Subject, password: str, *, renews: bool = True) -> tuple[Candidate, Outcome]:
+    def attempt(
+        self, subject: Subject, password: str, *, action: str, renews: bool = True
+    ) -> tuple[Candidate, Outcome]:
         """Try a password. Raises TooManyAttemptsError before anything is hashed, StoredHashError after it was counted;
         every other refusal is in the outcome.
 
-        renews: whether a right password is hashed anew when its hash is not as it would be written today.
+        action: what the audit trail calls it. renews: whether a right password is hashed anew when its hash is not as
+        it would be written today.
         """
         deadline = current().deadline
-        with self._database.scope(deadline=deadline) as session, reading(session):
+        with rpc_scope(self._database) as session, reading(session):
             now = self._clock()
             candidate = authn.look_up(session, subject.key, cost=self._bcrypt_cost, now=now)
             keys = self._keys_of(subject, candidate)
@@ -96,7 +99,7 @@ class SignIn:
             )
         except StoredHashError as error:
             damage = error
-        outcome = self._settled(candidate, keys, is_right=is_right)
+        outcome = self._settled(candidate, keys, is_right=is_right, action=action)
         if damage is not None and isinstance(outcome.refusal, InvalidCredentialsError):
             damage.metadata["user_id"] = str(candidate.user_id)
             raise damage
@@ -104,22 +107,22 @@ class SignIn:
             self._renew(candidate, password, deadline)
         return candidate, outcome
 
-    def _settled(self, candidate: Candidate, keys: Keys, *, is_right: bool) -> Outcome:
+    def _settled(self, candidate: Candidate, keys: Keys, *, is_right: bool, action: str) -> Outcome:
         """Settle what was hashed: also when the caller's time is over by now, and when the database dropped the
         connection meanwhile.
         """
         try:
-            return self._settled_once(candidate, keys, is_right=is_right)
+            return self._settled_once(candidate, keys, is_right=is_right, action=action)
         except DatabaseUnavailableError as fault:
             if not fault.is_repeatable:
                 raise
-        return self._settled_once(candidate, keys, is_right=is_right)
+        return self._settled_once(candidate, keys, is_right=is_right, action=action)
 
-    def _settled_once(self, candidate: Candidate, keys: Keys, *, is_right: bool) -> Outcome:
+    def _settled_once(self, candidate: Candidate, keys: Keys, *, is_right: bool, action: str) -> Outcome:
         settle_by = monotonic() + SETTLE_SECONDS
-        with self._database.scope(deadline=settle_by, is_idempotent=True) as session, session.begin():
+        with rpc_scope(self._database, deadline=settle_by, is_idempotent=True) as session, session.begin():
             attempts = hold_attempts(session, keys, now=self._clock())
-            return authn.settle(session, candidate, keys, attempts, is_match=is_right, now=self._clock())
+            return authn.settle(session, candidate, keys, attempts, is_match=is_right, action=action, now=self._clock())
 
     def _renew(self, candidate: Candidate, password: str, deadline: float) -> None:
         """Hash the right password anew when its hash is not as it would be written today.
@@ -131,7 +134,7 @@ class SignIn:
             return
         try:
             new_hash = self._hashing.run(deadline, hash_password, password, self._bcrypt_cost)
-            with self._database.scope(deadline=monotonic() + SETTLE_SECONDS) as session, session.begin():
+            with rpc_scope(self._database, deadline=monotonic() + SETTLE_SECONDS) as session, session.begin():
                 authn.renew_hash(session, candidate, new_hash)
         except PersonaeError as error:
             _log.warning("hash not renewed", reason=error.reason, user_id=candidate.user_id)

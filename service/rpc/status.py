@@ -14,11 +14,11 @@ from google.rpc import error_details_pb2, status_pb2
 
 from service.base import errors
 from service.base.errors import PersonaeError, Violation
+from service.rpc.call import REQUEST_ID_KEY
 
 DOMAIN = "personae"
 DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
-REQUEST_ID_KEY = "x-request-id"
 MAX_VIOLATIONS = 20
 
 Code = grpc.StatusCode
@@ -27,6 +27,15 @@ CODES: dict[type[PersonaeError], grpc.StatusCode] = {
     errors.InvalidFieldsError: Code.INVALID_ARGUMENT,
     errors.MalformedMessageError: Code.INVALID_ARGUMENT,
     errors.RequestIdReusedError: Code.INVALID_ARGUMENT,
+    errors.CredentialsMissingError: Code.UNAUTHENTICATED,
+    errors.KeyMalformedError: Code.UNAUTHENTICATED,
+    errors.KeyUnknownError: Code.UNAUTHENTICATED,
+    errors.KeyRevokedError: Code.UNAUTHENTICATED,
+    errors.KeyExpiredError: Code.UNAUTHENTICATED,
+    errors.KeyOverPlaintextError: Code.UNAUTHENTICATED,
+    errors.CertificateUnknownError: Code.UNAUTHENTICATED,
+    errors.CertificateExpiredError: Code.UNAUTHENTICATED,
+    errors.ScopeMissingError: Code.PERMISSION_DENIED,
     errors.UserNotFoundError: Code.NOT_FOUND,
     errors.EmailTakenError: Code.ALREADY_EXISTS,
     errors.UsernameTakenError: Code.ALREADY_EXISTS,
@@ -114,10 +123,10 @@ def _wait(error: PersonaeError) -> Duration | None:
 
 def _message(error: PersonaeError) -> str:
     if not error.violations or isinstance(error, errors.RequestIdReusedError):
-        return error.text
+        return str(error)
     named = [f"{violation.field} {violation.description}" for violation in error.violations[:3]]
     more = len(error.violations) - len(named)
-    return f"{error.text} {'; '.join(named)}{f'; and {more} more' if more else ''}."
+    return f"{error} {'; '.join(named)}{f'; and {more} more' if more else ''}."
 
 
 def _bad_request(violations: Sequence[Violation]) -> error_details_pb2.BadRequest:

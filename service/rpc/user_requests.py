@@ -1,6 +1,5 @@
 """What the requests of UserService mean, as values: one function for each, with all violations raised together."""
 
-import hashlib
 import hmac
 import re
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pydantic import Field
 from personae.v1 import user_pb2
 from service.core import users
 from service.core.identifiers import EMAIL_MAX_BYTES, USERNAME_MAX_BYTES, BadIdentifierError, normalise_prefix
-from service.core.pages import TOKEN_MAX_BYTES, BadPageTokenError, PageTokens, Position
+from service.core.pages import PageTokens, Position
 from service.core.password_policy import Names, PasswordPolicy
 from service.core.users import Key, NewUser, Order, RequestKey, UserFilter
 from service.rpc.call import current
@@ -21,10 +20,11 @@ from service.rpc.shapes import (
     Faults,
     Shaped,
     Username,
-    bounded_text,
     etag_version,
     instant,
+    page_binding,
     page_size,
+    page_start,
     require_id,
     shaped,
     user_key,
@@ -131,17 +131,10 @@ def listing_of(request: user_pb2.ListUsersRequest, page_tokens: PageTokens) -> L
     where = _filter(request, faults)
     order = _order(request.order_by, where, faults)
     size = page_size(request.page_size, "page_size", faults)
-    binding = hashlib.sha256(repr((where, order)).encode()).hexdigest()
-    after = None
-    if bounded_text(request.page_token, "page_token", faults, max_bytes=TOKEN_MAX_BYTES):
-        try:
-            after = page_tokens.open(request.page_token, binding=binding)
-        except BadPageTokenError:
-            faults.add(
-                "page_token",
-                "INVALID_PAGE_TOKEN",
-                "must be a next_page_token of a list with the same filter, order_by and show_deleted",
-            )
+    binding = page_binding(where, order)
+    after = page_start(
+        request.page_token, page_tokens, faults, binding=binding, decided_by="filter, order_by and show_deleted"
+    )
     faults.check()
     return Listing(where, order, after, size, binding)
 

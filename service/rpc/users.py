@@ -13,7 +13,7 @@ from service.core import lifecycle, users
 from service.core.pages import PageTokens
 from service.core.passwords import hash_password
 from service.db.engine import Database, reading
-from service.rpc.call import current
+from service.rpc.call import current, rpc_scope
 from service.rpc.hashing import Hashing
 from service.rpc.shapes import Faults, require_id, user_message
 from service.rpc.user_requests import (
@@ -53,7 +53,7 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
 
     def GetUser(self, request: user_pb2.GetUserRequest, context: grpc.ServicerContext) -> user_pb2.User:
         key = key_of(request, self._rules)
-        with self._database.scope(deadline=current().deadline) as session, reading(session):
+        with rpc_scope(self._database) as session, reading(session):
             user = users.get_user(session, key)
         return user_message(user)
 
@@ -63,7 +63,7 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
         keys = keys_of(request, self._rules)
         if not keys:
             return user_pb2.BatchGetUsersResponse()
-        with self._database.scope(deadline=current().deadline) as session, reading(session):
+        with rpc_scope(self._database) as session, reading(session):
             found = users.batch_get_users(session, keys)
         entry = user_pb2.BatchGetUsersResponse.Entry
         return user_pb2.BatchGetUsersResponse(
@@ -74,7 +74,7 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
         self, request: user_pb2.ListUsersRequest, context: grpc.ServicerContext
     ) -> user_pb2.ListUsersResponse:
         listing = listing_of(request, self._page_tokens)
-        with self._database.scope(deadline=current().deadline) as session, reading(session):
+        with rpc_scope(self._database) as session, reading(session):
             page = users.list_users(
                 session, where=listing.where, order=listing.order, after=listing.after, size=listing.size
             )
@@ -87,7 +87,7 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
         now = self._clock()
         creation = creation_of(request, self._rules, self._fingerprint_keys)
         repeat = creation.request
-        with self._database.scope(deadline=current().deadline, is_idempotent=repeat is not None) as session:
+        with rpc_scope(self._database, is_idempotent=repeat is not None) as session:
             if repeat is not None:
                 with reading(session):
                     created = users.find_created(session, repeat, now=now)
@@ -110,7 +110,7 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
         change = update_of(request, self._rules)
         is_idempotent = change.version is None
         with (
-            self._database.scope(deadline=current().deadline, is_idempotent=is_idempotent) as session,
+            rpc_scope(self._database, is_idempotent=is_idempotent) as session,
             session.begin(),
         ):
             user = users.update_user(
@@ -122,7 +122,7 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
         user_id, version = target_of(request)
         now = self._clock()
         with (
-            self._database.scope(deadline=current().deadline, is_idempotent=request.allow_missing) as session,
+            rpc_scope(self._database, is_idempotent=request.allow_missing) as session,
             session.begin(),
         ):
             try:
@@ -142,7 +142,7 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
 
     def UndeleteUser(self, request: user_pb2.UndeleteUserRequest, context: grpc.ServicerContext) -> user_pb2.User:
         user_id, version = target_of(request)
-        with self._database.scope(deadline=current().deadline) as session, session.begin():
+        with rpc_scope(self._database) as session, session.begin():
             user = users.undelete_user(session, user_id, version=version)
         return user_message(user)
 
@@ -150,7 +150,7 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
         faults = Faults()
         user_id = require_id(request.id, "id", faults)
         faults.check()
-        with self._database.scope(deadline=current().deadline) as session, session.begin():
+        with rpc_scope(self._database) as session, session.begin():
             lifecycle.purge_user(session, user_id)
         return Empty()
 
@@ -169,7 +169,7 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
     def _set(self, feature: Callable[..., users.UserRecord], request: Targeted, **to: bool) -> user_pb2.User:
         user_id, version = target_of(request)
         with (
-            self._database.scope(deadline=current().deadline, is_idempotent=True) as session,
+            rpc_scope(self._database, is_idempotent=True) as session,
             session.begin(),
         ):
             user = feature(session, user_id, version=version, **to)

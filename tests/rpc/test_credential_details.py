@@ -14,7 +14,6 @@ from personae.v1 import user_pb2
 from service.core.authn import look_up
 from service.core.passwords import hash_password
 from service.db.engine import reading
-from service.tasks import sweep
 from tests.support.credentials import (
     NEW,
     OTHER,
@@ -230,7 +229,7 @@ class TestCodesInTheDatabase:
         assert [(row["user_id"], row["access_epoch"]) for row in rows] == [(0, 0)] * 4
         assert not any("@" in str(row) for row in rows)
         server.clock.advance(timedelta(minutes=10))
-        sweep(server.database, server.clock)
+        server.sweep()
 
         assert rows_of(private_url, "codes") == []
 

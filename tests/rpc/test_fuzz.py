@@ -50,6 +50,7 @@ HOSTILE = st.sampled_from(
     ]
 )
 INTEGERS = st.sampled_from([0, 1, 2, -1, 2**31, -(2**31), 2**63 - 1, -(2**63)])
+SMALL_INTEGERS = INTEGERS.filter(lambda number: -(2**31) <= number < 2**31)
 TYPES = descriptor.FieldDescriptor
 
 
@@ -84,8 +85,8 @@ def values(field: Any, depth: int) -> st.SearchStrategy[Any]:
         return st.one_of(HOSTILE, st.text(max_size=40))
     if field.type == TYPES.TYPE_BOOL:
         return st.booleans()
-    if field.type == TYPES.TYPE_INT32:
-        return INTEGERS.filter(lambda number: -(2**31) <= number < 2**31)
+    if field.type in {TYPES.TYPE_INT32, TYPES.TYPE_ENUM}:  # enums are open: any number can be sent
+        return SMALL_INTEGERS
     return INTEGERS
 
 

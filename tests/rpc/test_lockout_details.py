@@ -8,7 +8,6 @@ from sqlalchemy.engine import URL
 
 from personae.v1 import authentication_pb2
 from personae.v1 import credential_pb2 as pb
-from service.tasks import sweep
 from tests.support.credentials import (
     NEW,
     NEW_KEY,
@@ -143,10 +142,10 @@ class TestLockoutOverTime:
         assert rows_of(private_url, "lockouts") == []
         fail(server, by("nobody"))
 
-        sweep(server.database, server.clock)
+        server.sweep()
         assert len(rows_of(private_url, "lockouts")) == 1
         server.clock.advance(timedelta(hours=24))
-        sweep(server.database, server.clock)
+        server.sweep()
 
         assert rows_of(private_url, "lockouts") == []
 

@@ -16,7 +16,6 @@ from sqlalchemy.engine import URL
 from personae.v1 import authentication_pb2, authentication_pb2_grpc, user_pb2, user_pb2_grpc
 from service.app import PortInUseError
 from service.db.schema import SchemaBehindError
-from service.tasks import sweep
 from tests.support.databases import Postgres, libpq_url
 from tests.support.factories import PASSWORD, new_user
 from tests.support.processes import process, set_revision
@@ -208,9 +207,9 @@ def test_users_are_purged_when_their_time_has_come(private_url: URL) -> None:
         server.users.DeleteUser(user_pb2.DeleteUserRequest(id=user.id))
 
         server.clock.advance(timedelta(days=29, hours=23))
-        assert not any(sweep(server.database, server.clock).values())
+        assert not any(server.sweep().values())
         server.clock.advance(timedelta(hours=2))
-        assert sweep(server.database, server.clock)["purged_users"] == 1
+        assert server.sweep()["purged_users"] == 1
 
         with pytest.raises(grpc.RpcError):
             server.users.GetUser(user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id)))

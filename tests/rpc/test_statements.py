@@ -61,12 +61,12 @@ def test_reads_and_writes_alternate_without_stray_statements(proxied: Proxied) -
     for _ in range(3):
         name = unique_name()
         update = user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, username=name))
-        assert proxied.sent_by(users.UpdateUser, update) == ["BEGIN", "UPDATE", "COMMIT"]
+        assert proxied.sent_by(users.UpdateUser, update) == ["BEGIN", "UPDATE", "INSERT", "COMMIT"]
         assert proxied.sent_by(users.GetUser, user_pb2.GetUserRequest(key=key(user))) == ["SELECT"]
 
 
 def test_what_each_change_sends(proxied: Proxied) -> None:
-    """The usual path of a change is one statement between BEGIN and COMMIT."""
+    """The usual path of a change is one statement and one for the audit trail, between BEGIN and COMMIT."""
     users, user = proxied.server.users, new_user(proxied.server.users)
     name = unique_name()
     plain = user_pb2.CreateUserRequest(user=user_pb2.User(email=f"{name}@example.com", username=name))
@@ -75,17 +75,22 @@ def test_what_each_change_sends(proxied: Proxied) -> None:
         user=user_pb2.User(email=f"{again}@example.com", username=again), request_id=str(uuid.uuid4())
     )
 
-    assert proxied.sent_by(users.CreateUser, plain) == ["BEGIN", "INSERT", "COMMIT"]
-    assert proxied.sent_by(users.CreateUser, repeatable) == ["SELECT", "BEGIN", "INSERT", "INSERT", "COMMIT"]
+    assert proxied.sent_by(users.CreateUser, plain) == ["BEGIN", "INSERT", "INSERT", "COMMIT"]
+    assert proxied.sent_by(users.CreateUser, repeatable) == ["SELECT", "BEGIN", "INSERT", "INSERT", "INSERT", "COMMIT"]
     assert proxied.sent_by(users.CreateUser, repeatable) == ["SELECT"]
     for call, request in (
         (users.DeactivateUser, user_pb2.DeactivateUserRequest(id=user.id)),
         (users.ActivateUser, user_pb2.ActivateUserRequest(id=user.id)),
         (users.GrantSuperuser, user_pb2.GrantSuperuserRequest(id=user.id)),
     ):
-        assert proxied.sent_by(call, request) == ["BEGIN", "UPDATE", "COMMIT"]
+        assert proxied.sent_by(call, request) == ["BEGIN", "UPDATE", "INSERT", "COMMIT"]
     other = new_user(users)
-    assert proxied.sent_by(users.DeleteUser, user_pb2.DeleteUserRequest(id=other.id)) == ["BEGIN", "UPDATE", "COMMIT"]
+    assert proxied.sent_by(users.DeleteUser, user_pb2.DeleteUserRequest(id=other.id)) == [
+        "BEGIN",
+        "UPDATE",
+        "INSERT",
+        "COMMIT",
+    ]
 
 
 def test_sign_in_holds_no_transaction_while_it_hashes(proxied: Proxied) -> None:
@@ -98,8 +103,8 @@ def test_sign_in_holds_no_transaction_while_it_hashes(proxied: Proxied) -> None:
     def refused(request: authentication_pb2.AuthenticateRequest) -> None:
         fails(authentication.Authenticate, request)
 
-    settled = ["BEGIN", "SELECT", "SELECT", "COMMIT"]
-    counted = ["BEGIN", "SELECT", "INSERT", "UPDATE", "COMMIT"]
+    settled = ["BEGIN", "SELECT", "SELECT", "INSERT", "COMMIT"]
+    counted = ["BEGIN", "SELECT", "INSERT", "UPDATE", "INSERT", "COMMIT"]
     assert proxied.sent_by(authentication.Authenticate, right) == ["SELECT", "SELECT", *settled]
     for _ in range(3):
         assert proxied.sent_by(refused, wrong) == ["SELECT", "SELECT", *counted]
@@ -114,7 +119,7 @@ def test_what_was_hashed_is_settled_on_another_connection(proxied: Proxied) -> N
 
     sent = proxied.sent_by(proxied.server.authentication.Authenticate, right)
 
-    assert sent == ["SELECT", "SELECT", "BEGIN", "BEGIN", "SELECT", "SELECT", "COMMIT"]
+    assert sent == ["SELECT", "SELECT", "BEGIN", "BEGIN", "SELECT", "SELECT", "INSERT", "COMMIT"]
 
 
 def test_a_lockout_is_two_statements(proxied: Proxied) -> None:
@@ -125,13 +130,13 @@ def test_a_lockout_is_two_statements(proxied: Proxied) -> None:
     assert proxied.sent_by(proxied.server.authentication.GetLockout, request) == ["SELECT", "SELECT"]
 
 
-def test_starting_a_reset_is_one_statement_for_everybody(proxied: Proxied) -> None:
-    """Somebody or nobody, the first time or again: one row is written by one statement."""
+def test_starting_a_reset_is_the_same_for_everybody(proxied: Proxied) -> None:
+    """Somebody or nobody, the first time or again: one row and one event, by one statement each."""
     user, inactive = new_user(proxied.server.users), new_user(proxied.server.users, inactive=True)
     for identifier in (user.email, user.username, inactive.email, "nobody", "no@body@") * 2:
         request = credential_pb2.StartPasswordResetRequest(identifier=identifier)
         sent = proxied.sent_by(proxied.server.credentials.StartPasswordReset, request)
-        assert sent == ["BEGIN", "INSERT", "COMMIT"]
+        assert sent == ["BEGIN", "INSERT", "INSERT", "COMMIT"]
 
 
 def test_the_deadline_goes_with_the_statement(proxied: Proxied) -> None:

@@ -31,7 +31,9 @@ class Process:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "service", *arguments],
             cwd=ROOT,
-            env=clean | {"LOG_FORMAT": "json", "SECRET_KEYS": KEY, "BCRYPT_COST": "4", "GRPC_PORT": "0"} | environment,
+            env=clean
+            | {"LOG_FORMAT": "json", "SECRET_KEYS": KEY, "BCRYPT_COST": "4", "GRPC_PORT": "0", "CALLER_AUTH": "off"}
+            | environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -3,14 +3,16 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 import grpc
 from sqlalchemy.engine import URL
 
-from personae.v1 import authentication_pb2_grpc, credential_pb2_grpc, user_pb2_grpc
+from personae.v1 import audit_pb2_grpc, authentication_pb2_grpc, credential_pb2_grpc, user_pb2_grpc
 from service.app import Server
 from service.base.settings import Settings
 from service.db.engine import Database
+from service.tasks import sweep
 from tests.support.clocks import MovableClock
 from tests.support.witness import Interceptor
 
@@ -25,6 +27,7 @@ def settings_for(url: URL, **changes: object) -> Settings:
         "grpc_host": "127.0.0.1",
         "grpc_port": 0,
         "grpc_reflection": True,
+        "caller_auth": "off",
         "bcrypt_cost": BCRYPT_COST,
         "secret_keys": KEY,
         "purge_interval": 0,
@@ -46,6 +49,10 @@ class RunningServer:
     database: Database
     clock: MovableClock
 
+    def sweep(self) -> dict[str, int]:
+        """Remove what is due, as the server does by itself now and then."""
+        return sweep(self.database, self.clock, keep_events=timedelta(days=400))
+
     @property
     def users(self) -> user_pb2_grpc.UserServiceStub:
         return user_pb2_grpc.UserServiceStub(self.channel)
@@ -53,6 +60,10 @@ class RunningServer:
     @property
     def authentication(self) -> authentication_pb2_grpc.AuthenticationServiceStub:
         return authentication_pb2_grpc.AuthenticationServiceStub(self.channel)
+
+    @property
+    def audit(self) -> audit_pb2_grpc.AuditServiceStub:
+        return audit_pb2_grpc.AuditServiceStub(self.channel)
 
     @property
     def credentials(self) -> credential_pb2_grpc.CredentialServiceStub:

@@ -3,8 +3,9 @@
 Etags are compared and set in the UPDATE itself; the last superuser is kept by a lock that all who could lose one take.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, case, false, func, literal, or_, select, update
@@ -17,6 +18,7 @@ from service.base.errors import (
     UserDeletedError,
     UserNotFoundError,
 )
+from service.core import audit
 from service.core.users.rows import COLUMNS, NEXT_EPOCH, USERS, UserRecord
 
 _SUPERUSER_LOCK = 0x7375  # "su": any number that no other advisory lock of this service uses
@@ -32,18 +34,19 @@ def update_user(
     Raises UserNotFoundError, UserDeletedError, EtagMismatchError; a taken name raises by its constraint.
     """
     names = {name: value for name, value in (("email", email), ("username", username)) if value is not None}
-    values: dict[str, Any] = dict(names)
+    also: dict[str, Any] = {}
     if email is not None:
-        values["email_verified_at"] = case((USERS.c.email == email, USERS.c.email_verified_at), else_=None)
-        values["access_epoch"] = case((USERS.c.email == email, USERS.c.access_epoch), else_=NEXT_EPOCH)
+        also["email_verified_at"] = case((USERS.c.email == email, USERS.c.email_verified_at), else_=None)
+        also["access_epoch"] = case((USERS.c.email == email, USERS.c.access_epoch), else_=NEXT_EPOCH)
 
     def is_so(user: UserRecord) -> bool:
         require_live(user)
         _require_version(user, version)
         return all(getattr(user, name) == value for name, value in names.items())
 
-    differs = or_(false(), *(USERS.c[name] != value for name, value in names.items()))
-    return _change(session, user_id, version, values, at_once=and_(_LIVE, differs), is_so=is_so)
+    # At once only where all of them differ: of what is so already it must be known, for the audit trail.
+    differ = [USERS.c[name] != value for name, value in names.items()] or [false()]
+    return _change(session, "UpdateUser", user_id, version, names, also=also, at_once=and_(_LIVE, *differ), is_so=is_so)
 
 
 def set_active(session: Session, user_id: int, *, is_active: bool, version: int | None) -> UserRecord:
@@ -58,9 +61,11 @@ def set_active(session: Session, user_id: int, *, is_active: bool, version: int 
 
     return _change(
         session,
+        "ActivateUser" if is_active else "DeactivateUser",
         user_id,
         version,
-        {"is_active": is_active} if is_active else {"is_active": False, "access_epoch": NEXT_EPOCH},
+        {"is_active": is_active},
+        also={} if is_active else {"access_epoch": NEXT_EPOCH},
         at_once=and_(_LIVE, USERS.c.is_active != is_active, or_(literal(is_active), ~USERS.c.is_superuser)),
         is_so=is_so,
         may_lose_superuser=not is_active,
@@ -79,6 +84,7 @@ def set_superuser(session: Session, user_id: int, *, is_superuser: bool, version
 
     return _change(
         session,
+        "GrantSuperuser" if is_superuser else "RevokeSuperuser",
         user_id,
         version,
         {"is_superuser": is_superuser},
@@ -111,9 +117,11 @@ def delete_user(
 
     return _change(
         session,
+        "DeleteUser",
         user_id,
         version,
-        {"deleted_at": now, "purge_at": purge_at, "access_epoch": NEXT_EPOCH},
+        {"deleted_at": now, "purge_at": purge_at},
+        also={"access_epoch": NEXT_EPOCH},
         at_once=and_(_LIVE, ~USERS.c.is_superuser),
         is_so=is_so,
         may_lose_superuser=True,
@@ -133,6 +141,7 @@ def undelete_user(session: Session, user_id: int, *, version: int | None) -> Use
 
     return _change(
         session,
+        "UndeleteUser",
         user_id,
         version,
         {"deleted_at": None, "purge_at": None},
@@ -143,32 +152,35 @@ def undelete_user(session: Session, user_id: int, *, version: int | None) -> Use
 
 def _change(
     session: Session,
+    action: str,
     user_id: int,
     version: int | None,
-    values: dict[str, Any],
+    fields: Mapping[str, Any],
     *,
+    also: Mapping[str, Any] = MappingProxyType({}),
     at_once: ColumnElement[bool],
     is_so: Callable[[UserRecord], bool],
     may_lose_superuser: bool = False,
 ) -> UserRecord:
     """Change a user by one compare-and-set; look closer, under a lock, only when that changed nothing.
 
-    at_once: the rows that can be changed without looking. is_so: whether there is nothing to do; raises for a state
-    that forbids the change.
-    The lock order is row, then superuser lock: an UPDATE that waited for a row keeps it locked even when it then
-    changes nothing, so the row cannot come second.
+    fields: what callers see of the change, and the audit trail names; also: what is set beside it. at_once: the rows
+    that can be changed without looking. is_so: whether there is nothing to do; raises for a state that forbids the
+    change. The lock order is row, then superuser lock: an UPDATE that waited for a row keeps it locked even when it
+    then changes nothing, so the row cannot come second.
     """
     change = (
         update(USERS)
         .where(USERS.c.id == user_id)
         # clock_timestamp, not now(): after a wait for the row, now() would lie before the change that was waited for.
-        .values(**values, version=USERS.c.version + 1, updated_at=func.clock_timestamp())
+        .values(**fields, **also, version=USERS.c.version + 1, updated_at=func.clock_timestamp())
         .returning(*COLUMNS)
     )
     compared = change.where(at_once)
     if version is not None:
         compared = compared.where(USERS.c.version == version)
     row = session.execute(compared).one_or_none()
+    changed = list(fields)
     if row is None:
         user = _locked(session, user_id)
         if is_so(user):
@@ -177,6 +189,8 @@ def _change(
         if may_lose_superuser and _is_acting_superuser(user):
             _require_another_superuser(session, user_id)
         row = session.execute(change).one()
+        changed = [name for name, value in fields.items() if getattr(user, name) != value]
+    audit.record(session, action, target_user_id=user_id, changed=changed)
     return UserRecord._make(row)
 
 

@@ -10,6 +10,7 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session
 
 from service.base.errors import ConflictError, EmailTakenError, RequestIdReusedError, UsernameTakenError
+from service.core import audit
 from service.core.users.rows import COLUMNS, REQUESTS, USERS, UserRecord
 
 REQUEST_ID_HOURS = 24
@@ -84,7 +85,19 @@ def create_user(session: Session, new: NewUser, *, request: RequestKey | None, n
     if row is None:
         require_free_names(session, email=new.email, username=new.username)
         raise ConflictError  # whoever had the name has let go of it meanwhile
-    return UserRecord._make(row)
+    user = UserRecord._make(row)
+    audit.record(session, "CreateUser", target_user_id=user.id, changed=_set_fields(user))
+    return user
+
+
+def _set_fields(user: UserRecord) -> list[str]:
+    """The fields that were not left to their defaults."""
+    optional = {
+        "password": user.has_password,
+        "is_active": not user.is_active,
+        "email_verified_at": user.email_verified_at is not None,
+    }
+    return ["email", "username", *(name for name, is_set in optional.items() if is_set)]
 
 
 def require_free_names(session: Session, *, email: str, username: str) -> None:

@@ -1,9 +1,22 @@
 """All tables: importing this package is what lets migrations see every one of them."""
 
+from service.db.models.audit_event import AuditEvent
 from service.db.models.base import Base, table_of
+from service.db.models.caller import Caller, CallerIdentity, CallerKey
 from service.db.models.code import Code
 from service.db.models.lockout import Lockout
 from service.db.models.request_id import RequestId
 from service.db.models.user import User
 
-__all__ = ["Base", "Code", "Lockout", "RequestId", "User", "table_of"]
+__all__ = [
+    "AuditEvent",
+    "Base",
+    "Caller",
+    "CallerIdentity",
+    "CallerKey",
+    "Code",
+    "Lockout",
+    "RequestId",
+    "User",
+    "table_of",
+]

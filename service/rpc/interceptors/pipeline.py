@@ -14,10 +14,8 @@ from typing import Any
 import grpc
 
 from service.base.clock import monotonic
-from service.base.entropy import random_id
-from service.rpc.call import Call, enter
-from service.rpc.interceptors.stages import Handler, Method, Stage, request_id_of
-from service.rpc.status import REQUEST_ID_KEY
+from service.rpc.call import REQUEST_ID_KEY, Call, enter, read_metadata
+from service.rpc.interceptors.stages import Handler, Method, Stage
 
 
 class Pipeline(grpc.ServerInterceptor):
@@ -60,7 +58,8 @@ class Pipeline(grpc.ServerInterceptor):
         def behaviour(raw: bytes, context: grpc.ServicerContext) -> Any:
             remaining = context.time_remaining()
             deadline = monotonic() + min(remaining, max_seconds)  # remaining is huge where the caller set none
-            call = Call(method, context, request_id_of(context) or random_id(), deadline)
+            call = Call(method, context, deadline)
+            read_metadata(call)
             enter(call)
             response = run(raw, call)
             if call.status is not None:

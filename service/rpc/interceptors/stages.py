@@ -12,18 +12,23 @@ from service.base.clock import monotonic
 from service.base.entropy import random_id
 from service.base.errors import (
     DatabaseUnavailableError,
+    InvalidFieldsError,
     MalformedMessageError,
     PersonaeError,
+    ScopeMissingError,
     StoredHashError,
+    Violation,
 )
 from service.base.log import where_raised
-from service.rpc.access import LOCAL_CALLER, scope_of
+from service.rpc.access import scope_of
 from service.rpc.admission import require_room
-from service.rpc.call import Call
-from service.rpc.status import REQUEST_ID_KEY, internal_status, status_of
+from service.rpc.call import ACTING_USER_KEY, Call
+from service.rpc.callers import Identifies
+from service.rpc.status import internal_status, status_of
 
 Handler = Callable[[Any, Call], Any]
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_USER_ID = re.compile(r"[1-9][0-9]{0,18}")
+_MAX_USER_ID = 2**63 - 1
 _log = structlog.get_logger("personae.rpc")
 
 
@@ -58,6 +63,8 @@ def log_access(proceed: Handler, method: Method) -> Handler:
             "request_id": call.request_id,
             "caller": call.caller,
         }
+        if call.key_id is not None:
+            line["key"] = call.key_id
         if call.reason is not None:
             line["reason"] = call.reason
         log.info("rpc", **line)
@@ -94,15 +101,25 @@ def admit(proceed: Handler, _method: Method) -> Handler:
     return run
 
 
-def authorise(proceed: Handler, method: Method) -> Handler:
-    """Say who calls and whether they may. The scope is looked up here, once, so that a method without one fails."""
-    scope_of(method.name)
+def authorisation(identify: Identifies) -> Stage:
+    """The stage that asks this who calls."""
 
-    def run(request: Any, call: Call) -> Any:
-        call.caller = LOCAL_CALLER
-        return proceed(request, call)
+    def authorise(proceed: Handler, method: Method) -> Handler:
+        """Say who calls and whether they may. What is refused here has not been read."""
+        scope = scope_of(method.name)  # once, so that a method without one fails before it is ever called
 
-    return run
+        def run(request: Any, call: Call) -> Any:
+            caller = identify(call)
+            call.caller = caller.name
+            if scope not in caller.scopes:
+                raise ScopeMissingError(scope)
+            if call.acting_user is not None:
+                call.acting_user_id = _user_id(call.acting_user)
+            return proceed(request, call)
+
+        return run
+
+    return authorise
 
 
 def parse(proceed: Handler, method: Method) -> Handler:
@@ -132,22 +149,23 @@ def repeat_once(proceed: Handler, _method: Method) -> Handler:
     return run
 
 
-STAGES: tuple[Stage, ...] = (
-    log_access,  # outermost: refusals and faults are logged like everything else
-    answer_errors,  # inside the log, which wants the code; outside all that raises
-    admit,  # before any work is done for the call
-    authorise,  # before parsing: a stranger's bytes are not read
-    parse,
-    repeat_once,  # innermost: only the handler is worth repeating
-)
+def stages(identify: Identifies) -> tuple[Stage, ...]:
+    """All stages in their order. identify: says who calls."""
+    return (
+        log_access,  # outermost: refusals and faults are logged like everything else
+        answer_errors,  # inside the log, which wants the code; outside all that raises
+        admit,  # before any work is done for the call
+        authorisation(identify),  # before parsing: a stranger's bytes are not read
+        parse,
+        repeat_once,  # innermost: only the handler is worth repeating
+    )
 
 
-def request_id_of(context: grpc.ServicerContext) -> str | None:
-    """The caller's own request id, from its metadata, when it is fit for a log line."""
-    for key, value in context.invocation_metadata():
-        if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
-            return value
-    return None
+def _user_id(text: str) -> int:
+    """The acting user. What is said of them must be readable, or the audit trail would keep quiet about it."""
+    if not _USER_ID.fullmatch(text) or int(text) > _MAX_USER_ID:
+        raise InvalidFieldsError([Violation(ACTING_USER_KEY, "INVALID_ID", "must be one positive id of a user")])
+    return int(text)
 
 
 def _incident(error: BaseException, method: Method, call: Call) -> grpc.Status:

@@ -1,0 +1,78 @@
+"""What the service's own role may do, where another role owns the tables: what it needs, and nothing else.
+
+Then nothing that the service does, or that is done with its password, changes the audit trail, its triggers or the
+functions that drop old months. Where one role does both, its owner can switch the triggers off: docs/security.md.
+"""
+
+from sqlalchemy import Connection, inspect, text
+
+from service.db.models import AuditEvent, Base, table_of
+
+_AUDIT = table_of(AuditEvent)
+_SET_BY_THE_DATABASE = frozenset({"id", "occurred_at"})
+_FUNCTIONS = ("audit_make_partitions(integer)", "audit_drop_partitions(timestamptz)")
+# MEMBER is true for a superuser, whatever it is a member of; USAGE is what a grant needs.
+_OWNERSHIP = text(
+    "SELECT relname FROM pg_class WHERE relnamespace = current_schema()::regnamespace AND relname = ANY(:names)"
+    " AND (pg_has_role(:role, relowner, 'MEMBER') OR NOT pg_has_role(current_user, relowner, 'USAGE'))"
+    " ORDER BY relname LIMIT 1"
+)
+_PARTITIONS = text(
+    "SELECT relname FROM pg_inherits JOIN pg_class ON oid = inhrelid WHERE inhparent = to_regclass(:name)"
+)
+
+
+class GrantsError(Exception):
+    """The two roles are not what they have to be. The text says what to do."""
+
+
+def grant(connection: Connection, role: str) -> bool:
+    """Give the service's role what it needs of this schema, and take from it what else it has there.
+
+    Commits. False, and nothing is done, when the role is the one that is connected. Raises GrantsError when there is no
+    such role, or when it could change the audit trail all the same.
+    """
+    if role == connection.scalar(text("SELECT current_user")):
+        return False
+    if not connection.scalar(text("SELECT count(*) FROM pg_roles WHERE rolname = :role"), {"role": role}):
+        raise GrantsError(f"The role {role} of DATABASE_URL does not exist: create it, and migrate again")
+    found = set(inspect(connection).get_table_names())
+    tables = [name for name in Base.metadata.tables if name in found]
+    _require_separation(connection, role, tables)
+    for statement in _statements(connection, tables, role):
+        connection.exec_driver_sql(statement)
+    connection.commit()
+    return True
+
+
+def _require_separation(connection: Connection, role: str, tables: list[str]) -> None:
+    table = connection.scalar(_OWNERSHIP, {"names": tables, "role": role})
+    if table is None:
+        return
+    raise GrantsError(
+        f"The table {table} does not belong to the role of MIGRATION_DATABASE_URL alone: the role {role} of "
+        "DATABASE_URL owns it, is a member of the role that does, or is a superuser; or a third role owns it. As a "
+        "superuser: REASSIGN OWNED BY the old owner TO the new one, in this database; then migrate again"
+    )
+
+
+def _statements(connection: Connection, tables: list[str], role: str) -> list[str]:
+    quote = connection.dialect.identifier_preparer.quote_identifier
+    to = quote(role)
+    home = quote(str(connection.scalar(text("SELECT current_schema()"))))
+    statements = [f"GRANT USAGE ON SCHEMA {home} TO {to}", f"GRANT SELECT ON {home}.alembic_version TO {to}"]
+    for table in tables:
+        name = f"{home}.{quote(table)}"
+        statements.append(f"REVOKE ALL ON {name} FROM {to}")
+        if table != _AUDIT.name:
+            statements.append(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {name} TO {to}")
+            continue
+        written = ", ".join(quote(column.name) for column in _AUDIT.c if column.name not in _SET_BY_THE_DATABASE)
+        partitions = connection.scalars(_PARTITIONS, {"name": name}).all()
+        statements += [f"REVOKE ALL ON {home}.{quote(partition)} FROM {to}" for partition in partitions]
+        statements += [
+            f"GRANT SELECT, INSERT ({written}) ON {name} TO {to}",
+            f"GRANT USAGE ON SEQUENCE {home}.{quote(f'{table}_id_seq')} TO {to}",
+            *(f"GRANT EXECUTE ON FUNCTION {home}.{function} TO {to}" for function in _FUNCTIONS),
+        ]
+    return statements

@@ -1,0 +1,91 @@
+"""The audit_events table: who did what to whom, when, and how it ended. Nothing is ever changed in it."""
+
+from datetime import datetime
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Index,
+    PrimaryKeyConstraint,
+    String,
+    func,
+    text,
+)
+from sqlalchemy.orm import Mapped, mapped_column
+
+from service.db.models.base import Base
+
+
+class AuditEvent(Base):
+    """A change, or a sign-in that was answered. Ids and names of fields only: no value, no secret, no address.
+
+    Partitioned by month (UTC), because retention drops whole months: triggers on the table and on every partition
+    refuse UPDATE, DELETE and TRUNCATE. They, the partitions and the two functions that make and drop partitions are in
+    the migration that made the table; a row without a month of its own lands in audit_events_default.
+
+    There is no foreign key to users: an event outlives the purge of whom it was about, and a sign-in in a name that
+    nobody has costs the same as any other. For the same reason its index has a place for nobody too. It has no
+    created_at, because occurred_at says it, by the database's clock: one for all servers.
+    """
+
+    __tablename__ = "audit_events"
+
+    id: Mapped[int] = mapped_column(
+        BigInteger, autoincrement=True, comment="Assigned by the database; tells events of one moment apart"
+    )
+    occurred_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), server_default=func.clock_timestamp(), comment="When the row was written"
+    )
+    caller: Mapped[str] = mapped_column(
+        String(63, collation="C"), comment="Which service called, or which part of Personae acted by itself"
+    )
+    acting_user_id: Mapped[int | None] = mapped_column(
+        BigInteger, comment="Who pressed the button, as the caller says; never trusted"
+    )
+    action: Mapped[str] = mapped_column(String(64, collation="C"), comment="The name of the RPC or of the verb")
+    target_user_id: Mapped[int | None] = mapped_column(
+        BigInteger, comment="Whom it was about, perhaps purged since; NULL: nobody, or no user"
+    )
+    target_caller: Mapped[str | None] = mapped_column(
+        String(63, collation="C"), comment="Which caller it was about; NULL: none"
+    )
+    outcome: Mapped[str] = mapped_column(String(16, collation="C"), comment="How it ended")
+    reason: Mapped[str | None] = mapped_column(
+        String(64, collation="C"), comment="Why it was refused, as the error says it; NULL: it was not"
+    )
+    request_id: Mapped[str] = mapped_column(
+        String(64, collation="C"), comment="The id of the call, as in the log and the trailer; may be empty"
+    )
+    changed_fields: Mapped[list[str]] = mapped_column(
+        ARRAY(String(64)), server_default=text("'{}'"), comment="Names of the fields that were changed; never values"
+    )
+
+    __table_args__ = (
+        PrimaryKeyConstraint("occurred_at", "id"),
+        CheckConstraint("outcome IN ('succeeded', 'refused')", name="known_outcome"),
+        CheckConstraint("(outcome = 'refused') = (reason IS NOT NULL)", name="refused_has_reason"),
+        Index(None, "target_user_id", "occurred_at", "id"),
+        Index(None, "caller", "occurred_at", "id"),
+        # What is rare among successful sign-ins: a page of it would otherwise read past all of them.
+        Index(
+            "ix_audit_events_action",
+            "action",
+            "occurred_at",
+            "id",
+            postgresql_where=text("action <> 'Authenticate'"),
+        ),
+        Index(
+            "ix_audit_events_acting_user_id",
+            "acting_user_id",
+            "occurred_at",
+            "id",
+            postgresql_where=text("acting_user_id IS NOT NULL"),
+        ),
+        Index("ix_audit_events_refused", "occurred_at", "id", postgresql_where=text("outcome = 'refused'")),
+        {
+            "comment": "The audit trail: append-only, partitioned by month",
+            "postgresql_partition_by": "RANGE (occurred_at)",
+        },
+    )

@@ -1,0 +1,93 @@
+"""The callers: which services may call, what they may call, and how each proves who it is."""
+
+from datetime import datetime
+
+from sqlalchemy import (
+    ARRAY,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Integer,
+    LargeBinary,
+    String,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.orm import Mapped, mapped_column
+
+from service.db.models.base import Base
+
+
+class Caller(Base):
+    """A service that calls. Never removed, so that its name in the audit trail is nobody else's."""
+
+    __tablename__ = "callers"
+
+    id: Mapped[int] = mapped_column(Integer, Identity(), primary_key=True, comment="Assigned by the database")
+    name: Mapped[str] = mapped_column(String(63, collation="C"), comment="Chosen by the operator; never changed")
+    scopes: Mapped[list[str]] = mapped_column(
+        ARRAY(String(64)), server_default=text("'{}'"), comment="What it may call, in alphabetical order"
+    )
+    created_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), server_default=func.now(), comment="When the row was made"
+    )
+    updated_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), server_default=func.now(), comment="When its scopes last changed"
+    )
+
+    __table_args__ = (
+        UniqueConstraint("name"),
+        {"comment": "Services that call, with what each may call"},
+    )
+
+
+class CallerKey(Base):
+    """An API key of a caller. Only its hash is stored: 192 random bits need no salt."""
+
+    __tablename__ = "caller_keys"
+
+    key_hash: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True, comment="SHA-256 of the whole key")
+    key_id: Mapped[str] = mapped_column(
+        String(8, collation="C"), comment="The part of the key that is no secret, by which operators name it"
+    )
+    caller_id: Mapped[int] = mapped_column(
+        Integer, ForeignKey("callers.id", ondelete="CASCADE"), index=True, comment="Whose key it is"
+    )
+    created_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), server_default=func.now(), comment="When the row was made"
+    )
+    expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), comment="From when on it opens nothing")
+    revoked_at: Mapped[datetime | None] = mapped_column(
+        DateTime(timezone=True), comment="When an operator revoked it; NULL while it is live"
+    )
+    last_used_at: Mapped[datetime | None] = mapped_column(
+        DateTime(timezone=True), comment="When it was last used, up to an hour late; NULL: never"
+    )
+
+    __table_args__ = (
+        UniqueConstraint("key_id"),
+        {"comment": "API keys of callers, by their hash"},
+    )
+
+
+class CallerIdentity(Base):
+    """A name in client certificates that is a caller's: a SPIFFE id or a DNS name, compared as a whole."""
+
+    __tablename__ = "caller_identities"
+
+    identity: Mapped[str] = mapped_column(
+        String(2048, collation="C"), primary_key=True, comment="spiffe://… or a DNS name in lower case"
+    )
+    caller_id: Mapped[int] = mapped_column(
+        Integer, ForeignKey("callers.id", ondelete="CASCADE"), index=True, comment="Whose name it is"
+    )
+    created_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), server_default=func.now(), comment="When the row was made"
+    )
+
+    __table_args__ = (
+        CheckConstraint("position('*' in identity) = 0", name="without_wildcard"),
+        {"comment": "Names in client certificates by which callers are known"},
+    )
