@@ -44,6 +44,10 @@ lock: setup ## Resolve the pinned versions anew, within the bounds of pyproject.
 run: setup ## Serve on 127.0.0.1:50051 with a database of its own, or on DATABASE_URL
 	@exec $(BIN)/python -m service dev
 
+.PHONY: dev-certs
+dev-certs: setup ## Make a CA and certificates in .dev/certificates, to try TLS on this machine
+	@exec $(BIN)/python -m service dev-certs
+
 .PHONY: superuser
 superuser: setup ## Create a superuser; asks for email, username and password
 	@exec $(BIN)/python -m service create-superuser

@@ -44,10 +44,11 @@ from service.rpc.sign_in import SignIn
 from service.rpc.tls import CertificateError, Certificates, PeerCertificates, TlsFiles
 from service.rpc.user_requests import UserRules
 from service.rpc.users import UserServicer
-from service.tasks import DatabaseProbe, Repeating, sweep_and_log
+from service.tasks import DatabaseProbe, Repeating, make_audit_months, sweep_and_log
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 _THREAD_PATIENCE = 0.5
+_AUDIT_MONTHS_EVERY = 3600.0
 _log = structlog.get_logger("personae.app")
 
 _SERVICES = (
@@ -135,6 +136,9 @@ class Server:
         if self._directory is not None:
             interval = settings.caller_cache_seconds / REFRESHES_PER_AGE
             self._tasks.append(Repeating("callers", self._directory.refresh, every=interval))
+        self._tasks.append(
+            Repeating("audit-months", lambda: make_audit_months(self.database), every=_AUDIT_MONTHS_EVERY)
+        )
         if settings.purge_interval:
             sweeper = Repeating(
                 "sweeper",
@@ -165,10 +169,17 @@ class Server:
         self._bind()
         if self._directory is not None:
             self._directory.refresh()
+        if self._trouble is None:
+            make_audit_months(self.database)
         self._grpc.start()
         for task in self._tasks:
             task.start()
         self._say_that_it_listens()
+
+    @property
+    def asks_who_calls(self) -> bool:
+        """Whether callers have to prove who they are."""
+        return self._directory is not None
 
     def wait(self) -> None:
         """Return when `end` is called, or when the server cannot go on: then `failure` says why."""

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from service.console import database_url, fail, settings_or_fail, upgrade, worki
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
+
+    from service.app import Server
 
 _SECOND_SIGNAL = 130
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1"}  # noqa: S104  where to knock when all is bound
@@ -185,20 +188,44 @@ def generate_key(key_id: str, path: str | None) -> None:
 def health(address: str | None, timeout: float) -> None:
     """Exit with 0 when the server says SERVING, with 1 otherwise. For container health checks."""
     import grpc
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    from service.probing import ask
 
     settings = settings_or_fail()
     if settings.grpc_host in _EVERYWHERE:
         settings = settings.model_copy(update={"grpc_host": _EVERYWHERE[settings.grpc_host]})
     target = address or settings.address(settings.grpc_port)
-    with grpc.insecure_channel(target) as channel:
-        try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout)
-        except grpc.RpcError as error:
-            fail(f"{target}: {error.code().name}")
-    status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    try:
+        status = ask(settings, target, timeout=timeout)
+    except grpc.RpcError as error:
+        fail(f"{target}: {error.code().name}")
+    except SettingsError as error:
+        fail(str(error))
     click.echo(status)
     sys.exit(0 if status == "SERVING" else 1)
+
+
+@main.command("dev-certs")
+@click.option(
+    "--directory", type=click.Path(), default=".dev/certificates", show_default=True, help="Where to put them."
+)
+@click.option("--name", "names", multiple=True, help="A further DNS name or IP address of the server.")
+def dev_certs(directory: str, names: Sequence[str]) -> None:
+    """Make a CA, and certificates of it for a server and a client: to try TLS on this machine, and for nothing else.
+
+    Done again it keeps the CA and renews the others, which a running server takes by itself.
+    """
+    from pathlib import Path
+
+    from service.base.clock import utc_now
+    from service.dev.certificates import DevCertificateError, make_dev_certificates
+
+    try:
+        made = make_dev_certificates(Path(directory), now=utc_now(), server_names=names)
+    except DevCertificateError as error:
+        fail(str(error))
+    for path in made:
+        click.echo(path)
 
 
 main.add_command(callers)
@@ -224,7 +251,7 @@ def _serve(
     except (SettingsError, PortInUseError, SchemaBehindError) as error:
         fail(str(error))
     if banner:
-        _print_banner(settings, server.port)
+        _print_banner(server, settings)
     server.wait()
     failure = server.failure
     is_clean = server.stop()
@@ -246,16 +273,22 @@ def _on_signals(end: Any) -> None:
         signal.signal(number, handle)
 
 
-def _print_banner(settings: Settings, port: int) -> None:
+def _print_banner(server: "Server", settings: Settings) -> None:
     where = (
         f"embedded PostgreSQL in {settings.dev_data_dir}" if settings.url is None else "the database of DATABASE_URL"
     )
-    address = settings.address(port)
+    address = settings.address(server.port)
     data = '{"user": {"email": "ada@example.com", "username": "ada"}, "password": "correct horse battery staple"}'
     method = "personae.v1.UserService/CreateUser"
+    click.echo(f"Personae serves on {address}, with {where}. Ctrl-C ends it. Try:\n")
+    if server.asks_who_calls:
+        click.echo("  KEY=$(.venv/bin/python -m service callers create me --all-scopes)")
+    curl_tls = "--cacert CA.pem" if settings.has_tls else "--http2-prior-knowledge"
+    grpcurl_tls = "-cacert CA.pem" if settings.has_tls else "-plaintext"
+    header = ' -H "authorization: Bearer $KEY"' if server.asks_who_calls else ""
+    scheme = "https" if settings.has_tls else "http"
     click.echo(
-        f"Personae serves on {address}, with {where}. Ctrl-C ends it. Try:\n\n"
-        f"  grpcurl -plaintext -d '{data}' {address} {method}\n\n"
+        f"  grpcurl {grpcurl_tls}{header} -d '{data}' {address} {method}\n\n"
         f"or, without grpcurl:\n\n"
-        f"  .venv/bin/buf curl --protocol grpc --http2-prior-knowledge -d '{data}' http://{address}/{method}\n"
+        f"  .venv/bin/buf curl --protocol grpc {curl_tls}{header} -d '{data}' {scheme}://{address}/{method}\n"
     )

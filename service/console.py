@@ -93,6 +93,7 @@ def upgrade(url: "URL") -> str:
     from sqlalchemy.exc import DBAPIError
 
     from service.db.diagnosis import diagnose
+    from service.db.grants import GrantsError
     from service.db.migrator import MigratorBusyError
     from service.db.schema import needed_revision, revision_at
 
@@ -104,7 +105,7 @@ def upgrade(url: "URL") -> str:
         if found is not None and found > needed:
             return f"The database has schema {found}, newer than this code's {needed}: nothing to do."
         command.upgrade(config, "head")
-    except MigratorBusyError as error:
+    except (MigratorBusyError, GrantsError) as error:
         fail(str(error))
     except DBAPIError as error:
         if error.statement is not None:

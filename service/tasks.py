@@ -136,7 +136,7 @@ def sweep(
     origin: Origin = SWEEPER,
 ) -> dict[str, int]:
     """Remove what is due: users, old request ids, expired codes, failed sign-ins of long ago, keys of callers that have
-    long been over, months of the audit trail; how many of each. Makes the next months of the trail.
+    long been over, months of the audit trail; how many of each.
 
     keep_events: for how long the trail is kept. origin: on whose behalf. Any number of servers may do it at once: each
     takes what no other holds, in short transactions. Between two of them it asks whether to end.
@@ -147,10 +147,20 @@ def sweep(
         for name, remove in _SWEEPS.items()
     }
     if not is_ending():
-        _one_batch(database, origin, audit.make_partitions)
         dropped = _one_batch(database, origin, partial(audit.drop_partitions, now=now, keep=keep_events))
         removed["dropped_audit_months"] = dropped
     return removed
+
+
+def make_audit_months(database: Database) -> None:
+    """Make the months of the audit trail that are missing, this one and some to come; failures are in the log."""
+    try:
+        made = _one_batch(database, SWEEPER, audit.make_partitions)
+    except PersonaeError as error:
+        _log.warning("months of the audit trail not made", reason=error.reason)
+        return
+    if made:
+        _log.info("made months of the audit trail", made=made)
 
 
 def sweep_and_log(database: Database, clock: Clock, is_ending: Callable[[], bool], *, keep_events: timedelta) -> None:

@@ -49,6 +49,7 @@ CREATE FUNCTION audit_make_partitions(months_ahead integer) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET timezone = 'UTC'
+SET datestyle = 'ISO, YMD'
 SET lock_timeout = '2s'
 AS $function$
 DECLARE

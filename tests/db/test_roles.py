@@ -1,0 +1,303 @@
+"""Two roles: one owns the tables and migrates, the other serves. What the second may do, and what it cannot."""
+
+import contextlib
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg2
+import pytest
+from alembic import command
+from alembic.config import Config
+from psycopg2 import sql
+from sqlalchemy import create_engine
+from sqlalchemy.engine import URL
+
+from personae.v1 import user_pb2
+from service.app import open_database
+from service.base.origin import Origin
+from service.core import audit
+from service.db.grants import GrantsError, grant
+from tests.support.databases import ROOT, Postgres, libpq_url, migrate
+from tests.support.factories import PASSWORD, new_user, unique_name
+from tests.support.servers import running, settings_for
+
+SERVED = Origin("billing")
+
+
+@dataclass(frozen=True)
+class Roles:
+    """A database of an owner's, in which another role serves; and the way in for a superuser."""
+
+    owner: URL
+    service: URL
+    superuser: URL
+
+    def migrate(self, revision: str = "head") -> None:
+        """As `alembic upgrade` with DATABASE_URL and MIGRATION_DATABASE_URL in the environment."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DATABASE_URL", self.service.render_as_string(hide_password=False))
+            patch.setenv("MIGRATION_DATABASE_URL", self.owner.render_as_string(hide_password=False))
+            command.upgrade(Config(ROOT / "alembic.ini"), revision)
+
+
+@contextlib.contextmanager
+def two_roles(postgres: Postgres) -> Iterator[Roles]:
+    """A new database with two new roles; the service's has a name that must be quoted. All are dropped afterwards."""
+    name = secrets.token_hex(6)
+    names = (f"personae_test_owner_{name}", f'Personae "test" %s {name}')
+    password = secrets.token_hex(16)
+    with postgres.scratch() as superuser:
+        for role in names:
+            run(
+                superuser,
+                sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(role), sql.Literal(password)),
+            )
+        owner, service = (superuser.set(username=role, password=password) for role in names)
+        database = sql.Identifier(superuser.database or "")
+        run(superuser, sql.SQL("ALTER DATABASE {} OWNER TO {}").format(database, sql.Identifier(names[0])))
+        try:
+            yield Roles(owner, service, superuser)
+        finally:
+            for role in names:
+                run(superuser, sql.SQL("DROP OWNED BY {}").format(sql.Identifier(role)))
+            run(superuser, sql.SQL("ALTER DATABASE {} OWNER TO CURRENT_USER").format(database))
+            for role in names:
+                run(superuser, sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
+
+
+@pytest.fixture(scope="module")
+def roles(postgres: Postgres) -> Iterator[Roles]:
+    """Migrated by the owner. Tests leave what they find as they found it."""
+    with two_roles(postgres) as found:
+        found.migrate()
+        yield found
+
+
+@pytest.fixture
+def fresh(postgres: Postgres) -> Iterator[Roles]:
+    """Empty, for one test."""
+    with two_roles(postgres) as found:
+        yield found
+
+
+def run(url: URL, statement: str | sql.Composed) -> list[Any]:
+    """Run a statement in a transaction of its own; the rows that come back."""
+    connection = psycopg2.connect(libpq_url(url))
+    try:
+        connection.autocommit = True
+        cursor = connection.cursor()
+        cursor.execute(statement)
+        return list(cursor.fetchall()) if cursor.description else []
+    finally:
+        connection.close()
+
+
+# ----------------------------------------------------------------------------------------------------- may
+
+
+def test_the_service_can_do_all_that_it_does(roles: Roles) -> None:
+    """Serve, change, sign in, sweep."""
+    with running(roles.service) as server:
+        user = new_user(server.users, password=PASSWORD)
+        server.users.UpdateUser(user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, username=unique_name())))
+        assert [one.id for one in server.users.ListUsers(user_pb2.ListUsersRequest()).users] == [user.id]
+        server.users.DeleteUser(user_pb2.DeleteUserRequest(id=user.id))
+        server.users.PurgeUser(user_pb2.PurgeUserRequest(id=user.id))
+
+
+def test_the_service_writes_reads_and_keeps_the_trail(roles: Roles) -> None:
+    """It records, lists, makes months ahead, and drops those that are due, which it does not own."""
+    run(
+        roles.owner,
+        "CREATE TABLE audit_events_2020_01 PARTITION OF audit_events FOR VALUES FROM ('2020-01-01') TO ('2020-02-01')",
+    )
+    database = open_database(settings_for(roles.service), roles.service)
+    try:
+        with database.scope(origin=SERVED) as session, session.begin():
+            audit.record(session, "Try", target_user_id=5, changed=["email"])
+            audit.record_many(session, "Try", [6, 7])
+            assert audit.make_partitions(session) == 0
+        with database.scope(origin=SERVED) as session, session.begin():
+            assert audit.drop_partitions(session, now=datetime.now(UTC), keep=timedelta(days=400)) == 1
+            found = audit.list_events(session, where=audit.AuditFilter(action="Try"), after=None, size=10).events
+    finally:
+        database.dispose()
+    assert [one.target_user_id for one in found] == [7, 6, 5]
+    assert run(roles.service, "SELECT audit_make_partitions(4)") == [(1,)]
+    owners = run(roles.owner, "SELECT DISTINCT tableowner FROM pg_tables WHERE tablename LIKE 'audit_events%'")
+    assert owners == [(roles.owner.username,)]
+
+
+# ----------------------------------------------------------------------------------------------------- may not
+
+EVENT = "'billing', 'Forge', 'succeeded', ''"
+FORBIDDEN = (
+    "UPDATE audit_events SET caller = 'nobody'",
+    "DELETE FROM audit_events WHERE false",
+    "TRUNCATE audit_events",
+    "UPDATE audit_events_default SET caller = 'nobody'",
+    "DELETE FROM audit_events_default",
+    "TRUNCATE audit_events_default",
+    "DELETE FROM {month}",
+    "TRUNCATE {month}",
+    "DROP TABLE audit_events",
+    "DROP TABLE {month}",
+    "ALTER TABLE audit_events DISABLE TRIGGER audit_append_only",
+    "ALTER TABLE {month} DISABLE TRIGGER ALL",
+    "DROP TRIGGER audit_append_only ON audit_events",
+    "ALTER TABLE audit_events DETACH PARTITION {month}",
+    "ALTER TABLE audit_events ADD COLUMN stray integer",
+    "ALTER TABLE audit_events OWNER TO CURRENT_USER",
+    "CREATE TRIGGER hide AFTER INSERT ON audit_events EXECUTE FUNCTION audit_refuse_change()",
+    "CREATE RULE hide AS ON INSERT TO audit_events DO INSTEAD NOTHING",
+    "CREATE OR REPLACE FUNCTION audit_refuse_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+    "DROP FUNCTION audit_drop_partitions(timestamptz)",
+    "ALTER FUNCTION audit_drop_partitions(timestamptz) RESET search_path",
+    "SET session_replication_role = replica",
+    "SELECT audit_drop_partitions(now())",
+    "SELECT setval('audit_events_id_seq', 1)",
+    f"INSERT INTO audit_events (occurred_at, caller, action, outcome, request_id) VALUES ('2020-01-01', {EVENT})",
+    f"INSERT INTO audit_events (id, caller, action, outcome, request_id) VALUES (1, {EVENT})",
+    f"INSERT INTO audit_events_default (caller, action, outcome, request_id) VALUES ({EVENT})",
+    "CREATE TABLE stray (id integer)",
+    "CREATE FUNCTION stray() RETURNS integer LANGUAGE sql AS 'SELECT 1'",
+    "TRUNCATE users",
+    "ALTER TABLE users DROP COLUMN email",
+    "UPDATE alembic_version SET version_num = '0001'",
+    "CREATE ROLE stray",
+)
+
+
+@pytest.mark.parametrize("statement", FORBIDDEN)
+def test_the_service_cannot(roles: Roles, statement: str) -> None:
+    """Change the trail, date an event, take its guards away, or make or remove anything in the schema."""
+    month = f"audit_events_{datetime.now(UTC):%Y_%m}"
+    with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+        run(roles.service, statement.format(month=month))
+
+
+def test_the_owner_is_refused_too(roles: Roles) -> None:
+    """It could take the guards away; but not by accident change anything while they are there."""
+    for statement in FORBIDDEN[:6]:
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege, match="append-only"):
+            run(roles.owner, statement)
+
+
+def test_nobody_else_calls_the_functions(fresh: Roles) -> None:
+    """They run with the owner's rights, and so are for the service alone."""
+    migrate(fresh.owner)
+    for call in ("audit_make_partitions(1)", "audit_drop_partitions('2020-01-01')"):
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            run(fresh.service, f"SELECT {call}")
+
+
+def test_a_table_of_the_callers_is_not_taken_for_the_trail(roles: Roles) -> None:
+    """The functions search no schema: what the caller puts in front, temporary tables included, is not seen."""
+    connection = psycopg2.connect(libpq_url(roles.service))
+    cursor = connection.cursor()
+    cursor.execute("CREATE TEMPORARY TABLE audit_events (occurred_at timestamptz) PARTITION BY RANGE (occurred_at)")
+    cursor.execute(
+        "CREATE TEMPORARY TABLE mine PARTITION OF audit_events FOR VALUES FROM ('2020-01-01') TO ('2020-02-01')"
+    )
+    cursor.execute("SET search_path = pg_temp, public")
+    cursor.execute("SELECT public.audit_drop_partitions('2021-01-01')")
+    assert cursor.fetchone() == (0,)
+    connection.close()
+
+
+# ----------------------------------------------------------------------------------------------------- granting
+
+
+def privileges(roles: Roles) -> set[Any]:
+    """What the service's role has on every table and column, in so many words."""
+    return set(
+        run(
+            roles.superuser,
+            sql.SQL(
+                "SELECT table_name, '', privilege_type FROM information_schema.role_table_grants WHERE grantee = {0}"
+                " UNION SELECT table_name, column_name, privilege_type FROM information_schema.role_column_grants"
+                " WHERE grantee = {0} AND table_name = 'audit_events' AND privilege_type = 'INSERT'"
+            ).format(sql.Literal(roles.service.username)),
+        )
+    )
+
+
+def test_every_migration_grants_exactly_what_is_needed(fresh: Roles) -> None:
+    """With nothing to migrate too; and what was granted beside it is taken away."""
+    fresh.migrate()
+    granted = privileges(fresh)
+    service = sql.Identifier(fresh.service.username or "")
+    for table in ("audit_events", "audit_events_default", "users"):
+        run(fresh.owner, sql.SQL("GRANT ALL ON {} TO {}").format(sql.Identifier(table), service))
+    assert privileges(fresh) > granted
+
+    fresh.migrate()
+
+    assert privileges(fresh) == granted
+    assert {kind for table, column, kind in granted if table == "audit_events" and not column} == {"SELECT"}
+    assert {column for table, column, _ in granted if table == "audit_events"} - {""} == {
+        *("caller", "acting_user_id", "action", "target_user_id", "target_caller", "outcome", "reason", "request_id"),
+        "changed_fields",
+    }
+    assert {kind for table, _, kind in granted if table == "users"} == {"SELECT", "INSERT", "UPDATE", "DELETE"}
+    assert {kind for table, _, kind in granted if table == "alembic_version"} == {"SELECT"}
+    assert not [table for table, _, _ in granted if table.startswith("audit_events_")]
+
+
+def test_an_older_schema_is_granted_as_far_as_it_goes(fresh: Roles) -> None:
+    """A step at a time."""
+    fresh.migrate("0003")
+    assert {table for table, _, _ in privileges(fresh)} == {"alembic_version", "users", "request_ids", "lockouts"}
+    fresh.migrate()
+    assert ("audit_events", "", "SELECT") in privileges(fresh)
+
+
+def test_looking_grants_nothing(fresh: Roles) -> None:
+    """`alembic check` and `current` change nothing."""
+    migrate(fresh.owner)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DATABASE_URL", fresh.service.render_as_string(hide_password=False))
+        patch.setenv("MIGRATION_DATABASE_URL", fresh.owner.render_as_string(hide_password=False))
+        command.check(Config(ROOT / "alembic.ini"))
+        command.current(Config(ROOT / "alembic.ini"))
+    assert privileges(fresh) == set()
+
+
+def test_one_role_grants_itself_nothing(fresh: Roles) -> None:
+    """Where the role is its own there is nothing to do."""
+    migrate(fresh.owner)
+    engine = create_engine(fresh.owner)
+    with engine.connect() as connection:
+        assert grant(connection, str(fresh.owner.username)) is False
+    engine.dispose()
+
+
+def test_a_service_that_owns_the_tables_is_an_error(fresh: Roles) -> None:
+    """A database that was migrated by the service's role first: the owner has to be changed, or nothing is gained."""
+    service, owner = (sql.Identifier(url.username or "") for url in (fresh.service, fresh.owner))
+    run(fresh.superuser, sql.SQL("GRANT CREATE ON SCHEMA public TO {}").format(service))
+    migrate(fresh.service)
+    run(fresh.superuser, sql.SQL("GRANT SELECT ON alembic_version TO {}").format(owner))
+    with pytest.raises(GrantsError, match="REASSIGN OWNED"):
+        fresh.migrate()
+
+    run(fresh.superuser, sql.SQL("REASSIGN OWNED BY {} TO {}").format(service, owner))
+    run(fresh.superuser, sql.SQL("REVOKE CREATE ON SCHEMA public FROM {}").format(service))
+    fresh.migrate()
+
+    assert ("audit_events", "", "SELECT") in privileges(fresh)
+    with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+        run(fresh.service, "ALTER TABLE audit_events DISABLE TRIGGER ALL")
+
+
+def test_a_role_that_is_missing_or_not_said_is_an_error(fresh: Roles) -> None:
+    """With words that say what to do, and nobody's password in them."""
+    nobody = Roles(fresh.owner, fresh.service.set(username="personae_test_nobody"), fresh.superuser)
+    with pytest.raises(GrantsError, match="does not exist"):
+        nobody.migrate()
+    unsaid = Roles(fresh.owner, URL.create("postgresql", database="x"), fresh.superuser)
+    with pytest.raises(GrantsError, match="set both"):
+        unsaid.migrate()
