@@ -49,6 +49,7 @@ from service.tasks import DatabaseProbe, Repeating, make_audit_months, sweep_and
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 _THREAD_PATIENCE = 0.5
 _AUDIT_MONTHS_EVERY = 3600.0
+_CERTIFICATES_EVERY = 60.0
 _log = structlog.get_logger("personae.app")
 
 _SERVICES = (
@@ -136,6 +137,8 @@ class Server:
         if self._directory is not None:
             interval = settings.caller_cache_seconds / REFRESHES_PER_AGE
             self._tasks.append(Repeating("callers", self._directory.refresh, every=interval))
+        if self._certificates is not None:  # so that one that expires is told of while nobody connects
+            self._tasks.append(Repeating("certificates", self._certificates.refresh, every=_CERTIFICATES_EVERY))
         self._tasks.append(
             Repeating("audit-months", lambda: make_audit_months(self.database), every=_AUDIT_MONTHS_EVERY)
         )

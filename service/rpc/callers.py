@@ -8,6 +8,7 @@ than `max_age`: while the database cannot say who may call, nobody may.
 import ipaddress
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from threading import Lock
 from typing import Protocol, TypeVar
@@ -71,7 +72,7 @@ class CallerDirectory:
         self._directory = Directory({}, {})
         self._read_at = float("-inf")
         self._failed_at = float("-inf")
-        self._failure: PersonaeError = DatabaseUnavailableError()
+        self._is_failing = False
         self._extra_loads = float(_EXTRA_LOADS)
         self._extra_counted_at = monotonic()
         self._uses: dict[str, datetime] = {}
@@ -96,18 +97,13 @@ class CallerDirectory:
 
     def refresh(self) -> None:
         """Write down which keys were used, and read everything anew. Trouble is left to the calls that meet it."""
-        try:
-            self._write_uses()
+        self._write_uses()
+        with suppress(DatabaseUnavailableError):
             self._current(not_before=monotonic())
-        except PersonaeError as error:
-            _log.warning("callers not refreshed", reason=error.reason)
 
     def close(self) -> None:
         """Write down which keys were used last, and close the connection."""
-        try:
-            self._write_uses()
-        except PersonaeError as error:
-            _log.warning("uses of keys not written", reason=error.reason)
+        self._write_uses()
         self._database.dispose()
 
     def _find(self, look_up: Callable[[Directory], _T | None]) -> _T | None:
@@ -124,19 +120,37 @@ class CallerDirectory:
         with self._loading:
             if self._read_at < not_before:
                 if self._failed_at >= asked_at:  # somebody tried while this one waited: do not queue up to fail
-                    raise self._failure
+                    raise DatabaseUnavailableError
                 self._load()
             return self._directory
 
     def _load(self) -> None:
         started_at = monotonic()
         try:
-            with self._database.scope(deadline=started_at + _LOAD_SECONDS) as session, reading(session):
-                directory = callers.load_directory(session)
+            directory = self._read(started_at + _LOAD_SECONDS)
         except PersonaeError as error:
-            self._failure, self._failed_at = error, monotonic()
-            raise
+            self._failed_at = monotonic()
+            if not self._is_failing:
+                _log.error("callers cannot be read", reason=error.reason)
+            self._is_failing = True
+            raise DatabaseUnavailableError from error  # whatever it was: this call's own time is not what is over
+        if self._is_failing:
+            _log.info("callers can be read again")
+        self._is_failing = False
         self._directory, self._read_at = directory, started_at
+
+    def _read(self, deadline: float) -> Directory:
+        """All callers; once more when the connection was dropped since it was used last."""
+        try:
+            return self._read_once(deadline)
+        except DatabaseUnavailableError as fault:
+            if not fault.is_repeatable:
+                raise
+        return self._read_once(deadline)
+
+    def _read_once(self, deadline: float) -> Directory:
+        with self._database.scope(deadline=deadline) as session, reading(session):
+            return callers.load_directory(session)
 
     def _may_load_once_more(self) -> bool:
         """Whether an unknown name is worth a look at the database: a few times at once, then once a second."""
@@ -152,9 +166,12 @@ class CallerDirectory:
 
     def _write_uses(self) -> None:
         uses, self._uses = self._uses, {}
-        if uses:
-            with self._database.scope(deadline=monotonic() + _LOAD_SECONDS) as session, session.begin():
-                callers.record_uses(session, list(uses), now=max(uses.values()))
+        if not uses:
+            return
+        # What cannot be written now is noted again when the key is used again.
+        until = monotonic() + _LOAD_SECONDS
+        with suppress(PersonaeError), self._database.scope(deadline=until) as session, session.begin():
+            callers.record_uses(session, list(uses), now=max(uses.values()))
 
 
 class Credentials:

@@ -114,14 +114,13 @@ class Certificates:
         shown = self._current
 
         def fetch() -> grpc.ServerCertificateConfiguration | None:
-            """What the handshake that follows shows; None: what the last one did."""
+            """What the handshake that follows shows; None: what the last one did. Asked by one connection at a time."""
             nonlocal shown
-            with self._lock:
-                self._refresh()
-                if self._current is shown:
-                    return None
-                shown = self._current
-                return _configuration(shown, with_client_ca=requires_client_certificate)
+            found = self._refreshed()
+            if found is shown:
+                return None
+            shown = found
+            return _configuration(shown, with_client_ca=requires_client_certificate)
 
         return grpc.dynamic_ssl_server_credentials(
             _configuration(shown, with_client_ca=requires_client_certificate),
@@ -129,20 +128,30 @@ class Certificates:
             requires_client_certificate,
         )
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
+        """Look at the files, as every connection does by itself: so that also an idle server tells what is wrong."""
+        self._refreshed()
+
+    def _refreshed(self) -> _Identity:
+        with self._lock:
+            self._look()
+            self._warn()
+            return self._current
+
+    def _look(self) -> None:
         """Take what the files hold when it is whole and something new; else leave everything as it is."""
         state = _state_of(self._files)
-        if state != self._settled:
-            self._settled = None
-            found = self._judge()
-            if _state_of(self._files) != state:
-                return  # somebody is writing them: what was read may be of two minds, and the next connection reads it
-            if isinstance(found, CertificateError):
-                self._complain(found, state)
-            else:
-                self._take(found)
-                self._settled = state if _is_settled(state, self._clock()) else None
-        self._warn()
+        if state == self._settled:
+            return
+        self._settled = None
+        found = self._judge()
+        if _state_of(self._files) != state:
+            return  # somebody is writing them: what was read may be of two minds, and the next connection looks again
+        if isinstance(found, CertificateError):
+            self._complain(found, state)
+        else:
+            self._take(found)
+            self._settled = state if _is_settled(state, self._clock()) else None
 
     def _judge(self) -> _Identity | CertificateError:
         """What the files hold. Parsed once only: the key of a large RSA certificate takes a fifth of a second."""

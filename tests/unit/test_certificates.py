@@ -1,0 +1,540 @@
+"""Certificates without a network: what is refused and why, how clients are named, and what `make dev-certs` leaves."""
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from service.dev.certificates import (
+    CA_VALID_FOR,
+    CLIENT_ID,
+    VALID_FOR,
+    DevCertificateError,
+    Issued,
+    make_ca,
+    make_dev_certificates,
+)
+from service.rpc.tls import CertificateError, Certificates, PeerCertificates
+from tests.support.certificates import (
+    Pair,
+    become_pipe,
+    client_certificate,
+    may_sign_others,
+    new_ca,
+    replace,
+    server_certificate,
+)
+from tests.support.clocks import MovableClock
+
+DNS = x509.DNSName
+URI = x509.UniformResourceIdentifier
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ["ca.key", "ca.pem", "client.key", "client.pem", "server.key", "server.pem"]
+
+
+@pytest.fixture(scope="module")
+def ca() -> Issued:
+    return new_ca()
+
+
+@pytest.fixture
+def pair(tmp_path: Path, ca: Issued) -> Pair:
+    """The files of a server, written."""
+    found = Pair(tmp_path)
+    found.write(server_certificate(ca), ca)
+    return found
+
+
+@pytest.fixture
+def now() -> datetime:
+    """Without parts of a second, as certificates count."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def load(pair: Pair) -> Certificates:
+    return Certificates(pair.files, clock=MovableClock())
+
+
+def refusal(pair: Pair) -> str:
+    with pytest.raises(CertificateError) as caught:
+        load(pair)
+    return str(caught.value)
+
+
+def self_signed(key: CertificateIssuerPrivateKeyTypes) -> bytes:
+    name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "self-signed")]), datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now)
+        .not_valid_after(now + timedelta(days=60))
+        .sign(key, None if isinstance(key, ed25519.Ed25519PrivateKey) else SHA256())
+        .public_bytes(Encoding.PEM)
+    )
+
+
+def pem(key: CertificateIssuerPrivateKeyTypes, *, passphrase: bytes | None = None) -> bytes:
+    encryption = NoEncryption() if passphrase is None else BestAvailableEncryption(passphrase)
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+
+
+class TestFiles:
+    @pytest.mark.parametrize(
+        "name, setting",
+        [
+            ("server.pem", "TLS_CERTIFICATE_FILE"),
+            ("server.key", "TLS_PRIVATE_KEY_FILE"),
+            ("ca.pem", "TLS_CLIENT_CA_FILE"),
+        ],
+    )
+    @pytest.mark.parametrize(
+        "damage, problem",
+        [
+            (Path.unlink, "cannot be read: No such file or directory"),
+            (lambda path: (path.unlink(), path.symlink_to(path)), "cannot be read: Too many levels of symbolic links"),
+            (lambda path: (path.unlink(), path.mkdir()), "is not a file"),
+            (become_pipe, "is not a file"),
+            (lambda path: path.write_bytes(b"\n"), "is empty"),
+            (lambda path: path.write_bytes(b"0\x82\x01\x0a"), "is not PEM"),
+            (lambda path: path.write_bytes(path.read_bytes()[:-30]), "is cut off"),
+            (lambda path: path.write_bytes(path.read_bytes().replace(b"MI", b"!!")), "cannot be parsed"),
+            (lambda path: os.truncate(path, 2 * 1024 * 1024), "is too large, of 2097152 bytes"),
+        ],
+    )
+    def test_what_cannot_be_used_is_named(
+        self, pair: Pair, name: str, setting: str, damage: Callable[[Path], object], problem: str
+    ) -> None:
+        """The setting, the file, and what is wrong with it."""
+        path = pair.directory / name
+        damage(path)
+
+        text = refusal(pair)
+        assert text.startswith(f"{setting}: {path} ")
+        assert text.endswith(problem)
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+    def test_what_may_not_be_read_is_named(self, pair: Pair) -> None:
+        """As above."""
+        pair.files.private_key.chmod(0)
+
+        assert refusal(pair).endswith("server.key cannot be read: Permission denied")
+
+    @pytest.mark.parametrize("name", ["server.pem", "ca.pem"])
+    def test_a_key_is_no_certificate(self, pair: Pair, name: str) -> None:
+        """Whoever mixes the files up is told so."""
+        replace(pair.directory / name, pair.files.private_key.read_bytes())
+
+        assert refusal(pair).endswith(f"{name} holds no certificate")
+
+    def test_a_certificate_is_no_key(self, pair: Pair) -> None:
+        """As above."""
+        replace(pair.files.private_key, pair.files.certificate.read_bytes())
+
+        assert refusal(pair).endswith("server.key holds no private key")
+
+    def test_the_key_of_another_certificate_is_refused(self, pair: Pair, ca: Issued) -> None:
+        """Or else gRPC would say no more than that it cannot bind."""
+        replace(pair.files.private_key, server_certificate(ca).private_key_pem)
+
+        files = pair.files
+        assert refusal(pair) == f"TLS_PRIVATE_KEY_FILE: {files.private_key} is not the key of {files.certificate}"
+
+    def test_a_key_behind_a_passphrase_is_refused(self, pair: Pair) -> None:
+        """The server has nobody to ask, and must not stop to ask."""
+        key = load_pem_private_key(pair.files.private_key.read_bytes(), None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        replace(pair.files.private_key, pem(key, passphrase=b"secret"))
+
+        assert "server.key is encrypted" in refusal(pair)
+
+    def test_the_servers_own_certificate_comes_first(self, pair: Pair, ca: Issued) -> None:
+        """The usual mistake has a message of its own."""
+        replace(pair.files.certificate, ca.certificate_pem + pair.files.certificate.read_bytes())
+
+        assert refusal(pair).endswith("server.pem does not begin with the server's own certificate")
+
+    def test_a_chain_that_is_cut_off_is_refused(self, pair: Pair, ca: Issued) -> None:
+        """Though what is left of it is whole: clients that need the rest could not connect."""
+        replace(pair.files.certificate, pair.files.certificate.read_bytes() + ca.certificate_pem[:-40])
+
+        assert refusal(pair).endswith("server.pem is cut off")
+
+    @pytest.mark.parametrize(
+        "key",
+        [ed25519.Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP521R1())],
+        ids=["Ed25519", "P-521"],
+    )
+    def test_kinds_of_keys_that_clients_of_grpc_do_not_take_are_refused(
+        self, pair: Pair, key: CertificateIssuerPrivateKeyTypes
+    ) -> None:
+        """The server would start, and nobody could connect."""
+        replace(pair.files.private_key, pem(key))
+        replace(pair.files.certificate, self_signed(key))
+
+        assert refusal(pair).endswith("server.key is of a kind that gRPC cannot use: it takes RSA, P-256 and P-384")
+
+    @pytest.mark.parametrize(
+        "key",
+        [rsa.generate_private_key(65537, 2048), ec.generate_private_key(ec.SECP384R1())],
+        ids=["RSA", "P-384"],
+    )
+    def test_all_others_are_taken(self, pair: Pair, key: CertificateIssuerPrivateKeyTypes) -> None:
+        """In whatever form openssl writes them, with text around them, both in one file."""
+        old_form = key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+        both = b"some text\r\n" + old_form + b"more text\n" + self_signed(key)
+        replace(pair.files.certificate, both)
+        replace(pair.files.private_key, both)
+
+        assert load(pair).chain == self_signed_in(both)
+
+    def test_no_text_shows_what_a_file_holds(self, pair: Pair) -> None:
+        """It is printed, and may hold a key in the wrong place."""
+        data = pair.files.private_key.read_bytes()
+        for path in (pair.files.certificate, pair.files.private_key, pair.files.client_ca):
+            assert path is not None
+            before = path.read_bytes()
+            replace(path, data[:100])
+            assert data[40:60].decode() not in refusal(pair)
+            replace(path, before)
+
+
+class TestLooking:
+    def test_a_change_that_keeps_size_and_time_is_seen(self, tmp_path: Path, ca: Issued) -> None:
+        """One that follows the last so closely that a file system may count both to the same moment."""
+        pair, issued = Pair(tmp_path), [server_certificate(ca)]
+        while len(issued) < 2:
+            one = server_certificate(ca)
+            issued += [one] * (len(one.certificate_pem) == len(issued[0].certificate_pem))
+        pair.write(issued[0], ca)
+        certificates, times = load(pair), pair.files.certificate.stat()
+
+        for number in range(1, 40):
+            shown = issued[number % 2]
+            for path, data in (
+                (pair.files.certificate, shown.certificate_pem),
+                (pair.files.private_key, shown.private_key_pem),
+            ):
+                path.write_bytes(data)
+                os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+            certificates.refresh()
+            assert certificates.chain == shown.certificate_pem
+
+    def test_files_that_have_not_changed_are_not_opened(self, tmp_path: Path, ca: Issued) -> None:
+        """Everybody who connects has them looked at."""
+        Pair(tmp_path).write(server_certificate(ca), ca)
+        script = (
+            "import sys; from datetime import timedelta; from pathlib import Path\n"
+            "from service.rpc.tls import Certificates\n"
+            "from tests.support.certificates import Pair; from tests.support.clocks import MovableClock\n"
+            "clock, pair = MovableClock(), Pair(Path(sys.argv[1])); clock.advance(timedelta(minutes=1))\n"
+            "certificates, opened = Certificates(pair.files, clock=clock), []\n"
+            "certificates.refresh()\n"
+            "sys.addaudithook(lambda event, args: opened.append(args[0]) if event == 'open' else None)\n"
+            "certificates.refresh(); certificates.refresh(); print(len(opened), 'opened')\n"
+            "pair.files.certificate.touch(); certificates.refresh(); print(len(opened), 'opened')\n"
+        )
+        command = [sys.executable, "-c", script, str(tmp_path)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+
+        assert done.stdout.splitlines()[-2:] == ["0 opened", "3 opened"]
+
+    def test_what_is_undone_can_be_told_again(self, tmp_path: Path, ca: Issued) -> None:
+        """Going back to what was there before, whose times are those of before, is news as much as going wrong is."""
+        good, bad = Pair(tmp_path / "good"), Pair(tmp_path / "bad")
+        for pair in (good, bad):
+            pair.directory.mkdir()
+            pair.write(server_certificate(ca), ca)
+        replace(bad.files.private_key, b"")
+        clock = MovableClock()
+        clock.advance(timedelta(minutes=1))
+        (tmp_path / "used").symlink_to("good")
+        with structlog.testing.capture_logs() as log:
+            certificates = Certificates(Pair(tmp_path / "used").files, clock=clock)
+            for name in ("good", "bad", "good", "bad", "good"):
+                (tmp_path / "new").symlink_to(name)
+                (tmp_path / "new").replace(tmp_path / "used")
+                certificates.refresh()
+
+        assert [entry["log_level"] for entry in log] == ["info", "error", "info", "error", "info"]
+
+
+def self_signed_in(data: bytes) -> bytes:
+    return x509.load_pem_x509_certificate(data).public_bytes(Encoding.PEM)
+
+
+class TestPeers:
+    def test_each_certificate_is_parsed_once(self, ca: Issued) -> None:
+        """What was found is found again, for the same bytes."""
+        peers, one, other = PeerCertificates(), *(client_certificate(ca, DNS(name)) for name in ("one", "other"))
+        first = peers.of({"x509_pem_cert": [one.certificate_pem]})
+
+        assert first is peers.of({"x509_pem_cert": [bytes(bytearray(one.certificate_pem))]})
+        assert first is not None
+        assert first.names == ("one",)
+        assert first != peers.of({"x509_pem_cert": [other.certificate_pem]})
+
+    def test_no_more_are_remembered_than_there_is_room_for(self, ca: Issued) -> None:
+        """The oldest is forgotten, so that many certificates cost no more memory than some."""
+        peers = PeerCertificates(max_known=2)
+        shown = [{"x509_pem_cert": [client_certificate(ca, DNS(name)).certificate_pem]} for name in "abc"]
+        first = [peers.of(one) for one in shown]
+        second = [peers.of(one) for one in (shown[2], shown[1], shown[0])]
+
+        assert second[0] is first[2]
+        assert second[1] is first[1]
+        assert second[2] is not first[0]
+        assert second[2] == first[0]
+        assert len(peers._known) == 2
+
+    @pytest.mark.parametrize(
+        "auth_context",
+        [{}, {"transport_security_type": [b"insecure"]}, {"x509_pem_cert": []}],
+    )
+    def test_who_shows_nothing_is_nobody(self, auth_context: dict[str, list[bytes]]) -> None:
+        """In plaintext, and where no certificate is asked for."""
+        assert PeerCertificates().of(auth_context) is None
+
+    @pytest.mark.parametrize("uris, is_ambiguous", [([], False), (["spiffe://other"], True), (["urn:x"], True)])
+    def test_two_uris_are_one_too_many(self, ca: Issued, uris: list[str], *, is_ambiguous: bool) -> None:
+        """An X.509-SVID has exactly one (section 2)."""
+        client = client_certificate(ca, URI("spiffe://one/path"), *map(URI, uris), DNS("one"))
+        peer = PeerCertificates().of({"x509_pem_cert": [client.certificate_pem]})
+
+        assert peer is not None
+        assert peer.is_ambiguous == is_ambiguous
+        assert peer.names == (() if is_ambiguous else ("spiffe://one/path",))
+
+    def test_a_ca_has_no_spiffe_id(self) -> None:
+        """What may sign others must not be used to be somebody (X.509-SVID, section 5.2)."""
+        shown = may_sign_others(URI("spiffe://one/path")).public_bytes(Encoding.PEM)
+        peer = PeerCertificates().of({"x509_pem_cert": [shown]})
+
+        assert peer is not None
+        assert peer.names == ()
+
+    def test_what_cannot_be_parsed_is_nobodys(self) -> None:
+        """It has no name, and is no error: gRPC has verified it, whatever it is."""
+        peer = PeerCertificates().of({"x509_pem_cert": [b"-----BEGIN CERTIFICATE-----"]})
+
+        assert peer is not None
+        assert peer.names == ()
+
+
+def made(directory: Path, name: str) -> x509.Certificate:
+    return x509.load_pem_x509_certificate((directory / f"{name}.pem").read_bytes())
+
+
+def extension(certificate: x509.Certificate, kind: type[x509.ExtensionType]) -> x509.Extension[x509.ExtensionType]:
+    return certificate.extensions.get_extension_for_class(kind)
+
+
+class TestDevCertificates:
+    def test_a_ca_a_server_and_a_client(self, tmp_path: Path, now: datetime) -> None:
+        """Each certificate with the key that belongs to it; and nothing else is left behind."""
+        written = make_dev_certificates(tmp_path, now=now)
+
+        assert sorted(path.name for path in tmp_path.iterdir()) == NAMES
+        assert sorted(written) == [tmp_path / name for name in NAMES]
+        for name in ("ca", "server", "client"):
+            key = load_pem_private_key((tmp_path / f"{name}.key").read_bytes(), None)
+            assert key.public_key() == made(tmp_path, name).public_key()
+            made(tmp_path, name).verify_directly_issued_by(made(tmp_path, "ca"))
+
+    def test_the_ca_signs_only_certificates_that_sign_nothing(self, tmp_path: Path, now: datetime) -> None:
+        """For ten years."""
+        make_dev_certificates(tmp_path, now=now)
+        ca = made(tmp_path, "ca")
+
+        assert ca.subject.rfc4514_string() == "CN=Personae development CA"
+        assert ca.not_valid_after_utc == now + CA_VALID_FOR
+        constraints = extension(ca, x509.BasicConstraints)
+        assert (constraints.critical, constraints.value) == (True, x509.BasicConstraints(ca=True, path_length=0))
+        usage = ca.extensions.get_extension_for_class(x509.KeyUsage)
+        assert usage.critical
+        assert (usage.value.key_cert_sign, usage.value.crl_sign, usage.value.digital_signature) == (True, True, False)
+
+    @pytest.mark.parametrize(
+        "name, usages, names",
+        [
+            (
+                "server",
+                [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH],
+                [
+                    *(DNS("localhost"), DNS("personae")),
+                    *(x509.IPAddress(ip_address("127.0.0.1")), x509.IPAddress(ip_address("::1"))),
+                    *(DNS("dev.example"), x509.IPAddress(ip_address("192.0.2.1"))),
+                ],
+            ),
+            ("client", [ExtendedKeyUsageOID.CLIENT_AUTH], [URI(CLIENT_ID)]),
+        ],
+    )
+    def test_what_the_ca_signs(
+        self,
+        tmp_path: Path,
+        now: datetime,
+        name: str,
+        usages: list[x509.ObjectIdentifier],
+        names: list[x509.GeneralName],
+    ) -> None:
+        """For ninety days, for what it is meant and nothing else; names that are given come on top."""
+        make_dev_certificates(tmp_path, now=now, server_names=["dev.example", "localhost", "192.0.2.1"])
+        leaf, ca = made(tmp_path, name), made(tmp_path, "ca")
+
+        assert leaf.not_valid_before_utc < now
+        assert leaf.not_valid_after_utc == now + VALID_FOR
+        assert extension(leaf, x509.BasicConstraints).value == x509.BasicConstraints(ca=False, path_length=None)
+        usage = leaf.extensions.get_extension_for_class(x509.KeyUsage).value
+        assert (usage.digital_signature, usage.key_cert_sign, usage.crl_sign) == (True, False, False)
+        assert extension(leaf, x509.ExtendedKeyUsage).value == x509.ExtendedKeyUsage(usages)
+        assert extension(leaf, x509.SubjectAlternativeName).value == x509.SubjectAlternativeName(names)
+        identifier = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        authority = leaf.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
+        assert authority.key_identifier == identifier.digest
+
+    def test_keys_are_private(self, tmp_path: Path, now: datetime) -> None:
+        """Whatever the umask: keys are for their owner, certificates for all, and the directory is closed."""
+        directory = tmp_path / "deep" / "down"
+        before = os.umask(0)
+        try:
+            make_dev_certificates(directory, now=now)
+        finally:
+            os.umask(before)
+
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()}
+        assert modes == {name: 0o600 if name.endswith(".key") else 0o644 for name in NAMES}
+
+    def test_a_second_run_keeps_the_ca(self, tmp_path: Path, now: datetime) -> None:
+        """Who trusts it goes on, and server and client have new keys and certificates."""
+        make_dev_certificates(tmp_path, now=now)
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        written = make_dev_certificates(tmp_path, now=now + timedelta(days=80))
+
+        assert [path.name for path in written] == ["server.key", "server.pem", "client.key", "client.pem"]
+        after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        assert [name for name in NAMES if after[name] == before[name]] == ["ca.key", "ca.pem"]
+        made(tmp_path, "server").verify_directly_issued_by(made(tmp_path, "ca"))
+        assert made(tmp_path, "server").not_valid_after_utc == now + timedelta(days=80) + VALID_FOR
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda path: (path / "ca.pem").unlink(),
+            lambda path: (path / "ca.key").unlink(),
+            lambda path: (path / "ca.pem").write_bytes(b""),
+            lambda path: (path / "ca.key").write_bytes(b"garbage"),
+            lambda path: (path / "ca.key").write_bytes((path / "server.key").read_bytes()),
+            lambda path: [(path / name).write_bytes((path / f"server{name[2:]}").read_bytes()) for name in NAMES[:2]],
+        ],
+        ids=["certificate missing", "key missing", "empty", "garbage", "key of another", "no CA"],
+    )
+    def test_a_ca_that_is_of_no_use_is_replaced(
+        self, tmp_path: Path, now: datetime, damage: Callable[[Path], object]
+    ) -> None:
+        """And first of all, so that a running server knows it before it sees a client of it."""
+        make_dev_certificates(tmp_path, now=now)
+        before = made(tmp_path, "ca")
+        damage(tmp_path)
+        written = make_dev_certificates(tmp_path, now=now)
+
+        assert [path.name for path in written[:2]] == ["ca.key", "ca.pem"]
+        assert made(tmp_path, "ca") != before
+        for name in ("server", "client"):
+            made(tmp_path, name).verify_directly_issued_by(made(tmp_path, "ca"))
+
+    def test_a_ca_is_replaced_when_it_has_expired(self, tmp_path: Path, now: datetime) -> None:
+        """Until then it is kept, and nothing that it signs outlives it."""
+        make_dev_certificates(tmp_path, now=now)
+        before = made(tmp_path, "ca")
+        make_dev_certificates(tmp_path, now=now + CA_VALID_FOR - timedelta(days=1))
+        assert made(tmp_path, "ca") == before
+        assert made(tmp_path, "server").not_valid_after_utc == before.not_valid_after_utc
+
+        make_dev_certificates(tmp_path, now=now + CA_VALID_FOR)
+        assert made(tmp_path, "ca") != before
+
+    @pytest.mark.parametrize(
+        "key_pem",
+        [
+            pem(make_ca(now=datetime.now(UTC)).private_key, passphrase=b"secret"),
+            pem(rsa.generate_private_key(65537, 2048)),
+        ],
+        ids=["encrypted", "RSA"],
+    )
+    def test_the_ca_of_somebody_else_is_left_alone(self, tmp_path: Path, now: datetime, key_pem: bytes) -> None:
+        """What was not made here may be worth more than a development certificate."""
+        make_dev_certificates(tmp_path, now=now)
+        (tmp_path / "ca.key").write_bytes(key_pem)
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        with pytest.raises(DevCertificateError, match="choose another directory"):
+            make_dev_certificates(tmp_path, now=now)
+
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+    def test_a_directory_that_cannot_be_used_is_refused(self, tmp_path: Path, now: datetime) -> None:
+        """In words that name it."""
+        file = tmp_path / "file"
+        file.write_bytes(b"")
+        for directory, problem in (
+            (file, "is not a directory"),
+            (file / "below", "cannot be used for certificates: Not a directory"),
+            (Path("/proc/personae"), "cannot be used for certificates: "),
+        ):
+            with pytest.raises(DevCertificateError) as caught:
+                make_dev_certificates(directory, now=now)
+            assert str(caught.value).startswith(f"{directory} {problem}")
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+    def test_a_directory_that_may_not_be_written_is_refused(self, tmp_path: Path, now: datetime) -> None:
+        """As above."""
+        tmp_path.chmod(0o500)
+        with pytest.raises(DevCertificateError, match="cannot be used for certificates: Permission denied"):
+            make_dev_certificates(tmp_path, now=now)
+
+    def test_nothing_is_left_half_written(self, tmp_path: Path, now: datetime) -> None:
+        """A run that fails leaves no file that is not whole, and no draft of one."""
+        make_dev_certificates(tmp_path, now=now)
+        (tmp_path / "server.key").unlink()
+        (tmp_path / "server.key").mkdir()
+        before = made(tmp_path, "server")
+        with pytest.raises(DevCertificateError, match="Is a directory"):
+            make_dev_certificates(tmp_path, now=now)
+
+        assert sorted(path.name for path in tmp_path.iterdir()) == NAMES
+        assert made(tmp_path, "server") == before
+
+    @pytest.mark.parametrize(
+        "name", ["", "two words", "-bad", "b\u00fccher.example", "a..b", "https://x", "1.2.3.4/24"]
+    )
+    def test_a_name_that_is_none_is_refused(self, tmp_path: Path, now: datetime, name: str) -> None:
+        """Before anything is written."""
+        with pytest.raises(DevCertificateError, match="neither a DNS name"):
+            make_dev_certificates(tmp_path / "new", now=now, server_names=[name])
+
+        assert not (tmp_path / "new").exists()
+
+    def test_serials_are_random(self, now: datetime) -> None:
+        """No two certificates share one, also of two CAs that were made at once."""
+        assert len({make_ca(now=now).certificate.serial_number for _ in range(20)}) == 20
