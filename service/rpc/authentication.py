@@ -61,10 +61,7 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
         self, request: authentication_pb2.ClearLockoutRequest, context: grpc.ServicerContext
     ) -> authentication_pb2.Lockout:
         user_id = _user_id(request)
-        with (
-            rpc_scope(self._database, is_idempotent=True) as session,
-            session.begin(),
-        ):
+        with rpc_scope(self._database, is_idempotent=True) as session, session.begin():
             user = users.get_user(session, Key("id", user_id))
             attempts.lift_lockout(session, user, self._keys)
         nothing = authentication_pb2.Lockout.Attempts()

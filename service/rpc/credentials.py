@@ -102,10 +102,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         faults = Faults()
         user_id = require_id(request.user_id, "user_id", faults)
         faults.check()
-        with (
-            rpc_scope(self._database, is_idempotent=True) as session,
-            session.begin(),
-        ):
+        with rpc_scope(self._database, is_idempotent=True) as session, session.begin():
             user = credentials.require_password_change(session, user_id)
         return user_message(user)
 
@@ -169,10 +166,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         subject = subject_of(request.identifier, allow_special_domains=self._rules.allow_special_domains)
         code = random_token()
         expires_at = self._clock() + self._rules.reset_valid_for
-        with (
-            rpc_scope(self._database, is_idempotent=True) as session,
-            session.begin(),
-        ):
+        with rpc_scope(self._database, is_idempotent=True) as session, session.begin():
             email = codes.start_for_name(
                 session,
                 Purpose.PASSWORD_RESET,
@@ -221,10 +215,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         faults.check()
         code = random_token()
         expires_at = self._clock() + self._rules.verification_valid_for
-        with (
-            rpc_scope(self._database, is_idempotent=True) as session,
-            session.begin(),
-        ):
+        with rpc_scope(self._database, is_idempotent=True) as session, session.begin():
             email = credentials.start_email_verification(
                 session, user_id, new_email, code_hash=codes.hash_code(code), expires_at=expires_at
             )
@@ -247,10 +238,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         user_id = require_id(request.user_id, "user_id", faults)
         email = self._email(request.email, "email", faults)
         faults.check()
-        with (
-            rpc_scope(self._database, is_idempotent=True) as session,
-            session.begin(),
-        ):
+        with rpc_scope(self._database, is_idempotent=True) as session, session.begin():
             user = credentials.mark_email_verified(session, user_id, email, now=self._clock())
         return user_message(user)
 

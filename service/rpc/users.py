@@ -109,10 +109,7 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
     def UpdateUser(self, request: user_pb2.UpdateUserRequest, context: grpc.ServicerContext) -> user_pb2.User:
         change = update_of(request, self._rules)
         is_idempotent = change.version is None
-        with (
-            rpc_scope(self._database, is_idempotent=is_idempotent) as session,
-            session.begin(),
-        ):
+        with rpc_scope(self._database, is_idempotent=is_idempotent) as session, session.begin():
             user = users.update_user(
                 session, change.id, email=change.email, username=change.username, version=change.version
             )
@@ -121,10 +118,7 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
     def DeleteUser(self, request: user_pb2.DeleteUserRequest, context: grpc.ServicerContext) -> user_pb2.User:
         user_id, version = target_of(request)
         now = self._clock()
-        with (
-            rpc_scope(self._database, is_idempotent=request.allow_missing) as session,
-            session.begin(),
-        ):
+        with rpc_scope(self._database, is_idempotent=request.allow_missing) as session, session.begin():
             try:
                 user = users.delete_user(
                     session,
@@ -168,10 +162,7 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
 
     def _set(self, feature: Callable[..., users.UserRecord], request: Targeted, **to: bool) -> user_pb2.User:
         user_id, version = target_of(request)
-        with (
-            rpc_scope(self._database, is_idempotent=True) as session,
-            session.begin(),
-        ):
+        with rpc_scope(self._database, is_idempotent=True) as session, session.begin():
             user = feature(session, user_id, version=version, **to)
         return user_message(user)
 
