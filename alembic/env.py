@@ -66,7 +66,7 @@ def online(settings: Settings, url: URL) -> None:
 
 
 def moves_the_schema() -> bool:
-    """Whether this is an upgrade or downgrade, and not one of the commands that only look, or stamp."""
+    """Whether this is an upgrade or downgrade, or a stamp, and not one of the commands that only look."""
     try:
         context.get_revision_argument()
     except (KeyError, CommandError):

@@ -15,7 +15,7 @@ from dataclasses import replace
 import psycopg2
 
 from benchmarks.bench import FULL, QUICK, Bench, Sizes, bench
-from benchmarks.figures import cpu, equal_time, lists, memory, sign_in, start, statements, storm
+from benchmarks.figures import callers, cpu, equal_time, lists, memory, sign_in, start, statements, storm
 from benchmarks.machine import UnsupportedMachineError, describe
 from benchmarks.table import Figure, Findings, MeasurementError, show
 from service.base.settings import SettingsError
@@ -23,6 +23,7 @@ from service.dev.postgres import EmbeddedPostgresError
 
 _MEASUREMENTS: dict[str, Callable[[Bench], Findings]] = {
     "cpu": cpu.measure,
+    "callers": callers.measure,
     "statements": statements.measure,
     "sign-in": sign_in.measure,
     "storm": storm.measure,

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sqlalchemy.engine import URL
 
 from benchmarks.data import DatabaseServer, database, database_server
+from benchmarks.identities import make_caller
 from benchmarks.load import Callers, callers
 from benchmarks.machine import Cores, find_cores
 from service.base.settings import Settings
@@ -80,6 +81,8 @@ class Bench:
     sizes: Sizes
     few_users: URL
     """A migrated database with sizes.few_users users."""
+    key: str = field(repr=False)
+    """The API key of a caller that may read them."""
 
     @property
     def in_flight(self) -> int:
@@ -106,4 +109,5 @@ def bench(sizes: Sizes) -> Iterator[Bench]:
             directory=directory,
             sizes=sizes,
             few_users=few_users,
+            key=make_caller(few_users, directory),
         )

@@ -28,6 +28,7 @@ from service.core.passwords import hash_password
 from service.dev.postgres import EmbeddedPostgres
 
 PASSWORD = "correct horse battery staple"
+WRONG_PASSWORD = "wrong horse battery staple"
 COST = 12
 SIGNS_IN = 1
 """The id of a user who may."""
@@ -112,7 +113,7 @@ def database(server: DatabaseServer, name: str, directory: Path, *, users: int) 
     _execute(server.url, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     try:
         url = server.url.set(database=name)
-        run_verb("migrate", url, directory)
+        run_verb(url, directory, "migrate")
         _fill(url, users)
         yield url
     finally:

@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from benchmarks.identities import NOBODY, Identity
 from benchmarks.machine import cpu_seconds, on_cores
 from benchmarks.table import MeasurementError
 from personae.v1 import authentication_pb2, user_pb2
@@ -25,6 +26,8 @@ from personae.v1 import authentication_pb2, user_pb2
 GET_USER = "/personae.v1.UserService/GetUser"
 BATCH_GET_USERS = "/personae.v1.UserService/BatchGetUsers"
 LIST_USERS = "/personae.v1.UserService/ListUsers"
+CREATE_USER = "/personae.v1.UserService/CreateUser"
+UPDATE_USER = "/personae.v1.UserService/UpdateUser"
 AUTHENTICATE = "/personae.v1.AuthenticationService/Authenticate"
 START_PASSWORD_RESET = "/personae.v1.CredentialService/StartPasswordReset"
 DEADLINE_SECONDS = 10
@@ -37,6 +40,7 @@ _IDS_IN: dict[str, Callable[[bytes], list[int]]] = {
     GET_USER: lambda raw: [user_pb2.User.FromString(raw).id],
     BATCH_GET_USERS: lambda raw: [entry.user.id for entry in user_pb2.BatchGetUsersResponse.FromString(raw).entries],
     LIST_USERS: lambda raw: [user.id for user in user_pb2.ListUsersResponse.FromString(raw).users],
+    UPDATE_USER: lambda raw: [user_pb2.User.FromString(raw).id],
     AUTHENTICATE: lambda raw: [authentication_pb2.AuthenticateResponse.FromString(raw).user.id],
 }
 
@@ -100,9 +104,17 @@ def callers(cores: frozenset[int]) -> Iterator[Callers]:
         yield Callers(pool)
 
 
-def keep_calling(target: str, server_pid: int, requests: Sequence[Request], *, in_flight: int, seconds: float) -> Rate:
+def keep_calling(
+    target: str,
+    server_pid: int,
+    requests: Sequence[Request],
+    *,
+    in_flight: int,
+    seconds: float,
+    identity: Identity = NOBODY,
+) -> Rate:
     """Call for so long, and say what that cost the server. Raises MeasurementError for any wrong answer."""
-    crew = _Crew(target, requests, in_flight)
+    crew = _Crew(target, requests, in_flight, identity)
     with crew.working():
         time.sleep(_WARM_UP_SECONDS)
         started, calls, cpu = time.perf_counter(), crew.calls, cpu_seconds(server_pid)
@@ -112,9 +124,11 @@ def keep_calling(target: str, server_pid: int, requests: Sequence[Request], *, i
     return rate
 
 
-def call_times(target: str, requests: Sequence[Request], *, in_flight: int, times: int) -> float:
+def call_times(
+    target: str, requests: Sequence[Request], *, in_flight: int, times: int, identity: Identity = NOBODY
+) -> float:
     """Make `times` calls on each thread; the seconds until the last is answered. Raises as keep_calling."""
-    crew = _Crew(target, requests, in_flight, times=times)
+    crew = _Crew(target, requests, in_flight, identity, times=times)
     started = time.perf_counter()
     with crew.working():
         crew.wait()
@@ -188,8 +202,11 @@ def wait_until_serving(target: str) -> None:
 class _Crew:
     """The threads, with their channels and their counts."""
 
-    def __init__(self, target: str, requests: Sequence[Request], size: int, *, times: int | None = None) -> None:
-        self._channels = [open_channel(target) for _ in range(min(_CHANNELS, size))]
+    def __init__(
+        self, target: str, requests: Sequence[Request], size: int, identity: Identity, *, times: int | None = None
+    ) -> None:
+        self._channels = [open_channel(target, identity) for _ in range(min(_CHANNELS, size))]
+        self._metadata = identity.metadata
         self._counts = [0] * size
         self._faults: Counter[str] = Counter()
         self._times = times
@@ -236,7 +253,7 @@ class _Crew:
         for request in turns:
             if self._has_ended.is_set():
                 return
-            fault = fault_in(calls[request.method], request)
+            fault = fault_in(calls[request.method], request, self._metadata)
             if fault is not None:
                 self._faults[fault] += 1
             self._counts[number] += 1
@@ -250,10 +267,12 @@ def _answer(call: Callable[..., bytes], body: bytes) -> bytes:
         raise MeasurementError(f"a call ended with {error.code().name}") from None
 
 
-def fault_in(call: Callable[..., Any], request: Request) -> str | None:
+def fault_in(
+    call: Callable[..., Any], request: Request, metadata: Sequence[tuple[str, str]] | None = None
+) -> str | None:
     """Call; what is wrong with the answer, None when nothing is."""
     try:
-        raw = call(request.body, timeout=DEADLINE_SECONDS)
+        raw = call(request.body, timeout=DEADLINE_SECONDS, metadata=metadata)
     except grpc.RpcError as error:
         code = str(error.code().name)
         return None if code == request.code else code
@@ -267,6 +286,10 @@ def has_users_of(request: Request, raw: bytes) -> bool:
     return request.ids is None or _IDS_IN[request.method](raw) == request.ids
 
 
-def open_channel(target: str) -> grpc.Channel:
+def open_channel(target: str, identity: Identity = NOBODY) -> grpc.Channel:
     """A channel with a connection of its own: equal channels share one otherwise."""
-    return grpc.insecure_channel(target, options=(("grpc.use_local_subchannel_pool", 1),))
+    options = (("grpc.use_local_subchannel_pool", 1),)
+    if identity.ca is None:
+        return grpc.insecure_channel(target, options=options)
+    private_key, chain = identity.certificate or (None, None)
+    return grpc.secure_channel(target, grpc.ssl_channel_credentials(identity.ca, private_key, chain), options=options)

@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SERVICE = ("-m", "service", "serve")
 SESSION_AND_CORE = ("-m", "benchmarks.servers", "session")
 BARE = ("-m", "benchmarks.servers", "bare")
+ASKS_WHO_CALLS = {"CALLER_AUTH": "required"}
+"""As it is shipped. The default here is off: see environment."""
 
 _STEP_SECONDS = 0.002
 _START_SECONDS = 60
@@ -37,7 +39,10 @@ class Server:
 
 
 def environment(url: URL, **settings: str) -> dict[str, str]:
-    """The environment of a child: the service's defaults, but for the database and what is said here."""
+    """The environment of a child: the service's defaults, but for the database and what is said here.
+
+    Everybody may call, unless it is said that ASKS_WHO_CALLS: what a figure measures is not who called.
+    """
     names = {name.upper() for name in Settings.model_fields}
     return {
         **{name: value for name, value in os.environ.items() if name.upper() not in names},
@@ -46,14 +51,15 @@ def environment(url: URL, **settings: str) -> dict[str, str]:
         "SECRET_KEYS": generate_secret_key("bench"),
         "GRPC_PORT": "0",
         "LOG_FORMAT": "json",
+        "CALLER_AUTH": "off",
         **settings,
     }
 
 
-def run_verb(verb: str, url: URL, directory: Path) -> None:
-    """Run `python -m service VERB` to its end. Raises MeasurementError when it fails."""
+def run_verb(url: URL, directory: Path, *verb: str) -> str:
+    """Run `python -m service VERB …` to its end; what it prints. Raises MeasurementError when it fails."""
     ran = subprocess.run(
-        [sys.executable, "-m", "service", verb],
+        [sys.executable, "-m", "service", *verb],
         cwd=directory,
         env=environment(url),
         stdin=subprocess.DEVNULL,
@@ -62,7 +68,8 @@ def run_verb(verb: str, url: URL, directory: Path) -> None:
         check=False,
     )
     if ran.returncode != 0:
-        raise MeasurementError(f"`{verb}` failed: {ran.stderr.strip()}")
+        raise MeasurementError(f"`{' '.join(verb)}` failed: {ran.stderr.strip()}")
+    return ran.stdout
 
 
 @contextmanager

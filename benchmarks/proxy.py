@@ -1,4 +1,4 @@
-"""Counts what a server says to its database: a TCP proxy that understands just enough of PostgreSQL's protocol.
+"""Hears what a server says to its database: a TCP proxy that understands just enough of PostgreSQL's protocol.
 
 It sees what is on the wire, whatever the client believes it sends, and works with any server that can be reached over
 TCP without TLS. (https://www.postgresql.org/docs/current/protocol-message-formats.html)
@@ -17,34 +17,29 @@ from benchmarks.table import MeasurementError
 
 _CHUNK = 65536
 _LENGTH = 4
-_EXECUTING = {b"Q", b"E"}
+_QUERY, _EXECUTE = b"Q", b"E"
 """Query, and Execute of the extended protocol: each makes the database run something."""
 
 
-class CountingProxy:
-    """How many statements went through since the beginning, and the way to it."""
+class Proxy:
+    """The statements that went through since the beginning, and the way to it."""
 
     def __init__(self, url: URL) -> None:
         self.url = url
         """The database's, by way of this proxy."""
-        self.statements = 0
-        self._lock = threading.Lock()
-
-    def count(self, statements: int) -> None:
-        """Note statements that were sent."""
-        with self._lock:
-            self.statements += statements
+        self.statements: list[str] = []
+        """Each as one message, whose text may hold several; "" for an Execute, which only names what it runs."""
 
 
 @contextmanager
-def counting_proxy(url: URL) -> Iterator[CountingProxy]:
+def hearing_proxy(url: URL) -> Iterator[Proxy]:
     """A proxy before the database of this URL. Raises MeasurementError unless that is reached over TCP."""
     if url.host is None or url.host.startswith("/"):
         raise MeasurementError("statements are counted on TCP, and DATABASE_URL names a socket")
     with _Listener((url.host, url.port or 5432)) as listener:
         port = int(listener.server_address[1])
         plain = {"sslmode": "disable", "gssencmode": "disable"}
-        listener.proxy = CountingProxy(url.set(host="127.0.0.1", port=port).update_query_dict(plain))
+        listener.proxy = Proxy(url.set(host="127.0.0.1", port=port).update_query_dict(plain))
         thread = threading.Thread(target=listener.serve_forever, daemon=True)
         thread.start()
         try:
@@ -56,7 +51,7 @@ def counting_proxy(url: URL) -> Iterator[CountingProxy]:
 class _Listener(socketserver.ThreadingTCPServer):
     daemon_threads = True
     block_on_close = False
-    proxy: CountingProxy
+    proxy: Proxy
 
     def __init__(self, database: tuple[str, int]) -> None:
         super().__init__(("127.0.0.1", 0), _Connection)
@@ -77,7 +72,7 @@ class _Connection(socketserver.BaseRequestHandler):
             statements = _Statements()
             with contextlib.suppress(OSError):
                 while data := self.request.recv(_CHUNK):
-                    self.server.proxy.count(statements.in_(data))
+                    self.server.proxy.statements.extend(statements.in_(data))
                     database.sendall(data)
                 database.shutdown(socket.SHUT_WR)
             answers.join()
@@ -90,12 +85,16 @@ class _Statements:
         self._rest = b""
         self._is_started = False
 
-    def in_(self, data: bytes) -> int:
-        """How many messages that execute something end within these bytes."""
+    def in_(self, data: bytes) -> list[str]:
+        """What is to be executed by the messages that end within these bytes."""
         self._rest += data
-        found = 0
+        found = []
         while (end := self._end_of_first()) is not None:
-            found += self._is_started and self._rest[:1] in _EXECUTING
+            kind = self._rest[:1] if self._is_started else b""
+            if kind == _QUERY:
+                found.append(self._rest[1 + _LENGTH : end].rstrip(b"\0").decode())
+            elif kind == _EXECUTE:
+                found.append("")
             self._rest = self._rest[end:]
             self._is_started = True
         return found

@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 
+from benchmarks.accounts import DOMAIN
+from benchmarks.data import WRONG_PASSWORD
 from benchmarks.load import (
     AUTHENTICATE,
     BATCH_GET_USERS,
+    CREATE_USER,
     GET_USER,
     LIST_USERS,
     START_PASSWORD_RESET,
+    UPDATE_USER,
     Request,
 )
 from personae.v1 import authentication_pb2, credential_pb2, user_pb2
@@ -40,10 +44,28 @@ def list_users(message: user_pb2.ListUsersRequest, ids: list[int] | None = None)
     return Request(LIST_USERS, message.SerializeToString(), ids)
 
 
+def create_user(username: str) -> Request:
+    """CreateUser, without a password; its email is the username at DOMAIN."""
+    user = user_pb2.User(email=f"{username}@{DOMAIN}", username=username)
+    return Request(CREATE_USER, user_pb2.CreateUserRequest(user=user).SerializeToString())
+
+
+def update_user(user_id: int, username: str) -> Request:
+    """UpdateUser: another username."""
+    user = user_pb2.User(id=user_id, username=username)
+    return Request(UPDATE_USER, user_pb2.UpdateUserRequest(user=user).SerializeToString(), [user_id])
+
+
 def authenticate(user_id: int, password: str) -> Request:
     """Authenticate by id, with the right password."""
     message = authentication_pb2.AuthenticateRequest(user_id=user_id, password=password)
     return Request(AUTHENTICATE, message.SerializeToString(), [user_id])
+
+
+def authenticate_wrongly(user_id: int) -> Request:
+    """Authenticate by id, with a password that is refused."""
+    message = authentication_pb2.AuthenticateRequest(user_id=user_id, password=WRONG_PASSWORD)
+    return Request(AUTHENTICATE, message.SerializeToString(), code="UNAUTHENTICATED")
 
 
 def authenticate_named(identifier: str, password: str) -> Request:

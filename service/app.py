@@ -1,6 +1,7 @@
 """The composition root: settings in, a running server out. Everything is wired here and nowhere else."""
 
 from datetime import timedelta
+from functools import partial
 from queue import SimpleQueue
 
 import grpc
@@ -35,7 +36,7 @@ from service.rpc.admission import BoundedExecutor
 from service.rpc.audit import AuditServicer
 from service.rpc.authentication import AuthenticationServicer
 from service.rpc.builtin import Health, enable_reflection
-from service.rpc.callers import REFRESHES_PER_AGE, CallerDirectory, Credentials, Identifies, everyone_is
+from service.rpc.callers import CallerDirectory, Credentials, Identifies, everyone_is
 from service.rpc.credentials import CredentialRules, CredentialServicer
 from service.rpc.hashing import Hashing, usable_cores
 from service.rpc.interceptors.pipeline import Pipeline
@@ -50,6 +51,7 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 _THREAD_PATIENCE = 0.5
 _AUDIT_MONTHS_EVERY = 3600.0
 _CERTIFICATES_EVERY = 60.0
+_KEY_USES_EVERY = 10.0
 _log = structlog.get_logger("personae.app")
 
 _SERVICES = (
@@ -101,9 +103,10 @@ class Server:
         """
         require_rows(METHODS)
         self._settings = settings
+        self._clock = clock
         self._certificates = server_certificates(settings, clock)
         self._whoever = ANONYMOUS_CALLER if settings.caller_auth == "off" else whoever
-        self._directory = None if self._whoever else caller_directory(settings, url, clock)
+        self._directory = None if self._whoever else caller_directory(settings, url)
         self.database = open_database(settings, url)
         self._probe = DatabaseProbe(url, connect_timeout=settings.db_connect_timeout)
         self._executor = BoundedExecutor(
@@ -135,8 +138,8 @@ class Server:
             enable_reflection(self._grpc, SERVICE_NAMES)
         self._tasks = [Repeating("database-probe", self._look, every=settings.health_probe_interval)]
         if self._directory is not None:
-            interval = settings.caller_cache_seconds / REFRESHES_PER_AGE
-            self._tasks.append(Repeating("callers", self._directory.refresh, every=interval))
+            write_uses = partial(self._directory.write_uses, self.database)
+            self._tasks.append(Repeating("uses-of-keys", write_uses, every=_KEY_USES_EVERY))
         if self._certificates is not None:  # so that one that expires is told of while nobody connects
             self._tasks.append(Repeating("certificates", self._certificates.refresh, every=_CERTIFICATES_EVERY))
         self._tasks.append(
@@ -171,7 +174,7 @@ class Server:
             raise self.failure
         self._bind()
         if self._directory is not None:
-            self._directory.refresh()
+            self._directory.start()
         if self._trouble is None:
             make_audit_months(self.database)
         self._grpc.start()
@@ -212,7 +215,9 @@ class Server:
             has_ended &= task.join(timeout=max(_THREAD_PATIENCE, give_up_at - monotonic()))
         self._probe.close()
         if self._directory is not None:
-            self._directory.close()
+            if self._trouble is None:
+                self._directory.write_uses(self.database)
+            has_ended &= self._directory.end(patience=max(_THREAD_PATIENCE, give_up_at - monotonic()))
         self.database.dispose()
         _log.info("stopped", clean=has_ended)
         return has_ended
@@ -260,7 +265,7 @@ class Server:
         if self._whoever is not None:
             why = "CALLER_AUTH=off" if settings.caller_auth == "off" else "a developer's server on loopback"
             _log.warning("callers are not asked who they are", all_are=self._whoever, why=why)
-        elif self._directory is not None and self._directory.is_empty:
+        elif self._directory is not None and self._directory.has_nobody(self._clock()):
             _log.warning("nobody can call yet", remedy="python -m service callers create NAME --scope …")
         more = {"mtls_port": self.mtls_port} if self.mtls_port else {}
         _log.info(
@@ -337,6 +342,7 @@ class Server:
         if trouble != self._trouble:
             if trouble is None:
                 _log.info("database is back")
+                make_audit_months(self.database)
             else:
                 _log.error("database cannot be used", problem=trouble.what, remedy=trouble.remedy)
         self._trouble = trouble
@@ -363,10 +369,10 @@ def server_certificates(settings: Settings, clock: Clock) -> Certificates | None
         raise SettingsError(str(error)) from None
 
 
-def caller_directory(settings: Settings, url: URL, clock: Clock) -> CallerDirectory:
+def caller_directory(settings: Settings, url: URL) -> CallerDirectory:
     """Who may call, on a connection of its own."""
     own = settings.model_copy(update={"db_pool_size": 1, "db_max_overflow": 0})
-    return CallerDirectory(open_database(own, url), clock=clock, max_age=settings.caller_cache_seconds)
+    return CallerDirectory(open_database(own, url), max_age=settings.caller_cache_seconds)
 
 
 def open_database(settings: Settings, url: URL) -> Database:

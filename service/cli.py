@@ -198,7 +198,11 @@ def health(address: str | None, timeout: float) -> None:
     try:
         status = ask(settings, target, timeout=timeout)
     except grpc.RpcError as error:
-        fail(f"{target}: {error.code().name}")
+        hint = (
+            ". TLS_CLIENT_CERTIFICATES=required: this check shows the server's own certificate, which "
+            "TLS_CLIENT_CA_FILE must have signed, and which must be good for clients"
+        )
+        fail(f"{target}: {error.code().name}{hint if settings.client_certificates == 'required' else ''}")
     except SettingsError as error:
         fail(str(error))
     click.echo(status)
@@ -281,11 +285,17 @@ def _print_banner(server: "Server", settings: Settings) -> None:
     data = '{"user": {"email": "ada@example.com", "username": "ada"}, "password": "correct horse battery staple"}'
     method = "personae.v1.UserService/CreateUser"
     click.echo(f"Personae serves on {address}, with {where}. Ctrl-C ends it. Try:\n")
+    curl_tls, grpcurl_tls = "--http2-prior-knowledge", "-plaintext"
+    if settings.has_tls:
+        curl_tls, grpcurl_tls = "--cacert CA.pem", "-cacert CA.pem"
+    if settings.client_certificates == "required":
+        curl_tls, grpcurl_tls = (
+            f"{tls} {dash}cert CLIENT.pem {dash}key CLIENT.key" for tls, dash in ((curl_tls, "--"), (grpcurl_tls, "-"))
+        )
+    header = ""
     if server.asks_who_calls:
-        click.echo("  KEY=$(.venv/bin/python -m service callers create me --all-scopes)")
-    curl_tls = "--cacert CA.pem" if settings.has_tls else "--http2-prior-knowledge"
-    grpcurl_tls = "-cacert CA.pem" if settings.has_tls else "-plaintext"
-    header = ' -H "authorization: Bearer $KEY"' if server.asks_who_calls else ""
+        click.echo("  KEY=$(.venv/bin/python -m service callers create me --all-scopes)  # then: callers rotate me")
+        header = ' -H "authorization: Bearer $KEY"'
     scheme = "https" if settings.has_tls else "http"
     click.echo(
         f"  grpcurl {grpcurl_tls}{header} -d '{data}' {address} {method}\n\n"

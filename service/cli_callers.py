@@ -1,6 +1,5 @@
 """The verbs about callers: `python -m service callers VERB`. What they change is in the audit trail."""
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -78,11 +77,12 @@ def list_() -> None:
 
     with _looking() as (session, now):
         found = list_callers(session)
-    click.echo(f"{'caller':<24}  {'live keys':>9}  {'last used':<16}  scopes")
+    click.echo(f"{'caller':<24}  {'live keys':>9}  {'identities':>10}  {'last used':<16}  scopes")
     for caller in found:
         live = sum(key.is_live(now) for key in caller.keys)
         used = max((key.last_used_at for key in caller.keys if key.last_used_at), default=None)
-        click.echo(f"{caller.name:<24}  {live:>9}  {_time(used):<16}  {', '.join(caller.scopes) or '-'}".rstrip())
+        names = len(caller.identities)
+        click.echo(f"{caller.name:<24}  {live:>9}  {names:>10}  {_time(used):<16}  {', '.join(caller.scopes) or '-'}")
 
 
 @callers.command()
@@ -119,6 +119,7 @@ def rotate(name: str, days: int) -> None:
 @click.option("--all", "everything", is_flag=True, help="Every key and every name in certificates.")
 def revoke(name: str | None, key_id: str | None, identity: str | None, everything: bool) -> None:  # noqa: FBT001
     """Let a key or a name in certificates open nothing any more."""
+    from service.core.caller_keys import key_id_in
     from service.core.callers import remove_identity, revoke_all, revoke_key
 
     if (key_id is not None) + (identity is not None) + everything != 1:
@@ -127,7 +128,7 @@ def revoke(name: str | None, key_id: str | None, identity: str | None, everythin
         fail("Say whose: callers revoke NAME …")
     with _changing() as (session, now):
         if key_id is not None:
-            key_id = _id_of(key_id)
+            key_id = key_id_in(key_id) or key_id  # one that was found somewhere is revoked as it stands
             owner = revoke_key(session, key_id, of=name, now=now)
             done = f"Revoked the key {key_id} of {owner}."
         elif identity is not None:
@@ -155,7 +156,8 @@ def grant(name: str, scopes: Sequence[str], removed: Sequence[str], identities: 
         has = change_scopes(session, name, add=_known(scopes), remove=removed)
         for identity in identities:
             add_identity(session, name, identity)
-    click.echo(f"{name} has {_listed(has) or 'no scope'}.")
+    known_by = f" Its certificates may also have the name {', '.join(identities)}." if identities else ""
+    click.echo(f"{name} has {_listed(has) or 'no scope'}.{known_by}")
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -210,12 +212,6 @@ def _show_once(key_id: str, text: str, expires_at: datetime) -> None:
     click.echo(text)
 
 
-def _id_of(text: str) -> str:
-    """The id in a key, so that one that was found somewhere can be revoked as it stands."""
-    found = re.match(r"pk_([a-z2-7]{8})_", text)
-    return found[1] if found else text
-
-
 def _print_caller(caller: "CallerRecord", now: datetime) -> None:
     click.echo(f"caller      {caller.name}, made {_time(caller.created_at)}")
     click.echo(f"scopes      {', '.join(caller.scopes) or '-'}")
@@ -236,4 +232,4 @@ def _time(moment: datetime | None) -> str:
 
 
 def _listed(scopes: Sequence[str]) -> str:
-    return f"the scopes {', '.join(scopes)}" if scopes else ""
+    return f"the scope{'s' if len(scopes) > 1 else ''} {', '.join(scopes)}" if scopes else ""

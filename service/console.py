@@ -38,6 +38,8 @@ def database_url(settings: Settings) -> "Iterator[URL]":
     from service.dev.postgres import EmbeddedPostgresError
     from service.dev.provision import provided_database
 
+    if settings.url is None and settings.migration_database_url is not None:
+        fail("MIGRATION_DATABASE_URL is set and DATABASE_URL is not: say on which database to work.")
     try:
         with provided_database(settings) as url:
             yield url

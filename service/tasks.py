@@ -22,6 +22,7 @@ from service.core.codes import forget_codes
 from service.core.lifecycle import purge_due
 from service.db.diagnosis import Diagnosis, diagnose
 from service.db.engine import Database, connect_arguments
+from service.db.rights import missing_right
 from service.db.schema import require_schema
 
 SWEEP_BATCH = 500
@@ -86,27 +87,29 @@ class DatabaseProbe:
     def check(self) -> Diagnosis | None:
         """What is wrong; None when nothing is. Raises SchemaBehindError, looked at anew after each outage."""
         try:
-            standby = self._look()
+            return self._look()
         except DBAPIError as error:
             if not error.connection_invalidated:
                 return self._trouble(error)
             try:
-                standby = self._look()  # the connection was cut while idle: that alone is no outage
+                return self._look()  # the connection was cut while idle: that alone is no outage
             except DBAPIError as again:
                 return self._trouble(again)
-        if standby:
-            return Diagnosis("The server is a read-only standby", "Point DATABASE_URL at the primary.")
-        return None
 
-    def _look(self) -> bool:
+    def _look(self) -> Diagnosis | None:
         with self._engine.connect() as connection:
             standby = connection.scalar(
                 text(f"SET LOCAL statement_timeout = {_PROBE_TIMEOUT_MS}; SELECT pg_is_in_recovery()")
             )
             if not self._is_schema_known:
                 require_schema(connection)
+                missing = missing_right(connection)
+                if missing is not None:
+                    return missing
                 self._is_schema_known = True
-        return bool(standby)
+        if standby:
+            return Diagnosis("The server is a read-only standby", "Point DATABASE_URL at the primary.")
+        return None
 
     def _trouble(self, error: DBAPIError) -> Diagnosis:
         self._is_schema_known = False
@@ -147,8 +150,9 @@ def sweep(
         for name, remove in _SWEEPS.items()
     }
     if not is_ending():
-        dropped = _one_batch(database, origin, partial(audit.drop_partitions, now=now, keep=keep_events))
-        removed["dropped_audit_months"] = dropped
+        removed["dropped_audit_months"] = _drop_months(
+            database, origin, partial(audit.drop_partitions, now=now, keep=keep_events)
+        )
     return removed
 
 
@@ -156,11 +160,29 @@ def make_audit_months(database: Database) -> None:
     """Make the months of the audit trail that are missing, this one and some to come; failures are in the log."""
     try:
         made = _one_batch(database, SWEEPER, audit.make_partitions)
+        is_late = _one_batch(database, SWEEPER, audit.is_month_missing)
     except PersonaeError as error:
         _log.warning("months of the audit trail not made", reason=error.reason)
         return
+    except DBAPIError as error:
+        _log.error("months of the audit trail not made", raised=where_raised(error))
+        return
     if made:
         _log.info("made months of the audit trail", made=made)
+    if is_late:
+        _log.warning(
+            "this month of the audit trail lies in audit_events_default, and would be kept for ever",
+            remedy="docs/operations.md says how to make a month of it",
+        )
+
+
+def _drop_months(database: Database, origin: Origin, drop: Callable[[Session], int]) -> int:
+    """Drop the months of the audit trail that are due; later, when somebody reads it just now."""
+    try:
+        return _one_batch(database, origin, drop)
+    except PersonaeError as error:
+        _log.warning("months of the audit trail not dropped", reason=error.reason)
+        return 0
 
 
 def sweep_and_log(database: Database, clock: Clock, is_ending: Callable[[], bool], *, keep_events: timedelta) -> None:

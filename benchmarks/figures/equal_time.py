@@ -10,7 +10,7 @@ from statistics import median, quantiles
 from benchmarks.accounts import Account, add_accounts
 from benchmarks.answers import ask_in_turn
 from benchmarks.bench import Bench
-from benchmarks.data import PASSWORD, database
+from benchmarks.data import PASSWORD, WRONG_PASSWORD, database
 from benchmarks.load import Request
 from benchmarks.processes import SERVICE, running
 from benchmarks.requests import authenticate_named, start_password_reset
@@ -23,7 +23,6 @@ _LOWER_COST = 7
 takes some 30 µs to begin with, which no dummy can make good, and which is 1 in 200 of a hash of cost 6."""
 _WARM_UP_CALLS = 30
 """Of each class."""
-_WRONG = "wrong horse battery staple"
 _OVER_LONG_BYTES = 5000
 _BAR = 0.05
 _MILLI = 1e3
@@ -78,14 +77,14 @@ def _authenticate() -> _Method:
         "Authenticate",
         "UNAUTHENTICATED INVALID_CREDENTIALS",
         {
-            "wrong password": _Class(known, typed(_WRONG)),
-            "unknown": _Class(None, typed(_WRONG)),
-            "no password": _Class(replace(known, hashed_password=None), typed(_WRONG)),
-            "deleted": _Class(replace(known, is_deleted=True), typed(_WRONG)),
-            "inactive": _Class(replace(known, is_active=False), typed(_WRONG)),
+            "wrong password": _Class(known, typed(WRONG_PASSWORD)),
+            "unknown": _Class(None, typed(WRONG_PASSWORD)),
+            "no password": _Class(replace(known, hashed_password=None), typed(WRONG_PASSWORD)),
+            "deleted": _Class(replace(known, is_deleted=True), typed(WRONG_PASSWORD)),
+            "inactive": _Class(replace(known, is_active=False), typed(WRONG_PASSWORD)),
             "empty password": _Class(known, typed("")),
             "over-long password": _Class(known, typed("w" * _OVER_LONG_BYTES)),
-            "hash of lower cost": _Class(replace(known, hashed_password=cheaper), typed(_WRONG)),
+            "hash of lower cost": _Class(replace(known, hashed_password=cheaper), typed(WRONG_PASSWORD)),
         },
     )
 

@@ -3,9 +3,10 @@
 import time
 
 from benchmarks.bench import Bench
+from benchmarks.identities import Identity
 from benchmarks.load import Request, call_times
 from benchmarks.machine import MIB, resident_bytes
-from benchmarks.processes import SERVICE, running
+from benchmarks.processes import ASKS_WHO_CALLS, SERVICE, running
 from benchmarks.requests import batch_get_users, get_nobody, get_user, list_users
 from benchmarks.table import Findings
 from personae.v1 import user_pb2
@@ -16,14 +17,19 @@ _SETTLING_SECONDS = 1
 
 
 def measure(bench: Bench) -> Findings:
-    """Resident memory after the start, and after many calls of all kinds of reads, refusals among them."""
+    """Resident memory after the start, and after many calls of all kinds of reads, refusals among them.
+
+    By a caller with an API key, so that a leak in knowing who calls would be seen.
+    """
     mix = _mix()
-    with running(SERVICE, bench.few_users, bench.directory) as server:
+    with running(SERVICE, bench.few_users, bench.directory, settings=ASKS_WHO_CALLS) as server:
 
         def after(rpcs: int) -> float:
             if rpcs:
                 times = rpcs // _IN_FLIGHT
-                bench.callers.do(call_times, server.target, mix, in_flight=_IN_FLIGHT, times=times)
+                bench.callers.do(
+                    call_times, server.target, mix, in_flight=_IN_FLIGHT, times=times, identity=Identity(key=bench.key)
+                )
             time.sleep(_SETTLING_SECONDS)
             return resident_bytes(server.pid) / MIB
 

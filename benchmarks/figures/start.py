@@ -5,7 +5,7 @@ from statistics import median
 
 from benchmarks.bench import Bench
 from benchmarks.load import wait_until_serving
-from benchmarks.processes import SERVICE, running
+from benchmarks.processes import ASKS_WHO_CALLS, SERVICE, running
 from benchmarks.table import Findings, spread
 
 
@@ -14,7 +14,7 @@ def measure(bench: Bench) -> Findings:
     taken = []
     for _ in range(bench.sizes.starts):
         started = time.perf_counter()
-        with running(SERVICE, bench.few_users, bench.directory) as server:
+        with running(SERVICE, bench.few_users, bench.directory, settings=ASKS_WHO_CALLS) as server:
             bench.callers.do(wait_until_serving, server.target)
             taken.append(time.perf_counter() - started)
     findings = Findings()

@@ -69,7 +69,9 @@ class AuditEvent(_message.Message):
     acting_user_id: _builtins.int
     """Who pressed the button, as the caller said in x-acting-user-id. Not verified. 0: the caller said nothing."""
     action: _builtins.str
-    """What was done: the name of the RPC, such as "UpdateUser", or of the operator's command."""
+    """What was done: the name of the RPC, such as "UpdateUser", or of what an operator or Personae itself did, such as
+    "GrantScopes". "VerifyCurrentPassword" is the sign-in that ChangePassword begins with. docs/operations.md has all.
+    """
     user_id: _builtins.int
     """The user whom it was about; may have been purged since. 0: no user, or a name that nobody has."""
     target_caller: _builtins.str

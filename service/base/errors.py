@@ -69,7 +69,9 @@ class RequestIdReusedError(PersonaeError):
 
 class CredentialsMissingError(PersonaeError):
     reason = "CREDENTIALS_MISSING"
-    text = "The call says nothing of who calls. Send `authorization: Bearer pk_…`, or show a client certificate."
+    text = (
+        "The call says nothing of who calls. Send `authorization: Bearer pk_…`, or connect with a client certificate."
+    )
 
 
 class KeyMalformedError(PersonaeError):
@@ -101,7 +103,7 @@ class KeyOverPlaintextError(PersonaeError):
 
 class CertificateUnknownError(PersonaeError):
     reason = "CERTIFICATE_UNKNOWN"
-    text = "No name in the client certificate is that of a caller."
+    text = "The client certificate does not name a caller, or not one alone."
 
 
 class CertificateExpiredError(PersonaeError):

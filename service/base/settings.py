@@ -110,16 +110,6 @@ class Settings(BaseSettings):
         return parse_secret_keys(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _plaintext_stays_on_this_machine(self) -> "Settings":
-        if not self.is_loopback and not self.has_tls and not self.insecure_plaintext:
-            raise ValueError(
-                f"GRPC_HOST={self.grpc_host} is reached from other machines, and the server has no certificate: "
-                "passwords would cross the network in clear text. Set TLS_CERTIFICATE_FILE and TLS_PRIVATE_KEY_FILE, "
-                "or bind 127.0.0.1, or put a TLS proxy or mesh in front and say INSECURE_PLAINTEXT=true"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _tls_is_whole(self) -> "Settings":
         if (self.tls_certificate_file is None) != (self.tls_private_key_file is None):
             raise ValueError("TLS_CERTIFICATE_FILE and TLS_PRIVATE_KEY_FILE are set together, or neither is")
@@ -131,8 +121,20 @@ class Settings(BaseSettings):
                 "certificates of callers"
             )
         if self.tls_client_ca_file is not None and self.client_certificates == "off":
+            raise ValueError("TLS_CLIENT_CA_FILE is set, but TLS_CLIENT_CERTIFICATES=off shows none")
+        if self.client_certificates == "optional" and self.grpc_port == self.grpc_mtls_port != 0:
             raise ValueError(
-                "TLS_CLIENT_CA_FILE is set, but TLS_CLIENT_CERTIFICATES=off lets nobody show a certificate"
+                f"GRPC_PORT and GRPC_MTLS_PORT are both {self.grpc_port}: TLS_CLIENT_CERTIFICATES=optional needs two"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _plaintext_stays_on_this_machine(self) -> "Settings":
+        if not self.is_loopback and not self.has_tls and not self.insecure_plaintext:
+            raise ValueError(
+                f"GRPC_HOST={self.grpc_host} is reached from other machines, and the server has no certificate: "
+                "passwords would cross the network in clear text. Set TLS_CERTIFICATE_FILE and TLS_PRIVATE_KEY_FILE, "
+                "or bind 127.0.0.1, or put a TLS proxy or mesh in front and say INSECURE_PLAINTEXT=true"
             )
         return self
 

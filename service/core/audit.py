@@ -195,6 +195,12 @@ def make_partitions(session: Session) -> int:
     return int(session.execute(select(func.audit_make_partitions(MONTHS_AHEAD))).scalar_one())
 
 
+def is_month_missing(session: Session) -> bool:
+    """Whether the events of this month go to the default partition: nobody made the month in time."""
+    name = literal("audit_events_") + func.to_char(func.timezone("UTC", func.now()), "YYYY_MM")
+    return bool(session.scalar(select(func.to_regclass(name).is_(None))))
+
+
 def drop_partitions(session: Session, *, now: datetime, keep: timedelta) -> int:
     """Drop the months that ended `keep` ago or earlier, and record that; how many.
 

@@ -7,7 +7,7 @@ The password is hashed between `look_up` and `settle`, without a connection: wha
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, and_, bindparam, case, func, literal_column, or_, select, update
 from sqlalchemy.orm import Session
@@ -71,6 +71,19 @@ class Candidate:
     reference_cost: int
 
 
+class Trial(NamedTuple):
+    """What was tried with a password, and how it was.
+
+    action: what the audit trail calls it. reason: of the error that a wrong one gets. forgives: what refuses others
+    after the right one, and not this.
+    """
+
+    action: str
+    is_match: bool
+    reason: str = InvalidCredentialsError.reason
+    forgives: type[PersonaeError] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How an attempt ended: whose password it was, and why they may not go on all the same."""
@@ -108,33 +121,26 @@ def require_unlocked(session: Session, keys: Keys, *, now: datetime) -> None:
 
 
 def settle(
-    session: Session,
-    candidate: Candidate,
-    keys: Keys,
-    attempts: Attempts,
-    *,
-    is_match: bool,
-    action: str,
-    now: datetime,
+    session: Session, candidate: Candidate, keys: Keys, attempts: Attempts, trial: Trial, *, now: datetime
 ) -> Outcome:
     """How the attempt ends. Raises nothing, so that what it stores is committed; the outcome is raised afterwards.
 
-    action: what the audit trail calls it; refusals by the lock are not in there, or they could fill the disk. attempts:
-    from hold_attempts, in this transaction; now: read since. A name that is locked by now is refused whatever the
-    password was, after the same statements. A wrong password is counted; a right one clears the counter.
+    attempts: from hold_attempts, in this transaction; now: read since. A name that is locked by now is refused whatever
+    the password was, and leaves no event: refusals by the lock could fill the disk. A wrong password is counted; a
+    right one clears the counter.
     """
     refusal = _refusal(attempts, now)
     if refusal is not None:
         return Outcome(None, refusal)
-    row = _reread(session, candidate, now) if is_match else None
+    row = _reread(session, candidate, now) if trial.is_match else None
     if row is None:
-        return _count(session, candidate, keys, action, now)
+        return _count(session, candidate, keys, trial, now)
     if after(attempts, Event.RIGHT, now) != attempts:
         clear_attempts(session, keys)
     is_change_required, *columns = row
     user = UserRecord._make(columns)
-    refused = _refused_all_the_same(user, is_change_required=is_change_required)
-    audit.record(session, action, target_user_id=user.id, refusal=None if refused is None else refused.reason)
+    refused = _refused_all_the_same(user, trial, is_change_required=is_change_required)
+    audit.record(session, trial.action, target_user_id=user.id, refusal=None if refused is None else refused.reason)
     return Outcome(user, refused)
 
 
@@ -150,14 +156,15 @@ def renew_hash(session: Session, candidate: Candidate, new_hash: str) -> None:
     )
 
 
-def _refused_all_the_same(user: UserRecord, *, is_change_required: bool) -> PersonaeError | None:
+def _refused_all_the_same(user: UserRecord, trial: Trial, *, is_change_required: bool) -> PersonaeError | None:
     """What keeps a user out whose password is right."""
     if not user.is_active:
         return UserInactiveError()
-    return PasswordChangeRequiredError() if is_change_required else None
+    is_kept_out = is_change_required and trial.forgives is not PasswordChangeRequiredError
+    return PasswordChangeRequiredError() if is_kept_out else None
 
 
-def _count(session: Session, candidate: Candidate, keys: Keys, action: str, now: datetime) -> Outcome:
+def _count(session: Session, candidate: Candidate, keys: Keys, trial: Trial, now: datetime) -> Outcome:
     """Count a wrong password, unless others have locked the name since it was looked at: it had no rows to hold."""
     attempts = claim_attempts(session, keys, now=now)
     refusal = _refusal(attempts, now)
@@ -165,10 +172,9 @@ def _count(session: Session, candidate: Candidate, keys: Keys, action: str, now:
         return Outcome(None, refusal)
     counted = after(attempts, Event.WRONG, now)
     store_attempts(session, keys, counted)
-    wrong = InvalidCredentialsError()
     locks = ["locked_until"] if remaining(counted, now) else []
-    audit.record(session, action, target_user_id=candidate.user_id, changed=locks, refusal=wrong.reason)
-    return Outcome(None, wrong)
+    audit.record(session, trial.action, target_user_id=candidate.user_id, changed=locks, refusal=trial.reason)
+    return Outcome(None, InvalidCredentialsError())
 
 
 def _refusal(attempts: Attempts, now: datetime) -> TooManyAttemptsError | None:

@@ -28,6 +28,7 @@ _ID_BYTES = 5
 _SECRET_LENGTH = 33
 _CHECKSUM_LENGTH = 6
 _FORM = re.compile(KEY_PATTERN)
+_START = re.compile(r"pk_([a-z2-7]{8})_")
 _LENGTH = len(PREFIX) + 8 + 1 + _SECRET_LENGTH + _CHECKSUM_LENGTH
 
 
@@ -61,6 +62,12 @@ def hash_key(text: str) -> bytes:
     if _checksum(text[:-_CHECKSUM_LENGTH]) != text[-_CHECKSUM_LENGTH:]:
         raise MalformedKeyError("not a whole API key: its checksum does not fit")
     return _hash(text)
+
+
+def key_id_in(text: str) -> str | None:
+    """The id in what looks like a key, whole or not; None when it looks like something else."""
+    found = _START.match(text)
+    return found[1] if found else None
 
 
 def _hash(text: str) -> bytes:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from sqlalchemy import delete, func, or_, select, update
+from sqlalchemy import delete, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session
 
@@ -23,10 +23,10 @@ from service.core.caller_keys import NewKey
 from service.core.due import remove_due
 from service.db.models import Caller, CallerIdentity, CallerKey, table_of
 
-MAX_CALLERS = 10_000
+MAX_CALLERS = 1000
 """How many callers there may be: every server holds all of them in memory."""
 MAX_LIVE_KEYS = 2
-KEY_FORGOTTEN_AFTER = timedelta(days=90)
+KEY_FORGOTTEN_AFTER = timedelta(days=30)
 """How long a key that is over can be told from one that never was."""
 LAST_USED_GRAIN = timedelta(hours=1)
 """How exactly the last use of a key is known: not so exactly that every call would have to be written."""
@@ -38,7 +38,7 @@ _NAME = re.compile(r"[a-z][a-z0-9]*(?:[._-][a-z0-9]+)*")
 _NAME_MAX_LENGTH = 63
 _DNS_NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(?:\.(?!-)[a-z0-9_-]{1,63}(?<!-))*")
 _DNS_NAME_MAX_LENGTH = 253
-_SPIFFE_ID = re.compile(r"spiffe://[a-z0-9._-]{1,255}(?:/[A-Za-z0-9._-]+)+")
+_SPIFFE_ID = re.compile(r"spiffe://[a-z0-9._-]{1,255}(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._-]+)+")
 _SPIFFE_ID_MAX_LENGTH = 2048
 
 
@@ -131,14 +131,15 @@ def load_directory(session: Session) -> Directory:
 
 
 def record_uses(session: Session, key_ids: Sequence[str], *, now: datetime) -> None:
-    """Write down that these keys were used; only where that is not known already, to LAST_USED_GRAIN."""
+    """Write down that these keys were used; only where that is not known already, to LAST_USED_GRAIN.
+
+    Waits neither for whoever holds such a row nor for a standby: it is worth neither.
+    """
+    session.execute(text("SET LOCAL synchronous_commit = off"))
+    is_due = or_(_KEYS.c.last_used_at.is_(None), _KEYS.c.last_used_at < now - LAST_USED_GRAIN)
+    due = select(_KEYS.c.key_hash).where(_KEYS.c.key_id.in_(key_ids), is_due).with_for_update(skip_locked=True)
     session.execute(
-        update(_KEYS)
-        .where(
-            _KEYS.c.key_id.in_(key_ids),
-            or_(_KEYS.c.last_used_at.is_(None), _KEYS.c.last_used_at < now - LAST_USED_GRAIN),
-        )
-        .values(last_used_at=now)
+        update(_KEYS).where(_KEYS.c.key_hash.in_(select(due.cte("due").c.key_hash))).values(last_used_at=now)
     )
 
 
@@ -202,10 +203,20 @@ def add_key(session: Session, name: str, key: NewKey, *, expires_at: datetime, n
 
 
 def change_scopes(session: Session, name: str, *, add: Iterable[str] = (), remove: Iterable[str] = ()) -> list[str]:
-    """Grant and withdraw scopes; what the caller has then. What is so already stays so. Raises CallerError."""
+    """Grant and withdraw scopes; what the caller has then. What it has already may be granted again.
+
+    Raises CallerError, also for a scope to withdraw that it does not have: nobody should believe that it was.
+    """
     caller_id = _hold(session, name)
     found = session.execute(select(_CALLERS.c.scopes).where(_CALLERS.c.id == caller_id)).scalar_one()
     before = set(found)
+    absent = set(remove) - before
+    if absent:
+        raise CallerError(
+            f"{name} does not have {', '.join(sorted(absent))}. It has: {', '.join(found) or 'no scope'}."
+        )
+    if set(add) & set(remove):
+        raise CallerError("The same scope cannot be granted and withdrawn.")
     scopes = sorted((before | set(add)) - set(remove))
     if set(scopes) != before:
         session.execute(

@@ -66,13 +66,22 @@ def _statements(connection: Connection, tables: list[str], role: str) -> list[st
         statements.append(f"REVOKE ALL ON {name} FROM {to}")
         if table != _AUDIT.name:
             statements.append(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {name} TO {to}")
+            statements += [f"GRANT USAGE ON SEQUENCE {found} TO {to}" for found in _sequences(connection, table, name)]
             continue
         written = ", ".join(quote(column.name) for column in _AUDIT.c if column.name not in _SET_BY_THE_DATABASE)
         partitions = connection.scalars(_PARTITIONS, {"name": name}).all()
         statements += [f"REVOKE ALL ON {home}.{quote(partition)} FROM {to}" for partition in partitions]
         statements += [
             f"GRANT SELECT, INSERT ({written}) ON {name} TO {to}",
-            f"GRANT USAGE ON SEQUENCE {home}.{quote(f'{table}_id_seq')} TO {to}",
+            *(f"GRANT USAGE ON SEQUENCE {found} TO {to}" for found in _sequences(connection, table, name)),
             *(f"GRANT EXECUTE ON FUNCTION {home}.{function} TO {to}" for function in _FUNCTIONS),
         ]
     return statements
+
+
+def _sequences(connection: Connection, table: str, name: str) -> list[str]:
+    """The sequences behind the key of a table, quoted: a creation takes its id from one before it has a row."""
+    owned = text("SELECT pg_get_serial_sequence(:name, :column)")
+    columns = Base.metadata.tables[table].primary_key
+    found = [connection.scalar(owned, {"name": name, "column": column.name}) for column in columns]
+    return [sequence for sequence in found if sequence is not None]

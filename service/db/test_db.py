@@ -11,6 +11,7 @@ from sqlalchemy.pool import NullPool
 from service.base.settings import SettingsError, load_settings
 from service.db.diagnosis import diagnose
 from service.db.engine import connect_arguments
+from service.db.rights import missing_right
 from service.db.schema import SchemaBehindError, database_revision, needed_revision, require_schema
 from service.dev.postgres import EmbeddedPostgresError
 from service.dev.provision import provided_database
@@ -61,6 +62,10 @@ def _describe(connection: Connection) -> int:
         require_schema(connection)
     except SchemaBehindError as error:
         print(f"schema      behind\nproblem     {error}")
+        return 1
+    missing = missing_right(connection)
+    if missing is not None:
+        print(f"rights      missing\nproblem     {missing.what}.\nwhat to do  {missing.remedy}")
         return 1
     found, needed = database_revision(connection), needed_revision()
     if found != needed:

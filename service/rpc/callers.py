@@ -1,16 +1,16 @@
 """Who calls: told by an API key or by a client certificate, from what the database said a moment ago.
 
 All callers are held in memory and read anew in the background, so that a call costs no look-up, strangers cost the
-database nothing, and what is kept cannot grow by what strangers send. Nothing is decided by what was read longer ago
-than `max_age`: while the database cannot say who may call, nobody may.
+database a look a second, and what is kept cannot grow by what strangers send. Nothing is decided by what was read
+longer ago than `max_age`: while the database cannot say who may call, nobody may.
 """
 
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime
-from threading import Lock
+from threading import Condition, Lock, Thread
 from typing import Protocol, TypeVar
 from urllib.parse import unquote
 
@@ -29,8 +29,9 @@ from service.base.errors import (
     KeyUnknownError,
     PersonaeError,
 )
+from service.base.log import where_raised
 from service.core import callers
-from service.core.caller_keys import MalformedKeyError, hash_key
+from service.core.caller_keys import MalformedKeyError, hash_key, key_id_in
 from service.core.callers import LAST_USED_GRAIN, Directory, KnownCaller, KnownKey
 from service.db.engine import Database, reading
 from service.rpc.access import ALL_SCOPES
@@ -41,7 +42,10 @@ REFRESHES_PER_AGE = 2.5
 """How often everything is read anew within the age at which it counts no more: once may fail, or be late."""
 _LOAD_SECONDS = 5.0
 _EXTRA_LOADS = 5
-"""How many unknown keys are looked up at once before they have to wait for one more each second."""
+"""How many unknown names are looked for at once before they have to wait for one more each second."""
+_RETRY_SECONDS = 0.05
+"""How long the reading thread rests after a failure, however many wait for it."""
+_NOT_YET = float("-inf")
 _BEARER = re.compile(r"Bearer +(\S+) *", re.IGNORECASE)
 _T = TypeVar("_T")
 _log = structlog.get_logger("personae.callers")
@@ -61,83 +65,138 @@ def everyone_is(name: str) -> Identifies:
 
 
 class CallerDirectory:
-    """All callers, as the database said not longer than `max_age` seconds ago."""
+    """All callers, as the database said not longer than `max_age` seconds ago.
 
-    def __init__(self, database: Database, *, clock: Clock, max_age: float) -> None:
+    They are read by one thread, which nobody but itself waits for without an end: a database that accepts and does not
+    answer holds that thread, and no RPC.
+    """
+
+    def __init__(self, database: Database, *, max_age: float) -> None:
         """database: one of its own, so that a busy pool keeps nobody out."""
         self._database = database
-        self._clock = clock
         self._max_age = max_age
-        self._loading = Lock()
+        self._changed = Condition()
+        self._is_wanted = self._is_ending = self._is_failing = False
         self._directory = Directory({}, {})
-        self._read_at = float("-inf")
-        self._failed_at = float("-inf")
-        self._is_failing = False
+        self._read_at = _NOT_YET
+        self._failed_at = _NOT_YET
+        self._counting = Lock()
         self._extra_loads = float(_EXTRA_LOADS)
         self._extra_counted_at = monotonic()
         self._uses: dict[str, datetime] = {}
+        self._reader = Thread(target=self._run, name="callers", daemon=True)
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nobody could call."""
-        return not self._directory.by_key_hash and not self._directory.by_identity
+    def start(self) -> None:
+        """Begin to read, and wait for the first time to end, well or badly."""
+        self._reader.start()
+        with suppress(DatabaseUnavailableError):
+            self._current(not_before=monotonic(), until=monotonic() + _LOAD_SECONDS)
 
-    def key(self, key_hash: bytes) -> KnownKey | None:
-        """Whose key this is; None when it is nobody's. Raises PersonaeError when the database cannot say."""
-        return self._find(lambda directory: directory.by_key_hash.get(key_hash))
+    def end(self, *, patience: float) -> bool:
+        """Read no more; whether the reading thread ended within `patience` seconds."""
+        with self._changed:
+            self._is_ending = True
+            self._changed.notify_all()
+        if self._reader.is_alive():
+            self._reader.join(patience)
+        self._database.dispose()
+        return not self._reader.is_alive()
 
-    def identity(self, name: str) -> KnownCaller | None:
-        """Whose certificates have this name; None when it is nobody's. Raises PersonaeError as above."""
-        return self._find(lambda directory: directory.by_identity.get(name))
+    def has_nobody(self, now: datetime) -> bool:
+        """Whether it is known that there is nothing by which anybody could be known."""
+        keys = self._directory.by_key_hash.values()
+        is_any_live = any(key.revoked_at is None and now < key.expires_at for key in keys)
+        return self._read_at > _NOT_YET and not is_any_live and not self._directory.by_identity
+
+    def key(self, key_hash: bytes, *, until: float) -> KnownKey | None:
+        """Whose key this is; None when it is nobody's.
+
+        Raises DatabaseUnavailableError when the database has not said it before `until`, in monotonic seconds.
+        """
+        return self._find(lambda directory: directory.by_key_hash.get(key_hash), until)
+
+    def identities(self, names: Iterable[str], *, until: float) -> dict[str, KnownCaller]:
+        """Who has any of these names in its certificates, by the name of the caller. Raises as `key` does."""
+
+        def look_up(directory: Directory) -> dict[str, KnownCaller] | None:
+            found = (directory.by_identity.get(name) for name in names)
+            return {caller.name: caller for caller in found if caller is not None} or None
+
+        return self._find(look_up, until) or {}
 
     def note_use(self, known: KnownKey, now: datetime) -> None:
-        """Remember that a key was used, until it is written down in the background."""
+        """Remember that a key was used, for `write_uses`."""
         if known.last_used_at is None or now - known.last_used_at >= LAST_USED_GRAIN:
             self._uses[known.key_id] = now
 
-    def refresh(self) -> None:
-        """Write down which keys were used, and read everything anew. Trouble is left to the calls that meet it."""
-        self._write_uses()
-        with suppress(DatabaseUnavailableError):
-            self._current(not_before=monotonic())
+    def write_uses(self, database: Database) -> None:
+        """Write down which keys were used. What cannot be written now is noted again when the key is used again."""
+        uses, self._uses = self._uses, {}
+        if not uses:
+            return
+        until = monotonic() + _LOAD_SECONDS
+        try:
+            with database.scope(deadline=until) as session, session.begin():
+                callers.record_uses(session, list(uses), now=max(uses.values()))
+        except PersonaeError as error:
+            _log.warning("uses of keys not written", reason=error.reason)
 
-    def close(self) -> None:
-        """Write down which keys were used last, and close the connection."""
-        self._write_uses()
-        self._database.dispose()
-
-    def _find(self, look_up: Callable[[Directory], _T | None]) -> _T | None:
-        found = look_up(self._current(not_before=monotonic() - self._max_age))
+    def _find(self, look_up: Callable[[Directory], _T | None], until: float) -> _T | None:
+        found = look_up(self._current(not_before=monotonic() - self._max_age, until=until))
         if found is None and self._may_load_once_more():
-            found = look_up(self._current(not_before=monotonic()))  # it may have been made a moment ago
+            found = look_up(self._current(not_before=monotonic(), until=until))  # it may have been made a moment ago
         return found
 
-    def _current(self, *, not_before: float) -> Directory:
-        """The directory, read anew when it was read before this moment. Of many that need that one reads."""
+    def _current(self, *, not_before: float, until: float) -> Directory:
+        """The directory, read since this moment: at once when it was, else when the reading thread has done it."""
         if self._read_at >= not_before:
             return self._directory
-        asked_at = monotonic()
-        with self._loading:
+        with self._changed:
+            asked_at = monotonic()
+            self._is_wanted = True
+            self._changed.notify_all()
+            self._changed.wait_for(
+                lambda: self._read_at >= not_before or self._failed_at >= asked_at or self._is_ending,
+                timeout=max(0.0, min(until - asked_at, _LOAD_SECONDS)),
+            )
             if self._read_at < not_before:
-                if self._failed_at >= asked_at:  # somebody tried while this one waited: do not queue up to fail
-                    raise DatabaseUnavailableError
-                self._load()
+                raise DatabaseUnavailableError
             return self._directory
+
+    def _run(self) -> None:
+        interval = self._max_age / REFRESHES_PER_AGE
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_wanted or self._is_ending, timeout=interval)
+                if self._is_ending:
+                    return
+                self._is_wanted = False
+            self._load()
 
     def _load(self) -> None:
         started_at = monotonic()
         try:
             directory = self._read(started_at + _LOAD_SECONDS)
-        except PersonaeError as error:
-            self._failed_at = monotonic()
-            if not self._is_failing:
-                _log.error("callers cannot be read", reason=error.reason)
-            self._is_failing = True
-            raise DatabaseUnavailableError from error  # whatever it was: this call's own time is not what is over
+        except Exception as error:  # noqa: BLE001  whatever it is: nobody may call, and the thread goes on
+            self._tell_of(error)
+            with self._changed:
+                self._failed_at = monotonic()
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._is_ending, timeout=_RETRY_SECONDS)
+            return
         if self._is_failing:
             _log.info("callers can be read again")
         self._is_failing = False
-        self._directory, self._read_at = directory, started_at
+        with self._changed:
+            self._directory, self._read_at = directory, started_at
+            self._changed.notify_all()
+
+    def _tell_of(self, error: Exception) -> None:
+        """Say once for each outage that nobody can be known."""
+        if not self._is_failing:
+            more = {"reason": error.reason} if isinstance(error, PersonaeError) else {"raised": where_raised(error)}
+            _log.error("callers cannot be read", **more)
+        self._is_failing = True
 
     def _read(self, deadline: float) -> Directory:
         """All callers; once more when the connection was dropped since it was used last."""
@@ -155,7 +214,7 @@ class CallerDirectory:
     def _may_load_once_more(self) -> bool:
         """Whether an unknown name is worth a look at the database: a few times at once, then once a second."""
         now = monotonic()
-        with self._loading:
+        with self._counting:
             earned = now - self._extra_counted_at
             self._extra_loads = min(_EXTRA_LOADS, self._extra_loads + earned)
             self._extra_counted_at = now
@@ -163,15 +222,6 @@ class CallerDirectory:
                 return False
             self._extra_loads -= 1
             return True
-
-    def _write_uses(self) -> None:
-        uses, self._uses = self._uses, {}
-        if not uses:
-            return
-        # What cannot be written now is noted again when the key is used again.
-        until = monotonic() + _LOAD_SECONDS
-        with suppress(PersonaeError), self._database.scope(deadline=until) as session, session.begin():
-            callers.record_uses(session, list(uses), now=max(uses.values()))
 
 
 class Credentials:
@@ -200,24 +250,23 @@ class Credentials:
         if self._certificates is not None:
             shown = self._certificates.of(call.context.auth_context())
             if shown is not None:
-                return self._by_certificate(shown.names, shown.not_after)
+                return self._by_certificate(shown.names, shown.not_after, call)
         raise CredentialsMissingError
 
     def _by_key(self, authorization: str, call: Call) -> KnownCaller:
         """A key decides also where there is a certificate: who sends one that opens nothing is told so."""
+        form = _BEARER.fullmatch(authorization)
+        text = "" if form is None else form[1]
+        call.key_id = key_id_in(text)  # also of one that is refused: an operator must know which to revoke
         if self._keys_need_loopback and not is_loopback_peer(call.context.peer()):
             raise KeyOverPlaintextError
-        form = _BEARER.fullmatch(authorization)
-        if form is None:
-            raise KeyMalformedError
         try:
-            key_hash = hash_key(form[1])
+            key_hash = hash_key(text)
         except MalformedKeyError:
             raise KeyMalformedError from None
-        known = self._directory.key(key_hash)
+        known = self._directory.key(key_hash, until=call.deadline)
         if known is None:
             raise KeyUnknownError
-        call.key_id = known.key_id
         if known.revoked_at is not None:
             raise KeyRevokedError
         now = self._clock()
@@ -226,10 +275,10 @@ class Credentials:
         self._directory.note_use(known, now)
         return known.caller
 
-    def _by_certificate(self, names: tuple[str, ...], not_after: datetime) -> KnownCaller:
+    def _by_certificate(self, names: tuple[str, ...], not_after: datetime, call: Call) -> KnownCaller:
         if self._clock() >= not_after:
             raise CertificateExpiredError
-        found = {caller.name: caller for caller in map(self._directory.identity, names) if caller is not None}
+        found = self._directory.identities(names, until=call.deadline)
         if len(found) != 1:  # the names of two callers say as little as none
             raise CertificateUnknownError
         return found.popitem()[1]

@@ -16,7 +16,7 @@ from service.base.errors import (
     UserNotFoundError,
     Violation,
 )
-from service.core import codes, credentials, users
+from service.core import audit, codes, credentials, users
 from service.core.codes import CODE_MAX_BYTES, Purpose
 from service.core.identifiers import to_nfc
 from service.core.lockout import LockoutKeys
@@ -114,12 +114,13 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         _check_present(request.new_password, "new_password", faults)
         faults.check()
         candidate, outcome = self._sign_in.attempt(
-            Subject(Key("id", user_id)), request.current_password, action="VerifyCurrentPassword", renews=False
+            Subject(Key("id", user_id)),
+            request.current_password,
+            action="VerifyCurrentPassword",
+            forgives=PasswordChangeRequiredError,  # this is what it is required for
+            renews=False,
         )
-        if isinstance(outcome.refusal, PasswordChangeRequiredError) and outcome.user is not None:
-            user = outcome.user  # this is what it is required for
-        else:
-            user = outcome.or_raise()
+        user = outcome.or_raise()
         # Judged only now: what is wrong with it tells something of the user.
         found = self._violations(request.new_password, user, "new_password")
         if not is_over_ceiling(request.new_password) and to_nfc(request.new_password) == to_nfc(
@@ -197,7 +198,13 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
             current().deadline, _hash_another, request.new_password, code.stored_hash, self._rules.bcrypt_cost
         )
         if hashed is None:
-            raise InvalidFieldsError([unchanged("new_password")])
+            refusal = InvalidFieldsError([unchanged("new_password")])
+            # Whoever did this knows the present password by now: that must be found out by more than the counter.
+            with rpc_scope(self._database, deadline=monotonic() + SETTLE_SECONDS) as session, session.begin():
+                audit.record(
+                    session, "CompletePasswordReset", target_user_id=code.user.id, refusal=InvalidFieldsError.reason
+                )
+            raise refusal
         with rpc_scope(self._database, deadline=monotonic() + SETTLE_SECONDS) as session, session.begin():
             user = credentials.reset_password(session, code, hashed, now=self._clock(), keys=self._keys)
         return user_message(user)

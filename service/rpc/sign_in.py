@@ -18,7 +18,7 @@ from service.base.errors import (
 )
 from service.core import authn
 from service.core.attempts import Keys, hold_attempts
-from service.core.authn import Candidate, Outcome
+from service.core.authn import Candidate, Outcome, Trial
 from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username
 from service.core.lockout import Kind, LockoutKeys
 from service.core.passwords import hash_password, is_match, needs_rehash
@@ -73,13 +73,19 @@ class SignIn:
         self._keys = lockout_keys
 
     def attempt(
-        self, subject: Subject, password: str, *, action: str, renews: bool = True
+        self,
+        subject: Subject,
+        password: str,
+        *,
+        action: str,
+        forgives: type[PersonaeError] | None = None,
+        renews: bool = True,
     ) -> tuple[Candidate, Outcome]:
         """Try a password. Raises TooManyAttemptsError before anything is hashed, StoredHashError after it was counted;
         every other refusal is in the outcome.
 
-        action: what the audit trail calls it. renews: whether a right password is hashed anew when its hash is not as
-        it would be written today.
+        action, forgives: see authn.Trial. renews: whether a right password is hashed anew when its hash is not as it
+        would be written today.
         """
         deadline = current().deadline
         with rpc_scope(self._database) as session, reading(session):
@@ -88,7 +94,7 @@ class SignIn:
             keys = self._keys_of(subject, candidate)
             authn.require_unlocked(session, keys, now=now)
         damage: StoredHashError | None = None
-        is_right = False
+        trial = Trial(action, is_match=False, forgives=forgives)
         try:
             is_right = self._hashing.run(
                 deadline,
@@ -97,9 +103,11 @@ class SignIn:
                 candidate.comparable_hash,
                 reference_cost=candidate.reference_cost,
             )
+            trial = trial._replace(is_match=is_right)
         except StoredHashError as error:
             damage = error
-        outcome = self._settled(candidate, keys, is_right=is_right, action=action)
+            trial = trial._replace(reason=error.reason)
+        outcome = self._settled(candidate, keys, trial)
         if damage is not None and isinstance(outcome.refusal, InvalidCredentialsError):
             damage.metadata["user_id"] = str(candidate.user_id)
             raise damage
@@ -107,22 +115,22 @@ class SignIn:
             self._renew(candidate, password, deadline)
         return candidate, outcome
 
-    def _settled(self, candidate: Candidate, keys: Keys, *, is_right: bool, action: str) -> Outcome:
+    def _settled(self, candidate: Candidate, keys: Keys, trial: Trial) -> Outcome:
         """Settle what was hashed: also when the caller's time is over by now, and when the database dropped the
         connection meanwhile.
         """
         try:
-            return self._settled_once(candidate, keys, is_right=is_right, action=action)
+            return self._settled_once(candidate, keys, trial)
         except DatabaseUnavailableError as fault:
             if not fault.is_repeatable:
                 raise
-        return self._settled_once(candidate, keys, is_right=is_right, action=action)
+        return self._settled_once(candidate, keys, trial)
 
-    def _settled_once(self, candidate: Candidate, keys: Keys, *, is_right: bool, action: str) -> Outcome:
+    def _settled_once(self, candidate: Candidate, keys: Keys, trial: Trial) -> Outcome:
         settle_by = monotonic() + SETTLE_SECONDS
         with rpc_scope(self._database, deadline=settle_by, is_idempotent=True) as session, session.begin():
             attempts = hold_attempts(session, keys, now=self._clock())
-            return authn.settle(session, candidate, keys, attempts, is_match=is_right, action=action, now=self._clock())
+            return authn.settle(session, candidate, keys, attempts, trial, now=self._clock())
 
     def _renew(self, candidate: Candidate, password: str, deadline: float) -> None:
         """Hash the right password anew when its hash is not as it would be written today.

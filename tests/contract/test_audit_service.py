@@ -93,6 +93,8 @@ class TestChanges:
         credentials.RequirePasswordChange(credential_pb2.RequirePasswordChangeRequest(user_id=user.id))
         credentials.RequirePasswordChange(credential_pb2.RequirePasswordChangeRequest(user_id=user.id))
         started = credentials.StartPasswordReset(credential_pb2.StartPasswordResetRequest(identifier=user.email))
+        unchanged = credential_pb2.CompletePasswordResetRequest(code=started.code, new_password=NEW)
+        assert fails(credentials.CompletePasswordReset, unchanged).violations == {"new_password": ["UNCHANGED"]}
         credentials.CompletePasswordReset(
             credential_pb2.CompletePasswordResetRequest(code=started.code, new_password=OTHER)
         )
@@ -117,10 +119,11 @@ class TestChanges:
         assert [short(event) for event in found] == [
             ("CreateUser", "OK", ["email", "username"]),
             ("SetPassword", "OK", ["password", "password_change_required"]),
-            ("VerifyCurrentPassword", "PASSWORD_CHANGE_REQUIRED", []),
+            ("VerifyCurrentPassword", "OK", []),
             ("ChangePassword", "OK", ["password"]),
             ("RequirePasswordChange", "OK", ["password_change_required"]),
             ("StartPasswordReset", "OK", []),
+            ("CompletePasswordReset", "INVALID_FIELDS", []),
             ("CompletePasswordReset", "OK", ["password"]),
             ("MarkEmailVerified", "OK", ["email_verified_at"]),
             ("StartEmailVerification", "OK", []),
@@ -171,6 +174,15 @@ class TestChanges:
         )
 
         assert short(events_of(audit, user)[-1]) == ("UpdateUser", "OK", ["email"])
+
+    def test_what_goes_with_it_was_changed_too(self, users: Users, credentials: Credentials, audit: Audit) -> None:
+        """A new email is not the one that was verified."""
+        user = new_user(users)
+        credentials.MarkEmailVerified(credential_pb2.MarkEmailVerifiedRequest(user_id=user.id, email=user.email))
+        email = f"{unique_name()}@example.com"
+        users.UpdateUser(user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, email=email)))
+
+        assert short(events_of(audit, user)[-1]) == ("UpdateUser", "OK", ["email", "email_verified_at"])
 
 
 class TestSignIns:

@@ -2,6 +2,7 @@
 
 import contextlib
 import secrets
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -11,15 +12,19 @@ import psycopg2
 import pytest
 from alembic import command
 from alembic.config import Config
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from psycopg2 import sql
 from sqlalchemy import create_engine
 from sqlalchemy.engine import URL
 
-from personae.v1 import user_pb2
+from personae.v1 import authentication_pb2, credential_pb2, user_pb2
 from service.app import open_database
 from service.base.origin import Origin
 from service.core import audit
 from service.db.grants import GrantsError, grant
+from service.rpc.access import ALL_SCOPES
+from tests.support.callers import bearer, operating, told
+from tests.support.credentials import OTHER, by_id, change, fail, reset
 from tests.support.databases import ROOT, Postgres, libpq_url, migrate
 from tests.support.factories import PASSWORD, new_user, unique_name
 from tests.support.servers import running, settings_for
@@ -99,13 +104,47 @@ def run(url: URL, statement: str | sql.Composed) -> list[Any]:
 
 
 def test_the_service_can_do_all_that_it_does(roles: Roles) -> None:
-    """Serve, change, sign in, sweep."""
+    """Serve, know callers, change, sign in, count, reset, sweep: each table is read and written."""
+    with operating(roles.service) as operator:
+        name = operator.create(*ALL_SCOPES)
+        key = operator.add_key(name)
+    with running(roles.service, caller_auth="required") as asking:
+        assert told(asking.channel, bearer(key)) == "OK"
+    with operating(roles.service) as operator:
+        assert operator.last_used_at(name) != [None]
+        operator.revoke(key)
     with running(roles.service) as server:
         user = new_user(server.users, password=PASSWORD)
+        name = unique_name()
+        repeatable = user_pb2.CreateUserRequest(
+            user=user_pb2.User(email=f"{name}@example.com", username=name), request_id=str(uuid.uuid4())
+        )
+        assert server.users.CreateUser(repeatable) == server.users.CreateUser(repeatable)
         server.users.UpdateUser(user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, username=unique_name())))
-        assert [one.id for one in server.users.ListUsers(user_pb2.ListUsersRequest()).users] == [user.id]
+        assert len(server.users.ListUsers(user_pb2.ListUsersRequest()).users) == 2
+        server.authentication.Authenticate(by_id(user, PASSWORD))
+        fail(server, by_id(user))
+        server.authentication.ClearLockout(authentication_pb2.ClearLockoutRequest(user_id=user.id))
+        server.credentials.ChangePassword(change(user, PASSWORD))
+        started = server.credentials.StartPasswordReset(credential_pb2.StartPasswordResetRequest(identifier=user.email))
+        server.credentials.CompletePasswordReset(reset(started.code, OTHER))
         server.users.DeleteUser(user_pb2.DeleteUserRequest(id=user.id))
-        server.users.PurgeUser(user_pb2.PurgeUserRequest(id=user.id))
+        server.clock.advance(timedelta(days=31))
+        assert server.sweep()["purged_users"] == 1
+
+
+def test_a_role_that_may_not_do_all_is_told_so(roles: Roles) -> None:
+    """Tables that were made since the rights were given: the server starts, does not serve, and says what to do."""
+    service = sql.Identifier(roles.service.username or "")
+    run(roles.owner, sql.SQL("REVOKE INSERT ON caller_keys FROM {}").format(service))
+    for caller_auth in ("off", "required"):
+        with running(roles.service, caller_auth=caller_auth) as server:
+            trouble = server.server._trouble
+            assert trouble is not None
+            assert "caller_keys" in trouble.what
+            assert "MIGRATION_DATABASE_URL" in trouble.remedy
+            status = health_pb2_grpc.HealthStub(server.channel).Check(health_pb2.HealthCheckRequest()).status
+            assert status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def test_the_service_writes_reads_and_keeps_the_trail(roles: Roles) -> None:

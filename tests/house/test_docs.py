@@ -3,10 +3,12 @@
 import ast
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy.engine import URL
 
 from service.app import METHODS
 from service.base import errors
@@ -14,36 +16,53 @@ from service.base.errors import PersonaeError
 from service.base.settings import Settings
 from service.cli import main
 from service.rpc.status import CODES
-from tests.support.docs_console import replay, steps
-from tests.support.docs_grpcurl import ADDRESS
+from tests.support.docs_console import blocks, replay, steps
+from tests.support.docs_grpcurl import ADDRESS, Servers
+from tests.support.docs_shell import Terminal, terminal
 from tests.support.servers import RunningServer
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+PORTS = ("grpc_port", "grpc_mtls_port")
 MIGRATION_TARGETS = {"migrate", "migrate-new", "migrate-down", "migrate-history", "migrate-check", "migrate-sql"}
 
 # ------------------------------------------------------------------------------------------------- commands
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/grpcurl.md"])
-def test_the_calls_of_the_docs_answer_as_shown(page: str, private_server: RunningServer) -> None:
+def test_the_calls_of_the_cookbook_answer_as_shown(private_server: RunningServer, tmp_path: Path) -> None:
     private_server.clock.stop()  # a lock of one second must not end between two commands
-    complaints = replay(ROOT / page, private_server.channel)
+    found = [block for block in blocks(DOCS / "grpcurl.md") if block.language == "console"]
+    complaints = replay(found, Terminal(tmp_path, Servers(private_server.channel)))
     assert not complaints, "\n".join(complaints)
 
 
+def test_the_commands_of_the_readme_answer_as_shown(
+    private_server: RunningServer,
+    private_url: URL,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The tour, and on what it leaves behind the chapter on TLS, with the Python that calls by TLS."""
+    private_server.clock.stop()
+    with terminal(tmp_path, private_url, plaintext=private_server.channel) as typing:
+        chapters = ("A tour in five minutes", "TLS and callers")
+        complaints = replay(list(blocks(ROOT / "README.md", chapters)), typing)
+        assert not complaints, "\n".join(complaints)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("PERSONAE_KEY", typing.variables["NEW_KEY"])
+        assert_prints_as_promised(all_fenced("python", ROOT / "README.md")[1], typing.servers.tls, capsys)
+
+
 def test_the_cookbook_shows_every_rpc() -> None:
-    shown = {step.command.split()[-1] for step in steps(DOCS / "grpcurl.md")}
+    shown = {step.command.split()[-1] for block in blocks(DOCS / "grpcurl.md") for step in steps(block)}
     assert {method.removeprefix("/") for method in METHODS} <= shown
 
 
 def test_the_python_of_the_readme_runs(private_server: RunningServer, capsys: pytest.CaptureFixture[str]) -> None:
-    block = fenced("python", ROOT / "README.md")
-    exec(compile(block.replace(ADDRESS, private_server.address), "README.md", "exec"), {})
-    promised = re.findall(r"print\(.*\)  # (.*)", block)
-    assert promised
-    assert capsys.readouterr().out.splitlines() == promised
+    block = all_fenced("python", ROOT / "README.md")[0]
+    assert_prints_as_promised(block, {ADDRESS: private_server.address}, capsys)
 
 
 def test_every_make_target_in_the_docs_exists() -> None:
@@ -170,7 +189,9 @@ def test_compose_runs_verbs_and_sets_settings_that_exist() -> None:
     assert re.findall(r"^  ([a-z]+):$", compose.split("\nservices:")[1].split("\nvolumes:")[0], re.MULTILINE) == [
         "postgres",
         "keys",
+        "certs",
         "migrate",
+        "caller",
         "personae",
     ]
     for command in re.findall(r"^    command: (\[.*\])$", compose, re.MULTILINE):
@@ -181,9 +202,24 @@ def test_compose_runs_verbs_and_sets_settings_that_exist() -> None:
 
 
 def test_compose_publishes_on_this_machine_only() -> None:
-    ports = re.findall(r'^      - "(.*:\d+)"$', compose_text(), re.MULTILINE)
-    assert len(ports) == 1
-    assert ports[0].startswith("127.0.0.1:")
+    ports = re.findall(r'^      - "(.*:(\d+))"', compose_text(), re.MULTILINE)
+    assert [inside for _, inside in ports] == [str(Settings.model_fields[name].default) for name in PORTS]
+    assert all(published.startswith("127.0.0.1:") for published, _ in ports)
+    assert f"EXPOSE {ports[0][1]} {ports[1][1]}\n" in (ROOT / "Dockerfile").read_text()
+
+
+def test_compose_serves_with_tls_and_to_callers_only() -> None:
+    """What it sets is a server that asks who calls; its certificates are where they are made."""
+    served = compose_environment("personae")
+    settings = Settings(_env_file=None, **{name.lower(): value for name, value in served.items()})
+    assert settings.has_tls
+    assert settings.client_certificates == "optional"
+    assert settings.caller_auth == "required"
+    assert not settings.is_loopback
+    made = re.search(r'"dev-certs", "--directory", "(.*)"', compose_text())
+    assert made is not None
+    for name in ("tls_certificate_file", "tls_private_key_file", "tls_client_ca_file"):
+        assert str(getattr(settings, name).parent) == made[1]
 
 
 # ------------------------------------------------------------------------------------------------- reading
@@ -194,10 +230,13 @@ def all_fenced(language: str, page: Path) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
-def fenced(language: str, page: Path) -> str:
-    """The only block of this language."""
-    (block,) = all_fenced(language, page)
-    return block
+def assert_prints_as_promised(block: str, addresses: Mapping[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Run a block of Python against the servers at these addresses, by those in the docs."""
+    code = re.sub("|".join(map(re.escape, addresses)), lambda found: addresses[found[0]], block)
+    exec(compile(code, "README.md", "exec"), {})
+    promised = re.findall(r"print\(.*\)  # (.*)", block)
+    assert promised
+    assert capsys.readouterr().out.splitlines() == promised
 
 
 def rows(page: Path) -> Iterator[list[str]]:
@@ -244,6 +283,13 @@ def make_targets() -> set[str]:
 def compose_text() -> str:
     """docker-compose.yml without its comments."""
     return re.sub(r"^\s*#.*\n", "", (ROOT / "docker-compose.yml").read_text(), flags=re.MULTILINE)
+
+
+def compose_environment(service: str) -> dict[str, Any]:
+    """What a service gets, with nothing in .env."""
+    block = compose_text().split(f"\n  {service}:\n")[1].split("\n\n")[0]
+    found = re.findall(r'^      ([A-Z_]+): "?(.*?)"?$', block, re.MULTILINE)
+    return {name: re.sub(r"\$\{[A-Z_]+:-(.*?)\}", r"\1", value) for name, value in found}
 
 
 def compose_variables() -> list[str]:

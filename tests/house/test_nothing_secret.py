@@ -1,18 +1,48 @@
 """Nothing secret is said: in no line of the log, no error, no detail, through the whole suite. Runs last."""
 
 import pytest
+from sqlalchemy.engine import URL
 
 from personae.v1 import authentication_pb2 as pb
 from personae.v1 import credential_pb2, user_pb2
+from tests.support.callers import bearer, new_key, operating, told
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, new_user, unique_name
-from tests.support.servers import RunningServer
+from tests.support.servers import RunningServer, running
 from tests.support.witness import WITNESS, Witness
 
 
 @pytest.mark.last
+def test_keys_are_looked_for(private_url: URL) -> None:
+    """By the next test: those that open something and those that do not, what is nearly one, and the secret in each."""
+    with operating(private_url) as operator, running(private_url, caller_auth="required") as server:
+        name = operator.create("users.read")
+        key, unknown = operator.add_key(name), new_key()
+        nearly, bare = f"{bearer(key)}x", new_key().text
+        for sent, ended in (
+            (bearer(key), "OK"),
+            (bearer(unknown), "KEY_UNKNOWN"),
+            (nearly, "KEY_MALFORMED"),
+            (f"Basic {bare}", "KEY_MALFORMED"),
+        ):
+            assert told(server.channel, sent) == ended
+
+    secrets = {key.text, unknown.text, bare, f"{key.text}x"}
+    assert secrets | {secret.rsplit("_", 1)[1] for secret in secrets} <= WITNESS.secrets
+    said = "\n".join(WITNESS.said)
+    for expected in (
+        f"'caller': '{name}', 'key': '{key.key_id}'",
+        "'reason': 'KEY_UNKNOWN'",
+        "The API key is nobody's.",
+    ):
+        assert expected in said
+
+
+@pytest.mark.last
 def test_no_password_code_hash_or_address_was_logged_or_answered(server: RunningServer) -> None:
-    """What every test has sent and got is looked for in what every server has logged and every failed call answered."""
+    """What every test has sent and got is looked for in what every server has logged and every failed call answered.
+    Keys of callers too.
+    """
     user = new_user(server.users, password=PASSWORD)
     started = server.credentials.StartPasswordReset(credential_pb2.StartPasswordResetRequest(identifier=user.email))
     taken = user_pb2.CreateUserRequest(user=user_pb2.User(email=user.email, username=unique_name()))
@@ -36,13 +66,20 @@ def test_no_password_code_hash_or_address_was_logged_or_answered(server: Running
         "it was correct horse battery staple",
         "hash $2b$12$abcdefghijklmnopqrstuv",
         "DETAIL: Key (email)=(ada@example.com) already exists",
+        "{'key': 'pk_aaaqeaye_03MLGH5HKmc8V6ZykihvLeoDzMezpn4nc0hMnsL'}",
+        "the secret of pk_bbbbbbbb is 0123456789abcdef",
+        "authorization: Basic bm90OmEga2V5",
     ],
 )
 def test_the_witness_would_notice(said: str) -> None:
     """A leak of each kind is found: the test above can fail."""
     witness = Witness()
     witness.learn(user_pb2.CreateUserRequest(password="correct horse battery staple"))
-    witness.hear("a harmless line", said)
+    witness.learn_credentials(
+        [("authorization", "Bearer pk_bbbbbbbb_0123456789abcdef"), ("x-request-id", "harmless line")]
+    )
+    witness.learn_credentials([("authorization", "Basic bm90OmEga2V5")])
+    witness.hear("a harmless line of the key aaaqeaye", said)
 
     assert [leak for leak in witness.leaks() if leak.endswith(said)]
     assert not [leak for leak in witness.leaks() if "harmless" in leak]

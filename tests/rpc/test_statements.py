@@ -84,6 +84,9 @@ def test_what_each_change_sends(proxied: Proxied) -> None:
         (users.GrantSuperuser, user_pb2.GrantSuperuserRequest(id=user.id)),
     ):
         assert proxied.sent_by(call, request) == ["BEGIN", "UPDATE", "INSERT", "COMMIT"]
+    both = user_pb2.User(id=user.id, email=f"{unique_name()}@example.com", username=user.username)
+    partly = user_pb2.UpdateUserRequest(user=both)
+    assert proxied.sent_by(users.UpdateUser, partly) == ["BEGIN", "UPDATE", "INSERT", "COMMIT"]
     other = new_user(users)
     assert proxied.sent_by(users.DeleteUser, user_pb2.DeleteUserRequest(id=other.id)) == [
         "BEGIN",

@@ -1,75 +1,114 @@
-"""The console blocks of the documentation: which commands they show, and whether the answers still look like that.
+"""The blocks of the documentation: which commands they show, and whether the answers still look like that.
 
-A block is fenced as ```console. A line that starts with `$ ` is a command; it goes on while a quote is open or the
-line ends in a backslash. What follows is what the command prints. `…` stands for what differs each time: in a text for
-any characters, on a line of its own for any other fields. Times are compared as times, whatever their value.
+Blocks may be indented. In one that is fenced as ```console, a line that starts with `$ ` is a command; it goes on while
+a quote is open or the line ends in a backslash. What follows is what the command prints. `…` stands for what differs
+each time: in a text for any characters, on a line of its own for any other fields. Times are compared as times,
+whatever their value.
 
 `$ NAME=start…` takes the value from the answer above: the one text in it that starts so; `$ NAME=…` its field `name`.
+
+A block that is fenced as ```sh is typed as it stands; one that starts a server leaves it running until the page ends.
+One that is fenced as ```sql goes to psql.
 """
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
-import grpc
+from tests.support.docs_grpcurl import Answer, printed
+from tests.support.docs_shell import Terminal
 
-from tests.support.docs_grpcurl import Answer, parse, printed, run
-
-_BLOCK = re.compile(r"^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
+_HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 _ASSIGNMENT = re.compile(r"([A-Z_]+)=(\S+)(?:\s+#.*)?")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 _MORE = "…"
 
 
 @dataclass(frozen=True)
+class Block:
+    """A fenced block, and under which heading it stands."""
+
+    page: str
+    line: int
+    language: str
+    chapter: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Step:
     """One command with the output that the docs show for it."""
 
+    page: str
     line: int
     command: str
     output: str
 
 
-def steps(path: Path) -> Iterator[Step]:
-    """The commands of a page, in order."""
+def blocks(path: Path, chapters: Collection[str] = ()) -> Iterator[Block]:
+    """The blocks of a page in order; of these chapters only, if any are named."""
     page = path.read_text()
-    for block in _BLOCK.finditer(page):
-        lines = block[1].splitlines()
-        number = page.count("\n", 0, block.start(1)) + 1
-        at = 0
-        while at < len(lines):
-            start = at
-            if not lines[at].startswith("$ "):
-                raise ValueError(f"{path.name}:{number + at}: a block starts with a command")
-            command = lines[at].removeprefix("$ ")
+    for found in _BLOCK.finditer(page):
+        chapter = [heading[1] for heading in _HEADING.finditer(_without_blocks(page[: found.start()]))][-1]
+        if not chapters or chapter in chapters:
+            yield Block(path.name, page.count("\n", 0, found.start(3)) + 1, found[2], chapter, dedent(found[3]))
+
+
+def steps(block: Block) -> Iterator[Step]:
+    """The commands of a block, in order."""
+    if block.language != "console":
+        return
+    lines = block.text.splitlines()
+    at = 0
+    while at < len(lines):
+        start = at
+        if not lines[at].startswith("$ "):
+            raise ValueError(f"{block.page}:{block.line + at}: a block starts with a command")
+        command = lines[at].removeprefix("$ ")
+        at += 1
+        while _goes_on(command):
+            command += "\n" + lines[at]
             at += 1
-            while _goes_on(command):
-                command += "\n" + lines[at]
-                at += 1
-            output_from = at
-            while at < len(lines) and not lines[at].startswith("$ "):
-                at += 1
-            yield Step(number + start, command, "\n".join(lines[output_from:at]).strip("\n"))
+        output_from = at
+        while at < len(lines) and not lines[at].startswith("$ "):
+            at += 1
+        yield Step(block.page, block.line + start, command, "\n".join(lines[output_from:at]).strip("\n"))
 
 
-def replay(path: Path, channel: grpc.Channel) -> list[str]:
-    """Run the commands of a page in order on an empty server; what differs from the page."""
-    variables: dict[str, str] = {}
+def replay(found: Sequence[Block], terminal: Terminal) -> list[str]:
+    """Type the blocks in order; what differs from what they show. Of languages it knows console, sh and sql."""
     last = Answer()
     complaints: list[str] = []
-    for step in steps(path):
-        assignment = _ASSIGNMENT.fullmatch(step.command)
-        if assignment:
-            variables[assignment[1]] = _picked(assignment[1], assignment[2], last)
-            continue
-        expected = printed(step.output)
-        last = run(parse(shlex.split(_expanded(step.command, variables))), channel)
-        if not matches(vars(expected), vars(last)):
-            complaints.append(f"{path.name}:{step.line}: {step.command}\nthe page says {expected}\nbut it is  {last}\n")
+    for block in found:
+        if block.language == "sh":
+            terminal.source(block.text)
+        if block.language == "sql":
+            terminal.administer(block.text)
+        for step in steps(block):
+            assignment = _ASSIGNMENT.fullmatch(step.command)
+            if assignment:
+                terminal.variables[assignment[1]] = _picked(assignment[1], terminal.expanded(assignment[2]), last)
+                continue
+            last, complaint = _compared(step, terminal)
+            complaints += complaint
     return complaints
+
+
+def _compared(step: Step, terminal: Terminal) -> tuple[Answer, list[str]]:
+    """What a command answers, and the complaint if that is not what is shown."""
+    expected = printed(step.output)
+    answer = terminal.type(step.command)
+    while not matches(vars(expected), vars(answer)):
+        if not terminal.is_settling(step.command):
+            shown = f"{step.page}:{step.line}: {step.command}"
+            return answer, [f"{shown}\nthe page says {expected}\nbut it is  {answer}\n"]
+        answer = terminal.type(step.command)
+    return answer, []
 
 
 def matches(expected: Any, actual: Any) -> bool:
@@ -97,12 +136,9 @@ def _goes_on(command: str) -> bool:
     return False
 
 
-def _expanded(command: str, variables: dict[str, str]) -> str:
-    """The command with its `$NAME`s replaced, but for those in single quotes."""
-    parts = command.replace("\\\n", " ").split("'")
-    for index in range(0, len(parts), 2):
-        parts[index] = re.sub(r"\$([A-Z_]+)", lambda found: variables[found[1]], parts[index])
-    return "'".join(parts)
+def _without_blocks(text: str) -> str:
+    """The text without its blocks, in which a comment looks like a heading."""
+    return _BLOCK.sub("", text)
 
 
 def _picked(name: str, shown: str, answer: Answer) -> str:

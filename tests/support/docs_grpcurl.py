@@ -1,13 +1,16 @@
 """grpcurl for the documentation: makes the call that a command line describes, without the program.
 
-Knows what the docs use of it: `grpcurl -plaintext [-d JSON] [-rpc-header 'name: value'] [-max-time seconds] address
-method`, and `list`. The address in the docs is that of `make run`; the call goes to the server under test.
+Knows what the docs use of it: `grpcurl (-plaintext | -cacert FILE [-cert FILE -key FILE]) [-H 'name: value']
+[-rpc-header 'name: value'] [-d JSON] [-max-time seconds] address method`, and `list`. The addresses in the docs are
+those of a server with its default settings; the calls go to the servers under test.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -18,8 +21,10 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
 from personae.v1 import audit_pb2, authentication_pb2, credential_pb2, user_pb2
+from tests.support.witness import Interceptor
 
 ADDRESS = "127.0.0.1:50051"
+MTLS_ADDRESS = "127.0.0.1:50052"
 DESCRIBED = (audit_pb2, authentication_pb2, credential_pb2, user_pb2, health_pb2, error_details_pb2)
 """Imported for what they put into the descriptor pool: the services, and the details of errors."""
 
@@ -36,9 +41,26 @@ class Answer:
 
 
 @dataclass
+class Servers:
+    """Where the addresses of the docs lead to."""
+
+    plaintext: grpc.Channel | None = None
+    """A server without TLS, at ADDRESS."""
+    tls: dict[str, str] = field(default_factory=dict)
+    """The addresses of a server with TLS, by those that the docs have for it."""
+    directory: Path = Path()
+    """Where the files are that commands name."""
+
+
+@dataclass
 class Command:
     """A command line of grpcurl, taken apart."""
 
+    address: str = ""
+    is_plaintext: bool = False
+    ca: str = ""
+    certificate: str = ""
+    private_key: str = ""
     method: str = ""
     """`package.Service/Method`, or "" for `list`."""
     service: str = ""
@@ -53,28 +75,38 @@ def parse(words: list[str]) -> Command:
     command = Command()
     arguments = _options(iter(words), command)
     match arguments:
-        case [found, "list"] if found == ADDRESS:
-            pass
-        case [found, "list", service] if found == ADDRESS:
-            command.service = service
-        case [found, method] if found == ADDRESS and "/" in method:
-            command.method = method
+        case [address, "list"]:
+            command.address = address
+        case [address, "list", service]:
+            command.address, command.service = address, service
+        case [address, method] if "/" in method:
+            command.address, command.method = address, method
         case _:
             raise ValueError(f"expected `{ADDRESS} list` or `{ADDRESS} package.Service/Method`, found {arguments}")
+    if command.address not in {ADDRESS, MTLS_ADDRESS}:
+        raise ValueError(f"the docs call {ADDRESS} and {MTLS_ADDRESS}, not {command.address}")
+    if command.is_plaintext == bool(command.ca):
+        raise ValueError("the docs say either -plaintext or -cacert: grpcurl trusts no CA of ours by itself")
     return command
+
+
+_FLAGS = {"-plaintext": "is_plaintext"}
+_TEXTS = {"-cacert": "ca", "-cert": "certificate", "-key": "private_key", "-d": "data"}
 
 
 def _options(words: Iterator[str], command: Command) -> list[str]:
     arguments: list[str] = []
     for word in words:
         match word:
-            case "grpcurl" | "-plaintext":
+            case "grpcurl":
                 pass
-            case "-d":
-                command.data = next(words)
+            case flag if flag in _FLAGS:
+                setattr(command, _FLAGS[flag], True)
+            case option if option in _TEXTS:
+                setattr(command, _TEXTS[option], next(words))
             case "-max-time":
                 command.timeout = float(next(words))
-            case "-rpc-header":
+            case "-H" | "-rpc-header":
                 name, _, value = next(words).partition(":")
                 command.metadata.append((name.strip(), value.strip()))
             case option if option.startswith("-"):
@@ -84,10 +116,37 @@ def _options(words: Iterator[str], command: Command) -> list[str]:
     return arguments
 
 
-def run(command: Command, channel: grpc.Channel) -> Answer:
+def run(command: Command, servers: Servers) -> Answer:
     """Make the call on a real server."""
+    with _connected(command, servers) as channel:
+        try:
+            return _called(command, channel)
+        except grpc.RpcError as error:
+            is_shut_out = not command.is_plaintext and error.code() is grpc.StatusCode.UNAVAILABLE
+            if is_shut_out and rpc_status.from_call(error) is None:
+                return Answer(lines=[f'Failed to dial target host "{command.address}": EOF'])
+            return _failed(error)
+
+
+@contextlib.contextmanager
+def _connected(command: Command, servers: Servers) -> Iterator[grpc.Channel]:
+    """A channel to the server that the docs mean: with TLS a new connection for each command, as grpcurl makes it."""
+    if command.is_plaintext:
+        assert servers.plaintext is not None
+        yield servers.plaintext
+        return
+    files = [command.ca, command.private_key, command.certificate]
+    credentials = grpc.ssl_channel_credentials(
+        *((servers.directory / name).read_bytes() if name else None for name in files)
+    )
+    alone = (("grpc.use_local_subchannel_pool", 1),)
+    with grpc.secure_channel(servers.tls[command.address], credentials, alone) as channel:
+        yield grpc.intercept_channel(channel, Interceptor())
+
+
+def _called(command: Command, channel: grpc.Channel) -> Answer:
     if not command.method:
-        return Answer(lines=_listed(command.service, channel))
+        return Answer(lines=_listed(command, channel))
     service_name, _, method_name = command.method.partition("/")
     method = descriptor_pool.Default().FindServiceByName(service_name).methods_by_name[method_name]
     request = json_format.ParseDict(
@@ -98,10 +157,7 @@ def run(command: Command, channel: grpc.Channel) -> Answer:
         request_serializer=lambda message: message.SerializeToString(),
         response_deserializer=message_factory.GetMessageClass(method.output_type).FromString,
     )
-    try:
-        response = call(request, timeout=command.timeout, metadata=tuple(command.metadata))
-    except grpc.RpcError as error:
-        return _failed(error)
+    response = call(request, timeout=command.timeout, metadata=tuple(command.metadata))
     return Answer(messages=[_as_json(response)])
 
 
@@ -151,10 +207,11 @@ def _documents(text: str) -> list[Any]:
     return found
 
 
-def _listed(service: str, channel: grpc.Channel) -> list[str]:
-    if service:
-        methods = descriptor_pool.Default().FindServiceByName(service).methods
-        return sorted(f"{service}.{method.name}" for method in methods)
+def _listed(command: Command, channel: grpc.Channel) -> list[str]:
+    if command.service:
+        methods = descriptor_pool.Default().FindServiceByName(command.service).methods
+        return sorted(f"{command.service}.{method.name}" for method in methods)
     stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-    answers = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=10)
+    requests = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+    answers = stub.ServerReflectionInfo(requests, timeout=command.timeout, metadata=tuple(command.metadata))
     return sorted(one.name for answer in answers for one in answer.list_services_response.service)

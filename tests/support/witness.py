@@ -1,13 +1,14 @@
 """Hears whatever the servers of the suite say, and remembers every secret that the suite tells them.
 
 What is said: every event of the log at every level, and the message, details and trailers of every failed call. What is
-secret: passwords and codes, wherever they stand in a message, and emails. tests/house/test_nothing_secret.py, which
-runs last, looks for the one in the other.
+secret: passwords and codes, wherever they stand in a message, emails, and the keys of callers. Keys are told by their
+shape, whosever they are; what callers send in the place of one is a secret too, since it is often nearly one.
+tests/house/test_nothing_secret.py, which runs last, looks for the one in the other.
 """
 
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import grpc
@@ -15,13 +16,15 @@ import structlog
 from google.protobuf.message import Message
 from structlog.typing import EventDict, WrappedLogger
 
+from service.core.caller_keys import KEY_PATTERN
+
 MIN_LENGTH = 10
 """Shorter texts stand in a log by chance."""
 _SECRET_FIELDS = frozenset(
     {"password", "current_password", "new_password", "code", "email", "new_email", "deliver_to", "identifier"}
 )
-_SHAPES = re.compile(r"\$2[aby]\$\d\d\$|\$bcrypt-sha256\$|[\w.+-]+@[\w-]+\.\w+")
-"""What a bcrypt hash and an email look like, whosever they are."""
+_SHAPES = re.compile(rf"\$2[aby]\$\d\d\$|\$bcrypt-sha256\$|[\w.+-]+@[\w-]+\.\w+|{KEY_PATTERN}")
+"""What a bcrypt hash, an email and a key look like, whosever they are."""
 
 
 class Witness:
@@ -42,6 +45,13 @@ class Witness:
                     self.learn(inner)
             elif field.name in _SECRET_FIELDS:
                 self.secrets |= {one for one in values if isinstance(one, str) and len(one) >= MIN_LENGTH}
+
+    def learn_credentials(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
+        """Remember what a caller sends to prove who it is: each word, and of what has the form of a key its secret."""
+        for name, value in metadata:
+            if name == "authorization" and isinstance(value, str):
+                words = [*value.split(), *value.rsplit("_", 1)]
+                self.secrets |= {word for word in words if len(word) >= MIN_LENGTH}
 
     def hear(self, *texts: object) -> None:
         """Note what was said."""
@@ -86,6 +96,7 @@ class Interceptor(grpc.UnaryUnaryClientInterceptor):
         """Look at the request, then at the outcome, when it is there."""
         if isinstance(request, Message):
             WITNESS.learn(request)
+        WITNESS.learn_credentials(client_call_details.metadata or ())
         call = continuation(client_call_details, request)
         call.add_done_callback(_note)
         return call

@@ -3,9 +3,8 @@
 Etags are compared and set in the UPDATE itself; the last superuser is kept by a lock that all who could lose one take.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
-from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, case, false, func, literal, or_, select, update
@@ -23,6 +22,8 @@ from service.core.users.rows import COLUMNS, NEXT_EPOCH, USERS, UserRecord
 
 _SUPERUSER_LOCK = 0x7375  # "su": any number that no other advisory lock of this service uses
 _LIVE = USERS.c.deleted_at.is_(None)
+_TOLD = ("email", "username", "is_active", "is_superuser", "deleted_at", "purge_at", "email_verified_at")
+"""The fields that can change here, by the names that the audit trail has for them."""
 
 
 def update_user(
@@ -44,9 +45,10 @@ def update_user(
         _require_version(user, version)
         return all(getattr(user, name) == value for name, value in names.items())
 
-    # At once only where all of them differ: of what is so already it must be known, for the audit trail.
-    differ = [USERS.c[name] != value for name, value in names.items()] or [false()]
-    return _change(session, "UpdateUser", user_id, version, names, also=also, at_once=and_(_LIVE, *differ), is_so=is_so)
+    differs = or_(false(), *(USERS.c[name] != value for name, value in names.items()))
+    return _change(
+        session, "UpdateUser", user_id, version, {**names, **also}, at_once=and_(_LIVE, differs), is_so=is_so
+    )
 
 
 def set_active(session: Session, user_id: int, *, is_active: bool, version: int | None) -> UserRecord:
@@ -64,8 +66,7 @@ def set_active(session: Session, user_id: int, *, is_active: bool, version: int 
         "ActivateUser" if is_active else "DeactivateUser",
         user_id,
         version,
-        {"is_active": is_active},
-        also={} if is_active else {"access_epoch": NEXT_EPOCH},
+        {"is_active": is_active} if is_active else {"is_active": False, "access_epoch": NEXT_EPOCH},
         at_once=and_(_LIVE, USERS.c.is_active != is_active, or_(literal(is_active), ~USERS.c.is_superuser)),
         is_so=is_so,
         may_lose_superuser=not is_active,
@@ -120,8 +121,7 @@ def delete_user(
         "DeleteUser",
         user_id,
         version,
-        {"deleted_at": now, "purge_at": purge_at},
-        also={"access_epoch": NEXT_EPOCH},
+        {"deleted_at": now, "purge_at": purge_at, "access_epoch": NEXT_EPOCH},
         at_once=and_(_LIVE, ~USERS.c.is_superuser),
         is_so=is_so,
         may_lose_superuser=True,
@@ -155,32 +155,33 @@ def _change(
     action: str,
     user_id: int,
     version: int | None,
-    fields: Mapping[str, Any],
+    values: dict[str, Any],
     *,
-    also: Mapping[str, Any] = MappingProxyType({}),
     at_once: ColumnElement[bool],
     is_so: Callable[[UserRecord], bool],
     may_lose_superuser: bool = False,
 ) -> UserRecord:
     """Change a user by one compare-and-set; look closer, under a lock, only when that changed nothing.
 
-    fields: what callers see of the change, and the audit trail names; also: what is set beside it. at_once: the rows
-    that can be changed without looking. is_so: whether there is nothing to do; raises for a state that forbids the
-    change. The lock order is row, then superuser lock: an UPDATE that waited for a row keeps it locked even when it
-    then changes nothing, so the row cannot come second.
+    at_once: the rows that can be changed without looking. is_so: whether there is nothing to do; raises for a state
+    that forbids the change.
+    The lock order is row, then superuser lock: an UPDATE that waited for a row keeps it locked even when it then
+    changes nothing, so the row cannot come second.
     """
+    # The row as it was, for the audit trail to name what differs: locked, so that it is the newest, as what is updated.
+    before = select(USERS.c.id, *(USERS.c[name] for name in _TOLD)).where(USERS.c.id == user_id).with_for_update()
+    was = before.subquery("was")
     change = (
         update(USERS)
-        .where(USERS.c.id == user_id)
+        .where(USERS.c.id == user_id, USERS.c.id == was.c.id)
         # clock_timestamp, not now(): after a wait for the row, now() would lie before the change that was waited for.
-        .values(**fields, **also, version=USERS.c.version + 1, updated_at=func.clock_timestamp())
-        .returning(*COLUMNS)
+        .values(**values, version=USERS.c.version + 1, updated_at=func.clock_timestamp())
+        .returning(*COLUMNS, *(was.c[name] for name in _TOLD))
     )
     compared = change.where(at_once)
     if version is not None:
         compared = compared.where(USERS.c.version == version)
     row = session.execute(compared).one_or_none()
-    changed = list(fields)
     if row is None:
         user = _locked(session, user_id)
         if is_so(user):
@@ -189,9 +190,11 @@ def _change(
         if may_lose_superuser and _is_acting_superuser(user):
             _require_another_superuser(session, user_id)
         row = session.execute(change).one()
-        changed = [name for name, value in fields.items() if getattr(user, name) != value]
-    audit.record(session, action, target_user_id=user_id, changed=changed)
-    return UserRecord._make(row)
+    changed = UserRecord._make(row[: len(COLUMNS)])
+    former = zip(_TOLD, row[len(COLUMNS) :], strict=True)
+    fields = [name for name, value in former if getattr(changed, name) != value]
+    audit.record(session, action, target_user_id=user_id, changed=fields)
+    return changed
 
 
 def _locked(session: Session, user_id: int) -> UserRecord:

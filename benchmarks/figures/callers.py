@@ -1,0 +1,67 @@
+"""What it costs the server to know who calls, by an API key or a client certificate, and what TLS costs it."""
+
+from contextlib import ExitStack
+from statistics import median
+
+from benchmarks.bench import Bench
+from benchmarks.identities import Identity, make_certificates
+from benchmarks.load import Rate
+from benchmarks.processes import ASKS_WHO_CALLS, SERVICE, Server, running
+from benchmarks.requests import get_user
+from benchmarks.rounds import Lane, by_round, how_busy, in_turns
+from benchmarks.table import Findings, spread
+
+_USERS = range(1, 1001)
+_MICRO = 1e6
+_PAIRS = (("key", "off"), ("TLS key", "TLS off"), ("mTLS", "TLS off"), ("mTLS", "off"), ("TLS off", "off"))
+"""The last one is what TLS itself costs, and in the one before."""
+
+
+def measure(bench: Bench) -> Findings:
+    """One server for each way to call, all up at once on the same core, and called in turns."""
+    certificates = make_certificates(bench.directory / "certificates")
+    tls, mtls = certificates.of_server, certificates.of_server | certificates.client_ca
+    reads = [get_user(user_id) for user_id in _USERS]
+    with ExitStack() as stack:
+
+        def served(settings: dict[str, str]) -> Server:
+            return stack.enter_context(
+                running(SERVICE, bench.few_users, bench.directory, settings=settings, cores=bench.cores.server)
+            )
+
+        rates = in_turns(
+            bench,
+            {
+                "off": Lane(served({}), reads),
+                "key": Lane(served(ASKS_WHO_CALLS), reads, Identity(key=bench.key)),
+                "TLS off": Lane(served(tls), reads, certificates.identity()),
+                "TLS key": Lane(served(ASKS_WHO_CALLS | tls), reads, certificates.identity(key=bench.key)),
+                "mTLS": Lane(served(ASKS_WHO_CALLS | mtls), reads, certificates.identity(shows_certificate=True)),
+            },
+        )
+    return _findings(bench, rates)
+
+
+def _findings(bench: Bench, rates: dict[str, list[Rate]]) -> Findings:
+    cost = {name: [rate.cpu_per_call for rate in found] for name, found in rates.items()}
+    middle = {name: median(values) for name, values in cost.items()}
+
+    def ratio(name: str, other: str) -> float:
+        return middle[name] / middle[other]
+
+    findings = Findings()
+    findings.at_most("GetUser with an API key: server CPU / CALLER_AUTH=off", ratio("key", "off"), 1.15)
+    findings.at_most("GetUser by mTLS: server CPU / CALLER_AUTH=off in clear text", ratio("mTLS", "off"), 1.15)
+    findings.at_most("GetUser by mTLS: server CPU / CALLER_AUTH=off by TLS", ratio("mTLS", "TLS off"), 1.15)
+    each = ", ".join(f"{name} {spread(values, scale=_MICRO, unit=' µs')}" for name, values in cost.items())
+    findings.note(f"CPU per GetUser, by how callers come: {each}.")
+    within = "; ".join(
+        f"{name} / {other} {ratio(name, other):.2f}, within one round {by_round(cost[name], cost[other])}"
+        for name, other in _PAIRS
+    )
+    findings.note(f"Knowing who calls, and TLS: {within}.")
+    findings.note(
+        f"{bench.sizes.rounds} rounds of {bench.sizes.seconds:g} s for each server, {bench.in_flight} calls in flight; "
+        f"share of its core that the server used: {how_busy(rates)}."
+    )
+    return findings

@@ -1,0 +1,207 @@
+"""The recipes of docs/operations.md work as they are written: every command in order, against real servers."""
+
+import ast
+import contextlib
+import re
+import secrets
+import shlex
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg2
+import pytest
+from sqlalchemy.engine import URL
+
+from personae.v1 import user_pb2
+from tests.support.databases import ROOT, Postgres, libpq_url, migrate
+from tests.support.docs_console import Block, blocks, replay
+from tests.support.docs_grpcurl import ADDRESS, Servers
+from tests.support.docs_shell import Terminal, terminal
+from tests.support.factories import new_user
+from tests.support.servers import RunningServer, running
+
+PAGE = ROOT / "docs" / "operations.md"
+ACTION = re.compile(r"(?:[A-Z][a-z]+)+")
+
+
+def recipe(*chapters: str) -> list[Block]:
+    """The blocks of these chapters, in the order of the page."""
+    found = list(blocks(PAGE, chapters))
+    assert {block.chapter for block in found} == set(chapters)
+    return found
+
+
+def follow(found: list[Block], typing: Terminal) -> None:
+    """Do what the blocks say, and be told what they show."""
+    complaints = replay(found, typing)
+    assert not complaints, "\n".join(complaints)
+
+
+def test_every_action_of_the_trail_is_listed() -> None:
+    """What the code records, and nothing else."""
+    rules = [path for path in (ROOT / "service/core").rglob("*.py") if path.name != "__init__.py"]
+    sources = [*rules, ROOT / "service/rpc/authentication.py", ROOT / "service/rpc/credentials.py"]
+    recorded = {
+        node.value
+        for path in sources
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and ACTION.fullmatch(node.value)
+    }
+    table = PAGE.read_text().split("| Action |")[1].split("\n\n")[0]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| ")]
+    assert recorded
+    assert {name for cell in cells for name in ACTION.findall(cell)} == recorded
+
+
+# --------------------------------------------------------------------------------------- keys and certificates
+
+
+def test_keys_and_certificates(private_url: URL, tmp_path: Path) -> None:
+    """One server, which is never restarted, from the first caller to the last certificate."""
+    with terminal(tmp_path, private_url) as typing:
+        follow(recipe("Operations", "Callers"), typing)
+        follow(recipe("Rotate an API key"), typing)
+        follow(recipe("A key has leaked"), typing)
+        before = shown(typing)
+        follow(recipe("Renew the server's certificate"), typing)
+        assert before != shown(typing) == (tmp_path / "tls/server.pem").read_text()
+        follow(recipe("Change the CA of callers"), typing)
+        follow(recipe("Change a caller's name in certificates"), typing)
+
+
+def shown(typing: Terminal) -> str:
+    """The certificate that the server shows."""
+    host, port = typing.servers.tls[ADDRESS].split(":")
+    return ssl.get_server_certificate((host, int(port)), timeout=60)
+
+
+# ------------------------------------------------------------------------------------------------------- roles
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Two roles and a database, by other names than in the docs; they are there once the recipe has made them."""
+
+    superuser: URL
+    owner: URL
+    service: URL
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What stands for the names of the docs."""
+        documented = "postgresql://{}@127.0.0.1:5432/personae"
+        return {
+            documented.format("personae_owner:first-password"): shlex.quote(libpq_url(self.owner)),
+            documented.format("personae_serve:second-password"): shlex.quote(libpq_url(self.service)),
+            "CREATE DATABASE personae ": f"CREATE DATABASE {self.owner.database} ",
+            "personae_owner": str(self.owner.username),
+            "personae_serve": str(self.service.username),
+        }
+
+
+@contextlib.contextmanager
+def invented(postgres: Postgres) -> Iterator[Roles]:
+    """Names that nobody has. What bears them in the end is removed."""
+    name = secrets.token_hex(6)
+    database, owner, service = (f"personae_test_{kind}_{name}" for kind in ("roles", "owner", "serve"))
+    found = Roles(
+        postgres.url,
+        postgres.url.set(username=owner, password="first-password", database=database),
+        postgres.url.set(username=service, password="second-password", database=database),
+    )
+    try:
+        yield found
+    finally:
+        run(postgres.url, f"DROP DATABASE IF EXISTS {database} WITH (FORCE)")
+        for role in (owner, service):
+            run(postgres.url, f"DROP ROLE IF EXISTS {role}")
+
+
+@contextlib.contextmanager
+def administering(directory: Path, url: URL, roles: Roles) -> Iterator[Terminal]:
+    """A terminal of somebody who is a superuser in this database, and whose commands know of no other yet."""
+    with terminal(directory, url, names=roles.names) as typing:
+        typing.environment["DATABASE_URL"] = "postgresql://nobody@127.0.0.1:1/none"
+        yield typing
+
+
+def run(url: URL, statement: str) -> None:
+    """Run a statement in a transaction of its own."""
+    connection = psycopg2.connect(libpq_url(url))
+    try:
+        connection.autocommit = True
+        connection.cursor().execute(statement)
+    finally:
+        connection.close()
+
+
+def assert_works(server: RunningServer) -> None:
+    """It serves, and writes its trail."""
+    user = new_user(server.users)
+    server.users.DeleteUser(user_pb2.DeleteUserRequest(id=user.id))
+
+
+def assert_is_bounded(service: URL) -> None:
+    """The service's role can neither change the trail nor take its guards away."""
+    columns = "occurred_at, caller, action, outcome, request_id"
+    for statement in (
+        "DELETE FROM audit_events",
+        "ALTER TABLE audit_events DISABLE TRIGGER ALL",
+        f"INSERT INTO audit_events ({columns}) VALUES ('2020-01-01', 'billing', 'Forge', 'succeeded', '')",
+        "CREATE TABLE stray (id integer)",
+    ):
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            run(service, statement)
+
+
+def test_two_roles_from_scratch(postgres: Postgres, tmp_path: Path) -> None:
+    """An empty server of databases, and in the end a service that can do its work and no more."""
+    with invented(postgres) as roles:
+        with administering(tmp_path, roles.superuser, roles) as typing:
+            follow(recipe("From scratch"), typing)
+        with running(roles.service) as server:
+            assert_works(server)
+        assert_is_bounded(roles.service)
+
+
+def test_two_roles_for_an_existing_database(postgres: Postgres, tmp_path: Path) -> None:
+    """The role that did everything goes on serving, at every moment, and can do no more than that."""
+    with invented(postgres) as roles:
+        run(roles.superuser, f"CREATE ROLE {roles.service.username} LOGIN PASSWORD 'second-password'")
+        run(
+            roles.superuser,
+            f"CREATE DATABASE {roles.service.database} OWNER {roles.service.username} TEMPLATE template0",
+        )
+        migrate(roles.service)
+        there = roles.superuser.set(database=roles.service.database)
+        with running(roles.service) as server, administering(tmp_path, there, roles) as typing:
+            assert_works(server)
+            by_superuser, *by_owner = recipe("An existing database")
+            follow([by_superuser], typing)
+            assert_works(server)
+            follow(by_owner, typing)
+            assert_works(server)
+        assert_is_bounded(roles.service)
+
+
+# -------------------------------------------------------------------------------------------------- the trail
+
+
+def test_the_trail(private_url: URL, tmp_path: Path) -> None:
+    """A month that lies in the default partition becomes one of its own, and is copied out before it is dropped."""
+    typing = Terminal(tmp_path, Servers(), administered=private_url)
+    typing.administer(
+        "INSERT INTO audit_events (occurred_at, caller, action, outcome, request_id)"
+        " SELECT timestamptz '2020-01-15 00:00+00' + number * interval '1 hour', 'shop', 'UpdateUser', 'succeeded', ''"
+        " FROM generate_series(1, 3) AS number"
+    )
+    follow(recipe("The default partition must be empty"), typing)
+    follow(recipe("Keep a month elsewhere before it is dropped", "Read it"), typing)
+
+    kept = (tmp_path / "audit_events_2020_01.csv").read_text().splitlines()
+    assert kept[0].startswith("id,occurred_at,caller,")
+    assert [line.split(",")[2] for line in kept[1:]] == ["shop"] * 3
+    typing.administer("SELECT audit_drop_partitions('2020-02-01 00:00+00')")
+    typing.administer("DO $$ BEGIN ASSERT NOT EXISTS (SELECT FROM audit_events), 'still there'; END $$")

@@ -1,0 +1,260 @@
+"""Keys that are rotated under load: nobody is refused meanwhile, and of operators who meet one is too late."""
+
+import secrets
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy.engine import URL
+
+from personae.v1 import user_pb2, user_pb2_grpc
+from service.base.clock import monotonic
+from service.core.caller_keys import NewKey
+from service.core.callers import MAX_LIVE_KEYS, CallerError, create_caller
+from tests.support.callers import Operator, bearer, connected, keyed, operating, told
+from tests.support.databases import Postgres
+from tests.support.factories import new_user
+from tests.support.servers import RunningServer, running
+from tests.support.threads import at_once
+
+THREADS = 8
+OPERATORS = 8
+CACHE_SECONDS = 0.2
+ONE = Counter(done=1, refused=OPERATORS - 1)
+
+
+@pytest.fixture(scope="module")
+def operator(postgres: Postgres, template: str) -> Iterator[Operator]:
+    with postgres.scratch(template=template) as url, operating(url, connections=OPERATORS) as found:
+        yield found
+
+
+@pytest.fixture
+def url(operator: Operator) -> URL:
+    return operator.database.engine.url
+
+
+class Load:
+    """Threads of one caller that call all the time, with the key that they were told last."""
+
+    def __init__(self, servers: list[RunningServer], key: NewKey) -> None:
+        self.key = key
+        self.failed: list[str] = []
+        self._used: dict[int, list[str]] = {index: [] for index in range(THREADS)}
+        self._changed = threading.Condition()
+        self._is_over = False
+        self._threads = [
+            threading.Thread(target=self._run, args=(index, servers[index % len(servers)])) for index in range(THREADS)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def wait_until_all_use(self, key: NewKey, *, times: int = 20) -> None:
+        """Until each thread has made so many calls more with this key."""
+        with self._changed:
+            before = {index: used.count(key.key_id) for index, used in self._used.items()}
+            assert self._changed.wait_for(
+                lambda: (
+                    self.failed
+                    or all(used.count(key.key_id) >= before[index] + times for index, used in self._used.items())
+                ),
+                timeout=60,
+            )
+        assert self.failed == []
+
+    def stop(self) -> None:
+        self._is_over = True
+        for thread in self._threads:
+            thread.join(60)
+            assert not thread.is_alive()
+
+    def _run(self, index: int, server: RunningServer) -> None:
+        with connected(server.address) as channel:
+            while not self._is_over:
+                key = self.key
+                ended = told(channel, bearer(key))
+                with self._changed:
+                    self._used[index].append(key.key_id)
+                    if ended != "OK":
+                        self.failed.append(ended)
+                    self._changed.notify_all()
+
+
+def test_no_call_fails_while_a_key_is_rotated(url: URL, operator: Operator) -> None:
+    """Make the second, tell the callers, revoke the first when nobody uses it: twice, on two servers."""
+    name = operator.create("users.read")
+    key = operator.add_key(name)
+    settings = {"caller_auth": "required", "caller_cache_seconds": CACHE_SECONDS}
+    with running(url, **settings) as one, running(url, **settings) as other:
+        load = Load([one, other], key)
+        try:
+            load.wait_until_all_use(key)
+            for _ in range(2):
+                old, key = key, operator.add_key(name)
+                made = monotonic()
+                while monotonic() < made + CACHE_SECONDS:  # by then every server knows it
+                    load.wait_until_all_use(old)
+                load.key = key
+                load.wait_until_all_use(key)
+                operator.revoke(old)
+                revoked = monotonic()
+                while monotonic() < revoked + CACHE_SECONDS:
+                    load.wait_until_all_use(key)
+        finally:
+            load.stop()
+        assert load.failed == []
+
+
+def test_what_is_granted_and_withdrawn_of_others_troubles_nobody(url: URL, operator: Operator) -> None:
+    """A caller under load is not refused while everything else changes and is read anew all the time."""
+    key = operator.create_with_key("users.read")
+    other = operator.create("users.read")
+    with running(url, caller_auth="required", caller_cache_seconds=0.1) as server:
+        load = Load([server], key)
+        try:
+            for _ in range(10):
+                operator.change_scopes(other, remove=["users.read"])
+                operator.revoke(operator.add_key(other))
+                operator.change_scopes(other, add=["users.read"])
+                load.wait_until_all_use(key, times=5)
+        finally:
+            load.stop()
+        assert load.failed == []
+
+
+def test_both_keys_are_one_caller(url: URL, operator: Operator) -> None:
+    """A creation that is repeated with the other key is the same creation, and in the trail both are one."""
+    name = operator.create("users.read", "users.write", "audit.read")
+    keys = [operator.add_key(name), operator.add_key(name)]
+    request = user_pb2.CreateUserRequest(
+        user=user_pb2.User(email="ada@example.com", username="ada"), request_id="7b0e2d34-9f4c-4f5b-8a25-0f7ed2f2b9a1"
+    )
+    with running(url, caller_auth="required") as server:
+        stubs = [user_pb2_grpc.UserServiceStub(keyed(server.channel, key)) for key in keys]
+        first, second = (stub.CreateUser(request) for stub in stubs)
+        assert first == second
+        for stub in stubs:
+            new_user(stub)
+    with operator.database.engine.connect() as connection:
+        found = connection.exec_driver_sql("SELECT caller FROM audit_events WHERE action = 'CreateUser'")
+        assert list(found.scalars()) == [name] * 3
+
+
+class TestLiveKeys:
+    """Two at most: the one in use and the one that replaces it. A third would be one that nobody misses."""
+
+    def test_a_third_is_refused(self, operator: Operator) -> None:
+        """And leaves nothing: neither key nor event."""
+        name = operator.create()
+        for _ in range(MAX_LIVE_KEYS):
+            operator.add_key(name)
+        before = operator.caller(name)
+
+        for _ in range(2):
+            with pytest.raises(CallerError, match="2 live keys already"):
+                operator.add_key(name)
+
+        assert operator.caller(name) == before
+        assert actions(operator, name) == ["CreateCaller", "CreateCallerKey", "CreateCallerKey"]
+
+    @pytest.mark.parametrize("way", ["revoked", "expired"])
+    def test_those_that_are_over_do_not_count(self, operator: Operator, way: str) -> None:
+        """Neither revoked nor expired ones, however many; one that expires this very moment is over."""
+        name, now = operator.create(), datetime.now(UTC)
+        for _ in range(5):
+            key = operator.add_key(name, valid_for=timedelta(days=1), now=now)
+            if way == "revoked":
+                operator.revoke(key)
+            else:
+                now += timedelta(days=1)
+        for _ in range(MAX_LIVE_KEYS):
+            operator.add_key(name, now=now)
+        with pytest.raises(CallerError):
+            operator.add_key(name, now=now)
+        assert len(operator.caller(name).keys) == 5 + MAX_LIVE_KEYS
+
+    def test_the_keys_of_others_do_not_count(self, operator: Operator) -> None:
+        """Each caller has two."""
+        for name in [operator.create() for _ in range(3)]:
+            for _ in range(MAX_LIVE_KEYS):
+                operator.add_key(name)
+
+
+class TestOperatorsWhoMeet:
+    @pytest.mark.parametrize("live, made", [(0, 2), (1, 1), (2, 0)])
+    def test_rotate(self, operator: Operator, live: int, made: int) -> None:
+        """Exactly as many succeed as there is room for; the others are told so."""
+        for _ in range(5):
+            name = operator.create()
+            for _ in range(live):
+                operator.add_key(name)
+
+            ended = outcomes(lambda _: operator.add_key(name))  # noqa: B023  called at once
+
+            assert ended == Counter(done=made, refused=OPERATORS - made)
+            assert len(operator.caller(name).keys) == live + made
+            assert actions(operator, name).count("CreateCallerKey") == live + made
+
+    def test_create_one_name(self, operator: Operator) -> None:
+        """One makes it."""
+
+        def create(_: int) -> None:
+            with operator.changing() as session:
+                create_caller(session, "web", scopes=["users.read"], identities=[f"{secrets.token_hex(4)}.internal"])
+
+        assert outcomes(create) == ONE
+        assert actions(operator, "web") == ["CreateCaller", "AddCallerIdentity"]
+
+    def test_give_one_identity(self, operator: Operator) -> None:
+        """One caller gets it."""
+        names: list[str] = []
+        assert outcomes(lambda _: names.append(operator.create(identities=["shared.internal"]))) == ONE
+        assert operator.caller(*names).identities == ["shared.internal"]
+
+    def test_revoke_one_key(self, operator: Operator) -> None:
+        """One event, and one moment at which it was."""
+        name = operator.create()
+        key = operator.add_key(name)
+
+        assert outcomes(lambda _: operator.revoke(key)) == ONE
+        assert actions(operator, name).count("RevokeCallerKey") == 1
+
+    def test_grant_and_withdraw(self, operator: Operator) -> None:
+        """Nobody's change is lost."""
+        name = operator.create("users.read")
+        scopes = ["users.write", "users.purge", "auth.verify", "auth.lockout", "audit.read", "credentials.reset"]
+
+        def change(index: int) -> None:
+            if index == len(scopes):
+                operator.change_scopes(name, remove=["users.read"])
+            else:
+                operator.change_scopes(name, add=[scopes[index]])
+
+        at_once(len(scopes) + 1, change)
+
+        assert operator.caller(name).scopes == sorted(scopes)
+
+
+def outcomes(change: Callable[[int], object]) -> Counter[str]:
+    """How many of the operators who make a change at one moment are refused."""
+    return Counter(str(one) for one in at_once(OPERATORS, lambda index: attempt(lambda: change(index))))
+
+
+def attempt(change: Callable[[], object]) -> str:
+    """Whether an operator is refused."""
+    try:
+        change()
+    except CallerError:
+        return "refused"
+    return "done"
+
+
+def actions(operator: Operator, name: str) -> list[str]:
+    """What the audit trail has of a caller, in order."""
+    with operator.database.engine.connect() as connection:
+        found = connection.exec_driver_sql(
+            "SELECT action FROM audit_events WHERE target_caller = %s ORDER BY id", (name,)
+        )
+        return list(found.scalars())

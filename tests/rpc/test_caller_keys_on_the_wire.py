@@ -1,0 +1,241 @@
+"""API keys as callers send them: which open something, and what is said of those that do not."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import grpc
+import pytest
+
+from service.base.clock import monotonic
+from service.core.caller_keys import NewKey
+from service.rpc.callers import REFRESHES_PER_AGE, is_loopback_peer
+from tests.support.callers import (
+    LIST_USERS,
+    Operator,
+    bearer,
+    call,
+    connected,
+    new_key,
+    operating,
+    other_address,
+    told,
+)
+from tests.support.databases import Postgres
+from tests.support.proxy import PostgresProxy
+from tests.support.servers import RunningServer, running
+
+Code = grpc.StatusCode
+CACHE_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server, the way to its database, and keys of callers that may list users."""
+
+    server: RunningServer
+    proxy: PostgresProxy
+    operator: Operator
+    key: NewKey
+    revoked: NewKey
+    short: NewKey
+    """Valid for a day."""
+    over: NewKey
+    """Valid for a day, and revoked all the same."""
+
+    @property
+    def channel(self) -> grpc.Channel:
+        return self.server.channel
+
+
+@pytest.fixture(scope="module")
+def served(postgres: Postgres, template: str) -> Iterator[Served]:
+    with postgres.scratch(template=template) as url, operating(url) as operator:
+        key, revoked = operator.create_with_key("users.read"), operator.create_with_key("users.read")
+        short, over = (operator.create_with_key("users.read", valid_for=timedelta(days=1)) for _ in range(2))
+        operator.revoke(revoked)
+        operator.revoke(over)
+        with (
+            PostgresProxy(url) as proxy,
+            running(proxy.proxied, caller_auth="required", caller_cache_seconds=CACHE_SECONDS) as server,
+        ):
+            yield Served(server, proxy, operator, key, revoked, short, over)
+
+
+class TestForm:
+    @pytest.mark.parametrize(
+        "form",
+        ["Bearer {}", "bearer {}", "BEARER {}", "bEaReR {}", "Bearer    {}", "Bearer {} ", "Bearer {}      "],
+    )
+    def test_what_opens(self, served: Served, form: str) -> None:
+        """The scheme in any case (RFC 9110, 11.1), and blanks after it and at the end."""
+        assert told(served.channel, form.format(served.key.text)) == "OK"
+
+    @pytest.mark.parametrize(
+        "form",
+        [
+            "",
+            " ",
+            "{}",
+            "Bearer",
+            "Bearer ",
+            "Bearer{}",
+            "Bearer:{}",
+            "Bearer: {}",
+            "Basic {}",
+            "Token {}",
+            "ApiKey {}",
+            "XBearer {}",
+            "Bearer Bearer {}",
+            "Bearer {} {}",
+            "Bearer {},{}",
+            "Bearer {}, Bearer {}",
+            'Bearer "{}"',
+            "Bearer '{}'",
+            "Bearer <{}>",
+            "Bearer {}.",
+            "Bearer None",
+            "Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl",
+        ],
+    )
+    def test_what_is_malformed(self, served: Served, form: str) -> None:
+        """With the right key in it: of another scheme, bare, twice, or with something around it."""
+        assert told(served.channel, form.format(*[served.key.text] * 2)) == "KEY_MALFORMED"
+
+    def test_two_headers_say_nothing(self, served: Served) -> None:
+        """Whichever of them is right: who put the other one there is unknown."""
+        right, wrong = bearer(served.key), bearer(new_key())
+        for pair in itertools.product((right, wrong, "", "Basic YTpi"), repeat=2):
+            assert told(served.channel, *pair) == "KEY_MALFORMED"
+        assert told(served.channel, right, right, right) == "KEY_MALFORMED"
+
+    def test_mistyped_keys_are_told_from_unknown_ones(self, served: Served) -> None:
+        """By the checksum, so that an operator knows where to look."""
+        text = served.key.text
+        mistyped = [text[:-1], text[1:], text.upper(), text.lower(), text.replace("pk_", "sk_"), text * 2]
+        mistyped += [text[:20] + ("b" if text[20] == "a" else "a") + text[21:], text[:30], "x" * len(text)]
+
+        for wrong in mistyped:
+            assert told(served.channel, f"Bearer {wrong}") == "KEY_MALFORMED"
+        assert told(served.channel, bearer(new_key())) == "KEY_UNKNOWN"
+
+    @pytest.mark.parametrize("length", [1000, 6000])
+    def test_long_values_are_malformed(self, served: Served, length: int) -> None:
+        """Whatever they are made of."""
+        for sent in (
+            "x" * length,
+            "Bearer " + "x" * length,
+            "Bearer" + " " * length + "x y",
+            "Bearer x" + " " * length,
+        ):
+            assert told(served.channel, sent) == "KEY_MALFORMED"
+
+    def test_what_is_longer_than_metadata_may_be_grpc_refuses(self, served: Served) -> None:
+        """By itself, before anybody is asked; the connection goes on."""
+        with connected(served.server.address) as channel:
+            with pytest.raises(grpc.RpcError) as caught:
+                call(channel, "Bearer " + "x" * 100_000)
+            assert caught.value.code() is Code.RESOURCE_EXHAUSTED
+            assert told(channel, bearer(served.key)) == "OK"
+
+    def test_what_is_malformed_is_told_without_a_look_at_the_database(self, served: Served) -> None:
+        """Also where it is near to a key. What is read meanwhile is what the background reads every 24 seconds."""
+        wrong = ("", "Bearer", f"Basic {served.key.text}", bearer(served.key)[:-1], served.key.text)
+        started = monotonic()
+        del served.proxy.statements[:]
+        for sent in wrong * 40:
+            assert told(served.channel, sent) == "KEY_MALFORMED"
+            assert told(served.channel) == "CREDENTIALS_MISSING"
+
+        loads = [one for one in served.proxy.statements if "FROM caller_keys" in one]
+        assert len(loads) <= 1 + (monotonic() - started) / (CACHE_SECONDS / REFRESHES_PER_AGE)
+
+
+class TestState:
+    def test_a_revoked_key(self, served: Served) -> None:
+        """Is told apart from one that never was, so that its owner knows what to do."""
+        assert told(served.channel, bearer(served.revoked)) == "KEY_REVOKED"
+        assert told(served.channel, bearer(served.over)) == "KEY_REVOKED"
+
+    def test_a_key_expires(self, served: Served) -> None:
+        """At its moment; a revoked one stays revoked."""
+        assert told(served.channel, bearer(served.short)) == "OK"
+        served.server.clock.advance(timedelta(hours=23, minutes=50))
+        assert told(served.channel, bearer(served.short)) == "OK"
+        served.server.clock.advance(timedelta(minutes=10))
+
+        assert told(served.channel, bearer(served.short)) == "KEY_EXPIRED"
+        assert told(served.channel, bearer(served.over)) == "KEY_REVOKED"
+        assert told(served.channel, bearer(served.key)) == "OK"
+
+    def test_of_a_key_that_opens_nothing_the_scopes_are_not_asked(self, served: Served) -> None:
+        """Who has found an old key does not learn what it opened."""
+        for method in (LIST_USERS, "/personae.v1.UserService/PurgeUser"):
+            assert told(served.channel, bearer(served.revoked), method=method) == "KEY_REVOKED"
+
+
+class TestPlaintext:
+    """A key that crosses the network in clear text is refused, so that nobody gets used to it."""
+
+    @pytest.fixture
+    def address(self) -> str:
+        found = other_address()
+        if found is None:
+            pytest.skip("this machine has no address but loopback, so nobody can come from elsewhere")
+        return found
+
+    @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+    def test_from_elsewhere_keys_are_not_looked_at(self, served: Served, address: str, host: str) -> None:
+        """Right, wrong, or none at all; while from this machine they open what they open."""
+        key = served.key
+        settings = {"grpc_host": host, "insecure_plaintext": True, "caller_auth": "required"}
+        with running(served.proxy.url, **settings) as server:
+            with connected(f"{address}:{server.server.port}") as outside:
+                for sent in (bearer(key), bearer(new_key()), f"Basic {key.text}", "", "Bearer"):
+                    assert told(outside, sent) == "KEY_OVER_PLAINTEXT"
+                assert told(outside) == "CREDENTIALS_MISSING"
+            assert told(server.channel, bearer(key)) == "OK"
+
+    def test_unless_an_operator_says_so(self, served: Served, address: str) -> None:
+        """INSECURE_PLAINTEXT_KEYS, for a mesh that encrypts."""
+        key = served.key
+        settings = {"grpc_host": "0.0.0.0", "insecure_plaintext": True, "insecure_plaintext_keys": True}
+        with running(served.proxy.url, **settings, caller_auth="required") as server:
+            with connected(f"{address}:{server.server.port}") as outside:
+                assert told(outside, bearer(key)) == "OK"
+                assert told(outside, bearer(new_key())) == "KEY_UNKNOWN"
+                assert told(outside) == "CREDENTIALS_MISSING"
+
+    def test_where_nobody_is_asked_keys_are_nobody_s_business(self, served: Served) -> None:
+        """CALLER_AUTH=off: whatever is sent."""
+        with running(served.proxy.url, caller_auth="off") as server:
+            for sent in ("", "Bearer", bearer(new_key()), "Basic YTpi"):
+                assert told(server.channel, sent) == "OK"
+
+    @pytest.mark.parametrize(
+        "peer, is_here",
+        [
+            ("ipv4:127.0.0.1:50051", True),
+            ("ipv4:127.8.9.10:1", True),
+            ("ipv6:%5B::1%5D:50051", True),
+            ("ipv6:[::1]:50051", True),
+            ("ipv6:%5B::ffff:127.0.0.1%5D:50051", True),
+            ("unix:/run/personae.sock", True),
+            ("unix:", True),
+            ("ipv4:192.0.2.1:50051", False),
+            ("ipv4:10.127.0.1:127", False),
+            ("ipv4:0.0.0.0:1", False),
+            ("ipv6:%5B::ffff:192.0.2.1%5D:50051", False),
+            ("ipv6:%5B2001:db8::1%5D:50051", False),
+            ("ipv6:%5Bfe80::1%25lo%5D:50051", False),
+            ("ipv6:%5B::%5D:1", False),
+            ("vsock:2:50051", False),
+            ("ipv4:localhost:50051", False),
+            ("127.0.0.1:50051", False),
+            ("", False),
+        ],
+    )
+    def test_who_is_on_this_machine(self, peer: str, *, is_here: bool) -> None:
+        """As gRPC names peers; whoever cannot be told is elsewhere."""
+        assert is_loopback_peer(peer) == is_here

@@ -1,0 +1,230 @@
+"""Who may not call gets nowhere, whatever they send: 10,000 generated requests for each RPC with PERSONAE_FULL=1, and
+500 in the daily run.
+"""
+
+import os
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from personae.v1 import user_pb2, user_pb2_grpc
+from service.app import METHODS
+from service.core.caller_keys import NewKey
+from service.db.models import Base
+from service.rpc.access import ALL_SCOPES, SCOPES
+from service.rpc.audit import AuditServicer
+from service.rpc.authentication import AuthenticationServicer
+from service.rpc.credentials import CredentialServicer
+from service.rpc.users import UserServicer
+from tests.support.callers import PATIENCE, REFUSALS, REQUESTS, Operator, bearer, keyed, naming, operating, told
+from tests.support.databases import Postgres
+from tests.support.factories import PASSWORD, new_user
+from tests.support.proxy import PostgresProxy
+from tests.support.servers import RunningServer, running
+from tests.support.witness import WITNESS
+
+COUNT = 10_000 if os.environ.get("PERSONAE_FULL") == "1" else 500
+DISTINCT = 100
+"""Distinct requests of each kind."""
+AT_ONCE = 250
+"""Calls under way."""
+CHANNELS = 2
+SERVICERS = {
+    "UserService": UserServicer,
+    "AuthenticationService": AuthenticationServicer,
+    "CredentialService": CredentialServicer,
+    "AuditService": AuditServicer,
+}
+HOSTILE = (
+    *("", "\0", "a\0b", "\x1b[31m", "ada@example.com", "ADA", "'; DROP TABLE users; --", "%s%n", "v1", "*"),
+    *("a@" + "b" * 250 + ".com", "a" + "\u0300\u0323" * 500, "\U0001f600" * 30, "\u212aelvin@example.com"),
+    "7b0e2d34-9f4c-4f5b-8a25-0f7ed2f2b9a1",
+)
+INTEGERS = (0, 1, 2, -1, 2**31 - 1, -(2**31))
+SILENT = {"SELECT 1", "BEGIN", "COMMIT"}
+"""Statements that say nothing: whose they are the others tell."""
+LOOKS = re.compile(r"(FROM|UPDATE) caller_keys|FROM caller_identities|pg_is_in_recovery")
+Outcome = tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]
+
+
+# ------------------------------------------------------------------------------------------------- what is sent
+
+
+def hostile(made: Message, chance: random.Random, depth: int = 3) -> Message:
+    """A message with hostile values in any of its fields."""
+    for field in made.DESCRIPTOR.fields:
+        for _ in range(chance.choice((0, 1, 1, 2) if field.is_repeated else (0, 1, 1))):
+            if field.type == FieldDescriptor.TYPE_MESSAGE:
+                child = getattr(made, field.name)
+                child = child.add() if field.is_repeated else child
+                child.SetInParent()
+                if depth:
+                    hostile(child, chance, depth - 1)
+                continue
+            value: Any = chance.choice(INTEGERS)
+            if field.type == FieldDescriptor.TYPE_STRING:
+                value = chance.choice(HOSTILE)
+            elif field.type == FieldDescriptor.TYPE_BOOL:
+                value = chance.random() < 0.5
+            if field.is_repeated:
+                getattr(made, field.name).append(value)
+            else:
+                setattr(made, field.name, value)
+    return made
+
+
+def damaged(data: bytes, chance: random.Random) -> bytes:
+    """A message with a byte changed, or cut off."""
+    place = chance.randrange(len(data) + 1)
+    return data[:place] if chance.random() < 0.5 else data[:place] + chance.randbytes(1) + data[place + 1 :]
+
+
+def requests(method: str, users: Sequence[user_pb2.User]) -> list[bytes]:
+    """Random bytes, hostile messages, and good requests about these users, whole and damaged; always the same."""
+    chance = random.Random(method)
+    made = [chance.randbytes(chance.randrange(200)) for _ in range(DISTINCT)]
+    made += [hostile(REQUESTS[method](), chance).SerializeToString() for _ in range(DISTINCT)]
+    good = [naming(method, user) for user in users]
+    made += good * (DISTINCT // len(good))
+    made += [damaged(chance.choice(good), chance) for _ in range(DISTINCT)]
+    chance.shuffle(made)
+    return made
+
+
+def flood(channels: Sequence[grpc.Channel], method: str, data: Sequence[bytes], metadata: Any) -> Counter[Outcome]:
+    """Send all of these; how often it ended how, but for the ids of the calls."""
+    calls: list[Any] = [channel.unary_unary(method) for channel in channels]
+    ended: Counter[Outcome] = Counter()
+    for start in range(0, len(data), AT_ONCE):
+        under_way = [
+            calls[index % len(calls)].future(request, metadata=metadata, timeout=PATIENCE)
+            for index, request in enumerate(data[start : start + AT_ONCE])
+        ]
+        for call in under_way:
+            trailers = [(key, value) for key, value in call.trailing_metadata() if key != "x-request-id"]
+            ended[call.code(), call.details(), tuple(sorted(trailers))] += 1
+    return ended
+
+
+# ------------------------------------------------------------------------------------------------- who is attacked
+
+
+def counting(method: str, reached: Counter[str], function: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*arguments: Any) -> Any:
+        reached[method] += 1
+        return function(*arguments)
+
+    return run
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """A server that counts what reaches its servicers, with a proxy that sees what reaches the database."""
+
+    server: RunningServer
+    proxy: PostgresProxy
+    operator: Operator
+    reached: Counter[str]
+    channels: Sequence[grpc.Channel]
+    everything: NewKey
+    all_but: dict[str, NewKey]
+    users: Sequence[user_pb2.User]
+    """One that there is, and one that there is not."""
+
+    def feature_statements(self) -> list[str]:
+        """What was sent to the database, but for the looks at callers and at its health."""
+        return [one for one in self.proxy.statements if one not in SILENT and not LOOKS.search(one)]
+
+    def rows(self) -> dict[str, list[str]]:
+        """Everything that is stored, but when keys were used."""
+        with self.operator.database.engine.connect() as connection:
+            return {
+                table: list(connection.exec_driver_sql(f"SELECT t::text FROM {table} t ORDER BY 1").scalars())
+                for table in Base.metadata.tables
+                if table != "caller_keys"
+            }
+
+
+@pytest.fixture(scope="module")
+def reached() -> Iterator[Counter[str]]:
+    """How often the function behind each RPC has been entered. Each runs as ever."""
+    counted: Counter[str] = Counter()
+    with pytest.MonkeyPatch.context() as patch:
+        for method in METHODS:
+            _, service, name = method.replace("/", ".").rsplit(".", 2)
+            servicer = SERVICERS[service]
+            patch.setattr(servicer, name, counting(method, counted, getattr(servicer, name)))
+        yield counted
+
+
+@pytest.fixture(scope="module")
+def attacked(postgres: Postgres, template: str, reached: Counter[str]) -> Iterator[Attacked]:
+    with postgres.scratch(template=template) as url, operating(url) as operator:
+        everything = operator.create_with_key(*ALL_SCOPES)
+        all_but = {scope: operator.create_with_key(*(ALL_SCOPES - {scope})) for scope in ALL_SCOPES}
+        settings = {"caller_auth": "required", "caller_cache_seconds": 60, "hash_max_waiting": AT_ONCE}
+        with PostgresProxy(url) as proxy, running(proxy.proxied, **settings) as server:
+            stub = user_pb2_grpc.UserServiceStub(keyed(server.channel, everything))
+            users = (new_user(stub, password=PASSWORD), user_pb2.User(id=2**40, email="no@example.com", username="no"))
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            channels = [grpc.insecure_channel(server.address, options) for _ in range(CHANNELS)]
+            try:
+                yield Attacked(server, proxy, operator, reached, channels, everything, all_but, users)
+            finally:
+                for channel in channels:
+                    channel.close()
+
+
+# ------------------------------------------------------------------------------------------------- what comes of it
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_generated_requests_get_nowhere(attacked: Attacked, method: str) -> None:
+    """Half without credentials, half with a key that opens every other RPC: one answer each to all of them, to the
+    byte, so that it says nothing of what was asked for; no feature is entered, no row looked at, none written.
+    """
+    distinct = requests(method, attacked.users)
+    data = [distinct[index % len(distinct)] for index in range(COUNT // 2)]
+    key = bearer(attacked.all_but[SCOPES[method]])
+    before = attacked.rows()
+    attacked.reached.clear()
+    del attacked.proxy.statements[:]
+
+    unknown = flood(attacked.channels, method, data, [])
+    known = flood(attacked.channels, method, data, [("authorization", key)])
+
+    assert (attacked.reached, attacked.feature_statements()) == ({}, [])
+    assert attacked.rows() == before
+    for ended, code, message in (
+        (unknown, grpc.StatusCode.UNAUTHENTICATED, REFUSALS["CREDENTIALS_MISSING"]),
+        (known, grpc.StatusCode.PERMISSION_DENIED, f"The caller has not been granted the scope {SCOPES[method]}."),
+    ):
+        [((was, said, trailers), count)] = ended.items()
+        assert (was, said, count) == (code, message, COUNT // 2)
+        assert [name for name, _ in trailers] == ["grpc-status-details-bin"]
+        WITNESS.hear(said, trailers)
+    # What has counted nothing counts all the same: who may call does get there.
+    told(attacked.server.channel, bearer(attacked.everything), method=method, request=naming(method, user_pb2.User()))
+    assert attacked.reached == {method: 1}
+
+
+def test_what_a_feature_does_would_be_seen(attacked: Attacked) -> None:
+    """Statements and rows: the test above can fail."""
+    before = attacked.rows()
+    del attacked.proxy.statements[:]
+    call = "/personae.v1.AuthenticationService/Authenticate"
+    request = naming(call, attacked.users[0])
+
+    assert told(attacked.server.channel, bearer(attacked.everything), method=call, request=request) == "OK"
+
+    assert len(attacked.feature_statements()) >= 2
+    after = attacked.rows()
+    assert [table for table in after if after[table] != before[table]] == ["audit_events"]

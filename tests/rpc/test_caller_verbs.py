@@ -1,0 +1,329 @@
+"""`python -m service callers …`: what an operator does with callers, what is printed, and what is written down."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.engine import URL
+
+from service.core.caller_keys import KEY_PATTERN
+from service.core.callers import CallerError, create_caller
+from service.rpc.access import ALL_SCOPES
+from tests.support import docs_verbs
+from tests.support.callers import Operator, operating, told
+from tests.support.credentials import rows_of
+from tests.support.databases import ROOT, libpq_url
+from tests.support.servers import KEY, running
+from tests.support.witness import WITNESS
+
+SPIFFE = "spiffe://prod.example/web"
+BAD_NAMES = (
+    *(
+        "",
+        "W",
+        "1web",
+        "-web",
+        "web-",
+        "web_",
+        "web..shop",
+        "web--shop",
+        "web shop",
+        "web\n",
+        "web\0",
+        "wéb",
+        "web/shop",
+    ),
+    *("a" * 64, "команда", "*", "local", "anonymous", "sweeper", "command-line"),
+)
+GOOD_NAMES = ("a", "web", "web-2", "shop.web_v2", "a" * 63)
+BAD_IDENTITIES = (
+    *("", "*", "*.internal", "web.*", "Web.internal", "web.internal.", ".internal", "web..internal", "-web.internal"),
+    *("web-.internal", "wéb.internal", "web internal", "web.internal\n", "https://web.internal", "web.internal:443"),
+    *("a" * 64 + ".internal", ".".join(["a" * 60] * 5), "spiffe://prod.example", "spiffe://prod.example/"),
+    *("spiffe://prod.example/web/", "spiffe://prod.example//web", "spiffe:///web", "spiffe://Prod.example/web"),
+    *("SPIFFE://prod.example/web", "spiffe://prod.example/web?a=b", "spiffe://prod.example/web#a", "spiffe://a:1/web"),
+    *("spiffe://prod.example/w*b", "spiffe://prod.example/%77eb", "spiffe://prod.example/" + "a" * 2048),
+)
+GOOD_IDENTITIES = (
+    *("web", "web.internal", "web_1.shop-2.internal", "10.0.0.1", SPIFFE, "spiffe://p/Ns/web_1.a-b"),
+    *("a" * 63 + ".internal", "spiffe://prod.example/" + "a" * 2000),
+)
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def key(self) -> str:
+        """The key that it printed: alone on standard output, and nowhere else."""
+        assert self.code == 0, self.err
+        assert re.fullmatch(KEY_PATTERN, self.out.removesuffix("\n"))
+        key = self.out.strip()
+        assert self.out == f"{key}\n"
+        assert key.split("_")[2] not in self.err
+        assert f"Key {key[3:11]}, valid until " in self.err
+        return key
+
+
+@dataclass(frozen=True)
+class Verbs:
+    """The commands, on one database, each in a process of its own."""
+
+    url: URL
+    operator: Operator
+    runner: docs_verbs.Verbs
+    directory: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"PATH": os.environ["PATH"], "DATABASE_URL": libpq_url(self.url), "SECRET_KEYS": KEY}
+
+    def run(self, *arguments: str) -> Done:
+        out, err = self.directory / "out", self.directory / "err"
+        for path in (out, err):
+            path.write_text("")
+        code = self.runner.run(
+            ["callers", *arguments], directory=ROOT, environment=self.environment, printed=out, said=err
+        )
+        return self.looked_at(Done(code, out.read_text(), err.read_text()))
+
+    def looked_at(self, done: Done) -> Done:
+        assert "Traceback" not in done.err
+        WITNESS.hear(done.err)
+        return done
+
+    def done(self, *arguments: str) -> str:
+        """What a command prints that succeeds."""
+        done = self.run(*arguments)
+        assert (done.code, done.err) == (0, "")
+        return done.out
+
+    def events(self) -> list[tuple[str, str, list[str]]]:
+        """The audit trail: what was done, with which caller, and to what of it."""
+        events = rows_of(self.url, "audit_events ORDER BY id")
+        for event in events:
+            assert (event["caller"], event["outcome"], event["reason"]) == ("command-line", "succeeded", None)
+            assert event["target_user_id"] is None
+        assert not re.search(KEY_PATTERN, str(events))
+        return [(event["action"], event["target_caller"], event["changed_fields"]) for event in events]
+
+    def stored(self) -> dict[str, list[dict[str, Any]]]:
+        tables = ("callers", "caller_keys", "caller_identities", "audit_events")
+        return {table: rows_of(self.url, table) for table in tables}
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[docs_verbs.Verbs]:
+    """Starts the processes, faster than one after another could import everything."""
+    with docs_verbs.verbs() as found:
+        yield found
+
+
+@pytest.fixture
+def verbs(private_url: URL, runner: docs_verbs.Verbs, tmp_path: Path) -> Iterator[Verbs]:
+    with operating(private_url) as operator:
+        yield Verbs(private_url, operator, runner, tmp_path)
+
+
+class TestVerbs:
+    def test_as_it_is_called(self, verbs: Verbs) -> None:
+        """From a shell: KEY=$(python -m service callers create web …)."""
+        command = [sys.executable, "-m", "service", "callers", "create", "web", "--all-scopes"]
+        done = subprocess.run(command, cwd=ROOT, env=verbs.environment, capture_output=True, text=True, check=False)
+        key = verbs.looked_at(Done(done.returncode, done.stdout, done.stderr)).key
+        with running(verbs.url, caller_auth="required") as server:
+            assert told(server.channel, f"Bearer {key}") == "OK"
+
+    def test_from_the_first_key_to_the_last(self, verbs: Verbs) -> None:
+        """Create, look, rotate, revoke the old one, by its id and as it stands; each leaves one event."""
+        scopes = ("--scope", "users.write", "--scope", "users.read")
+        made = verbs.run("create", "web", *scopes, "--identity", SPIFFE, "--expires-in", "30")
+        first = made.key
+        assert made.err.startswith("Created caller web with the scopes users.read, users.write.\n")
+        second = verbs.run("rotate", "web").key
+        refused = verbs.run("rotate", "web")
+        assert (refused.code, refused.out) == (1, "")
+        assert refused.err.startswith("personae: web has 2 live keys already.")
+
+        listed, shown = verbs.done("list"), verbs.done("show", "web")
+        assert listed.splitlines()[1].split(maxsplit=4) == ["web", "2", "1", "never", "users.read, users.write"]
+        lines = shown.splitlines()
+        assert lines[1:3] == ["scopes      users.read, users.write", f"identity    {SPIFFE}"]
+        assert {re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d", "…", line) for line in lines[3:]} == {
+            f"key         {key[3:11]}  live until …, last used never" for key in (first, second)
+        }
+        valid = {row["key_id"]: row["expires_at"] - row["created_at"] for row in rows_of(verbs.url, "caller_keys")}
+        assert abs(valid[first[3:11]] - timedelta(days=30)) < timedelta(hours=1)
+        assert abs(valid[second[3:11]] - timedelta(days=365)) < timedelta(hours=1)
+        assert not re.search(KEY_PATTERN, listed + shown)
+        assert first.split("_")[2] not in str(verbs.stored())
+
+        with running(verbs.url, caller_auth="required") as server:
+            assert [told(server.channel, f"Bearer {key}") for key in (first, second)] == ["OK", "OK"]
+        assert verbs.done("revoke", "web", "--key", first[3:11]).startswith(f"Revoked the key {first[3:11]} of web.")
+        by_itself = verbs.done("revoke", "--key", second)
+        assert by_itself.startswith(f"Revoked the key {second[3:11]} of web.")
+        assert not re.search(KEY_PATTERN, by_itself)
+        with running(verbs.url, caller_auth="required") as server:
+            assert [told(server.channel, f"Bearer {key}") for key in (first, second)] == ["KEY_REVOKED"] * 2
+        shown = verbs.done("show", "web")
+        assert len(re.findall(r"revoked \d{4}-\d\d-\d\d \d\d:\d\d, last used \d{4}-", shown)) == 2
+        assert verbs.events() == [
+            ("CreateCaller", "web", ["scopes.users.read", "scopes.users.write"]),
+            ("AddCallerIdentity", "web", ["identities"]),
+            ("CreateCallerKey", "web", [f"keys.{first[3:11]}"]),
+            ("CreateCallerKey", "web", [f"keys.{second[3:11]}"]),
+            ("RevokeCallerKey", "web", [f"keys.{first[3:11]}"]),
+            ("RevokeCallerKey", "web", [f"keys.{second[3:11]}"]),
+        ]
+
+    def test_grants_and_names(self, verbs: Verbs) -> None:
+        """Scopes and names in certificates come and go; what is so already is no change, and leaves no event."""
+        made = verbs.run("create", "billing", "--no-key", "--identity", "billing.internal")
+        assert (made.code, made.out, made.err) == (0, "", "Created caller billing with no scope.\n")
+        grant = ("grant", "billing", "--scope", "users.read", "--scope", "auth.verify", "--identity", SPIFFE)
+        assert verbs.done(*grant) == (
+            f"billing has the scopes auth.verify, users.read. Its certificates may also have the name {SPIFFE}.\n"
+        )
+        again = ("grant", "billing", "--scope", "users.read")
+        assert verbs.done(*again) == "billing has the scopes auth.verify, users.read.\n"
+        for removed in (["--remove", "users.purge"], ["--remove", "auth.verify", "--remove", "users.raed"]):
+            refused = verbs.run("grant", "billing", *removed)
+            assert (refused.code, refused.out) == (1, "")
+            assert refused.err.startswith("personae: billing does not have users.")
+        both = verbs.run("grant", "billing", "--scope", "auth.verify", "--remove", "auth.verify")
+        assert (both.code, both.err) == (1, "personae: The same scope cannot be granted and withdrawn.\n")
+        exchange = ("grant", "billing", "--scope", "users.write", "--remove", "auth.verify")
+        assert verbs.done(*exchange) == "billing has the scopes users.read, users.write.\n"
+        none = ("grant", "billing", "--remove", "users.read", "--remove", "users.write")
+        assert verbs.done(*none) == "billing has no scope.\n"
+        revoke = ("revoke", "billing", "--identity", "billing.internal")
+        assert verbs.done(*revoke).startswith("billing.internal is not billing any more.")
+        assert verbs.done("show", "billing").splitlines()[1:] == ["scopes      -", f"identity    {SPIFFE}"]
+        assert verbs.events() == [
+            ("CreateCaller", "billing", []),
+            ("AddCallerIdentity", "billing", ["identities"]),
+            ("GrantScopes", "billing", ["scopes.auth.verify", "scopes.users.read"]),
+            ("AddCallerIdentity", "billing", ["identities"]),
+            ("GrantScopes", "billing", ["scopes.users.write"]),
+            ("WithdrawScopes", "billing", ["scopes.auth.verify"]),
+            ("WithdrawScopes", "billing", ["scopes.users.read", "scopes.users.write"]),
+            ("RemoveCallerIdentity", "billing", ["identities"]),
+        ]
+
+    def test_everything_of_a_caller_at_once(self, verbs: Verbs) -> None:
+        """For when it is lost: all live keys and all names. What was over before is not revoked again."""
+        name = verbs.operator.create("users.read", identities=[SPIFFE, "web.internal"])
+        old = verbs.operator.add_key(name)
+        verbs.operator.revoke(old)
+        keys = [verbs.operator.add_key(name) for _ in range(2)]
+        revoked_before = rows_of(verbs.url, "caller_keys WHERE revoked_at IS NOT NULL")
+
+        assert verbs.done("revoke", name, "--all").startswith(f"Revoked 2 keys and 2 names in certificates of {name}.")
+        [(action, whose, changed)] = verbs.events()[-1:]
+        assert (action, whose) == ("RevokeCaller", name)
+        assert sorted(changed) == sorted([*(f"keys.{key.key_id}" for key in keys), "identities"])
+        found = verbs.operator.caller(name)
+        assert (found.identities, found.scopes) == ([], ["users.read"])
+        assert all(key.revoked_at is not None for key in found.keys)
+        assert all(row in rows_of(verbs.url, "caller_keys") for row in revoked_before)
+
+        before = verbs.stored()
+        assert verbs.done("revoke", name, "--all").startswith("Revoked 0 keys and 0 names")
+        assert verbs.stored() == before
+
+    def test_if_missing(self, verbs: Verbs) -> None:
+        """For scripts that run again: a caller that is there stays as it is, and gets no further key."""
+        create = ("create", "web", "--all-scopes", "--if-missing")
+        assert verbs.run(*create).key
+        before = verbs.stored()
+        again = verbs.run(*create)
+
+        assert (again.code, again.out, again.err) == (0, "", "There is a caller web already.\n")
+        assert verbs.stored() == before
+        assert verbs.operator.caller("web").scopes == sorted(ALL_SCOPES)
+
+
+class TestRefusals:
+    def test_what_cannot_be_done_is_said_in_one_text(self, verbs: Verbs) -> None:
+        """With exit code 1, or 2 for what is no command; nothing is printed that a script takes for a key, and nothing
+        changes.
+        """
+        operator = verbs.operator
+        name = operator.create("users.read", identities=["taken.internal"])
+        key, revoked = operator.add_key(name), operator.add_key(operator.create())
+        operator.revoke(revoked)
+        commands: list[tuple[Sequence[str], int, str]] = [
+            (["create", "Web"], 1, "starts with a letter"),
+            (["create", "local"], 1, "The name local is Personae's own"),
+            (["create", name], 1, f"There is a caller {name} already"),
+            (
+                ["create", "web", "--scope", "users.everything"],
+                1,
+                "There is no scope users.everything. There are: audit.",
+            ),
+            (["create", "web", "--identity", "taken.internal"], 1, "The identity taken.internal is a caller's already"),
+            (["create", "web", "--identity", "*.internal"], 1, "Wildcards name nobody"),
+            (["create", "web", "--expires-in", "0"], 2, "0 is not in the range"),
+            (["create", "web", "--expires-in", "3651"], 2, "3651 is not in the range"),
+            (["create"], 2, "Missing argument 'NAME'"),
+            (["show", "nobody"], 1, "There is no caller nobody"),
+            (["rotate", "nobody"], 1, "There is no caller nobody"),
+            (["grant", "nobody", "--scope", "users.read"], 1, "There is no caller nobody"),
+            (["grant", name], 1, "Say what to grant"),
+            (["grant", name, "--scope", "users.read,users.write"], 1, "There is no scope users.read,users.write"),
+            (["grant", name, "--scope", "users.write", "--identity", "taken.internal"], 1, "is a caller's already"),
+            (["revoke", "nobody", "--all"], 1, "There is no caller nobody"),
+            (["revoke", name], 1, "Say one of --key, --identity and --all"),
+            (["revoke", name, "--all", "--key", key.key_id], 1, "Say one of --key, --identity and --all"),
+            (["revoke", "--all"], 1, "Say whose"),
+            (["revoke", name, "--identity", "other.internal"], 1, f"{name} has no identity other.internal"),
+            (["revoke", name, "--key", "aaaaaaaa"], 1, f"There is no key aaaaaaaa of {name} that could be revoked"),
+            (["revoke", name, "--key", revoked.key_id], 1, f"There is no key {revoked.key_id} of {name}"),
+            (["revoke", "--key", revoked.text], 1, f"There is no key {revoked.key_id} that could be revoked"),
+            (["forget", name], 2, "No such command 'forget'"),
+        ]
+        before = verbs.stored()
+
+        for arguments, code, words in commands:
+            done = verbs.run(*arguments)
+            assert (done.code, done.out) == (code, ""), arguments
+            assert words in done.err, arguments
+            assert done.err.startswith("personae: " if code == 1 else "Usage: "), arguments
+        assert verbs.stored() == before
+
+    def test_names(self, verbs: Verbs) -> None:
+        """Up to 63 lower-case letters, digits and what separates them: they stand in logs and in the audit trail, where
+        some are Personae's own.
+        """
+        for name in BAD_NAMES:
+            with pytest.raises(CallerError), verbs.operator.changing() as session:
+                create_caller(session, name, scopes=[])
+        assert not any(verbs.stored().values())
+        for name in GOOD_NAMES:
+            with verbs.operator.changing() as session:
+                create_caller(session, name, scopes=[])
+            assert verbs.operator.caller(name).name == name
+
+    def test_identities(self, verbs: Verbs) -> None:
+        """SPIFFE ids with a path, in its own case, and DNS names in lower case: what is compared as a whole must be
+        whole, and what no certificate can say is a mistake.
+        """
+        for identity in BAD_IDENTITIES:
+            with pytest.raises(CallerError):
+                verbs.operator.create(identities=[identity])
+        assert not any(verbs.stored().values())
+        for identity in GOOD_IDENTITIES:
+            assert verbs.operator.caller(verbs.operator.create(identities=[identity])).identities == [identity]

@@ -1,0 +1,194 @@
+"""Who calls is asked first, of every RPC; and each RPC needs its scope, whatever else a caller may."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import grpc
+import pytest
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
+
+from personae.v1 import user_pb2, user_pb2_grpc
+from service.app import METHODS
+from service.core.caller_keys import KEY_PATTERN, NewKey
+from service.rpc.access import ALL_SCOPES, SCOPES
+from service.rpc.status import CODES
+from tests.support.callers import REFUSALS, Operator, bearer, call, connected, keyed, naming, new_key, operating, told
+from tests.support.databases import Postgres
+from tests.support.errors import fails
+from tests.support.factories import new_user
+from tests.support.servers import RunningServer, running
+
+Code = grpc.StatusCode
+GET_USER = "/personae.v1.UserService/GetUser"
+MALFORMED = b"\xff"
+BIG = b"\x0a" * (3 * 1024 * 1024)
+IS_READ = "MALFORMED_MESSAGE"
+"""What is said of MALFORMED to who may call: nobody else's bytes are read."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server that asks who calls, and callers that it knows."""
+
+    server: RunningServer
+    operator: Operator
+    everything: NewKey
+    nothing: NewKey
+    only: dict[str, NewKey]
+    all_but: dict[str, NewKey]
+    user: user_pb2.User
+
+    @property
+    def channel(self) -> grpc.Channel:
+        return self.server.channel
+
+
+@pytest.fixture(scope="module")
+def served(postgres: Postgres, template: str) -> Iterator[Served]:
+    with postgres.scratch(template=template) as url, operating(url) as operator:
+        everything, nothing = operator.create_with_key(*ALL_SCOPES), operator.create_with_key()
+        only = {scope: operator.create_with_key(scope) for scope in ALL_SCOPES}
+        all_but = {scope: operator.create_with_key(*(ALL_SCOPES - {scope})) for scope in ALL_SCOPES}
+        with running(url, caller_auth="required") as server:
+            user = new_user(user_pb2_grpc.UserServiceStub(keyed(server.channel, everything)))
+            yield Served(server, operator, everything, nothing, only, all_but, user)
+
+
+class TestScopes:
+    @pytest.mark.parametrize("method", METHODS)
+    def test_each_rpc_needs_its_own(self, served: Served, method: str) -> None:
+        """All others together do not open it; it alone does. And who lacks it is told which it is."""
+        scope = SCOPES[method]
+
+        for request in (MALFORMED, b"", naming(method, served.user)):
+            assert told(served.channel, bearer(served.all_but[scope]), method=method, request=request) == (
+                f"SCOPE_MISSING {scope}"
+            )
+            assert told(served.channel, bearer(served.nothing), method=method, request=request) == (
+                f"SCOPE_MISSING {scope}"
+            )
+        assert told(served.channel, bearer(served.only[scope]), method=method, request=MALFORMED) == IS_READ
+        assert told(served.channel, bearer(served.everything), method=method, request=MALFORMED) == IS_READ
+
+    @pytest.mark.parametrize("scope", sorted(ALL_SCOPES))
+    def test_one_scope_opens_no_rpc_of_another(self, served: Served, scope: str) -> None:
+        """Seen from the side of the scope: exactly the RPCs of its rows."""
+        opened = {
+            method
+            for method in METHODS
+            if told(served.channel, bearer(served.only[scope]), method=method, request=MALFORMED) == IS_READ
+        }
+
+        assert opened == {method for method, needed in SCOPES.items() if needed == scope}
+
+    def test_who_pressed_the_button_is_no_permission(self, served: Served) -> None:
+        """An acting user is asked for after the scope, and opens nothing."""
+        for acting in (str(served.user.id), "not an id"):
+            metadata = [("x-acting-user-id", acting)]
+            key = bearer(served.all_but["users.read"])
+            assert told(served.channel, metadata=metadata) == "CREDENTIALS_MISSING"
+            assert told(served.channel, key, metadata=metadata) == "SCOPE_MISSING users.read"
+
+        metadata = [("x-acting-user-id", "not an id")]
+        assert told(served.channel, bearer(served.only["users.read"]), metadata=metadata) == "INVALID_FIELDS"
+
+    def test_a_name_of_a_caller_in_metadata_is_nobody_s_business(self, served: Served) -> None:
+        """What proxies in front may add opens nothing."""
+        for name in ("x-caller", "x-forwarded-client-cert", "x-spiffe-id", "grpc-caller", "x-authorization"):
+            assert told(served.channel, metadata=[(name, bearer(served.everything))]) == "CREDENTIALS_MISSING"
+
+
+class TestStrangers:
+    @pytest.mark.parametrize("method", METHODS)
+    def test_are_answered_before_anything_is_read(self, served: Served, method: str) -> None:
+        """Malformed, huge, empty, invalid, about somebody and about nobody: one answer."""
+        nobody = user_pb2.User(id=2**40, email="nobody@example.com", username="nobody")
+        requests = (MALFORMED, BIG, b"", naming(method, user_pb2.User()), naming(method, nobody))
+
+        for request in (*requests, naming(method, served.user)):
+            assert told(served.channel, method=method, request=request) == "CREDENTIALS_MISSING"
+            assert told(served.channel, "Bearer", method=method, request=request) == "KEY_MALFORMED"
+
+    def test_are_told_the_same_of_keys_that_open_nothing(self, served: Served) -> None:
+        """Whatever they ask for: the key decides, and nothing that the request says."""
+        unknown = bearer(new_key())
+        for method in METHODS[:3]:
+            for request in (MALFORMED, BIG, naming(method, served.user)):
+                assert told(served.channel, unknown, method=method, request=request) == "KEY_UNKNOWN"
+
+    def test_may_ask_for_health_and_what_there_is(self, served: Served) -> None:
+        """Where reflection is on: balancers and tools bring no key."""
+        health = health_pb2_grpc.HealthStub(served.channel)
+        assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
+        reflection = served.channel.stream_stream(
+            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )
+        requests = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+        assert list(reflection(requests, timeout=60))
+
+    def test_hear_nothing_of_methods_that_there_are_not(self, served: Served) -> None:
+        """GRPC's own answer, the same with and without a key."""
+        for sent in ([], [bearer(served.everything)]):
+            with pytest.raises(grpc.RpcError) as caught:
+                call(served.channel, *sent, method="/personae.v1.UserService/Nothing")
+            assert caught.value.code() is Code.UNIMPLEMENTED
+
+
+class TestLog:
+    """One line for each call says who called with which key; none says the key."""
+
+    def lines(self, served: Served, *authorization: str, method: str = GET_USER) -> list[dict[str, object]]:
+        with structlog.testing.capture_logs() as log:
+            told(served.channel, *authorization, method=method, metadata=[("x-request-id", "logged")])
+        assert not [entry for entry in log if "pk_" in str(entry)]
+        return [
+            {name: entry[name] for name in ("code", "caller", "key", "reason") if name in entry}
+            for entry in log
+            if entry.get("request_id") == "logged"
+        ]
+
+    def test_of_a_caller(self, served: Served) -> None:
+        """Refused for the lack of a scope, or not."""
+        for key, code, reason in (
+            (served.only["users.read"], "INVALID_ARGUMENT", "INVALID_FIELDS"),
+            (served.nothing, "PERMISSION_DENIED", "SCOPE_MISSING"),
+        ):
+            [line] = self.lines(served, bearer(key))
+            name = str(line.pop("caller"))
+            assert [record.key_id for record in served.operator.caller(name).keys] == [key.key_id]
+            assert line == {"code": code, "key": key.key_id, "reason": reason}
+
+    def test_of_nobody(self, served: Served) -> None:
+        """Of a key that was sent its public id at the most: an operator must know which one to revoke."""
+        unknown = new_key()
+        for sent, reason in (
+            ([], "CREDENTIALS_MISSING"),
+            ([f"Basic {unknown.text}"], "KEY_MALFORMED"),
+            ([bearer(unknown), bearer(served.everything)], "KEY_MALFORMED"),
+        ):
+            assert self.lines(served, *sent) == [{"code": "UNAUTHENTICATED", "caller": "", "reason": reason}]
+        for text, reason in ((bearer(unknown), "KEY_UNKNOWN"), (bearer(unknown)[:-1], "KEY_MALFORMED")):
+            assert self.lines(served, text) == [
+                {"code": "UNAUTHENTICATED", "caller": "", "key": unknown.key_id, "reason": reason}
+            ]
+
+    def test_of_answers(self, served: Served) -> None:
+        """No answer repeats what was sent: not in its message, nor in its details or trailers."""
+        with connected(served.server.address) as channel:
+            stub = user_pb2_grpc.UserServiceStub(channel)
+            for sent in (bearer(new_key()), bearer(served.nothing), bearer(served.nothing)[:-3]):
+                failure = fails(stub.GetUser, user_pb2.GetUserRequest(), metadata=[("authorization", sent)])
+                assert not re.search(KEY_PATTERN, str(failure))
+                assert sent.rsplit("_", 1)[1] not in str(failure)
+
+
+def test_no_other_reason_is_told_to_strangers() -> None:
+    """What these tests know of is all that there is: who adds a reason comes by here."""
+    told_to_strangers = {kind.reason for kind, code in CODES.items() if code is Code.UNAUTHENTICATED}
+    assert told_to_strangers == {*REFUSALS, "INVALID_CREDENTIALS"}
+    assert [kind.reason for kind, code in CODES.items() if code is Code.PERMISSION_DENIED] == ["SCOPE_MISSING"]

@@ -1,0 +1,242 @@
+"""Callers for tests: made by the feature itself, as an operator does, and how what they call ends."""
+
+import contextlib
+import os
+import secrets
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from typing import Any
+
+import grpc
+from google.protobuf import message_factory
+from google.protobuf.message import Message
+from sqlalchemy.engine import URL
+from sqlalchemy.orm import Session
+
+from personae.v1 import user_pb2
+from service.app import _SERVICES, open_database
+from service.base.origin import COMMAND_LINE
+from service.core import callers
+from service.core.caller_keys import RANDOM_BYTES, NewKey, make_key
+from service.db.engine import Database, reading
+from tests.support.certificates import Pair
+from tests.support.errors import Failure, failure_of
+from tests.support.factories import PASSWORD
+from tests.support.servers import settings_for
+from tests.support.witness import WITNESS, Interceptor
+
+PATIENCE = 60
+"""Seconds after which a call that hangs fails its test."""
+LIST_USERS = "/personae.v1.UserService/ListUsers"
+REQUESTS: dict[str, Any] = {
+    f"/{service.full_name}/{method.name}": message_factory.GetMessageClass(method.input_type)
+    for service in _SERVICES
+    for method in service.methods
+}
+"""The request of each RPC."""
+REFUSALS = {
+    "CREDENTIALS_MISSING": "The call says nothing of who calls. Send `authorization: Bearer pk_…`, or connect with a "
+    "client certificate.",
+    "KEY_MALFORMED": "The authorization metadata is not `Bearer` and a whole API key: it was mistyped, cut or is "
+    "something else.",
+    "KEY_UNKNOWN": "The API key is nobody's.",
+    "KEY_REVOKED": "The API key was revoked.",
+    "KEY_EXPIRED": "The API key has expired.",
+    "KEY_OVER_PLAINTEXT": "An API key came over the network in clear text and was not looked at. Revoke it, and use "
+    "TLS.",
+    "CERTIFICATE_UNKNOWN": "The client certificate does not name a caller, or not one alone.",
+    "CERTIFICATE_EXPIRED": "The client certificate has expired. Connect again with a new one.",
+}
+"""What is said to who is not known, by the reason. Written out once more: it is part of the contract."""
+
+
+def new_key() -> NewKey:
+    """A key that nobody has."""
+    return make_key(os.urandom(RANDOM_BYTES))
+
+
+def bearer(key: NewKey) -> str:
+    """What a caller sends."""
+    return f"Bearer {key.text}"
+
+
+# ------------------------------------------------------------------------------------------------- operators
+
+
+@dataclass(frozen=True)
+class Operator:
+    """Somebody with the credentials of the database, who makes callers and changes them."""
+
+    database: Database
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[Session]:
+        """A transaction on the operator's behalf."""
+        with self.database.scope(origin=COMMAND_LINE) as session, session.begin():
+            yield session
+
+    def create(self, *scopes: str, identities: Sequence[str] = ()) -> str:
+        """Make a caller; its name, which no other test has."""
+        name = f"caller-{secrets.token_hex(6)}"
+        with self.changing() as session:
+            callers.create_caller(session, name, scopes=scopes, identities=identities)
+        return name
+
+    def add_key(self, name: str, *, valid_for: timedelta = timedelta(days=365), now: datetime | None = None) -> NewKey:
+        """Give a caller one more key. Raises CallerError."""
+        key, now = new_key(), now or datetime.now(UTC)
+        with self.changing() as session:
+            callers.add_key(session, name, key, expires_at=now + valid_for, now=now)
+        WITNESS.secrets.add(key.text)
+        return key
+
+    def create_with_key(self, *scopes: str, valid_for: timedelta = timedelta(days=365)) -> NewKey:
+        """Make a caller with one key."""
+        return self.add_key(self.create(*scopes), valid_for=valid_for)
+
+    def revoke(self, key: NewKey) -> None:
+        """Revoke a key."""
+        with self.changing() as session:
+            callers.revoke_key(session, key.key_id, now=datetime.now(UTC))
+
+    def change_scopes(self, name: str, *, add: Sequence[str] = (), remove: Sequence[str] = ()) -> None:
+        """Grant and withdraw."""
+        with self.changing() as session:
+            callers.change_scopes(session, name, add=add, remove=remove)
+
+    def caller(self, name: str) -> callers.CallerRecord:
+        """What is known of a caller."""
+        with self.database.scope() as session, reading(session):
+            return callers.get_caller(session, name)
+
+    def last_used_at(self, name: str) -> list[datetime | None]:
+        """When each key of a caller was used, as it is written down."""
+        return [key.last_used_at for key in self.caller(name).keys]
+
+
+@contextlib.contextmanager
+def operating(url: URL, *, connections: int = 5) -> Iterator[Operator]:
+    """An operator of this database."""
+    database = open_database(settings_for(url, db_pool_size=connections), url)
+    try:
+        yield Operator(database)
+    finally:
+        database.dispose()
+
+
+def tls_settings(pair: Pair, **changes: object) -> dict[str, object]:
+    """The settings of a server that asks who calls, by key or certificate, and serves with these files."""
+    files = pair.files
+    return {
+        "caller_auth": "required",
+        "tls_certificate_file": files.certificate,
+        "tls_private_key_file": files.private_key,
+        "tls_client_ca_file": files.client_ca,
+    } | changes
+
+
+# ------------------------------------------------------------------------------------------------- calls
+
+
+class _WithAuthorization(grpc.UnaryUnaryClientInterceptor):
+    """Sends the same credentials with every call."""
+
+    def __init__(self, authorization: str) -> None:
+        self._pair = ("authorization", authorization)
+
+    def intercept_unary_unary(
+        self, continuation: Callable[[Any, Any], Any], client_call_details: Any, request: Any
+    ) -> Any:
+        metadata = [*(client_call_details.metadata or ()), self._pair]
+        return continuation(client_call_details._replace(metadata=metadata), request)
+
+
+def keyed(channel: grpc.Channel, key: NewKey) -> grpc.Channel:
+    """The channel of a caller: every call brings the key."""
+    return grpc.intercept_channel(channel, _WithAuthorization(bearer(key)))
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[grpc.Channel]:
+    """A channel of its own to a server in clear text."""
+    with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        yield grpc.intercept_channel(channel, Interceptor())
+
+
+def call(
+    channel: grpc.Channel,
+    *authorization: str,
+    method: str = LIST_USERS,
+    request: bytes = b"",
+    metadata: Sequence[tuple[str, str]] = (),
+) -> Any:
+    """Call with these credentials, as many as there are. Raises RpcError."""
+    function: Any = channel.unary_unary(method)
+    sent = [*metadata, *(("authorization", one) for one in authorization)]
+    return function(request, metadata=sent, timeout=PATIENCE)
+
+
+def told(channel: grpc.Channel, *authorization: str, **options: Any) -> str:
+    """How such a call ends: OK, or the reason of the failure. Of who is refused all that is said is looked at."""
+    try:
+        call(channel, *authorization, **options)
+    except grpc.RpcError as error:
+        return reason_of(failure_of(error))
+    return "OK"
+
+
+def reason_of(failure: Failure) -> str:
+    """The reason of a failure, for SCOPE_MISSING with the scope; for refused callers, that nothing else is said."""
+    if failure.reason == "SCOPE_MISSING":
+        [(name, scope)] = failure.error_metadata.items()
+        assert name == "scope"
+        assert failure.code is grpc.StatusCode.PERMISSION_DENIED
+        assert failure.message == f"The caller has not been granted the scope {scope}."
+        _says_no_more(failure)
+        return f"SCOPE_MISSING {scope}"
+    if failure.reason in REFUSALS:
+        assert failure.code is grpc.StatusCode.UNAUTHENTICATED
+        assert failure.message == REFUSALS[failure.reason]
+        assert failure.error_metadata == {}
+        _says_no_more(failure)
+    return failure.reason
+
+
+def _says_no_more(failure: Failure) -> None:
+    assert failure.violations == {}
+    assert failure.retry_after is None
+    assert failure.trailers.keys() == {"x-request-id"}
+
+
+def naming(method: str, user: user_pb2.User) -> bytes:
+    """A request of this RPC that names a user wherever it can."""
+    request: Message = REQUESTS[method]()
+    _name(request, user)
+    return request.SerializeToString()
+
+
+def _name(message: Message, user: user_pb2.User) -> None:
+    texts = {"email": user.email, "new_email": user.email, "identifier": user.email, "username": user.username}
+    texts |= dict.fromkeys(("password", "current_password", "new_password"), PASSWORD)
+    for field in message.DESCRIPTOR.fields:
+        if field.name in {"id", "user_id"}:
+            setattr(message, field.name, user.id)
+        elif field.name in texts:
+            setattr(message, field.name, texts[field.name])
+        elif field.message_type is not None and field.message_type.full_name.startswith("personae."):
+            child = getattr(message, field.name)
+            _name(child.add() if field.is_repeated else child, user)
+
+
+def other_address() -> str | None:
+    """An address of this machine at which it is not loopback; None where it has none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing, but finds the way
+        except OSError:
+            return None
+        address = str(probe.getsockname()[0])
+    return None if ip_address(address).is_loopback else address

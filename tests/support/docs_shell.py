@@ -1,0 +1,249 @@
+"""The terminal of whoever follows the documentation: a directory, a shell, and servers that its commands have started.
+
+Commands of grpcurl are made as calls (docs_grpcurl), `python -m service …` runs as it stands in a process of its own
+(docs_verbs), SQL goes to psql, and everything else is typed into bash. The directory looks like a checkout that has
+been set up: it has `.venv/bin/python` and the Makefile. Servers listen on ports of their own; where the docs name the
+usual ones, these are meant.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import grpc
+from sqlalchemy.engine import URL
+
+from service.base.settings import Settings
+from service.dev.postgres import find_bindir
+from tests.support.databases import libpq_url
+from tests.support.docs_grpcurl import ADDRESS, MTLS_ADDRESS, Answer, Servers, parse, run
+from tests.support.docs_verbs import ROOT, Verbs, verbs
+from tests.support.servers import KEY
+from tests.support.witness import WITNESS
+
+SETTLES_WITHIN = 10.0
+"""Seconds within which servers must know of a change of callers; theirs is CALLER_CACHE_SECONDS."""
+STARTS_WITHIN = 120.0
+"""Seconds within which a server must listen."""
+_VERB = re.compile(r"(?:([A-Z_]+)=\$\()?(?:\.venv/bin/)?python -m service ([^|;&<>()]+)\)?", re.DOTALL)
+_SERVES = re.compile(r"(make run|service serve)\s*$")
+_KEPT = ("PATH", "HOME", "LD_LIBRARY_PATH", "PG_BINDIR")
+
+
+class Terminal:
+    """What was typed so far, and what came of it."""
+
+    def __init__(
+        self,
+        directory: Path,
+        servers: Servers,
+        *,
+        environment: Mapping[str, str] | None = None,
+        runner: Verbs | None = None,
+        administered: URL | None = None,
+        names: Mapping[str, str] | None = None,
+    ) -> None:
+        """runner: for verbs of `python -m service`. administered: the database in which SQL is run.
+
+        names: what stands for names of the docs that a server of databases has only once.
+        """
+        self.directory = directory
+        self.environment = dict(environment or {})
+        self.variables: dict[str, str] = {}
+        self.servers = servers
+        self._runner = runner
+        self._administered = administered
+        self._names = dict(names or {})
+        self._settled_at = 0.0
+        self._started = contextlib.ExitStack()
+
+    def type(self, command: str) -> Answer:
+        """Type one command, and what it prints."""
+        command = command.replace("\\\n", " ")
+        if command.startswith("grpcurl "):
+            return run(parse(shlex.split(self.expanded(command))), self.servers)
+        verb = _VERB.fullmatch(command)
+        if verb:
+            return Answer(lines=self._verb(verb[2], verb[1]))
+        return Answer(lines=self._shell(command, stderr=subprocess.STDOUT, check=False).splitlines())
+
+    def is_settling(self, command: str) -> bool:
+        """Whether the servers may not know yet what this command shows: callers were changed a moment ago."""
+        return command.startswith("grpcurl ") and monotonic() < self._settled_at
+
+    def source(self, block: str) -> None:
+        """Type a block of commands whose exports stay; a server that the last one starts runs until `close`."""
+        block = self._renamed(block)
+        if _SERVES.search(block):
+            listening = self._started.enter_context(_server(block, self.directory, self.environment))
+            self.servers.tls[ADDRESS] = f"127.0.0.1:{listening['port']}"
+            self.servers.tls[MTLS_ADDRESS] = f"127.0.0.1:{listening.get('mtls_port', 0)}"
+            self.environment["GRPC_PORT"] = str(listening["port"])
+            return
+        exported = self._shell(f"set -e\n{block}\nenv -0", stderr=None, check=True)
+        self.environment |= dict(pair.split("=", 1) for pair in exported.split("\0") if "=" in pair)
+
+    def administer(self, statements: str) -> None:
+        """Have psql run statements one after the other, as an administrator pastes them.
+
+        Raises CalledProcessError, with what psql says.
+        """
+        assert self._administered is not None
+        program = find_bindir(Settings(_env_file=None, secret_keys=None).pg_bindir) / "psql"
+        subprocess.run(
+            [program, "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", libpq_url(self._administered)],
+            cwd=self.directory,
+            input=self._renamed(statements),
+            text=True,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+
+    def close(self) -> None:
+        """End the servers."""
+        self._started.close()
+
+    def _verb(self, words: str, variable: str | None) -> list[str]:
+        """Run a verb; what is seen of it. What `NAME=$(…)` takes is not seen."""
+        assert self._runner is not None
+        arguments = shlex.split(self.expanded(words))
+        printed, said = self.directory / ".printed", self.directory / ".said"
+        for path in (printed, said):
+            path.write_text("")
+        self._runner.run(
+            arguments,
+            directory=self.directory,
+            environment=self.environment | self.variables,
+            printed=printed if variable else said,
+            said=said,
+        )
+        if variable:
+            self.variables[variable] = printed.read_text().strip()
+        if arguments[0] == "callers":
+            self._settled_at = monotonic() + SETTLES_WITHIN
+        return said.read_text().splitlines()
+
+    def _shell(self, command: str, *, stderr: int | None, check: bool) -> str:
+        return subprocess.run(
+            ["bash", "-c", command],
+            cwd=self.directory,
+            env=self.environment | self.variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            check=check,
+        ).stdout
+
+    def _renamed(self, text: str) -> str:
+        for documented, real in self._names.items():
+            text = text.replace(documented, real)
+        return text
+
+    def expanded(self, command: str) -> str:
+        """The command with its `$NAME`s and `${NAME%?}`s replaced, but for those in single quotes."""
+        parts = command.split("'")
+        known = self.environment | self.variables
+        for index in range(0, len(parts), 2):
+            parts[index] = re.sub(r"\$\{([A-Z_]+)%\?\}", lambda found: known[found[1]][:-1], parts[index])
+            parts[index] = re.sub(r"\$([A-Z_]+)", lambda found: known[found[1]], parts[index])
+        return "'".join(parts)
+
+
+@contextlib.contextmanager
+def _server(block: str, directory: Path, environment: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Type commands of which the last one starts a server; what that says when it listens. Ended afterwards."""
+    with subprocess.Popen(
+        ["bash", "-ec", block],
+        cwd=directory,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        heard = _heard(process.stdout)
+        rest = threading.Thread(target=deque, args=(heard, 0))
+        giving_up = threading.Timer(STARTS_WITHIN, os.killpg, (process.pid, signal.SIGKILL))
+        giving_up.start()
+        try:
+            said = [""]
+            while '"listening"' not in said[-1]:
+                said.append(next(heard, ""))
+                assert said[-1], "no server came of it:\n" + "".join(said)
+            giving_up.cancel()
+            rest.start()
+            yield json.loads(said[-1])
+        finally:
+            giving_up.cancel()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            if rest.ident is not None:
+                rest.join()
+
+
+def _heard(stream: Iterable[str]) -> Iterator[str]:
+    for line in stream:
+        if line.startswith("{"):  # of the log: what `make run` prints beside it is an example, with an email in it
+            WITNESS.hear(line)
+        yield line
+
+
+@contextlib.contextmanager
+def terminal(
+    directory: Path, url: URL, *, plaintext: grpc.Channel | None = None, names: Mapping[str, str] | None = None
+) -> Iterator[Terminal]:
+    """A terminal in this directory; its commands and servers work on this database.
+
+    plaintext: a server without TLS at the usual address. names: see Terminal.
+    """
+    environment = {name: value for name, value in os.environ.items() if name in _KEPT}
+    environment |= {
+        "PATH": f"{directory / '.venv/bin'}:{environment['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "DATABASE_URL": libpq_url(url),
+        "SECRET_KEYS": KEY,
+        "BCRYPT_COST": "4",
+        "LOG_FORMAT": "json",
+        "GRPC_PORT": "0",
+        "GRPC_MTLS_PORT": "0",
+        "GRPC_REFLECTION": "true",
+        "CALLER_CACHE_SECONDS": "0.1",
+        "PURGE_INTERVAL": "0",
+    }
+    _set_up(directory)
+    with verbs() as runner:
+        found = Terminal(
+            directory,
+            Servers(plaintext, directory=directory),
+            environment=environment,
+            runner=runner,
+            administered=url,
+            names=names,
+        )
+        with contextlib.closing(found):
+            yield found
+
+
+def _set_up(directory: Path) -> None:
+    """What `make setup` and a checkout bring."""
+    python = directory / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
+    for name in ("Makefile", "requirements"):
+        (directory / name).symlink_to(ROOT / name)
+    (directory / ".venv/.installed").touch()
