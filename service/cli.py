@@ -48,7 +48,8 @@ def dev() -> None:
         whoever = None
         if settings.url is None:
             upgrade(url)
-            if settings.is_loopback and "caller_auth" not in settings.model_fields_set:
+            is_open = settings.is_loopback and settings.tls_client_ca_file is None
+            if is_open and "caller_auth" not in settings.model_fields_set:
                 whoever = LOCAL_CALLER
         is_clean = _serve(settings, url, banner=True, may_exit=False, whoever=whoever)
     if not is_clean:

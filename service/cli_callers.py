@@ -1,5 +1,6 @@
 """The verbs about callers: `python -m service callers VERB`. What they change is in the audit trail."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -119,16 +120,16 @@ def rotate(name: str, days: int) -> None:
 @click.option("--all", "everything", is_flag=True, help="Every key and every name in certificates.")
 def revoke(name: str | None, key_id: str | None, identity: str | None, everything: bool) -> None:  # noqa: FBT001
     """Let a key or a name in certificates open nothing any more."""
-    from service.core.caller_keys import key_id_in
     from service.core.callers import remove_identity, revoke_all, revoke_key
 
     if (key_id is not None) + (identity is not None) + everything != 1:
         fail("Say one of --key, --identity and --all.")
     if name is None and key_id is None:
         fail("Say whose: callers revoke NAME …")
+    if key_id is not None:
+        key_id = _id_of(key_id)
     with _changing() as (session, now):
         if key_id is not None:
-            key_id = key_id_in(key_id) or key_id  # one that was found somewhere is revoked as it stands
             owner = revoke_key(session, key_id, of=name, now=now)
             done = f"Revoked the key {key_id} of {owner}."
         elif identity is not None:
@@ -210,6 +211,16 @@ def _new_key() -> "NewKey":
 def _show_once(key_id: str, text: str, expires_at: datetime) -> None:
     click.echo(f"Key {key_id}, valid until {_time(expires_at)} UTC. It is shown now and never again:", err=True)
     click.echo(text)
+
+
+def _id_of(text: str) -> str:
+    """The id in what was typed: itself, or a key as it was found. What is neither is not repeated: it may be secret."""
+    from service.core.caller_keys import key_id_in
+
+    key_id = text if re.fullmatch(r"[a-z2-7]{8}", text) else key_id_in(text)
+    if key_id is None:
+        fail("--key is neither the id of a key, 8 letters and digits, nor a key.")
+    return key_id
 
 
 def _print_caller(caller: "CallerRecord", now: datetime) -> None:

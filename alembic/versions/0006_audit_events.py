@@ -59,6 +59,7 @@ DECLARE
     starts_at timestamptz;
     ends_at timestamptz;
     is_late boolean;
+    holder oid;
     made integer := 0;
 BEGIN
     IF months_ahead IS NULL OR months_ahead NOT BETWEEN 1 AND 24 THEN
@@ -93,6 +94,16 @@ BEGIN
             'ALTER TABLE %1$I.audit_events ATTACH PARTITION %1$I.%2$I FOR VALUES FROM (%3$L) TO (%4$L)',
             home, 'audit_events_' || month, starts_at, ends_at
         );
+        -- Default privileges would let others write into the month past the table, or hang triggers on it.
+        FOR holder IN
+            SELECT DISTINCT grantee FROM pg_class, LATERAL aclexplode(relacl)
+            WHERE pg_class.oid = to_regclass(format('%I.%I', home, 'audit_events_' || month)) AND grantee <> relowner
+        LOOP
+            EXECUTE format(
+                'REVOKE ALL ON %I.%I FROM %s', home, 'audit_events_' || month,
+                CASE holder WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(holder)) END
+            );
+        END LOOP;
         made := made + 1;
     END LOOP;
     RETURN made;
@@ -135,6 +146,11 @@ BEGIN
     IF due IS NULL THEN
         RETURN 0;
     END IF;
+    -- Here and not in the service, so that nobody who may call this drops a month without a word.
+    EXECUTE format(
+        'INSERT INTO %I.audit_events (caller, action, outcome, request_id, changed_fields)'
+        ' VALUES (''database'', ''DropAuditEvents'', ''succeeded'', '''', $1)', home
+    ) USING ARRAY(SELECT relname::text FROM pg_class WHERE oid = ANY(due) ORDER BY relname);
     FOREACH month IN ARRAY due LOOP
         EXECUTE format('DROP TABLE %s', month);
     END LOOP;

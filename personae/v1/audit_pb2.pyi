@@ -63,7 +63,8 @@ class AuditEvent(_message.Message):
     id: _builtins.int
     """Assigned by Personae. Tells events of one moment apart."""
     caller: _builtins.str
-    """The name of the caller; or "command-line" for an operator, "sweeper" for what Personae does by itself, "local" for
+    """The name of the caller; or "command-line" for an operator, "sweeper" for what Personae does by itself, "database" for months of the
+    trail that were dropped, "local" for
     everybody on a developer's machine, "anonymous" for everybody while callers are not known.
     """
     acting_user_id: _builtins.int

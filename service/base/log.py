@@ -46,6 +46,14 @@ def configure(level: str, log_format: Format, stream: TextIO = sys.stderr) -> No
         )
     )
     logging.basicConfig(level=max(number, logging.WARNING), handlers=[handler], force=True)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_holds_no_metadata)
+
+
+def _holds_no_metadata(record: logging.LogRecord) -> bool:
+    """Whether a line of grpcio's is fit to be written: it would log whole header values that it cannot decode, and with
+    them keys, at any length that a stranger likes.
+    """
+    return not str(record.msg).startswith("Invalid encoding")
 
 
 def drain() -> None:

@@ -17,9 +17,11 @@ COMMAND_LINE = Origin("command-line")
 """An operator with the database's own credentials: `python -m service …`."""
 SWEEPER = Origin("sweeper")
 """The server itself, when it removes what is due."""
+DATABASE = "database"
+"""The functions in the database that drop old months of the trail, whoever calls them."""
 LOCAL_CALLER = "local"
 """Everybody who reaches a developer's server on loopback."""
 ANONYMOUS_CALLER = "anonymous"
 """Everybody, where CALLER_AUTH is off."""
-RESERVED_NAMES = frozenset({COMMAND_LINE.caller, SWEEPER.caller, LOCAL_CALLER, ANONYMOUS_CALLER})
+RESERVED_NAMES = frozenset({COMMAND_LINE.caller, SWEEPER.caller, DATABASE, LOCAL_CALLER, ANONYMOUS_CALLER})
 """What no caller may be named, so that the trail tells them apart."""

@@ -202,13 +202,10 @@ def is_month_missing(session: Session) -> bool:
 
 
 def drop_partitions(session: Session, *, now: datetime, keep: timedelta) -> int:
-    """Drop the months that ended `keep` ago or earlier, and record that; how many.
+    """Drop the months that ended `keep` ago or earlier; how many. The database itself records which.
 
     The database raises an error for a `keep` of less than 90 days. Waits half a second for those who use the trail at
     that moment, and holds them up meanwhile; raises the driver's error for a lock timeout then: try again later.
     """
     older_than = literal(now - keep, DateTime(timezone=True))
-    dropped = int(session.execute(select(func.audit_drop_partitions(older_than))).scalar_one())
-    if dropped:
-        record(session, "DropAuditEvents")
-    return dropped
+    return int(session.execute(select(func.audit_drop_partitions(older_than))).scalar_one())

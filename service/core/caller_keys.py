@@ -65,8 +65,8 @@ def hash_key(text: str) -> bytes:
 
 
 def key_id_in(text: str) -> str | None:
-    """The id in what looks like a key, whole or not; None when it looks like something else."""
-    found = _START.match(text)
+    """The id of a key in a text, whole or not, as it is found in logs and files; None when there is none."""
+    found = _START.search(text)
     return found[1] if found else None
 
 

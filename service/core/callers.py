@@ -17,6 +17,7 @@ from sqlalchemy import delete, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session
 
+from service.base.errors import DatabaseUnavailableError
 from service.base.origin import RESERVED_NAMES
 from service.core import audit
 from service.core.caller_keys import NewKey
@@ -100,7 +101,12 @@ class CallerRecord:
 
 
 def load_directory(session: Session) -> Directory:
-    """Everything that decides who calls. Two statements."""
+    """Everything that decides who calls; three statements.
+
+    Raises DatabaseUnavailableError on a standby: it may not know yet what was revoked.
+    """
+    if session.scalar(select(func.pg_is_in_recovery())):
+        raise DatabaseUnavailableError
     keys = session.execute(
         select(
             _KEYS.c.key_hash,

@@ -17,6 +17,20 @@ _OWNERSHIP = text(
     " AND (pg_has_role(:role, relowner, 'MEMBER') OR NOT pg_has_role(current_user, relowner, 'USAGE'))"
     " ORDER BY relname LIMIT 1"
 )
+_WAYS_ROUND = text(
+    "SELECT nspname AS schema, pg_has_role(:role, nspowner, 'MEMBER') AS owns_schema,"
+    " pg_has_role(:role, datdba, 'MEMBER') AS owns_database,"
+    " has_schema_privilege(:role, pg_namespace.oid, 'CREATE') AS may_create"
+    " FROM pg_namespace, pg_database WHERE nspname = current_schema() AND datname = current_database()"
+)
+_EXCESS = text(
+    "SELECT found::text FROM (SELECT to_regclass(:table) AS found, true AS is_whole"
+    " UNION ALL SELECT inhrelid::regclass, false FROM pg_inherits WHERE inhparent = to_regclass(:table)) AS tables"
+    " WHERE has_table_privilege(:role, found, 'UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER')"
+    " OR has_column_privilege(:role, found, 'occurred_at', 'INSERT')"
+    " OR has_column_privilege(:role, found, 'id', 'INSERT')"
+    " OR (NOT is_whole AND has_any_column_privilege(:role, found, 'SELECT, INSERT, UPDATE')) LIMIT 1"
+)
 _PARTITIONS = text(
     "SELECT relname FROM pg_inherits JOIN pg_class ON oid = inhrelid WHERE inhparent = to_regclass(:name)"
 )
@@ -39,8 +53,10 @@ def grant(connection: Connection, role: str) -> bool:
     found = set(inspect(connection).get_table_names())
     tables = [name for name in Base.metadata.tables if name in found]
     _require_separation(connection, role, tables)
+    _require_no_way_round(connection, role)
     for statement in _statements(connection, tables, role):
         connection.exec_driver_sql(statement)
+    _require_no_other_rights(connection, role)
     connection.commit()
     return True
 
@@ -54,6 +70,32 @@ def _require_separation(connection: Connection, role: str, tables: list[str]) ->
         "DATABASE_URL owns it, is a member of the role that does, or is a superuser; or a third role owns it. As a "
         "superuser: REASSIGN OWNED BY the old owner TO the new one, in this database; then migrate again"
     )
+
+
+def _require_no_way_round(connection: Connection, role: str) -> None:
+    """Whoever owns schema or database may drop what is in it; whoever may create there can hang a trigger on it."""
+    found = connection.execute(_WAYS_ROUND, {"role": role}).one()
+    if found.owns_schema or found.owns_database:
+        what = "schema" if found.owns_schema else "database"
+        raise GrantsError(
+            f"The role {role} of DATABASE_URL owns the {what}, or is a member of the role that does, and could drop "
+            f"the audit trail. As a superuser: ALTER {what.upper()} … OWNER TO another role; then migrate again"
+        )
+    if found.may_create:
+        raise GrantsError(
+            f"The role {role} of DATABASE_URL may create in the schema {found.schema}, and could hide what is in it. "
+            f"REVOKE CREATE ON SCHEMA {found.schema} FROM it, or from PUBLIC; then migrate again"
+        )
+
+
+def _require_no_other_rights(connection: Connection, role: str) -> None:
+    """What a membership gives cannot be taken from the role itself."""
+    excess = connection.scalar(_EXCESS, {"role": role, "table": _AUDIT.name})
+    if excess is not None:
+        raise GrantsError(
+            f"The role {role} of DATABASE_URL has rights on {excess} that it should not have, by a role of which it is "
+            "a member or by PUBLIC. Revoke them there; then migrate again"
+        )
 
 
 def _statements(connection: Connection, tables: list[str], role: str) -> list[str]:

@@ -63,6 +63,9 @@ def make_dev_certificates(
     names = [_general_name(name) for name in dict.fromkeys((*DEFAULT_SERVER_NAMES, *server_names))]
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _require_own(directory, others_may=0o055)
+        if (directory / CA_KEY).exists():
+            _require_own(directory / CA_KEY, others_may=0)
         ca = _usable_ca(directory, now)
         files: dict[str, bytes] = {}
         if ca is None:
@@ -187,6 +190,16 @@ def _general_name(name: str) -> x509.GeneralName:
         if not _DNS_NAME.fullmatch(name):
             raise DevCertificateError(f"{name!r} is neither a DNS name in ASCII nor an IP address") from None
         return x509.DNSName(name)
+
+
+def _require_own(path: Path, *, others_may: int) -> None:
+    """A CA that somebody else has put there, or may have read, would let them be any client."""
+    found = path.stat()
+    if found.st_uid != os.geteuid() or found.st_mode & 0o077 & ~others_may:
+        raise DevCertificateError(
+            f"{path} belongs to another user, or others may {'read' if not others_may else 'write'} it: choose another "
+            "directory, or make it yours alone"
+        )
 
 
 def _usable_ca(directory: Path, now: datetime) -> Issued | None:

@@ -8,6 +8,7 @@ import grpc
 
 from service.base.entropy import random_id
 from service.base.origin import Origin
+from service.core.caller_keys import PREFIX as _KEY_PREFIX
 from service.db.engine import Database, Scope
 
 REQUEST_ID_KEY = "x-request-id"
@@ -33,6 +34,8 @@ class Call:
     caller: str = ""
     key_id: str | None = None
     """The public part of the API key that was used."""
+    claimed_key_id: str | None = None
+    """That of one that was sent and opened nothing: anybody may have made it up."""
     status: grpc.Status | None = None
     """The failure to answer with; None while there is none."""
     reason: str | None = None
@@ -47,7 +50,7 @@ def read_metadata(call: Call) -> None:
     """Note what the caller's metadata says to the pipeline; the rest of it is nobody's business."""
     for key, value in call.context.invocation_metadata():
         if key == REQUEST_ID_KEY:
-            if isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+            if isinstance(value, str) and _REQUEST_ID.fullmatch(value) and not value.startswith(_KEY_PREFIX):
                 call.request_id = value
         elif key == _AUTHORIZATION_KEY:
             call.authorization = str(value) if call.authorization is None else ""

@@ -80,6 +80,7 @@ class CallerDirectory:
         self._directory = Directory({}, {})
         self._read_at = _NOT_YET
         self._failed_at = _NOT_YET
+        self._reading_since: float | None = None
         self._counting = Lock()
         self._extra_loads = float(_EXTRA_LOADS)
         self._extra_counted_at = monotonic()
@@ -159,7 +160,9 @@ class CallerDirectory:
                 lambda: self._read_at >= not_before or self._failed_at >= asked_at or self._is_ending,
                 timeout=max(0.0, min(until - asked_at, _LOAD_SECONDS)),
             )
-            if self._read_at < not_before:
+            # Also what took longer than it counts is nothing that decides.
+            if self._read_at < max(not_before, monotonic() - self._max_age):
+                self._tell_of_silence()
                 raise DatabaseUnavailableError
             return self._directory
 
@@ -174,22 +177,31 @@ class CallerDirectory:
             self._load()
 
     def _load(self) -> None:
-        started_at = monotonic()
+        self._reading_since = started_at = monotonic()
         try:
             directory = self._read(started_at + _LOAD_SECONDS)
         except Exception as error:  # noqa: BLE001  whatever it is: nobody may call, and the thread goes on
+            self._reading_since = None
             self._tell_of(error)
             with self._changed:
                 self._failed_at = monotonic()
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: self._is_ending, timeout=_RETRY_SECONDS)
             return
+        self._reading_since = None
         if self._is_failing:
             _log.info("callers can be read again")
         self._is_failing = False
         with self._changed:
             self._directory, self._read_at = directory, started_at
             self._changed.notify_all()
+
+    def _tell_of_silence(self) -> None:
+        """Say once when a read does not end: the reading thread cannot."""
+        since = self._reading_since
+        if since is not None and monotonic() - since > _LOAD_SECONDS and not self._is_failing:
+            self._is_failing = True
+            _log.error("callers cannot be read", reason="the database does not answer", seconds=monotonic() - since)
 
     def _tell_of(self, error: Exception) -> None:
         """Say once for each outage that nobody can be known."""
@@ -257,7 +269,7 @@ class Credentials:
         """A key decides also where there is a certificate: who sends one that opens nothing is told so."""
         form = _BEARER.fullmatch(authorization)
         text = "" if form is None else form[1]
-        call.key_id = key_id_in(text)  # also of one that is refused: an operator must know which to revoke
+        call.claimed_key_id = key_id_in(text)  # of one that is refused unseen: an operator may have to revoke it
         if self._keys_need_loopback and not is_loopback_peer(call.context.peer()):
             raise KeyOverPlaintextError
         try:
@@ -267,6 +279,7 @@ class Credentials:
         known = self._directory.key(key_hash, until=call.deadline)
         if known is None:
             raise KeyUnknownError
+        call.key_id = known.key_id
         if known.revoked_at is not None:
             raise KeyRevokedError
         now = self._clock()

@@ -161,6 +161,10 @@ def test_the_service_writes_reads_and_keeps_the_trail(roles: Roles) -> None:
             assert audit.make_partitions(session) == 0
         with database.scope(origin=SERVED) as session, session.begin():
             assert audit.drop_partitions(session, now=datetime.now(UTC), keep=timedelta(days=400)) == 1
+            (dropped,) = audit.list_events(
+                session, where=audit.AuditFilter(action="DropAuditEvents"), after=None, size=10
+            ).events
+            assert (dropped.caller, dropped.changed_fields) == ("database", ["audit_events_2020_01"])
             found = audit.list_events(session, where=audit.AuditFilter(action="Try"), after=None, size=10).events
     finally:
         database.dispose()
@@ -171,6 +175,48 @@ def test_the_service_writes_reads_and_keeps_the_trail(roles: Roles) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------- may not
+
+
+@pytest.mark.parametrize(
+    "statement, words",
+    [
+        ("ALTER DATABASE {database} OWNER TO {service}", "owns the (schema|database)"),
+        ("ALTER SCHEMA public OWNER TO {service}", "owns the schema"),
+        ("GRANT CREATE ON SCHEMA public TO {service}", "may create in the schema public"),
+        ("GRANT CREATE ON SCHEMA public TO PUBLIC", "may create in the schema public"),
+        ("GRANT TRIGGER ON audit_events TO PUBLIC", "has rights on audit_events"),
+        ("GRANT INSERT ON audit_events_default TO PUBLIC", "has rights on audit_events_default"),
+    ],
+)
+def test_a_service_that_could_get_round_it_is_refused(postgres: Postgres, statement: str, words: str) -> None:
+    """As the owner of what holds the trail, as one who may create beside it, or by what everybody may do."""
+    with two_roles(postgres) as roles:
+        roles.migrate()
+        owner, service = (sql.Identifier(url.username or "") for url in (roles.owner, roles.service))
+        run(roles.superuser, sql.SQL("GRANT USAGE, CREATE ON SCHEMA public TO {}").format(owner))
+        database = sql.Identifier(roles.superuser.database or "")
+        run(roles.superuser, sql.SQL(statement).format(database=database, service=service))
+
+        with pytest.raises(GrantsError, match=words):
+            roles.migrate()
+
+
+def test_default_privileges_do_not_reach_new_months(postgres: Postgres) -> None:
+    """What the owner gives away of all tables to come is not given of a month."""
+    with two_roles(postgres) as roles:
+        roles.migrate()
+        service = sql.Identifier(roles.service.username or "")
+        run(roles.owner, sql.SQL("ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO {}").format(service))
+        run(roles.owner, "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC")
+        assert run(roles.service, "SELECT audit_make_partitions(5)") == [(2,)]
+
+        held = (
+            "SELECT count(*) FROM pg_class, aclexplode(relacl)"
+            " WHERE relname ~ '^audit_events_2' AND grantee <> relowner"
+        )
+        assert run(roles.owner, held) == [(0,)]
+        roles.migrate()
+
 
 EVENT = "'billing', 'Forge', 'succeeded', ''"
 FORBIDDEN = (

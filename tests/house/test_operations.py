@@ -51,7 +51,7 @@ def test_every_action_of_the_trail_is_listed() -> None:
     }
     table = PAGE.read_text().split("| Action |")[1].split("\n\n")[0]
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| ")]
-    assert recorded
+    recorded.add("DropAuditEvents")  # by a function in the database
     assert {name for cell in cells for name in ACTION.findall(cell)} == recorded
 
 
@@ -204,4 +204,6 @@ def test_the_trail(private_url: URL, tmp_path: Path) -> None:
     assert kept[0].startswith("id,occurred_at,caller,")
     assert [line.split(",")[2] for line in kept[1:]] == ["shop"] * 3
     typing.administer("SELECT audit_drop_partitions('2020-02-01 00:00+00')")
-    typing.administer("DO $$ BEGIN ASSERT NOT EXISTS (SELECT FROM audit_events), 'still there'; END $$")
+    typing.administer(
+        "DO $$ BEGIN ASSERT NOT EXISTS (SELECT FROM audit_events WHERE caller = 'shop'), 'still there'; END $$"
+    )

@@ -95,7 +95,7 @@ class TestOutage:
         began = {sent: self.last_but(sent, ask) for sent in usual}
         for sent, expected in usual.items():
             assert began[sent] <= gone + self.AGE, expected
-            for _ in range(20):
+            for _ in range(5):
                 self.is_unavailable(proxied, sent)
         assert proxied.told() == "CREDENTIALS_MISSING"
         assert proxied.told(bearer(key)[:-1]) == "KEY_MALFORMED"
@@ -200,23 +200,20 @@ class TestManyAtOnce:
             with ThreadPoolExecutor(1) as pool:
                 accepting = pool.submit(self._accept, silent, accepted)
                 directory = self.directory(url)
-                directory.start()
 
                 def ask(index: int) -> str:
-                    until = monotonic() + PATIENCE
+                    if index == 0:
+                        directory.start()
+                        return "started"
                     with pytest.raises(DatabaseUnavailableError):
-                        directory.key(new_key().key_hash, until=until) if index % 2 else directory.identities(
-                            [], until=until
-                        )
+                        directory.key(new_key().key_hash, until=monotonic() + PATIENCE)
                     return "told"
 
-                assert at_once(16, ask) == ["told"] * 16
+                assert at_once(16, ask) == ["started"] + ["told"] * 15
                 assert directory.end(patience=PATIENCE)
                 silent.shutdown(socket.SHUT_RDWR)
                 accepting.result(PATIENCE)
-            assert (
-                1 <= len(accepted) <= 4
-            )  # not 16: one at the start, one for those who ask, and what was begun meanwhile
+            assert 1 <= len(accepted) <= 3  # not 15: one for those who ask, and one that was begun for who came late
             for one in accepted:
                 one.close()
 

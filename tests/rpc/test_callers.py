@@ -174,7 +174,7 @@ class TestLog:
             assert self.lines(served, *sent) == [{"code": "UNAUTHENTICATED", "caller": "", "reason": reason}]
         for text, reason in ((bearer(unknown), "KEY_UNKNOWN"), (bearer(unknown)[:-1], "KEY_MALFORMED")):
             assert self.lines(served, text) == [
-                {"code": "UNAUTHENTICATED", "caller": "", "key": unknown.key_id, "reason": reason}
+                {"code": "UNAUTHENTICATED", "caller": "", "claimed_key": unknown.key_id, "reason": reason}
             ]
 
     def test_of_answers(self, served: Served) -> None:

@@ -1,6 +1,7 @@
 """Settings, keys, tokens and the log: parsing, refusals, and nothing secret in print."""
 
 import io
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -183,3 +184,13 @@ class TestLog:
 
         assert stream.getvalue().startswith(start)
         assert stream.getvalue().count("\n") == 1
+
+
+def test_headers_that_grpcio_cannot_decode_are_not_logged() -> None:
+    """It would log them whole, at any length that a stranger likes: a key with a blank that was pasted along, say."""
+
+    def record(text: str) -> logging.LogRecord:
+        return logging.LogRecord("grpc._cython.cygrpc", logging.ERROR, __file__, 1, text, (), None)
+
+    assert not log._holds_no_metadata(record("Invalid encoding on b'Bearer pk_…\\xff'"))
+    assert log._holds_no_metadata(record("Handshake failed"))

@@ -65,6 +65,8 @@ def log_access(proceed: Handler, method: Method) -> Handler:
         }
         if call.key_id is not None:
             line["key"] = call.key_id
+        elif call.claimed_key_id is not None:
+            line["claimed_key"] = call.claimed_key_id
         if call.reason is not None:
             line["reason"] = call.reason
         log.info("rpc", **line)
