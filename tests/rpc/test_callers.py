@@ -147,7 +147,7 @@ class TestLog:
             told(served.channel, *authorization, method=method, metadata=[("x-request-id", "logged")])
         assert not [entry for entry in log if "pk_" in str(entry)]
         return [
-            {name: entry[name] for name in ("code", "caller", "key", "reason") if name in entry}
+            {name: entry[name] for name in ("code", "caller", "key", "claimed_key", "reason") if name in entry}
             for entry in log
             if entry.get("request_id") == "logged"
         ]
