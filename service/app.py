@@ -1,8 +1,9 @@
 """The composition root: settings in, a running server out. Everything is wired here and nowhere else."""
 
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 import grpc
 import structlog
@@ -49,6 +50,7 @@ from service.tasks import DatabaseProbe, Repeating, make_audit_months, sweep_and
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 _THREAD_PATIENCE = 0.5
+_LOOK_UP_SECONDS = 0.25
 _AUDIT_MONTHS_EVERY = 3600.0
 _CERTIFICATES_EVERY = 60.0
 _KEY_USES_EVERY = 10.0
@@ -188,8 +190,14 @@ class Server:
         return self._directory is not None
 
     def wait(self) -> None:
-        """Return when `end` is called, or when the server cannot go on: then `failure` says why."""
-        self._ends.get()
+        """Return when `end` is called, or when the server cannot go on: then `failure` says why.
+
+        Looks up now and then: the kernel may hand a signal to any thread, and Python's handler runs in this one, which
+        is not woken by a signal that another thread got.
+        """
+        while True:
+            with suppress(Empty):
+                return self._ends.get(timeout=_LOOK_UP_SECONDS)
 
     def end(self) -> None:
         """Let `wait` return. Safe to call from a signal handler."""

@@ -1,9 +1,9 @@
 """What all callers are held in: read rarely, bounded against strangers, and silent when the database is."""
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -45,6 +45,27 @@ def eventually(is_true: Callable[[], bool], what: str) -> None:
 def loads(proxy: PostgresProxy) -> int:
     """How often all callers were read."""
     return len([one for one in proxy.statements if "FROM caller_keys" in one])
+
+
+@contextlib.contextmanager
+def silent_server(accepted: list[socket.socket]) -> Iterator[int]:
+    """The port of a server that accepts connections and says nothing on them."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    accepted.append(listening.accept()[0])
+
+        accepting = threading.Thread(target=accept)
+        accepting.start()
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            accepting.join(PATIENCE)
+            for connection in accepted:
+                connection.close()
 
 
 @dataclass(frozen=True)
@@ -194,35 +215,21 @@ class TestManyAtOnce:
 
     def test_nobody_queues_up_to_fail(self, private_url: URL) -> None:
         """A database that does not answer: who waited while one tried is told what that one was, and tries no more."""
-        with socket.create_server(("127.0.0.1", 0)) as silent:
-            url = private_url.set(host="127.0.0.1", port=silent.getsockname()[1], query={"sslmode": "disable"})
-            accepted: list[socket.socket] = []
-            with ThreadPoolExecutor(1) as pool:
-                accepting = pool.submit(self._accept, silent, accepted)
-                directory = self.directory(url)
+        accepted: list[socket.socket] = []
+        with silent_server(accepted) as port:
+            directory = self.directory(private_url.set(host="127.0.0.1", port=port, query={"sslmode": "disable"}))
 
-                def ask(index: int) -> str:
-                    if index == 0:
-                        directory.start()
-                        return "started"
-                    with pytest.raises(DatabaseUnavailableError):
-                        directory.key(new_key().key_hash, until=monotonic() + PATIENCE)
-                    return "told"
+            def ask(index: int) -> str:
+                if index == 0:
+                    directory.start()
+                    return "started"
+                with pytest.raises(DatabaseUnavailableError):
+                    directory.key(new_key().key_hash, until=monotonic() + PATIENCE)
+                return "told"
 
-                assert at_once(16, ask) == ["started"] + ["told"] * 15
-                assert directory.end(patience=PATIENCE)
-                silent.shutdown(socket.SHUT_RDWR)
-                accepting.result(PATIENCE)
-            assert 1 <= len(accepted) <= 3  # not 15: one for those who ask, and one that was begun for who came late
-            for one in accepted:
-                one.close()
-
-    def _accept(self, silent: socket.socket, accepted: list[socket.socket]) -> None:
-        while True:
-            try:
-                accepted.append(silent.accept()[0])
-            except OSError:
-                return
+            assert at_once(16, ask) == ["started"] + ["told"] * 15
+            assert directory.end(patience=PATIENCE)
+        assert 1 <= len(accepted) <= 3  # not 15: one for those who ask, and one that was begun for who came late
 
     def test_nobody_waits_longer_than_the_caller(self, private_url: URL) -> None:
         """A database that does not answer holds the thread that reads, and no call past its own time."""

@@ -17,7 +17,7 @@ from sqlalchemy.engine import URL
 from personae.v1 import audit_pb2, audit_pb2_grpc, user_pb2_grpc
 from service.base.settings import SettingsError, load_settings
 from tests.dev.servers import forget
-from tests.support.callers import connected, operating, told
+from tests.support.callers import PATIENCE, connected, operating, told
 from tests.support.databases import ROOT, libpq_url
 from tests.support.factories import new_user
 from tests.support.processes import Process, process
@@ -109,8 +109,10 @@ class Developer:
                     yield channel
             finally:
                 server.terminate()
-                assert server.stderr is not None
-                self._hear(server.stderr.read())
+                try:
+                    self._hear(server.communicate(timeout=PATIENCE)[1])
+                finally:
+                    server.kill()
         assert server.returncode == 0
 
     def create_caller(self) -> str:
