@@ -54,15 +54,18 @@ def create(  # noqa: PLR0917  click calls it by name
     days: int,
 ) -> None:
     """Make a caller, and print its API key: once, alone on standard output."""
-    from service.core.callers import add_key, create_caller, list_callers
+    from service.core.callers import CallerExistsError, add_key, create_caller
     from service.rpc.access import ALL_SCOPES
 
     granted = _known(ALL_SCOPES if all_scopes else scopes)
     with _changing() as (session, now):
-        if if_missing and any(found.name == name for found in list_callers(session)):
-            click.echo(f"There is a caller {name} already.", err=True)
+        try:
+            create_caller(session, name, scopes=granted, identities=identities)
+        except CallerExistsError as error:
+            if not if_missing:
+                raise
+            click.echo(error, err=True)
             return
-        create_caller(session, name, scopes=granted, identities=identities)
         key = None if no_key else _new_key()
         if key is not None:
             add_key(session, name, key, expires_at=now + timedelta(days=days), now=now)

@@ -47,6 +47,10 @@ class CallerError(Exception):
     """What an operator asks for cannot be done. The text says why."""
 
 
+class CallerExistsError(CallerError):
+    """There is a caller of that name."""
+
+
 class KnownCaller(NamedTuple):
     """Who calls, and what they may."""
 
@@ -168,7 +172,7 @@ def get_caller(session: Session, name: str) -> CallerRecord:
 def create_caller(session: Session, name: str, *, scopes: Iterable[str], identities: Iterable[str] = ()) -> None:
     """Make a caller with these scopes, known by these names in certificates.
 
-    Raises CallerError: an unusable name or identity, one that is taken, too many callers.
+    Raises CallerExistsError; CallerError: an unusable name or identity, one that is taken, too many callers.
     """
     if not _NAME.fullmatch(name) or len(name) > _NAME_MAX_LENGTH:
         raise CallerError(
@@ -184,7 +188,7 @@ def create_caller(session: Session, name: str, *, scopes: Iterable[str], identit
         pg_insert(_CALLERS).values(name=name, scopes=granted).on_conflict_do_nothing().returning(_CALLERS.c.id)
     )
     if made is None:
-        raise CallerError(f"There is a caller {name} already.")
+        raise CallerExistsError(f"There is a caller {name} already.")
     audit.record(session, "CreateCaller", target_caller=name, changed=_granted(granted))
     for identity in identities:
         _add_identity(session, made, name, identity)

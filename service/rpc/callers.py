@@ -84,6 +84,7 @@ class CallerDirectory:
         self._counting = Lock()
         self._extra_loads = float(_EXTRA_LOADS)
         self._extra_counted_at = monotonic()
+        self._paid_at = _NOT_YET
         self._uses: dict[str, datetime] = {}
         self._reader = Thread(target=self._run, name="callers", daemon=True)
 
@@ -143,10 +144,12 @@ class CallerDirectory:
             _log.warning("uses of keys not written", reason=error.reason)
 
     def _find(self, look_up: Callable[[Directory], _T | None], until: float) -> _T | None:
-        found = look_up(self._current(not_before=monotonic() - self._max_age, until=until))
-        if found is None and self._may_load_once_more():
-            found = look_up(self._current(not_before=monotonic(), until=until))  # it may have been made a moment ago
-        return found
+        seen = self._current(not_before=monotonic() - self._max_age, until=until)
+        found = look_up(seen)
+        if found is not None:
+            return found
+        not_before = self._second_look(seen)  # it may have been made a moment ago
+        return None if not_before is None else look_up(self._current(not_before=not_before, until=until))
 
     def _current(self, *, not_before: float, until: float) -> Directory:
         """The directory, read since this moment: at once when it was, else when the reading thread has done it."""
@@ -154,8 +157,9 @@ class CallerDirectory:
             return self._directory
         with self._changed:
             asked_at = monotonic()
-            self._is_wanted = True
-            self._changed.notify_all()
+            if self._reading_since is None or self._reading_since < not_before:  # else what is under way will do
+                self._is_wanted = True
+                self._changed.notify_all()
             self._changed.wait_for(
                 lambda: self._read_at >= not_before or self._failed_at >= asked_at or self._is_ending,
                 timeout=max(0.0, min(until - asked_at, _LOAD_SECONDS)),
@@ -174,26 +178,26 @@ class CallerDirectory:
                 if self._is_ending:
                     return
                 self._is_wanted = False
-            self._load()
+                self._reading_since = started_at = monotonic()
+            self._load(started_at)
 
-    def _load(self) -> None:
-        self._reading_since = started_at = monotonic()
+    def _load(self, started_at: float) -> None:
         try:
             directory = self._read(started_at + _LOAD_SECONDS)
         except Exception as error:  # noqa: BLE001  whatever it is: nobody may call, and the thread goes on
-            self._reading_since = None
             self._tell_of(error)
             with self._changed:
+                self._reading_since = None
                 self._failed_at = monotonic()
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: self._is_ending, timeout=_RETRY_SECONDS)
             return
-        self._reading_since = None
         if self._is_failing:
             _log.info("callers can be read again")
         self._is_failing = False
         with self._changed:
             self._directory, self._read_at = directory, started_at
+            self._reading_since = None
             self._changed.notify_all()
 
     def _tell_of_silence(self) -> None:
@@ -223,17 +227,26 @@ class CallerDirectory:
         with self._database.scope(deadline=deadline) as session, reading(session):
             return callers.load_directory(session)
 
-    def _may_load_once_more(self) -> bool:
-        """Whether an unknown name is worth a look at the database: a few times at once, then once a second."""
+    def _second_look(self, seen: Directory) -> float | None:
+        """Since when callers must have been read to look for an unknown name again; None when it is not worth it.
+
+        A few such reads at once, then one a second; whoever comes while one is under way has it as well, so that many
+        who bring a new key at once are all known.
+        """
         now = monotonic()
         with self._counting:
+            if self._directory is not seen:
+                return self._read_at
+            if self._paid_at > self._read_at:
+                return self._paid_at
             earned = now - self._extra_counted_at
             self._extra_loads = min(_EXTRA_LOADS, self._extra_loads + earned)
             self._extra_counted_at = now
             if self._extra_loads < 1:
-                return False
+                return None
             self._extra_loads -= 1
-            return True
+            self._paid_at = now
+            return now
 
 
 class Credentials:

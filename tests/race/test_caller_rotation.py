@@ -21,7 +21,8 @@ from tests.support.threads import at_once
 
 THREADS = 8
 OPERATORS = 8
-CACHE_SECONDS = 0.2
+CACHE_SECONDS = 1.0
+"""Longer than it takes to read the callers also where a machine has much else to do: then calls would be refused."""
 ONE = Counter(done=1, refused=OPERATORS - 1)
 
 
@@ -99,9 +100,9 @@ def test_no_call_fails_while_a_key_is_rotated(url: URL, operator: Operator) -> N
                 load.key = key
                 load.wait_until_all_use(key)
                 operator.revoke(old)
-                revoked = monotonic()
-                while monotonic() < revoked + CACHE_SECONDS:
-                    load.wait_until_all_use(key)
+            revoked = monotonic()
+            while monotonic() < revoked + CACHE_SECONDS:
+                load.wait_until_all_use(key)
         finally:
             load.stop()
         assert load.failed == []
@@ -111,7 +112,7 @@ def test_what_is_granted_and_withdrawn_of_others_troubles_nobody(url: URL, opera
     """A caller under load is not refused while everything else changes and is read anew all the time."""
     key = operator.create_with_key("users.read")
     other = operator.create("users.read")
-    with running(url, caller_auth="required", caller_cache_seconds=0.1) as server:
+    with running(url, caller_auth="required", caller_cache_seconds=CACHE_SECONDS) as server:
         load = Load([server], key)
         try:
             for _ in range(10):

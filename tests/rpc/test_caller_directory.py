@@ -213,6 +213,16 @@ class TestManyAtOnce:
         assert len([one for one in proxy.statements if "FROM caller_keys" in one]) in {1, 2}
         assert directory.end(patience=PATIENCE)
 
+    def test_many_who_bring_a_new_key_at_once_are_all_known(self, private_url: URL) -> None:
+        """One look serves all who ask."""
+        with operating(private_url) as operator:
+            directory = self.directory(private_url)
+            directory.start()
+            key = operator.create_with_key("users.read")
+            found = at_once(64, lambda _: directory.key(key.key_hash, until=monotonic() + PATIENCE))
+            assert directory.end(patience=PATIENCE)
+        assert found.count(None) == 0
+
     def test_nobody_queues_up_to_fail(self, private_url: URL) -> None:
         """A database that does not answer: who waited while one tried is told what that one was, and tries no more."""
         accepted: list[socket.socket] = []
@@ -271,7 +281,7 @@ class TestLastUse:
 
                 def use_and_have_all_read(times: int) -> None:
                     for _ in range(times):
-                        told(server.channel, bearer(key))
+                        eventually(lambda: told(server.channel, bearer(key)) == "OK", "it is used")
                         told(server.channel, bearer(key), method=CHECK_PASSWORD, request=CHECK)
                     directory = server.server._directory
                     assert directory is not None

@@ -100,9 +100,13 @@ class Developer:
     @contextlib.contextmanager
     def running(self, caller_auth: str) -> Iterator[grpc.Channel]:
         """The server of `make run`, which ends well. What it prints for people shows an email: it is not the log."""
-        command = [sys.executable, "-m", "service", "dev"]
         with subprocess.Popen(
-            command, cwd=ROOT, env=self.environment(caller_auth), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            [sys.executable, "-m", "service", "dev"],
+            cwd=ROOT,
+            env=self.environment(caller_auth),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            bufsize=0,  # what was read beyond a line would be lost to `communicate`
         ) as server:
             try:
                 with connected(f"127.0.0.1:{self._port(server)}") as channel:

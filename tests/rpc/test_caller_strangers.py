@@ -51,7 +51,10 @@ HOSTILE = (
 INTEGERS = (0, 1, 2, -1, 2**31 - 1, -(2**31))
 SILENT = {"SELECT 1", "BEGIN", "COMMIT"}
 """Statements that say nothing: whose they are the others tell."""
-LOOKS = re.compile(r"(FROM|UPDATE) caller_keys|FROM caller_identities|pg_is_in_recovery")
+LOOKS = re.compile(
+    r"(FROM|UPDATE) caller_keys|FROM caller_identities|pg_is_in_recovery|SET LOCAL synchronous_commit = off$"
+)
+"""Looks at callers, the writing down of when their keys were used, and looks at the health of the database."""
 Outcome = tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]
 
 
@@ -140,7 +143,7 @@ class Attacked:
     """One that there is, and one that there is not."""
 
     def feature_statements(self) -> list[str]:
-        """What was sent to the database, but for the looks at callers and at its health."""
+        """What was sent to the database, but for what the server does by itself."""
         return [one for one in self.proxy.statements if one not in SILENT and not LOOKS.search(one)]
 
     def rows(self) -> dict[str, list[str]]:
