@@ -42,8 +42,9 @@ from service.rpc.credentials import CredentialRules, CredentialServicer
 from service.rpc.hashing import Hashing, usable_cores
 from service.rpc.interceptors.pipeline import Pipeline
 from service.rpc.interceptors.stages import stages
+from service.rpc.peers import PeerCertificates
 from service.rpc.sign_in import SignIn
-from service.rpc.tls import CertificateError, Certificates, PeerCertificates, TlsFiles
+from service.rpc.tls import CertificateError, Certificates, TlsFiles
 from service.rpc.user_requests import UserRules
 from service.rpc.users import UserServicer
 from service.tasks import DatabaseProbe, Repeating, make_audit_months, sweep_and_log

@@ -36,7 +36,7 @@ from service.core.callers import LAST_USED_GRAIN, Directory, KnownCaller, KnownK
 from service.db.engine import Database, reading
 from service.rpc.access import ALL_SCOPES
 from service.rpc.call import Call
-from service.rpc.tls import PeerCertificates
+from service.rpc.peers import PeerCertificates
 
 REFRESHES_PER_AGE = 2.5
 """How often everything is read anew within the age at which it counts no more: once may fail, or be late."""

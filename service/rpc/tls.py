@@ -1,4 +1,4 @@
-"""TLS: the server's certificate, which is taken anew from its files without a restart, and what clients show.
+"""TLS: the server's certificate, which is taken anew from its files without a restart.
 
     whole files         used by every handshake from then on; connections that stand stay as they are
     anything else       told once in the log; what was whole last stays in use, and the next connection looks again
@@ -7,14 +7,12 @@ Files are looked at when somebody connects, not by a watcher: a stat costs less 
 is handed to gRPC is written anew from what was parsed, so that it cannot stumble over what has been found good.
 """
 
-import re
 import stat
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import grpc
 import structlog
@@ -24,14 +22,13 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from service.base.clock import Clock
+from service.rpc.peers import alternative_names
 
 EXPIRES_SOON = timedelta(days=14)
-MAX_KNOWN_PEERS = 1024
 _CERTIFICATE, _PRIVATE_KEY, _CLIENT_CA = "TLS_CERTIFICATE_FILE", "TLS_PRIVATE_KEY_FILE", "TLS_CLIENT_CA_FILE"
 _MAX_FILE_BYTES = 1024 * 1024
 _SETTLED_AFTER = timedelta(seconds=3)
 """How old a change must be before no other can hide behind the same times: the coarsest file systems count by 2 s."""
-_DNS_NAME = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 _State = tuple[tuple[int, ...], ...]
 """What tells one state of the files from another without reading them."""
 _log = structlog.get_logger("personae.tls")
@@ -269,7 +266,7 @@ def _parsed(files: TlsFiles, contents: _Contents) -> _Identity:
             serial=f"{leaf.serial_number:x}",
             not_before=leaf.not_valid_before_utc,
             not_after=leaf.not_valid_after_utc,
-            dns_names=_alternative_names(leaf, x509.DNSName),
+            dns_names=alternative_names(leaf, x509.DNSName),
         )
     except Exception:  # noqa: BLE001  extensions are parsed when they are asked for
         raise CertificateError(f"{where} holds a certificate that cannot be parsed") from None
@@ -320,93 +317,3 @@ def _public_key_of(certificate: x509.Certificate) -> object:
         return certificate.public_key()
     except Exception:  # noqa: BLE001  a kind that is unknown here, which is no reason to refuse a CA's certificate
         return None
-
-
-# ---------------------------------------------------------------------------------------------------- clients
-
-
-@dataclass(frozen=True, slots=True)
-class PeerCertificate:
-    """What the certificate of a client says; that the client CA has signed it, gRPC has verified."""
-
-    names: tuple[str, ...]
-    """By which the client can be known: its SPIFFE id, or else its DNS names in lower case. Compared as a whole."""
-    not_before: datetime
-    not_after: datetime
-    is_ambiguous: bool
-    """Whether it has no name because there is more than one URI beside a SPIFFE id."""
-
-
-_UNREADABLE = PeerCertificate(
-    (), datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC), is_ambiguous=False
-)
-
-
-class PeerCertificates:
-    """Reads the certificates of clients, each once: parsing takes longer than all else that a stranger costs."""
-
-    def __init__(self, *, max_known: int = MAX_KNOWN_PEERS) -> None:
-        self._max_known = max_known
-        self._known: dict[bytes, PeerCertificate] = {}
-        self._lock = Lock()
-
-    def of(self, auth_context: Mapping[str, Any]) -> PeerCertificate | None:
-        """The certificate of the connection with this auth_context(); None when the client has shown none.
-
-        Its values are lists of bytes, whatever the stubs say.
-        """
-        pem = next(iter(auth_context.get("x509_pem_cert", ())), None)
-        if pem is None:
-            return None
-        known = self._known.get(pem)
-        return self._learn(pem) if known is None else known
-
-    def _learn(self, pem: bytes) -> PeerCertificate:
-        found = _peer(pem)
-        with self._lock:
-            while len(self._known) >= self._max_known and pem not in self._known:
-                del self._known[next(iter(self._known))]  # the oldest
-            return self._known.setdefault(pem, found)
-
-
-def _peer(pem: bytes) -> PeerCertificate:
-    try:
-        certificate = x509.load_pem_x509_certificate(pem)
-        uris = _alternative_names(certificate, x509.UniformResourceIdentifier)
-        dns_names = _alternative_names(certificate, x509.DNSName)
-        may_sign = _may_sign(certificate)
-    except Exception:  # noqa: BLE001  it is valid to gRPC, but nobody's who could be known
-        return _UNREADABLE
-    is_spiffe = any(uri.startswith("spiffe://") for uri in uris)
-    if is_spiffe:  # X.509-SVID, 2 and 5.2: one URI, and not the certificate of a CA
-        names = tuple(uris) if len(uris) == 1 and not may_sign else ()
-    else:
-        names = tuple(dict.fromkeys(name for name in map(str.lower, dns_names) if _DNS_NAME.fullmatch(name)))
-    return PeerCertificate(
-        names,
-        certificate.not_valid_before_utc,
-        certificate.not_valid_after_utc,
-        is_ambiguous=is_spiffe and len(uris) > 1,
-    )
-
-
-def _alternative_names(
-    certificate: x509.Certificate, kind: type[x509.DNSName] | type[x509.UniformResourceIdentifier]
-) -> list[str]:
-    try:
-        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    except x509.ExtensionNotFound:
-        return []
-    return found.value.get_values_for_type(kind)
-
-
-def _may_sign(certificate: x509.Certificate) -> bool:
-    """Whether it is the certificate of a CA."""
-    is_ca = False
-    for extension in certificate.extensions:
-        match extension.value:
-            case x509.BasicConstraints(ca=ca):
-                is_ca |= ca
-            case x509.KeyUsage(key_cert_sign=signs, crl_sign=signs_lists):
-                is_ca |= signs or signs_lists
-    return is_ca

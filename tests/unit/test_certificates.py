@@ -33,7 +33,8 @@ from service.dev.certificates import (
     make_ca,
     make_dev_certificates,
 )
-from service.rpc.tls import CertificateError, Certificates, PeerCertificates
+from service.rpc.peers import PeerCertificates
+from service.rpc.tls import CertificateError, Certificates
 from tests.support.certificates import (
     Pair,
     become_pipe,
