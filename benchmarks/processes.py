@@ -34,8 +34,11 @@ class Server:
     """A server that listens."""
 
     pid: int
+    """Of the process that answers."""
     target: str
     """host:port, as callers dial it."""
+    supervisor: int
+    """The process that was started: of the service, the one that has the worker."""
 
 
 def environment(url: URL, **settings: str) -> dict[str, str]:
@@ -52,6 +55,8 @@ def environment(url: URL, **settings: str) -> dict[str, str]:
         "GRPC_PORT": "0",
         "LOG_FORMAT": "json",
         "CALLER_AUTH": "off",
+        "GRPC_WORKERS": "1",
+        "SHUTDOWN_DRAIN": "0",
         **settings,
     }
 
@@ -97,7 +102,8 @@ def running(
             stderr=stream,
         )
     try:
-        yield Server(process.pid, f"127.0.0.1:{_wait_for_port(process, log)}")
+        listening = _wait_until_listening(process, log)
+        yield Server(listening["pid"], f"127.0.0.1:{listening['port']}", process.pid)
     finally:
         process.terminate()
         try:
@@ -108,14 +114,16 @@ def running(
         log.unlink()
 
 
-def _wait_for_port(process: "subprocess.Popen[bytes]", log: Path) -> int:
+def _wait_until_listening(process: "subprocess.Popen[bytes]", log: Path) -> dict[str, int]:
+    """The line that says so."""
     give_up_at = time.monotonic() + _START_SECONDS
     while time.monotonic() < give_up_at:
         has_ended = process.poll() is not None
         text = log.read_text(encoding="utf-8")
         for line in text.splitlines():
             if '"listening"' in line and line.endswith("}"):
-                return int(json.loads(line)["port"])
+                found: dict[str, int] = json.loads(line)
+                return found
         if has_ended:
             raise MeasurementError(f"a server ended instead of listening: {text.strip()}")
         time.sleep(_STEP_SECONDS)

@@ -1,9 +1,10 @@
 """The composition root: settings in, a running server out. Everything is wired here and nowhere else."""
 
-from contextlib import suppress
+import os
 from datetime import timedelta
 from functools import partial
 from queue import Empty, SimpleQueue
+from threading import Event
 
 import grpc
 import structlog
@@ -20,7 +21,9 @@ from personae.v1 import (
     user_pb2,
     user_pb2_grpc,
 )
+from service import sockets
 from service.base.clock import Clock, monotonic, utc_now
+from service.base.cores import usable_cores
 from service.base.errors import HashingBusyError, ServerBusyError
 from service.base.origin import ANONYMOUS_CALLER
 from service.base.settings import Settings, SettingsError
@@ -32,6 +35,7 @@ from service.core.password_policy import PasswordPolicy
 from service.db.diagnosis import Diagnosis
 from service.db.engine import Database
 from service.db.schema import SchemaBehindError
+from service.link import Link
 from service.rpc.access import require_rows
 from service.rpc.admission import BoundedExecutor
 from service.rpc.audit import AuditServicer
@@ -39,7 +43,8 @@ from service.rpc.authentication import AuthenticationServicer
 from service.rpc.builtin import Health, enable_reflection
 from service.rpc.callers import CallerDirectory, Credentials, Identifies, everyone_is
 from service.rpc.credentials import CredentialRules, CredentialServicer
-from service.rpc.hashing import Hashing, usable_cores
+from service.rpc.gate import Gate
+from service.rpc.hashing import Hashing
 from service.rpc.interceptors.pipeline import Pipeline
 from service.rpc.interceptors.stages import stages
 from service.rpc.peers import PeerCertificates
@@ -52,6 +57,11 @@ from service.tasks import DatabaseProbe, Repeating, make_audit_months, sweep_and
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 _THREAD_PATIENCE = 0.5
 _LOOK_UP_SECONDS = 0.25
+_FLUSH_SECONDS = 0.2
+"""How long gRPC has to send the last answers before connections are cut."""
+_AGE_JITTER = 1.1
+"""gRPC spreads the ages at which it sends connections away by a tenth."""
+_BEYOND_RPC_TIMEOUT = 5.0
 _AUDIT_MONTHS_EVERY = 3600.0
 _CERTIFICATES_EVERY = 60.0
 _KEY_USES_EVERY = 10.0
@@ -79,7 +89,6 @@ _SPARE_HASHING_RPCS = 2
 is looked at right before the hash, so that of many guesses at once only these few are hashed in vain."""
 
 _OPTIONS = (
-    ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a silent partner
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_concurrent_streams", 1000),
     ("grpc.server_handshake_timeout_ms", 10_000),
@@ -97,12 +106,23 @@ class PortInUseError(Exception):
 class Server:
     """One server process: gRPC in front, the database behind, the tasks beside."""
 
-    def __init__(self, settings: Settings, url: URL, *, clock: Clock = utc_now, whoever: str | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        url: URL,
+        *,
+        clock: Clock = utc_now,
+        whoever: str | None = None,
+        link: Link | None = None,
+        hash_cores: frozenset[int] | None = None,
+    ) -> None:
         """Wire everything; nothing is started or connected yet. Raises SettingsError for
         missing SECRET_KEYS, an unusable PASSWORD_BLOCKLIST_FILE and unusable certificates.
 
         whoever: the caller that everybody is taken for, without being asked; None: callers prove who they are, unless
         CALLER_AUTH is off.
+        link: to the supervisor of several servers that share the port; None: this one has it for itself.
+        hash_cores: where passwords are hashed; None: where everything else runs.
         """
         require_rows(METHODS)
         self._settings = settings
@@ -116,7 +136,7 @@ class Server:
             settings.grpc_threads, max_waiting=settings.grpc_max_waiting, name="rpc", refusal=ServerBusyError
         )
         hash_threads = settings.hash_threads or usable_cores()
-        self._hashing = Hashing(hash_threads)
+        self._hashing = Hashing(hash_threads, cores=hash_cores, places=link)
         self._hashing_executors = {
             name: BoundedExecutor(
                 hash_threads + _SPARE_HASHING_RPCS,
@@ -127,12 +147,13 @@ class Server:
             for name in set(HASHING_METHODS.values())
         }
         executors = {method: self._hashing_executors[name] for method, name in HASHING_METHODS.items()}
+        self._gate = Gate()
+        self._link = link
+        every_stage = stages(self._gate.gate, self._identification(clock))
         self._grpc = grpc.server(
             self._executor,
-            interceptors=[
-                Pipeline(stages(self._identification(clock)), max_seconds=settings.rpc_timeout, executors=executors)
-            ],
-            options=_OPTIONS,
+            interceptors=[Pipeline(every_stage, max_seconds=settings.rpc_timeout, executors=executors)],
+            options=(*_OPTIONS, *_connection_options(settings, shares_port=link is not None)),
         )
         self._health = Health(SERVICE_NAMES)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
@@ -163,6 +184,7 @@ class Server:
         self._trouble: Diagnosis | None = None
         self._ends: SimpleQueue[None] = SimpleQueue()  # unlike an Event, safe to use in a signal handler
         self.failure: SchemaBehindError | None = None
+        self._is_listening = self._is_left = False
         self.port = 0
         self.mtls_port = 0
         """Where client certificates are demanded while they are optional; 0 otherwise."""
@@ -184,6 +206,8 @@ class Server:
         for task in self._tasks:
             task.start()
         self._say_that_it_listens()
+        self._is_listening = True
+        self._tell_link()
 
     @property
     def asks_who_calls(self) -> bool:
@@ -196,26 +220,44 @@ class Server:
         Looks up now and then: the kernel may hand a signal to any thread, and Python's handler runs in this one, which
         is not woken by a signal that another thread got.
         """
-        while True:
-            with suppress(Empty):
-                return self._ends.get(timeout=_LOOK_UP_SECONDS)
+        while not self._is_told_to_end(within=_LOOK_UP_SECONDS):
+            pass
 
     def end(self) -> None:
         """Let `wait` return. Safe to call from a signal handler."""
         self._ends.put(None)
 
-    def stop(self, grace: float | None = None) -> bool:
-        """Turn NOT_SERVING, let the RPCs that run finish within `grace` seconds, and close everything.
+    def retire(self) -> None:
+        """Leave the callers to the other servers on the port: take no more connections, and serve those that are open
+        until the last one has reached its age and gone elsewhere. No call fails of it. Ends early when `end` is called.
+        """
+        age = self._settings.grpc_max_connection_age
+        patience = age * _AGE_JITTER + _age_grace(self._settings) if age else 0.0
+        _log.info("retiring", connections=sockets.count_connections(self._ports), at_most_seconds=patience)
+        sockets.stop_listening(self._ports)
+        give_up_at = monotonic() + patience
+        while sockets.count_connections(self._ports) and monotonic() < give_up_at:
+            if self._is_told_to_end(within=_LOOK_UP_SECONDS):
+                return
+        self._is_left = True
+
+    def stop(self, *, flush_seconds: float = _FLUSH_SECONDS) -> bool:
+        """Turn NOT_SERVING, serve on for SHUTDOWN_DRAIN seconds, let the RPCs that run then finish within
+        SHUTDOWN_GRACE while others are refused as repeatable, and close everything.
 
         False when a handler is still running: then the process can only be left by os._exit.
         """
-        grace = self._settings.shutdown_grace if grace is None else grace
+        settings = self._settings
+        grace, drain = settings.shutdown_grace, 0.0 if self._is_left else settings.shutdown_drain
         self._health.enter_graceful_shutdown()
-        _log.info("stopping", grace_seconds=grace)
+        _log.info("stopping", drain_seconds=drain, grace_seconds=grace)
+        if drain:
+            Event().wait(drain)
         give_up_at = monotonic() + grace
         for task in self._tasks:
             task.end()
-        self._grpc.stop(grace).wait()
+        self._send_away(grace, flush_seconds)
+        self._grpc.stop(max(0.0, give_up_at - monotonic())).wait()
         self._hashing.end()
         has_ended = True
         for executor in (self._executor, *self._hashing_executors.values()):
@@ -230,6 +272,32 @@ class Server:
         self.database.dispose()
         _log.info("stopped", clean=has_ended)
         return has_ended
+
+    def _is_told_to_end(self, *, within: float) -> bool:
+        try:
+            self._ends.get(timeout=within)
+        except Empty:
+            return False
+        return True
+
+    def _send_away(self, grace: float, flush_seconds: float) -> None:
+        """Let nobody in any more, wait for those who are in, and cut the connections.
+
+        A call that reaches gRPC while it stops ends as CANCELLED, which nobody repeats; one that comes before is
+        refused as SERVER_STOPPING, one that comes later finds no connection: UNAVAILABLE both.
+        """
+        sockets.stop_listening(self._ports)
+        if self._gate.close(patience=grace):
+            Event().wait(flush_seconds)
+            sockets.cut(self._ports)
+
+    @property
+    def _ports(self) -> tuple[int, ...]:
+        return tuple(port for port in (self.port, self.mtls_port) if port)
+
+    def _tell_link(self) -> None:
+        if self._link is not None and self._is_listening:
+            self._link.tell_serving(is_serving=self._trouble is None)
 
     def _identification(self, clock: Clock) -> Identifies:
         """How it is told who calls."""
@@ -281,6 +349,7 @@ class Server:
             "listening",
             host=settings.grpc_host,
             port=self.port,
+            pid=os.getpid(),
             tls=settings.has_tls,
             client_certificates=settings.client_certificates,
             serving=self._trouble is None,
@@ -356,6 +425,24 @@ class Server:
                 _log.error("database cannot be used", problem=trouble.what, remedy=trouble.remedy)
         self._trouble = trouble
         self._health.set_serving(is_serving=trouble is None)
+        self._tell_link()
+
+
+def _connection_options(settings: Settings, *, shares_port: bool) -> tuple[tuple[str, int], ...]:
+    """What gRPC is told of ports and connections that is not the same for every server."""
+    # Where a port is not shared, a second server on it is an error and not a silent partner.
+    options = [("grpc.so_reuseport", int(shares_port))]
+    if settings.grpc_max_connection_age:
+        options += [
+            ("grpc.max_connection_age_ms", round(settings.grpc_max_connection_age * 1000)),
+            ("grpc.max_connection_age_grace_ms", round(_age_grace(settings) * 1000)),
+        ]
+    return tuple(options)
+
+
+def _age_grace(settings: Settings) -> float:
+    """How long calls go on that run when their connection is sent away: longer than any may take."""
+    return settings.rpc_timeout + _BEYOND_RPC_TIMEOUT
 
 
 def password_policy(settings: Settings) -> PasswordPolicy:

@@ -31,11 +31,44 @@ def main() -> None:
 
 @main.command()
 def serve() -> None:
-    """Serve on DATABASE_URL until SIGTERM or SIGINT."""
+    """Serve on DATABASE_URL with GRPC_WORKERS processes until SIGTERM or SIGINT; SIGHUP replaces them one by one."""
+    from service.fleet import keep_workers
+    from service.ports import PortError
+
     settings = settings_or_fail()
     if settings.url is None:
         fail("DATABASE_URL is not set. (On a developer's machine `make run` brings a database of its own.)")
-    _serve(settings, settings.url)
+    try:
+        code = keep_workers(settings, settings.url)
+    except PortError as error:
+        fail(str(error))
+    drain()
+    sys.exit(code)
+
+
+@main.command(hidden=True)
+@click.option("--slot", type=int, required=True)
+@click.option("--line", type=int, required=True)
+@click.option("--port", type=int, required=True)
+@click.option("--mtls-port", type=int, required=True)
+@click.option("--core", type=int)
+def worker(slot: int, line: int, port: int, mtls_port: int, core: int | None) -> None:
+    """Serve on a port that others share. For `serve`, which starts as many of them as there are to be."""
+    from service.app import PortInUseError
+    from service.db.schema import SchemaBehindError
+    from service.supervisor import EXIT_CANNOT_START
+    from service.worker import work
+
+    settings = settings_or_fail(worker=slot)
+    if settings.url is None:
+        fail("DATABASE_URL is not set.", EXIT_CANNOT_START)
+    ports = {"grpc_port": port, "grpc_mtls_port": mtls_port}
+    try:
+        failure = work(settings.model_copy(update=ports), settings.url, line=line, core=core)
+    except (SettingsError, PortInUseError, SchemaBehindError) as error:
+        fail(str(error), EXIT_CANNOT_START)
+    if failure is not None:
+        fail(str(failure), EXIT_CANNOT_START)
 
 
 @main.command()
@@ -51,7 +84,9 @@ def dev() -> None:
             is_open = settings.is_loopback and settings.tls_client_ca_file is None
             if is_open and "caller_auth" not in settings.model_fields_set:
                 whoever = LOCAL_CALLER
-        is_clean = _serve(settings, url, banner=True, may_exit=False, whoever=whoever)
+        if "shutdown_drain" not in settings.model_fields_set:
+            settings = settings.model_copy(update={"shutdown_drain": 0})  # nobody balances between developers' servers
+        is_clean = _serve(settings, url, whoever=whoever)
     if not is_clean:
         drain()
         os._exit(0)
@@ -148,8 +183,8 @@ def hash_report() -> None:
 @click.option("--target", default=250, show_default=True, help="Milliseconds that one sign-in may take to hash.")
 def calibrate(target: int) -> None:
     """Measure how fast this machine hashes, and propose a BCRYPT_COST."""
+    from service.base.cores import usable_cores
     from service.calibration import measure, propose
-    from service.rpc.hashing import usable_cores
 
     settings = settings_or_fail()
     cores = usable_cores()
@@ -239,12 +274,10 @@ main.add_command(callers)
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def _serve(
-    settings: Settings, url: "URL", *, banner: bool = False, may_exit: bool = True, whoever: str | None = None
-) -> bool:
-    """Serve until a signal, then stop gracefully; a second signal ends the process at once.
+def _serve(settings: Settings, url: "URL", *, whoever: str | None) -> bool:
+    """Serve in this process until a signal, then stop gracefully; a second signal ends the process at once.
 
-    whoever: see service.app.Server.
+    whoever: see service.app.Server. False when the process can only be left by os._exit.
     """
     from service.app import PortInUseError, Server
     from service.db.schema import SchemaBehindError
@@ -255,16 +288,12 @@ def _serve(
         server.start()
     except (SettingsError, PortInUseError, SchemaBehindError) as error:
         fail(str(error))
-    if banner:
-        _print_banner(server, settings)
+    _print_banner(server, settings)
     server.wait()
     failure = server.failure
     is_clean = server.stop()
     if failure is not None:
         fail(str(failure))
-    if may_exit and not is_clean:
-        drain()
-        os._exit(0)
     return is_clean
 
 

@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from service.db.engine import Database
 
 
-def settings_or_fail() -> Settings:
-    """The settings, with the log set up as they say."""
+def settings_or_fail(*, worker: int | None = None) -> Settings:
+    """The settings, with the log set up as they say. worker: see service.base.log.configure."""
     try:
         settings = load_settings()
     except SettingsError as error:
         fail(str(error))
-    configure(settings.log_level, settings.log_format)
+    configure(settings.log_level, settings.log_format, worker=worker)
     return settings
 
 
-def fail(text: str) -> NoReturn:
+def fail(text: str, code: int = 1) -> NoReturn:
     """Say why the command cannot be done, and end it."""
     click.echo(f"personae: {text}", err=True)
-    sys.exit(1)
+    sys.exit(code)
 
 
 @contextmanager

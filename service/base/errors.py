@@ -233,6 +233,14 @@ class DatabaseUnavailableError(PersonaeError):
     is_repeatable = False
 
 
+class ServerStoppingError(PersonaeError):
+    """The server ends. Nothing was done for the call, and a repeat reaches another server, or the next one."""
+
+    reason = "SERVER_STOPPING"
+    text = "The server is stopping."
+    pushback_ms = 500
+
+
 class CommitOutcomeUnknownError(PersonaeError):
     """The connection was lost while COMMIT was under way: the change may or may not have been made."""
 

@@ -6,9 +6,11 @@ durations, ids. Never a message, an address, a password, a hash, a token or the 
 
 import atexit
 import logging
+import select
 import sys
 import traceback
 from collections import deque
+from collections.abc import Iterable, Iterator
 from threading import Event, Lock, Thread
 from typing import Any, ClassVar, Literal, TextIO
 
@@ -22,18 +24,23 @@ _DRAIN_SECONDS = 0.1
 Format = Literal["auto", "json", "console"]
 
 
-def configure(level: str, log_format: Format, stream: TextIO = sys.stderr) -> None:
-    """Set up logging for this process. `auto` is readable on a terminal and JSON elsewhere."""
+def configure(level: str, log_format: Format, stream: TextIO = sys.stderr, *, worker: int | None = None) -> None:
+    """Set up logging for this process. `auto` is readable on a terminal and JSON elsewhere.
+
+    worker: its number, which each line then has; None: it is the only process.
+    """
     number = logging.getLevelNamesMapping()[level.upper()]
     readable = log_format == "console" or (log_format == "auto" and stream.isatty())
     shared: list[Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    numbered: list[Processor] = [] if worker is None else [_numbered(worker)]
+    shared += numbered
     renderer: Processor = _console(stream) if readable else _json
     structlog.configure(
         # A machine's line is rendered where it is written: see Lines.
-        processors=[*shared, renderer] if readable else [_stamped],
+        processors=[*shared, renderer] if readable else [*numbered, _stamped],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.WriteLoggerFactory(stream) if readable else _LineLoggers(Lines(stream)),
         cache_logger_on_first_use=True,
@@ -92,8 +99,8 @@ class Lines:
         """Write what waits."""
         with self._writing:
             events = [self._waiting.popleft() for _ in range(len(self._waiting))]
-            if events:
-                self._stream.write("".join(_rendered(event) + "\n" for event in events))
+            for lines in _portions(_rendered(event) + "\n" for event in events):
+                self._stream.write(lines)
                 self._stream.flush()
 
     def _drain_often(self) -> None:
@@ -101,6 +108,23 @@ class Lines:
         while not pause.wait(_DRAIN_SECONDS):
             if self._waiting:
                 self.drain()
+
+
+def _portions(lines: Iterable[str]) -> Iterator[str]:
+    """The lines, as many at a time as a pipe takes in one piece (PIPE_BUF): workers share it, and must not write into
+    each other's lines.
+    """
+    portion: list[str] = []
+    size = 0
+    for line in lines:
+        length = len(line.encode())
+        if portion and size + length > select.PIPE_BUF:
+            yield "".join(portion)
+            portion, size = [], 0
+        portion.append(line)
+        size += length
+    if portion:
+        yield "".join(portion)
 
 
 class _LineLogger:
@@ -140,6 +164,14 @@ def where_raised(error: BaseException) -> list[str]:
         lines += [f"  {frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
     return lines
+
+
+def _numbered(worker: int) -> Processor:
+    def add(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+        event["worker"] = worker
+        return event
+
+    return add
 
 
 def _stamped(_logger: WrappedLogger, name: str, event: EventDict) -> EventDict:

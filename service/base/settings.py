@@ -45,6 +45,9 @@ class Settings(BaseSettings):
     # ---- server
     grpc_host: str = "127.0.0.1"
     grpc_port: Annotated[int, Field(ge=0, le=65535)] = 50051
+    grpc_workers: Annotated[int, Field(ge=0, le=1000)] = 0
+    grpc_pin_workers: bool = True
+    grpc_max_connection_age: Annotated[Seconds, Field(ge=0, le=86_400)] = 60
     grpc_threads: Annotated[int, Field(ge=1, le=1000)] = 16
     grpc_max_waiting: Annotated[int, Field(ge=0, le=100_000)] = 256
     hash_threads: Annotated[int, Field(ge=0, le=1000)] = 0
@@ -58,6 +61,7 @@ class Settings(BaseSettings):
     tls_client_certificates: Literal["required", "optional", "off"] | None = None
     grpc_mtls_port: Annotated[int, Field(ge=0, le=65535)] = 50052
     rpc_timeout: Annotated[Seconds, Field(gt=0, le=3600)] = 30
+    shutdown_drain: Annotated[Seconds, Field(ge=0, le=3600)] = 5
     shutdown_grace: Annotated[Seconds, Field(ge=0, le=3600)] = 10
     health_probe_interval: Annotated[Seconds, Field(gt=0, le=60)] = 1
 

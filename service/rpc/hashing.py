@@ -11,10 +11,12 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from concurrent.futures.thread import BrokenThreadPool
+from functools import partial
 from threading import get_native_id
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 from service.base.clock import monotonic
+from service.base.cores import keep_to
 from service.base.errors import DeadlineOverError, HashingBusyError
 
 _NICENESS = 10
@@ -22,11 +24,26 @@ _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
 
+class Places(Protocol):
+    """The places to hash on that several processes share."""
+
+    def take(self, *, until: float) -> bool:
+        """Wait for a place until then, in monotonic seconds; whether there was one."""
+
+    def give_back(self) -> None:
+        """Let another one have it."""
+
+
 class Hashing:
     """The threads that hash."""
 
-    def __init__(self, threads: int) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="hash", initializer=_step_back)
+    def __init__(self, threads: int, *, cores: frozenset[int] | None = None, places: Places | None = None) -> None:
+        """cores: where they run; None: where the thread runs that first needs one.
+
+        places: what is shared with other processes, and taken for each hash; None: nothing is.
+        """
+        self._places = places
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="hash", initializer=_step_back, initargs=(cores,))
 
     def run(
         self,
@@ -44,7 +61,7 @@ class Hashing:
         if remaining <= 0:
             raise DeadlineOverError
         try:
-            future = self._pool.submit(function, *arguments, **options)
+            future = self._pool.submit(self._in_turn, deadline, partial(function, *arguments, **options))
         except BrokenThreadPool:
             raise
         except RuntimeError:  # the server has ended
@@ -58,18 +75,25 @@ class Hashing:
         except CancelledError:  # the server stops, and the caller has been told already
             raise HashingBusyError from None
 
+    def _in_turn(self, deadline: float, hashes: Callable[[], _Result]) -> _Result:
+        if self._places is None:
+            return hashes()
+        if not self._places.take(until=deadline):
+            raise DeadlineOverError
+        try:
+            return hashes()
+        finally:
+            self._places.give_back()
+
     def end(self) -> None:
         """Start nothing more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-def _step_back() -> None:
-    """Let every other thread of the machine go first. Only Linux knows priorities of threads."""
+def _step_back(cores: frozenset[int] | None) -> None:
+    """Use these cores, and let every other thread of the machine go first. Only Linux knows priorities of threads."""
+    if cores is not None:
+        keep_to(cores)
     if sys.platform == "linux":
         thread = get_native_id()
         with contextlib.suppress(OSError):  # a sandbox may forbid it: slower reads are better than no sign-ins

@@ -18,6 +18,7 @@ from service.db.faults import UNIQUE_CONSTRAINTS
 from service.db.models import Base
 from service.rpc.access import SCOPES, UnlistedMethodError, require_rows
 from service.rpc.callers import everyone_is
+from service.rpc.gate import Gate
 from service.rpc.interceptors.stages import stages
 from service.rpc.status import CODES
 
@@ -93,10 +94,11 @@ def test_alembic_is_no_package() -> None:
 
 def test_stages_are_named_and_explained() -> None:
     """The order of the pipeline is one tuple of functions that say what they are for."""
-    found = stages(everyone_is("anybody"))
+    found = stages(Gate().gate, everyone_is("anybody"))
     assert [stage.__name__ for stage in found] == [
         "log_access",
         "answer_errors",
+        "gate",
         "admit",
         "authorise",
         "parse",

@@ -33,6 +33,7 @@ class Process:
             cwd=ROOT,
             env=clean
             | {"LOG_FORMAT": "json", "SECRET_KEYS": KEY, "BCRYPT_COST": "4", "GRPC_PORT": "0", "CALLER_AUTH": "off"}
+            | {"GRPC_WORKERS": "1", "SHUTDOWN_DRAIN": "0"}
             | environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -32,6 +32,7 @@ def settings_for(url: URL, **changes: object) -> Settings:
         "secret_keys": KEY,
         "purge_interval": 0,
         "health_probe_interval": 0.05,
+        "shutdown_drain": 0,
         "shutdown_grace": 5,
         "password_min_length": 15,
         "email_allow_special_domains": False,
@@ -81,4 +82,4 @@ def running(url: URL, **changes: object) -> Iterator[RunningServer]:
         with grpc.insecure_channel(address) as channel:
             yield RunningServer(server, address, grpc.intercept_channel(channel, Interceptor()), server.database, clock)
     finally:
-        assert server.stop()
+        assert server.stop(flush_seconds=0)

@@ -151,11 +151,12 @@ def repeat_once(proceed: Handler, _method: Method) -> Handler:
     return run
 
 
-def stages(identify: Identifies) -> tuple[Stage, ...]:
-    """All stages in their order. identify: says who calls."""
+def stages(gate: Stage, identify: Identifies) -> tuple[Stage, ...]:
+    """All stages in their order. gate: lets calls in, until the server ends. identify: says who calls."""
     return (
         log_access,  # outermost: refusals and faults are logged like everything else
         answer_errors,  # inside the log, which wants the code; outside all that raises
+        gate,  # around all that is work, so that it is known when the last of it has ended
         admit,  # before any work is done for the call
         authorisation(identify),  # before parsing: a stranger's bytes are not read
         parse,

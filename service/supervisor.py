@@ -1,0 +1,389 @@
+"""The process that has the workers: starts them, starts those again that die, replaces them, and ends with them.
+
+It opens no port but to keep it, and has neither gRPC nor an engine: a worker is a program of its own, started anew, so
+that nothing of them is ever forked. All of this runs in one thread, around one selector.
+
+    a place of a worker:   starting --serves--> serving --SIGHUP--> its successor serves --> retired --> gone
+                           starting or serving --dies--> waits for its turn to start again
+                           dies again and again             --> the service ends
+"""
+
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import structlog
+
+from service import link
+from service.base.clock import monotonic
+from service.signals import Signals
+
+EXIT_CANNOT_START = 78
+"""A worker that will not start however often it is tried: its settings, its port, a schema that is behind. It has said
+why (EX_CONFIG of sysexits.h).
+"""
+SETTLED_SECONDS = 10.0
+"""A worker that has served for so long has settled: what ends it then is no crash loop."""
+BACK_OFF_SECONDS = (0.0, 0.5, 1.0, 2.0)
+_START_SECONDS = 30.0
+_KILL_AFTER = 15.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_CHUNK = 4096
+_log = structlog.get_logger("personae.supervisor")
+
+
+class Ports(NamedTuple):
+    """The ports that the workers share; 0: there is none."""
+
+    grpc: int
+    mtls: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the workers are started with."""
+
+    ports: Ports
+    cores: Sequence[int | None]
+    """For each worker the core it is kept to; None: it runs anywhere."""
+    hash_places: int
+    """How many passwords are hashed at once, by all of them together."""
+    leave_seconds: float
+    """How long a worker may take to leave once it is told to end."""
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    slot: int
+    process: "subprocess.Popen[bytes]"
+    line: socket.socket
+    started_at: float
+    is_serving: bool = False
+    has_served: bool = False
+    serving_since: float | None = None
+    is_leaving: bool = False
+    held: int = 0
+    """How many places to hash on it has."""
+
+
+@dataclass(slots=True, eq=False)
+class _Place:
+    """Where one worker is, and while it is replaced two."""
+
+    number: int
+    core: int | None
+    worker: _Worker | None = None
+    successor: _Worker | None = None
+    deaths: int = 0
+    start_at: float | None = field(default=0.0)
+    """When the next worker is started here, in monotonic seconds; None: there is one."""
+
+
+class Supervisor:
+    """Keeps as many workers as the plan has cores."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        start_worker: Callable[[int, int | None, Ports, int], Sequence[str]],
+        pauses: Sequence[float] = BACK_OFF_SECONDS,
+    ) -> None:
+        """start_worker: the command line of a worker, from its slot, its core, the ports and its line's file number.
+
+        pauses: seconds before a worker is started again, by how many times in a row it has died before it had settled;
+        once more, and the service ends.
+        """
+        self._plan = plan
+        self._command = start_worker
+        self._pauses = pauses
+        self._places = [_Place(number, core) for number, core in enumerate(plan.cores)]
+        self._leaving: list[_Worker] = []
+        self._selector = selectors.DefaultSelector()
+        self._free_hash_places = plan.hash_places
+        self._waiting: deque[_Worker] = deque()
+        self._to_replace: deque[_Place] = deque()
+        self._is_ending = self._is_reloading = self._has_said_serving = False
+        self._kill_at: float | None = None
+        self._exit_code = 0
+        self.restarts = {"crash": 0, "reload": 0}
+        """How many workers were started in place of another one, by why."""
+
+    @property
+    def serving(self) -> int:
+        """How many workers serve now."""
+        return sum(place.worker is not None and place.worker.is_serving for place in self._places)
+
+    @property
+    def wanted(self) -> int:
+        """How many workers there should be."""
+        return len(self._places)
+
+    @property
+    def slots(self) -> frozenset[int]:
+        """The numbers of the workers that live."""
+        return frozenset(worker.slot for worker in self._workers())
+
+    def run(self) -> int:
+        """Keep the workers until SIGTERM or SIGINT, and until all have left; the exit code."""
+        with Signals(_SIGNALS) as signals:
+            self._selector.register(signals.reader, selectors.EVENT_READ, None)
+            while True:
+                self._start_those_due()
+                self._end_those_overdue()
+                if self._is_ending and not self._workers():
+                    return self._exit_code
+                for key, _ in self._selector.select(self._until_next()):
+                    if key.data is None:
+                        for number in signals.read():
+                            self._on_signal(number)
+                    else:
+                        self._hear(key.data)
+                self._collect()
+
+    # ---- what happens
+
+    def _on_signal(self, number: int) -> None:
+        if number == signal.SIGHUP:
+            self._reload()
+        elif number in {signal.SIGTERM, signal.SIGINT}:
+            if self._is_ending:  # a second one: at once
+                self._kill_all()
+                self._exit_code = 128 + signal.SIGINT
+                return
+            _log.info("stopping", workers=len(self._workers()))
+            self._end()
+
+    def _hear(self, worker: _Worker) -> None:
+        try:
+            messages = worker.line.recv(_CHUNK)
+        except OSError:
+            messages = b""
+        if not messages:
+            self._selector.unregister(worker.line)
+            return
+        for message in messages:
+            self._obey(worker, bytes((message,)))
+
+    def _obey(self, worker: _Worker, message: bytes) -> None:
+        match message:
+            case link.SERVING:
+                if not worker.is_serving:
+                    worker.is_serving, worker.serving_since = True, monotonic()
+                    self._on_serving(worker)
+                worker.has_served = True
+            case link.NOT_SERVING:
+                worker.is_serving = False
+            case link.WANT:
+                self._waiting.append(worker)
+                self._hand_out()
+            case link.DONE:
+                worker.held -= 1
+                self._free_hash_places += 1
+                self._hand_out()
+            case _:
+                _log.error("a worker says what nobody understands", worker=worker.slot)
+
+    def _on_serving(self, worker: _Worker) -> None:
+        place = next((place for place in self._places if place.successor is worker), None)
+        if place is not None:
+            old, place.worker, place.successor = place.worker, worker, None
+            _log.info("worker replaced", worker=worker.slot, pid=worker.process.pid)
+            if old is not None:
+                self._retire(old)
+        self._replace_next()
+        if not self._has_said_serving and self.serving == self.wanted:
+            self._has_said_serving = True
+            _log.info("all workers serve", workers=self.wanted, port=self._plan.ports.grpc)
+
+    def _hand_out(self) -> None:
+        while self._waiting and self._free_hash_places:
+            worker = self._waiting.popleft()
+            worker.held += 1
+            self._free_hash_places -= 1
+            _tell(worker, link.PLACE)
+
+    # ---- workers come and go
+
+    def _workers(self) -> list[_Worker]:
+        found = [worker for place in self._places for worker in (place.worker, place.successor) if worker is not None]
+        return [*found, *self._leaving]
+
+    def _start_those_due(self) -> None:
+        now = monotonic()
+        for place in self._places:
+            if not self._is_ending and place.start_at is not None and place.start_at <= now:
+                place.start_at = None
+                place.worker = self._started(place)
+
+    def _started(self, place: _Place) -> _Worker:
+        taken = self.slots
+        slot = next(number for number in range(len(taken) + 1) if number not in taken)
+        ours, theirs = socket.socketpair()
+        command = self._command(slot, place.core, self._plan.ports, theirs.fileno())
+        process = subprocess.Popen(  # noqa: S603  a program of ours
+            command,
+            # gRPC's own lines are no JSON and come from leaving too; whoever wants them sets the variable.
+            env={"GRPC_VERBOSITY": "NONE", **os.environ},  # noqa: TID251  passed on as it is
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            process_group=0,  # Ctrl-C on a terminal is for the supervisor, which lets the workers finish
+        )
+        theirs.close()
+        ours.settimeout(0)
+        worker = _Worker(slot, process, ours, monotonic())
+        self._selector.register(ours, selectors.EVENT_READ, worker)
+        return worker
+
+    def _collect(self) -> None:
+        """Take notice of those that have died."""
+        for worker in self._workers():
+            code = worker.process.poll()
+            if code is not None:
+                self._forget(worker)
+                self._on_death(worker, code)
+
+    def _forget(self, worker: _Worker) -> None:
+        """Take back what it held."""
+        if worker.line in self._selector.get_map():
+            self._selector.unregister(worker.line)
+        worker.line.close()
+        self._waiting = deque(waiting for waiting in self._waiting if waiting is not worker)
+        self._free_hash_places += worker.held
+        self._hand_out()
+
+    def _on_death(self, worker: _Worker, code: int) -> None:
+        if worker in self._leaving:
+            self._leaving.remove(worker)
+            _log.info("worker left", worker=worker.slot, pid=worker.process.pid, why=_why(code))
+            self._replace_next()
+            return
+        place = next(place for place in self._places if worker in {place.worker, place.successor})
+        if worker is place.successor:
+            place.successor = None
+            _log.error("reload given up: the new worker died, the old ones go on", why=_why(code))
+            self._give_up_reload(place)
+            return
+        place.worker = place.successor
+        place.successor = None
+        if self._is_ending:
+            return
+        if code == EXIT_CANNOT_START and (worker.has_served or not self._has_said_serving):
+            self._end(1)  # what is wrong with this one is wrong with all; it has said what
+            return
+        self._start_again(place, worker, code)
+
+    def _start_again(self, place: _Place, worker: _Worker, code: int) -> None:
+        now = monotonic()
+        since = worker.serving_since
+        is_settled = since is not None and now - since >= SETTLED_SECONDS
+        place.deaths = 1 if is_settled else place.deaths + 1
+        if place.deaths > len(self._pauses):
+            _log.error("worker dies again and again: the service ends", deaths=place.deaths, last=_why(code))
+            self._end(1)
+            return
+        pause = self._pauses[place.deaths - 1]
+        _log.error("worker died", worker=worker.slot, pid=worker.process.pid, why=_why(code), again_in_seconds=pause)
+        self.restarts["crash"] += 1
+        if place.worker is None:
+            place.start_at = now + pause
+
+    # ---- one after the other
+
+    def _reload(self) -> None:
+        if self._is_ending:
+            return
+        _log.info("reload: workers are replaced one by one", workers=self.wanted)
+        self._is_reloading = True
+        queued = set(map(id, self._to_replace))
+        self._to_replace.extend(place for place in self._places if id(place) not in queued)
+        self._replace_next()
+
+    def _replace_next(self) -> None:
+        """Start the next successor, once the one before serves and its predecessor has left."""
+        is_between = bool(self._leaving) or any(place.successor is not None for place in self._places)
+        if self._is_ending or is_between or not self._is_reloading:
+            return
+        while self._to_replace:
+            place = self._to_replace.popleft()
+            if place.worker is not None:  # else there is a new one in a moment
+                place.successor = self._started(place)
+                self.restarts["reload"] += 1
+                return
+        self._is_reloading = False
+        _log.info("reload done", workers=self.wanted)
+
+    def _give_up_reload(self, place: _Place) -> None:
+        self._to_replace.clear()
+        self._is_reloading = False
+        if place.worker is None:
+            place.start_at = monotonic()
+
+    def _retire(self, worker: _Worker) -> None:
+        worker.is_leaving = True
+        self._leaving.append(worker)
+        _tell(worker, link.RETIRE)
+
+    # ---- the end
+
+    def _end(self, exit_code: int = 0) -> None:
+        if self._is_ending:
+            return
+        self._is_ending, self._exit_code = True, exit_code
+        self._kill_at = monotonic() + self._plan.leave_seconds + _KILL_AFTER
+        for worker in self._workers():
+            worker.process.terminate()
+
+    def _end_those_overdue(self) -> None:
+        now = monotonic()
+        if self._kill_at is not None and now >= self._kill_at:
+            self._kill_at = None
+            _log.error("workers do not end, and are killed", workers=len(self._workers()))
+            self._kill_all()
+        for place in self._places:
+            successor = place.successor
+            if successor is not None and now - successor.started_at >= _START_SECONDS:
+                place.successor = None
+                self._leaving.append(successor)
+                successor.process.terminate()
+                _log.error("reload given up: the new worker does not serve, the old ones go on")
+                self._give_up_reload(place)
+
+    def _kill_all(self) -> None:
+        for worker in self._workers():
+            worker.process.kill()
+
+    def _until_next(self) -> float | None:
+        """Seconds until there is something to do that nobody announces; None: there is nothing."""
+        times = [place.start_at for place in self._places if place.start_at is not None and not self._is_ending]
+        times += [place.successor.started_at + _START_SECONDS for place in self._places if place.successor is not None]
+        if self._kill_at is not None:
+            times.append(self._kill_at)
+        return max(0.0, min(times) - monotonic()) if times else None
+
+
+def _tell(worker: _Worker, message: bytes) -> None:
+    try:
+        worker.line.send(message)
+    except OSError:
+        return  # it is dying, and will be collected
+
+
+def _why(code: int) -> str:
+    if code < 0:
+        return signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
+    return f"exit code {code}"
+
+
+def worker_command(slot: int, core: int | None, ports: Ports, line: int) -> list[str]:
+    """How a worker is started: as this very program, with the verb `worker`."""
+    command = [sys.executable, "-m", "service", "worker", "--slot", str(slot), "--line", str(line)]
+    command += ["--port", str(ports.grpc), "--mtls-port", str(ports.mtls)]
+    return command if core is None else [*command, "--core", str(core)]

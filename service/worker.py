@@ -1,0 +1,38 @@
+"""One worker: a server that shares its port with others, and leaves when its supervisor says so or has gone."""
+
+import os
+import signal
+import socket
+
+from sqlalchemy.engine import URL
+
+from service.app import Server
+from service.base.cores import allowed_cores, keep_to
+from service.base.log import drain
+from service.base.settings import Settings
+from service.link import Link
+
+
+def work(settings: Settings, url: URL, *, line: int, core: int | None) -> Exception | None:
+    """Serve until told to end; why it cannot go on, None when it was told so. Raises as Server and its start.
+
+    line: the number of the socket to the supervisor. core: which one to keep to; None: to none. Leaves the process
+    itself when a call does not end.
+    """
+    everywhere = allowed_cores()
+    if core is not None:
+        keep_to(frozenset((core,)))  # before gRPC and the pool start threads, which inherit it
+    link = Link(socket.socket(fileno=line))
+    server = Server(settings, url, link=link, hash_cores=everywhere)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: server.end())
+    link.start(server.end)
+    server.start()
+    server.wait()
+    if link.is_retired:
+        server.retire()
+    failure = server.failure
+    if not server.stop():
+        drain()
+        os._exit(0)
+    return failure
