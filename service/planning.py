@@ -51,6 +51,8 @@ def make_plan(settings: Settings, url: URL, ports: Ports) -> Plan:
         cores=places,
         hash_places=settings.hash_threads or cores,
         leave_seconds=settings.shutdown_drain + settings.shutdown_grace,
+        # gRPC's own lines are no JSON: one when a worker leaves, and those of failed handshakes, which are wanted.
+        environment={} if settings.has_tls else {"GRPC_VERBOSITY": "NONE"},
     )
 
 

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -57,6 +57,8 @@ class Plan:
     """How many passwords are hashed at once, by all of them together."""
     leave_seconds: float
     """How long a worker may take to leave once it is told to end."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables of the workers, where the supervisor's own environment has none of the name."""
 
 
 @dataclass(slots=True, eq=False)
@@ -230,8 +232,7 @@ class Supervisor:
         command = self._command(slot, place.core, self._plan.ports, theirs.fileno())
         process = subprocess.Popen(  # noqa: S603  a program of ours
             command,
-            # gRPC's own lines are no JSON and come from leaving too; whoever wants them sets the variable.
-            env={"GRPC_VERBOSITY": "NONE", **os.environ},  # noqa: TID251  passed on as it is
+            env={**self._plan.environment, **os.environ},  # noqa: TID251  passed on; what the operator says wins
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
             process_group=0,  # Ctrl-C on a terminal is for the supervisor, which lets the workers finish

@@ -51,6 +51,11 @@ class Process:
         assert found, self.lines
         return found
 
+    def wait_for_count(self, word: str, count: int) -> None:
+        """Until so many lines have this word."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: sum(word in line for line in self.lines) >= count, 60), self.lines
+
     def end(self, number: int = signal.SIGTERM) -> int:
         """Signal it, and its exit code."""
         self.process.send_signal(number)
