@@ -267,6 +267,24 @@ class HashingBusyError(PersonaeError):
     pushback_ms = 1000
 
 
+class SlowRequestsError(PersonaeError):
+    reason = "SLOW_REQUESTS"
+    text = "As many calls wait for their request as the server takes on, and that of this one had not come either."
+    pushback_ms = 500
+
+
+class RequestLateError(PersonaeError):
+    reason = "REQUEST_LATE"
+    text = "The request had not come {seconds} seconds after the call. It was not looked at."
+
+
+class CallerGoneError(PersonaeError):
+    """For the log: nobody is left to be told."""
+
+    reason = "CALLER_GONE"
+    text = "The caller left before its request had come."
+
+
 class DeadlineOverError(PersonaeError):
     reason = "DEADLINE_OVER"
     text = "The deadline of the call passed before it was done. It changed nothing."

@@ -2,17 +2,27 @@
 
 gRPC's own limit also turns health checks away, and an ordinary executor queues without end. This executor hands what
 is beyond the bound to a single thread that does nothing but refuse: the `admit` stage asks whether it runs there.
+
+Of its threads only half may be kept by callers whose message is slow to come (service/rpc/arrival.py).
 """
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import local
+from threading import Semaphore, local
 from typing import Any
 
 from service.base.clock import monotonic
 from service.base.errors import PersonaeError
 
-_here = local()
+
+class _Here(local):
+    """What this thread is for."""
+
+    refusal: type[PersonaeError] | None = None
+    room_for_slow = Semaphore(0)
+
+
+_here = _Here()
 
 
 class BoundedExecutor(ThreadPoolExecutor):
@@ -23,7 +33,9 @@ class BoundedExecutor(ThreadPoolExecutor):
 
         refusal: what those are answered for whom there is no room.
         """
-        super().__init__(threads, thread_name_prefix=name)
+        super().__init__(
+            threads, thread_name_prefix=name, initializer=share_room_for_slow, initargs=(Semaphore(threads // 2),)
+        )
         self._max_waiting = max_waiting
         self._refuser = ThreadPoolExecutor(
             1, thread_name_prefix=f"{name}-refuse", initializer=_refuse_here, initargs=(refusal,)
@@ -48,9 +60,18 @@ class BoundedExecutor(ThreadPoolExecutor):
 
 def require_room() -> None:
     """Raises the refusal of the executor whose refusing thread this is; returns on every other thread."""
-    refusal: type[PersonaeError] | None = getattr(_here, "refusal", None)
-    if refusal is not None:
-        raise refusal
+    if _here.refusal is not None:
+        raise _here.refusal
+
+
+def room_for_slow() -> Semaphore:
+    """What a call holds on this thread while its message is slow to come. None is free on threads that do not share."""
+    return _here.room_for_slow
+
+
+def share_room_for_slow(room: Semaphore) -> None:
+    """Let this thread, one of several, wait for messages that are slow to come when there is room: the initializer."""
+    _here.room_for_slow = room
 
 
 def _refuse_here(refusal: type[PersonaeError]) -> None:

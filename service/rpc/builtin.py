@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from threading import Condition
+from threading import Condition, Semaphore
 from typing import Any
 
 import grpc
@@ -10,10 +10,12 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from service.rpc.admission import share_room_for_slow
+
 _V1ALPHA = "grpc.reflection.v1alpha"
 _V1 = "grpc.reflection.v1"
 _REFLECTION_THREADS = 4
-_CHECK_THREADS = 4
+_CHECK_THREADS = 8
 MAX_WATCHERS = 64
 """How many health watchers a server has at a time: each holds a thread."""
 _Status = health_pb2.HealthCheckResponse
@@ -35,7 +37,12 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-he
         self._changed = Condition()
         # More threads than watchers, so that there is one to refuse the watcher that is too many.
         watching = ThreadPoolExecutor(MAX_WATCHERS + 4, thread_name_prefix="health-watch")
-        checking = ThreadPoolExecutor(_CHECK_THREADS, thread_name_prefix="health")
+        checking = ThreadPoolExecutor(
+            _CHECK_THREADS,
+            thread_name_prefix="health",
+            initializer=share_room_for_slow,
+            initargs=(Semaphore(_CHECK_THREADS // 2),),
+        )
         for name, pool in (("Check", checking), ("List", checking), ("Watch", watching)):
             setattr(self, name, _on_pool(getattr(self, name), pool))
 

@@ -58,6 +58,9 @@ CODES: dict[type[PersonaeError], grpc.StatusCode] = {
     errors.DatabaseBusyError: Code.RESOURCE_EXHAUSTED,
     errors.ServerBusyError: Code.RESOURCE_EXHAUSTED,
     errors.HashingBusyError: Code.RESOURCE_EXHAUSTED,
+    errors.SlowRequestsError: Code.RESOURCE_EXHAUSTED,
+    errors.RequestLateError: Code.DEADLINE_EXCEEDED,
+    errors.CallerGoneError: Code.CANCELLED,
     errors.DeadlineOverError: Code.DEADLINE_EXCEEDED,
     errors.StoredHashError: Code.INTERNAL,
 }

@@ -101,6 +101,7 @@ def test_stages_are_named_and_explained() -> None:
         "gate",
         "admit",
         "authorise",
+        "receive",
         "parse",
         "repeat_once",
     ]

@@ -1,8 +1,8 @@
 """The one interceptor: wraps every handler of the service, once, in the stages of service/rpc/interceptors/stages.py.
 
 gRPC calls `intercept_service` on its serving thread under the server's lock, so nothing is done there but to look up
-the wrapped handler; the work happens on the thread of the RPC. Requests arrive as raw bytes, so that they are parsed
-after the call has been authorised.
+the wrapped handler; the work happens on the thread of the RPC. Every unary method is served as one whose requests are
+a stream of raw bytes, so that they are waited for, read and parsed after the call has been authorised.
 """
 
 from __future__ import annotations  # gRPC's classes are generic in their type stubs only
@@ -12,14 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from service.base.clock import monotonic
+from service.base.entropy import random_id
+from service.base.errors import MalformedMessageError, PersonaeError
+from service.rpc.arrival import take_message
 from service.rpc.call import REQUEST_ID_KEY, Call, enter, read_metadata
 from service.rpc.interceptors.stages import Handler, Method, Stage
+from service.rpc.status import status_of
 
 
 class Pipeline(grpc.ServerInterceptor):
-    """Runs the stages around each handler. Health and reflection pass untouched: they have no callers to authorise."""
+    """Runs the stages around each handler. Health and reflection pass without: they have no callers to authorise."""
 
     def __init__(
         self, stages: Sequence[Stage], *, max_seconds: float, executors: Mapping[str, ThreadPoolExecutor]
@@ -43,9 +48,9 @@ class Pipeline(grpc.ServerInterceptor):
         if wrapped is not None:
             return wrapped
         handler = continuation(handler_call_details)
-        if handler is None or method.startswith("/grpc."):
-            return handler  # an unknown method is not remembered: anybody could fill the memory with names
-        self._wrapped[method] = self._wrap(method, handler)
+        if handler is None:
+            return None  # an unknown method is not remembered: anybody could fill the memory with names
+        self._wrapped[method] = _without_stages(handler) if method.startswith("/grpc.") else self._wrap(method, handler)
         return self._wrapped[method]
 
     def _wrap(self, method: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
@@ -55,13 +60,13 @@ class Pipeline(grpc.ServerInterceptor):
         run = _composed(self._stages, described)
         max_seconds = self._max_seconds
 
-        def behaviour(raw: bytes, context: grpc.ServicerContext) -> Any:
+        def behaviour(requests: Any, context: grpc.ServicerContext) -> Any:
             remaining = context.time_remaining()
             deadline = monotonic() + min(remaining, max_seconds)  # remaining is huge where the caller set none
             call = Call(method, context, deadline)
             read_metadata(call)
             enter(call)
-            response = run(raw, call)
+            response = run(requests, call)
             if call.status is not None:
                 context.abort_with_status(call.status)  # raises: nothing may come after it
             context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
@@ -69,8 +74,36 @@ class Pipeline(grpc.ServerInterceptor):
 
         if method in self._executors:  # an attribute of the function: that is where gRPC looks for it
             behaviour.experimental_thread_pool = self._executors[method]  # type: ignore[attr-defined]
-        wrapped: grpc.RpcMethodHandler[Any, Any] = handler._replace(unary_unary=behaviour, request_deserializer=None)
-        return wrapped
+        return _taking_requests(handler, stream_unary=behaviour)
+
+
+def _without_stages(handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
+    """A handler of gRPC's own services, which waits for its message no longer than ours do."""
+    if handler.request_streaming:
+        return handler  # type: ignore[no-any-return]  # a handler as it came
+    method, parse = handler.unary_unary or handler.unary_stream, handler.request_deserializer
+
+    def behaviour(requests: Any, context: grpc.ServicerContext) -> Any:
+        try:
+            request = parse(take_message(requests, monotonic() + context.time_remaining()))
+        except DecodeError:
+            context.abort_with_status(status_of(MalformedMessageError(), random_id()))
+        except PersonaeError as error:
+            context.abort_with_status(status_of(error, random_id()))
+        return method(request, context)
+
+    if hasattr(method, "experimental_thread_pool"):
+        behaviour.experimental_thread_pool = method.experimental_thread_pool  # type: ignore[attr-defined]  # as above
+    kind = "stream_stream" if handler.response_streaming else "stream_unary"
+    return _taking_requests(handler, **{kind: behaviour})
+
+
+def _taking_requests(handler: Any, **behaviour: Any) -> grpc.RpcMethodHandler[Any, Any]:
+    """The handler with another behaviour, which is given the stream of requests, undeserialised."""
+    taking: grpc.RpcMethodHandler[Any, Any] = handler._replace(
+        unary_unary=None, unary_stream=None, request_streaming=True, request_deserializer=None, **behaviour
+    )
+    return taking
 
 
 def _composed(stages: Sequence[Stage], method: Method) -> Handler:

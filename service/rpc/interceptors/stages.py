@@ -22,6 +22,7 @@ from service.base.errors import (
 from service.base.log import where_raised
 from service.rpc.access import scope_of
 from service.rpc.admission import require_room
+from service.rpc.arrival import take_message
 from service.rpc.call import ACTING_USER_KEY, Call
 from service.rpc.callers import Identifies
 from service.rpc.status import internal_status, status_of
@@ -124,6 +125,15 @@ def authorisation(identify: Identifies) -> Stage:
     return authorise
 
 
+def receive(proceed: Handler, _method: Method) -> Handler:
+    """Wait for the message. See service/rpc/arrival.py."""
+
+    def run(requests: Any, call: Call) -> Any:
+        return proceed(take_message(requests, call.deadline), call)
+
+    return run
+
+
 def parse(proceed: Handler, method: Method) -> Handler:
     """Make a message of the bytes. Malformed bytes are the caller's fault, not an internal error."""
 
@@ -158,7 +168,8 @@ def stages(gate: Stage, identify: Identifies) -> tuple[Stage, ...]:
         answer_errors,  # inside the log, which wants the code; outside all that raises
         gate,  # around all that is work, so that it is known when the last of it has ended
         admit,  # before any work is done for the call
-        authorisation(identify),  # before parsing: a stranger's bytes are not read
+        authorisation(identify),  # before any byte is read: nobody waits for a stranger's
+        receive,
         parse,
         repeat_once,  # innermost: only the handler is worth repeating
     )
