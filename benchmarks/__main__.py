@@ -15,7 +15,7 @@ from dataclasses import replace
 import psycopg2
 
 from benchmarks.bench import FULL, QUICK, Bench, Sizes, bench
-from benchmarks.figures import callers, cpu, equal_time, lists, memory, sign_in, start, statements, storm
+from benchmarks.figures import abuse, callers, cpu, equal_time, lists, memory, sign_in, start, statements, storm
 from benchmarks.machine import UnsupportedMachineError, describe
 from benchmarks.table import Figure, Findings, MeasurementError, show
 from service.base.settings import SettingsError
@@ -32,6 +32,9 @@ _MEASUREMENTS: dict[str, Callable[[Bench], Findings]] = {
     "memory": memory.measure,
     "start": start.measure,
 }
+_ON_DEMAND: dict[str, Callable[[Bench], Findings]] = {"abuse": abuse.measure}
+"""What is measured only when it is named."""
+_ALL = _MEASUREMENTS | _ON_DEMAND
 _SOAK_RPCS = 1_000_000
 
 
@@ -69,20 +72,24 @@ def _machine(running: Bench) -> str:
 
 def _arguments() -> tuple[list[str], Sizes]:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to measure: {', '.join(_MEASUREMENTS)}; or all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=_names())
     parser.add_argument("--quick", action="store_true", help="small sizes: to see that it runs, not for figures")
     parser.add_argument("--soak", action="store_true", help=f"look at the memory over {_SOAK_RPCS:,} RPCs (minutes)")
     given = parser.parse_args()
-    if unknown := [name for name in given.names if name not in _MEASUREMENTS]:
+    if unknown := [name for name in given.names if name not in _ALL]:
         parser.error(f"no such measurement: {', '.join(unknown)}")
     sizes = QUICK if given.quick else FULL
     return given.names or list(_MEASUREMENTS), replace(sizes, rpcs=_SOAK_RPCS) if given.soak else sizes
 
 
+def _names() -> str:
+    return f"what to measure: {', '.join(_MEASUREMENTS)}; all of these; or {', '.join(_ON_DEMAND)}"
+
+
 def _measured(name: str, running: Bench) -> Findings:
     _say(f"measuring: {name} …")
     try:
-        return _MEASUREMENTS[name](running)
+        return _ALL[name](running)
     except MeasurementError as error:
         return Findings(figures=[Figure(name, "", "", None)], notes=[f"{name}: {error}"])
 

@@ -37,6 +37,11 @@ class Sizes:
     """In which reads are measured, of each idle and each stormy round."""
     timed_calls: int
     """Of each class of users whose durations are compared."""
+    dropped_connections: int
+    idle_connections: int
+    half_open_seconds: float
+    malformed: int
+    """Messages and frames, together."""
 
 
 FULL = Sizes(
@@ -52,6 +57,10 @@ FULL = Sizes(
     storm_rounds=5,
     storm_seconds=5,
     timed_calls=1_000,
+    dropped_connections=100_000,
+    idle_connections=1_000,
+    half_open_seconds=20,
+    malformed=10_000,
 )
 QUICK = Sizes(
     rounds=3,
@@ -66,6 +75,10 @@ QUICK = Sizes(
     storm_rounds=2,
     storm_seconds=2,
     timed_calls=150,
+    dropped_connections=5_000,
+    idle_connections=200,
+    half_open_seconds=7,
+    malformed=1_000,
 )
 
 

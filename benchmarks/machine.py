@@ -84,6 +84,16 @@ def resident_bytes(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def open_files(pid: int) -> int:
+    """How many file descriptors a process has, those of its connections included."""
+    return sum(1 for _ in Path("/proc", str(pid), "fd").iterdir())
+
+
+def threads_of(pid: int) -> int:
+    """How many threads a process has."""
+    return sum(1 for _ in Path("/proc", str(pid), "task").iterdir())
+
+
 def describe() -> str:
     """One line about this machine."""
     model = "unknown processor"

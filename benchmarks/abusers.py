@@ -1,0 +1,218 @@
+"""What people do to a port that they find open, each as a function that ends by itself: the load is bounded.
+
+They run in a process of their own (`benchmarks.load.callers`), and write their HTTP/2 by hand.
+"""
+
+import contextlib
+import itertools
+import random
+import resource
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+from benchmarks import http2
+from benchmarks.load import AUTHENTICATE, DEADLINE_SECONDS, GET_USER, LIST_USERS
+
+_METHODS = (GET_USER, AUTHENTICATE, LIST_USERS, "/grpc.health.v1.Health/Check")
+_SPARE_FILES = 100
+_TICK_SECONDS = 0.02
+_SOURCES = [f"127.0.0.{last}" for last in range(1, 17)]
+"""A port is not used again for a minute after its connection was closed; there are more at more addresses."""
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_GREETINGS = (
+    b"",
+    b"",
+    b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00",
+    b"\0" * 40,
+    http2.PREFACE,
+)
+_PER_CONNECTION = 100
+"""Malformed messages."""
+Metadata = Sequence[tuple[str, str]]
+
+
+def drop_connections(target: str, count: int, *, per_second: float) -> int:
+    """Open so many connections and leave at once, half of them with a reset; most say something first."""
+    for number in _paced(count, per_second):
+        with _dialled(target, number) as connection:
+            connection.sendall(_GREETINGS[number % len(_GREETINGS)])
+            if number % 2:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    return count
+
+
+def hold_connections(target: str, count: int, *, seconds: float, greeting: bytes = http2.PREFACE) -> int:
+    """Hold so many connections that say this and nothing more. How many the server still has after all this time."""
+    with _many_files(count), contextlib.ExitStack() as held:
+        connections = [held.enter_context(_dialled(target, number)) for number in range(count)]
+        for connection in connections:
+            connection.sendall(greeting)
+        time.sleep(seconds)
+        return sum(map(_is_open, connections))
+
+
+def open_halves(target: str, metadata: Metadata, *, streams: int, every: float, seconds: float) -> int:
+    """Open so many calls on a new connection, again and again, and send no message on any. How many in all."""
+    calls = [
+        http2.call(method, stream=2 * number + 1, metadata=metadata)
+        for number, method in zip(range(streams), itertools.cycle(_METHODS), strict=False)
+    ]
+    rounds = int(seconds / every)
+    with contextlib.ExitStack() as held:
+        for _ in _paced(rounds, 1 / every):
+            held.enter_context(_connected(target)).send(*calls)
+    return rounds * streams
+
+
+def send_slowly(target: str, metadata: Metadata, *, streams: int, every: float, seconds: float) -> int:
+    """Send a byte of so many messages now and then; what the server has given up is begun anew. How many began."""
+    body = http2.message(b"\x0a" * 1000)
+    begun = 0
+    with _connected(target) as connection:
+        ended = _Ended(connection)
+        places: dict[int, int] = {}
+        for _ in _paced(int(seconds / every), 1 / every):
+            for stream in [stream for stream in places if stream in ended.streams]:
+                del places[stream]
+            while len(places) < streams:
+                places[2 * begun + 1] = 0
+                connection.send(http2.call(GET_USER, stream=2 * begun + 1, metadata=metadata))
+                begun += 1
+            for stream, place in places.items():
+                connection.send(http2.frame(http2.DATA, body[place : place + 1], stream=stream))
+                places[stream] += 1
+    return begun
+
+
+def send_malformed(target: str, metadata: Metadata, count: int, *, per_second: float) -> int:
+    """Calls whose message is none, and connections that break HTTP/2, one in ten. How many in all."""
+    dice = random.Random(count)
+    with contextlib.ExitStack() as held:
+        connection, stream = held.enter_context(_connected(target)), 1
+        for number in _paced(count, per_second):
+            if number % 10 == 0:
+                with _connected(target) as victim, contextlib.suppress(OSError):
+                    victim.send(_broken(dice))
+            else:
+                connection.send(*_malformed_call(dice, stream, metadata))
+                stream += 2
+            if number % _PER_CONNECTION == 0:
+                held.close()
+                connection, stream = held.enter_context(_connected(target)), 1
+    return count
+
+
+def reset_calls(target: str, metadata: Metadata, count: int, *, per_second: float) -> int:
+    """Calls that are taken back as soon as they are made: CVE-2023-44487. How many."""
+    with contextlib.ExitStack() as held:
+        connection = held.enter_context(_connected(target))
+        for number in _paced(count, per_second):
+            if number % _PER_CONNECTION == 0:
+                held.close()
+                connection = held.enter_context(_connected(target))
+            stream = 2 * (number % _PER_CONNECTION) + 1
+            with contextlib.suppress(OSError):  # the server may have had enough
+                connection.send(
+                    http2.call(GET_USER, stream=stream, metadata=metadata),
+                    http2.frame(http2.RST_STREAM, (8).to_bytes(4), stream=stream),
+                )
+    return count
+
+
+class _Ended:
+    """The calls of a connection that the server has answered, told by a thread that reads until it is closed."""
+
+    def __init__(self, connection: http2.Connection) -> None:
+        self.streams: set[int] = set()
+        threading.Thread(target=self._read, args=(connection,), daemon=True).start()
+
+    def _read(self, connection: http2.Connection) -> None:
+        with contextlib.suppress(OSError):
+            for kind, flags, stream, _ in connection.frames():
+                if kind == http2.RST_STREAM or (kind == http2.HEADERS and flags & http2.END_STREAM):
+                    self.streams.add(stream)
+
+
+def _malformed_call(dice: random.Random, stream: int, metadata: Metadata) -> tuple[bytes, bytes]:
+    """A whole call, by HTTP/2 as it should be, whose message cannot be read."""
+    garbage = dice.randbytes(dice.randrange(1, 200))
+    whole = http2.message(garbage)
+    payload = dice.choice(
+        (
+            whole,
+            whole[:-1],  # ends before it is over
+            whole + b"\0",  # ends within the next one
+            b"\1" + whole[1:],  # says that it is compressed
+            b"\0\xff\xff\xff\xff" + garbage,  # says that it is of 4 GiB
+            garbage,
+        )
+    )
+    call = http2.call(dice.choice(_METHODS), stream=stream, metadata=metadata)
+    return call, http2.frame(http2.DATA, payload, flags=http2.END_STREAM, stream=stream)
+
+
+def _broken(dice: random.Random) -> bytes:
+    """What breaks the rules of HTTP/2, so that the connection has to go."""
+    junk = dice.randbytes(60)
+    return dice.choice(
+        (
+            junk,
+            http2.frame(http2.DATA, junk),  # belongs to no stream
+            http2.frame(http2.HEADERS, junk, flags=http2.END_HEADERS, stream=1),
+            http2.frame(http2.HEADERS, b"\xff\xff\xff\xff\xff\x0f", flags=http2.END_HEADERS, stream=1),
+            http2.frame(http2.HEADERS, junk, stream=1) * 3,  # never ended, and never continued
+            http2.frame(http2.SETTINGS, junk[:7]),  # they are of six bytes each
+            http2.frame(http2.PING, junk[:3]),
+            http2.frame(http2.GOAWAY, junk[:3]),
+            http2.frame(http2.RST_STREAM, bytes(4), stream=99),  # never opened
+            b"\xff\xff\xff" + junk,  # a frame of 16 MiB
+        )
+    )
+
+
+def _paced(count: int, per_second: float) -> Iterator[int]:
+    """Counts, and not faster than this."""
+    started = time.monotonic()
+    for number in range(count):
+        early = started + number / per_second - time.monotonic()
+        if early > _TICK_SECONDS:
+            time.sleep(early)
+        yield number
+
+
+def _dialled(target: str, number: int) -> socket.socket:
+    host, port = target.rsplit(":", 1)
+    source = _SOURCES[number % len(_SOURCES)]
+    return socket.create_connection((host, int(port)), timeout=DEADLINE_SECONDS, source_address=(source, 0))
+
+
+@contextlib.contextmanager
+def _connected(target: str) -> Iterator[http2.Connection]:
+    with contextlib.closing(http2.Connection(target, timeout=DEADLINE_SECONDS)) as connection:
+        yield connection
+
+
+def _is_open(connection: socket.socket) -> bool:
+    """Whether the other side has not closed it. Reads all that was sent."""
+    connection.settimeout(0)
+    try:
+        while connection.recv(65536):
+            pass
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+@contextlib.contextmanager
+def _many_files(count: int) -> Iterator[None]:
+    """Let this process open so many files more, as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, count + _SPARE_FILES)), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
