@@ -17,6 +17,11 @@ def random_id() -> str:
     return f"{_ids.getrandbits(_ID_BITS):032x}"
 
 
+def jitter(seconds: float) -> float:
+    """The pause, give or take half of it: so that those who met once do not meet again. Guards nothing."""
+    return seconds * (0.5 + _ids.random())
+
+
 def random_bytes(count: int) -> bytes:
     """So many random bytes of the operating system."""
     return os.urandom(count)  # noqa: TID251  the one place

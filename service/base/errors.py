@@ -182,9 +182,16 @@ class EtagMismatchError(PersonaeError):
 
 
 class ConflictError(PersonaeError):
+    """Two changes met, and this one was not made.
+
+    `is_repeatable`: the database rolled it back (a deadlock, a serialization failure) and nothing of this session had
+    been committed before, so that it may well succeed when it is run again a moment later.
+    """
+
     reason = "CONFLICT"
     text = "The change met another one at the same time and was not made. Repeat it."
     pushback_ms = 50
+    is_repeatable = False
 
 
 # -------------------------------------------------------------------------------------------------- signing in

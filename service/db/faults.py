@@ -35,7 +35,8 @@ UNIQUE_CONSTRAINTS: dict[str, type[PersonaeError]] = {
 
 _QUERY_CANCELED = "57014"
 _UNIQUE_VIOLATION = "23505"
-_CONFLICTS = frozenset({"40001", "40P01", "55P03"})  # serialization failure, deadlock, lock timeout
+_LOCK_TIMEOUT = "55P03"  # whoever waited for as long as the operator allows does not wait again
+_CONFLICTS = frozenset({"40001", "40P01", _LOCK_TIMEOUT})  # serialization failure, deadlock
 _UNAVAILABLE_CLASSES = ("08", "57P", "53")  # connection, operator intervention, insufficient resources
 _READ_ONLY = "25006"  # a standby, or a primary that was demoted under us
 _AUTHENTICATION = ("28", "3D")  # the role or the database is not there (any more)
@@ -54,7 +55,9 @@ def translate(
     if sqlstate == _QUERY_CANCELED and is_deadline_over:
         return DeadlineOverError()
     if sqlstate in _CONFLICTS:
-        return ConflictError()
+        conflict = ConflictError()
+        conflict.is_repeatable = sqlstate != _LOCK_TIMEOUT and commit is not Commit.DONE
+        return conflict
     if _is_connection_fault(error, sqlstate):
         return _connection_fault(error, commit, is_idempotent=is_idempotent)
     return None

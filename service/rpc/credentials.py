@@ -1,10 +1,14 @@
 """CredentialService: unpacks, judges and hashes a new password outside any transaction, changes, packs the user."""
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
+from typing import TypeVar
 
 import grpc
+from sqlalchemy.orm import Session
 
 from personae.v1 import credential_pb2, credential_pb2_grpc, user_pb2
 from service.base.clock import Clock, monotonic
@@ -26,10 +30,12 @@ from service.core.users import Key, UserRecord
 from service.db.engine import Database, reading
 from service.rpc.call import current, rpc_scope
 from service.rpc.hashing import Hashing
+from service.rpc.repeats import repeated
 from service.rpc.shapes import Faults, bounded_text, email_of, instant, require_id, stamp, user_message
 from service.rpc.sign_in import SETTLE_SECONDS, SignIn, Subject, subject_of
 
 _IDENTIFIER_MAX_BYTES = 1024
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,27 +80,28 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
     def SetPassword(self, request: credential_pb2.SetPasswordRequest, context: grpc.ServicerContext) -> user_pb2.User:
         faults = Faults()
         new = _new_password(request, faults, now=self._clock())
-        with rpc_scope(self._database) as session:
-            with reading(session):
-                user = users.find_user(session, Key("id", new.user_id))
-            if request.password:
-                faults.found += self._violations(new.password, user, "password")
-            faults.check()
-            if user is None:
-                raise UserNotFoundError
-            users.require_live(user)
-            hashed = self._hash(new.password)
-            with session.begin():
-                user = credentials.set_password(
-                    session,
-                    user,
-                    hashed,
-                    is_change_required=new.is_change_required,
-                    expires_at=new.expires_at,
-                    now=self._clock(),
-                    keys=self._keys,
-                )
-        return user_message(user)
+        with rpc_scope(self._database) as session, reading(session):
+            user = users.find_user(session, Key("id", new.user_id))
+        if request.password:
+            faults.found += self._violations(new.password, user, "password")
+        faults.check()
+        if user is None:
+            raise UserNotFoundError
+        users.require_live(user)
+        hashed = self._hash(new.password)
+
+        def settle(session: Session) -> UserRecord:
+            return credentials.set_password(
+                session,
+                user,
+                hashed,
+                is_change_required=new.is_change_required,
+                expires_at=new.expires_at,
+                now=self._clock(),
+                keys=self._keys,
+            )
+
+        return user_message(self._settled(settle, current().deadline))
 
     def RequirePasswordChange(
         self, request: credential_pb2.RequirePasswordChangeRequest, context: grpc.ServicerContext
@@ -129,8 +136,9 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
             found.append(unchanged("new_password"))
         _refuse(found)
         hashed = self._hash(request.new_password)
-        with rpc_scope(self._database) as session, session.begin():
-            user = credentials.change_password(
+
+        def settle(session: Session) -> UserRecord:
+            return credentials.change_password(
                 session,
                 user,
                 hashed,
@@ -138,7 +146,8 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
                 now=self._clock(),
                 keys=self._keys,
             )
-        return user_message(user)
+
+        return user_message(self._settled(settle, current().deadline))
 
     def CheckPassword(
         self, request: credential_pb2.CheckPasswordRequest, context: grpc.ServicerContext
@@ -198,16 +207,23 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
             current().deadline, _hash_another, request.new_password, code.stored_hash, self._rules.bcrypt_cost
         )
         if hashed is None:
-            refusal = InvalidFieldsError([unchanged("new_password")])
             # Whoever did this knows the present password by now: that must be found out by more than the counter.
-            with rpc_scope(self._database, deadline=monotonic() + SETTLE_SECONDS) as session, session.begin():
-                audit.record(
-                    session, "CompletePasswordReset", target_user_id=code.user.id, refusal=InvalidFieldsError.reason
-                )
-            raise refusal
-        with rpc_scope(self._database, deadline=monotonic() + SETTLE_SECONDS) as session, session.begin():
-            user = credentials.reset_password(session, code, hashed, now=self._clock(), keys=self._keys)
-        return user_message(user)
+            self._settled(partial(_record_refusal, user_id=code.user.id), monotonic() + SETTLE_SECONDS)
+            raise InvalidFieldsError([unchanged("new_password")])
+
+        def settle(session: Session) -> UserRecord:
+            return credentials.reset_password(session, code, hashed, now=self._clock(), keys=self._keys)
+
+        return user_message(self._settled(settle, monotonic() + SETTLE_SECONDS))
+
+    def _settled(self, settle: Callable[[Session], _T], until: float) -> _T:
+        """Write what was hashed, in a transaction that is repeated alone: nothing is hashed or counted again."""
+
+        def piece() -> _T:
+            with rpc_scope(self._database, deadline=until) as session, session.begin():
+                return settle(session)
+
+        return repeated(piece, until=until)
 
     # ------------------------------------------------------------------------------------------------- emails
 
@@ -283,6 +299,10 @@ def _hash_another(password: str, stored: str | None, cost: int) -> str | None:
             if is_match(password, stored, reference_cost=parse_hash(stored).cost):
                 return None
     return hash_password(password, cost)
+
+
+def _record_refusal(session: Session, *, user_id: int) -> None:
+    audit.record(session, "CompletePasswordReset", target_user_id=user_id, refusal=InvalidFieldsError.reason)
 
 
 def _check_present(password: str, field_name: str, faults: Faults) -> None:

@@ -10,12 +10,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from service.base.clock import Clock, monotonic
-from service.base.errors import (
-    DatabaseUnavailableError,
-    InvalidCredentialsError,
-    PersonaeError,
-    StoredHashError,
-)
+from service.base.errors import InvalidCredentialsError, PersonaeError, StoredHashError
 from service.core import authn
 from service.core.attempts import Keys, hold_attempts
 from service.core.authn import Candidate, Outcome, Trial
@@ -26,6 +21,7 @@ from service.core.users import Key
 from service.db.engine import Database, reading
 from service.rpc.call import current, rpc_scope
 from service.rpc.hashing import Hashing
+from service.rpc.repeats import repeated
 
 SETTLE_SECONDS = 5.0
 """How long the database has for what must be written although the caller's time is over."""
@@ -117,14 +113,9 @@ class SignIn:
 
     def _settled(self, candidate: Candidate, keys: Keys, trial: Trial) -> Outcome:
         """Settle what was hashed: also when the caller's time is over by now, and when the database dropped the
-        connection meanwhile.
+        connection meanwhile. Never hashed again for it.
         """
-        try:
-            return self._settled_once(candidate, keys, trial)
-        except DatabaseUnavailableError as fault:
-            if not fault.is_repeatable:
-                raise
-        return self._settled_once(candidate, keys, trial)
+        return repeated(lambda: self._settled_once(candidate, keys, trial), until=monotonic() + SETTLE_SECONDS)
 
     def _settled_once(self, candidate: Candidate, keys: Keys, trial: Trial) -> Outcome:
         settle_by = monotonic() + SETTLE_SECONDS

@@ -12,9 +12,11 @@ from service.base.errors import UserNotFoundError
 from service.core import lifecycle, users
 from service.core.pages import PageTokens
 from service.core.passwords import hash_password
+from service.core.users import UserRecord
 from service.db.engine import Database, reading
 from service.rpc.call import current, rpc_scope
 from service.rpc.hashing import Hashing
+from service.rpc.repeats import repeated
 from service.rpc.shapes import Faults, require_id, user_message
 from service.rpc.user_requests import (
     Creation,
@@ -86,22 +88,24 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
     def CreateUser(self, request: user_pb2.CreateUserRequest, context: grpc.ServicerContext) -> user_pb2.User:
         now = self._clock()
         creation = creation_of(request, self._rules, self._fingerprint_keys)
-        repeat = creation.request
-        with rpc_scope(self._database, is_idempotent=repeat is not None) as session:
-            if repeat is not None:
-                with reading(session):
-                    created = users.find_created(session, repeat, now=now)
-                if created is not None:
-                    return user_message(created)
-            if request.validate_only:
-                with reading(session):
-                    users.require_free_names(session, email=creation.email, username=creation.username)
-                return _preview(creation, now)
-            hashed = None if creation.password is None else self._hash(creation.password)
-            now = self._clock()  # after the hash
-            with session.begin():
-                user = users.create_user(session, creation.new_user(hashed, now), request=repeat, now=now)
-        return user_message(user)
+        if creation.request is not None:
+            with rpc_scope(self._database) as session, reading(session):
+                created = users.find_created(session, creation.request, now=now)
+            if created is not None:
+                return user_message(created)
+        if request.validate_only:
+            with rpc_scope(self._database) as session, reading(session):
+                users.require_free_names(session, email=creation.email, username=creation.username)
+            return _preview(creation, now)
+        hashed = None if creation.password is None else self._hash(creation.password)
+        return user_message(repeated(lambda: self._created(creation, hashed), until=current().deadline))
+
+    def _created(self, creation: Creation, hashed: str | None) -> UserRecord:
+        """Make the user. A piece of its own: what was hashed is not hashed again."""
+        now = self._clock()
+        is_idempotent = creation.request is not None
+        with rpc_scope(self._database, is_idempotent=is_idempotent) as session, session.begin():
+            return users.create_user(session, creation.new_user(hashed, now), request=creation.request, now=now)
 
     def _hash(self, password: str) -> str:
         return self._hashing.run(current().deadline, hash_password, password, self._bcrypt_cost)

@@ -94,6 +94,21 @@ def test_when_an_rpc_may_run_again(lost: bool, commit: Commit, repeatable: bool)
     assert fault(None, lost=lost, commit=commit).is_repeatable is repeatable
 
 
+@pytest.mark.parametrize(
+    "pgcode, commit, repeatable",
+    [
+        ("40001", Commit.NOT_STARTED, True),
+        ("40P01", Commit.NOT_STARTED, True),
+        ("40001", Commit.UNDER_WAY, True),
+        ("40001", Commit.DONE, False),
+        ("55P03", Commit.NOT_STARTED, False),
+    ],
+)
+def test_when_a_conflict_is_run_again(pgcode: str, commit: Commit, repeatable: bool) -> None:
+    """When the database itself has rolled back all there was; not when the operator's patience is over."""
+    assert fault(pgcode, commit=commit).is_repeatable is repeatable
+
+
 def test_a_full_pool() -> None:
     """The pool's own timeout is no driver's error."""
     found = translate(PoolTimeoutError(), commit=Commit.NOT_STARTED, is_deadline_over=False, is_idempotent=False)

@@ -103,7 +103,7 @@ def test_stages_are_named_and_explained() -> None:
         "authorise",
         "receive",
         "parse",
-        "repeat_once",
+        "repeat",
     ]
     assert all(stage.__doc__ for stage in found)
 

@@ -28,6 +28,31 @@ class _Link:
     server: socket.socket
     buffer: bytes = b""
     is_started: bool = False
+    is_mute: bool = False
+    """Whatever comes from either side is swallowed: as of a peer that is there and has hung."""
+
+
+@dataclass
+class _Refusal:
+    """Statements that end with an error instead."""
+
+    part: str
+    sqlstate: str
+    times: int
+
+    def query(self, *, is_commit: bool) -> bytes:
+        """What the database gets in place of the statement, and fails at as it would at the statement itself."""
+        raising = f"DO $$BEGIN RAISE EXCEPTION 'simulated' USING ERRCODE = '{self.sqlstate}'; END$$"
+        if is_commit:  # one that fails ends the transaction
+            raising = f"ROLLBACK; {raising}"
+        return b"Q" + struct.pack("!I", len(raising) + 5) + raising.encode() + b"\0"
+
+    @property
+    def fatal(self) -> bytes:
+        """What a backend says before it ends."""
+        fields = {"S": "FATAL", "V": "FATAL", "C": self.sqlstate, "M": "simulated"}
+        body = b"".join(f"{key}{value}".encode() + b"\0" for key, value in fields.items()) + b"\0"
+        return b"E" + struct.pack("!I", len(body) + 4) + body
 
 
 @dataclass
@@ -46,6 +71,8 @@ class PostgresProxy:
         self._silenced: set[int] = set()
         self._lock = threading.Lock()
         self._is_refusing = False
+        self._is_hanging = False
+        self._refusals: list[_Refusal] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
@@ -67,6 +94,22 @@ class PostgresProxy:
     def refuse(self, *, refusing: bool = True) -> None:
         """Drop new connections at once, until told otherwise."""
         self._is_refusing = refusing
+
+    def hang(self, *, hanging: bool = True) -> None:
+        """Swallow what goes through the connections that are open now, for good; and through new ones, which are
+        still accepted, until told otherwise. Nobody is told that anything has ended.
+        """
+        self._is_hanging = hanging
+        if hanging:
+            with self._lock:
+                for link in self._links:
+                    link.is_mute = True
+
+    def answer(self, part: str, sqlstate: str, *, times: int = 1) -> None:
+        """Let the next statements that have this part end with this SQLSTATE: as an ERROR of the database, which gets
+        another statement that fails so; or, in class 57P, as the FATAL one with which a backend ends.
+        """
+        self._refusals.append(_Refusal(part, sqlstate, times))
 
     def close(self) -> None:
         """End the proxy and all that goes through it."""
@@ -96,7 +139,7 @@ class PostgresProxy:
             except OSError:
                 _close(client)
                 continue
-            link = _Link(client, server)
+            link = _Link(client, server, is_mute=self._is_hanging)
             with self._lock:
                 self._links.append(link)
             threading.Thread(target=self._forward, args=(link,), daemon=True).start()
@@ -105,6 +148,10 @@ class PostgresProxy:
     def _forward(self, link: _Link) -> None:
         with contextlib.suppress(OSError):
             while data := link.client.recv(65536):
+                if link.is_mute:
+                    continue
+                if self._is_answered(link, data):
+                    continue
                 if not self._read(link, data):
                     break
                 link.server.sendall(data)
@@ -116,9 +163,27 @@ class PostgresProxy:
             while data := link.server.recv(65536):
                 if id(link) in self._silenced:
                     break
-                link.client.sendall(data)
+                if not link.is_mute:
+                    link.client.sendall(data)
         _close(link.client)
         _close(link.server)
+
+    def _is_answered(self, link: _Link, data: bytes) -> bool:
+        """Whether a statement was not forwarded, but failed. Statements of the service fit into one read."""
+        if not link.is_started or link.buffer or data[:1] != b"Q":
+            return False
+        statement = data[5:].rstrip(b"\0").decode()
+        refusal = next((one for one in self._refusals if one.times and one.part in statement), None)
+        if refusal is None:
+            return False
+        refusal.times -= 1
+        self.statements.append(statement)
+        if refusal.sqlstate.startswith("57P"):
+            link.client.sendall(refusal.fatal)
+            _close(link.client)
+        else:
+            link.server.sendall(refusal.query(is_commit=statement == "COMMIT"))
+        return True
 
     def _read(self, link: _Link, data: bytes) -> bool:
         """Note the statements in what the client sends; False to drop the connection before they are forwarded."""

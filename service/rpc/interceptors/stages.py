@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 from service.base.clock import monotonic
 from service.base.entropy import random_id
 from service.base.errors import (
+    ConflictError,
     DatabaseUnavailableError,
     InvalidFieldsError,
     MalformedMessageError,
@@ -25,6 +26,7 @@ from service.rpc.admission import require_room
 from service.rpc.arrival import take_message
 from service.rpc.call import ACTING_USER_KEY, Call
 from service.rpc.callers import Identifies
+from service.rpc.repeats import after
 from service.rpc.status import internal_status, status_of
 
 Handler = Callable[[Any, Call], Any]
@@ -147,16 +149,17 @@ def parse(proceed: Handler, method: Method) -> Handler:
     return run
 
 
-def repeat_once(proceed: Handler, _method: Method) -> Handler:
-    """Run the handler again when the database dropped a pooled connection before anything was committed."""
+def repeat(proceed: Handler, _method: Method) -> Handler:
+    """Run the handler again when the database gave up before anything was committed. See service/rpc/repeats.py."""
 
     def run(request: Any, call: Call) -> Any:
         try:
             return proceed(request, call)
-        except DatabaseUnavailableError as fault:
+        except (DatabaseUnavailableError, ConflictError) as fault:
             if not fault.is_repeatable:
                 raise
-        return proceed(request, call)
+            first = fault
+        return after(first, lambda: proceed(request, call), until=call.deadline)
 
     return run
 
@@ -171,7 +174,7 @@ def stages(gate: Stage, identify: Identifies) -> tuple[Stage, ...]:
         authorisation(identify),  # before any byte is read: nobody waits for a stranger's
         receive,
         parse,
-        repeat_once,  # innermost: only the handler is worth repeating
+        repeat,  # innermost: only the handler is worth repeating
     )
 
 
