@@ -65,6 +65,7 @@ _BEYOND_RPC_TIMEOUT = 5.0
 _AUDIT_MONTHS_EVERY = 3600.0
 _CERTIFICATES_EVERY = 60.0
 _KEY_USES_EVERY = 10.0
+_CUT_HUNG_EVERY = 0.25
 _log = structlog.get_logger("personae.app")
 
 _SERVICES = (
@@ -160,7 +161,10 @@ class Server:
         self._add_servicers(clock)
         if settings.grpc_reflection:
             enable_reflection(self._grpc, SERVICE_NAMES)
-        self._tasks = [Repeating("database-probe", self._look, every=settings.health_probe_interval)]
+        self._tasks = [
+            Repeating("database-probe", self._look, every=settings.health_probe_interval),
+            Repeating("hung-connections", self._cut_hung, every=_CUT_HUNG_EVERY),
+        ]
         if self._directory is not None:
             write_uses = partial(self._directory.write_uses, self.database)
             self._tasks.append(Repeating("uses-of-keys", write_uses, every=_KEY_USES_EVERY))
@@ -412,7 +416,7 @@ class Server:
     def _look(self) -> None:
         """Look at the database: tell health, and the log when something has changed."""
         try:
-            trouble = self._probe.check()
+            trouble = self._probe.check() or (None if self._directory is None else self._directory.trouble())
         except SchemaBehindError as error:
             self.failure = error
             self.end()
@@ -423,6 +427,7 @@ class Server:
                 make_audit_months(self.database)
             else:
                 _log.error("database cannot be used", problem=trouble.what, remedy=trouble.remedy)
+                self._reconnect()
         self._trouble = trouble
         self._health.set_serving(is_serving=trouble is None)
         self._tell_link()
@@ -443,6 +448,19 @@ def _connection_options(settings: Settings, *, shares_port: bool) -> tuple[tuple
 def _age_grace(settings: Settings) -> float:
     """How long calls go on that run when their connection is sent away: longer than any may take."""
     return settings.rpc_timeout + _BEYOND_RPC_TIMEOUT
+
+    def _reconnect(self) -> None:
+        """Use no connection again that is open now: it may lead to a server that was demoted, or to none."""
+        self.database.dispose()
+        if self._directory is not None:
+            self._directory.reconnect()
+
+    def _cut_hung(self) -> None:
+        """Give up the connections whose server has hung, so that no thread waits for it for ever."""
+        everyone = (self.database, self._probe, self._directory)
+        hung = sum(one.cut_hung() for one in everyone if one is not None)
+        if hung:
+            _log.warning("connections cut that were not answered", connections=hung)
 
 
 def password_policy(settings: Settings) -> PasswordPolicy:

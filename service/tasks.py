@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
 from threading import Event, Thread
+from typing import Any
 
 import structlog
 from sqlalchemy import create_engine, text
@@ -12,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from service.base.clock import Clock, monotonic
-from service.base.errors import PersonaeError
+from service.base.errors import DeadlineOverError, PersonaeError
 from service.base.log import where_raised
 from service.base.origin import SWEEPER, Origin
 from service.core import audit, users
@@ -20,14 +21,17 @@ from service.core.attempts import forget_attempts
 from service.core.callers import forget_keys
 from service.core.codes import forget_codes
 from service.core.lifecycle import purge_due
+from service.db.connections import Connections
 from service.db.diagnosis import Diagnosis, diagnose
-from service.db.engine import Database, connect_arguments
+from service.db.engine import Database
 from service.db.rights import missing_right
 from service.db.schema import require_schema
 
 SWEEP_BATCH = 500
 _BATCH_SECONDS = 30.0
-_PROBE_TIMEOUT_MS = 2000
+_PROBE_SECONDS = 2.0
+_SILENT = Diagnosis("The server does not answer in time", "Look at its load, its disks, and what lies in between.")
+_STANDBY = Diagnosis("The server is a read-only standby", "Point DATABASE_URL at the primary.")
 _log = structlog.get_logger("personae.tasks")
 
 
@@ -74,46 +78,59 @@ class DatabaseProbe:
     """
 
     def __init__(self, url: URL, *, connect_timeout: int) -> None:
+        self._connections = Connections()
         self._engine = create_engine(
             url,
             pool_size=1,
             max_overflow=0,
             hide_parameters=True,
             isolation_level="AUTOCOMMIT",
-            connect_args=connect_arguments(connect_timeout),
+            connect_args=self._connections.arguments(connect_timeout),
         )
+        self._connections.watch(self._engine)
         self._is_schema_known = False
 
     def check(self) -> Diagnosis | None:
         """What is wrong; None when nothing is. Raises SchemaBehindError, looked at anew after each outage."""
+        started_at = monotonic()
         try:
             return self._look()
-        except DBAPIError as error:
-            if not error.connection_invalidated:
-                return self._trouble(error)
-            try:
-                return self._look()  # the connection was cut while idle: that alone is no outage
-            except DBAPIError as again:
-                return self._trouble(again)
+        except (DBAPIError, DeadlineOverError) as error:
+            if self._is_late(started_at) or not getattr(error, "connection_invalidated", False):
+                return self._trouble(error, started_at)
+        started_at = monotonic()
+        try:
+            return self._look()  # the connection was cut while idle: that alone is no outage
+        except (DBAPIError, DeadlineOverError) as error:
+            return self._trouble(error, started_at)
+
+    def cut_hung(self) -> int:
+        """As Database.cut_hung: lets a look end that is not answered."""
+        return self._connections.cut_hung()
 
     def _look(self) -> Diagnosis | None:
         with self._engine.connect() as connection:
-            standby = connection.scalar(
-                text(f"SET LOCAL statement_timeout = {_PROBE_TIMEOUT_MS}; SELECT pg_is_in_recovery()")
-            )
+            driver: Any = connection.connection.dbapi_connection
+            driver.grace, driver.deadline = 0.0, monotonic() + _PROBE_SECONDS
+            standby = connection.scalar(text("SELECT pg_is_in_recovery()"))
+            if standby:
+                connection.invalidate()  # what is reached anew may be another server
+                self._is_schema_known = False
+                return _STANDBY
             if not self._is_schema_known:
                 require_schema(connection)
                 missing = missing_right(connection)
                 if missing is not None:
                     return missing
                 self._is_schema_known = True
-        if standby:
-            return Diagnosis("The server is a read-only standby", "Point DATABASE_URL at the primary.")
         return None
 
-    def _trouble(self, error: DBAPIError) -> Diagnosis:
+    def _trouble(self, error: DBAPIError | DeadlineOverError, started_at: float) -> Diagnosis:
         self._is_schema_known = False
-        return diagnose(error)
+        return _SILENT if isinstance(error, DeadlineOverError) or self._is_late(started_at) else diagnose(error)
+
+    def _is_late(self, started_at: float) -> bool:
+        return monotonic() - started_at >= _PROBE_SECONDS
 
     def close(self) -> None:
         """Close the connection."""

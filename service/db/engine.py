@@ -6,79 +6,36 @@ timeout, in the same message. A connection that was used lately is handed out wi
 """
 
 import logging
-from bisect import bisect_left
 from typing import Any
 
-import psycopg2.extensions
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection as SqlConnection
+from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import URL
-from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, SessionTransaction
-from sqlalchemy.pool import ConnectionPoolEntry
 
 from service.base.clock import monotonic
-from service.base.errors import DeadlineOverError
 from service.base.origin import Origin
-from service.db.faults import Commit, translate
+from service.db.connections import Connection, Connections
+from service.db.faults import READ_ONLY, Commit, outcome_unknown, translate
 
-_TIMEOUTS_MS: tuple[int, ...] = tuple(step * 10**power for power in range(9) for step in (1, 2, 5))
+_PING_SECONDS = 2.0
 _COMMIT = "commit"
 _IS_READING = "is_reading"
 _DEADLINE = "deadline"
 _ORIGIN = "origin"
 
 
-class _Connection(psycopg2.extensions.connection):
-    """A connection that knows when it was last used, and until when the RPC that has it may run."""
-
-    __slots__ = ("deadline", "used_at")
-
-    def __init__(self, dsn: str, *arguments: Any) -> None:
-        super().__init__(dsn, *arguments)
-        self.used_at = monotonic()
-        self.deadline: float | None = None
-
-
-class _Cursor(psycopg2.extensions.cursor):
-    """A cursor that sends the deadline in front of each statement, in the same message.
-
-    This is done here and not in SQLAlchemy's events: a single listener makes every step of every statement look for
-    listeners, which costs a read a tenth of its time.
-    """
-
-    __slots__ = ()
-
-    def execute(self, query: Any, vars: Any = None) -> None:  # noqa: A002  psycopg2's name
-        connection: Any = self.connection
-        now = monotonic()
-        connection.used_at = now
-        if connection.deadline is not None:
-            remaining = connection.deadline - now
-            if remaining <= 0:
-                raise DeadlineOverError
-            query = f"SET LOCAL statement_timeout = {timeout_ms(remaining)}; {query}"
-        super().execute(query, vars)
-
-
 class _RpcSession(Session):
     """A session that knows how far its commit has got, and whether it reads without a transaction."""
 
 
-def _after_begin(session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
+def _after_begin(session: Session, _transaction: SessionTransaction, connection: SqlConnection) -> None:
     """The session has got a connection: pass on to it what the driver's level must know."""
     driver: Any = connection.connection.dbapi_connection
     driver.deadline = session.info[_DEADLINE]
     driver.autocommit = session.info[_IS_READING]
-
-
-def _on_checkin(connection: DBAPIConnection | None, _entry: ConnectionPoolEntry) -> None:
-    """Nothing of the RPC stays on the connection."""
-    driver: Any = connection  # None after it was invalidated
-    if driver is not None and not driver.closed:
-        driver.autocommit = False
-        driver.deadline = None
 
 
 def _before_commit(session: Session) -> None:
@@ -110,6 +67,7 @@ class Database:
         connect_timeout: int,
         echo: bool = False,
     ) -> None:
+        self._connections = Connections()
         self.engine = create_engine(
             url,
             pool_size=pool_size,
@@ -121,16 +79,13 @@ class Database:
             use_native_hstore=False,  # the type is not used, and looking it up costs each new connection a query
             hide_parameters=True,
             skip_autocommit_rollback=True,
-            connect_args={
-                **connect_arguments(connect_timeout),
-                "connection_factory": _Connection,
-                "cursor_factory": _Cursor,
-            },
+            connect_args=self._connections.arguments(connect_timeout),
         )
         if echo:  # through the service's own log; SQLAlchemy's `echo` brings a handler that prints everything twice
             logging.getLogger("sqlalchemy.engine.Engine").setLevel(logging.INFO)
         _ping_only_after(ping_idle, self.engine.dialect)
-        event.listen(self.engine.pool, "checkin", _on_checkin)
+        _read_only_is_dead(self.engine.dialect)
+        self._connections.watch(self.engine)
 
     def scope(
         self, *, deadline: float | None = None, is_idempotent: bool = False, origin: Origin | None = None
@@ -144,8 +99,12 @@ class Database:
         """
         return Scope(self.engine, deadline, is_idempotent=is_idempotent, origin=origin)
 
+    def cut_hung(self) -> int:
+        """Cut the connections whose server should have answered by now; how many. To be called now and then."""
+        return self._connections.cut_hung()
+
     def dispose(self) -> None:
-        """Close the connections that wait in the pool."""
+        """Close the connections that wait in the pool, and those in use once they are back; more are opened anew."""
         self.engine.dispose()
 
 
@@ -170,11 +129,18 @@ class Scope:
             fault = translate(
                 error,
                 commit=self._session.info[_COMMIT],
-                is_deadline_over=self._deadline is not None and monotonic() >= self._deadline,
+                is_deadline_over=self._is_over,
                 is_idempotent=self._is_idempotent,
             )
             if fault is not None:
                 raise fault from error
+        elif error is None and self._session.info[_COMMIT] is Commit.DONE and self._is_over:
+            # The timeout may have ended the commit's wait for the standbys, of which the database only warns.
+            raise outcome_unknown(is_idempotent=self._is_idempotent)
+
+    @property
+    def _is_over(self) -> bool:
+        return self._deadline is not None and monotonic() >= self._deadline
 
 
 class reading:  # noqa: N801  used like a function, in `with`
@@ -204,30 +170,25 @@ def origin_of(session: Session) -> Origin:
     return origin
 
 
-def connect_arguments(connect_timeout: int) -> dict[str, Any]:
-    """How every connection of the service is opened: a peer that has vanished is noticed within seconds."""
-    return {
-        "application_name": "personae",
-        "connect_timeout": connect_timeout,
-        "keepalives_idle": 10,
-        "keepalives_interval": 3,
-        "keepalives_count": 3,
-        "tcp_user_timeout": 10_000,
-    }
-
-
-def timeout_ms(remaining: float) -> int:
-    """Seconds as a statement timeout in ms, rounded up to 1, 2 or 5 times a power of ten.
-
-    Few distinct values keep pg_stat_statements readable; rounding up never cuts a deadline short.
-    """
-    return _TIMEOUTS_MS[bisect_left(_TIMEOUTS_MS, remaining * 1000)]
-
-
 def _ping_only_after(idle: float, dialect: Any) -> None:
     ping = dialect.do_ping
 
-    def do_ping(connection: _Connection) -> bool:
-        return monotonic() - connection.used_at < idle or bool(ping(connection))
+    def do_ping(connection: Connection) -> bool:
+        if monotonic() - connection.used_at < idle:
+            return True
+        with connection.answering_within(_PING_SECONDS):
+            return bool(ping(connection))
 
     dialect.do_ping = do_ping
+
+
+def _read_only_is_dead(dialect: Any) -> None:
+    """A connection that refuses to write has reached a standby, or a primary that was demoted. It is of no more use
+    than a dead one, and neither are the others of its pool: SQLAlchemy is to throw them all away.
+    """
+    is_disconnect = dialect.is_disconnect
+
+    def is_lost(error: Any, connection: Any, cursor: Any) -> bool:
+        return getattr(error, "pgcode", None) == READ_ONLY or bool(is_disconnect(error, connection, cursor))
+
+    dialect.is_disconnect = is_lost

@@ -37,8 +37,9 @@ _QUERY_CANCELED = "57014"
 _UNIQUE_VIOLATION = "23505"
 _LOCK_TIMEOUT = "55P03"  # whoever waited for as long as the operator allows does not wait again
 _CONFLICTS = frozenset({"40001", "40P01", _LOCK_TIMEOUT})  # serialization failure, deadlock
+_ENDING_CLASSES = ("08", "57P")  # of the next, those that end the connection
 _UNAVAILABLE_CLASSES = ("08", "57P", "53")  # connection, operator intervention, insufficient resources
-_READ_ONLY = "25006"  # a standby, or a primary that was demoted under us
+READ_ONLY = "25006"  # a standby, or a primary that was demoted under us
 _AUTHENTICATION = ("28", "3D")  # the role or the database is not there (any more)
 
 
@@ -64,13 +65,25 @@ def translate(
 
 
 def _connection_fault(error: DBAPIError, commit: Commit, *, is_idempotent: bool) -> PersonaeError:
+    if commit is Commit.UNDER_WAY and _is_unanswered(error):
+        return outcome_unknown(is_idempotent=is_idempotent)
     fault = DatabaseUnavailableError()
-    if commit is Commit.UNDER_WAY:
-        unknown = CommitOutcomeUnknownError()
-        unknown.pushback_ms = fault.pushback_ms if is_idempotent else unknown.pushback_ms
-        return unknown
     fault.is_repeatable = commit is Commit.NOT_STARTED and error.connection_invalidated
     return fault
+
+
+def outcome_unknown(*, is_idempotent: bool) -> CommitOutcomeUnknownError:
+    """What to say when nobody knows whether the commit was made, or whether it will last."""
+    unknown = CommitOutcomeUnknownError()
+    if is_idempotent:
+        unknown.pushback_ms = DatabaseUnavailableError.pushback_ms
+    return unknown
+
+
+def _is_unanswered(error: DBAPIError) -> bool:
+    """Whether the connection ended before a COMMIT was answered. One that is answered by an error was not made."""
+    sqlstate = _sqlstate(error)
+    return error.connection_invalidated or sqlstate is None or sqlstate.startswith(_ENDING_CLASSES)
 
 
 def _is_connection_fault(error: DBAPIError, sqlstate: str | None) -> bool:
@@ -78,7 +91,7 @@ def _is_connection_fault(error: DBAPIError, sqlstate: str | None) -> bool:
         return True
     if sqlstate is None:
         return isinstance(error, OperationalError)  # refused, timed out, host not found
-    return sqlstate in {_QUERY_CANCELED, _READ_ONLY} or sqlstate.startswith((*_UNAVAILABLE_CLASSES, *_AUTHENTICATION))
+    return sqlstate in {_QUERY_CANCELED, READ_ONLY} or sqlstate.startswith((*_UNAVAILABLE_CLASSES, *_AUTHENTICATION))
 
 
 def _sqlstate(error: DBAPIError) -> str | None:

@@ -9,7 +9,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.pool import NullPool
 
 from service.base.clock import monotonic
-from service.db.engine import connect_arguments
+from service.db.connections import connect_arguments
 
 _LOCK = 0x70657273  # "pers": any number that nobody else uses on this database
 _POLL_SECONDS = 0.2

@@ -9,8 +9,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from service.base.settings import SettingsError, load_settings
+from service.db.connections import connect_arguments
 from service.db.diagnosis import diagnose
-from service.db.engine import connect_arguments
 from service.db.rights import missing_right
 from service.db.schema import SchemaBehindError, database_revision, needed_revision, require_schema
 from service.dev.postgres import EmbeddedPostgresError

@@ -33,6 +33,7 @@ from service.base.log import where_raised
 from service.core import callers
 from service.core.caller_keys import MalformedKeyError, hash_key, key_id_in
 from service.core.callers import LAST_USED_GRAIN, Directory, KnownCaller, KnownKey
+from service.db.diagnosis import Diagnosis
 from service.db.engine import Database, reading
 from service.rpc.access import ALL_SCOPES
 from service.rpc.call import Call
@@ -41,11 +42,16 @@ from service.rpc.peers import PeerCertificates
 REFRESHES_PER_AGE = 2.5
 """How often everything is read anew within the age at which it counts no more: once may fail, or be late."""
 _LOAD_SECONDS = 5.0
+_READ_SECONDS = 2.0
+"""For one try. What hangs is cut soon enough for another one while what was read last still counts."""
 _EXTRA_LOADS = 5
 """How many unknown names are looked for at once before they have to wait for one more each second."""
 _RETRY_SECONDS = 0.05
 """How long the reading thread rests after a failure, however many wait for it."""
 _NOT_YET = float("-inf")
+_UNREADABLE = Diagnosis(
+    "The database does not say who may call", "The log has the reason: look for `callers cannot be read`."
+)
 _BEARER = re.compile(r"Bearer +(\S+) *", re.IGNORECASE)
 _T = TypeVar("_T")
 _log = structlog.get_logger("personae.callers")
@@ -67,8 +73,8 @@ def everyone_is(name: str) -> Identifies:
 class CallerDirectory:
     """All callers, as the database said not longer than `max_age` seconds ago.
 
-    They are read by one thread, which nobody but itself waits for without an end: a database that accepts and does not
-    answer holds that thread, and no RPC.
+    They are read by one thread, which nobody waits for without an end: a database that accepts and does not answer
+    holds that thread until the connection is cut, and no RPC.
     """
 
     def __init__(self, database: Database, *, max_age: float) -> None:
@@ -103,6 +109,21 @@ class CallerDirectory:
             self._reader.join(patience)
         self._database.dispose()
         return not self._reader.is_alive()
+
+    def trouble(self) -> Diagnosis | None:
+        """Why nobody can be known: callers have not been read for longer than that counts. None while they are."""
+        self._tell_of_silence()
+        if self._is_failing and self._read_at < monotonic() - self._max_age:
+            return _UNREADABLE
+        return None
+
+    def reconnect(self) -> None:
+        """Read on a fresh connection from now on."""
+        self._database.dispose()
+
+    def cut_hung(self) -> int:
+        """As Database.cut_hung: lets a reading end that is not answered."""
+        return self._database.cut_hung()
 
     def has_nobody(self, now: datetime) -> bool:
         """Whether it is known that there is nothing by which anybody could be known."""
@@ -183,7 +204,7 @@ class CallerDirectory:
 
     def _load(self, started_at: float) -> None:
         try:
-            directory = self._read(started_at + _LOAD_SECONDS)
+            directory = self._read()
         except Exception as error:  # noqa: BLE001  whatever it is: nobody may call, and the thread goes on
             self._tell_of(error)
             with self._changed:
@@ -214,17 +235,17 @@ class CallerDirectory:
             _log.error("callers cannot be read", **more)
         self._is_failing = True
 
-    def _read(self, deadline: float) -> Directory:
+    def _read(self) -> Directory:
         """All callers; once more when the connection was dropped since it was used last."""
         try:
-            return self._read_once(deadline)
+            return self._read_once()
         except DatabaseUnavailableError as fault:
             if not fault.is_repeatable:
                 raise
-        return self._read_once(deadline)
+        return self._read_once()
 
-    def _read_once(self, deadline: float) -> Directory:
-        with self._database.scope(deadline=deadline) as session, reading(session):
+    def _read_once(self) -> Directory:
+        with self._database.scope(deadline=monotonic() + _READ_SECONDS) as session, reading(session):
             return callers.load_directory(session)
 
     def _second_look(self, seen: Directory) -> float | None:

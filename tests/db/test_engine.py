@@ -18,7 +18,8 @@ from service.base.errors import (
     EmailTakenError,
     PersonaeError,
 )
-from service.db.engine import reading, timeout_ms
+from service.db.connections import timeout_ms
+from service.db.engine import reading
 from service.db.faults import Commit, translate
 from tests.support.servers import RunningServer
 

@@ -65,6 +65,8 @@ class PostgresProxy:
     """Drop the connection, without forwarding, when a statement starts with this."""
     cut_after: str | None = None
     """Forward a statement that starts with this, but drop the connection instead of the answer."""
+    hang_at: str | None = None
+    """Swallow the first statement that starts with this, and whatever follows on its connection."""
 
     def __post_init__(self) -> None:
         self._links: list[_Link] = []
@@ -105,11 +107,19 @@ class PostgresProxy:
                 for link in self._links:
                     link.is_mute = True
 
+    def is_hanging(self) -> bool:
+        """Whether what `hang_at` names has come."""
+        return self.hang_at is None
+
     def answer(self, part: str, sqlstate: str, *, times: int = 1) -> None:
         """Let the next statements that have this part end with this SQLSTATE: as an ERROR of the database, which gets
         another statement that fails so; or, in class 57P, as the FATAL one with which a backend ends.
         """
         self._refusals.append(_Refusal(part, sqlstate, times))
+
+    def forgive(self) -> None:
+        """Let everything through again."""
+        self._refusals.clear()
 
     def close(self) -> None:
         """End the proxy and all that goes through it."""
@@ -148,7 +158,7 @@ class PostgresProxy:
     def _forward(self, link: _Link) -> None:
         with contextlib.suppress(OSError):
             while data := link.client.recv(65536):
-                if link.is_mute:
+                if link.is_mute or self._hangs_at(link, data):
                     continue
                 if self._is_answered(link, data):
                     continue
@@ -167,6 +177,13 @@ class PostgresProxy:
                     link.client.sendall(data)
         _close(link.client)
         _close(link.server)
+
+    def _hangs_at(self, link: _Link, data: bytes) -> bool:
+        if self.hang_at is None or not data.startswith(b"Q") or not data[5:].startswith(self.hang_at.encode()):
+            return False
+        self.hang_at = None
+        link.is_mute = True
+        return True
 
     def _is_answered(self, link: _Link, data: bytes) -> bool:
         """Whether a statement was not forwarded, but failed. Statements of the service fit into one read."""
