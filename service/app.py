@@ -24,7 +24,7 @@ from personae.v1 import (
 from service import sockets
 from service.base.clock import Clock, monotonic, utc_now
 from service.base.cores import usable_cores
-from service.base.errors import HashingBusyError, ServerBusyError
+from service.base.errors import ServerBusyError
 from service.base.origin import ANONYMOUS_CALLER
 from service.base.settings import Settings, SettingsError
 from service.core import common_passwords
@@ -32,6 +32,7 @@ from service.core.common_passwords import PasswordListError
 from service.core.lockout import LockoutKeys
 from service.core.pages import PageTokens
 from service.core.password_policy import PasswordPolicy
+from service.core.rates import rate_of
 from service.db.diagnosis import Diagnosis
 from service.db.engine import Database
 from service.db.schema import SchemaBehindError
@@ -48,6 +49,8 @@ from service.rpc.hashing import Hashing
 from service.rpc.interceptors.pipeline import Pipeline
 from service.rpc.interceptors.stages import stages
 from service.rpc.peers import PeerCertificates
+from service.rpc.places import Places
+from service.rpc.rates import RateLimits
 from service.rpc.sign_in import SignIn
 from service.rpc.tls import CertificateError, Certificates, TlsFiles
 from service.rpc.user_requests import UserRules
@@ -88,6 +91,9 @@ HASHING_METHODS = {
 _SPARE_HASHING_RPCS = 2
 """RPCs beyond those that hash, so that no core waits while one of them is at the database. Not more: the lock of a name
 is looked at right before the hash, so that of many guesses at once only these few are hashed in vain."""
+_REFUSING_RPCS = 2
+"""Threads beyond those of all RPCs that have a place or wait for one: strangers are turned away there, and who comes
+when the queue is full."""
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -137,23 +143,25 @@ class Server:
             settings.grpc_threads, max_waiting=settings.grpc_max_waiting, name="rpc", refusal=ServerBusyError
         )
         hash_threads = settings.hash_threads or usable_cores()
-        self._hashing = Hashing(hash_threads, cores=hash_cores, places=link)
+        self._hashing = Hashing(hash_threads, cores=hash_cores, turns=link)
+        at_once = hash_threads + _SPARE_HASHING_RPCS
+        self._places = {
+            name: Places(at_once, max_waiting=settings.hash_max_waiting) for name in set(HASHING_METHODS.values())
+        }
         self._hashing_executors = {
             name: BoundedExecutor(
-                hash_threads + _SPARE_HASHING_RPCS,
-                max_waiting=settings.hash_max_waiting,
+                at_once + settings.hash_max_waiting + _REFUSING_RPCS,
+                max_waiting=settings.grpc_max_waiting,
                 name=name,
-                refusal=HashingBusyError,
+                refusal=ServerBusyError,
             )
-            for name in set(HASHING_METHODS.values())
+            for name in self._places
         }
-        executors = {method: self._hashing_executors[name] for method, name in HASHING_METHODS.items()}
         self._gate = Gate()
         self._link = link
-        every_stage = stages(self._gate.gate, self._identification(clock))
         self._grpc = grpc.server(
             self._executor,
-            interceptors=[Pipeline(every_stage, max_seconds=settings.rpc_timeout, executors=executors)],
+            interceptors=[self._pipeline(clock)],
             options=(*_OPTIONS, *_connection_options(settings, shares_port=link is not None)),
         )
         self._health = Health(SERVICE_NAMES)
@@ -303,6 +311,20 @@ class Server:
         if self._link is not None and self._is_listening:
             self._link.tell_serving(is_serving=self._trouble is None)
 
+    def _pipeline(self, clock: Clock) -> Pipeline:
+        settings = self._settings
+        return Pipeline(
+            stages(
+                self._gate.gate,
+                self._identification(clock),
+                limits=RateLimits(rate_of(settings.caller_rate_limit, settings.caller_rate_burst)),
+                code_limits=RateLimits(rate_of(settings.caller_code_rate_limit, settings.caller_code_rate_burst)),
+                places={method: self._places[name] for method, name in HASHING_METHODS.items()},
+            ),
+            max_seconds=settings.rpc_timeout,
+            executors={method: self._hashing_executors[name] for method, name in HASHING_METHODS.items()},
+        )
+
     def _identification(self, clock: Clock) -> Identifies:
         """How it is told who calls."""
         settings = self._settings
@@ -432,6 +454,19 @@ class Server:
         self._health.set_serving(is_serving=trouble is None)
         self._tell_link()
 
+    def _reconnect(self) -> None:
+        """Use no connection again that is open now: it may lead to a server that was demoted, or to none."""
+        self.database.dispose()
+        if self._directory is not None:
+            self._directory.reconnect()
+
+    def _cut_hung(self) -> None:
+        """Give up the connections whose server has hung, so that no thread waits for it for ever."""
+        everyone = (self.database, self._probe, self._directory)
+        hung = sum(one.cut_hung() for one in everyone if one is not None)
+        if hung:
+            _log.warning("connections cut that were not answered", connections=hung)
+
 
 def _connection_options(settings: Settings, *, shares_port: bool) -> tuple[tuple[str, int], ...]:
     """What gRPC is told of ports and connections that is not the same for every server."""
@@ -448,19 +483,6 @@ def _connection_options(settings: Settings, *, shares_port: bool) -> tuple[tuple
 def _age_grace(settings: Settings) -> float:
     """How long calls go on that run when their connection is sent away: longer than any may take."""
     return settings.rpc_timeout + _BEYOND_RPC_TIMEOUT
-
-    def _reconnect(self) -> None:
-        """Use no connection again that is open now: it may lead to a server that was demoted, or to none."""
-        self.database.dispose()
-        if self._directory is not None:
-            self._directory.reconnect()
-
-    def _cut_hung(self) -> None:
-        """Give up the connections whose server has hung, so that no thread waits for it for ever."""
-        everyone = (self.database, self._probe, self._directory)
-        hung = sum(one.cut_hung() for one in everyone if one is not None)
-        if hung:
-            _log.warning("connections cut that were not answered", connections=hung)
 
 
 def password_policy(settings: Settings) -> PasswordPolicy:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from service.core.caller_keys import NewKey
     from service.core.callers import CallerRecord, KeyRecord
+    from service.core.rates import Rate
 
 _EXPIRES_IN = click.option(
     "--expires-in",
@@ -81,12 +82,14 @@ def list_() -> None:
 
     with _looking() as (session, now):
         found = list_callers(session)
-    click.echo(f"{'caller':<24}  {'live keys':>9}  {'identities':>10}  {'last used':<16}  scopes")
+    click.echo(f"{'caller':<24}  {'live keys':>9}  {'identities':>10}  {'last used':<16}  {'rate':<7}  scopes")
     for caller in found:
         live = sum(key.is_live(now) for key in caller.keys)
         used = max((key.last_used_at for key in caller.keys if key.last_used_at), default=None)
         names = len(caller.identities)
-        click.echo(f"{caller.name:<24}  {live:>9}  {names:>10}  {_time(used):<16}  {', '.join(caller.scopes) or '-'}")
+        rate = "default" if caller.rate is None else f"{caller.rate.per_second}/s" if caller.rate.is_limited else "any"
+        scopes = ", ".join(caller.scopes) or "-"
+        click.echo(f"{caller.name:<24}  {live:>9}  {names:>10}  {_time(used):<16}  {rate:<7}  {scopes}")
 
 
 @callers.command()
@@ -143,6 +146,28 @@ def revoke(name: str | None, key_id: str | None, identity: str | None, everythin
             keys, identities = revoke_all(session, name, now=now)
             done = f"Revoked {keys} keys and {identities} names in certificates of {name}."
     click.echo(f"{done} Every server knows it within its CALLER_CACHE_SECONDS.")
+
+
+@callers.command()
+@click.argument("name")
+@click.option("--rate", type=click.IntRange(min=0), help="Calls a second to each server process; 0: no limit.")
+@click.option(
+    "--burst", type=click.IntRange(min=1), help="Calls at once before that counts. [default: a second's worth]"
+)
+@click.option("--default", "is_default", is_flag=True, help="As often as CALLER_RATE_LIMIT of each server says.")
+def limit(name: str, rate: int | None, burst: int | None, is_default: bool) -> None:  # noqa: FBT001
+    """Limit how often a caller may call."""
+    from service.core.callers import change_rate
+    from service.core.rates import rate_of
+
+    if (rate is not None) == is_default:
+        fail("Say one of --rate and --default.")
+    if burst is not None and not rate:
+        fail("--burst goes with a --rate that is not 0.")
+    own = None if rate is None else rate_of(rate, burst)
+    with _changing() as (session, _):
+        change_rate(session, name, own)
+    click.echo(f"The rate of {name}: {_rate(own)}. Every server knows it within its CALLER_CACHE_SECONDS.")
 
 
 @callers.command()
@@ -229,6 +254,7 @@ def _id_of(text: str) -> str:
 def _print_caller(caller: "CallerRecord", now: datetime) -> None:
     click.echo(f"caller      {caller.name}, made {_time(caller.created_at)}")
     click.echo(f"scopes      {', '.join(caller.scopes) or '-'}")
+    click.echo(f"rate        {_rate(caller.rate)}")
     for identity in caller.identities or ["-"]:
         click.echo(f"identity    {identity}")
     for key in caller.keys:
@@ -239,6 +265,14 @@ def _state(key: "KeyRecord", now: datetime) -> str:
     if key.revoked_at is not None:
         return f"revoked {_time(key.revoked_at)}"
     return f"{'live until' if key.is_live(now) else 'expired'} {_time(key.expires_at)}"
+
+
+def _rate(rate: "Rate | None") -> str:
+    if rate is None:
+        return "the server's default"
+    if not rate.is_limited:
+        return "any number of calls"
+    return f"{rate.per_second} calls a second, {rate.burst} at once, to each server process"
 
 
 def _time(moment: datetime | None) -> str:

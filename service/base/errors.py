@@ -4,6 +4,7 @@ The rules raise them, the edge maps each class to a status in one total table (s
 its reason and its text; the text is read by people and never holds what a user typed.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -268,6 +269,25 @@ class ServerBusyError(PersonaeError):
     pushback_ms = 500
 
 
+class RateLimitedError(PersonaeError):
+    """The caller calls more often than it may. Which limit it is shows in the rate."""
+
+    reason = "RATE_LIMITED"
+    text = "The caller makes more than the {per_second} calls a second that it may."
+
+    def __init__(self, per_second: int, wait_seconds: float) -> None:
+        """wait_seconds: until the next call may be made."""
+        super().__init__(per_second=str(per_second))
+        self.pushback_ms = math.ceil(wait_seconds * 1000)
+
+
+class CallerGoneError(PersonaeError):
+    """Whoever called has hung up before the work was begun, or its request had come: nobody reads this but the log."""
+
+    reason = "CALLER_GONE"
+    text = "The call was cancelled before it was begun. It changed nothing."
+
+
 class HashingBusyError(PersonaeError):
     reason = "HASHING_BUSY"
     text = "As many calls wait for a password to be hashed as the server takes on."
@@ -283,13 +303,6 @@ class SlowRequestsError(PersonaeError):
 class RequestLateError(PersonaeError):
     reason = "REQUEST_LATE"
     text = "The request had not come {seconds} seconds after the call. It was not looked at."
-
-
-class CallerGoneError(PersonaeError):
-    """For the log: nobody is left to be told."""
-
-    reason = "CALLER_GONE"
-    text = "The caller left before its request had come."
 
 
 class DeadlineOverError(PersonaeError):

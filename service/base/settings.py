@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     grpc_threads: Annotated[int, Field(ge=1, le=1000)] = 16
     grpc_max_waiting: Annotated[int, Field(ge=0, le=100_000)] = 256
     hash_threads: Annotated[int, Field(ge=0, le=1000)] = 0
-    hash_max_waiting: Annotated[int, Field(ge=0, le=100_000)] = 32
+    hash_max_waiting: Annotated[int, Field(ge=0, le=1000)] = 32
     grpc_reflection: bool = False
     insecure_plaintext: bool = False
     insecure_plaintext_keys: bool = False
@@ -68,6 +68,10 @@ class Settings(BaseSettings):
     # ---- callers
     caller_auth: Literal["required", "off"] = "required"
     caller_cache_seconds: Annotated[Seconds, Field(ge=0.1, le=60)] = 5
+    caller_rate_limit: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    caller_rate_burst: Annotated[int | None, Field(ge=1, le=1_000_000)] = None
+    caller_code_rate_limit: Annotated[int, Field(ge=0, le=1_000_000)] = 10
+    caller_code_rate_burst: Annotated[int | None, Field(ge=1, le=1_000_000)] = 100
     audit_retention_days: Annotated[int, Field(ge=91, le=36_500)] = 400
 
     # ---- domain

@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import delete, func, or_, select, text, update
+from sqlalchemy import Row, delete, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session
 
@@ -22,6 +22,7 @@ from service.base.origin import RESERVED_NAMES
 from service.core import audit
 from service.core.caller_keys import NewKey
 from service.core.due import remove_due
+from service.core.rates import MAX_BURST, MAX_PER_SECOND, Rate, rate_of
 from service.db.models import Caller, CallerIdentity, CallerKey, table_of
 
 MAX_CALLERS = 1000
@@ -35,6 +36,7 @@ LAST_USED_GRAIN = timedelta(hours=1)
 _CALLERS = table_of(Caller)
 _KEYS = table_of(CallerKey)
 _IDENTITIES = table_of(CallerIdentity)
+_KNOWN_BY = (_CALLERS.c.name, _CALLERS.c.scopes, _CALLERS.c.rate_limit, _CALLERS.c.rate_burst)
 _NAME = re.compile(r"[a-z][a-z0-9]*(?:[._-][a-z0-9]+)*")
 _NAME_MAX_LENGTH = 63
 _DNS_NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(?:\.(?!-)[a-z0-9_-]{1,63}(?<!-))*")
@@ -56,6 +58,8 @@ class KnownCaller(NamedTuple):
 
     name: str
     scopes: frozenset[str]
+    rate: Rate | None = None
+    """How often it may call; None: as often as the server's default says."""
 
 
 class KnownKey(NamedTuple):
@@ -99,6 +103,8 @@ class CallerRecord:
     identities: Sequence[str]
     keys: Sequence[KeyRecord]
     created_at: datetime
+    rate: Rate | None
+    """Its own; None: the server's default."""
 
 
 # ------------------------------------------------------------------------------------------------- who calls
@@ -118,25 +124,22 @@ def load_directory(session: Session) -> Directory:
             _KEYS.c.expires_at,
             _KEYS.c.revoked_at,
             _KEYS.c.last_used_at,
-            _CALLERS.c.name,
-            _CALLERS.c.scopes,
+            *_KNOWN_BY,
         ).join_from(_KEYS, _CALLERS)
     ).all()
-    identities = session.execute(
-        select(_IDENTITIES.c.identity, _CALLERS.c.name, _CALLERS.c.scopes).join_from(_IDENTITIES, _CALLERS)
-    ).all()
+    identities = session.execute(select(_IDENTITIES.c.identity, *_KNOWN_BY).join_from(_IDENTITIES, _CALLERS)).all()
     return Directory(
         by_key_hash={
             bytes(row.key_hash): KnownKey(
                 row.key_id,
-                KnownCaller(row.name, frozenset(row.scopes)),
+                _known(row),
                 row.expires_at,
                 row.revoked_at,
                 row.last_used_at,
             )
             for row in keys
         },
-        by_identity={row.identity: KnownCaller(row.name, frozenset(row.scopes)) for row in identities},
+        by_identity={row.identity: _known(row) for row in identities},
     )
 
 
@@ -238,6 +241,31 @@ def change_scopes(session: Session, name: str, *, add: Iterable[str] = (), remov
     return scopes
 
 
+def change_rate(session: Session, name: str, rate: Rate | None) -> None:
+    """Limit how often a caller may call; None: as often as the server's default says. The same again is no change.
+
+    Raises CallerError, also for a rate that nothing could ever be called at.
+    """
+    if rate is None:
+        limit, burst = None, None
+    elif not rate.is_limited:
+        limit, burst = 0, None
+    elif rate.per_second <= MAX_PER_SECOND and 1 <= rate.burst <= MAX_BURST:
+        limit, burst = rate
+    else:
+        raise CallerError(f"A rate is up to {MAX_PER_SECOND} calls a second, and 1 to {MAX_BURST} at once.")
+    caller_id = _hold(session, name)
+    is_other = or_(_CALLERS.c.rate_limit.is_distinct_from(limit), _CALLERS.c.rate_burst.is_distinct_from(burst))
+    changed = session.scalar(
+        update(_CALLERS)
+        .where(_CALLERS.c.id == caller_id, is_other)
+        .values(rate_limit=limit, rate_burst=burst, updated_at=func.clock_timestamp())
+        .returning(_CALLERS.c.id)
+    )
+    if changed is not None:
+        audit.record(session, "LimitCaller", target_caller=name, changed=["rate_limit"])
+
+
 def add_identity(session: Session, name: str, identity: str) -> None:
     """Let certificates with this name be the caller's. Raises CallerError: unusable, somebody's already, no caller."""
     _add_identity(session, _hold(session, name), name, identity)
@@ -302,6 +330,14 @@ def forget_keys(session: Session, *, now: datetime, limit: int) -> int:
 # ------------------------------------------------------------------------------------------------- shared
 
 
+def _known(row: Row[*tuple[Any, ...]]) -> KnownCaller:
+    return KnownCaller(row.name, frozenset(row.scopes), _rate(row))
+
+
+def _rate(row: Row[*tuple[Any, ...]]) -> Rate | None:
+    return None if row.rate_limit is None else rate_of(row.rate_limit, row.rate_burst)
+
+
 def _hold(session: Session, name: str) -> int:
     """The id of a caller whose row stays locked until the transaction ends: of two operators one waits."""
     found: int | None = session.scalar(select(_CALLERS.c.id).where(_CALLERS.c.name == name).with_for_update())
@@ -338,7 +374,7 @@ def _granted(scopes: Iterable[str]) -> list[str]:
 
 
 def _records(session: Session, name: str | None = None) -> list[CallerRecord]:
-    wanted = select(_CALLERS.c.id, _CALLERS.c.name, _CALLERS.c.scopes, _CALLERS.c.created_at).order_by(_CALLERS.c.name)
+    wanted = select(_CALLERS.c.id, *_KNOWN_BY, _CALLERS.c.created_at).order_by(_CALLERS.c.name)
     rows = session.execute(wanted if name is None else wanted.where(_CALLERS.c.name == name)).all()
     ids = [row.id for row in rows]
     keys: dict[int, list[KeyRecord]] = {found: [] for found in ids}
@@ -356,4 +392,6 @@ def _records(session: Session, name: str | None = None) -> list[CallerRecord]:
         .order_by(_IDENTITIES.c.identity)
     ):
         identities[caller_id].append(identity)
-    return [CallerRecord(row.name, row.scopes, identities[row.id], keys[row.id], row.created_at) for row in rows]
+    return [
+        CallerRecord(row.name, row.scopes, identities[row.id], keys[row.id], row.created_at, _rate(row)) for row in rows
+    ]

@@ -6,7 +6,7 @@ import psycopg2
 from sqlalchemy.dialects.postgresql.psycopg2 import dialect
 from sqlalchemy.engine import URL
 
-from service.db.engine import connect_arguments
+from service.db.connections import connect_arguments
 
 _LIMIT = """
 SELECT least(

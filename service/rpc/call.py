@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 
 import grpc
 
+from service.base.clock import monotonic
 from service.base.entropy import random_id
+from service.base.errors import CallerGoneError, DeadlineOverError
 from service.base.origin import Origin
 from service.core.caller_keys import PREFIX as _KEY_PREFIX
+from service.core.rates import Rate
 from service.db.engine import Database, Scope
 
 REQUEST_ID_KEY = "x-request-id"
@@ -32,6 +35,8 @@ class Call:
     """Who is said to have pressed the button, as sent; "" when several are."""
     acting_user_id: int | None = None
     caller: str = ""
+    rate: Rate | None = None
+    """How often the caller may call; None: as often as the default says."""
     key_id: str | None = None
     """The public part of the API key that was used."""
     claimed_key_id: str | None = None
@@ -79,6 +84,19 @@ def rpc_scope(database: Database, *, deadline: float | None = None, is_idempoten
     )
 
 
+def require_wanted(call: Call) -> None:
+    """Raises DeadlineOverError or CallerGoneError when nobody waits for the answer any more."""
+    if monotonic() >= call.deadline:
+        raise DeadlineOverError
+    if not call.context.is_active():
+        raise CallerGoneError
+
+
 def current() -> Call:
     """The call that this thread serves."""
     return _current.get()
+
+
+def current_or_none() -> Call | None:
+    """The same, for what may also run for nobody."""
+    return _current.get(None)

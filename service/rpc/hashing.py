@@ -1,7 +1,7 @@
 """Where passwords are hashed: on as many threads as there are cores, at a lower priority than everything else.
 
 bcrypt is all that a sign-in costs, and it is meant to cost. So that cheap calls stay fast while sign-ins saturate every
-core, the RPCs that hash run on executors of their own with bounded queues (service/rpc/admission.py), and what they
+core, the RPCs that hash run on executors of their own, a few at once (service/rpc/places.py), and what they
 hash, here: an RPC's own Python and SQL keep their priority. See docs/decisions/0016-hashing-apart.md.
 """
 
@@ -17,18 +17,19 @@ from typing import ParamSpec, Protocol, TypeVar
 
 from service.base.clock import monotonic
 from service.base.cores import keep_to
-from service.base.errors import DeadlineOverError, HashingBusyError
+from service.base.errors import CallerGoneError, DeadlineOverError, HashingBusyError
+from service.rpc.call import current_or_none
 
 _NICENESS = 10
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
 
-class Places(Protocol):
-    """The places to hash on that several processes share."""
+class Turns(Protocol):
+    """What several processes share, so that not all of them hash at once."""
 
     def take(self, *, until: float) -> bool:
-        """Wait for a place until then, in monotonic seconds; whether there was one."""
+        """Wait for a turn until then, in monotonic seconds; whether it came."""
 
     def give_back(self) -> None:
         """Let another one have it."""
@@ -37,13 +38,18 @@ class Places(Protocol):
 class Hashing:
     """The threads that hash."""
 
-    def __init__(self, threads: int, *, cores: frozenset[int] | None = None, places: Places | None = None) -> None:
+    def __init__(self, threads: int, *, cores: frozenset[int] | None = None, turns: Turns | None = None) -> None:
         """cores: where they run; None: where the thread runs that first needs one.
 
-        places: what is shared with other processes, and taken for each hash; None: nothing is.
+        turns: what is waited for before each hash; None: nothing is.
         """
-        self._places = places
+        self._turns = turns
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="hash", initializer=_step_back, initargs=(cores,))
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for one of the threads."""
+        return self._pool._work_queue.qsize()  # noqa: SLF001  there is no public way to ask
 
     def run(
         self,
@@ -54,8 +60,9 @@ class Hashing:
     ) -> _Result:
         """Call the function on one of the threads, and wait for it.
 
-        Raises DeadlineOverError for what has not started by then (monotonic seconds), HashingBusyError for what has not
-        when the server ends. What has started is finished, also beyond the deadline: work that was done is to count.
+        Raises DeadlineOverError for what has not started by then (monotonic seconds), CallerGoneError for what has not
+        when its caller hangs up, HashingBusyError for what has not when the server ends. What has started is finished,
+        also beyond the deadline: work that was done is to count.
         """
         remaining = deadline - monotonic()
         if remaining <= 0:
@@ -66,24 +73,33 @@ class Hashing:
             raise
         except RuntimeError:  # the server has ended
             raise HashingBusyError from None
+
+        def leave() -> None:
+            future.cancel()
+
+        call = current_or_none()
+        if call is not None and not call.context.add_callback(leave):
+            leave()  # it has hung up already
         try:
             return future.result(remaining)
         except TimeoutError:
             if future.cancel():
                 raise DeadlineOverError from None
             return future.result()
-        except CancelledError:  # the server stops, and the caller has been told already
-            raise HashingBusyError from None
+        except CancelledError:
+            if call is not None and not call.context.is_active():
+                raise CallerGoneError from None
+            raise HashingBusyError from None  # the server stops, and the caller has been told already
 
     def _in_turn(self, deadline: float, hashes: Callable[[], _Result]) -> _Result:
-        if self._places is None:
+        if self._turns is None:
             return hashes()
-        if not self._places.take(until=deadline):
+        if not self._turns.take(until=deadline):
             raise DeadlineOverError
         try:
             return hashes()
         finally:
-            self._places.give_back()
+            self._turns.give_back()
 
     def end(self) -> None:
         """Start nothing more."""

@@ -60,6 +60,7 @@ CODES: dict[type[PersonaeError], grpc.StatusCode] = {
     errors.HashingBusyError: Code.RESOURCE_EXHAUSTED,
     errors.SlowRequestsError: Code.RESOURCE_EXHAUSTED,
     errors.RequestLateError: Code.DEADLINE_EXCEEDED,
+    errors.RateLimitedError: Code.RESOURCE_EXHAUSTED,
     errors.CallerGoneError: Code.CANCELLED,
     errors.DeadlineOverError: Code.DEADLINE_EXCEEDED,
     errors.StoredHashError: Code.INTERNAL,

@@ -257,6 +257,8 @@ def shown_default(name: str) -> str:
 
 def shown_pushback(error: type[PersonaeError]) -> str:
     """The pushback of an error as the page shows it."""
+    if error is errors.RateLimitedError:
+        return "as told"
     if error.pushback_ms is None:
         return "none"
     return "never" if error.pushback_ms < 0 else f"{error.pushback_ms} ms"

@@ -13,6 +13,7 @@ import pytest
 from service.app import METHODS
 from service.base import errors
 from service.base.errors import PersonaeError
+from service.core.rates import UNLIMITED
 from service.core.users import COLUMNS, UserRecord
 from service.db.faults import UNIQUE_CONSTRAINTS
 from service.db.models import Base
@@ -20,6 +21,7 @@ from service.rpc.access import SCOPES, UnlistedMethodError, require_rows
 from service.rpc.callers import everyone_is
 from service.rpc.gate import Gate
 from service.rpc.interceptors.stages import stages
+from service.rpc.rates import CODE_METHODS, RateLimits
 from service.rpc.status import CODES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,18 +96,26 @@ def test_alembic_is_no_package() -> None:
 
 def test_stages_are_named_and_explained() -> None:
     """The order of the pipeline is one tuple of functions that say what they are for."""
-    found = stages(Gate().gate, everyone_is("anybody"))
+    limits = RateLimits(UNLIMITED)
+    found = stages(Gate().gate, everyone_is("anybody"), limits=limits, code_limits=limits, places={})
     assert [stage.__name__ for stage in found] == [
         "log_access",
         "answer_errors",
         "gate",
         "admit",
         "authorise",
+        "limit",
         "receive",
         "parse",
+        "take_place",
         "repeat",
     ]
     assert all(stage.__doc__ for stage in found)
+
+
+def test_methods_that_make_codes_exist() -> None:
+    """A renamed one would be limited no more."""
+    assert set(METHODS) >= CODE_METHODS
 
 
 def test_modules_of_the_service_say_what_they_own() -> None:

@@ -158,10 +158,17 @@ class TestVerbs:
         assert refused.err.startswith("personae: web has 2 live keys already.")
 
         listed, shown = verbs.done("list"), verbs.done("show", "web")
-        assert listed.splitlines()[1].split(maxsplit=4) == ["web", "2", "1", "never", "users.read, users.write"]
+        assert listed.splitlines()[1].split(maxsplit=5) == [
+            *("web", "2", "1", "never", "default"),
+            "users.read, users.write",
+        ]
         lines = shown.splitlines()
-        assert lines[1:3] == ["scopes      users.read, users.write", f"identity    {SPIFFE}"]
-        assert {re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d", "…", line) for line in lines[3:]} == {
+        assert lines[1:4] == [
+            "scopes      users.read, users.write",
+            "rate        the server's default",
+            f"identity    {SPIFFE}",
+        ]
+        assert {re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d", "…", line) for line in lines[4:]} == {
             f"key         {key[3:11]}  live until …, last used never" for key in (first, second)
         }
         valid = {row["key_id"]: row["expires_at"] - row["created_at"] for row in rows_of(verbs.url, "caller_keys")}
@@ -189,6 +196,26 @@ class TestVerbs:
             ("RevokeCallerKey", "web", [f"keys.{second[3:11]}"]),
         ]
 
+    def test_rates(self, verbs: Verbs) -> None:
+        """One of its own, none at all, the default again; each change leaves one event."""
+        verbs.run("create", "mailer", "--no-key")
+        known = "Every server knows it within its CALLER_CACHE_SECONDS.\n"
+        for options, rate, listed in (
+            (["--rate", "100", "--burst", "200"], "100 calls a second, 200 at once, to each server process", "100/s"),
+            (["--rate", "7"], "7 calls a second, 7 at once, to each server process", "7/s"),
+            (["--rate", "0"], "any number of calls", "any"),
+            (["--default"], "the server's default", "default"),
+        ):
+            assert verbs.done("limit", "mailer", *options) == f"The rate of mailer: {rate}. {known}"
+            assert verbs.done("show", "mailer").splitlines()[2] == f"rate        {rate}"
+            assert verbs.done("list").splitlines()[1].split()[4] == listed
+        for wrong in ([], ["--default", "--rate", "5"], ["--default", "--burst", "5"], ["--rate", "0", "--burst", "5"]):
+            refused = verbs.run("limit", "mailer", *wrong)
+            assert (refused.code, refused.out) == (1, "")
+        assert verbs.run("limit", "mailer", "--rate", "2000000").err.startswith("personae: A rate is up to 1000000")
+        assert verbs.run("limit", "nobody", "--rate", "5").err == "personae: There is no caller nobody.\n"
+        assert verbs.events()[1:] == [("LimitCaller", "mailer", ["rate_limit"])] * 4
+
     def test_grants_and_names(self, verbs: Verbs) -> None:
         """Scopes and names in certificates come and go; what is so already is no change, and leaves no event."""
         made = verbs.run("create", "billing", "--no-key", "--identity", "billing.internal")
@@ -211,7 +238,7 @@ class TestVerbs:
         assert verbs.done(*none) == "billing has no scope.\n"
         revoke = ("revoke", "billing", "--identity", "billing.internal")
         assert verbs.done(*revoke).startswith("billing.internal is not billing any more.")
-        assert verbs.done("show", "billing").splitlines()[1:] == ["scopes      -", f"identity    {SPIFFE}"]
+        assert verbs.done("show", "billing").splitlines()[1::2] == ["scopes      -", f"identity    {SPIFFE}"]
         assert verbs.events() == [
             ("CreateCaller", "billing", []),
             ("AddCallerIdentity", "billing", ["identities"]),

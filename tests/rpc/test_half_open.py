@@ -84,7 +84,7 @@ def outcome(call: Any) -> tuple[grpc.StatusCode, str]:
 @pytest.fixture
 def narrow(private_url: URL) -> Iterator[RunningServer]:
     """A server with few threads of each kind, and room for all others to wait for one."""
-    with running(private_url, grpc_threads=4, hash_threads=1, hash_max_waiting=2 * MANY) as found:
+    with running(private_url, grpc_threads=4, hash_threads=1, hash_max_waiting=4) as found:
         yield found
 
 

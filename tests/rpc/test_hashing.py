@@ -5,23 +5,29 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.engine import URL
 
 from personae.v1 import authentication_pb2 as pb
-from personae.v1 import user_pb2
+from personae.v1 import authentication_pb2_grpc as pb_grpc
+from personae.v1 import user_pb2, user_pb2_grpc
 from service.base.clock import monotonic
 from service.base.errors import DeadlineOverError, HashingBusyError
+from service.rpc.call import Call
 from service.rpc.hashing import Hashing
+from service.rpc.places import Places
+from tests.support.callers import bearer, keyed, new_key, operating, told
 from tests.support.errors import fails, failure_of
 from tests.support.factories import PASSWORD, new_user, unique_name
 from tests.support.servers import RunningServer, running
+from tests.support.threads import at_once
 
 Code = grpc.StatusCode
 WAITING = 3
@@ -64,6 +70,53 @@ def nothing_hashes(server: RunningServer) -> Iterator[None]:
     finally:
         is_over.set()
         holder.join(PATIENCE)
+
+
+def places(server: RunningServer) -> Places:
+    """Those of sign-ins."""
+    return server.server._places["rpc-hash"]
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    """Look again and again; fails when it does not come to be so."""
+    give_up_at = monotonic() + PATIENCE
+    while not is_so():
+        assert monotonic() < give_up_at
+
+
+def sign_ins(server: RunningServer, request: pb.AuthenticateRequest, count: int, *, first: int = 0) -> list[Any]:
+    """So many at once, when all have a place or wait for one; `first`: how many there are already."""
+    calls = [server.authentication.Authenticate.future(request, timeout=PATIENCE) for _ in range(count)]
+    until(lambda: places(server).taken + places(server).waiting == first + count)
+    if not first:
+        until(lambda: server.server._hashing.waiting == count)
+    return calls
+
+
+def code_of(call: Any) -> grpc.StatusCode:
+    """How a call failed, when it has."""
+    error: Any = call.exception(PATIENCE)
+    return Code(error.code())
+
+
+@contextlib.contextmanager
+def statements(server: RunningServer) -> Iterator[list[str]]:
+    """What is asked of the database for RPCs while the block runs."""
+    made: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        made.append(statement)
+
+    event.listen(server.database.engine, "before_cursor_execute", note)
+    try:
+        yield made
+    finally:
+        event.remove(server.database.engine, "before_cursor_execute", note)
+
+
+def told_of(server: RunningServer, expected: list[str]) -> str:
+    """How a sign-in ends of somebody with these credentials."""
+    return told(server.channel, *expected[1:], method="/personae.v1.AuthenticationService/Authenticate")
 
 
 def failures(server: RunningServer, user: user_pb2.User) -> int:
@@ -188,6 +241,151 @@ class TestOverload:
 
         assert (failure.code, failure.reason) == (Code.DEADLINE_EXCEEDED, "DEADLINE_OVER")
         assert failures(narrow, user) == 0
+        assert failures(narrow, user) == 0
+
+
+class TestQueue:
+    """Who has a place, who waits for one, and who does not even come so far. See service/rpc/places.py."""
+
+    def test_strangers_take_no_place(self, private_url: URL) -> None:
+        """However many there are, while nothing can be hashed: each is told so, and who may sign in waits and does."""
+        settings = {"hash_threads": 1, "hash_max_waiting": WAITING, "caller_auth": "required"}
+        with operating(private_url) as operator, running(private_url, **settings) as server:
+            known, weak = operator.create_with_key("auth.verify", "users.write"), operator.create_with_key("users.read")
+            channel = keyed(server.channel, known)
+            user = new_user(user_pb2_grpc.UserServiceStub(channel), password=PASSWORD)
+            request = pb.AuthenticateRequest(user_id=user.id, password=PASSWORD)
+            honest = pb_grpc.AuthenticationServiceStub(channel).Authenticate
+            others = [
+                ["CREDENTIALS_MISSING"],
+                ["KEY_UNKNOWN", bearer(new_key())],
+                ["SCOPE_MISSING auth.verify", bearer(weak)],
+            ]
+            with nothing_hashes(server):
+                waiting = [honest.future(request, timeout=PATIENCE) for _ in range(RPCS_THAT_HASH)]
+                until(lambda: places(server).taken == RPCS_THAT_HASH)
+                told_strangers = at_once(60, lambda index: told_of(server, others[index % 3]))
+                waiting += [honest.future(request, timeout=PATIENCE) for _ in range(WAITING)]
+                until(lambda: places(server).waiting == WAITING)
+                told_strangers += at_once(60, lambda index: told_of(server, others[index % 3]))
+                assert failure_of(honest.future(request, timeout=PATIENCE)).reason == "HASHING_BUSY"
+            assert [call.result(PATIENCE).user for call in waiting] == [user] * len(waiting)
+
+        assert told_strangers == [other[0] for other in others] * 40
+
+    def test_who_hangs_up_leaves_it_at_once(self, narrow: RunningServer) -> None:
+        """While nothing is hashed yet: the next one has room, and no statement was made for who left."""
+        user = new_user(narrow.users, password=PASSWORD)
+        wrong = pb.AuthenticateRequest(user_id=user.id, password="not this one")
+        right = pb.AuthenticateRequest(user_id=user.id, password=PASSWORD)
+        with nothing_hashes(narrow):
+            hashing = sign_ins(narrow, right, RPCS_THAT_HASH)
+            with statements(narrow) as made:
+                leaving = sign_ins(narrow, wrong, WAITING, first=RPCS_THAT_HASH)
+                for call in leaving:
+                    call.cancel()
+                until(lambda: places(narrow).waiting == 0)
+                staying = sign_ins(narrow, right, WAITING, first=RPCS_THAT_HASH)
+                assert made == []
+        assert [call.result(PATIENCE).user for call in (*hashing, *staying)] == [user] * len((*hashing, *staying))
+        assert (places(narrow).taken, places(narrow).waiting) == (0, 0)
+        assert failures(narrow, user) == 0
+
+    def test_whose_time_is_over_leaves_it_at_once(self, narrow: RunningServer) -> None:
+        """Time in the queue counts: nothing is asked of the database or hashed for it, neither then nor later."""
+        user = new_user(narrow.users, password=PASSWORD)
+        wrong = pb.AuthenticateRequest(user_id=user.id, password="not this one")
+        with nothing_hashes(narrow):
+            hashing = sign_ins(narrow, pb.AuthenticateRequest(user_id=user.id, password=PASSWORD), RPCS_THAT_HASH)
+            with statements(narrow) as made:
+                late = [narrow.authentication.Authenticate.future(wrong, timeout=0.1) for _ in range(WAITING)]
+                assert {code_of(call) for call in late} == {Code.DEADLINE_EXCEEDED}
+                until(lambda: places(narrow).waiting == 0)
+            assert made == []
+        assert [call.result(PATIENCE).user for call in hashing] == [user] * len(hashing)
+        assert failures(narrow, user) == 0
+
+    def test_the_server_s_own_deadline_ends_it_as_well(self, narrow: RunningServer, private_url: URL) -> None:
+        """RPC_TIMEOUT: the caller is told, and nothing was done."""
+        user = new_user(narrow.users, password=PASSWORD)
+        wrong = pb.AuthenticateRequest(user_id=user.id, password="not this one")
+        with running(private_url, hash_threads=1, rpc_timeout=0.2) as hasty, nothing_hashes(hasty):
+            calls = [hasty.authentication.Authenticate.future(wrong) for _ in range(RPCS_THAT_HASH + 5)]
+            reasons = [failure_of(call).reason for call in calls if call.exception(PATIENCE) is not None]
+        assert reasons == ["DEADLINE_OVER"] * len(calls)
+        assert failures(narrow, user) == 0
+        assert failures(narrow, user) == 0
+
+    def test_who_hangs_up_while_the_threads_are_busy_is_not_hashed(self, narrow: RunningServer) -> None:
+        """It has a place and waits for a thread: a guess that was never made is not counted."""
+        user = new_user(narrow.users, password=PASSWORD)
+        wrong = pb.AuthenticateRequest(user_id=user.id, password="not this one")
+        with nothing_hashes(narrow):
+            calls = sign_ins(narrow, wrong, RPCS_THAT_HASH)
+            for call in calls:
+                call.cancel()
+            until(lambda: places(narrow).taken == 0)
+        assert failures(narrow, user) == 0
+        right = pb.AuthenticateRequest(user_id=user.id, password=PASSWORD)
+        assert narrow.authentication.Authenticate(right).user == user  # behind them on the thread that hashes
+        assert failures(narrow, user) == 0
+
+    def test_first_come_first_served(self) -> None:
+        """In the order in which they began to wait."""
+        narrow, order = Places(1, max_waiting=10), list[int]()
+        with ThreadPoolExecutor(5) as pool:
+
+            def enter(number: int) -> None:
+                with narrow.place(waiting_call()):
+                    order.append(number)
+
+            with narrow.place(waiting_call()):
+                done = []
+                for number in range(5):
+                    done.append(pool.submit(enter, number))
+                    until(lambda: narrow.waiting == number + 1)  # noqa: B023  asked at once
+            for one in done:
+                one.result(PATIENCE)
+        assert order == [0, 1, 2, 3, 4]
+        assert (narrow.taken, narrow.waiting) == (0, 0)
+
+    def test_no_place_is_ever_lost(self) -> None:
+        """Many come, some fail, some run out of time: in the end all places are free, and never were there too many."""
+        few, inside, most = Places(3, max_waiting=50), [0], [0]
+        counting = threading.Lock()
+
+        def enter(number: int) -> None:
+            with contextlib.suppress(DeadlineOverError, HashingBusyError, ZeroDivisionError):
+                for turn in range(50):
+                    patience = PATIENCE if (number + turn) % 3 else 0.0002
+                    with contextlib.suppress(DeadlineOverError), few.place(waiting_call(patience)):
+                        with counting:
+                            inside[0] += 1
+                            most[0] = max(most[0], inside[0])
+                        with counting:
+                            inside[0] -= 1
+                        if turn == 49:
+                            raise ZeroDivisionError
+
+        at_once(16, enter)
+        assert (few.taken, few.waiting) == (0, 0)
+        assert most[0] <= 3
+
+
+class _Context:
+    """Of an RPC whose caller stays: what Places asks of it."""
+
+    def add_callback(self, _callback: object) -> bool:
+        return True
+
+    def is_active(self) -> bool:
+        return True
+
+
+def waiting_call(patience: float = PATIENCE) -> Call:
+    """An RPC without a wire."""
+    context: Any = _Context()
+    return Call("", context, monotonic() + patience)
 
 
 def test_a_hash_that_was_made_is_settled_though_its_caller_has_gone(private_server: RunningServer) -> None:

@@ -28,6 +28,7 @@ def settings_for(url: URL, **changes: object) -> Settings:
         "grpc_port": 0,
         "grpc_reflection": True,
         "caller_auth": "off",
+        "caller_code_rate_limit": 0,
         "bcrypt_cost": BCRYPT_COST,
         "secret_keys": KEY,
         "purge_interval": 0,

@@ -30,15 +30,25 @@ class Caller(Base):
     scopes: Mapped[list[str]] = mapped_column(
         ARRAY(String(64)), server_default=text("'{}'"), comment="What it may call, in alphabetical order"
     )
+    rate_limit: Mapped[int | None] = mapped_column(
+        Integer, comment="How often a second it may call each server process; 0: no limit; NULL: the default"
+    )
+    rate_burst: Mapped[int | None] = mapped_column(
+        Integer, comment="How many calls at once before that counts; NULL: a second's worth"
+    )
     created_at: Mapped[datetime] = mapped_column(
         DateTime(timezone=True), server_default=func.now(), comment="When the row was made"
     )
     updated_at: Mapped[datetime] = mapped_column(
-        DateTime(timezone=True), server_default=func.now(), comment="When its scopes last changed"
+        DateTime(timezone=True), server_default=func.now(), comment="When its scopes or its rate last changed"
     )
 
     __table_args__ = (
         UniqueConstraint("name"),
+        CheckConstraint("rate_limit >= 0", name="rate_limit_not_negative"),
+        CheckConstraint(
+            "rate_burst IS NULL OR (rate_burst > 0 AND coalesce(rate_limit, 0) > 0)", name="rate_burst_of_a_limit"
+        ),
         {"comment": "Services that call, with what each may call"},
     )
 

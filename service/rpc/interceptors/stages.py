@@ -1,7 +1,7 @@
 """The stages of the pipeline, in their order from the outside in. Each wraps the next one, once for each method."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grpc
@@ -24,8 +24,10 @@ from service.base.log import where_raised
 from service.rpc.access import scope_of
 from service.rpc.admission import require_room
 from service.rpc.arrival import take_message
-from service.rpc.call import ACTING_USER_KEY, Call
+from service.rpc.call import ACTING_USER_KEY, Call, require_wanted
 from service.rpc.callers import Identifies
+from service.rpc.places import Places
+from service.rpc.rates import CODE_METHODS, RateLimits
 from service.rpc.repeats import after
 from service.rpc.status import internal_status, status_of
 
@@ -97,10 +99,11 @@ def answer_errors(proceed: Handler, method: Method) -> Handler:
 
 
 def admit(proceed: Handler, _method: Method) -> Handler:
-    """Refuse what the server has no room for. See service/rpc/admission.py."""
+    """Refuse what the server has no room for, and what nobody waits for. See service/rpc/admission.py."""
 
     def run(request: Any, call: Call) -> Any:
         require_room()
+        require_wanted(call)  # it may have waited for a thread
         return proceed(request, call)
 
     return run
@@ -115,7 +118,7 @@ def authorisation(identify: Identifies) -> Stage:
 
         def run(request: Any, call: Call) -> Any:
             caller = identify(call)
-            call.caller = caller.name
+            call.caller, call.rate = caller.name, caller.rate
             if scope not in caller.scopes:
                 raise ScopeMissingError(scope)
             if call.acting_user is not None:
@@ -125,6 +128,24 @@ def authorisation(identify: Identifies) -> Stage:
         return run
 
     return authorise
+
+
+def rate_limiting(limits: RateLimits, code_limits: RateLimits) -> Stage:
+    """The stage that counts what each caller calls by these limits. code_limits: for RPCs that make codes, as well."""
+
+    def limit(proceed: Handler, method: Method) -> Handler:
+        """Refuse a caller that calls too often. Only callers that may call are counted."""
+        makes_codes = method.name in CODE_METHODS
+
+        def run(request: Any, call: Call) -> Any:
+            limits.require(call.caller, call.rate)
+            if makes_codes:
+                code_limits.require(call.caller)
+            return proceed(request, call)
+
+        return run
+
+    return limit
 
 
 def receive(proceed: Handler, _method: Method) -> Handler:
@@ -149,6 +170,24 @@ def parse(proceed: Handler, method: Method) -> Handler:
     return run
 
 
+def taking_places(places: Mapping[str, Places]) -> Stage:
+    """The stage that has a method wait for one of these places, where it needs one."""
+
+    def take_place(proceed: Handler, method: Method) -> Handler:
+        """Let a few RPCs that hash run at once, and a few more wait. See service/rpc/places.py."""
+        wanted = places.get(method.name)
+        if wanted is None:
+            return proceed
+
+        def run(request: Any, call: Call) -> Any:
+            with wanted.place(call):
+                return proceed(request, call)
+
+        return run
+
+    return take_place
+
+
 def repeat(proceed: Handler, _method: Method) -> Handler:
     """Run the handler again when the database gave up before anything was committed. See service/rpc/repeats.py."""
 
@@ -164,16 +203,27 @@ def repeat(proceed: Handler, _method: Method) -> Handler:
     return run
 
 
-def stages(gate: Stage, identify: Identifies) -> tuple[Stage, ...]:
-    """All stages in their order. gate: lets calls in, until the server ends. identify: says who calls."""
+def stages(
+    gate: Stage,
+    identify: Identifies,
+    *,
+    limits: RateLimits,
+    code_limits: RateLimits,
+    places: Mapping[str, Places],
+) -> tuple[Stage, ...]:
+    """All stages in their order. gate: lets calls in, until the server ends. identify: says who calls. limits,
+    code_limits: how often; places: see the stages.
+    """
     return (
         log_access,  # outermost: refusals and faults are logged like everything else
         answer_errors,  # inside the log, which wants the code; outside all that raises
         gate,  # around all that is work, so that it is known when the last of it has ended
         admit,  # before any work is done for the call
         authorisation(identify),  # before any byte is read: nobody waits for a stranger's
+        rate_limiting(limits, code_limits),  # strangers are not counted, and what is too much is not read
         receive,
         parse,
+        taking_places(places),  # after all that can refuse: who has no business here takes no place
         repeat,  # innermost: only the handler is worth repeating
     )
 

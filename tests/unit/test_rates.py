@@ -1,0 +1,128 @@
+"""The token bucket: never more than it may, and never less; and one for each caller."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.base.errors import RateLimitedError
+from service.core.rates import UNLIMITED, Rate, rate_of, take
+from service.rpc.rates import RateLimits
+from tests.support.threads import at_once
+
+RATES = st.builds(Rate, st.integers(1, 2000), st.integers(1, 500))
+PAUSES = st.lists(st.floats(0, 3, allow_nan=False), min_size=1, max_size=200)
+BEGINNING = st.floats(0, 1e7, allow_nan=False)
+"""Of the clock: seconds since a machine was started."""
+
+
+def taken(rate: Rate, beginning: float, pauses: list[float]) -> list[float]:
+    """When tokens were to be had, of all the times at which one was asked for."""
+    now = full_at = beginning
+    found = []
+    for pause in pauses:
+        now += pause
+        full_at, wait = take(full_at, rate, now)
+        if not wait:
+            found.append(now)
+    return found
+
+
+@given(RATES, BEGINNING, PAUSES)
+def test_never_more_than_the_burst_and_what_came_since(rate: Rate, beginning: float, pauses: list[float]) -> None:
+    """Between any two calls that got through."""
+    times = taken(rate, beginning, pauses)
+    for first, start in enumerate(times):
+        for last in range(first, len(times)):
+            assert last - first + 1 <= rate.burst + (times[last] - start) * rate.per_second + 0.01
+
+
+@given(RATES, BEGINNING)
+def test_the_whole_burst_at_once_and_then_one_after_the_other(rate: Rate, beginning: float) -> None:
+    """Whoever then waits as long as told gets exactly one more."""
+    assert len(taken(rate, beginning, [0.0] * (rate.burst + 5))) == rate.burst
+
+    full_at, now = beginning, beginning
+    for _ in range(rate.burst):
+        full_at, wait = take(full_at, rate, now)
+        assert wait == 0
+    for _ in range(5):
+        before, wait = take(full_at, rate, now)
+        assert before == full_at
+        assert wait == pytest.approx(1 / rate.per_second, rel=0.01)
+        now += wait
+        full_at, wait = take(full_at, rate, now)
+        assert wait == 0
+
+
+@given(RATES, BEGINNING)
+def test_who_keeps_to_the_rate_is_never_refused(rate: Rate, beginning: float) -> None:
+    """With a burst of one as well: rounding takes nothing away."""
+    pauses = [1 / rate.per_second] * 300
+    assert len(taken(rate, beginning, pauses)) == len(pauses)
+
+
+def test_a_rest_fills_it_and_no_more() -> None:
+    """An hour without a call is worth one burst."""
+    assert len(taken(Rate(10, 3), 0.0, [0.0] * 4 + [3600.0] + [0.0] * 10)) == 6
+
+
+def test_a_burst_that_is_not_said_is_a_second_s_worth() -> None:
+    """And 0 is no limit at all."""
+    assert rate_of(50, None) == Rate(50, 50)
+    assert rate_of(50, 7) == Rate(50, 7)
+    assert rate_of(0, None) == rate_of(0, 7) == UNLIMITED
+
+
+class Limited:
+    """Limits on a clock that is moved by hand."""
+
+    def __init__(self, default: Rate) -> None:
+        self.now = 100.0
+        self.limits = RateLimits(default, clock=lambda: self.now)
+
+    def calls(self, caller: str, count: int, own: Rate | None = None) -> int:
+        """How many of so many calls get through."""
+        return sum(self.refusal(caller, own) is None for _ in range(count))
+
+    def refusal(self, caller: str, own: Rate | None = None) -> RateLimitedError | None:
+        try:
+            self.limits.require(caller, own)
+        except RateLimitedError as error:
+            return error
+        return None
+
+
+class TestCallers:
+    def test_each_has_a_bucket(self) -> None:
+        """One that calls too often takes nothing from the others; a rate of its own goes before the default."""
+        limited = Limited(Rate(10, 3))
+
+        assert limited.calls("greedy", 10) == 3
+        assert limited.calls("modest", 3) == 3
+        assert limited.calls("trusted", 10, Rate(100, 8)) == 8
+        assert limited.calls("free", 1000, UNLIMITED) == 1000
+
+    def test_are_told_when_to_come_again(self) -> None:
+        """In milliseconds, rounded up; who comes then gets through."""
+        limited = Limited(Rate(3, 1))
+        assert limited.calls("one", 1) == 1
+        refusal = limited.refusal("one")
+
+        assert refusal is not None
+        assert refusal.pushback_ms == 334
+        assert refusal.metadata == {"per_second": "3"}
+        limited.now += refusal.pushback_ms / 1000
+        assert limited.refusal("one") is None
+
+    def test_begin_anew_when_their_rate_is_changed(self) -> None:
+        """An operator who lifts a limit does not wait for the old one to be worked off."""
+        limited = Limited(UNLIMITED)
+        assert limited.calls("one", 2000, Rate(1, 1000)) == 1000
+
+        assert limited.calls("one", 10, Rate(100, 5)) == 5
+
+    def test_are_counted_right_by_many_threads(self) -> None:
+        """Nobody gets through twice on one token."""
+        limited = Limited(Rate(1, 100))
+
+        assert sum(one for one in at_once(16, lambda _: limited.calls("one", 20)) if isinstance(one, int)) == 100
