@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakSet
 
 import psycopg2.extensions
@@ -31,12 +31,18 @@ _FIRST_WORDS_SECONDS = 5.0
 _TIMEOUTS_MS: tuple[int, ...] = tuple(step * 10**power for power in range(9) for step in (1, 2, 5))
 
 
+class Tally(Protocol):
+    """Whose statements are counted, while it works on one thread."""
+
+    statements: int
+
+
 class Connection(psycopg2.extensions.connection):
-    """A connection that knows when it was last used, until when the RPC that has it may run, and by when it must have
-    answered (all in monotonic seconds).
+    """A connection that knows when it was last used, until when the RPC that has it may run, by when it must have
+    answered (all in monotonic seconds), and whose statements it counts.
     """
 
-    __slots__ = ("_handle", "_lock", "deadline", "give_up_at", "grace", "used_at")
+    __slots__ = ("_handle", "_lock", "deadline", "give_up_at", "grace", "tally", "used_at")
 
     def __init__(self, dsn: str, *arguments: Any) -> None:
         self._lock = Lock()
@@ -48,6 +54,7 @@ class Connection(psycopg2.extensions.connection):
         self.deadline: float | None = None
         self.give_up_at: float | None = self.used_at + _FIRST_WORDS_SECONDS
         self.grace = GRACE_SECONDS
+        self.tally: Tally | None = None
 
     def __del__(self) -> None:
         self._let_go()
@@ -66,7 +73,7 @@ class Connection(psycopg2.extensions.connection):
         self.give_up_at = None
         if not self.closed:
             self.autocommit = False
-            self.deadline = None
+            self.deadline = self.tally = None
 
     def cut(self) -> None:
         """End it from another thread: whoever waits for an answer finds the connection lost."""
@@ -105,6 +112,8 @@ class _Cursor(psycopg2.extensions.cursor):
             timeout = timeout_ms(remaining)
             connection.give_up_at = now + timeout / 1000 + connection.grace
             query = f"SET LOCAL statement_timeout = {timeout}; {query}"
+        if connection.tally is not None:
+            connection.tally.statements += 1
         super().execute(query, vars)
 
 

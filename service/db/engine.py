@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from service.base.clock import monotonic
 from service.base.origin import Origin
-from service.db.connections import Connection, Connections
+from service.db.connections import Connection, Connections, Tally
 from service.db.faults import READ_ONLY, Commit, outcome_unknown, translate
 
 _PING_SECONDS = 2.0
@@ -25,6 +25,7 @@ _COMMIT = "commit"
 _IS_READING = "is_reading"
 _DEADLINE = "deadline"
 _ORIGIN = "origin"
+_TALLY = "tally"
 
 
 class _RpcSession(Session):
@@ -35,6 +36,7 @@ def _after_begin(session: Session, _transaction: SessionTransaction, connection:
     """The session has got a connection: pass on to it what the driver's level must know."""
     driver: Any = connection.connection.dbapi_connection
     driver.deadline = session.info[_DEADLINE]
+    driver.tally = session.info[_TALLY]
     driver.autocommit = session.info[_IS_READING]
 
 
@@ -88,16 +90,22 @@ class Database:
         self._connections.watch(self.engine)
 
     def scope(
-        self, *, deadline: float | None = None, is_idempotent: bool = False, origin: Origin | None = None
+        self,
+        *,
+        deadline: float | None = None,
+        is_idempotent: bool = False,
+        origin: Origin | None = None,
+        tally: Tally | None = None,
     ) -> "Scope":
         """The session of one RPC: connects when it is first used, is closed on every path.
 
         deadline: monotonic seconds; every statement is cancelled by the database when it has passed.
         is_idempotent: a client may repeat the RPC when it is unknown whether its commit was made.
         origin: on whose behalf it changes what is audited; see origin_of.
+        tally: where the statements that are sent are counted; BEGIN and COMMIT are not among them.
         Leaving it raises the PersonaeError that stands for whatever the driver reports.
         """
-        return Scope(self.engine, deadline, is_idempotent=is_idempotent, origin=origin)
+        return Scope(self.engine, deadline, is_idempotent=is_idempotent, origin=origin, tally=tally)
 
     def cut_hung(self) -> int:
         """Cut the connections whose server should have answered by now; how many. To be called now and then."""
@@ -113,8 +121,22 @@ class Scope:
 
     __slots__ = ("_deadline", "_is_idempotent", "_session")
 
-    def __init__(self, engine: Engine, deadline: float | None, *, is_idempotent: bool, origin: Origin | None) -> None:
-        info = {_COMMIT: Commit.NOT_STARTED, _IS_READING: False, _DEADLINE: deadline, _ORIGIN: origin}
+    def __init__(
+        self,
+        engine: Engine,
+        deadline: float | None,
+        *,
+        is_idempotent: bool,
+        origin: Origin | None,
+        tally: Tally | None,
+    ) -> None:
+        info = {
+            _COMMIT: Commit.NOT_STARTED,
+            _IS_READING: False,
+            _DEADLINE: deadline,
+            _ORIGIN: origin,
+            _TALLY: tally,
+        }
         self._session = _RpcSession(engine, expire_on_commit=False, info=info)
         self._deadline = deadline
         self._is_idempotent = is_idempotent

@@ -3,6 +3,7 @@
 import re
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import grpc
 
@@ -17,7 +18,18 @@ from service.db.engine import Database, Scope
 REQUEST_ID_KEY = "x-request-id"
 ACTING_USER_KEY = "x-acting-user-id"
 _AUTHORIZATION_KEY = "authorization"
+_TRACEPARENT_KEY = "traceparent"
+_TRACESTATE_KEY = "tracestate"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+
+
+class TraceParent(NamedTuple):
+    """Of which trace the call is a part, and of which span: W3C Trace Context, in hexadecimal digits."""
+
+    trace_id: str
+    span_id: str
+    flags: str
 
 
 @dataclass(slots=True)
@@ -44,6 +56,13 @@ class Call:
     status: grpc.Status | None = None
     """The failure to answer with; None while there is none."""
     reason: str | None = None
+    statements: int = 0
+    """How many were sent to the database; BEGIN and COMMIT are not among them."""
+    traceparent: str | None = None
+    """As the caller sent it; "" when it sent several."""
+    tracestate: str = ""
+    trace_id: str | None = None
+    """The caller's, or that of the trace that is recorded here; None where there is neither."""
 
     @property
     def origin(self) -> Origin:
@@ -61,8 +80,23 @@ def read_metadata(call: Call) -> None:
             call.authorization = str(value) if call.authorization is None else ""
         elif key == ACTING_USER_KEY:
             call.acting_user = str(value) if call.acting_user is None else ""
+        elif key == _TRACEPARENT_KEY:
+            call.traceparent = str(value) if call.traceparent is None else ""
+        elif key == _TRACESTATE_KEY:
+            call.tracestate += f",{value!s}" if call.tracestate else str(value)
+    if call.traceparent is not None:
+        parent = trace_parent(call)
+        call.trace_id = None if parent is None else parent.trace_id
     if not call.request_id:
         call.request_id = random_id()
+
+
+def trace_parent(call: Call) -> TraceParent | None:
+    """What the caller says of its trace; None where it says nothing that is valid."""
+    found = _TRACEPARENT.fullmatch(call.traceparent or "")
+    if found is None or (found[1] == "00" and found[5]):  # only a version to come may have more at the end
+        return None
+    return TraceParent(*found.group(2, 3, 4))
 
 
 _current: ContextVar[Call] = ContextVar("call")
@@ -80,7 +114,10 @@ def rpc_scope(database: Database, *, deadline: float | None = None, is_idempoten
     """
     call = current()
     return database.scope(
-        deadline=call.deadline if deadline is None else deadline, is_idempotent=is_idempotent, origin=call.origin
+        deadline=call.deadline if deadline is None else deadline,
+        is_idempotent=is_idempotent,
+        origin=call.origin,
+        tally=call,
     )
 
 

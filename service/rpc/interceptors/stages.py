@@ -67,6 +67,7 @@ def log_access(proceed: Handler, method: Method) -> Handler:
             "ms": round((monotonic() - started) * 1000, 2),
             "request_id": call.request_id,
             "caller": call.caller,
+            "statements": call.statements,
         }
         if call.key_id is not None:
             line["key"] = call.key_id
@@ -74,6 +75,8 @@ def log_access(proceed: Handler, method: Method) -> Handler:
             line["claimed_key"] = call.claimed_key_id
         if call.reason is not None:
             line["reason"] = call.reason
+        if call.trace_id is not None:
+            line["trace_id"] = call.trace_id
         log.info("rpc", **line)
         return response
 
