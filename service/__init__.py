@@ -1,0 +1,3 @@
+"""Personae: the server."""
+
+__version__ = "0.1.0"

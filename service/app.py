@@ -26,6 +26,7 @@ from service.base.clock import Clock, monotonic, utc_now
 from service.base.cores import usable_cores
 from service.base.errors import ServerBusyError
 from service.base.origin import ANONYMOUS_CALLER
+from service.base.ports import PortInUseError
 from service.base.settings import Settings, SettingsError
 from service.core import common_passwords
 from service.core.common_passwords import PasswordListError
@@ -56,6 +57,7 @@ from service.rpc.tls import CertificateError, Certificates, TlsFiles
 from service.rpc.user_requests import UserRules
 from service.rpc.users import UserServicer
 from service.tasks import DatabaseProbe, Repeating, make_audit_months, sweep_and_log
+from service.telemetry import Sources, Telemetry
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 _THREAD_PATIENCE = 0.5
@@ -106,10 +108,6 @@ _OPTIONS = (
 )
 
 
-class PortInUseError(Exception):
-    """The address cannot be bound. The text says what to do."""
-
-
 class Server:
     """One server process: gRPC in front, the database behind, the tasks beside."""
 
@@ -137,13 +135,18 @@ class Server:
         self._certificates = server_certificates(settings, clock)
         self._whoever = ANONYMOUS_CALLER if settings.caller_auth == "off" else whoever
         self._directory = None if self._whoever else caller_directory(settings, url)
+        self._telemetry = Telemetry(metrics_host=settings.metrics_host, metrics_port=settings.metrics_port)
         self.database = open_database(settings, url)
         self._probe = DatabaseProbe(url, connect_timeout=settings.db_connect_timeout)
         self._executor = BoundedExecutor(
-            settings.grpc_threads, max_waiting=settings.grpc_max_waiting, name="rpc", refusal=ServerBusyError
+            settings.grpc_threads,
+            max_waiting=settings.grpc_max_waiting,
+            name="rpc",
+            refusal=ServerBusyError,
+            note_wait=self._telemetry.note_wait,
         )
         hash_threads = settings.hash_threads or usable_cores()
-        self._hashing = Hashing(hash_threads, cores=hash_cores, turns=link)
+        self._hashing = Hashing(hash_threads, cores=hash_cores, turns=link, around=self._telemetry.around_hashes)
         at_once = hash_threads + _SPARE_HASHING_RPCS
         self._places = {
             name: Places(at_once, max_waiting=settings.hash_max_waiting) for name in set(HASHING_METHODS.values())
@@ -154,6 +157,7 @@ class Server:
                 max_waiting=settings.grpc_max_waiting,
                 name=name,
                 refusal=ServerBusyError,
+                note_wait=self._telemetry.note_wait,
             )
             for name in self._places
         }
@@ -178,22 +182,24 @@ class Server:
             self._tasks.append(Repeating("uses-of-keys", write_uses, every=_KEY_USES_EVERY))
         if self._certificates is not None:  # so that one that expires is told of while nobody connects
             self._tasks.append(Repeating("certificates", self._certificates.refresh, every=_CERTIFICATES_EVERY))
-        self._tasks.append(
-            Repeating("audit-months", lambda: make_audit_months(self.database), every=_AUDIT_MONTHS_EVERY)
-        )
+        self._tasks.append(Repeating("audit-months", self._make_audit_months, every=_AUDIT_MONTHS_EVERY))
         if settings.purge_interval:
             sweeper = Repeating(
                 "sweeper",
-                lambda: sweep_and_log(
-                    self.database,
+                lambda: self._telemetry.swept(
+                    sweep_and_log(
+                        self.database,
+                        clock,
+                        lambda: sweeper.is_ending,
+                        keep_events=timedelta(days=settings.audit_retention_days),
+                    ),
                     clock,
-                    lambda: sweeper.is_ending,
-                    keep_events=timedelta(days=settings.audit_retention_days),
                 ),
                 every=settings.purge_interval,
             )
             self._tasks.append(sweeper)
         self._trouble: Diagnosis | None = None
+        self._is_started = False
         self._ends: SimpleQueue[None] = SimpleQueue()  # unlike an Event, safe to use in a signal handler
         self.failure: SchemaBehindError | None = None
         self._is_listening = self._is_left = False
@@ -210,11 +216,13 @@ class Server:
         if self.failure is not None:
             raise self.failure
         self._bind()
+        self._telemetry.start(self._sources(), is_ready=lambda: self._is_started and self._health.is_serving)
         if self._directory is not None:
             self._directory.start()
         if self._trouble is None:
-            make_audit_months(self.database)
+            self._make_audit_months()
         self._grpc.start()
+        self._is_started = True
         for task in self._tasks:
             task.start()
         self._say_that_it_listens()
@@ -282,6 +290,7 @@ class Server:
                 self._directory.write_uses(self.database)
             has_ended &= self._directory.end(patience=max(_THREAD_PATIENCE, give_up_at - monotonic()))
         self.database.dispose()
+        self._telemetry.stop()
         _log.info("stopped", clean=has_ended)
         return has_ended
 
@@ -317,6 +326,7 @@ class Server:
             stages(
                 self._gate.gate,
                 self._identification(clock),
+                self._telemetry.stages,
                 limits=RateLimits(rate_of(settings.caller_rate_limit, settings.caller_rate_burst)),
                 code_limits=RateLimits(rate_of(settings.caller_code_rate_limit, settings.caller_code_rate_burst)),
                 places={method: self._places[name] for method, name in HASHING_METHODS.items()},
@@ -435,6 +445,22 @@ class Server:
         trail = AuditServicer(self.database, page_tokens=page_tokens)
         audit_pb2_grpc.add_AuditServiceServicer_to_server(trail, self._grpc)
 
+    def _make_audit_months(self) -> None:
+        self._telemetry.looked_at_months(is_missing=make_audit_months(self.database))
+
+    def _sources(self) -> Sources:
+        """What the gauges among the metrics are read from."""
+        return Sources(
+            clock=self._clock,
+            database=self.database,
+            probe=self._probe,
+            executors=(self._executor, *self._hashing_executors.values()),
+            hashing=self._hashing,
+            directory=self._directory,
+            certificates=self._certificates,
+            is_up=lambda: self._trouble is None,
+        )
+
     def _look(self) -> None:
         """Look at the database: tell health, and the log when something has changed."""
         try:
@@ -446,7 +472,7 @@ class Server:
         if trouble != self._trouble:
             if trouble is None:
                 _log.info("database is back")
-                make_audit_months(self.database)
+                self._make_audit_months()
             else:
                 _log.error("database cannot be used", problem=trouble.what, remedy=trouble.remedy)
                 self._reconnect()

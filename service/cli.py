@@ -32,15 +32,15 @@ def main() -> None:
 @main.command()
 def serve() -> None:
     """Serve on DATABASE_URL with GRPC_WORKERS processes until SIGTERM or SIGINT; SIGHUP replaces them one by one."""
+    from service.base.ports import PortInUseError
     from service.fleet import keep_workers
-    from service.ports import PortError
 
     settings = settings_or_fail()
     if settings.url is None:
         fail("DATABASE_URL is not set. (On a developer's machine `make run` brings a database of its own.)")
     try:
         code = keep_workers(settings, settings.url)
-    except PortError as error:
+    except PortInUseError as error:
         fail(str(error))
     drain()
     sys.exit(code)
@@ -54,7 +54,7 @@ def serve() -> None:
 @click.option("--core", type=int)
 def worker(slot: int, line: int, port: int, mtls_port: int, core: int | None) -> None:
     """Serve on a port that others share. For `serve`, which starts as many of them as there are to be."""
-    from service.app import PortInUseError
+    from service.base.ports import PortInUseError
     from service.db.schema import SchemaBehindError
     from service.supervisor import EXIT_CANNOT_START
     from service.worker import work
@@ -62,6 +62,10 @@ def worker(slot: int, line: int, port: int, mtls_port: int, core: int | None) ->
     settings = settings_or_fail(worker=slot)
     if settings.url is None:
         fail("DATABASE_URL is not set.", EXIT_CANNOT_START)
+    if settings.metrics_port:
+        from service.base.metrics import use_slot
+
+        use_slot(slot)
     ports = {"grpc_port": port, "grpc_mtls_port": mtls_port}
     try:
         failure = work(settings.model_copy(update=ports), settings.url, line=line, core=core)
@@ -279,7 +283,8 @@ def _serve(settings: Settings, url: "URL", *, whoever: str | None) -> bool:
 
     whoever: see service.app.Server. False when the process can only be left by os._exit.
     """
-    from service.app import PortInUseError, Server
+    from service.app import Server
+    from service.base.ports import PortInUseError
     from service.db.schema import SchemaBehindError
 
     try:

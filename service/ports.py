@@ -3,21 +3,19 @@
 import socket
 from contextlib import ExitStack
 
-
-class PortError(Exception):
-    """The address cannot be bound. The text says what to do."""
+from service.base.ports import PortInUseError
 
 
 def hold_port(host: str, port: int, setting: str, stack: ExitStack) -> int:
     """Keep a port for workers that share it, until the stack is left; its number, a free one for 0.
 
-    Nothing listens on it, so that nobody is connected before a worker is there. Raises PortError, also when the present
-    owner of the port would share it.
+    Nothing listens on it, so that nobody is connected before a worker is there. Raises PortInUseError, also when the
+    present owner of the port would share it.
     """
     try:
         return _held(host.strip("[]"), port, stack)
     except OSError as error:
-        raise PortError(
+        raise PortInUseError(
             f"{host}:{port} cannot be bound ({error.strerror}). Is another server running there? "
             f"GRPC_HOST and {setting} choose another."
         ) from None

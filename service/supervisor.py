@@ -59,6 +59,8 @@ class Plan:
     """How long a worker may take to leave once it is told to end."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables of the workers, where the supervisor's own environment has none of the name."""
+    directories: Mapping[str, str] = field(default_factory=dict)
+    """Variables of the workers that name directories which were made for them, and so win."""
 
 
 @dataclass(slots=True, eq=False)
@@ -94,17 +96,19 @@ class Supervisor:
     def __init__(
         self,
         plan: Plan,
+        command: Callable[[int, int | None, Ports, int], Sequence[str]],
         *,
-        start_worker: Callable[[int, int | None, Ports, int], Sequence[str]],
         pauses: Sequence[float] = BACK_OFF_SECONDS,
+        on_gone: Callable[[int], None] = lambda _slot: None,
     ) -> None:
-        """start_worker: the command line of a worker, from its slot, its core, the ports and its line's file number.
+        """command: that line of a worker, from its slot, its core, the ports and the file number of its line to here.
 
         pauses: seconds before a worker is started again, by how many times in a row it has died before it had settled;
-        once more, and the service ends.
+        once more, and the service ends. on_gone: is told the slot of each worker that has ended.
         """
         self._plan = plan
-        self._command = start_worker
+        self._command = command
+        self._on_gone = on_gone
         self._pauses = pauses
         self._places = [_Place(number, core) for number, core in enumerate(plan.cores)]
         self._leaving: list[_Worker] = []
@@ -232,7 +236,7 @@ class Supervisor:
         command = self._command(slot, place.core, self._plan.ports, theirs.fileno())
         process = subprocess.Popen(  # noqa: S603  a program of ours
             command,
-            env={**self._plan.environment, **os.environ},  # noqa: TID251  passed on; what the operator says wins
+            env={**self._plan.environment, **os.environ, **self._plan.directories},  # noqa: TID251  passed on
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
             process_group=0,  # Ctrl-C on a terminal is for the supervisor, which lets the workers finish
@@ -256,6 +260,7 @@ class Supervisor:
         if worker.line in self._selector.get_map():
             self._selector.unregister(worker.line)
         worker.line.close()
+        self._on_gone(worker.slot)
         self._waiting = deque(waiting for waiting in self._waiting if waiting is not worker)
         self._free_hash_places += worker.held
         self._hand_out()

@@ -38,7 +38,7 @@ _log = structlog.get_logger("personae.tasks")
 class Repeating:
     """Runs a function again and again on a thread of its own, until it is stopped. A failure is logged, not fatal."""
 
-    def __init__(self, name: str, function: Callable[[], None], *, every: float) -> None:
+    def __init__(self, name: str, function: Callable[[], object], *, every: float) -> None:
         """every: seconds between the end of one run and the start of the next."""
         self._function = function
         self._every = every
@@ -89,6 +89,8 @@ class DatabaseProbe:
         )
         self._connections.watch(self._engine)
         self._is_schema_known = False
+        self.revision: str | None = None
+        """Of the database's schema; None until it was seen once."""
 
     def check(self) -> Diagnosis | None:
         """What is wrong; None when nothing is. Raises SchemaBehindError, looked at anew after each outage."""
@@ -118,7 +120,7 @@ class DatabaseProbe:
                 self._is_schema_known = False
                 return _STANDBY
             if not self._is_schema_known:
-                require_schema(connection)
+                self.revision = require_schema(connection)
                 missing = missing_right(connection)
                 if missing is not None:
                     return missing
@@ -145,6 +147,9 @@ _SWEEPS: Mapping[str, Callable[..., int]] = {
     "forgotten_caller_keys": forget_keys,
 }
 """What is removed when its time has come, by the name that the log has for it. Each takes session, now and limit."""
+_DROPPED_MONTHS = "dropped_audit_months"
+SWEPT = (*_SWEEPS, _DROPPED_MONTHS)
+"""What a sweep counts."""
 
 
 def sweep(
@@ -167,23 +172,26 @@ def sweep(
         for name, remove in _SWEEPS.items()
     }
     if not is_ending():
-        removed["dropped_audit_months"] = _drop_months(
+        removed[_DROPPED_MONTHS] = _drop_months(
             database, origin, partial(audit.drop_partitions, now=now, keep=keep_events)
         )
     return removed
 
 
-def make_audit_months(database: Database) -> None:
-    """Make the months of the audit trail that are missing, this one and some to come; failures are in the log."""
+def make_audit_months(database: Database) -> bool | None:
+    """Make the months of the audit trail that are missing, this one and some to come; failures are in the log.
+
+    Whether this one is missing all the same; None when that could not be found out.
+    """
     try:
         made = _one_batch(database, SWEEPER, audit.make_partitions)
-        is_late = _one_batch(database, SWEEPER, audit.is_month_missing)
+        is_late = bool(_one_batch(database, SWEEPER, audit.is_month_missing))
     except PersonaeError as error:
         _log.warning("months of the audit trail not made", reason=error.reason)
-        return
+        return None
     except DBAPIError as error:
         _log.error("months of the audit trail not made", raised=where_raised(error))
-        return
+        return None
     if made:
         _log.info("made months of the audit trail", made=made)
     if is_late:
@@ -191,6 +199,7 @@ def make_audit_months(database: Database) -> None:
             "this month of the audit trail lies in audit_events_default, and would be kept for ever",
             remedy="docs/operations.md says how to make a month of it",
         )
+    return is_late
 
 
 def _drop_months(database: Database, origin: Origin, drop: Callable[[Session], int]) -> int:
@@ -204,15 +213,20 @@ def _drop_months(database: Database, origin: Origin, drop: Callable[[Session], i
     return 0
 
 
-def sweep_and_log(database: Database, clock: Clock, is_ending: Callable[[], bool], *, keep_events: timedelta) -> None:
-    """As `sweep`, for the background: says in the log what was done, and shrugs at an outage that the probe reports."""
+def sweep_and_log(
+    database: Database, clock: Clock, is_ending: Callable[[], bool], *, keep_events: timedelta
+) -> dict[str, int] | None:
+    """As `sweep`, for the background: says in the log what was done, and shrugs at an outage that the probe reports:
+    then None.
+    """
     try:
         removed = sweep(database, clock, is_ending, keep_events=keep_events)
     except PersonaeError as error:
         _log.warning("sweep put off", reason=error.reason)
-        return
+        return None
     if any(removed.values()):
         _log.info("swept", **removed)
+    return removed
 
 
 def _in_batches(

@@ -193,6 +193,8 @@ class ConflictError(PersonaeError):
     text = "The change met another one at the same time and was not made. Repeat it."
     pushback_ms = 50
     is_repeatable = False
+    cause = "serialization"
+    """What met: for the metrics."""
 
 
 # -------------------------------------------------------------------------------------------------- signing in
@@ -239,6 +241,7 @@ class DatabaseUnavailableError(PersonaeError):
     text = "The database cannot be reached at the moment."
     pushback_ms = 1000
     is_repeatable = False
+    cause = "connection"
 
 
 class ServerStoppingError(PersonaeError):

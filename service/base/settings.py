@@ -65,6 +65,10 @@ class Settings(BaseSettings):
     shutdown_grace: Annotated[Seconds, Field(ge=0, le=3600)] = 10
     health_probe_interval: Annotated[Seconds, Field(gt=0, le=60)] = 1
 
+    # ---- observability
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
+
     # ---- callers
     caller_auth: Literal["required", "off"] = "required"
     caller_cache_seconds: Annotated[Seconds, Field(ge=0.1, le=60)] = 5

@@ -85,6 +85,7 @@ class Database:
         )
         if echo:  # through the service's own log; SQLAlchemy's `echo` brings a handler that prints everything twice
             logging.getLogger("sqlalchemy.engine.Engine").setLevel(logging.INFO)
+        self.max_connections = pool_size + max_overflow
         _ping_only_after(ping_idle, self.engine.dialect)
         _read_only_is_dead(self.engine.dialect)
         self._connections.watch(self.engine)

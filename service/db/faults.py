@@ -36,7 +36,8 @@ UNIQUE_CONSTRAINTS: dict[str, type[PersonaeError]] = {
 _QUERY_CANCELED = "57014"
 _UNIQUE_VIOLATION = "23505"
 _LOCK_TIMEOUT = "55P03"  # whoever waited for as long as the operator allows does not wait again
-_CONFLICTS = frozenset({"40001", "40P01", _LOCK_TIMEOUT})  # serialization failure, deadlock
+_DEADLOCK = "40P01"
+_CONFLICTS = frozenset({"40001", _DEADLOCK, _LOCK_TIMEOUT})  # the first: serialization failure
 _ENDING_CLASSES = ("08", "57P")  # of the next, those that end the connection
 _UNAVAILABLE_CLASSES = ("08", "57P", "53")  # connection, operator intervention, insufficient resources
 READ_ONLY = "25006"  # a standby, or a primary that was demoted under us
@@ -57,6 +58,7 @@ def translate(
         return DeadlineOverError()
     if sqlstate in _CONFLICTS:
         conflict = ConflictError()
+        conflict.cause = "deadlock" if sqlstate == _DEADLOCK else conflict.cause
         conflict.is_repeatable = sqlstate != _LOCK_TIMEOUT and commit is not Commit.DONE
         return conflict
     if _is_connection_fault(error, sqlstate):

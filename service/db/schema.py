@@ -30,12 +30,13 @@ def database_revision(connection: Connection) -> str | None:
     return None if revision is None else str(revision)
 
 
-def require_schema(connection: Connection) -> None:
-    """Raises SchemaBehindError when the database is older than the code."""
+def require_schema(connection: Connection) -> str:
+    """The revision of the database. Raises SchemaBehindError when it is older than the code."""
     needed, found = needed_revision(), database_revision(connection)
     if found is None or found < needed:
         state = "has no schema yet" if found is None else f"has schema {found}"
         raise SchemaBehindError(f"The database {state}; this code needs {needed}. Run: make migrate")
+    return found
 
 
 def revision_at(url: URL) -> str | None:

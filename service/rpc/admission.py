@@ -28,15 +28,25 @@ _here = _Here()
 class BoundedExecutor(ThreadPoolExecutor):
     """A thread pool for RPCs that refuses when too many wait."""
 
-    def __init__(self, threads: int, *, max_waiting: int, name: str, refusal: type[PersonaeError]) -> None:
+    def __init__(
+        self,
+        threads: int,
+        *,
+        max_waiting: int,
+        name: str,
+        refusal: type[PersonaeError],
+        note_wait: Callable[[float], None] | None = None,
+    ) -> None:
         """max_waiting: how many wait beside the one that is on its way to a thread.
 
-        refusal: what those are answered for whom there is no room.
+        refusal: what those are answered for whom there is no room. note_wait: is told of each that got a thread how
+        many seconds it waited; None: nobody wants to know.
         """
         super().__init__(
             threads, thread_name_prefix=name, initializer=share_room_for_slow, initargs=(Semaphore(threads // 2),)
         )
         self._max_waiting = max_waiting
+        self._note_wait = note_wait
         self._refuser = ThreadPoolExecutor(
             1, thread_name_prefix=f"{name}-refuse", initializer=_refuse_here, initargs=(refusal,)
         )
@@ -45,7 +55,14 @@ class BoundedExecutor(ThreadPoolExecutor):
         """Queue the RPC, or have it refused at once when the queue is full."""
         if self._work_queue.qsize() > self._max_waiting:
             return self._refuser.submit(fn, *args, **kwargs)
+        if self._note_wait is not None:
+            return super().submit(_timed, self._note_wait, monotonic(), fn, *args, **kwargs)
         return super().submit(fn, *args, **kwargs)
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a thread."""
+        return self._work_queue.qsize()
 
     def end(self, *, patience: float) -> bool:
         """Take no more work and wait up to `patience` seconds for what runs; whether all of it has ended."""
@@ -72,6 +89,13 @@ def room_for_slow() -> Semaphore:
 def share_room_for_slow(room: Semaphore) -> None:
     """Let this thread, one of several, wait for messages that are slow to come when there is room: the initializer."""
     _here.room_for_slow = room
+
+
+def _timed(
+    note_wait: Callable[[float], None], since: float, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+) -> Any:
+    note_wait(monotonic() - since)
+    return fn(*args, **kwargs)
 
 
 def _refuse_here(refusal: type[PersonaeError]) -> None:

@@ -53,6 +53,11 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-he
                 self._status = _Status.SERVING if is_serving else _Status.NOT_SERVING
                 self._changed.notify_all()
 
+    @property
+    def is_serving(self) -> bool:
+        """Whether that is what it says."""
+        return bool(self._status == _Status.SERVING)
+
     def enter_graceful_shutdown(self) -> None:
         """Turn NOT_SERVING for good, tell the watchers, and let them go: the server does not wait for them."""
         self.set_serving(is_serving=False)

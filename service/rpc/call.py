@@ -58,6 +58,8 @@ class Call:
     reason: str | None = None
     statements: int = 0
     """How many were sent to the database; BEGIN and COMMIT are not among them."""
+    repeats: tuple[str, ...] = ()
+    """Why something was done once more: "connection", "serialization" or "deadlock", one for each time."""
     traceparent: str | None = None
     """As the caller sent it; "" when it sent several."""
     tracestate: str = ""

@@ -9,7 +9,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from threading import Condition, Lock, Thread
 from typing import Protocol, TypeVar
 from urllib.parse import unquote
@@ -130,6 +130,16 @@ class CallerDirectory:
         keys = self._directory.by_key_hash.values()
         is_any_live = any(key.revoked_at is None and now < key.expires_at for key in keys)
         return self._read_at > _NOT_YET and not is_any_live and not self._directory.by_identity
+
+    @property
+    def age(self) -> float:
+        """How many seconds ago the callers were read; infinite before the first time."""
+        return monotonic() - self._read_at
+
+    def expiring_keys(self, now: datetime, within: timedelta) -> int:
+        """How many live keys will not be live any more when this time has passed."""
+        keys = self._directory.by_key_hash.values()
+        return sum(key.revoked_at is None and now < key.expires_at <= now + within for key in keys)
 
     def key(self, key_hash: bytes, *, until: float) -> KnownKey | None:
         """Whose key this is; None when it is nobody's.

@@ -8,12 +8,12 @@ hash, here: an RPC's own Python and SQL keep their priority. See docs/decisions/
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from concurrent.futures.thread import BrokenThreadPool
 from functools import partial
 from threading import get_native_id
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from service.base.clock import monotonic
 from service.base.cores import keep_to
@@ -21,6 +21,8 @@ from service.base.errors import CallerGoneError, DeadlineOverError, HashingBusyE
 from service.rpc.call import current_or_none
 
 _NICENESS = 10
+Around = Callable[[Callable[[], object]], Callable[[], object]]
+"""Is given what is to be run, on the thread that wants it; gives back what is run in its place, on one that hashes."""
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
@@ -38,12 +40,21 @@ class Turns(Protocol):
 class Hashing:
     """The threads that hash."""
 
-    def __init__(self, threads: int, *, cores: frozenset[int] | None = None, turns: Turns | None = None) -> None:
+    def __init__(
+        self,
+        threads: int,
+        *,
+        cores: frozenset[int] | None = None,
+        turns: Turns | None = None,
+        around: Sequence[Around] = (),
+    ) -> None:
         """cores: where they run; None: where the thread runs that first needs one.
 
-        turns: what is waited for before each hash; None: nothing is.
+        turns: what is waited for before each hash; None: nothing is. around: what looks at each hash, from the inside
+        out.
         """
         self._turns = turns
+        self._around = tuple(around)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="hash", initializer=_step_back, initargs=(cores,))
 
     @property
@@ -68,7 +79,8 @@ class Hashing:
         if remaining <= 0:
             raise DeadlineOverError
         try:
-            future = self._pool.submit(self._in_turn, deadline, partial(function, *arguments, **options))
+            watched = self._watched(partial(function, *arguments, **options))
+            future = self._pool.submit(self._in_turn, deadline, watched)
         except BrokenThreadPool:
             raise
         except RuntimeError:  # the server has ended
@@ -100,6 +112,13 @@ class Hashing:
             return hashes()
         finally:
             self._turns.give_back()
+
+    def _watched(self, hashes: Callable[[], _Result]) -> Callable[[], _Result]:
+        watched: Any = hashes
+        for around in self._around:
+            watched = around(watched)
+        found: Callable[[], _Result] = watched
+        return found
 
     def end(self) -> None:
         """Start nothing more."""

@@ -11,6 +11,7 @@ from typing import TypeVar
 from service.base.clock import monotonic
 from service.base.entropy import jitter
 from service.base.errors import ConflictError, DatabaseUnavailableError
+from service.rpc.call import current_or_none
 
 PAUSES = (0.02, 0.08)
 """Seconds before the second and the third run, give or take half, so that two who met do not meet again."""
@@ -44,6 +45,9 @@ def after(fault: DatabaseUnavailableError | ConflictError, piece: Callable[[], _
         if pause is None or not fault.is_repeatable or not _rested(pause, until):
             fault.is_repeatable = False
             raise fault
+        call = current_or_none()
+        if call is not None:
+            call.repeats += (fault.cause,)
         try:
             return piece()
         except (DatabaseUnavailableError, ConflictError) as another:

@@ -100,6 +100,11 @@ class Certificates:
         """The certificate in use with those that vouch for it, in PEM, the server's own first."""
         return self._current.chain
 
+    @property
+    def expires_at(self) -> datetime:
+        """When the certificate in use expires."""
+        return self._current.not_after
+
     def credentials(self, *, requires_client_certificate: bool) -> grpc.ServerCredentials:
         """Credentials for one port. They cannot be used for a second one: ask for others.
 

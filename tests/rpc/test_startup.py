@@ -14,7 +14,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import URL
 
 from personae.v1 import authentication_pb2, authentication_pb2_grpc, user_pb2, user_pb2_grpc
-from service.app import PortInUseError
+from service.base.ports import PortInUseError
 from service.db.schema import SchemaBehindError
 from tests.support.databases import Postgres, libpq_url
 from tests.support.factories import PASSWORD, new_user

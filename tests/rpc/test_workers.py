@@ -18,6 +18,7 @@ from tests.support.databases import libpq_url
 from tests.support.factories import new_user
 from tests.support.load import Load
 from tests.support.processes import Process, process
+from tests.support.scrapes import free_port, get, scrape, value
 
 TWO = {"GRPC_WORKERS": "2", "GRPC_MAX_CONNECTION_AGE": "0.6"}
 
@@ -102,6 +103,27 @@ def test_on_sigterm_health_turns_first(private_url: URL) -> None:
             assert next(seen).status == health_pb2.HealthCheckResponse.NOT_SERVING
             assert new_user(user_pb2_grpc.UserServiceStub(channel)).id
         assert server.end(signal.SIGINT) == 130
+
+
+def test_metrics_are_those_of_all_workers(private_url: URL) -> None:
+    """One port has the calls of every worker, how many there are, and whether one of them serves."""
+    port = free_port()
+    with process("serve", DATABASE_URL=libpq_url(private_url), METRICS_PORT=str(port), **TWO) as server:
+        address = address_of(server)
+        with Load(address) as load:
+            os.kill(min(workers_of(server)), signal.SIGKILL)
+            server.wait_for_count('"listening"', 3)
+            load.wait_for_calls(20)
+        found = scrape(port)
+        assert value(found, "personae_workers") == value(found, "personae_workers_wanted") == 2
+        assert value(found, "personae_worker_restarts_total", cause="crash") == 1
+        sure = sum(count for how, count in load.ended.items() if how.endswith(" OK"))
+        lost = sum(load.failures.values())
+        handled = value(found, "grpc_server_handled_total", grpc_code="OK")
+        assert sure <= handled - 1 <= sure + lost  # one made the user; of the lost, some ended and could not answer
+        assert len({labels for name, labels in found if name == "personae_worker_threads"}) == 2
+        assert [get(port, path)[0] for path in ("/livez", "/readyz")] == [200, 200]
+        assert server.end() == 0
 
 
 def test_workers_end_when_their_supervisor_is_killed(private_url: URL) -> None:

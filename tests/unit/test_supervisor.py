@@ -29,7 +29,7 @@ def supervisor(
 
     log.touch()
     plan = Plan(ports=Ports(1), cores=[None] * workers, hash_places=places, leave_seconds=5)
-    return Supervisor(plan, start_worker=command, pauses=pauses)
+    return Supervisor(plan, command, pauses=pauses)
 
 
 def run(found: Supervisor, meanwhile: Callable[[], None] = lambda: None) -> int:

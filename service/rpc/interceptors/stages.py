@@ -1,7 +1,7 @@
 """The stages of the pipeline, in their order from the outside in. Each wraps the next one, once for each method."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -209,15 +209,18 @@ def repeat(proceed: Handler, _method: Method) -> Handler:
 def stages(
     gate: Stage,
     identify: Identifies,
+    observers: Sequence[Stage] = (),
     *,
     limits: RateLimits,
     code_limits: RateLimits,
     places: Mapping[str, Places],
 ) -> tuple[Stage, ...]:
-    """All stages in their order. gate: lets calls in, until the server ends. identify: says who calls. limits,
-    code_limits: how often; places: see the stages.
+    """All stages in their order. gate: lets calls in, until the server ends. identify: says who calls. observers: look
+    at each call from outside, as its log does; none where nobody wants metrics or traces. limits, code_limits: how
+    often; places: see the stages.
     """
     return (
+        *observers,
         log_access,  # outermost: refusals and faults are logged like everything else
         answer_errors,  # inside the log, which wants the code; outside all that raises
         gate,  # around all that is work, so that it is known when the last of it has ended
