@@ -15,7 +15,19 @@ from dataclasses import replace
 import psycopg2
 
 from benchmarks.bench import FULL, QUICK, Bench, Sizes, bench
-from benchmarks.figures import abuse, callers, cpu, equal_time, lists, memory, sign_in, start, statements, storm
+from benchmarks.figures import (
+    abuse,
+    callers,
+    cpu,
+    equal_time,
+    failover,
+    lists,
+    memory,
+    sign_in,
+    start,
+    statements,
+    storm,
+)
 from benchmarks.machine import UnsupportedMachineError, describe
 from benchmarks.table import Figure, Findings, MeasurementError, show
 from service.base.settings import SettingsError
@@ -32,7 +44,7 @@ _MEASUREMENTS: dict[str, Callable[[Bench], Findings]] = {
     "memory": memory.measure,
     "start": start.measure,
 }
-_ON_DEMAND: dict[str, Callable[[Bench], Findings]] = {"abuse": abuse.measure}
+_ON_DEMAND: dict[str, Callable[[Bench], Findings]] = {"abuse": abuse.measure, "failover": failover.measure}
 """What is measured only when it is named."""
 _ALL = _MEASUREMENTS | _ON_DEMAND
 _SOAK_RPCS = 1_000_000

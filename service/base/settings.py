@@ -3,16 +3,15 @@
 Every field here is described in docs/settings.md; tests/house/test_docs.py compares the two.
 """
 
-import ipaddress
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.engine import URL
 
+from service.base.database_hosts import is_local_database, is_local_host, parse_url
 from service.base.secret_keys import SecretKeys, load_or_create, parse_secret_keys
 
 Seconds = float
@@ -165,7 +164,7 @@ class Settings(BaseSettings):
     @cached_property
     def is_loopback(self) -> bool:
         """Whether only this machine reaches the server."""
-        return _is_local_host(self.grpc_host)
+        return is_local_host(self.grpc_host)
 
     @cached_property
     def url(self) -> URL | None:
@@ -195,7 +194,7 @@ class Settings(BaseSettings):
             return self.secret_keys
         if self.secret_keys_file is not None:
             return _keys_from(self.secret_keys_file)
-        if not self.is_loopback or (self.url is not None and not _is_local_database(self.url)):
+        if not self.is_loopback or (self.url is not None and not is_local_database(self.url)):
             raise SettingsError(
                 "SECRET_KEYS is not set. It is required when the server or its database is reached from other "
                 "machines. Make one with: python -m service generate-key"
@@ -217,14 +216,12 @@ def load_settings(**overrides: object) -> Settings:
 
 
 def psycopg2_url(text: str) -> URL:
-    """The URL with the driver spelled out: to SQLAlchemy 2.1 a bare `postgresql://` means psycopg 3.
+    """The URL with the driver spelled out: to SQLAlchemy 2.1 a bare `postgresql://` means psycopg 3. See parse_url for
+    several hosts.
 
     Raises ValueError, with a text that shows nothing of the URL.
     """
-    try:
-        url = make_url(text)
-    except (ArgumentError, ValueError):
-        raise ValueError("not a database URL; expected postgresql://user:password@host:port/database") from None
+    url = parse_url(text)
     if url.drivername not in {"postgres", "postgresql", "postgresql+psycopg2"}:
         raise ValueError("only PostgreSQL is supported; expected postgresql://user:password@host:port/database")
     return url.set(drivername="postgresql+psycopg2")
@@ -244,26 +241,3 @@ def _generated_keys(path: Path) -> SecretKeys:
         return load_or_create(path)
     except (OSError, ValueError) as error:
         raise SettingsError(f"The generated keys in {path} cannot be used: {error}") from None
-
-
-def _is_local_host(host: str) -> bool:
-    if host == "localhost" or host.startswith("/"):
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-def _is_local_database(url: URL) -> bool:
-    hosts: list[str] = [url.host] if url.host else []
-    if "service" in url.query:  # names a host that is written elsewhere
-        return False
-    for value in (*_values(url, "host"), *_values(url, "hostaddr")):
-        hosts += [host.rsplit(":", 1)[0] if host.count(":") == 1 else host for host in value.split(",")]
-    return all(_is_local_host(host) for host in hosts)
-
-
-def _values(url: URL, name: str) -> tuple[str, ...]:
-    found = url.query.get(name, ())
-    return (found,) if isinstance(found, str) else found

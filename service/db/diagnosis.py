@@ -43,6 +43,12 @@ _CONNECTING: tuple[tuple[str, Diagnosis], ...] = (
         "database ",
         Diagnosis("The database does not exist", "Create it: createdb …, or check the name in DATABASE_URL."),
     ),
+    (
+        "session is read-only",
+        Diagnosis(
+            "No server of DATABASE_URL can be written to", "Wait for a standby to be promoted, or name the primary."
+        ),
+    ),
     ("starting up", Diagnosis("The server is starting up", "Wait a moment.")),
     ("shutting down", Diagnosis("The server is shutting down", "Wait until it is back.")),
     ("recovery mode", Diagnosis("The server is recovering from a crash", "Wait a moment.")),

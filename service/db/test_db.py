@@ -8,6 +8,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
+from service.base.database_hosts import described
 from service.base.settings import SettingsError, load_settings
 from service.db.connections import connect_arguments
 from service.db.diagnosis import diagnose
@@ -29,8 +30,7 @@ def main() -> int:
 
 
 def _report(url: URL, *, connect_timeout: int) -> int:
-    where = url.query.get("host") or url.host or "the local socket"
-    print(f"database    {url.database or url.username} on {where}, port {url.port or 5432}, as {url.username or 'you'}")
+    print(f"database    {url.database or url.username} on {described(url)}, as {url.username or 'you'}")
     engine = create_engine(
         url, poolclass=NullPool, hide_parameters=True, connect_args=connect_arguments(connect_timeout)
     )

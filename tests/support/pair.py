@@ -1,0 +1,101 @@
+"""Two PostgreSQL servers, one the standby of the other: made of the binaries that the embedded server has, on loopback.
+
+The replication is synchronous: what the primary acknowledges, the standby has. The primary can be killed and the
+standby promoted, as whoever watches over such a pair does.
+"""
+
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlencode
+
+import psycopg2
+from sqlalchemy.engine import URL, make_url
+
+from service.base.clock import monotonic
+from service.base.settings import psycopg2_url
+from service.dev.postgres import EmbeddedPostgres, find_bindir
+from service.dev.postgres_host import ENVIRONMENT, child_command, make_place, reachable_bindir
+
+_SETTINGS = {"synchronous_commit": "on", "max_connections": "100"}
+_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two of them. `url` names both: libpq finds the one that can be written to."""
+
+    primary: EmbeddedPostgres
+    standby: EmbeddedPostgres
+
+    @property
+    def url(self) -> URL:
+        hosts = [make_url(one.tcp_url or "") for one in (self.primary, self.standby)]
+        first = hosts[0]
+        named = ",".join(f"{one.host}:{one.port}" for one in hosts)
+        return psycopg2_url(f"postgresql://{first.username}:{first.password}@{named}/{first.database}")
+
+    def promote(self) -> None:
+        """Make the standby a primary; it can be written to when this returns."""
+        _ask(self.standby, "SELECT pg_promote(true, 60)")
+
+
+@contextmanager
+def replicating(directory: Path, bindir: Path | None) -> Iterator[Pair]:
+    """A primary with an empty database, and a standby that has all that the primary acknowledges."""
+    with EmbeddedPostgres.start(directory / "one", bindir=bindir, port=0, durable=False, settings=_SETTINGS) as primary:
+        _copy(primary, directory / "two", find_bindir(bindir))
+        with EmbeddedPostgres.start(
+            directory / "two", bindir=bindir, port=0, durable=False, settings=_SETTINGS
+        ) as standby:
+            _wait_until(primary, "SELECT count(*) = 1 FROM pg_stat_replication WHERE state = 'streaming'")
+            _ask(primary, "ALTER SYSTEM SET synchronous_standby_names = '*'")  # after the copy: not for the standby
+            _ask(primary, "SELECT pg_reload_conf()")
+            _wait_until(primary, "SELECT count(*) = 1 FROM pg_stat_replication WHERE sync_state = 'sync'")
+            yield Pair(primary, standby)
+    for one in (primary, standby):
+        shutil.rmtree(one.home, ignore_errors=True)  # for root they lie elsewhere, and nobody else removes them
+
+
+def _copy(primary: EmbeddedPostgres, directory: Path, bindir: Path) -> None:
+    """A standby of the primary in this directory, as the embedded server keeps its own."""
+    directory.mkdir(mode=0o711)
+    place = make_place(directory)
+    password = (primary.home / "password").read_text(encoding="utf-8")
+    place.write(place.password_file, password)
+    address = make_url(primary.url)
+    query = {name: str(address.query[name]) for name in ("host", "port")}
+    source = f"postgresql://{address.username}:{password}@/?{urlencode(query)}"
+    program = str(reachable_bindir(bindir, place.account) / "pg_basebackup")
+    unfinished = place.home / "data.copy"
+    unfinished.mkdir(mode=0o700)
+    place.account.give(unfinished)
+    options = ["-D", str(unfinished), "-d", source, "-R", "-X", "stream", "-c", "fast", "--no-sync"]
+    subprocess.run(
+        child_command(place.account, [program, *options]),
+        cwd="/",
+        env=ENVIRONMENT,
+        stdin=subprocess.DEVNULL,
+        check=True,
+    )
+    unfinished.rename(place.data)
+
+
+def _ask(server: EmbeddedPostgres, statement: str) -> object:
+    with closing(psycopg2.connect(server.url)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+            return cursor.fetchone() if cursor.description else None
+
+
+def _wait_until(server: EmbeddedPostgres, statement: str) -> None:
+    give_up_at, pause = monotonic() + _SECONDS, threading.Event()
+    while _ask(server, statement) != (True,):
+        if monotonic() > give_up_at:
+            raise AssertionError(f"{server.home} never came to {statement}")
+        pause.wait(0.02)
