@@ -60,6 +60,13 @@ _CONNECTING: tuple[tuple[str, Diagnosis], ...] = (
         ),
     ),
     (
+        "too many connections for",
+        Diagnosis(
+            "The role or the database has no connection left",
+            "Raise its CONNECTION LIMIT, or lower DB_POOL_SIZE and DB_MAX_OVERFLOW.",
+        ),
+    ),
+    (
         "remaining connection slots",
         Diagnosis(
             "The server has no connection left",
