@@ -1,5 +1,6 @@
 """A database that is killed and comes back, under load."""
 
+import shutil
 import threading
 from collections import Counter
 from pathlib import Path
@@ -46,6 +47,7 @@ def test_killed_and_restarted_under_reads(tmp_path: Path, bindir: Path | None) -
             assert new_user(server.users).id > user.id
     finally:
         database.stop(immediate=True)
+        shutil.rmtree(database.home, ignore_errors=True)  # for root it lies elsewhere, and nobody else removes it
 
 
 class _Load:

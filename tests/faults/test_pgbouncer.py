@@ -1,0 +1,62 @@
+"""A PgBouncer in transaction mode in front of the database: each transaction may run on another connection."""
+
+import uuid
+
+from sqlalchemy import create_engine
+from sqlalchemy.engine import URL
+
+from personae.v1 import audit_pb2, user_pb2
+from personae.v1 import credential_pb2 as pb
+from service.rpc.access import ALL_SCOPES
+from service.tasks import make_audit_months
+from tests.support.bouncer import bouncing
+from tests.support.callers import bearer, operating, told
+from tests.support.credentials import NEW, signing_in
+from tests.support.factories import PASSWORD, new_user, unique_name
+from tests.support.servers import running
+from tests.support.threads import at_once
+
+CALLERS = 12
+
+
+def test_everything_works_through_it(private_url: URL) -> None:
+    """Users, sign-ins, lists, the trail, the sweeper, from many callers at once on three connections; and nothing of
+    one transaction stays for the next.
+    """
+    with bouncing(private_url, servers=3) as url, running(url) as server:
+
+        def use(_: int) -> str:
+            user = new_user(server.users, password=PASSWORD)
+            name = unique_name()
+            for _ in range(5):
+                get = user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id))
+                assert server.users.GetUser(get, timeout=20) == user
+            assert signing_in(server, user, PASSWORD) == "OK"
+            assert signing_in(server, user, "wrong") == "INVALID_CREDENTIALS"
+            server.credentials.SetPassword(pb.SetPasswordRequest(user_id=user.id, password=NEW))
+            server.users.GrantSuperuser(user_pb2.GrantSuperuserRequest(id=user.id))
+            update = user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, username=name))
+            assert server.users.UpdateUser(update, timeout=20).username == name
+            created = user_pb2.CreateUserRequest(
+                user=user_pb2.User(email=f"{name}x@example.com", username=f"{name}x"), request_id=str(uuid.uuid4())
+            )
+            assert server.users.CreateUser(created).id == server.users.CreateUser(created).id
+            return signing_in(server, user, NEW)
+
+        assert at_once(CALLERS, use) == ["OK"] * CALLERS
+        assert len(server.users.ListUsers(user_pb2.ListUsersRequest(page_size=100)).users) == 2 * CALLERS
+        assert server.audit.ListAuditEvents(audit_pb2.ListAuditEventsRequest(page_size=10)).events
+        make_audit_months(server.database)
+        assert server.sweep().keys() >= {"purged_users", "dropped_audit_months"}
+        engine = create_engine(url)
+        with engine.connect() as connection:
+            assert {connection.exec_driver_sql("SHOW statement_timeout").scalar() for _ in range(10)} == {"0"}
+        engine.dispose()
+
+
+def test_callers_are_read_through_it(private_url: URL) -> None:
+    """As through a connection of the database's own."""
+    with bouncing(private_url, servers=3) as url, operating(url) as operator:
+        key = operator.create_with_key(*ALL_SCOPES)
+        with running(url, caller_auth="required", caller_cache_seconds=0.2) as server:
+            assert told(server.channel, bearer(key)) == "OK"

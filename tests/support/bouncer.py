@@ -1,0 +1,94 @@
+"""A real PgBouncer in transaction mode, where the machine has one: it is in no Python package."""
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psycopg2
+import pytest
+from sqlalchemy.engine import URL
+
+from service.base.clock import monotonic
+from service.dev.postgres_host import ENVIRONMENT, Account, child_command
+from tests.support.databases import libpq_url
+from tests.support.proxy import socket_address
+
+_SECONDS = 20
+_SETTINGS = """\
+[databases]
+* = host={host} port={port}
+
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {listen}
+unix_socket_dir =
+auth_type = scram-sha-256
+auth_file = {directory}/users
+pool_mode = transaction
+default_pool_size = {servers}
+max_client_conn = 200
+server_login_retry = 1
+query_wait_timeout = 5
+"""
+
+
+@contextmanager
+def bouncing(url: URL, *, servers: int) -> Iterator[URL]:
+    """The URL that leads to the same database through a PgBouncer with so many connections of its own."""
+    program = shutil.which("pgbouncer")
+    if program is None:
+        pytest.skip("there is no pgbouncer in PATH")
+    _, address = socket_address(url)
+    directory = Path(tempfile.mkdtemp(prefix="personae-bouncer-", dir="/tmp"))  # where its account may go
+    host, port = address if isinstance(address, tuple) else (os.path.dirname(address), address.rpartition(".")[2])  # noqa: PTH120
+    listen = _free_port()
+    (directory / "ini").write_text(
+        _SETTINGS.format(host=host, port=port, listen=listen, directory=directory, servers=servers)
+    )
+    (directory / "users").write_text(f'"{url.username}" "{url.password}"\n')
+    account = _account(host)
+    for path in (directory, *directory.iterdir()):
+        account.give(path)
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(
+            child_command(account, [program, str(directory / "ini")]), cwd="/", env=ENVIRONMENT, stdout=log, stderr=log
+        )
+    bounced = url.set(host="127.0.0.1", port=listen, query={"sslmode": "disable"})
+    try:
+        _wait_for(bounced, directory / "log")
+        yield bounced
+    finally:
+        process.kill()
+        process.wait()
+        shutil.rmtree(directory)
+
+
+def _account(host: object) -> Account:
+    """It refuses root, and the socket of the embedded server lets in nobody but its owner."""
+    uid = os.geteuid()
+    if uid == 0:
+        uid = Path(str(host)).stat().st_uid if str(host).startswith("/") else pwd.getpwnam("nobody").pw_uid
+    found = pwd.getpwuid(uid)
+    return Account(found.pw_name, uid, found.pw_gid)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def _wait_for(url: URL, log: Path) -> None:
+    give_up_at, pause = monotonic() + _SECONDS, threading.Event()
+    while monotonic() < give_up_at:
+        with suppress(psycopg2.OperationalError):
+            psycopg2.connect(libpq_url(url)).close()
+            return
+        pause.wait(0.05)
+    raise AssertionError(log.read_text())
