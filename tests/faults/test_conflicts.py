@@ -39,8 +39,14 @@ class Proxied:
         return len([one for one in self.proxy.statements if part in one])
 
 
+@pytest.fixture(scope="module")
+def proxied(shared_url: URL) -> Iterator[Proxied]:
+    with PostgresProxy(shared_url) as proxy, running(proxy.proxied, health_probe_interval=60) as server:
+        yield Proxied(server, proxy)
+
+
 @pytest.fixture
-def proxied(private_url: URL) -> Iterator[Proxied]:
+def private(private_url: URL) -> Iterator[Proxied]:
     with PostgresProxy(private_url) as proxy, running(proxy.proxied, health_probe_interval=60) as server:
         yield Proxied(server, proxy)
 
@@ -99,25 +105,25 @@ class TestReal:
             assert changing.result(20).username == name
             assert Proxied(server, proxy).count("UPDATE users") == 2
 
-    def test_a_deadlock(self, proxied: Proxied, holder: Connection) -> None:
+    def test_a_deadlock(self, private: Proxied, holder: Connection) -> None:
         """The change is the victim, and is made again when the other one has ended. What was hashed stays hashed."""
-        user = new_user(proxied.server.users, password=PASSWORD)
-        fail(proxied.server, authentication_pb2.AuthenticateRequest(user_id=user.id, password="wrong"))
+        user = new_user(private.server.users, password=PASSWORD)
+        fail(private.server, authentication_pb2.AuthenticateRequest(user_id=user.id, password="wrong"))
         for _ in range(10):  # until it is not the holder that finds the deadlock
-            del proxied.proxy.statements[:]
+            del private.proxy.statements[:]
             holder.exec_driver_sql("SET LOCAL deadlock_timeout = '3s'")
             holder.exec_driver_sql(f"SELECT 1 FROM users WHERE id = {user.id} FOR UPDATE")
             request = pb.SetPasswordRequest(user_id=user.id, password=NEW)
-            changing = begun(proxied.server.credentials.SetPassword, request)
+            changing = begun(private.server.credentials.SetPassword, request)
             wait_for_a_waiter(holder)
             with suppress(OperationalError):  # the holder was the victim
                 holder.exec_driver_sql("SELECT 1 FROM lockouts FOR UPDATE")  # the change has these rows
             holder.rollback()
             assert changing.result(20).id == user.id
-            if proxied.count("BEGIN") == 2:
+            if private.count("BEGIN") == 2:
                 break
-        assert proxied.count("BEGIN") == 2
-        assert len([one for one in proxied.proxy.statements if one.split("; ")[-1].startswith("SELECT users")]) == 1
+        assert private.count("BEGIN") == 2
+        assert len([one for one in private.proxy.statements if one.split("; ")[-1].startswith("SELECT users")]) == 1
 
     def test_a_lock_timeout(self, private_url: URL, holder: Connection) -> None:
         """Where the operator has set one, whoever waits longer is told to come back, and the server does not wait

@@ -11,11 +11,17 @@ from tests.support.databases import migrate
 from tests.support.errors import fails
 from tests.support.factories import new_user
 from tests.support.pair import Pair, replicating
-from tests.support.servers import running
+from tests.support.servers import RunningServer, running
 from tests.support.writers import Writers, missing
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def statuses(server: RunningServer) -> Iterator[int]:
+    """What health says, now and whenever it changes."""
+    for answer in health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest(), timeout=60):
+        yield answer.status
 
 
 @pytest.fixture
@@ -25,22 +31,28 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
 
 
 def test_nothing_that_was_acknowledged_is_lost(pair: Pair) -> None:
-    """Kill -9 of the primary: UNAVAILABLE until the standby is promoted, then all goes on, and every user is there."""
+    """Kill -9 of the primary: UNAVAILABLE until the standby is promoted, then all goes on, and every user is there.
+
+    A server that is told of the standby alone does not serve before, says why, and does afterwards.
+    """
     migrate(pair.url)
-    with running(pair.url) as server:
-        seen = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
-        assert next(seen).status == SERVING
+    with running(pair.url) as server, running(psycopg2_url(pair.standby.tcp_url or "")) as waiting:
+        seen, seen_waiting = statuses(server), statuses(waiting)
+        assert (next(seen), next(seen_waiting)) == (SERVING, NOT_SERVING)
+        assert "read-only standby" in str(waiting.server._trouble)
+        assert fails(new_user, waiting.users).reason == "DATABASE_UNAVAILABLE"
         with Writers(server.users, threads=4) as writers:
             writers.wait_for_more(50)
             pair.primary.kill()
-            assert next(seen).status == NOT_SERVING
+            assert next(seen) == NOT_SERVING
             pair.promote()
-            assert next(seen).status == SERVING
+            assert (next(seen), next(seen_waiting)) == (SERVING, SERVING)
             writers.wait_for_more(50)
 
         assert writers.refused
         assert writers.refused <= {"DATABASE_UNAVAILABLE", "COMMIT_OUTCOME_UNKNOWN"}
-        assert missing(server.users, writers.acknowledged) == []
+        assert missing(waiting.users, writers.acknowledged) == []
+        assert new_user(waiting.users).id
 
 
 def test_a_commit_that_no_standby_has_confirmed(pair: Pair) -> None:
@@ -53,18 +65,3 @@ def test_a_commit_that_no_standby_has_confirmed(pair: Pair) -> None:
         failure = fails(new_user, server.users)
 
         assert failure.reason == "COMMIT_OUTCOME_UNKNOWN"
-
-
-def test_a_server_that_is_told_of_the_standby_alone(pair: Pair) -> None:
-    """Does not serve, says why, and does once the standby is promoted."""
-    migrate(pair.url)
-    url = psycopg2_url(pair.standby.tcp_url or "")
-    with running(url) as server:
-        seen = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
-        assert next(seen).status == NOT_SERVING
-        assert "read-only standby" in str(server.server._trouble)
-        assert fails(new_user, server.users).reason == "DATABASE_UNAVAILABLE"
-        pair.primary.kill()
-        pair.promote()
-        assert next(seen).status == SERVING
-        assert new_user(server.users).id

@@ -38,13 +38,13 @@ def operator(private_url: URL) -> Iterator[Connection]:
     engine.dispose()
 
 
-@pytest.fixture
-def proxy(private_url: URL) -> Iterator[PostgresProxy]:
-    with PostgresProxy(private_url) as found:
+@pytest.fixture(scope="module")
+def proxy(shared_url: URL) -> Iterator[PostgresProxy]:
+    with PostgresProxy(shared_url) as found:
         yield found
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def server(proxy: PostgresProxy) -> Iterator[RunningServer]:
     with running(proxy.proxied, health_probe_interval=60) as found:
         yield found
