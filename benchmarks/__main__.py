@@ -27,6 +27,7 @@ from benchmarks.figures import (
     start,
     statements,
     storm,
+    telemetry,
 )
 from benchmarks.machine import UnsupportedMachineError, describe
 from benchmarks.table import Figure, Findings, MeasurementError, show
@@ -36,6 +37,7 @@ from service.dev.postgres import EmbeddedPostgresError
 _MEASUREMENTS: dict[str, Callable[[Bench], Findings]] = {
     "cpu": cpu.measure,
     "callers": callers.measure,
+    "telemetry": telemetry.measure,
     "statements": statements.measure,
     "sign-in": sign_in.measure,
     "storm": storm.measure,

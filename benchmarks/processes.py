@@ -21,6 +21,13 @@ ROOT = Path(__file__).resolve().parents[1]
 SERVICE = ("-m", "service", "serve")
 SESSION_AND_CORE = ("-m", "benchmarks.servers", "session")
 BARE = ("-m", "benchmarks.servers", "bare")
+COLLECTOR = ("-m", "benchmarks.servers", "collector")
+WORKER = (
+    "-c",
+    "from service.base.metrics import use_slot; use_slot(0); from service.cli import main; main()",
+    "serve",
+)
+"""The service as one of several workers, that counts in the files of PROMETHEUS_MULTIPROC_DIR."""
 ASKS_WHO_CALLS = {"CALLER_AUTH": "required"}
 """As it is shipped. The default here is off: see environment."""
 

@@ -2,8 +2,10 @@
 
     python -m benchmarks.servers bare      builds the message from values that lie ready: what gRPC itself costs
     python -m benchmarks.servers session   one statement in a Session, by Core: what the database costs on top
+    python -m benchmarks.servers collector takes traces by OTLP, and throws them away
 
-Both have as many threads as the service, get DATABASE_URL, and log one line as the service does once they listen.
+The first two have as many threads as the service and get DATABASE_URL. All log one line as the service does once they
+listen.
 """
 
 import json
@@ -69,14 +71,23 @@ class SessionAndCore(user_pb2_grpc.UserServiceServicer):
         return user_message(UserRecord._make(row))
 
 
+class Collector(grpc.GenericRpcHandler):
+    """Says yes to whatever is sent, without looking at it."""
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes]":  # noqa: ARG002  gRPC's signature
+        return grpc.unary_unary_rpc_method_handler(lambda _request, _context: b"")
+
+
 def main(kind: str) -> None:
     """Serve until a signal ends the process."""
     settings = load_settings()
     assert settings.url is not None
     server = grpc.server(ThreadPoolExecutor(settings.grpc_threads), options=(("grpc.so_reuseport", 0),))
-    # GetUser is all that is asked of them.
-    servicer = Bare(settings.url) if kind == "bare" else SessionAndCore(settings.url, settings)  # type: ignore[abstract]
-    user_pb2_grpc.add_UserServiceServicer_to_server(servicer, server)
+    if kind == "collector":
+        server.add_generic_rpc_handlers((Collector(),))
+    else:  # GetUser is all that is asked of them
+        servicer = Bare(settings.url) if kind == "bare" else SessionAndCore(settings.url, settings)  # type: ignore[abstract]
+        user_pb2_grpc.add_UserServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     print(json.dumps({"event": "listening", "port": port, "pid": os.getpid()}), file=sys.stderr, flush=True)

@@ -34,6 +34,7 @@ from service.core.lockout import LockoutKeys
 from service.core.pages import PageTokens
 from service.core.password_policy import PasswordPolicy
 from service.core.rates import rate_of
+from service.db.connections import Watch
 from service.db.diagnosis import Diagnosis
 from service.db.engine import Database
 from service.db.schema import SchemaBehindError
@@ -135,8 +136,12 @@ class Server:
         self._certificates = server_certificates(settings, clock)
         self._whoever = ANONYMOUS_CALLER if settings.caller_auth == "off" else whoever
         self._directory = None if self._whoever else caller_directory(settings, url)
-        self._telemetry = Telemetry(metrics_host=settings.metrics_host, metrics_port=settings.metrics_port)
-        self.database = open_database(settings, url)
+        self._telemetry = Telemetry(
+            metrics_host=settings.metrics_host,
+            metrics_port=settings.metrics_port,
+            otlp_endpoint=settings.otel_exporter_otlp_traces_endpoint or settings.otel_exporter_otlp_endpoint,
+        )
+        self.database = open_database(settings, url, watch=self._telemetry.watch)
         self._probe = DatabaseProbe(url, connect_timeout=settings.db_connect_timeout)
         self._executor = BoundedExecutor(
             settings.grpc_threads,
@@ -537,8 +542,8 @@ def caller_directory(settings: Settings, url: URL) -> CallerDirectory:
     return CallerDirectory(open_database(own, url), max_age=settings.caller_cache_seconds)
 
 
-def open_database(settings: Settings, url: URL) -> Database:
-    """The engine with its pool as the settings want it. Connects when it is first used."""
+def open_database(settings: Settings, url: URL, *, watch: Watch | None = None) -> Database:
+    """The engine with its pool as the settings want it. Connects when it is first used. watch: see Database."""
     return Database(
         url,
         pool_size=settings.db_pool_size,
@@ -549,4 +554,5 @@ def open_database(settings: Settings, url: URL) -> Database:
         ping_idle=settings.db_pool_ping_idle,
         connect_timeout=settings.db_connect_timeout,
         echo=settings.db_echo,
+        watch=watch,
     )

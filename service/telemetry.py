@@ -1,4 +1,4 @@
-"""What a server tells of itself beside its log: metrics, over HTTP. What is not configured is not even loaded."""
+"""What a server tells of itself beside its log: metrics and traces. What is not configured is not even loaded."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy.pool import QueuePool
 
 from service.base.clock import Clock
+from service.db.connections import Watch
 from service.db.engine import Database
 from service.db.schema import needed_revision
 from service.rpc.admission import BoundedExecutor
@@ -20,9 +21,11 @@ from service.tasks import SWEPT, DatabaseProbe, Repeating
 if TYPE_CHECKING:
     from service.base.metrics import Metrics
     from service.exposition import Exposition
+    from service.rpc.tracing import Traces
 
 _WRITTEN_EVERY = 2.0
 """Seconds after which a worker writes down its gauges for the process that serves them."""
+_SEND_SECONDS = 2.0
 _SOON = {"7d": timedelta(days=7), "30d": timedelta(days=30)}
 
 
@@ -42,18 +45,22 @@ class Sources:
 
 
 class Telemetry:
-    """Of one server. Without a port for metrics all of it does nothing."""
+    """Of one server. Without a port for metrics and an endpoint for traces all of it does nothing."""
 
-    def __init__(self, *, metrics_host: str, metrics_port: int) -> None:
+    def __init__(self, *, metrics_host: str, metrics_port: int, otlp_endpoint: str | None) -> None:
         self.stages: tuple[Stage, ...] = ()
         self.around_hashes: tuple[Around, ...] = ()
         self.note_wait: Callable[[float], None] | None = None
+        self.watch: Watch | None = None
         self._address = (metrics_host, metrics_port)
         self._exposition: Exposition | None = None
         self._writer: Repeating | None = None
         self._metrics: Metrics | None = None
+        self._traces: Traces | None = None
         if metrics_port:
             self._count()
+        if otlp_endpoint is not None:
+            self._trace(otlp_endpoint)
 
     def _count(self) -> None:
         from service.base.metrics import Metrics
@@ -65,6 +72,18 @@ class Telemetry:
         self.note_wait = metrics.queue_seconds.observe
         for what in SWEPT:
             metrics.swept.labels(what)
+
+    def _trace(self, endpoint: str) -> None:
+        from service import __version__
+        from service.rpc.interceptors.tracing import tracing, tracing_hashes, tracing_statements
+        from service.rpc.tracing import Traces
+
+        traces = Traces(endpoint, version=__version__)
+        if traces.is_enabled:
+            self._traces = traces
+            self.stages = (tracing(traces), *self.stages)
+            self.around_hashes += (tracing_hashes(traces),)
+            self.watch = tracing_statements(traces)
 
     def start(self, sources: Sources, *, is_ready: Callable[[], bool]) -> None:
         """Serve the metrics, or as a worker among others write them down. Raises PortInUseError."""
@@ -88,7 +107,9 @@ class Telemetry:
         self._exposition.start()
 
     def stop(self) -> None:
-        """Close the port."""
+        """Close the port, and send what was noted of the last calls, for a few seconds at the most."""
+        if self._traces is not None:
+            self._traces.stop(patience=_SEND_SECONDS)
         if self._writer is not None:
             self._writer.end()
         if self._exposition is not None:

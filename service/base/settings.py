@@ -67,6 +67,8 @@ class Settings(BaseSettings):
     # ---- observability
     metrics_host: str = "127.0.0.1"
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    otel_exporter_otlp_endpoint: str | None = None
+    otel_exporter_otlp_traces_endpoint: str | None = None
 
     # ---- callers
     caller_auth: Literal["required", "off"] = "required"

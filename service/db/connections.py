@@ -10,8 +10,9 @@ that waits: to that thread the connection was lost.
 import os
 import socket
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from threading import Lock
 from typing import Any, Protocol
 from weakref import WeakSet
@@ -29,6 +30,10 @@ GRACE_SECONDS = 2.0
 _FIRST_WORDS_SECONDS = 5.0
 """How long a new connection has for what SQLAlchemy asks it first; libpq's own limit ends with the password."""
 _TIMEOUTS_MS: tuple[int, ...] = tuple(step * 10**power for power in range(9) for step in (1, 2, 5))
+
+
+Watch = Callable[[str, Callable[[], None]], None]
+"""Is given the text of a statement, without its parameters, and what runs it."""
 
 
 class Tally(Protocol):
@@ -117,6 +122,18 @@ class _Cursor(psycopg2.extensions.cursor):
         super().execute(query, vars)
 
 
+def _watched(watch: Watch) -> type[_Cursor]:
+    """A cursor whose statements are run by whoever watches. A class of its own, so that it costs nothing elsewhere."""
+
+    class WatchedCursor(_Cursor):
+        __slots__ = ()
+
+        def execute(self, query: Any, vars: Any = None) -> None:  # noqa: A002  psycopg2's name
+            watch(query, partial(super().execute, query, vars))
+
+    return WatchedCursor
+
+
 class Connections:
     """All connections of one engine, for whoever looks after those that hang."""
 
@@ -124,9 +141,13 @@ class Connections:
         self._open: WeakSet[Connection] = WeakSet()
         self._lock = Lock()
 
-    def arguments(self, connect_timeout: int) -> dict[str, Any]:
-        """The arguments with which the engine opens a connection."""
-        return {**connect_arguments(connect_timeout), "connection_factory": self._opened, "cursor_factory": _Cursor}
+    def arguments(self, connect_timeout: int, watch: Watch | None = None) -> dict[str, Any]:
+        """The arguments with which the engine opens a connection. watch: what looks at each statement."""
+        return {
+            **connect_arguments(connect_timeout),
+            "connection_factory": self._opened,
+            "cursor_factory": _Cursor if watch is None else _watched(watch),
+        }
 
     def watch(self, engine: Engine) -> None:
         """See when a connection of the engine's pool is ready, and when it goes back there."""

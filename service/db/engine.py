@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from service.base.clock import monotonic
 from service.base.origin import Origin
-from service.db.connections import Connection, Connections, Tally
+from service.db.connections import Connection, Connections, Tally, Watch
 from service.db.faults import READ_ONLY, Commit, outcome_unknown, translate
 
 _PING_SECONDS = 2.0
@@ -68,7 +68,9 @@ class Database:
         ping_idle: float,
         connect_timeout: int,
         echo: bool = False,
+        watch: Watch | None = None,
     ) -> None:
+        """watch: what looks at each statement; None: nobody does."""
         self._connections = Connections()
         self.engine = create_engine(
             url,
@@ -81,7 +83,7 @@ class Database:
             use_native_hstore=False,  # the type is not used, and looking it up costs each new connection a query
             hide_parameters=True,
             skip_autocommit_rollback=True,
-            connect_args=self._connections.arguments(connect_timeout),
+            connect_args=self._connections.arguments(connect_timeout, watch),
         )
         if echo:  # through the service's own log; SQLAlchemy's `echo` brings a handler that prints everything twice
             logging.getLogger("sqlalchemy.engine.Engine").setLevel(logging.INFO)

@@ -3,7 +3,7 @@
 import re
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
 
@@ -63,6 +63,8 @@ class Call:
     traceparent: str | None = None
     """As the caller sent it; "" when it sent several."""
     tracestate: str = ""
+    span: Any = None
+    """What is noted of it for its trace; None where it is not sampled."""
     trace_id: str | None = None
     """The caller's, or that of the trace that is recorded here; None where there is neither."""
 

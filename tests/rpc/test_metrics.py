@@ -277,7 +277,8 @@ class TestServing:
         """Nor for traces: what nobody wants costs neither time nor memory."""
         script = (
             "import sys; import service.app; from service.telemetry import Telemetry;"
-            "found = Telemetry(metrics_host='', metrics_port=0); assert found.stages == () == found.around_hashes;"
+            "found = Telemetry(metrics_host='', metrics_port=0, otlp_endpoint=None);"
+            "assert found.stages == () == found.around_hashes; assert found.watch is found.note_wait is None;"
             "print([m for m in ('prometheus_client', 'opentelemetry') if m in sys.modules])"
         )
         done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)

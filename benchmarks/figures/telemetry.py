@@ -1,0 +1,68 @@
+"""What it costs the server to count each call, and to trace it."""
+
+import socket
+from contextlib import ExitStack
+from statistics import median
+
+from benchmarks.bench import Bench
+from benchmarks.load import Rate
+from benchmarks.processes import COLLECTOR, SERVICE, WORKER, running
+from benchmarks.requests import get_user
+from benchmarks.rounds import Lane, by_round, how_busy, in_turns
+from benchmarks.table import Findings, spread
+
+_USERS = range(1, 1001)
+_MICRO = 1e6
+_A_TENTH = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.1"}
+_BARS = {"metrics": 1.05, "metrics of a worker": 1.05, "traces": 1.15, "a tenth traced": 1.15}
+
+
+def measure(bench: Bench) -> Findings:
+    """One server for each, all up at once on the same core, and called in turns. The collector is on the others."""
+    reads = [get_user(user_id) for user_id in _USERS]
+    files = bench.directory / "metrics"
+    files.mkdir()
+    with ExitStack() as stack:
+
+        def served(settings: dict[str, str], program: tuple[str, ...] = SERVICE) -> Lane:
+            server = stack.enter_context(
+                running(program, bench.few_users, bench.directory, settings=settings, cores=bench.cores.server)
+            )
+            return Lane(server, reads)
+
+        collector = stack.enter_context(running(COLLECTOR, bench.few_users, bench.directory, cores=bench.cores.rest))
+        traced = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{collector.target}"}
+        rates = in_turns(
+            bench,
+            {
+                "off": served({}),
+                "metrics": served({"METRICS_PORT": _free_port()}),
+                "metrics of a worker": served(
+                    {"METRICS_PORT": _free_port(), "PROMETHEUS_MULTIPROC_DIR": str(files)}, WORKER
+                ),
+                "traces": served(traced),
+                "a tenth traced": served(traced | _A_TENTH),
+            },
+        )
+    return _findings(rates)
+
+
+def _findings(rates: dict[str, list[Rate]]) -> Findings:
+    cost = {name: [rate.cpu_per_call for rate in found] for name, found in rates.items()}
+    middle = {name: median(values) for name, values in cost.items()}
+    findings = Findings()
+    for name, bar in _BARS.items():
+        findings.at_most(f"GetUser with {name}: server CPU / without", middle[name] / middle["off"], bar)
+    each = ", ".join(f"{name} {spread(values, scale=_MICRO, unit=' µs')}" for name, values in cost.items())
+    within = ", ".join(f"{name} {by_round(values, cost['off'])}" for name, values in cost.items() if name != "off")
+    findings.note(f"CPU per GetUser, by what is told of it: {each}.")
+    findings.note(
+        f"Against off within one round: {within}. Two spans for each call that is traced, which a collector got; share "
+        f"of its core that each server used: {how_busy(rates)}."
+    )
+    return findings
+
+
+def _free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return str(found.getsockname()[1])

@@ -1,0 +1,179 @@
+"""Traces as a collector gets them over OTLP, and what a collector that is away does to calls."""
+
+import uuid
+from typing import Any
+
+import grpc
+import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from sqlalchemy.engine import URL
+
+from personae.v1 import authentication_pb2, user_pb2
+from tests.support.collectors import collecting
+from tests.support.errors import fails
+from tests.support.factories import PASSWORD, new_user
+from tests.support.scrapes import free_port
+from tests.support.servers import running
+from tests.support.witness import WITNESS
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+PARENT = "00f067aa0ba902b7"
+GET_USER = "personae.v1.UserService/GetUser"
+
+
+def attributes(of: Any) -> dict[str, Any]:
+    return {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in of.attributes}
+
+
+def get_user(user: user_pb2.User) -> user_pb2.GetUserRequest:
+    return user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id))
+
+
+def from_caller(flags: str, request_id: str = "") -> tuple[tuple[str, str | bytes], ...]:
+    """The metadata of a caller that traces."""
+    return (
+        ("traceparent", f"00-{TRACE}-{PARENT}-{flags}"),
+        ("tracestate", "shop=1"),
+        ("x-request-id", request_id or uuid.uuid4().hex),
+    )
+
+
+def test_a_call_is_part_of_its_caller_s_trace(private_url: URL) -> None:
+    """Its span has the caller's as parent, and every statement has the call's; both are named as in the conventions."""
+    request_id = uuid.uuid4().hex
+    with collecting() as collector:
+        with running(private_url, otel_exporter_otlp_endpoint=collector.endpoint) as server:
+            user = new_user(server.users)
+            server.users.GetUser(get_user(user), metadata=from_caller("01", request_id))
+        spans = [span for span in collector.spans if span.trace_id.hex() == TRACE]
+
+    call, statement = spans
+    assert (call.name, call.kind, call.parent_span_id.hex()) == (GET_USER, Span.SPAN_KIND_SERVER, PARENT)
+    assert call.trace_state == "shop=1"
+    assert call.status.code == Status.STATUS_CODE_UNSET
+    assert attributes(call) == {
+        "rpc.system": "grpc",
+        "rpc.service": "personae.v1.UserService",
+        "rpc.method": "GetUser",
+        "rpc.grpc.status_code": 0,
+        "personae.request_id": request_id,
+        "personae.caller": "anonymous",
+    }
+    assert (statement.name, statement.kind) == ("SELECT", Span.SPAN_KIND_CLIENT)
+    assert statement.parent_span_id == call.span_id != statement.span_id
+    assert call.start_time_unix_nano <= statement.start_time_unix_nano
+    assert statement.start_time_unix_nano < statement.end_time_unix_nano <= call.end_time_unix_nano
+    said = attributes(statement)
+    assert (said["db.system.name"], said["db.operation.name"]) == ("postgresql", "SELECT")
+    assert said["db.query.text"].startswith("SELECT users.id")
+    resource = attributes(collector.groups[0].resource)
+    assert (resource["service.name"], resource["service.version"]) == ("personae", "0.1.0")
+
+
+def test_a_sign_in_shows_its_hash_and_no_secret(private_url: URL) -> None:
+    """Every statement and the hash are parts of the call; nothing that was typed is in any of them."""
+    with collecting() as collector:
+        with running(private_url, otel_exporter_otlp_traces_endpoint=collector.endpoint) as server:
+            user = new_user(server.users, password=PASSWORD)
+            sign_in = authentication_pb2.AuthenticateRequest(identifier=user.email, password=PASSWORD)
+            server.authentication.Authenticate(sign_in)
+            wrong = authentication_pb2.AuthenticateRequest(identifier=user.email, password="never said aloud")
+            fails(server.authentication.Authenticate, wrong)
+        spans = collector.spans
+
+    good, bad = (span for span in spans if span.name.endswith("/Authenticate"))
+    parts = [span for span in spans if span.parent_span_id == good.span_id]
+    assert [span.name for span in parts] == ["SELECT", "SELECT", "hash", "SELECT", "SELECT", "INSERT"]
+    assert {span.trace_id for span in parts} == {good.trace_id} != {bad.trace_id}
+    assert not good.parent_span_id
+    assert bad.status.code == Status.STATUS_CODE_UNSET, "a wrong password is no fault of the server"
+    assert attributes(bad)["personae.reason"] == "INVALID_CREDENTIALS"
+    WITNESS.hear(*collector.groups)  # looked through when the suite ends
+    everything = "\n".join(map(str, collector.groups))
+    assert not [secret for secret in (PASSWORD, "never said aloud", user.email, user.username) if secret in everything]
+    assert "$2b$" not in everything
+
+
+def test_faults_of_the_server_are_errors(private_url: URL) -> None:
+    """And so is the statement that failed, by its SQLSTATE, without the driver's text."""
+    with collecting() as collector:
+        with running(private_url, otel_exporter_otlp_endpoint=collector.endpoint) as server:
+            user = new_user(server.users)
+            with server.database.engine.begin() as connection:
+                connection.exec_driver_sql("ALTER TABLE users RENAME COLUMN email_verified_at TO gone")
+            fails(server.users.GetUser, get_user(user))
+        call, statement = (span for span in collector.spans if span.name in {GET_USER, "SELECT"})
+
+    assert call.status.code == statement.status.code == Status.STATUS_CODE_ERROR
+    assert (attributes(call)["rpc.grpc.status_code"], attributes(call)["personae.reason"]) == (13, "INTERNAL")
+    assert attributes(statement)["error.type"] == "42703"
+    assert not call.status.message
+
+
+def test_who_decides_what_is_traced(private_url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller, where it says so; else the standard variables, which the SDK reads."""
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_always_off")
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "people")
+    with collecting() as collector:
+        with running(private_url, otel_exporter_otlp_endpoint=collector.endpoint) as server:
+            user = new_user(server.users)
+            server.users.GetUser(get_user(user), metadata=from_caller("00"))
+            server.users.GetUser(get_user(user), metadata=from_caller("01"))
+
+    assert [span.name for span in collector.spans] == [GET_USER, "SELECT"]
+    assert attributes(collector.groups[0].resource)["service.name"] == "people"
+
+
+def test_our_own_trace_is_in_the_log(private_url: URL) -> None:
+    """So that a line leads to its trace."""
+    request_id = uuid.uuid4().hex
+    with collecting() as collector:
+        with running(private_url, otel_exporter_otlp_endpoint=collector.endpoint) as server:
+            user = new_user(server.users)
+            server.users.GetUser(get_user(user), metadata=(("x-request-id", request_id),))
+        (call,) = (span for span in collector.spans if span.name == GET_USER)
+
+    (line,) = (text for text in WITNESS.said if request_id in text and "'event': 'rpc'" in text)
+    assert f"'trace_id': '{call.trace_id.hex()}'" in line
+
+
+def test_a_collector_that_is_away_disturbs_nobody(private_url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls go on, the log says so once, and once more when it is there; stopping does not wait for it."""
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.5")
+    port = free_port()
+    before = len(WITNESS.said)
+    with running(private_url, otel_exporter_otlp_endpoint=f"http://127.0.0.1:{port}") as server:
+        user = new_user(server.users)
+        while "traces cannot be sent" not in "".join(WITNESS.said[before:]):  # ends, or the suite's own limit does it
+            server.users.GetUser(get_user(user))
+        for _ in range(100):
+            assert server.users.GetUser(get_user(user)).id == user.id
+        with collecting(port) as collector:
+            while not collector.spans:
+                server.users.GetUser(get_user(user))
+            while "traces are sent again" not in "".join(WITNESS.said[before:]):
+                server.users.GetUser(get_user(user))
+
+    said = WITNESS.said[before:]
+    assert len([text for text in said if "traces cannot be sent" in text]) <= 2, "once for each time it went away"
+    assert not [text for text in said if "Failed to export" in text or "Transient error" in text]
+
+
+def test_callers_see_nothing_of_it(private_url: URL) -> None:
+    """A traced call that fails is answered as any other."""
+    with collecting() as collector, running(private_url, otel_exporter_otlp_endpoint=collector.endpoint) as server:
+        failure = fails(server.users.GetUser, user_pb2.GetUserRequest(), metadata=from_caller("01"))
+
+    assert failure.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert failure.trailers.keys() == {"x-request-id"}
+
+
+def test_the_sdk_can_be_disabled(private_url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OTEL_SDK_DISABLED leaves nothing behind."""
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    with collecting() as collector:
+        with running(private_url, otel_exporter_otlp_endpoint=collector.endpoint) as server:
+            new_user(server.users)
+
+    assert collector.spans == []
