@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from service.exposition import Exposition
     from service.rpc.tracing import Traces
 
+_COUNTED_EVERY = 0.2
+"""Seconds after which calls are counted that have ended."""
 _WRITTEN_EVERY = 2.0
 """Seconds after which a worker writes down its gauges for the process that serves them."""
 _SEND_SECONDS = 2.0
@@ -54,7 +56,7 @@ class Telemetry:
         self.watch: Watch | None = None
         self._address = (metrics_host, metrics_port)
         self._exposition: Exposition | None = None
-        self._writer: Repeating | None = None
+        self._tasks: list[Repeating] = []
         self._metrics: Metrics | None = None
         self._traces: Traces | None = None
         if metrics_port:
@@ -69,7 +71,7 @@ class Telemetry:
         self._metrics = metrics = Metrics()
         self.stages += (counting(metrics),)
         self.around_hashes += (timing_hashes(metrics),)
-        self.note_wait = metrics.queue_seconds.observe
+        self.note_wait = metrics.note_wait
         for what in SWEPT:
             metrics.swept.labels(what)
 
@@ -96,22 +98,26 @@ class Telemetry:
         metrics.set("personae_schema_revision_needed", int(needed_revision()))
         metrics.read_by(lambda: _read_server(metrics, sources))
         metrics.read_by(_process_reader(metrics))
+        self._tasks.append(Repeating("metrics-count", metrics.count, every=_COUNTED_EVERY))
         if metrics.slot is not None:
             metrics.refresh()
-            self._writer = Repeating("metrics", metrics.refresh, every=_WRITTEN_EVERY)
-            self._writer.start()
-            return
-        from service.exposition import Exposition
+            self._tasks.append(Repeating("metrics", metrics.refresh, every=_WRITTEN_EVERY))
+        else:
+            from service.exposition import Exposition
 
-        self._exposition = Exposition(*self._address, metrics.registry, is_ready=is_ready)
-        self._exposition.start()
+            self._exposition = Exposition(*self._address, metrics.registry, is_ready=is_ready)
+            self._exposition.start()
+        for task in self._tasks:
+            task.start()
 
     def stop(self) -> None:
         """Close the port, and send what was noted of the last calls, for a few seconds at the most."""
         if self._traces is not None:
             self._traces.stop(patience=_SEND_SECONDS)
-        if self._writer is not None:
-            self._writer.end()
+        for task in self._tasks:
+            task.end()
+        if self._metrics is not None and self._tasks:
+            self._metrics.refresh()
         if self._exposition is not None:
             self._exposition.close()
 

@@ -6,7 +6,9 @@ none that a stranger can make up. Several worker processes keep theirs in mapped
 metrics adds them up. This module is loaded only where metrics are wanted.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable
+from threading import Lock
 from typing import Literal, NamedTuple
 
 import prometheus_client
@@ -92,13 +94,19 @@ class _FreshRegistry(CollectorRegistry):
 class Metrics:
     """All metrics of one server, in a registry of its own.
 
-    Counters and histograms are fed where things happen, gauges by whatever `read_by` was given.
+    Counters and histograms are fed where things happen, or some at a time by what `count_by` was given; gauges by what
+    `read_by` was given.
     """
 
     def __init__(self) -> None:
         self.registry = _FreshRegistry(self.refresh)
         self.slot = _slot
         self._readers: list[Callable[[], None]] = []
+        self._counts: list[Callable[[], None]] = [self._count_waits]
+        self._waits: deque[float] = deque()
+        self._lock = Lock()
+        self.note_wait = self._waits.append
+        """Is told how many seconds each RPC waited for a thread."""
         self._gauges: dict[str, Gauge] = {}
         self.running: set[int] = set()
         """The threads on which RPCs run now."""
@@ -128,14 +136,30 @@ class Metrics:
         """This process, as a label."""
         return str(self.slot or 0)
 
+    def count_by(self, count: Callable[[], None]) -> None:
+        """Have this called now and then, to count what has gathered."""
+        self._counts.append(count)
+
+    def count(self) -> None:
+        """Count what has gathered: to be done some times a second, since it waits in memory until then."""
+        with self._lock:
+            for count in self._counts:
+                count()
+
+    def _count_waits(self) -> None:
+        for _ in range(len(self._waits)):
+            self.queue_seconds.observe(self._waits.popleft())
+
     def read_by(self, reader: Callable[[], None]) -> None:
         """Have this called, to set gauges, whenever somebody looks."""
         self._readers.append(reader)
 
     def refresh(self) -> None:
-        """Read all gauges anew."""
-        for reader in self._readers:
-            reader()
+        """Count what has gathered, and read all gauges anew."""
+        self.count()
+        with self._lock:
+            for reader in self._readers:
+                reader()
 
     def set(self, name: str, value: float, *labels: str) -> None:
         """Set one of the READINGS. One that was never set is not shown, since nobody knows what it is."""
