@@ -136,3 +136,25 @@ def test_the_url_is_nowhere_in_a_repr(server: RunningServer) -> None:
     url = server.database.engine.url
     if url.password:
         assert str(url.password) not in repr(server.database.engine) + repr(url)
+
+
+class _Tally:
+    statements = 0
+
+
+def test_statements_are_counted_for_whom_they_are(server: RunningServer) -> None:
+    """Where the session says, over all its transactions; a connection that goes back to the pool keeps nobody."""
+    tally = _Tally()
+    for _ in range(2):
+        with server.database.scope(tally=tally) as session:
+            with reading(session):
+                driver: Any = session.connection().connection.dbapi_connection
+                session.execute(text("SELECT 1"))
+            assert driver.tally is None
+            with session.begin():
+                session.execute(text("SELECT 1"))
+                session.execute(text("SELECT 1"))
+    with server.database.scope() as session, session.begin():
+        session.execute(text("SELECT 1"))
+
+    assert tally.statements == 6

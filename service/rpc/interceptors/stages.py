@@ -65,9 +65,9 @@ def log_access(proceed: Handler, method: Method) -> Handler:
         line = {
             "code": "OK" if call.status is None else call.status.code.name,
             "ms": round((monotonic() - started) * 1000, 2),
+            "statements": call.statements,
             "request_id": call.request_id,
             "caller": call.caller,
-            "statements": call.statements,
         }
         if call.key_id is not None:
             line["key"] = call.key_id
