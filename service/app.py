@@ -27,24 +27,27 @@ from service.base.cores import usable_cores
 from service.base.errors import ServerBusyError
 from service.base.origin import ANONYMOUS_CALLER
 from service.base.ports import PortInUseError
-from service.base.settings import Settings, SettingsError
-from service.core import common_passwords
-from service.core.common_passwords import PasswordListError
+from service.base.settings import Settings
 from service.core.lockout import LockoutKeys
 from service.core.pages import PageTokens
-from service.core.password_policy import PasswordPolicy
 from service.core.rates import rate_of
-from service.db.connections import Watch
 from service.db.diagnosis import Diagnosis
-from service.db.engine import Database
 from service.db.schema import SchemaBehindError
 from service.link import Link
+from service.parts import (
+    age_grace,
+    caller_directory,
+    grpc_options,
+    open_database,
+    password_policy,
+    server_certificates,
+)
 from service.rpc.access import require_rows
 from service.rpc.admission import BoundedExecutor
 from service.rpc.audit import AuditServicer
 from service.rpc.authentication import AuthenticationServicer
 from service.rpc.builtin import Health, enable_reflection
-from service.rpc.callers import CallerDirectory, Credentials, Identifies, everyone_is
+from service.rpc.callers import Credentials, Identifies, everyone_is
 from service.rpc.credentials import CredentialRules, CredentialServicer
 from service.rpc.gate import Gate
 from service.rpc.hashing import Hashing
@@ -54,20 +57,17 @@ from service.rpc.peers import PeerCertificates
 from service.rpc.places import Places
 from service.rpc.rates import RateLimits
 from service.rpc.sign_in import SignIn
-from service.rpc.tls import CertificateError, Certificates, TlsFiles
 from service.rpc.user_requests import UserRules
 from service.rpc.users import UserServicer
 from service.tasks import DatabaseProbe, Repeating, make_audit_months, sweep_and_log
 from service.telemetry import Sources, Telemetry
 
-MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 _THREAD_PATIENCE = 0.5
 _LOOK_UP_SECONDS = 0.25
 _FLUSH_SECONDS = 0.2
 """How long gRPC has to send the last answers before connections are cut."""
 _AGE_JITTER = 1.1
 """gRPC spreads the ages at which it sends connections away by a tenth."""
-_BEYOND_RPC_TIMEOUT = 5.0
 _AUDIT_MONTHS_EVERY = 3600.0
 _CERTIFICATES_EVERY = 60.0
 _KEY_USES_EVERY = 10.0
@@ -97,16 +97,6 @@ is looked at right before the hash, so that of many guesses at once only these f
 _REFUSING_RPCS = 2
 """Threads beyond those of all RPCs that have a place or wait for one: strangers are turned away there, and who comes
 when the queue is full."""
-
-_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_concurrent_streams", 1000),
-    ("grpc.server_handshake_timeout_ms", 10_000),
-    # A client may ping an idle connection every 20 s; a connection whose peer is gone is closed within a minute.
-    ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
-    ("grpc.keepalive_time_ms", 45_000),
-    ("grpc.keepalive_timeout_ms", 15_000),
-)
 
 
 class Server:
@@ -171,7 +161,7 @@ class Server:
         self._grpc = grpc.server(
             self._executor,
             interceptors=[self._pipeline(clock)],
-            options=(*_OPTIONS, *_connection_options(settings, shares_port=link is not None)),
+            options=grpc_options(settings, shares_port=link is not None),
         )
         self._health = Health(SERVICE_NAMES)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
@@ -257,7 +247,7 @@ class Server:
         until the last one has reached its age and gone elsewhere. No call fails of it. Ends early when `end` is called.
         """
         age = self._settings.grpc_max_connection_age
-        patience = age * _AGE_JITTER + _age_grace(self._settings) if age else 0.0
+        patience = age * _AGE_JITTER + age_grace(self._settings) if age else 0.0
         _log.info("retiring", connections=sockets.count_connections(self._ports), at_most_seconds=patience)
         sockets.stop_listening(self._ports)
         give_up_at = monotonic() + patience
@@ -497,62 +487,3 @@ class Server:
         hung = sum(one.cut_hung() for one in everyone if one is not None)
         if hung:
             _log.warning("connections cut that were not answered", connections=hung)
-
-
-def _connection_options(settings: Settings, *, shares_port: bool) -> tuple[tuple[str, int], ...]:
-    """What gRPC is told of ports and connections that is not the same for every server."""
-    # Where a port is not shared, a second server on it is an error and not a silent partner.
-    options = [("grpc.so_reuseport", int(shares_port))]
-    if settings.grpc_max_connection_age:
-        options += [
-            ("grpc.max_connection_age_ms", round(settings.grpc_max_connection_age * 1000)),
-            ("grpc.max_connection_age_grace_ms", round(_age_grace(settings) * 1000)),
-        ]
-    return tuple(options)
-
-
-def _age_grace(settings: Settings) -> float:
-    """How long calls go on that run when their connection is sent away: longer than any may take."""
-    return settings.rpc_timeout + _BEYOND_RPC_TIMEOUT
-
-
-def password_policy(settings: Settings) -> PasswordPolicy:
-    """Which passwords may be chosen. Raises SettingsError when the operator's list cannot be used."""
-    try:
-        common = common_passwords.load(settings.password_blocklist_file)
-    except PasswordListError as error:
-        raise SettingsError(f"PASSWORD_BLOCKLIST_FILE: {error}") from None
-    return PasswordPolicy(settings.password_min_length, common)
-
-
-def server_certificates(settings: Settings, clock: Clock) -> Certificates | None:
-    """The certificates to serve with; None without TLS. Raises SettingsError when they cannot be used."""
-    certificate, private_key = settings.tls_certificate_file, settings.tls_private_key_file
-    if certificate is None or private_key is None:
-        return None
-    try:
-        return Certificates(TlsFiles(certificate, private_key, settings.tls_client_ca_file), clock=clock)
-    except CertificateError as error:
-        raise SettingsError(str(error)) from None
-
-
-def caller_directory(settings: Settings, url: URL) -> CallerDirectory:
-    """Who may call, on a connection of its own."""
-    own = settings.model_copy(update={"db_pool_size": 1, "db_max_overflow": 0})
-    return CallerDirectory(open_database(own, url), max_age=settings.caller_cache_seconds)
-
-
-def open_database(settings: Settings, url: URL, *, watch: Watch | None = None) -> Database:
-    """The engine with its pool as the settings want it. Connects when it is first used. watch: see Database."""
-    return Database(
-        url,
-        pool_size=settings.db_pool_size,
-        max_overflow=settings.db_max_overflow,
-        pool_timeout=settings.db_pool_timeout,
-        pool_recycle=settings.db_pool_recycle,
-        pre_ping=settings.db_pool_pre_ping,
-        ping_idle=settings.db_pool_ping_idle,
-        connect_timeout=settings.db_connect_timeout,
-        echo=settings.db_echo,
-        watch=watch,
-    )

@@ -113,12 +113,12 @@ def migrate() -> None:
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input, for scripts.")
 def create_superuser(email: str, username: str, password_stdin: bool) -> None:  # noqa: FBT001  click's convention
     """Create an active user with the superuser mark and a password."""
-    from service.app import password_policy
     from service.base.clock import utc_now
     from service.core import users
     from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username
     from service.core.password_policy import Names
     from service.core.passwords import hash_password
+    from service.parts import password_policy
 
     settings = settings_or_fail()
     try:

@@ -70,8 +70,8 @@ def migrated_database(settings: Settings) -> "Iterator[URL]":
 @contextmanager
 def working_database(settings: Settings) -> "Iterator[Database]":
     """As migrated_database, ready for sessions. What the service refuses ends the command with its text."""
-    from service.app import open_database
     from service.base.errors import PersonaeError
+    from service.parts import open_database
 
     with migrated_database(settings) as url:
         database = open_database(settings, url)

@@ -20,7 +20,8 @@ from benchmarks.table import Findings
 
 _PAUSE_SECONDS = 0.005
 """Of the good caller between two calls: it is to notice, not to be load itself."""
-_WARM_UP_SECONDS = 2
+_WARM_UP = 0.1
+"""The share of each abuse that happens unmeasured, with all of the connections: for threads, and what malloc keeps."""
 _SETTLING_SECONDS = 30
 """For the last connection to be gone."""
 _STEP_SECONDS = 0.1
@@ -60,18 +61,20 @@ def measure(bench: Bench) -> Findings:
         running(SERVICE, bench.few_users, bench.directory, settings=ASKS_WHO_CALLS, cores=bench.cores.server) as server,
         callers(bench.cores.rest) as crowd,
     ):
-        with _calling(server, bench.key):
-            time.sleep(_WARM_UP_SECONDS)
+        for abuse in _abuses(bench, server, crowd, _WARM_UP).values():
+            abuse()
         for what, abuse in _abuses(bench, server, crowd).items():
             _measure(findings, server, bench.key, what, abuse)
     return findings
 
 
-def _abuses(bench: Bench, server: Server, crowd: Callers) -> dict[str, Callable[[], str]]:
-    """Each does what it says and returns what it did."""
+def _abuses(bench: Bench, server: Server, crowd: Callers, share: float = 1) -> dict[str, Callable[[], str]]:
+    """Each does what it says, or a share of it, and returns what it did."""
     sizes, target, nobody = bench.sizes, server.target, ()
     caller = Identity(key=bench.key).metadata or ()
-    seconds = sizes.half_open_seconds
+    dropped, malformed = int(sizes.dropped_connections * share), int(sizes.malformed * share)
+    idle, silent = _HELD_SECONDS * share, _SILENT_SECONDS * share
+    seconds = sizes.half_open_seconds * share
 
     def held(greeting: bytes, seconds: float) -> str:
         left = crowd.do(abusers.hold_connections, target, sizes.idle_connections, seconds=seconds, greeting=greeting)
@@ -87,18 +90,18 @@ def _abuses(bench: Bench, server: Server, crowd: Callers) -> dict[str, Callable[
 
     return {
         "dropped connections": lambda: (
-            f"{crowd.do(abusers.drop_connections, target, sizes.dropped_connections, per_second=_DROPPED_PER_SECOND):,}"
+            f"{crowd.do(abusers.drop_connections, target, dropped, per_second=_DROPPED_PER_SECOND):,}"
         ),
-        "idle connections": lambda: held(http2.PREFACE, _HELD_SECONDS),
-        "silent connections": lambda: held(b"", _SILENT_SECONDS),
+        "idle connections": lambda: held(http2.PREFACE, idle),
+        "silent connections": lambda: held(b"", silent),
         "half-open calls of strangers": lambda: halves(nobody, 200),
         "half-open calls of a caller": lambda: halves(caller, 50),
         "messages of a byte per second": slow,
         "malformed messages": lambda: (
-            f"{crowd.do(abusers.send_malformed, target, caller, sizes.malformed, per_second=_MALFORMED_PER_SECOND):,}"
+            f"{crowd.do(abusers.send_malformed, target, caller, malformed, per_second=_MALFORMED_PER_SECOND):,}"
         ),
         "calls reset at once": lambda: (
-            f"{crowd.do(abusers.reset_calls, target, caller, sizes.malformed, per_second=_RESETS_PER_SECOND):,}"
+            f"{crowd.do(abusers.reset_calls, target, caller, malformed, per_second=_RESETS_PER_SECOND):,}"
         ),
     }
 
@@ -125,7 +128,7 @@ def _measure(findings: Findings, server: Server, key: str, what: str, abuse: Cal
 @contextmanager
 def _calling(server: Server, key: str) -> Iterator[_Calls]:
     """A good caller calls while the block runs, on a connection that was there before."""
-    calls, is_over = _Calls(), threading.Event()
+    calls, is_connected, is_over = _Calls(), threading.Event(), threading.Event()
     identity = Identity(key=key)
     request = get_user(1)
 
@@ -138,9 +141,11 @@ def _calling(server: Server, key: str) -> Iterator[_Calls]:
                 calls.seconds.append(time.perf_counter() - started)
                 if fault is not None:
                     calls.faults[fault] += 1
+                is_connected.set()
 
     thread = threading.Thread(target=call)
     thread.start()
+    is_connected.wait()
     try:
         yield calls
     finally:

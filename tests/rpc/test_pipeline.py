@@ -11,7 +11,8 @@ from grpc_reflection.v1alpha import reflection_pb2
 from sqlalchemy.engine import URL
 
 from personae.v1 import user_pb2
-from service.app import MAX_MESSAGE_BYTES, SERVICE_NAMES
+from service.app import SERVICE_NAMES
+from service.parts import MAX_MESSAGE_BYTES
 from service.rpc.builtin import MAX_WATCHERS
 from service.rpc.status import MAX_VIOLATIONS
 from tests.support.errors import fails, failure_of
