@@ -63,8 +63,12 @@ def measure(bench: Bench) -> Findings:
     ):
         for abuse in _abuses(bench, server, crowd, _WARM_UP).values():
             abuse()
+        before = _look(server)
         for what, abuse in _abuses(bench, server, crowd).items():
             _measure(findings, server, bench.key, what, abuse)
+        after = _look(server)
+    # Of all together: what malloc keeps for the next one goes up and down by a tenth from one abuse to the other.
+    findings.at_most("abuse: resident memory after all of it / before", after.memory / before.memory, 1.1)
     return findings
 
 
@@ -114,7 +118,6 @@ def _measure(findings: Findings, server: Server, key: str, what: str, abuse: Cal
         did = abuse()
     after = _look_when_settled(server, before)
     findings.at_most(f"{what}: failed calls of a good caller", calls.faults.total(), 0, digits=0)
-    findings.at_most(f"{what}: resident memory after / before", after.memory / before.memory, 1.1)
     findings.at_most(f"{what}: files open after - before", after.files - before.files, _SPARE_FILES, digits=0)
     failed = f", failed {dict(calls.faults)}" if calls.faults else ""
     findings.note(
