@@ -2,7 +2,7 @@
 
 gRPC can stop to listen, and send callers away, only together with refusing their calls: what arrives meanwhile ends as
 CANCELLED, which no caller repeats. So listening is ended here, on the socket itself, while what is connected goes on.
-See docs/decisions/0023-leaving-without-a-failed-call.md.
+See docs/decisions/0027-leaving-without-a-failed-call.md.
 """
 
 import os
