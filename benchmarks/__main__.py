@@ -28,6 +28,7 @@ from benchmarks.figures import (
     statements,
     storm,
     telemetry,
+    workers,
 )
 from benchmarks.machine import UnsupportedMachineError, describe
 from benchmarks.table import Figure, Findings, MeasurementError, show
@@ -39,6 +40,7 @@ _MEASUREMENTS: dict[str, Callable[[Bench], Findings]] = {
     "callers": callers.measure,
     "telemetry": telemetry.measure,
     "statements": statements.measure,
+    "workers": workers.measure,
     "sign-in": sign_in.measure,
     "storm": storm.measure,
     "equal-time": equal_time.measure,

@@ -44,8 +44,10 @@ class Server:
     """Of the process that answers."""
     target: str
     """host:port, as callers dial it."""
+    workers: tuple[int, ...]
+    """Of all the processes that answer; `pid` is the first of them."""
     supervisor: int
-    """The process that was started: of the service, the one that has the worker."""
+    """The process that was started: of the service, the one that has the workers."""
 
 
 def environment(url: URL, **settings: str) -> dict[str, str]:
@@ -111,7 +113,8 @@ def running(
         )
     try:
         listening = _wait_until_listening(process, log)
-        yield Server(listening["pid"], f"127.0.0.1:{listening['port']}", process.pid)
+        workers = tuple(line["pid"] for line in listening)
+        yield Server(workers[0], f"127.0.0.1:{listening[0]['port']}", workers, process.pid)
     finally:
         process.terminate()
         try:
@@ -122,16 +125,17 @@ def running(
         log.unlink()
 
 
-def _wait_until_listening(process: "subprocess.Popen[bytes]", log: Path) -> dict[str, int]:
-    """The line that says so."""
+def _wait_until_listening(process: "subprocess.Popen[bytes]", log: Path) -> list[dict[str, int]]:
+    """The lines that say so, of all workers that there are to be."""
     give_up_at = time.monotonic() + _START_SECONDS
     while time.monotonic() < give_up_at:
         has_ended = process.poll() is not None
         text = log.read_text(encoding="utf-8")
-        for line in text.splitlines():
-            if '"listening"' in line and line.endswith("}"):
-                found: dict[str, int] = json.loads(line)
-                return found
+        lines = [json.loads(line) for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
+        wanted = next((line["workers"] for line in lines if line["event"] == "starting workers"), 1)
+        listening = [line for line in lines if line["event"] == "listening"]
+        if len(listening) >= wanted:
+            return listening
         if has_ended:
             raise MeasurementError(f"a server ended instead of listening: {text.strip()}")
         time.sleep(_STEP_SECONDS)

@@ -287,6 +287,8 @@ def _serve(settings: Settings, url: "URL", *, whoever: str | None) -> bool:
     from service.base.ports import PortInUseError
     from service.db.schema import SchemaBehindError
 
+    if not settings.has_tls:  # as the workers of `serve` have it: see service/planning.py
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251
     try:
         server = Server(settings, url, whoever=whoever)
         _on_signals(server.end)

@@ -183,6 +183,7 @@ class Supervisor:
             case link.SERVING:
                 if not worker.is_serving:
                     worker.is_serving, worker.serving_since = True, monotonic()
+                    _log.info("worker serves", worker=worker.slot, pid=worker.process.pid)
                     self._on_serving(worker)
                 worker.has_served = True
             case link.NOT_SERVING:

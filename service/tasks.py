@@ -84,7 +84,6 @@ class DatabaseProbe:
             pool_size=1,
             max_overflow=0,
             hide_parameters=True,
-            isolation_level="AUTOCOMMIT",
             connect_args=self._connections.arguments(connect_timeout),
         )
         self._connections.watch(self._engine)
@@ -113,7 +112,7 @@ class DatabaseProbe:
     def _look(self) -> Diagnosis | None:
         with self._engine.connect() as connection:
             driver: Any = connection.connection.dbapi_connection
-            driver.grace, driver.deadline = 0.0, monotonic() + _PROBE_SECONDS
+            driver.autocommit, driver.grace, driver.deadline = True, 0.0, monotonic() + _PROBE_SECONDS
             standby = connection.scalar(text("SELECT pg_is_in_recovery()"))
             if standby:
                 connection.invalidate()  # what is reached anew may be another server

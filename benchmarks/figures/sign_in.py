@@ -13,14 +13,18 @@ from benchmarks.processes import SERVICE, running
 from benchmarks.requests import authenticate
 from benchmarks.table import Findings, spread
 
+_AS_SHIPPED = {"BCRYPT_COST": str(COST), "GRPC_WORKERS": "0"}
+
 
 def measure(bench: Bench) -> Findings:
-    """As many callers as cores against as many threads as cores, in turns; nothing is pinned."""
+    """As many callers as cores, of a service with a worker for each core as it is shipped, against as many threads as
+    cores; in turns.
+    """
     cores, times = len(bench.cores.all), bench.sizes.sign_ins
     requests = [authenticate(SIGNS_IN, PASSWORD)]
     signed_in, checked = [], []
     with (
-        running(SERVICE, bench.few_users, bench.directory, settings={"BCRYPT_COST": str(COST)}) as server,
+        running(SERVICE, bench.few_users, bench.directory, settings=_AS_SHIPPED) as server,
         callers(bench.cores.all) as anywhere,
     ):
         anywhere.do(call_times, server.target, requests, in_flight=cores, times=1)
@@ -33,8 +37,8 @@ def measure(bench: Bench) -> Findings:
     by_round = [mine / theirs for mine, theirs in zip(signed_in, checked, strict=True)]
     findings.note(
         f"Authenticate {spread(signed_in, unit='/s', digits=1)}, checkpw {spread(checked, unit='/s', digits=1)}, cost "
-        f"{COST}, {cores} callers and {cores} threads; ratio within one round {spread(by_round, digits=2)}; "
-        f"{bench.sizes.sign_in_rounds} rounds of {cores * times}."
+        f"{COST}, {cores} callers, {len(server.workers)} workers, {cores} threads; ratio within one round "
+        f"{spread(by_round, digits=2)}; {bench.sizes.sign_in_rounds} rounds of {cores * times}."
     )
     return findings
 

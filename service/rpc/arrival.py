@@ -22,6 +22,8 @@ from service.rpc.admission import room_for_slow
 
 MESSAGE_SECONDS = 5.0
 """How long a message may take that began to be waited for: 4 MiB at 7 Mbit/s."""
+_CANCELLED = "cancelled"
+"""As gRPC notes it of a caller."""
 PROMPT_SECONDS = 0.02
 """How long every call may wait. Callers send header and message together, so that this is the server's own time."""
 _PROMPT_WAITS = 4
@@ -44,7 +46,12 @@ def take_message(requests: Any, deadline: float) -> bytes:
             if message is None:
                 message = _slowly(requests, deadline)
         except StopIteration:
-            raise MalformedMessageError from None
+            # So it looks at first, too, when the caller has left: gRPC hears of the two one after the other.
+            has_left = requests._state.condition.wait_for(  # noqa: SLF001
+                lambda: requests._state.client == _CANCELLED,
+                PROMPT_SECONDS,  # noqa: SLF001
+            )
+            raise (CallerGoneError if has_left else MalformedMessageError) from None
         except grpc.RpcError:  # gRPC cancels the call also when the caller's deadline is over
             raise (DeadlineOverError if monotonic() >= deadline else CallerGoneError) from None
     return message

@@ -1,9 +1,10 @@
 """Reading metrics as Prometheus does."""
 
 import socket
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from email.message import Message
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -43,6 +44,18 @@ def scrape(port: int) -> Series:
     status, _, body = get(port)
     assert status == 200
     return parsed(body.decode())
+
+
+def wait_until(port: int, is_so: Callable[[Series], bool]) -> Series:
+    """What is served there once this is so: workers write down what they count some time later."""
+    pause = threading.Event()
+    found = scrape(port)
+    for _ in range(1000):
+        if is_so(found):
+            return found
+        pause.wait(0.02)
+        found = scrape(port)
+    raise AssertionError(found)
 
 
 def value(series: Series, name: str, **labels: str) -> float:

@@ -1,0 +1,73 @@
+"""What a worker on each core is worth: reads beside one worker, sign-ins beside the machine's own bcrypt."""
+
+from contextlib import AbstractContextManager, ExitStack
+from statistics import median
+from typing import Any
+
+import grpc
+
+from benchmarks.bench import Bench
+from benchmarks.load import GET_USER, callers
+from benchmarks.pipelined import calls_in
+from benchmarks.processes import SERVICE, Server, running
+from benchmarks.requests import get_user
+from benchmarks.table import Findings, MeasurementError, spread
+
+_USERS = range(1, 33)
+_STAYING = {"GRPC_MAX_CONNECTION_AGE": "0"}
+"""Nobody is sent away while calls are counted."""
+
+
+def measure(bench: Bench) -> Findings:
+    """All cores for one worker, for one that is kept to a core, and for a worker on each; callers and database share
+    them. In turns, round by round.
+    """
+    findings = Findings()
+    cores = len(bench.cores.all)
+    if cores == 1:
+        findings.note("Workers: there is one core only, nothing to compare.")
+        return findings
+    with ExitStack() as stack:
+        lone = stack.enter_context(_server(bench, "1"))
+        many = stack.enter_context(_server(bench, str(cores)))
+        answers = _answers(lone)
+        anywhere = stack.enter_context(callers(bench.cores.all))
+        rates: dict[str, list[float]] = {"lone": [], "many": []}
+        for round_number in range(bench.sizes.rounds + 1):
+            for name, server in (("lone", lone), ("many", many)):
+                rate = anywhere.do(
+                    calls_in,
+                    server.target,
+                    server.workers,
+                    GET_USER,
+                    answers,
+                    each=bench.in_flight,
+                    seconds=bench.sizes.seconds,
+                )
+                if round_number:  # the first one warms up
+                    rates[name].append(rate)
+    ratios = [one / other for one, other in zip(rates["many"], rates["lone"], strict=True)]
+    findings.at_least(
+        f"GetUser/s: {cores} workers, each on its core / 1 worker", median(rates["many"]) / median(rates["lone"]), 1.6
+    )
+    findings.note(
+        f"GetUser/s with {bench.in_flight} calls in flight at each worker, callers and database on the same {cores} "
+        f"cores: {spread(rates['lone'])} with 1 worker, {spread(rates['many'])} with {cores}; ratio within one round "
+        f"{spread(ratios, digits=2)}."
+    )
+    return findings
+
+
+def _server(bench: Bench, workers: str) -> AbstractContextManager[Server]:
+    settings = {"GRPC_WORKERS": workers, **_STAYING}
+    return running(SERVICE, bench.few_users, bench.directory, settings=settings)
+
+
+def _answers(server: Server) -> dict[bytes, bytes]:
+    """What the server answers to each request, as it does now."""
+    with grpc.insecure_channel(server.target) as channel:
+        call: Any = channel.unary_unary(GET_USER)
+        try:
+            return {request.body: call(request.body, timeout=10) for request in map(get_user, _USERS)}
+        except grpc.RpcError as error:
+            raise MeasurementError(f"a call ended with {error.code().name}") from None
