@@ -283,12 +283,12 @@ def _serve(settings: Settings, url: "URL", *, whoever: str | None) -> bool:
 
     whoever: see service.app.Server. False when the process can only be left by os._exit.
     """
+    if not settings.has_tls:  # as the workers of `serve` have it: see service/planning.py; before gRPC is loaded
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251
     from service.app import Server
     from service.base.ports import PortInUseError
     from service.db.schema import SchemaBehindError
 
-    if not settings.has_tls:  # as the workers of `serve` have it: see service/planning.py
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251
     try:
         server = Server(settings, url, whoever=whoever)
         _on_signals(server.end)

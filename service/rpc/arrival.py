@@ -47,10 +47,8 @@ def take_message(requests: Any, deadline: float) -> bytes:
                 message = _slowly(requests, deadline)
         except StopIteration:
             # So it looks at first, too, when the caller has left: gRPC hears of the two one after the other.
-            has_left = requests._state.condition.wait_for(  # noqa: SLF001
-                lambda: requests._state.client == _CANCELLED,
-                PROMPT_SECONDS,  # noqa: SLF001
-            )
+            state = requests._state  # noqa: SLF001
+            has_left = state.condition.wait_for(lambda: state.client == _CANCELLED, PROMPT_SECONDS)
             raise (CallerGoneError if has_left else MalformedMessageError) from None
         except grpc.RpcError:  # gRPC cancels the call also when the caller's deadline is over
             raise (DeadlineOverError if monotonic() >= deadline else CallerGoneError) from None
