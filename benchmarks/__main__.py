@@ -23,6 +23,7 @@ from benchmarks.figures import (
     failover,
     lists,
     memory,
+    restarts,
     sign_in,
     start,
     statements,
@@ -48,7 +49,11 @@ _MEASUREMENTS: dict[str, Callable[[Bench], Findings]] = {
     "memory": memory.measure,
     "start": start.measure,
 }
-_ON_DEMAND: dict[str, Callable[[Bench], Findings]] = {"abuse": abuse.measure, "failover": failover.measure}
+_ON_DEMAND: dict[str, Callable[[Bench], Findings]] = {
+    "abuse": abuse.measure,
+    "failover": failover.measure,
+    "restarts": restarts.measure,
+}
 """What is measured only when it is named."""
 _ALL = _MEASUREMENTS | _ON_DEMAND
 _SOAK_RPCS = 1_000_000

@@ -168,10 +168,8 @@ class Server:
         self._add_servicers(clock)
         if settings.grpc_reflection:
             enable_reflection(self._grpc, SERVICE_NAMES)
-        self._tasks = [
-            Repeating("database-probe", self._look, every=settings.health_probe_interval),
-            Repeating("hung-connections", self._cut_hung, every=_CUT_HUNG_EVERY),
-        ]
+        self._tasks = [Repeating("database-probe", self._look, every=settings.health_probe_interval)]
+        self._cutter = Repeating("hung-connections", self._cut_hung, every=_CUT_HUNG_EVERY)
         if self._directory is not None:
             write_uses = partial(self._directory.write_uses, self.database)
             self._tasks.append(Repeating("uses-of-keys", write_uses, every=_KEY_USES_EVERY))
@@ -218,7 +216,7 @@ class Server:
             self._make_audit_months()
         self._grpc.start()
         self._is_started = True
-        for task in self._tasks:
+        for task in (*self._tasks, self._cutter):
             task.start()
         self._say_that_it_listens()
         self._is_listening = True
@@ -284,6 +282,8 @@ class Server:
             if self._trouble is None:
                 self._directory.write_uses(self.database)
             has_ended &= self._directory.end(patience=max(_THREAD_PATIENCE, give_up_at - monotonic()))
+        self._cutter.end()  # last: while all else ends, a server that hangs must not hold it up
+        has_ended &= self._cutter.join(timeout=_THREAD_PATIENCE)
         self.database.dispose()
         self._telemetry.stop()
         _log.info("stopped", clean=has_ended)

@@ -5,6 +5,9 @@ import os
 import shutil
 from collections.abc import Iterator
 
+# Before gRPC is loaded: PostgreSQL is started from processes that serve, and a child in which gRPC wakes up dies of it.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 import grpc
 import pytest
 import structlog

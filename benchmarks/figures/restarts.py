@@ -1,0 +1,116 @@
+"""Whether calls fail while workers are replaced, killed and restarted under reads, writes and sign-ins.
+
+Not part of the usual run: it is a demonstration, whose counts are to be 0.
+"""
+
+import os
+import signal
+import time
+from collections import Counter
+from contextlib import ExitStack
+
+import orjson
+import psutil
+
+from benchmarks.bench import Bench
+from benchmarks.table import Findings
+from tests.support.databases import libpq_url
+from tests.support.load import Load
+from tests.support.processes import Process, process
+from tests.support.scrapes import free_port
+
+_THREADS = 8
+_DRAIN_SECONDS = "1"
+_AGE_SECONDS = "5"
+_COST = "10"
+
+
+def measure(bench: Bench) -> Findings:
+    """Each on a server of its own, as an operator starts it, with a worker for each core."""
+    findings = Findings()
+    for what, measured in (("reload", _reload), ("restart", _restart), ("kill -9 of a worker", _kill)):
+        with ExitStack() as stack:
+            measured(findings, what, bench, stack)
+    return findings
+
+
+def _start(bench: Bench, stack: ExitStack, port: int) -> Process:
+    return stack.enter_context(
+        process(
+            "serve",
+            DATABASE_URL=libpq_url(bench.few_users),
+            BCRYPT_COST=_COST,
+            GRPC_PORT=str(port),
+            GRPC_WORKERS="0",
+            GRPC_MAX_CONNECTION_AGE=_AGE_SECONDS,
+            SHUTDOWN_DRAIN=_DRAIN_SECONDS,
+        )
+    )
+
+
+def _reload(findings: Findings, what: str, bench: Bench, stack: ExitStack) -> None:
+    """SIGHUP twice, callers that repeat nothing."""
+    server = _start(bench, stack, port := free_port())
+    server.wait_for("all workers serve")
+    started = time.monotonic()
+    with Load(f"127.0.0.1:{port}", threads=_THREADS) as load:
+        for times in (1, 2):
+            server.process.send_signal(signal.SIGHUP)
+            server.wait_for_count("reload done", times)
+            load.wait_for_calls(100)
+    _note(findings, f"{what} (SIGHUP), callers without retries", load, f"2 in {time.monotonic() - started:.0f} s")
+    findings.at_most(f"{what}: failed calls of callers without retries", sum(load.failures.values()), 0, digits=0)
+    server.end()
+
+
+def _restart(findings: Findings, what: str, bench: Bench, stack: ExitStack) -> None:
+    """SIGTERM and a new process three times, callers with the retries of the README."""
+    server = _start(bench, stack, port := free_port())
+    server.wait_for("all workers serve")
+    times = 3
+    with Load(f"127.0.0.1:{port}", threads=_THREADS, retries=True) as load:
+        for _ in range(times):
+            server.end()
+            server = _start(bench, stack, port)
+            load.wait_for_calls(100)
+    _note(findings, f"{what} (SIGTERM, then a new process), callers with retries", load, f"{times} times")
+    findings.at_most(f"{what}: failed calls of callers with retries", sum(load.failures.values()), 0, digits=0)
+    twice = len(load.created) - len(set(load.created))
+    findings.at_most(f"{what}: users made twice", twice, 0, digits=0)
+    server.end()
+
+
+def _kill(findings: Findings, what: str, bench: Bench, stack: ExitStack) -> None:
+    """One worker after the other, callers that repeat nothing."""
+    server = _start(bench, stack, port := free_port())
+    server.wait_for("all workers serve")
+    victims = [child.pid for child in psutil.Process(server.process.pid).children()]
+    gaps = []
+    with Load(f"127.0.0.1:{port}", threads=_THREADS) as load:
+        for number, victim in enumerate(victims, 1):
+            started = time.monotonic()
+            os.kill(victim, signal.SIGKILL)
+            server.wait_for_count("worker serves", len(victims) + number)
+            gaps.append(time.monotonic() - started)
+            load.wait_for_calls(100)
+    _note(findings, what, load, f"{len(victims)} of {len(victims)}")
+    findings.at_most(f"{what}: until another one serves", max(gaps), 2, unit=" s")
+    others = sum(count for how, count in load.failures.items() if how.split()[1] != "UNAVAILABLE")
+    findings.at_most(f"{what}: calls that failed with anything but UNAVAILABLE", others, 0, digits=0)
+    died = orjson.loads(server.wait_for("worker died"))
+    findings.note(f"The log of {what}: {died['event']}, why {died['why']}, again in {died['again_in_seconds']:g} s.")
+    server.end()
+
+
+def _note(findings: Findings, what: str, load: Load, times: str) -> None:
+    calls = sum(load.ended.values())
+    codes: Counter[str] = Counter()
+    for how, count in load.failures.items():
+        codes[how.split()[1]] += count
+    failed = f"failed: {dict(codes)}" if codes else "none failed"
+    made = ", ".join(f"{_count(load, name):,} {name}" for name in ("GetUser", "CreateUser", "Authenticate"))
+    findings.note(f"{what}: {times}; {calls:,} calls ({made}), {failed}.")
+
+
+def _count(load: Load, method: str) -> int:
+    return sum(number for how, number in load.ended.items() if how.startswith(f"{method} "))
