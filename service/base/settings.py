@@ -63,7 +63,7 @@ class Settings(BaseSettings):
     rpc_timeout: Annotated[Seconds, Field(gt=0, le=3600)] = 30
     shutdown_drain: Annotated[Seconds, Field(ge=0, le=3600)] = 5
     shutdown_grace: Annotated[Seconds, Field(ge=0, le=3600)] = 10
-    health_probe_interval: Annotated[Seconds, Field(gt=0, le=60)] = 1
+    health_probe_interval: Annotated[Seconds, Field(gt=0, le=60)] = 0.5
 
     # ---- observability
     metrics_host: str = "127.0.0.1"
