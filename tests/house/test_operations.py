@@ -6,20 +6,26 @@ import re
 import secrets
 import shlex
 import ssl
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import grpc
 import psycopg2
 import pytest
 from sqlalchemy.engine import URL
 
-from personae.v1 import user_pb2
+from personae.v1 import authentication_pb2, user_pb2
+from service.base.settings import Settings
+from service.dev.postgres import find_bindir
 from tests.support.databases import ROOT, Postgres, libpq_url, migrate
 from tests.support.docs_console import Block, blocks, replay
 from tests.support.docs_grpcurl import ADDRESS, Servers
 from tests.support.docs_shell import Terminal, terminal
-from tests.support.factories import new_user
+from tests.support.errors import failure_of
+from tests.support.factories import PASSWORD, new_user, unique_name
 from tests.support.servers import RunningServer, running
 
 PAGE = ROOT / "docs" / "operations.md"
@@ -89,16 +95,30 @@ class Roles:
     service: URL
 
     @property
+    def restored(self) -> URL:
+        """A second database, as the role that serves."""
+        return self.service.set(database=f"{self.service.database}_restored")
+
+    @property
     def names(self) -> dict[str, str]:
         """What stands for the names of the docs."""
         documented = "postgresql://{}@127.0.0.1:5432/personae"
+        restored = self.restored.database
         return {
-            documented.format("personae_owner:first-password"): shlex.quote(libpq_url(self.owner)),
-            documented.format("personae_serve:second-password"): shlex.quote(libpq_url(self.service)),
+            f"{documented.format('personae_owner:first-password')}_restored": quoted(self.owner.set(database=restored)),
+            f"{documented.format('personae_serve:second-password')}_restored": quoted(self.restored),
+            "CREATE DATABASE personae_restored ": f"CREATE DATABASE {restored} ",
+            documented.format("personae_owner:first-password"): quoted(self.owner),
+            documented.format("personae_serve:second-password"): quoted(self.service),
             "CREATE DATABASE personae ": f"CREATE DATABASE {self.owner.database} ",
             "personae_owner": str(self.owner.username),
             "personae_serve": str(self.service.username),
         }
+
+
+def quoted(url: URL) -> str:
+    """As it is typed into a shell."""
+    return shlex.quote(libpq_url(url))
 
 
 @contextlib.contextmanager
@@ -125,6 +145,11 @@ def administering(directory: Path, url: URL, roles: Roles) -> Iterator[Terminal]
     with terminal(directory, url, names=roles.names) as typing:
         typing.environment["DATABASE_URL"] = "postgresql://nobody@127.0.0.1:1/none"
         yield typing
+
+
+def bindir() -> Path:
+    """Where pg_dump and the like are."""
+    return find_bindir(Settings(_env_file=None, secret_keys=None).pg_bindir)
 
 
 def run(url: URL, statement: str) -> None:
@@ -186,6 +211,100 @@ def test_two_roles_for_an_existing_database(postgres: Postgres, tmp_path: Path) 
         assert_is_bounded(roles.service)
 
 
+# ------------------------------------------------------------------------------------------------------ a backup
+
+
+def test_a_dump_is_restored_beside_the_old_database(postgres: Postgres, tmp_path: Path) -> None:
+    """Users sign in with what they had, the trail is guarded as before, and no id is given twice."""
+    with invented(postgres) as roles, administering(tmp_path, roles.superuser, roles) as typing:
+        typing.environment["PATH"] = f"{bindir()}:{typing.environment['PATH']}"
+        follow(recipe("From scratch"), typing)
+        with running(roles.service) as server:
+            known = new_user(server.users, password=PASSWORD)
+            before = Remembered.by(server)
+        follow(recipe("Dump a database"), typing)
+        with running(roles.service) as server:
+            later = new_user(server.users)
+        try:
+            follow(recipe("Restore a dump"), typing)
+            with running(roles.restored) as server:
+                assert set(before.by_kind(server).values()) == {True}
+                assert signs_in(server, known)
+                assert new_user(server.users).id > later.id
+                assert_works(server)
+            with running(roles.restored, secret_keys=OTHER_KEY) as server:
+                assert set(before.by_kind(server).values()) == {False}
+                assert signs_in(server, known)
+            assert_is_bounded(roles.restored)
+            old = roles.superuser.set(database=roles.service.database)
+            follow(recipe("What to do again after a restore"), Terminal(tmp_path, Servers(), administered=old))
+            assert_dropping_is_nobodys(roles.superuser.set(database=roles.restored.database))
+        finally:
+            run(roles.superuser, f"DROP DATABASE IF EXISTS {roles.restored.database} WITH (FORCE)")
+
+
+OTHER_KEY = "other:OTg3NjU0MzIxMGZlZGNiYTk4NzY1NDMyMTBmZWRjYmE"
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """What a server knows by its secret keys: a failed sign-in, a page token, a request id."""
+
+    user_id: int
+    token: str
+    creation: user_pb2.CreateUserRequest
+
+    @classmethod
+    def by(cls, server: RunningServer) -> "Remembered":
+        """Have a server know them."""
+        name = unique_name()
+        creation = user_pb2.CreateUserRequest(
+            user=user_pb2.User(email=f"{name}@example.com", username=name), request_id=str(uuid.uuid4())
+        )
+        user_id = server.users.CreateUser(creation).id
+        with pytest.raises(grpc.RpcError):
+            server.authentication.Authenticate(
+                authentication_pb2.AuthenticateRequest(user_id=user_id, password="wrong horse battery staple")
+            )
+        page = server.users.ListUsers(user_pb2.ListUsersRequest(page_size=1))
+        assert page.next_page_token
+        return cls(user_id, page.next_page_token, creation)
+
+    def by_kind(self, server: RunningServer) -> dict[str, bool]:
+        """Which of them it still knows."""
+        lockout = server.authentication.GetLockout(authentication_pb2.GetLockoutRequest(user_id=self.user_id))
+        page = user_pb2.ListUsersRequest(page_size=1, page_token=self.token)
+        return {
+            "failures": lockout.email.failures == 1,
+            "page": refusal(server.users.ListUsers, page) != "INVALID_FIELDS",
+            "request": refusal(server.users.CreateUser, self.creation) != "REQUEST_ID_REUSED",
+        }
+
+
+def refusal(call: Callable[[Any], object], request: object) -> str:
+    """The reason of the refusal; none if it is answered."""
+    try:
+        call(request)
+    except grpc.RpcError as error:
+        return failure_of(error).reason
+    return ""
+
+
+def signs_in(server: RunningServer, user: user_pb2.User) -> bool:
+    """Whether the password that it was made with is right."""
+    request = authentication_pb2.AuthenticateRequest(user_id=user.id, password=PASSWORD)
+    return server.authentication.Authenticate(request).user.id == user.id
+
+
+def assert_dropping_is_nobodys(url: URL) -> None:
+    """Who was granted nothing may not drop the trail."""
+    run(
+        url,
+        "DO $$ BEGIN ASSERT NOT EXISTS (SELECT FROM pg_proc, aclexplode(coalesce(proacl, acldefault('f', proowner)))"
+        " WHERE proname LIKE 'audit_%_partitions' AND grantee = 0), 'everybody may'; END $$",
+    )
+
+
 # -------------------------------------------------------------------------------------------------- the trail
 
 
@@ -199,6 +318,7 @@ def test_the_trail(private_url: URL, tmp_path: Path) -> None:
     )
     follow(recipe("The default partition must be empty"), typing)
     follow(recipe("Keep a month elsewhere before it is dropped", "Read it"), typing)
+    follow(recipe("PersonaeSignInFailuresSurge"), typing)
 
     kept = (tmp_path / "audit_events_2020_01.csv").read_text().splitlines()
     assert kept[0].startswith("id,occurred_at,caller,")
