@@ -10,14 +10,13 @@ from typing import Any
 
 import grpc
 import pytest
+import yaml
 
 from service.app import METHODS
 from service.base.settings import Settings
 from service.cli import main
 from service.rpc.status import CODES
 from tests.house.test_docs import rows
-
-yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
