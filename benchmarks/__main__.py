@@ -25,6 +25,7 @@ from benchmarks.figures import (
     memory,
     restarts,
     sign_in,
+    soak,
     start,
     statements,
     storm,
@@ -53,6 +54,7 @@ _ON_DEMAND: dict[str, Callable[[Bench], Findings]] = {
     "abuse": abuse.measure,
     "failover": failover.measure,
     "restarts": restarts.measure,
+    "soak": soak.measure,
 }
 """What is measured only when it is named."""
 _ALL = _MEASUREMENTS | _ON_DEMAND

@@ -1,0 +1,145 @@
+"""Whether anything grows over many calls of all kinds, with a worker for each core and metrics on. Only on demand."""
+
+import contextlib
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import grpc
+import psutil
+from sqlalchemy.engine import URL
+
+from benchmarks.bench import Bench
+from benchmarks.data import connect, database
+from benchmarks.identities import Identity
+from benchmarks.load import Request, call_times
+from benchmarks.machine import MIB
+from benchmarks.processes import ASKS_WHO_CALLS, SERVICE, Server, run_verb, running
+from benchmarks.requests import authenticate, batch_get_users, get_nobody, get_user, list_users, update_user
+from benchmarks.table import Findings
+from personae.v1 import user_pb2, user_pb2_grpc
+from tests.support.scrapes import free_port
+
+_IN_FLIGHT = 8
+_WARM_UP_RPCS = 10_000
+_SETTLING_SECONDS = 5
+_ACCOUNTS = 32
+_PASSWORD = "correct horse battery staple"
+_SPARE = 3
+_COST = "4"
+"""So that sign-ins cost the service what they do beside the hash, and the soak ends today."""
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What all processes of the service hold together."""
+
+    memory: float
+    """MiB."""
+    threads: int
+    files: int
+    database: int
+    """Connections to PostgreSQL."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.memory:.1f} MiB, {self.threads} threads, {self.files} files, {self.database} database connections"
+        )
+
+
+def measure(bench: Bench) -> Findings:
+    """Reads, changes, sign-ins and refusals, by a caller with a key, until all sizes.rpcs are answered well."""
+    settings = {**ASKS_WHO_CALLS, "GRPC_WORKERS": "0", "BCRYPT_COST": _COST, "METRICS_PORT": str(free_port())}
+    with ExitStack() as stack:
+        url = stack.enter_context(database(bench.server, "soak", bench.directory, users=bench.sizes.few_users))
+        _forget_passwords(url)
+        key = run_verb(url, bench.directory, "callers", "create", "soak", "--all-scopes").strip()
+        identity = Identity(key=key)
+        server = stack.enter_context(running(SERVICE, url, bench.directory, settings=settings))
+        mix = _mix(_accounts(server, key))
+
+        def after(rpcs: int) -> _State:
+            times = rpcs // _IN_FLIGHT
+            bench.callers.do(call_times, server.target, mix, in_flight=_IN_FLIGHT, times=times, identity=identity)
+            time.sleep(_SETTLING_SECONDS)
+            return _look(server)
+
+        fresh = _look(server)
+        warm = after(max(_WARM_UP_RPCS, bench.sizes.rpcs // 10))
+        started = time.monotonic()
+        used = after(bench.sizes.rpcs)
+        took = time.monotonic() - started - _SETTLING_SECONDS
+    findings = Findings()
+    rpcs = f"{bench.sizes.rpcs:,} mixed RPCs"
+    findings.at_most(f"resident memory of all processes after {rpcs} / before", used.memory / warm.memory, 1.1)
+    findings.at_most(f"threads after {rpcs} - before", used.threads - warm.threads, _SPARE, digits=0)
+    findings.at_most(f"open files after {rpcs} - before", used.files - warm.files, _SPARE, digits=0)
+    findings.at_most(f"database connections after {rpcs} - before", used.database - warm.database, _SPARE, digits=0)
+    findings.note(
+        f"Soak: {len(server.workers)} workers and their supervisor; fresh {fresh}; after a tenth of the RPCs "
+        f'that warm up ("before") {warm}; after {rpcs} more {used}. {bench.sizes.rpcs / took:,.0f} RPCs a second, each '
+        f"answered as it should be, or this line would not be here. Of {len(mix)} RPCs {_kinds(mix)}."
+    )
+    return findings
+
+
+def _forget_passwords(url: URL) -> None:
+    """Of those that are there: every sign-in takes as long as the dearest hash of all."""
+    with contextlib.closing(connect(url)) as connection, connection.cursor() as cursor:
+        cursor.execute("UPDATE users SET hashed_password = NULL WHERE hashed_password IS NOT NULL")
+
+
+# Threads and connections are opened when they are first needed, and "before" is when all of them have been: what has
+# grown after that, but for one or two of the overflow, would go on to grow.
+def _look(server: Server) -> _State:
+    processes = [psutil.Process(pid) for pid in (server.supervisor, *server.workers)]
+    connections = [one for process in processes for one in process.net_connections("tcp")]
+    to_callers = int(server.target.rpartition(":")[2])
+    return _State(
+        memory=sum(process.memory_info().rss for process in processes) / MIB,
+        threads=sum(process.num_threads() for process in processes),
+        files=sum(process.num_fds() for process in processes),
+        database=sum(one.status == psutil.CONN_ESTABLISHED and one.laddr.port != to_callers for one in connections),
+    )
+
+
+def _accounts(server: Server, key: str) -> list[user_pb2.User]:
+    """Users who can sign in."""
+    metadata = Identity(key=key).metadata
+    with grpc.insecure_channel(server.target) as channel:
+        users = user_pb2_grpc.UserServiceStub(channel)
+        return [
+            users.CreateUser(
+                user_pb2.CreateUserRequest(
+                    user=user_pb2.User(email=f"soak-{number}@example.com", username=f"soak-{number}"),
+                    password=_PASSWORD,
+                ),
+                metadata=metadata,
+                timeout=20,
+            )
+            for number in range(_ACCOUNTS)
+        ]
+
+
+def _mix(accounts: list[user_pb2.User]) -> list[Request]:
+    """Five of a hundred are sign-ins, five are changes, one is wrong."""
+    reads = [get_user(user_id) for user_id in range(1, 80 * _ACCOUNTS // 10 + 1)]
+    mix: list[Request] = []
+    for number, account in enumerate(accounts):
+        mine = reads[number * 8 : number * 8 + 8]
+        mix += [*mine, authenticate(account.id, _PASSWORD), update_user(account.id, account.username), *mine]
+        if not number % 4:
+            mix += [
+                get_nobody(2_000_000_000),
+                batch_get_users(range(1, 21)),
+                list_users(user_pb2.ListUsersRequest(page_size=20)),
+            ]
+    return mix
+
+
+def _kinds(mix: list[Request]) -> str:
+    kinds: dict[str, int] = {}
+    for request in mix:
+        name = request.method.rpartition("/")[2]
+        kinds[name] = kinds.get(name, 0) + 1
+    return ", ".join(f"{number} {name}" for name, number in kinds.items())
