@@ -35,6 +35,9 @@ class Sizes:
     storm_rounds: int
     storm_seconds: float
     """In which reads are measured, of each idle and each stormy round."""
+    flood_rounds: int
+    flood_seconds: float
+    """Of each load that is a multiple of what the server can do."""
     timed_calls: int
     """Of each class of users whose durations are compared."""
     dropped_connections: int
@@ -56,6 +59,8 @@ FULL = Sizes(
     repeats=40,
     storm_rounds=5,
     storm_seconds=5,
+    flood_rounds=3,
+    flood_seconds=1.5,
     timed_calls=1_000,
     dropped_connections=100_000,
     idle_connections=1_000,
@@ -74,6 +79,8 @@ QUICK = Sizes(
     repeats=10,
     storm_rounds=2,
     storm_seconds=2,
+    flood_rounds=1,
+    flood_seconds=1,
     timed_calls=150,
     dropped_connections=5_000,
     idle_connections=200,

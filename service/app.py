@@ -22,6 +22,7 @@ from personae.v1 import (
     user_pb2_grpc,
 )
 from service import sockets
+from service.base.ages import retirement_seconds
 from service.base.clock import Clock, monotonic, utc_now
 from service.base.cores import usable_cores
 from service.base.errors import ServerBusyError
@@ -35,7 +36,6 @@ from service.db.diagnosis import Diagnosis
 from service.db.schema import SchemaBehindError
 from service.link import Link
 from service.parts import (
-    age_grace,
     caller_directory,
     grpc_options,
     open_database,
@@ -66,8 +66,6 @@ _THREAD_PATIENCE = 0.5
 _LOOK_UP_SECONDS = 0.25
 _FLUSH_SECONDS = 0.2
 """How long gRPC has to send the last answers before connections are cut."""
-_AGE_JITTER = 1.1
-"""gRPC spreads the ages at which it sends connections away by a tenth."""
 _AUDIT_MONTHS_EVERY = 3600.0
 _CERTIFICATES_EVERY = 60.0
 _KEY_USES_EVERY = 10.0
@@ -140,7 +138,7 @@ class Server:
             refusal=ServerBusyError,
             note_wait=self._telemetry.note_wait,
         )
-        hash_threads = settings.hash_threads or usable_cores()
+        hash_threads = settings.hash_threads or usable_cores(hash_cores)
         self._hashing = Hashing(hash_threads, cores=hash_cores, turns=link, around=self._telemetry.around_hashes)
         at_once = hash_threads + _SPARE_HASHING_RPCS
         self._places = {
@@ -205,18 +203,21 @@ class Server:
 
         Raises SchemaBehindError for a database that is there but older than the code, PortInUseError.
         """
-        self._look()
-        if self.failure is not None:
-            raise self.failure
-        self._bind()
-        self._telemetry.start(self._sources(), is_ready=lambda: self._is_started and self._health.is_serving)
+        self._cutter.start()  # first: what is asked of a database that hangs must come to an end
+        try:
+            self._look_first()
+            self._bind()
+            self._telemetry.start(self._sources(), is_ready=lambda: self._is_started and self._health.is_serving)
+        except Exception:
+            self._cutter.end()
+            raise
         if self._directory is not None:
             self._directory.start()
         if self._trouble is None:
             self._make_audit_months()
         self._grpc.start()
         self._is_started = True
-        for task in (*self._tasks, self._cutter):
+        for task in self._tasks:
             task.start()
         self._say_that_it_listens()
         self._is_listening = True
@@ -244,8 +245,7 @@ class Server:
         """Leave the callers to the other servers on the port: take no more connections, and serve those that are open
         until the last one has reached its age and gone elsewhere. No call fails of it. Ends early when `end` is called.
         """
-        age = self._settings.grpc_max_connection_age
-        patience = age * _AGE_JITTER + age_grace(self._settings) if age else 0.0
+        patience = retirement_seconds(self._settings)
         _log.info("retiring", connections=sockets.count_connections(self._ports), at_most_seconds=patience)
         sockets.stop_listening(self._ports)
         give_up_at = monotonic() + patience
@@ -254,15 +254,19 @@ class Server:
                 return
         self._is_left = True
 
-    def stop(self, *, flush_seconds: float = _FLUSH_SECONDS) -> bool:
+    def stop(self, *, drain: float | None = None, flush_seconds: float = _FLUSH_SECONDS) -> bool:
         """Turn NOT_SERVING, serve on for SHUTDOWN_DRAIN seconds, let the RPCs that run then finish within
         SHUTDOWN_GRACE while others are refused as repeatable, and close everything.
 
         False when a handler is still running: then the process can only be left by os._exit.
         """
         settings = self._settings
-        grace, drain = settings.shutdown_grace, 0.0 if self._is_left else settings.shutdown_drain
+        grace = settings.shutdown_grace
+        drain = 0.0 if self._is_left else settings.shutdown_drain if drain is None else drain
         self._health.enter_graceful_shutdown()
+        self._is_listening = False
+        if self._link is not None:
+            self._link.tell_serving(is_serving=False)
         _log.info("stopping", drain_seconds=drain, grace_seconds=grace)
         if drain:
             Event().wait(drain)
@@ -302,10 +306,16 @@ class Server:
         A call that reaches gRPC while it stops ends as CANCELLED, which nobody repeats; one that comes before is
         refused as SERVER_STOPPING, one that comes later finds no connection: UNAVAILABLE both.
         """
+        until = monotonic() + grace
         sockets.stop_listening(self._ports)
-        if self._gate.close(patience=grace):
+        self._gate.close()
+        is_waiting = True
+        while is_waiting:
             Event().wait(flush_seconds)
-            sockets.cut(self._ports)
+            # A connection with a call that runs is spared; the others, cut, let their callers go elsewhere meanwhile.
+            ports = frozenset(int(peer.rpartition(":")[2]) for peer in self._gate.peers())
+            sockets.cut(self._ports, sparing=ports)
+            is_waiting = self._gate.wait_until_fewer(until=until)
 
     @property
     def _ports(self) -> tuple[int, ...]:
@@ -455,6 +465,12 @@ class Server:
             certificates=self._certificates,
             is_up=lambda: self._trouble is None,
         )
+
+    def _look_first(self) -> None:
+        """As _look. Raises SchemaBehindError."""
+        self._look()
+        if self.failure is not None:
+            raise self.failure
 
     def _look(self) -> None:
         """Look at the database: tell health, and the log when something has changed."""

@@ -35,6 +35,7 @@ def serve() -> None:
     from service.base.ports import PortInUseError
     from service.fleet import keep_workers
 
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there are workers to replace
     settings = settings_or_fail()
     if settings.url is None:
         fail("DATABASE_URL is not set. (On a developer's machine `make run` brings a database of its own.)")
@@ -49,26 +50,30 @@ def serve() -> None:
 @main.command(hidden=True)
 @click.option("--slot", type=int, required=True)
 @click.option("--line", type=int, required=True)
+@click.option("--host", required=True)
 @click.option("--port", type=int, required=True)
 @click.option("--mtls-port", type=int, required=True)
+@click.option("--metrics-port", type=int, required=True)
 @click.option("--core", type=int)
-def worker(slot: int, line: int, port: int, mtls_port: int, core: int | None) -> None:
+def worker(slot: int, line: int, core: int | None, **addresses: Any) -> None:
     """Serve on a port that others share. For `serve`, which starts as many of them as there are to be."""
     from service.base.ports import PortInUseError
     from service.db.schema import SchemaBehindError
     from service.supervisor import EXIT_CANNOT_START
-    from service.worker import work
 
-    settings = settings_or_fail(worker=slot)
+    settings = settings_or_fail(worker=slot, code=EXIT_CANNOT_START)
     if settings.url is None:
         fail("DATABASE_URL is not set.", EXIT_CANNOT_START)
-    if settings.metrics_port:
-        from service.base.metrics import use_slot
+    if settings.client_certificates == "optional" and not addresses["mtls_port"]:
+        fail("TLS_CLIENT_CERTIFICATES=optional opens a port, which takes a restart.", EXIT_CANNOT_START)
+    from service.worker import keep_metrics, work
 
-        use_slot(slot)
-    ports = {"grpc_port": port, "grpc_mtls_port": mtls_port}
+    if addresses["metrics_port"] and not keep_metrics(slot):
+        addresses["metrics_port"] = 0
+
+    changes = {name if name == "metrics_port" else f"grpc_{name}": value for name, value in addresses.items()}
     try:
-        failure = work(settings.model_copy(update=ports), settings.url, line=line, core=core)
+        failure = work(settings.model_copy(update=changes), settings.url, line=line, core=core)
     except (SettingsError, PortInUseError, SchemaBehindError) as error:
         fail(str(error), EXIT_CANNOT_START)
     if failure is not None:

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from service.db.engine import Database
 
 
-def settings_or_fail(*, worker: int | None = None) -> Settings:
-    """The settings, with the log set up as they say. worker: see service.base.log.configure."""
+def settings_or_fail(*, worker: int | None = None, code: int = 1) -> Settings:
+    """The settings, with the log set up as they say. worker: see service.base.log.configure. code: see fail."""
     try:
         settings = load_settings()
     except SettingsError as error:
-        fail(str(error))
+        fail(str(error), code)
     configure(settings.log_level, settings.log_format, worker=worker)
     return settings
 

@@ -1,8 +1,12 @@
 """`serve`: the ports, the plan and the supervisor of the workers, and what is served of their metrics."""
 
-from contextlib import ExitStack
+import fcntl
+import os
+import shutil
+from contextlib import ExitStack, suppress
 from dataclasses import replace
-from tempfile import TemporaryDirectory
+from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
 
 from sqlalchemy.engine import URL
 
@@ -10,6 +14,9 @@ from service.base.settings import Settings
 from service.planning import make_plan
 from service.ports import hold_port
 from service.supervisor import Plan, Ports, Supervisor, worker_command
+
+_PREFIX = "personae-metrics-"
+_LOCK = "lock"
 
 
 def keep_workers(settings: Settings, url: URL) -> int:
@@ -20,6 +27,8 @@ def keep_workers(settings: Settings, url: URL) -> int:
             mtls=hold_port(settings.grpc_host, settings.grpc_mtls_port, "GRPC_MTLS_PORT", stack)
             if settings.client_certificates == "optional"
             else 0,
+            host=settings.grpc_host,
+            metrics=settings.metrics_port,
         )
         plan = make_plan(settings, url, ports)
         supervisor = _watched(plan, settings, stack) if settings.metrics_port else Supervisor(plan, worker_command)
@@ -32,15 +41,27 @@ def _watched(plan: Plan, settings: Settings, stack: ExitStack) -> Supervisor:
     from service.exposition import Exposition
     from service.worker_metrics import registry_of
 
-    directory = stack.enter_context(TemporaryDirectory(prefix="personae-metrics-"))
+    _remove_orphans()
+    directory = stack.enter_context(TemporaryDirectory(prefix=_PREFIX))
+    lock = stack.enter_context(Path(directory, _LOCK).open("w"))  # noqa: SIM115  the stack is the context
+    fcntl.flock(lock, fcntl.LOCK_EX)
     plan = replace(plan, directories={"PROMETHEUS_MULTIPROC_DIR": directory})
     supervisor = Supervisor(plan, worker_command, on_gone=lambda slot: forget_slot(directory, slot))
     exposition = Exposition(
         settings.metrics_host,
         settings.metrics_port,
         registry_of(supervisor, directory),
-        is_ready=lambda: supervisor.serving > 0,
+        is_ready=lambda: supervisor.is_ready,
     )
     exposition.start()
     stack.callback(exposition.close)
     return supervisor
+
+
+def _remove_orphans() -> None:
+    """Remove what supervisors have left behind that were killed: what nobody has locked, of this user."""
+    for directory in Path(gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError), (directory / _LOCK).open("r") as lock:
+            if directory.lstat().st_uid == os.geteuid() and not directory.is_symlink():
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(directory, ignore_errors=True)

@@ -26,18 +26,44 @@ RETIRE = b"r"
 _CHUNK = 4096
 
 
+class Turn:
+    """One that waits for a place."""
+
+    def __init__(self, link: "Link") -> None:
+        self._link = link
+        self._is_woken = Event()
+        self.has_come = False
+
+    def come(self) -> None:
+        """Let it have a place."""
+        self.has_come = True
+        self._is_woken.set()
+
+    def cancel(self) -> None:
+        """Wait no longer, from any thread."""
+        if self._link.leave(self):
+            self._is_woken.set()
+
+    def wait(self, *, until: float) -> bool:
+        """Wait until this moment in monotonic seconds; whether there is a place now."""
+        self._is_woken.wait(max(0.0, until - monotonic()))
+        return not self._link.leave(self)
+
+
 class Link:
     """The worker's end."""
 
     def __init__(self, line: socket.socket) -> None:
         self._line = line
-        self._waiting: deque[Event] = deque()
+        self._waiting: deque[Turn] = deque()
         self._changing = Lock()
         self._is_over = False
         self._reader = Thread(target=self._read, name="supervisor", daemon=True)
         self._on_end: Callable[[], None] = lambda: None
         self.is_retired = False
         """Whether another worker serves in this one's place."""
+        self.is_alone = False
+        """Whether the supervisor has gone."""
 
     def start(self, on_end: Callable[[], None]) -> None:
         """Begin to listen. on_end: called when the worker is to leave, because it is retired or left alone."""
@@ -48,24 +74,25 @@ class Link:
         """Say what health says now."""
         self._send(SERVING if is_serving else NOT_SERVING)
 
-    def take(self, *, until: float) -> bool:
-        """Wait for a place to hash on, until this moment in monotonic seconds; whether there was one.
-
-        Whoever got one has to `give_back`. Without a supervisor everybody gets one.
-        """
-        arrived = Event()
+    def ask(self) -> "Turn":
+        """Ask for a place to hash on. Whoever got one has to `give_back`; without a supervisor everybody gets one."""
+        turn = Turn(self)
         with self._changing:
             if self._is_over:
-                return True
-            self._waiting.append(arrived)
+                turn.come()
+                return turn
+            self._waiting.append(turn)
             self._send(WANT)
-        if arrived.wait(max(0.0, until - monotonic())):
-            return True
+        return turn
+
+    def leave(self, turn: "Turn") -> bool:
+        """Wait no longer; False when the turn has come before. What comes for it goes to the next, or back."""
         with self._changing:
-            if arrived.is_set():
-                return True
-            self._waiting.remove(arrived)  # the place that comes for it goes to the next, or back
-        return False
+            if turn.has_come:
+                return False
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+            return True
 
     def give_back(self) -> None:
         """Give a place back."""
@@ -89,15 +116,15 @@ class Link:
     def _pass_on(self) -> None:
         with self._changing:
             if self._waiting:
-                self._waiting.popleft().set()
+                self._waiting.popleft().come()
                 return
         self._send(DONE)
 
     def _end(self) -> None:
         with self._changing:
-            self._is_over = True
+            self._is_over = self.is_alone = True
             while self._waiting:
-                self._waiting.popleft().set()
+                self._waiting.popleft().come()
         self._on_end()
 
     def _send(self, message: bytes) -> None:

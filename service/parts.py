@@ -2,6 +2,7 @@
 
 from sqlalchemy.engine import URL
 
+from service.base.ages import age_grace
 from service.base.clock import Clock
 from service.base.settings import Settings, SettingsError
 from service.core import common_passwords
@@ -14,7 +15,6 @@ from service.rpc.connections import most_connections
 from service.rpc.tls import CertificateError, Certificates, TlsFiles
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-_BEYOND_RPC_TIMEOUT = 5.0
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_concurrent_streams", 1000),
@@ -36,11 +36,6 @@ def grpc_options(settings: Settings, *, shares_port: bool) -> tuple[tuple[str, i
             ("grpc.max_connection_age_grace_ms", round(age_grace(settings) * 1000)),
         ]
     return tuple(options)
-
-
-def age_grace(settings: Settings) -> float:
-    """How long calls go on that run when their connection is sent away: longer than any may take."""
-    return settings.rpc_timeout + _BEYOND_RPC_TIMEOUT
 
 
 def _connections(settings: Settings) -> tuple[str, int]:

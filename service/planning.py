@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import structlog
 from sqlalchemy.engine import URL
 
+from service.base.ages import retirement_seconds
 from service.base.cores import allowed_cores, usable_cores
 from service.base.settings import Settings
 from service.db.capacity import connection_limit
@@ -12,6 +13,7 @@ from service.supervisor import Plan, Ports
 
 _OWN_CONNECTIONS = 2
 """Of each worker beside its pool: one watches the database, one reads the callers."""
+_SILENT_SECONDS = 30.0
 _log = structlog.get_logger("personae.supervisor")
 
 
@@ -51,6 +53,8 @@ def make_plan(settings: Settings, url: URL, ports: Ports) -> Plan:
         cores=places,
         hash_places=settings.hash_threads or cores,
         leave_seconds=settings.shutdown_drain + settings.shutdown_grace,
+        retire_seconds=retirement_seconds(settings),
+        silent_seconds=_SILENT_SECONDS + 2 * settings.health_probe_interval,
         # gRPC's own lines are no JSON: one when a worker leaves, and those of failed handshakes, which are wanted.
         environment={} if settings.has_tls else {"GRPC_VERBOSITY": "NONE"},
     )

@@ -27,11 +27,13 @@ def count_connections(ports: Collection[int]) -> int:
     return sum(1 for _ in _connections(ports, psutil.CONN_ESTABLISHED))
 
 
-def cut(ports: Collection[int]) -> None:
-    """Close every connection to these ports at once: its callers see UNAVAILABLE, and connect anew elsewhere."""
+def cut(ports: Collection[int], *, sparing: Collection[int]) -> None:
+    """Close the connections to these ports at once, but for those from the ports that are spared: their callers see
+    UNAVAILABLE, and connect anew elsewhere.
+    """
     for found, sock in _sockets(ports, psutil.CONN_ESTABLISHED):
         with suppress(OSError), sock:
-            if sock.getpeername()[1] == found.raddr.port:
+            if sock.getpeername()[1] == found.raddr.port and found.raddr.port not in sparing:
                 sock.shutdown(socket.SHUT_RDWR)
 
 

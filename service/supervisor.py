@@ -32,18 +32,26 @@ why (EX_CONFIG of sysexits.h).
 SETTLED_SECONDS = 10.0
 """A worker that has served for so long has settled: what ends it then is no crash loop."""
 BACK_OFF_SECONDS = (0.0, 0.5, 1.0, 2.0)
-_START_SECONDS = 30.0
-_KILL_AFTER = 15.0
+LONG_PAUSE_SECONDS = 30.0
+"""Between two tries once the others have not helped, while other workers serve."""
+START_SECONDS = 30.0
+_LOOK_SECONDS = 1.0
+_LAPSE_SECONDS = 5.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _CHUNK = 4096
 _log = structlog.get_logger("personae.supervisor")
 
 
 class Ports(NamedTuple):
-    """The ports that the workers share; 0: there is none."""
+    """Where the workers listen together, and where their metrics are served; 0: there is no such port.
+
+    What is said here holds for all workers until the service is restarted, whatever their settings say at a reload.
+    """
 
     grpc: int
     mtls: int = 0
+    host: str = "127.0.0.1"
+    metrics: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +65,12 @@ class Plan:
     """How many passwords are hashed at once, by all of them together."""
     leave_seconds: float
     """How long a worker may take to leave once it is told to end."""
+    retire_seconds: float = 0.0
+    """How long callers may take to leave a worker that another one has replaced."""
+    silent_seconds: float = 30.0
+    """A worker that has said nothing for so long hangs: it says how its health is with every look at the database."""
+    kill_after: float = 15.0
+    """How much longer than it may a worker takes until it is killed."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables of the workers, where the supervisor's own environment has none of the name."""
     directories: Mapping[str, str] = field(default_factory=dict)
@@ -69,10 +83,14 @@ class _Worker:
     process: "subprocess.Popen[bytes]"
     line: socket.socket
     started_at: float
+    heard_at: float
+    """When it last said anything, in monotonic seconds."""
+    has_spoken: bool = False
     is_serving: bool = False
-    has_served: bool = False
-    serving_since: float | None = None
-    is_leaving: bool = False
+    served_at: float | None = None
+    """When it first said that it serves; None: it never did."""
+    kill_at: float | None = None
+    """When it is killed, unless it has left by then; None: it was not told to leave."""
     held: int = 0
     """How many places to hash on it has."""
 
@@ -117,7 +135,7 @@ class Supervisor:
         self._waiting: deque[_Worker] = deque()
         self._to_replace: deque[_Place] = deque()
         self._is_ending = self._is_reloading = self._has_said_serving = False
-        self._kill_at: float | None = None
+        self._looked_at = monotonic()
         self._exit_code = 0
         self.restarts = {"crash": 0, "reload": 0}
         """How many workers were started in place of another one, by why."""
@@ -126,6 +144,11 @@ class Supervisor:
     def serving(self) -> int:
         """How many workers serve now."""
         return sum(place.worker is not None and place.worker.is_serving for place in self._places)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether calls are served, and will be."""
+        return self.serving > 0 and not self._is_ending
 
     @property
     def wanted(self) -> int:
@@ -175,19 +198,20 @@ class Supervisor:
         if not messages:
             self._selector.unregister(worker.line)
             return
+        worker.heard_at = monotonic()
         for message in messages:
             self._obey(worker, bytes((message,)))
 
     def _obey(self, worker: _Worker, message: bytes) -> None:
         match message:
             case link.SERVING:
+                worker.has_spoken = True
                 if not worker.is_serving:
-                    worker.is_serving, worker.serving_since = True, monotonic()
+                    worker.is_serving, worker.served_at = True, worker.served_at or monotonic()
                     _log.info("worker serves", worker=worker.slot, pid=worker.process.pid)
                     self._on_serving(worker)
-                worker.has_served = True
             case link.NOT_SERVING:
-                worker.is_serving = False
+                worker.has_spoken, worker.is_serving = True, False
             case link.WANT:
                 self._waiting.append(worker)
                 self._hand_out()
@@ -229,22 +253,30 @@ class Supervisor:
             if not self._is_ending and place.start_at is not None and place.start_at <= now:
                 place.start_at = None
                 place.worker = self._started(place)
+                if place.worker is None:
+                    self._try_again(place, "it cannot be started")
 
-    def _started(self, place: _Place) -> _Worker:
+    def _started(self, place: _Place) -> _Worker | None:
+        """A new worker for this place; None when the system has none to give, which the log then says."""
         taken = self.slots
         slot = next(number for number in range(len(taken) + 1) if number not in taken)
         ours, theirs = socket.socketpair()
-        command = self._command(slot, place.core, self._plan.ports, theirs.fileno())
-        process = subprocess.Popen(  # noqa: S603  a program of ours
-            command,
-            env={**self._plan.environment, **os.environ, **self._plan.directories},  # noqa: TID251  passed on
-            pass_fds=(theirs.fileno(),),
-            stdin=subprocess.DEVNULL,
-            process_group=0,  # Ctrl-C on a terminal is for the supervisor, which lets the workers finish
-        )
-        theirs.close()
+        try:
+            process = subprocess.Popen(  # noqa: S603  a program of ours
+                self._command(slot, place.core, self._plan.ports, theirs.fileno()),
+                env={**self._plan.environment, **os.environ, **self._plan.directories},  # noqa: TID251  passed on
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                process_group=0,  # Ctrl-C on a terminal is for the supervisor, which lets the workers finish
+            )
+        except OSError as error:  # no memory, no process, no file left; or the program is being replaced just now
+            ours.close()
+            _log.error("worker not started", why=error.strerror)
+            return None
+        finally:
+            theirs.close()
         ours.settimeout(0)
-        worker = _Worker(slot, process, ours, monotonic())
+        worker = _Worker(slot, process, ours, started_at=monotonic(), heard_at=monotonic())
         self._selector.register(ours, selectors.EVENT_READ, worker)
         return worker
 
@@ -276,31 +308,34 @@ class Supervisor:
         if worker is place.successor:
             place.successor = None
             _log.error("reload given up: the new worker died, the old ones go on", why=_why(code))
-            self._give_up_reload(place)
+            self._give_up_reload()
             return
         place.worker = place.successor
         place.successor = None
         if self._is_ending:
             return
-        if code == EXIT_CANNOT_START and (worker.has_served or not self._has_said_serving):
+        if code == EXIT_CANNOT_START and (worker.served_at is not None or not self._has_said_serving):
             self._end(1)  # what is wrong with this one is wrong with all; it has said what
             return
         self._start_again(place, worker, code)
 
     def _start_again(self, place: _Place, worker: _Worker, code: int) -> None:
-        now = monotonic()
-        since = worker.serving_since
-        is_settled = since is not None and now - since >= SETTLED_SECONDS
-        place.deaths = 1 if is_settled else place.deaths + 1
-        if place.deaths > len(self._pauses):
-            _log.error("worker dies again and again: the service ends", deaths=place.deaths, last=_why(code))
+        if worker.served_at is not None and monotonic() - worker.served_at >= SETTLED_SECONDS:
+            place.deaths = 0
+        self._try_again(place, _why(code), worker=worker.slot, pid=worker.process.pid)
+
+    def _try_again(self, place: _Place, why: str, **facts: int) -> None:
+        """After a pause; or give up, where that has not helped and nobody else serves either."""
+        place.deaths += 1
+        if place.deaths > len(self._pauses) and not self.serving:
+            _log.error("worker dies again and again: the service ends", deaths=place.deaths, last=why)
             self._end(1)
             return
-        pause = self._pauses[place.deaths - 1]
-        _log.error("worker died", worker=worker.slot, pid=worker.process.pid, why=_why(code), again_in_seconds=pause)
+        pause = self._pauses[place.deaths - 1] if place.deaths <= len(self._pauses) else LONG_PAUSE_SECONDS
+        _log.error("worker died", why=why, again_in_seconds=pause, **facts)
         self.restarts["crash"] += 1
         if place.worker is None:
-            place.start_at = now + pause
+            place.start_at = monotonic() + pause
 
     # ---- one after the other
 
@@ -322,21 +357,27 @@ class Supervisor:
             place = self._to_replace.popleft()
             if place.worker is not None:  # else there is a new one in a moment
                 place.successor = self._started(place)
+                if place.successor is None:
+                    _log.error("reload given up: no new worker can be started, the old ones go on")
+                    self._give_up_reload()
+                    return
                 self.restarts["reload"] += 1
                 return
         self._is_reloading = False
         _log.info("reload done", workers=self.wanted)
 
-    def _give_up_reload(self, place: _Place) -> None:
+    def _give_up_reload(self) -> None:
         self._to_replace.clear()
         self._is_reloading = False
-        if place.worker is None:
-            place.start_at = monotonic()
 
     def _retire(self, worker: _Worker) -> None:
-        worker.is_leaving = True
         self._leaving.append(worker)
+        worker.kill_at = monotonic() + self._plan.retire_seconds + self._plan.leave_seconds + self._plan.kill_after
         _tell(worker, link.RETIRE)
+
+    def _send_off(self, worker: _Worker) -> None:
+        worker.kill_at = monotonic() + self._plan.leave_seconds + self._plan.kill_after
+        worker.process.terminate()
 
     # ---- the end
 
@@ -344,36 +385,55 @@ class Supervisor:
         if self._is_ending:
             return
         self._is_ending, self._exit_code = True, exit_code
-        self._kill_at = monotonic() + self._plan.leave_seconds + _KILL_AFTER
         for worker in self._workers():
-            worker.process.terminate()
+            self._send_off(worker)
 
     def _end_those_overdue(self) -> None:
         now = monotonic()
-        if self._kill_at is not None and now >= self._kill_at:
-            self._kill_at = None
-            _log.error("workers do not end, and are killed", workers=len(self._workers()))
-            self._kill_all()
+        if now - self._looked_at > _LAPSE_SECONDS:  # this process has not run either: the machine was stopped, say
+            for worker in self._workers():
+                worker.heard_at = now
+        self._looked_at = now
+        for worker in self._workers():
+            if self._is_overdue(worker, now):
+                worker.kill_at = None
+                worker.heard_at = worker.started_at = now
+                worker.process.kill()
         for place in self._places:
             successor = place.successor
-            if successor is not None and now - successor.started_at >= _START_SECONDS:
+            if successor is not None and now - successor.started_at >= START_SECONDS:
                 place.successor = None
                 self._leaving.append(successor)
-                successor.process.terminate()
+                self._send_off(successor)
                 _log.error("reload given up: the new worker does not serve, the old ones go on")
-                self._give_up_reload(place)
+                self._give_up_reload()
+
+    def _is_overdue(self, worker: _Worker, now: float) -> bool:
+        """Whether it is to be killed, which the log then says."""
+        facts = {"worker": worker.slot, "pid": worker.process.pid}
+        if worker.kill_at is not None:
+            if now < worker.kill_at:
+                return False
+            _log.error("worker does not leave, and is killed", **facts)
+            self._exit_code = self._exit_code or int(self._is_ending)
+            return True
+        if not worker.has_spoken and now - worker.started_at >= 2 * START_SECONDS:
+            _log.error("worker does not start, and is killed", **facts)
+            return True
+        if worker.has_spoken and now - worker.heard_at >= self._plan.silent_seconds:
+            _log.error("worker does not answer, and is killed", silent_seconds=self._plan.silent_seconds, **facts)
+            return True
+        return False
 
     def _kill_all(self) -> None:
         for worker in self._workers():
             worker.process.kill()
 
-    def _until_next(self) -> float | None:
-        """Seconds until there is something to do that nobody announces; None: there is nothing."""
+    def _until_next(self) -> float:
+        """Seconds until there is something to do that nobody announces."""
         times = [place.start_at for place in self._places if place.start_at is not None and not self._is_ending]
-        times += [place.successor.started_at + _START_SECONDS for place in self._places if place.successor is not None]
-        if self._kill_at is not None:
-            times.append(self._kill_at)
-        return max(0.0, min(times) - monotonic()) if times else None
+        times += [worker.kill_at for worker in self._workers() if worker.kill_at is not None]
+        return max(0.0, min([*times, monotonic() + _LOOK_SECONDS]) - monotonic())
 
 
 def _tell(worker: _Worker, message: bytes) -> None:
@@ -392,5 +452,6 @@ def _why(code: int) -> str:
 def worker_command(slot: int, core: int | None, ports: Ports, line: int) -> list[str]:
     """How a worker is started: as this very program, with the verb `worker`."""
     command = [sys.executable, "-m", "service", "worker", "--slot", str(slot), "--line", str(line)]
-    command += ["--port", str(ports.grpc), "--mtls-port", str(ports.mtls)]
+    command += ["--host", ports.host, "--port", str(ports.grpc), "--mtls-port", str(ports.mtls)]
+    command += ["--metrics-port", str(ports.metrics)]
     return command if core is None else [*command, "--core", str(core)]

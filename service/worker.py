@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 
+import structlog
 from sqlalchemy.engine import URL
 
 from service.app import Server
@@ -11,6 +12,22 @@ from service.base.cores import allowed_cores, keep_to
 from service.base.log import drain
 from service.base.settings import Settings
 from service.link import Link
+
+_log = structlog.get_logger("personae.worker")
+
+
+def keep_metrics(slot: int) -> bool:
+    """Keep metrics in the files of this slot; False, said in the log, where they cannot be kept. Then there are none:
+    a full disk is no reason to turn callers away.
+    """
+    from service.base.metrics import use_slot
+
+    try:
+        use_slot(slot)
+    except OSError as error:
+        _log.error("no metrics of this worker", why=error.strerror, remedy="room in the directory for temporary files")
+        return False
+    return True
 
 
 def work(settings: Settings, url: URL, *, line: int, core: int | None) -> Exception | None:
@@ -26,13 +43,14 @@ def work(settings: Settings, url: URL, *, line: int, core: int | None) -> Except
     server = Server(settings, url, link=link, hash_cores=everywhere)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.end())
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it is for the supervisor, whoever else got it
     link.start(server.end)
     server.start()
     server.wait()
     if link.is_retired:
         server.retire()
     failure = server.failure
-    if not server.stop():
+    if not server.stop(drain=0.0 if link.is_alone else None):  # alone: another supervisor waits for the port
         drain()
         os._exit(0)
     return failure

@@ -14,10 +14,12 @@ def allowed_cores() -> frozenset[int]:
     return frozenset(os.sched_getaffinity(0) if sys.platform == "linux" else range(os.cpu_count() or 1))
 
 
-def usable_cores() -> int:
-    """How many cores this process may use: those it may run on, fewer where a container has a quota of CPU time."""
+def usable_cores(among: frozenset[int] | None = None) -> int:
+    """How many of these cores, or of those it may run on, this process may use: fewer where a container has a quota of
+    CPU time.
+    """
     quota = _quota()
-    allowed = len(allowed_cores())
+    allowed = len(allowed_cores() if among is None else among)
     return allowed if quota is None else max(1, min(allowed, round(quota)))
 
 

@@ -6,8 +6,10 @@ none that a stranger can make up. Several worker processes keep theirs in mapped
 metrics adds them up. This module is loaded only where metrics are wanted.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from threading import Lock
 from typing import Literal, NamedTuple
 
@@ -50,6 +52,10 @@ READINGS = {
     "personae_build_info": Reading("The version that runs", "livemax", ("version",)),
 }
 
+_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+_FILES = ("counter", "histogram", "gauge_livesum", "gauge_livemin", "gauge_livemax")
+_FILE_BYTES = 1 << 20
+"""As large as the library makes them at first: room for ten thousand series."""
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # when each counter began: as many series again, that nobody looks at
 _slot: int | None = None
 
@@ -57,9 +63,13 @@ _slot: int | None = None
 def use_slot(slot: int) -> None:
     """Keep the metrics of this process in the files of this slot, where a worker before it has left off.
 
-    Called before any Metrics is made; PROMETHEUS_MULTIPROC_DIR must be set.
+    Called before any Metrics is made; PROMETHEUS_MULTIPROC_DIR must be set. Raises OSError where there is no room for
+    the files, or no directory: the library maps files with holes, and who writes into a hole of a full disk dies of it.
     """
     global _slot  # noqa: PLW0603  a property of the process, as the library's own
+    for kind in _FILES:
+        with Path(os.environ[_DIRECTORY], f"{kind}_{slot}.db").open("ab") as file:  # noqa: TID251  the library's own
+            os.posix_fallocate(file.fileno(), 0, _FILE_BYTES)
     _slot = slot
     values.ValueClass = values.MultiProcessValue(process_identifier=lambda: slot)  # type: ignore[no-untyped-call]
 

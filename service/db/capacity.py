@@ -1,12 +1,15 @@
 """How many connections the database has for this service."""
 
+from threading import Timer
 from typing import Any
 
 import psycopg2
 from sqlalchemy.dialects.postgresql.psycopg2 import dialect
 from sqlalchemy.engine import URL
 
-from service.db.connections import connect_arguments
+from service.db.connections import Connection, connect_arguments
+
+_ANSWER_SECONDS = 2.0
 
 _LIMIT = """
 SELECT least(
@@ -28,9 +31,13 @@ def connection_limit(url: URL, *, connect_timeout: int) -> int | None:
     connect: Any = psycopg2.connect  # its overloads want keywords by name
     arguments, options = driver.create_connect_args(url)
     try:
-        connection: Any = connect(*arguments, **options, **connect_arguments(connect_timeout))
+        connection: Any = connect(
+            *arguments, **options, **connect_arguments(connect_timeout), connection_factory=Connection
+        )
     except psycopg2.Error:
         return None
+    watch = Timer(_ANSWER_SECONDS, connection.cut)
+    watch.start()
     try:
         with connection.cursor() as cursor:
             cursor.execute(_LIMIT)
@@ -39,4 +46,5 @@ def connection_limit(url: URL, *, connect_timeout: int) -> int | None:
     except psycopg2.Error:
         return None
     finally:
+        watch.cancel()
         connection.close()

@@ -80,6 +80,14 @@ class Connection(psycopg2.extensions.connection):
             self.autocommit = False
             self.deadline = self.tally = None
 
+    def cut_if_hung(self, now: float) -> bool:
+        """Cut it unless it has answered meanwhile; whether it was cut."""
+        if self.give_up_at is None or self.give_up_at > now:
+            return False
+        self.give_up_at = None
+        self.cut()
+        return True
+
     def cut(self) -> None:
         """End it from another thread: whoever waits for an answer finds the connection lost."""
         with self._lock, suppress(OSError):
@@ -159,10 +167,7 @@ class Connections:
         now = monotonic()
         with self._lock:
             hung = [one for one in self._open if one.give_up_at is not None and one.give_up_at <= now]
-        for one in hung:
-            one.give_up_at = None
-            one.cut()
-        return len(hung)
+        return sum(one.cut_if_hung(now) for one in hung)
 
     def _opened(self, dsn: str, *arguments: Any) -> Connection:
         opened = Connection(dsn, *arguments)

@@ -43,7 +43,10 @@ class BoundedExecutor(ThreadPoolExecutor):
         many seconds it waited; None: nobody wants to know.
         """
         super().__init__(
-            threads, thread_name_prefix=name, initializer=share_room_for_slow, initargs=(Semaphore(threads // 2),)
+            threads,
+            thread_name_prefix=name,
+            initializer=share_room_for_slow,
+            initargs=(Semaphore(max(1, threads // 2)),),
         )
         self._max_waiting = max_waiting
         self._note_wait = note_wait

@@ -11,6 +11,8 @@ import structlog
 _OPTION = "grpc.max_allowed_incoming_connections"
 _OTHER_FILES = 64
 """What the process opens beside the connections of callers and of the pool: a dozen, and room for more."""
+_FILES_EACH = 2
+"""Of a connection to the database: its own, and the one by which it is cut when it hangs."""
 _log = structlog.get_logger("personae.app")
 
 
@@ -21,7 +23,7 @@ def most_connections(wanted: int, *, ports: int, pooled: int, is_said: bool) -> 
     operator said how many; then the log says when the limit of open files leaves fewer.
     """
     most_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    found = places(wanted, ports=ports, other_files=_OTHER_FILES + pooled, most_files=most_files)
+    found = places(wanted, ports=ports, other_files=_OTHER_FILES + _FILES_EACH * pooled, most_files=most_files)
     if is_said and found < wanted // ports:
         _log.warning("fewer connections than GRPC_MAX_CONNECTIONS", on_each_port=found, remedy="raise ulimit -n")
     return _OPTION, found

@@ -3,6 +3,7 @@
 from threading import Condition
 from typing import Any
 
+from service.base.clock import monotonic
 from service.base.errors import ServerStoppingError
 from service.rpc.call import Call
 from service.rpc.interceptors.stages import Handler, Method
@@ -13,7 +14,7 @@ class Gate:
 
     def __init__(self) -> None:
         self._changed = Condition()
-        self._inside = 0
+        self._inside: dict[int, Call] = {}
         self._is_closed = False
 
     def gate(self, proceed: Handler, _method: Method) -> Handler:
@@ -26,22 +27,36 @@ class Gate:
             with changed:
                 if self._is_closed:
                     raise ServerStoppingError
-                self._inside += 1
+                self._inside[id(call)] = call
             try:
                 return proceed(request, call)
             finally:
-                self._leave()
+                self._leave(call)
 
         return run
 
-    def _leave(self) -> None:
+    def _leave(self, call: Call) -> None:
         with self._changed:
-            self._inside -= 1
+            del self._inside[id(call)]
             if self._is_closed:
                 self._changed.notify_all()
 
-    def close(self, *, patience: float) -> bool:
-        """Let nobody in any more and wait up to `patience` seconds for those inside; whether all have left."""
+    def close(self) -> None:
+        """Let nobody in any more."""
         with self._changed:
             self._is_closed = True
-            return self._changed.wait_for(lambda: not self._inside, timeout=patience)
+
+    def wait_until_fewer(self, *, until: float) -> bool:
+        """Wait until somebody has left, up to this moment in monotonic seconds; False when nobody is inside, or nobody
+        has left.
+        """
+        with self._changed:
+            inside = len(self._inside)
+            return inside > 0 and self._changed.wait_for(
+                lambda: len(self._inside) < inside, timeout=max(0.0, until - monotonic())
+            )
+
+    def peers(self) -> frozenset[str]:
+        """Who is inside, as gRPC names the other end of a connection."""
+        with self._changed:
+            return frozenset(call.context.peer() for call in self._inside.values())

@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 from service.base.clock import monotonic
 from service.base.cores import keep_to
 from service.base.errors import CallerGoneError, DeadlineOverError, HashingBusyError
-from service.rpc.call import current_or_none
+from service.rpc.call import Call, current_or_none
 
 _NICENESS = 10
 Around = Callable[[Callable[[], object]], Callable[[], object]]
@@ -27,11 +27,21 @@ _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
 
+class Turn(Protocol):
+    """One that waits for its turn."""
+
+    def wait(self, *, until: float) -> bool:
+        """Wait until then, in monotonic seconds; whether it has come."""
+
+    def cancel(self) -> None:
+        """Wait no longer."""
+
+
 class Turns(Protocol):
     """What several processes share, so that not all of them hash at once."""
 
-    def take(self, *, until: float) -> bool:
-        """Wait for a turn until then, in monotonic seconds; whether it came."""
+    def ask(self) -> Turn:
+        """Ask for a turn."""
 
     def give_back(self) -> None:
         """Let another one have it."""
@@ -75,12 +85,25 @@ class Hashing:
         when its caller hangs up, HashingBusyError for what has not when the server ends. What has started is finished,
         also beyond the deadline: work that was done is to count.
         """
-        remaining = deadline - monotonic()
-        if remaining <= 0:
+        if deadline <= monotonic():
             raise DeadlineOverError
+        call = current_or_none()
+        hashes = self._watched(partial(function, *arguments, **options))
+        if self._turns is None:
+            return self._run(hashes, call, deadline)
+        turn = self._turns.ask()
+        if call is not None and not call.context.add_callback(turn.cancel):
+            turn.cancel()  # it has hung up already
+        if not turn.wait(until=deadline):
+            raise CallerGoneError if deadline > monotonic() else DeadlineOverError
         try:
-            watched = self._watched(partial(function, *arguments, **options))
-            future = self._pool.submit(self._in_turn, deadline, watched)
+            return self._run(hashes, call, deadline)
+        finally:
+            self._turns.give_back()
+
+    def _run(self, hashes: Callable[[], _Result], call: Call | None, deadline: float) -> _Result:
+        try:
+            future = self._pool.submit(hashes)
         except BrokenThreadPool:
             raise
         except RuntimeError:  # the server has ended
@@ -89,11 +112,10 @@ class Hashing:
         def leave() -> None:
             future.cancel()
 
-        call = current_or_none()
         if call is not None and not call.context.add_callback(leave):
             leave()  # it has hung up already
         try:
-            return future.result(remaining)
+            return future.result(max(0.0, deadline - monotonic()))
         except TimeoutError:
             if future.cancel():
                 raise DeadlineOverError from None
@@ -102,16 +124,6 @@ class Hashing:
             if call is not None and not call.context.is_active():
                 raise CallerGoneError from None
             raise HashingBusyError from None  # the server stops, and the caller has been told already
-
-    def _in_turn(self, deadline: float, hashes: Callable[[], _Result]) -> _Result:
-        if self._turns is None:
-            return hashes()
-        if not self._turns.take(until=deadline):
-            raise DeadlineOverError
-        try:
-            return hashes()
-        finally:
-            self._turns.give_back()
 
     def _watched(self, hashes: Callable[[], _Result]) -> Callable[[], _Result]:
         watched: Any = hashes

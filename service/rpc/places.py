@@ -1,7 +1,8 @@
 """A bounded queue for a few places: who comes first is served first, and nobody waits longer than is of use.
 
 RPCs that hash take a place after they have been authorised, counted and parsed, so that strangers take none. Whoever
-hangs up, or whose time is over, leaves the queue at once, and whoever is behind moves up.
+hangs up, or whose time is over, leaves the queue at once, and whoever is behind moves up. Who could not be answered in
+time is refused at once: in a queue that is longer than its callers wait, all work would be for those who are leaving.
 """
 
 from collections import deque
@@ -12,6 +13,11 @@ from threading import Lock
 from service.base.clock import monotonic
 from service.base.errors import CallerGoneError, DeadlineOverError, HashingBusyError
 from service.rpc.call import Call, require_wanted
+
+_SHARE = 0.1
+"""Of the newest in the average of how long places are held."""
+_CAUTION = 1.3
+"""By how much an answer may take longer than it should: one that comes too late has cost as much as one in time."""
 
 
 class _Ticket:
@@ -32,6 +38,7 @@ class Places:
         self._free = places
         self._places = places
         self._max_waiting = max_waiting
+        self._held_seconds = 0.0
         self._queue: deque[_Ticket] = deque()
         self._changing = Lock()
 
@@ -49,22 +56,29 @@ class Places:
     def place(self, call: Call) -> Iterator[None]:
         """Have a place while the block runs.
 
-        Raises HashingBusyError at once where too many wait already; DeadlineOverError and CallerGoneError as soon as
-        nobody waits for the answer any more.
+        Raises HashingBusyError at once where too many wait already, or for too long; DeadlineOverError and
+        CallerGoneError as soon as nobody waits for the answer any more.
         """
         self._take(call)
+        held = None
         try:
             require_wanted(call)  # also of one that went just when its turn came
-            yield
+            since = monotonic()
+            try:
+                yield
+            finally:
+                held = monotonic() - since
         finally:
-            self._give_back()
+            self._give_back(held)
 
     def _take(self, call: Call) -> None:
         with self._changing:
             if self._free:  # then nobody waits
                 self._free -= 1
                 return
-            if len(self._queue) >= self._max_waiting:
+            ahead = len(self._queue)
+            seconds = self._held_seconds * (1 + (ahead + 1) / self._places)
+            if ahead >= self._max_waiting or monotonic() + seconds * _CAUTION > call.deadline:
                 raise HashingBusyError
             ticket = _Ticket()
             self._queue.append(ticket)
@@ -82,8 +96,11 @@ class Places:
             self._queue.remove(ticket)
             ticket.turn.release()
 
-    def _give_back(self) -> None:
+    def _give_back(self, held: float | None) -> None:
+        """Let the next one have the place. held: for how many seconds it was of use; None: for nothing."""
         with self._changing:
+            if held is not None:
+                self._held_seconds += (held - self._held_seconds) * (_SHARE if self._held_seconds else 1)
             if not self._queue:
                 self._free += 1
                 return

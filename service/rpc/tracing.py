@@ -6,6 +6,7 @@ see docs/decisions/0026-spans-of-our-own.md. This module is loaded only where tr
 """
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from threading import Thread
@@ -77,6 +78,12 @@ def template(name: str, kind: Kind, *attributes: tuple[str, str]) -> bytes:
     return found.SerializeToString()
 
 
+_TRACESTATE_LENGTH, _TRACESTATE_MEMBERS = 512, 32
+_TRACESTATE_MEMBER = re.compile(
+    r"[a-z0-9][a-z0-9_*/@-]{0,240}=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]"
+)
+
+
 class Traces:
     """Decides which calls are traced, and sends what was noted of them in the background.
 
@@ -86,7 +93,8 @@ class Traces:
     def __init__(self, endpoint: str, *, version: str) -> None:
         """endpoint: of a collector that takes OTLP by gRPC, http(s)://host:port."""
         # A line for each try; ours tells of it once. That spans are dropped the queue tells at most every 20 s.
-        logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter").setLevel(logging.CRITICAL)
+        for name in ("opentelemetry.exporter.otlp.proto.grpc.exporter", "opentelemetry.trace.span"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # the second repeats what callers sent
         provider = TracerProvider(shutdown_on_exit=False)  # reads OTEL_SDK_DISABLED and OTEL_TRACES_SAMPLER
         self.is_enabled = not isinstance(provider.get_tracer("personae"), NoOpTracer)
         self._sampler = provider.sampler
@@ -119,13 +127,23 @@ class Traces:
         stopping.join(patience)
 
 
+def _is_tracestate(text: str) -> bool:
+    """Whether it is one by W3C's Trace Context, 3.3. The library says of another one what is in it, in the log."""
+    members = text.split(",")
+    return (
+        len(text) <= _TRACESTATE_LENGTH
+        and len(members) <= _TRACESTATE_MEMBERS
+        and all(_TRACESTATE_MEMBER.fullmatch(member.strip(" \t")) for member in members)
+    )
+
+
 def _remote(parent: TraceParent, tracestate: str) -> Context:
     context = SpanContext(
         int(parent.trace_id, 16),
         int(parent.span_id, 16),
         is_remote=True,
         trace_flags=TraceFlags(int(parent.flags, 16)),
-        trace_state=TraceState.from_header([tracestate]) if tracestate else None,
+        trace_state=TraceState.from_header([tracestate]) if _is_tracestate(tracestate) else None,
     )
     return trace.set_span_in_context(NonRecordingSpan(context), _NO_PARENT)
 

@@ -5,14 +5,14 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import text
 from sqlalchemy.engine import URL
 
 from personae.v1 import authentication_pb2 as pb
@@ -28,6 +28,7 @@ from tests.support.errors import fails, failure_of
 from tests.support.factories import PASSWORD, new_user, unique_name
 from tests.support.servers import RunningServer, running
 from tests.support.threads import at_once
+from tests.support.waiting import code_of, statements, until
 
 Code = grpc.StatusCode
 WAITING = 3
@@ -77,13 +78,6 @@ def places(server: RunningServer) -> Places:
     return server.server._places["rpc-hash"]
 
 
-def until(is_so: Callable[[], bool]) -> None:
-    """Look again and again; fails when it does not come to be so."""
-    give_up_at = monotonic() + PATIENCE
-    while not is_so():
-        assert monotonic() < give_up_at
-
-
 def sign_ins(server: RunningServer, request: pb.AuthenticateRequest, count: int, *, first: int = 0) -> list[Any]:
     """So many at once, when all have a place or wait for one; `first`: how many there are already."""
     calls = [server.authentication.Authenticate.future(request, timeout=PATIENCE) for _ in range(count)]
@@ -91,27 +85,6 @@ def sign_ins(server: RunningServer, request: pb.AuthenticateRequest, count: int,
     if not first:
         until(lambda: server.server._hashing.waiting == count)
     return calls
-
-
-def code_of(call: Any) -> grpc.StatusCode:
-    """How a call failed, when it has."""
-    error: Any = call.exception(PATIENCE)
-    return Code(error.code())
-
-
-@contextlib.contextmanager
-def statements(server: RunningServer) -> Iterator[list[str]]:
-    """What is asked of the database for RPCs while the block runs."""
-    made: list[str] = []
-
-    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        made.append(statement)
-
-    event.listen(server.database.engine, "before_cursor_execute", note)
-    try:
-        yield made
-    finally:
-        event.remove(server.database.engine, "before_cursor_execute", note)
 
 
 def told_of(server: RunningServer, expected: list[str]) -> str:
@@ -349,16 +322,35 @@ class TestQueue:
         assert order == [0, 1, 2, 3, 4]
         assert (narrow.taken, narrow.waiting) == (0, 0)
 
+    def test_who_could_not_be_answered_in_time_is_refused_at_once(self) -> None:
+        """As far as can be told from how long places were held: also by those whose RPC failed."""
+        narrow = Places(1, max_waiting=10)
+
+        def fail_slowly() -> None:
+            ends_at = monotonic() + 0.05
+            with narrow.place(waiting_call()):
+                until(lambda: monotonic() >= ends_at)
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            fail_slowly()
+        with narrow.place(waiting_call(0.04)):  # a free place is taken whatever is to be expected
+            with pytest.raises(HashingBusyError), narrow.place(waiting_call(0.09)):
+                pass
+            with pytest.raises(DeadlineOverError), narrow.place(waiting_call(0.2)):
+                pass
+        assert (narrow.taken, narrow.waiting) == (0, 0)
+
     def test_no_place_is_ever_lost(self) -> None:
         """Many come, some fail, some run out of time: in the end all places are free, and never were there too many."""
         few, inside, most = Places(3, max_waiting=50), [0], [0]
         counting = threading.Lock()
 
         def enter(number: int) -> None:
-            with contextlib.suppress(DeadlineOverError, HashingBusyError, ZeroDivisionError):
+            with contextlib.suppress(ZeroDivisionError):
                 for turn in range(50):
                     patience = PATIENCE if (number + turn) % 3 else 0.0002
-                    with contextlib.suppress(DeadlineOverError), few.place(waiting_call(patience)):
+                    with contextlib.suppress(DeadlineOverError, HashingBusyError), few.place(waiting_call(patience)):
                         with counting:
                             inside[0] += 1
                             most[0] = max(most[0], inside[0])

@@ -3,7 +3,6 @@
 import contextlib
 import signal
 import socket
-import threading
 from collections.abc import Iterator
 
 import grpc
@@ -16,7 +15,7 @@ from sqlalchemy.engine import URL
 from personae.v1 import authentication_pb2, authentication_pb2_grpc, user_pb2, user_pb2_grpc
 from service.base.ports import PortInUseError
 from service.db.schema import SchemaBehindError
-from tests.support.databases import Postgres, libpq_url
+from tests.support.databases import Postgres, libpq_url, wait_until_blocked
 from tests.support.factories import PASSWORD, new_user
 from tests.support.processes import process, set_revision
 from tests.support.proxy import PostgresProxy
@@ -115,7 +114,7 @@ class TestSignals:
                 holder.exec_driver_sql("SELECT 1 FROM users FOR UPDATE")
                 update = user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, username="other"))
                 hanging = users.UpdateUser.future(update)  # a future that nobody keeps is cancelled
-                _wait_until_blocked(private_url)
+                wait_until_blocked(private_url)
                 server.process.send_signal(signal.SIGINT)
                 server.wait_for('"stopping"')
                 assert server.end(signal.SIGINT) == 130
@@ -126,20 +125,6 @@ class TestSignals:
 def _wait_until_hashing(channel: grpc.Channel) -> None:
     """Calls of one channel arrive in order: when a later one is answered, the earlier one has started."""
     user_pb2_grpc.UserServiceStub(channel).ListUsers(user_pb2.ListUsersRequest())
-
-
-def _wait_until_blocked(url: URL) -> None:
-    engine = create_engine(url, isolation_level="AUTOCOMMIT")
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    pause = threading.Event()
-    with engine.connect() as connection:
-        for _ in range(3000):
-            if connection.exec_driver_sql(waiting).scalar():
-                break
-            pause.wait(0.01)
-        else:
-            pytest.fail("nothing waits for a lock")
-    engine.dispose()
 
 
 class TestRefusedStarts:

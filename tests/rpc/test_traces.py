@@ -177,3 +177,19 @@ def test_the_sdk_can_be_disabled(private_url: URL, monkeypatch: pytest.MonkeyPat
             new_user(server.users)
 
     assert collector.spans == []
+
+
+@pytest.mark.parametrize(
+    "tracestate", ["SECRET pk_LIVE {", "A" * 7000, ",".join(f"k{n}=v" for n in range(40)), "a=b,,=" * 9]
+)
+def test_a_tracestate_that_is_none_is_dropped_in_silence(private_url: URL, tracestate: str) -> None:
+    """Whoever sends it, a stranger too, gets nothing of it into the log or the trace."""
+    metadata = (("traceparent", f"00-{TRACE}-{PARENT}-01"), ("tracestate", tracestate))
+    with collecting() as collector:
+        with running(private_url, otel_exporter_otlp_endpoint=collector.endpoint) as server:
+            user = new_user(server.users)
+            said = len(WITNESS.said)
+            server.users.GetUser(get_user(user), metadata=metadata)
+        [call] = [span for span in collector.spans if span.trace_id.hex() == TRACE and span.name == GET_USER]
+    assert call.trace_state == ""
+    assert not [text for text in WITNESS.said[said:] if tracestate in text or "w3c" in text.lower()]

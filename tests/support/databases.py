@@ -2,6 +2,7 @@
 
 import contextlib
 import secrets
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import psycopg2
 from alembic import command
 from alembic.config import Config
 from psycopg2 import sql
+from sqlalchemy import create_engine
 from sqlalchemy.engine import URL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,3 +60,18 @@ class Postgres:
 def libpq_url(url: URL) -> str:
     """The URL as libpq and psql read it."""
     return url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def wait_until_blocked(url: URL) -> None:
+    """Until a statement there waits for a lock."""
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    pause = threading.Event()
+    with engine.connect() as connection:
+        for _ in range(3000):
+            if connection.exec_driver_sql(waiting).scalar():
+                break
+            pause.wait(0.01)
+        else:
+            raise AssertionError("nothing waits for a lock")
+    engine.dispose()
