@@ -33,8 +33,8 @@ class Settings(BaseSettings):
     # ---- database
     database_url: SecretStr | None = None
     db_echo: bool = False
-    db_pool_size: Annotated[int, Field(ge=1, le=1000)] = 5
-    db_max_overflow: Annotated[int, Field(ge=0, le=1000)] = 10
+    db_pool_size: Annotated[int, Field(ge=1, le=1000)] = 15
+    db_max_overflow: Annotated[int, Field(ge=0, le=1000)] = 0
     db_pool_recycle: Annotated[int, Field(ge=-1)] = 3600
     db_pool_pre_ping: bool = True
     db_pool_ping_idle: Annotated[Seconds, Field(ge=0)] = 5
