@@ -51,6 +51,7 @@ from service.rpc.callers import Credentials, Identifies, everyone_is
 from service.rpc.credentials import CredentialRules, CredentialServicer
 from service.rpc.gate import Gate
 from service.rpc.hashing import Hashing
+from service.rpc.intake import LOOK_EVERY, Intake
 from service.rpc.interceptors.pipeline import Pipeline
 from service.rpc.interceptors.stages import stages
 from service.rpc.peers import PeerCertificates
@@ -133,7 +134,6 @@ class Server:
         self._probe = DatabaseProbe(url, connect_timeout=settings.db_connect_timeout)
         self._executor = BoundedExecutor(
             settings.grpc_threads,
-            max_waiting=settings.grpc_max_waiting,
             name="rpc",
             refusal=ServerBusyError,
             note_wait=self._telemetry.note_wait,
@@ -147,13 +147,13 @@ class Server:
         self._hashing_executors = {
             name: BoundedExecutor(
                 at_once + settings.hash_max_waiting + _REFUSING_RPCS,
-                max_waiting=settings.grpc_max_waiting,
                 name=name,
                 refusal=ServerBusyError,
                 note_wait=self._telemetry.note_wait,
             )
             for name in self._places
         }
+        self._executor_of = {method: self._hashing_executors[name] for method, name in HASHING_METHODS.items()}
         self._gate = Gate()
         self._link = link
         self._grpc = grpc.server(
@@ -161,12 +161,16 @@ class Server:
             interceptors=[self._pipeline(clock)],
             options=grpc_options(settings, shares_port=link is not None),
         )
+        self._intake = Intake(self._grpc, self._executor_of, self._executor, most_waiting=settings.grpc_max_waiting)
         self._health = Health(SERVICE_NAMES)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         self._add_servicers(clock)
         if settings.grpc_reflection:
             enable_reflection(self._grpc, SERVICE_NAMES)
-        self._tasks = [Repeating("database-probe", self._look, every=settings.health_probe_interval)]
+        self._tasks = [
+            Repeating("database-probe", self._look, every=settings.health_probe_interval),
+            Repeating("intake", self._intake.look, every=LOOK_EVERY),
+        ]
         self._cutter = Repeating("hung-connections", self._cut_hung, every=_CUT_HUNG_EVERY)
         if self._directory is not None:
             write_uses = partial(self._directory.write_uses, self.database)
@@ -309,6 +313,8 @@ class Server:
         until = monotonic() + grace
         sockets.stop_listening(self._ports)
         self._gate.close()
+        for executor in (self._executor, *self._hashing_executors.values()):
+            executor.take_all()
         is_waiting = True
         while is_waiting:
             Event().wait(flush_seconds)
@@ -337,7 +343,7 @@ class Server:
                 places={method: self._places[name] for method, name in HASHING_METHODS.items()},
             ),
             max_seconds=settings.rpc_timeout,
-            executors={method: self._hashing_executors[name] for method, name in HASHING_METHODS.items()},
+            executors=self._executor_of,
         )
 
     def _identification(self, clock: Clock) -> Identifies:
@@ -460,6 +466,7 @@ class Server:
             database=self.database,
             probe=self._probe,
             executors=(self._executor, *self._hashing_executors.values()),
+            intake=self._intake,
             hashing=self._hashing,
             directory=self._directory,
             certificates=self._certificates,

@@ -30,6 +30,11 @@ def grpc_options(settings: Settings, *, shares_port: bool) -> tuple[tuple[str, i
     """What gRPC is told of messages, ports and connections."""
     # Where a port is not shared, a second server on it is an error and not a silent partner.
     options = [*_OPTIONS, ("grpc.so_reuseport", int(shares_port)), _connections(settings)]
+    # Both alike: between the two gRPC would leave it to chance.
+    options += [
+        ("grpc.server.max_pending_requests", settings.grpc_max_waiting),
+        ("grpc.server.max_pending_requests_hard_limit", settings.grpc_max_waiting),
+    ]
     if settings.grpc_max_connection_age:
         options += [
             ("grpc.max_connection_age_ms", round(settings.grpc_max_connection_age * 1000)),

@@ -14,6 +14,7 @@ from service.db.schema import needed_revision
 from service.rpc.admission import BoundedExecutor
 from service.rpc.callers import CallerDirectory
 from service.rpc.hashing import Around, Hashing
+from service.rpc.intake import Intake
 from service.rpc.interceptors.stages import Stage
 from service.rpc.tls import Certificates
 from service.tasks import SWEPT, DatabaseProbe, Repeating
@@ -39,6 +40,7 @@ class Sources:
     database: Database
     probe: DatabaseProbe
     executors: Sequence[BoundedExecutor]
+    intake: Intake
     hashing: Hashing
     directory: CallerDirectory | None
     certificates: Certificates | None
@@ -98,6 +100,7 @@ class Telemetry:
         metrics.set("personae_schema_revision_needed", int(needed_revision()))
         metrics.read_by(lambda: _read_server(metrics, sources))
         metrics.read_by(_process_reader(metrics))
+        metrics.count_by(_unseen_counter(metrics, sources.intake))
         self._tasks.append(Repeating("metrics-count", metrics.count, every=_COUNTED_EVERY))
         if metrics.slot is not None:
             metrics.refresh()
@@ -155,6 +158,19 @@ def _read_server(metrics: "Metrics", sources: Sources) -> None:
     if sources.certificates is not None:
         expires_at = sources.certificates.expires_at.timestamp()
         metrics.set("personae_certificate_expires_timestamp_seconds", expires_at)
+
+
+def _unseen_counter(metrics: "Metrics", intake: Intake) -> Callable[[], None]:
+    """What counts the calls that gRPC did not hand over."""
+    counted = 0
+
+    def count() -> None:
+        nonlocal counted
+        unseen = intake.unseen
+        metrics.unseen.inc(unseen - counted)
+        counted = unseen
+
+    return count
 
 
 def _process_reader(metrics: "Metrics") -> Callable[[], None]:

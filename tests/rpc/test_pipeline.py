@@ -1,6 +1,9 @@
 """The pipeline as callers meet it: ids, limits, malformed bytes, bugs, overload, health and reflection."""
 
 import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -15,13 +18,41 @@ from service.app import SERVICE_NAMES
 from service.parts import MAX_MESSAGE_BYTES
 from service.rpc.builtin import MAX_WATCHERS
 from service.rpc.status import MAX_VIOLATIONS
+from tests.support.databases import wait_until_blocked
 from tests.support.errors import fails, failure_of
 from tests.support.factories import new_user
 from tests.support.servers import RunningServer, running
-from tests.support.threads import at_once
+from tests.support.waiting import PATIENCE, until
 
 Code = grpc.StatusCode
+SERVING = health_pb2.HealthCheckResponse.SERVING
 GET_USER = "/personae.v1.UserService/GetUser"
+
+
+def update_of(user: user_pb2.User) -> user_pb2.UpdateUserRequest:
+    return user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, email="other@example.com"))
+
+
+@contextmanager
+def locked_users(server: RunningServer) -> Iterator[Callable[[], None]]:
+    """Nobody can change a user while the block runs, or until what it is given is called."""
+    with server.database.engine.connect() as holder:
+        holder.exec_driver_sql("LOCK TABLE users IN EXCLUSIVE MODE")
+        yield holder.rollback
+
+
+def waiting_in(server: RunningServer) -> int:
+    """How many calls wait for a thread that gRPC has handed over."""
+    return server.server._executor.waiting
+
+
+def unseen_of(server: RunningServer) -> int:
+    """How many calls were never handed over, once those that were have been put away."""
+    intake = server.server._intake
+    until(lambda: not intake._state.rpc_states)
+    for _ in range(5):
+        intake.look()
+    return intake.unseen
 
 
 def raw_call(server: RunningServer, method: str, data: bytes) -> Any:
@@ -114,30 +145,68 @@ class TestErrors:
 
 
 class TestOverload:
-    def test_what_does_not_fit_is_pushed_back_and_health_answers(self, private_url: URL) -> None:
-        """Threads busy, queue full: RESOURCE_EXHAUSTED with pushback, and a health check that works."""
-        with running(private_url, grpc_threads=2, grpc_max_waiting=2) as server:
-            user = new_user(server.users)
-            update = user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, email="other@example.com"))
-            with server.database.engine.connect() as holder:
-                holder.exec_driver_sql(f"SELECT 1 FROM users WHERE id = {user.id} FOR UPDATE")
-                release = threading.Timer(1.0, holder.rollback)
-                release.start()
+    def test_who_waits_is_served_in_the_end(self, private_url: URL) -> None:
+        """Threads busy, and as many calls at once as may wait: nobody is turned away, and health answers."""
+        with running(private_url, grpc_threads=2, grpc_max_waiting=100) as server:
+            update = update_of(new_user(server.users))
+            with locked_users(server) as release:
+                calls = [server.users.UpdateUser.future(update, timeout=PATIENCE) for _ in range(100)]
+                until(lambda: waiting_in(server) >= 4)
+                health = health_pb2_grpc.HealthStub(server.channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+                release()
+                ends = {call.code() for call in calls}
+
+            assert health.status == health_pb2.HealthCheckResponse.SERVING
+            assert ends == {Code.OK}
+            assert unseen_of(server) == 0
+
+    def test_who_is_too_many_is_turned_away(self, private_url: URL) -> None:
+        """By gRPC, without a reason; but some are pushed back by us, who say why. Those who were there are served."""
+        with running(private_url, grpc_threads=2, grpc_max_waiting=5) as server:
+            update = update_of(new_user(server.users))
+            with locked_users(server) as release:
+                calls: list[Any] = []
+                refused: list[Any] = []
+                while not refused:
+                    calls.extend(server.users.UpdateUser.future(update, timeout=PATIENCE) for _ in range(20))
+                    until(lambda: sum(not call.done() for call in calls) < 20)
+                    refused = [call for call in calls if call.done() and call.code() is Code.RESOURCE_EXHAUSTED]
+                release()
+                ends = Counter(call.code() for call in calls)
+
+            assert set(ends) == {Code.CANCELLED, Code.RESOURCE_EXHAUSTED, Code.OK}
+            assert {failure_of(one).reason for one in refused} == {"SERVER_BUSY"}
+            assert all(int(failure_of(one).trailers["grpc-retry-pushback-ms"]) > 0 for one in refused)
+            assert unseen_of(server) == ends[Code.CANCELLED]
+            assert new_user(server.users).id
+
+    def test_health_has_a_queue_of_its_own(self, private_url: URL) -> None:
+        """Whatever is asked of the service, a health check is neither turned away nor does it wait."""
+        with running(private_url, grpc_threads=1, grpc_max_waiting=0) as server:
+            update = update_of(new_user(server.users))
+            with locked_users(server):
+                flood = [server.users.UpdateUser.future(update, timeout=PATIENCE) for _ in range(200)]
                 health = health_pb2_grpc.HealthStub(server.channel)
+                for _ in range(20):
+                    assert health.Check(health_pb2.HealthCheckRequest(), timeout=10).status == SERVING
+            for call in flood:
+                call.cancel()
 
-                def call(index: int) -> Any:
-                    if index == 0:
-                        return health.Check(health_pb2.HealthCheckRequest(), timeout=10)
-                    return server.users.UpdateUser(update, timeout=30)
+    def test_calls_that_fail_or_are_given_up_were_seen(self, private_url: URL) -> None:
+        """The count of those that were not taken does not drift, however calls end."""
+        with running(private_url) as server:
+            user = new_user(server.users)
+            with locked_users(server):
+                waiting = [server.users.UpdateUser.future(update_of(user), timeout=0.2) for _ in range(5)]
+                given_up = [server.users.UpdateUser.future(update_of(user), timeout=PATIENCE) for _ in range(5)]
+                wait_until_blocked(private_url)
+                for call in given_up:
+                    call.cancel()
+                assert {call.code() for call in waiting} == {Code.DEADLINE_EXCEEDED}
+            for _ in range(50):
+                fails(server.users.GetUser, user_pb2.GetUserRequest())
 
-                results = at_once(21, call)
-                release.join()
-
-        refused = [failure_of(one) for one in results[1:] if isinstance(one, grpc.RpcError)]
-        assert results[0] == health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
-        assert {(one.code, one.reason) for one in refused} == {(Code.RESOURCE_EXHAUSTED, "SERVER_BUSY")}
-        assert all(int(one.trailers["grpc-retry-pushback-ms"]) > 0 for one in refused)
-        assert 1 <= 20 - len(refused) <= 6
+            assert unseen_of(server) == 0
 
 
 class TestBuiltIn:
