@@ -11,16 +11,6 @@ import structlog
 from grpc_health.v1 import health_pb2_grpc
 from sqlalchemy.engine import URL
 
-from personae.v1 import (
-    audit_pb2,
-    audit_pb2_grpc,
-    authentication_pb2,
-    authentication_pb2_grpc,
-    credential_pb2,
-    credential_pb2_grpc,
-    user_pb2,
-    user_pb2_grpc,
-)
 from service import sockets
 from service.base.ages import retirement_seconds
 from service.base.clock import Clock, monotonic, utc_now
@@ -29,8 +19,6 @@ from service.base.errors import ServerBusyError
 from service.base.origin import ANONYMOUS_CALLER
 from service.base.ports import PortInUseError
 from service.base.settings import Settings
-from service.core.lockout import LockoutKeys
-from service.core.pages import PageTokens
 from service.core.rates import rate_of
 from service.db.diagnosis import Diagnosis
 from service.db.schema import SchemaBehindError
@@ -44,11 +32,8 @@ from service.parts import (
 )
 from service.rpc.access import require_rows
 from service.rpc.admission import BoundedExecutor
-from service.rpc.audit import AuditServicer
-from service.rpc.authentication import AuthenticationServicer
 from service.rpc.builtin import Health, enable_reflection
 from service.rpc.callers import Credentials, Identifies, everyone_is
-from service.rpc.credentials import CredentialRules, CredentialServicer
 from service.rpc.gate import Gate
 from service.rpc.hashing import Hashing
 from service.rpc.intake import LOOK_EVERY, Intake
@@ -57,9 +42,7 @@ from service.rpc.interceptors.stages import stages
 from service.rpc.peers import PeerCertificates
 from service.rpc.places import Places
 from service.rpc.rates import RateLimits
-from service.rpc.sign_in import SignIn
-from service.rpc.user_requests import UserRules
-from service.rpc.users import UserServicer
+from service.services import HASHING_METHODS, METHODS, SERVICE_NAMES, add_servicers
 from service.tasks import DatabaseProbe, Repeating, make_audit_months, sweep_and_log
 from service.telemetry import Sources, Telemetry
 
@@ -71,31 +54,13 @@ _AUDIT_MONTHS_EVERY = 3600.0
 _CERTIFICATES_EVERY = 60.0
 _KEY_USES_EVERY = 10.0
 _CUT_HUNG_EVERY = 0.25
-_log = structlog.get_logger("personae.app")
-
-_SERVICES = (
-    user_pb2.DESCRIPTOR.services_by_name["UserService"],
-    authentication_pb2.DESCRIPTOR.services_by_name["AuthenticationService"],
-    credential_pb2.DESCRIPTOR.services_by_name["CredentialService"],
-    audit_pb2.DESCRIPTOR.services_by_name["AuditService"],
-)
-SERVICE_NAMES = tuple(service.full_name for service in _SERVICES)
-METHODS = tuple(f"/{service.full_name}/{method.name}" for service in _SERVICES for method in service.methods)
-HASHING_METHODS = {
-    "/personae.v1.AuthenticationService/Authenticate": "rpc-hash",
-    "/personae.v1.CredentialService/SetPassword": "rpc-hash",
-    "/personae.v1.CredentialService/ChangePassword": "rpc-hash",
-    "/personae.v1.CredentialService/CompletePasswordReset": "rpc-hash",
-    # Apart from the others: most users are created without a password, and must not queue behind sign-ins.
-    "/personae.v1.UserService/CreateUser": "rpc-create",
-}
-"""The RPCs that hash, and on which executor each runs: not on that of the cheap ones."""
 _SPARE_HASHING_RPCS = 2
 """RPCs beyond those that hash, so that no core waits while one of them is at the database. Not more: the lock of a name
 is looked at right before the hash, so that of many guesses at once only these few are hashed in vain."""
 _REFUSING_RPCS = 2
 """Threads beyond those of all RPCs that have a place or wait for one: strangers are turned away there, and who comes
 when the queue is full."""
+_log = structlog.get_logger("personae.app")
 
 
 class Server:
@@ -164,7 +129,14 @@ class Server:
         self._intake = Intake(self._grpc, self._executor_of, self._executor, most_waiting=settings.grpc_max_waiting)
         self._health = Health(SERVICE_NAMES)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        self._add_servicers(clock)
+        add_servicers(
+            self._grpc,
+            self.database,
+            settings,
+            clock=clock,
+            policy=password_policy(settings),
+            hashing=self._hashing,
+        )
         if settings.grpc_reflection:
             enable_reflection(self._grpc, SERVICE_NAMES)
         self._tasks = [
@@ -402,59 +374,6 @@ class Server:
             serving=self._trouble is None,
             **more,
         )
-
-    def _add_servicers(self, clock: Clock) -> None:
-        settings = self._settings
-        keys = settings.keys()
-        policy = password_policy(settings)
-        lockout_keys = LockoutKeys(keys.derive("lockout"))
-        page_tokens = PageTokens(keys.derive("page-token"))
-        sign_in = SignIn(
-            self.database,
-            clock=clock,
-            hashing=self._hashing,
-            bcrypt_cost=settings.bcrypt_cost,
-            lockout_keys=lockout_keys,
-        )
-        users = UserServicer(
-            self.database,
-            clock=clock,
-            rules=UserRules(
-                policy=policy,
-                allow_special_domains=settings.email_allow_special_domains,
-                purge_after=timedelta(days=settings.purge_after_days),
-            ),
-            hashing=self._hashing,
-            bcrypt_cost=settings.bcrypt_cost,
-            page_tokens=page_tokens,
-            fingerprint_keys=keys.derive("request-fingerprint"),
-        )
-        authentication = AuthenticationServicer(
-            self.database,
-            clock=clock,
-            sign_in=sign_in,
-            lockout_keys=lockout_keys,
-            allow_special_domains=settings.email_allow_special_domains,
-        )
-        credentials = CredentialServicer(
-            self.database,
-            clock=clock,
-            rules=CredentialRules(
-                policy=policy,
-                bcrypt_cost=settings.bcrypt_cost,
-                allow_special_domains=settings.email_allow_special_domains,
-                reset_valid_for=timedelta(seconds=settings.password_reset_valid),
-                verification_valid_for=timedelta(seconds=settings.email_verification_valid),
-            ),
-            sign_in=sign_in,
-            hashing=self._hashing,
-            lockout_keys=lockout_keys,
-        )
-        user_pb2_grpc.add_UserServiceServicer_to_server(users, self._grpc)
-        authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(authentication, self._grpc)
-        credential_pb2_grpc.add_CredentialServiceServicer_to_server(credentials, self._grpc)
-        trail = AuditServicer(self.database, page_tokens=page_tokens)
-        audit_pb2_grpc.add_AuditServiceServicer_to_server(trail, self._grpc)
 
     def _make_audit_months(self) -> None:
         self._telemetry.looked_at_months(is_missing=make_audit_months(self.database))

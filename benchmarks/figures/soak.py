@@ -21,6 +21,8 @@ from personae.v1 import user_pb2, user_pb2_grpc
 from tests.support.scrapes import free_port
 
 _IN_FLIGHT = 8
+_WARM_UP_IN_FLIGHT = 4 * _IN_FLIGHT
+"""More than later on, so that all threads and connections that may be needed then are there."""
 _WARM_UP_RPCS = 10_000
 _SETTLING_SECONDS = 5
 _ACCOUNTS = 32
@@ -58,16 +60,16 @@ def measure(bench: Bench) -> Findings:
         server = stack.enter_context(running(SERVICE, url, bench.directory, settings=settings))
         mix = _mix(_accounts(server, key))
 
-        def after(rpcs: int) -> _State:
-            times = rpcs // _IN_FLIGHT
-            bench.callers.do(call_times, server.target, mix, in_flight=_IN_FLIGHT, times=times, identity=identity)
+        def after(rpcs: int, *, in_flight: int) -> _State:
+            times = rpcs // in_flight
+            bench.callers.do(call_times, server.target, mix, in_flight=in_flight, times=times, identity=identity)
             time.sleep(_SETTLING_SECONDS)
             return _look(server)
 
         fresh = _look(server)
-        warm = after(max(_WARM_UP_RPCS, bench.sizes.rpcs // 10))
+        warm = after(max(_WARM_UP_RPCS, bench.sizes.rpcs // 10), in_flight=_WARM_UP_IN_FLIGHT)
         started = time.monotonic()
-        used = after(bench.sizes.rpcs)
+        used = after(bench.sizes.rpcs, in_flight=_IN_FLIGHT)
         took = time.monotonic() - started - _SETTLING_SECONDS
     findings = Findings()
     rpcs = f"{bench.sizes.rpcs:,} mixed RPCs"
@@ -90,7 +92,7 @@ def _forget_passwords(url: URL) -> None:
 
 
 # Threads and connections are opened when they are first needed, and "before" is when all of them have been: what has
-# grown after that, but for one or two of the overflow, would go on to grow.
+# grown after that would go on to grow.
 def _look(server: Server) -> _State:
     processes = [psutil.Process(pid) for pid in (server.supervisor, *server.workers)]
     connections = [one for process in processes for one in process.net_connections("tcp")]

@@ -14,6 +14,8 @@ from benchmarks.requests import get_user
 from benchmarks.table import Findings, MeasurementError, spread
 
 _USERS = range(1, 33)
+_IN_FLIGHT = 14
+"""At each worker: one less than its pool has connections, in equal parts on two connections."""
 _STAYING = {"GRPC_MAX_CONNECTION_AGE": "0"}
 """Nobody is sent away while calls are counted."""
 
@@ -41,7 +43,7 @@ def measure(bench: Bench) -> Findings:
                     server.workers,
                     GET_USER,
                     answers,
-                    each=bench.in_flight,
+                    in_flight=_IN_FLIGHT,
                     seconds=bench.sizes.seconds,
                 )
                 if round_number:  # the first one warms up
@@ -51,7 +53,7 @@ def measure(bench: Bench) -> Findings:
         f"GetUser/s: {cores} workers, each on its core / 1 worker", median(rates["many"]) / median(rates["lone"]), 1.6
     )
     findings.note(
-        f"GetUser/s with {bench.in_flight} calls in flight at each worker, callers and database on the same {cores} "
+        f"GetUser/s with {_IN_FLIGHT} calls in flight at each worker, callers and database on the same {cores} "
         f"cores: {spread(rates['lone'])} with 1 worker, {spread(rates['many'])} with {cores}; ratio within one round "
         f"{spread(ratios, digits=2)}."
     )

@@ -12,10 +12,10 @@ import grpc
 import pytest
 import yaml
 
-from service.app import METHODS
 from service.base.settings import Settings
 from service.cli import main
 from service.rpc.status import CODES
+from service.services import METHODS
 from tests.house.test_docs import rows
 
 ROOT = Path(__file__).resolve().parents[2]

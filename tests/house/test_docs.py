@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from sqlalchemy.engine import URL
 
-from service.app import METHODS
 from service.base import errors
 from service.base.errors import PersonaeError
 from service.base.settings import Settings
 from service.cli import main
 from service.rpc.status import CODES
+from service.services import METHODS
 from tests.support.docs_console import blocks, replay, steps
 from tests.support.docs_grpcurl import ADDRESS, Servers
 from tests.support.docs_shell import Terminal, terminal

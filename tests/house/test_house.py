@@ -10,7 +10,6 @@ from zipfile import ZipFile
 
 import pytest
 
-from service.app import METHODS
 from service.base import errors
 from service.base.errors import PersonaeError
 from service.core.rates import UNLIMITED
@@ -23,6 +22,7 @@ from service.rpc.gate import Gate
 from service.rpc.interceptors.stages import stages
 from service.rpc.rates import CODE_METHODS, RateLimits
 from service.rpc.status import CODES
+from service.services import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULE_CEILING = 600

@@ -7,11 +7,11 @@ from google.api import field_behavior_pb2
 from google.protobuf import descriptor
 
 from personae.v1 import user_pb2, user_pb2_grpc
-from service.app import _SERVICES
+from service.services import SERVICES
 
 SECRET_WORDS = ("hash", "secret", "token_hash")
 RESOURCES = {"personae.v1.User", "personae.v1.Lockout", "google.protobuf.Empty"}
-METHODS = [method for service in _SERVICES for method in service.methods]
+METHODS = [method for service in SERVICES for method in service.methods]
 
 
 def messages(found: descriptor.Descriptor, seen: dict[str, descriptor.Descriptor]) -> None:

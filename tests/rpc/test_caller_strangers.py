@@ -16,7 +16,6 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from personae.v1 import user_pb2, user_pb2_grpc
-from service.app import METHODS
 from service.core.caller_keys import NewKey
 from service.db.models import Base
 from service.rpc.access import ALL_SCOPES, SCOPES
@@ -24,6 +23,7 @@ from service.rpc.audit import AuditServicer
 from service.rpc.authentication import AuthenticationServicer
 from service.rpc.credentials import CredentialServicer
 from service.rpc.users import UserServicer
+from service.services import METHODS
 from tests.support.callers import PATIENCE, REFUSALS, REQUESTS, Operator, bearer, keyed, naming, operating, told
 from tests.support.databases import Postgres
 from tests.support.factories import PASSWORD, new_user

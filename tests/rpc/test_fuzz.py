@@ -8,7 +8,7 @@ from google.protobuf import descriptor, message_factory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.app import _SERVICES, METHODS
+from service.services import METHODS, SERVICES
 from tests.support.errors import failure_of
 from tests.support.servers import RunningServer
 
@@ -103,7 +103,7 @@ def outcome(server: RunningServer, method: str, data: bytes) -> grpc.StatusCode:
 
 
 REQUESTS: dict[str, Any] = {
-    f"/{service.full_name}/{method.name}": method.input_type for service in _SERVICES for method in service.methods
+    f"/{service.full_name}/{method.name}": method.input_type for service in SERVICES for method in service.methods
 }
 
 

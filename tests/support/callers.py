@@ -17,12 +17,12 @@ from sqlalchemy.engine import URL
 from sqlalchemy.orm import Session
 
 from personae.v1 import user_pb2
-from service.app import _SERVICES
 from service.base.origin import COMMAND_LINE
 from service.core import callers
 from service.core.caller_keys import RANDOM_BYTES, NewKey, make_key
 from service.db.engine import Database, reading
 from service.parts import open_database
+from service.services import SERVICES
 from tests.support.certificates import Pair
 from tests.support.errors import Failure, failure_of
 from tests.support.factories import PASSWORD
@@ -34,7 +34,7 @@ PATIENCE = 60
 LIST_USERS = "/personae.v1.UserService/ListUsers"
 REQUESTS: dict[str, Any] = {
     f"/{service.full_name}/{method.name}": message_factory.GetMessageClass(method.input_type)
-    for service in _SERVICES
+    for service in SERVICES
     for method in service.methods
 }
 """The request of each RPC."""
