@@ -1,6 +1,7 @@
 """What a worker on each core is worth: reads beside one worker, sign-ins beside the machine's own bcrypt."""
 
 from contextlib import AbstractContextManager, ExitStack
+from itertools import product
 from statistics import median
 from typing import Any
 
@@ -14,8 +15,9 @@ from benchmarks.requests import get_user
 from benchmarks.table import Findings, MeasurementError, spread
 
 _USERS = range(1, 33)
-_IN_FLIGHT = 14
-"""At each worker: one less than its pool has connections, in equal parts on two connections."""
+_IN_FLIGHT = (4, 14)
+"""At each worker, on two connections: few calls, which suit one worker that is free to move between the cores, and one
+less than the pool has connections, which keep two workers busy. Each server counts with what it does best."""
 _STAYING = {"GRPC_MAX_CONNECTION_AGE": "0"}
 """Nobody is sent away while calls are counted."""
 
@@ -34,28 +36,30 @@ def measure(bench: Bench) -> Findings:
         many = stack.enter_context(_server(bench, str(cores)))
         answers = _answers(lone)
         anywhere = stack.enter_context(callers(bench.cores.all))
-        rates: dict[str, list[float]] = {"lone": [], "many": []}
+        rates: dict[tuple[str, int], list[float]] = {}
         for round_number in range(bench.sizes.rounds + 1):
-            for name, server in (("lone", lone), ("many", many)):
+            for (name, server), in_flight in product({"lone": lone, "many": many}.items(), _IN_FLIGHT):
                 rate = anywhere.do(
                     calls_in,
                     server.target,
                     server.workers,
                     GET_USER,
                     answers,
-                    in_flight=_IN_FLIGHT,
+                    in_flight=in_flight,
                     seconds=bench.sizes.seconds,
                 )
                 if round_number:  # the first one warms up
-                    rates[name].append(rate)
-    ratios = [one / other for one, other in zip(rates["many"], rates["lone"], strict=True)]
-    findings.at_least(
-        f"GetUser/s: {cores} workers, each on its core / 1 worker", median(rates["many"]) / median(rates["lone"]), 1.6
-    )
+                    rates.setdefault((name, in_flight), []).append(rate)
+    best = {name: max(median(found) for (one, _), found in rates.items() if one == name) for name in ("lone", "many")}
+    findings.at_least(f"GetUser/s: {cores} workers, each on its core / 1 worker", best["many"] / best["lone"], 1.6)
     findings.note(
-        f"GetUser/s with {_IN_FLIGHT} calls in flight at each worker, callers and database on the same {cores} "
-        f"cores: {spread(rates['lone'])} with 1 worker, {spread(rates['many'])} with {cores}; ratio within one round "
-        f"{spread(ratios, digits=2)}."
+        f"GetUser/s, callers and database on the same {cores} cores: "
+        + "; ".join(
+            f"with {in_flight} calls in flight at each worker {spread(rates['lone', in_flight])} with 1 worker, "
+            f"{spread(rates['many', in_flight])} with {cores}"
+            for in_flight in _IN_FLIGHT
+        )
+        + "."
     )
     return findings
 
