@@ -87,7 +87,7 @@ migrate-sql: setup ## Print the SQL of the migrations, without running it: from=
 
 .PHONY: test
 test: setup ## Run all tests, on a real PostgreSQL
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: test-fast
 test-fast: setup ## Run the tests that need no database

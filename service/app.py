@@ -291,8 +291,7 @@ class Server:
         while is_waiting:
             Event().wait(flush_seconds)
             # A connection with a call that runs is spared; the others, cut, let their callers go elsewhere meanwhile.
-            ports = frozenset(int(peer.rpartition(":")[2]) for peer in self._gate.peers())
-            sockets.cut(self._ports, sparing=ports)
+            sockets.cut(self._ports, sparing=self._gate.peer_ports())
             is_waiting = self._gate.wait_until_fewer(until=until)
 
     @property

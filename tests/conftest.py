@@ -18,7 +18,7 @@ from service.base.settings import Settings, psycopg2_url
 from service.dev.postgres import EmbeddedPostgres
 from tests.support.databases import Postgres, migrate
 from tests.support.servers import RunningServer, running
-from tests.support.witness import Handler, Interceptor, heard
+from tests.support.witness import WITNESS, Handler, Interceptor, heard
 
 # Most of what a server in this process logs would drown the report of a failed test, but all of it is heard: nothing
 # secret may be in it.
@@ -33,9 +33,11 @@ structlog.configure(
 logging.getLogger().addHandler(Handler())
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What looks back on the whole run comes last."""
-    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_secret_was_said() -> Iterator[None]:
+    """Looks back on all tests that this process has run: see tests/house/test_nothing_secret.py."""
+    yield
+    assert list(WITNESS.leaks()) == []
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,8 @@ class Gate:
                 lambda: len(self._inside) < inside, timeout=max(0.0, until - monotonic())
             )
 
-    def peers(self) -> frozenset[str]:
-        """Who is inside, as gRPC names the other end of a connection."""
+    def peer_ports(self) -> frozenset[int]:
+        """The ports from which those who are inside have connected. Who has hung up meanwhile has none any more."""
         with self._changed:
-            return frozenset(call.context.peer() for call in self._inside.values())
+            ports = {call.context.peer().rpartition(":")[2] for call in self._inside.values()}
+        return frozenset(int(port) for port in ports if port.isdecimal())

@@ -1,4 +1,7 @@
-"""Nothing secret is said: in no line of the log, no error, no detail, through the whole suite. Runs last."""
+"""Nothing secret is said: in no line of the log, no error, no detail, through the whole suite.
+
+A fixture in tests/conftest.py looks for leaks when a process has run all its tests. Here is shown that it has ears.
+"""
 
 import pytest
 from sqlalchemy.engine import URL
@@ -12,9 +15,8 @@ from tests.support.servers import RunningServer, running
 from tests.support.witness import WITNESS, Witness
 
 
-@pytest.mark.last
 def test_keys_are_looked_for(private_url: URL) -> None:
-    """By the next test: those that open something and those that do not, what is nearly one, and the secret in each."""
+    """In the end: those that open something and those that do not, what is nearly one, and the secret in each."""
     with operating(private_url) as operator, running(private_url, caller_auth="required") as server:
         name = operator.create("users.read")
         key, unknown = operator.add_key(name), new_key()
@@ -38,7 +40,6 @@ def test_keys_are_looked_for(private_url: URL) -> None:
         assert expected in said
 
 
-@pytest.mark.last
 def test_no_password_code_hash_or_address_was_logged_or_answered(server: RunningServer) -> None:
     """What every test has sent and got is looked for in what every server has logged and every failed call answered.
     Keys of callers too.
@@ -57,7 +58,6 @@ def test_no_password_code_hash_or_address_was_logged_or_answered(server: Running
     said = "\n".join(WITNESS.said)
     for expected in ("internal error", "StoredHashError", "EMAIL_TAKEN", "Another user has this email", "'method'"):
         assert expected in said
-    assert list(WITNESS.leaks()) == []
 
 
 @pytest.mark.parametrize(

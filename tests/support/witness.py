@@ -3,7 +3,7 @@
 What is said: every event of the log at every level, and the message, details and trailers of every failed call. What is
 secret: passwords and codes, wherever they stand in a message, emails, and the keys of callers. Keys are told by their
 shape, whosever they are; what callers send in the place of one is a secret too, since it is often nearly one.
-tests/house/test_nothing_secret.py, which runs last, looks for the one in the other.
+A fixture in tests/conftest.py looks for the one in the other when all tests have run.
 """
 
 import logging

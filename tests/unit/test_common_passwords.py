@@ -116,7 +116,7 @@ def test_folding_twice_changes_nothing() -> None:
         b"acme2024acme2024\nZebra Crossing Zebra",
         b"acme2024acme2024\r\n\r\nZebra Crossing Zebra\r\n",
         codecs.BOM_UTF8 + b"acme2024acme2024\n\n\nzebra crossing zebra\nacme2024acme2024\n",
-        gzip.compress(codecs.BOM_UTF8 + b"ACME2024acme2024\r\nZebra Crossing Zebra\r\n"),
+        gzip.compress(codecs.BOM_UTF8 + b"ACME2024acme2024\r\nZebra Crossing Zebra\r\n", mtime=0),
     ],
     ids=["lf", "unsorted, without an end", "crlf", "bom, doubled", "gzip"],
 )
@@ -151,7 +151,7 @@ def test_a_list_that_is_not_utf8_is_refused_by_its_line(tmp_path: Path) -> None:
     assert caught.value.__suppress_context__
 
 
-@pytest.mark.parametrize("content", [gzip.compress(b"my secret\n")[:-9], b"\x1f\x8bmy secret", b"\x1f\x8b"])
+@pytest.mark.parametrize("content", [gzip.compress(b"my secret\n", mtime=0)[:-9], b"\x1f\x8bmy secret", b"\x1f\x8b"])
 def test_a_damaged_gzip_file_is_refused_without_its_content(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "own.gz"
     path.write_bytes(content)
