@@ -80,6 +80,8 @@ def calls_in(
 
     answers: what each request is to be answered. Raises MeasurementError for any other answer.
     """
+    if in_flight % _CONNECTIONS:
+        raise ValueError(f"{in_flight} calls cannot be spread over {_CONNECTIONS} connections")
     socks = spread_evenly(target, workers, each=_CONNECTIONS)
     try:
         return _run(socks, method, list(answers.items()), in_flight // _CONNECTIONS, seconds)

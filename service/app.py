@@ -32,11 +32,11 @@ from service.parts import (
 )
 from service.rpc.access import require_rows
 from service.rpc.admission import BoundedExecutor
-from service.rpc.builtin import Health, enable_reflection
+from service.rpc.builtin import CHECK_METHODS, Health, enable_reflection
 from service.rpc.callers import Credentials, Identifies, everyone_is
 from service.rpc.gate import Gate
 from service.rpc.hashing import Hashing
-from service.rpc.intake import LOOK_EVERY, Intake
+from service.rpc.intake import ask_through
 from service.rpc.interceptors.pipeline import Pipeline
 from service.rpc.interceptors.stages import stages
 from service.rpc.peers import PeerCertificates
@@ -47,6 +47,7 @@ from service.tasks import DatabaseProbe, Repeating, make_audit_months, sweep_and
 from service.telemetry import Sources, Telemetry
 
 _THREAD_PATIENCE = 0.5
+_GRPC_PATIENCE = 5.0
 _LOOK_UP_SECONDS = 0.25
 _FLUSH_SECONDS = 0.2
 """How long gRPC has to send the last answers before connections are cut."""
@@ -99,6 +100,7 @@ class Server:
         self._probe = DatabaseProbe(url, connect_timeout=settings.db_connect_timeout)
         self._executor = BoundedExecutor(
             settings.grpc_threads,
+            max_waiting=settings.grpc_max_waiting,
             name="rpc",
             refusal=ServerBusyError,
             note_wait=self._telemetry.note_wait,
@@ -112,13 +114,13 @@ class Server:
         self._hashing_executors = {
             name: BoundedExecutor(
                 at_once + settings.hash_max_waiting + _REFUSING_RPCS,
+                max_waiting=settings.grpc_max_waiting,
                 name=name,
                 refusal=ServerBusyError,
                 note_wait=self._telemetry.note_wait,
             )
             for name in self._places
         }
-        self._executor_of = {method: self._hashing_executors[name] for method, name in HASHING_METHODS.items()}
         self._gate = Gate()
         self._link = link
         self._grpc = grpc.server(
@@ -126,8 +128,14 @@ class Server:
             interceptors=[self._pipeline(clock)],
             options=grpc_options(settings, shares_port=link is not None),
         )
-        self._intake = Intake(self._grpc, self._executor_of, self._executor, most_waiting=settings.grpc_max_waiting)
         self._health = Health(SERVICE_NAMES)
+        self._executors = (self._executor, *self._hashing_executors.values(), self._health.executor)
+        ask_through(
+            self._grpc,
+            dict.fromkeys(METHODS, self._executor)
+            | {method: self._hashing_executors[name] for method, name in HASHING_METHODS.items()}
+            | dict.fromkeys(CHECK_METHODS, self._health.executor),
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         add_servicers(
             self._grpc,
@@ -139,10 +147,7 @@ class Server:
         )
         if settings.grpc_reflection:
             enable_reflection(self._grpc, SERVICE_NAMES)
-        self._tasks = [
-            Repeating("database-probe", self._look, every=settings.health_probe_interval),
-            Repeating("intake", self._intake.look, every=LOOK_EVERY),
-        ]
+        self._tasks = [Repeating("database-probe", self._look, every=settings.health_probe_interval)]
         self._cutter = Repeating("hung-connections", self._cut_hung, every=_CUT_HUNG_EVERY)
         if self._directory is not None:
             write_uses = partial(self._directory.write_uses, self.database)
@@ -250,10 +255,9 @@ class Server:
         for task in self._tasks:
             task.end()
         self._send_away(grace, flush_seconds)
-        self._grpc.stop(max(0.0, give_up_at - monotonic())).wait()
+        has_ended = self._grpc.stop(max(0.0, give_up_at - monotonic())).wait(grace + _GRPC_PATIENCE)
         self._hashing.end()
-        has_ended = True
-        for executor in (self._executor, *self._hashing_executors.values()):
+        for executor in self._executors:
             has_ended &= executor.end(patience=_THREAD_PATIENCE)
         for task in self._tasks:
             has_ended &= task.join(timeout=max(_THREAD_PATIENCE, give_up_at - monotonic()))
@@ -285,8 +289,8 @@ class Server:
         until = monotonic() + grace
         sockets.stop_listening(self._ports)
         self._gate.close()
-        for executor in (self._executor, *self._hashing_executors.values()):
-            executor.take_all()
+        for executor in self._executors:
+            executor.refuse_all()
         is_waiting = True
         while is_waiting:
             Event().wait(flush_seconds)
@@ -314,7 +318,7 @@ class Server:
                 places={method: self._places[name] for method, name in HASHING_METHODS.items()},
             ),
             max_seconds=settings.rpc_timeout,
-            executors=self._executor_of,
+            executors={method: self._hashing_executors[name] for method, name in HASHING_METHODS.items()},
         )
 
     def _identification(self, clock: Clock) -> Identifies:
@@ -384,7 +388,6 @@ class Server:
             database=self.database,
             probe=self._probe,
             executors=(self._executor, *self._hashing_executors.values()),
-            intake=self._intake,
             hashing=self._hashing,
             directory=self._directory,
             certificates=self._certificates,

@@ -1,5 +1,7 @@
 """What a server is made of, as the settings want it: made here, put together in service/app.py."""
 
+import math
+
 from sqlalchemy.engine import URL
 
 from service.base.ages import age_grace
@@ -18,6 +20,10 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_concurrent_streams", 1000),
+    # Of each method, beside those that our executors have taken: enough for a burst, and waited for in a tenth of a
+    # second. Both alike, since between the two gRPC leaves it to chance.
+    ("grpc.server.max_pending_requests", 256),
+    ("grpc.server.max_pending_requests_hard_limit", 256),
     ("grpc.server_handshake_timeout_ms", 10_000),
     # A client may ping an idle connection every 20 s; a connection whose peer is gone is closed within a minute.
     ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
@@ -29,11 +35,12 @@ _OPTIONS = (
 def grpc_options(settings: Settings, *, shares_port: bool) -> tuple[tuple[str, int], ...]:
     """What gRPC is told of messages, ports and connections."""
     # Where a port is not shared, a second server on it is an error and not a silent partner.
-    options = [*_OPTIONS, ("grpc.so_reuseport", int(shares_port)), _connections(settings)]
-    # Both alike: between the two gRPC would leave it to chance.
-    options += [
-        ("grpc.server.max_pending_requests", settings.grpc_max_waiting),
-        ("grpc.server.max_pending_requests_hard_limit", settings.grpc_max_waiting),
+    options = [
+        *_OPTIONS,
+        ("grpc.so_reuseport", int(shares_port)),
+        # What nobody has looked at for as long as an RPC may take is given up: there are whole seconds only.
+        ("grpc.server_max_unrequested_time_in_server", math.ceil(settings.rpc_timeout)),
+        _connections(settings),
     ]
     if settings.grpc_max_connection_age:
         options += [

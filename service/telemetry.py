@@ -14,7 +14,6 @@ from service.db.schema import needed_revision
 from service.rpc.admission import BoundedExecutor
 from service.rpc.callers import CallerDirectory
 from service.rpc.hashing import Around, Hashing
-from service.rpc.intake import Intake
 from service.rpc.interceptors.stages import Stage
 from service.rpc.tls import Certificates
 from service.tasks import SWEPT, DatabaseProbe, Repeating
@@ -40,7 +39,6 @@ class Sources:
     database: Database
     probe: DatabaseProbe
     executors: Sequence[BoundedExecutor]
-    intake: Intake
     hashing: Hashing
     directory: CallerDirectory | None
     certificates: Certificates | None
@@ -100,7 +98,6 @@ class Telemetry:
         metrics.set("personae_schema_revision_needed", int(needed_revision()))
         metrics.read_by(lambda: _read_server(metrics, sources))
         metrics.read_by(_process_reader(metrics))
-        metrics.count_by(_unseen_counter(metrics, sources.intake))
         self._tasks.append(Repeating("metrics-count", metrics.count, every=_COUNTED_EVERY))
         if metrics.slot is not None:
             metrics.refresh()
@@ -140,6 +137,7 @@ class Telemetry:
 def _read_server(metrics: "Metrics", sources: Sources) -> None:
     metrics.set("personae_rpcs_in_flight", len(metrics.running))
     metrics.set("personae_rpcs_waiting", sum(executor.waiting for executor in sources.executors))
+    metrics.set("personae_rpc_methods_held_back", sum(executor.held_back for executor in sources.executors))
     metrics.set("personae_hashes_running", len(metrics.hashing))
     metrics.set("personae_hashes_waiting", sources.hashing.waiting)
     pool = sources.database.engine.pool
@@ -158,19 +156,6 @@ def _read_server(metrics: "Metrics", sources: Sources) -> None:
     if sources.certificates is not None:
         expires_at = sources.certificates.expires_at.timestamp()
         metrics.set("personae_certificate_expires_timestamp_seconds", expires_at)
-
-
-def _unseen_counter(metrics: "Metrics", intake: Intake) -> Callable[[], None]:
-    """What counts the calls that gRPC did not hand over."""
-    counted = 0
-
-    def count() -> None:
-        nonlocal counted
-        unseen = intake.unseen
-        metrics.unseen.inc(unseen - counted)
-        counted = unseen
-
-    return count
 
 
 def _process_reader(metrics: "Metrics") -> Callable[[], None]:

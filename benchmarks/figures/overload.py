@@ -15,7 +15,7 @@ from benchmarks.requests import authenticate, get_user
 from benchmarks.table import Findings, spread
 from service.core.passwords import hash_password
 
-_LOADS = (0.75, 1.0, 2.0, 4.0)
+_LOADS = (0.75, 0.9, 1.0, 2.0, 4.0)
 """Multiples of what the server does for callers that wait."""
 _SETTLE_SECONDS = 0.5
 """Until the queues are what they are under such a load."""

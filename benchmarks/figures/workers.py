@@ -23,9 +23,7 @@ _STAYING = {"GRPC_MAX_CONNECTION_AGE": "0"}
 
 
 def measure(bench: Bench) -> Findings:
-    """All cores for one worker, for one that is kept to a core, and for a worker on each; callers and database share
-    them. In turns, round by round.
-    """
+    """All cores for one worker, and a worker on each; callers and database share them. In turns, round by round."""
     findings = Findings()
     cores = len(bench.cores.all)
     if cores == 1:

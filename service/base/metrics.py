@@ -34,6 +34,7 @@ class Reading(NamedTuple):
 READINGS = {
     "personae_rpcs_in_flight": Reading("RPCs that run now", "livesum"),
     "personae_rpcs_waiting": Reading("RPCs that wait for a thread", "livesum"),
+    "personae_rpc_methods_held_back": Reading("Methods whose RPCs wait in gRPC", "livesum"),
     "personae_hashes_running": Reading("Passwords that are hashed now", "livesum"),
     "personae_hashes_waiting": Reading("Passwords that wait to be hashed", "livesum"),
     "personae_db_connections": Reading("Connections of the pool, by what they do", "livesum", ("state",)),
@@ -135,7 +136,6 @@ class Metrics:
         self.caller_rpcs = counter("personae_caller_rpcs", "RPCs by who called; - is nobody", "caller", "grpc_code")
         self.rate_limited = counter("personae_rate_limited", "RPCs refused by a rate limit", "caller")
         self.queue_seconds = histogram("personae_rpc_queue_seconds", "How long RPCs waited to start", _QUEUE_SECONDS)
-        self.unseen = counter("personae_rpcs_unseen", "RPCs that ended before the server took them")
         self.hash_seconds = histogram("personae_hash_seconds", "How long a password took to hash", _HASH_SECONDS)
         self.statements = counter("personae_db_statements", "SQL statements that RPCs sent")
         self.retries = counter("personae_db_retries", "What the database made RPCs do once more", "cause")

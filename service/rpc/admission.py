@@ -1,8 +1,10 @@
-"""How many RPCs the server takes on: as many as it has threads, and a few more that are about to have one.
+"""How many RPCs the server takes on: as many as it has threads, a bounded number that wait, and those it can refuse.
 
-gRPC hands a call over only when it is asked for one, and it is not asked while there is no room here: the others wait
-in gRPC, where they cost next to nothing (service/rpc/intake.py). Some may be asked for to be refused. That is done by a
-single thread which does nothing else: the `admit` stage asks whether it runs there.
+gRPC hands a call over only when it is asked for one (service/rpc/intake.py). Where the queue moves fast, the cores are
+what is short: then few calls are taken that have to wait, and the others stay in gRPC, where they cost next to nothing.
+Where it is slow, threads wait for the database: then all are taken that may wait, and beyond them as many as can be
+refused in a small share of the time. A single thread does that which does nothing else: the `admit` stage asks whether
+it runs there.
 
 Of the threads only half may be kept by callers whose message is slow to come (service/rpc/arrival.py).
 """
@@ -10,15 +12,20 @@ Of the threads only half may be kept by callers whose message is slow to come (s
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from threading import Semaphore, local
+from threading import Event, Lock, Semaphore, local
 from typing import Any
 
 from service.base.clock import monotonic
 from service.base.errors import PersonaeError
 
-_WAITING_PER_THREAD = 2
-"""Enough that no thread is without work while gRPC is asked for more; more would only wait here instead of there."""
+_REST = 19
+"""How many times as long as a refusal took the next one waits: one part in twenty of the time is spent on refusing."""
+_FEW_PER_THREAD = 2
+"""Enough that no thread is without work while gRPC is asked for more; more would only cost time."""
+_SLOW_SECONDS = 0.05
+"""A queue is slow in which a call waits longer. A few reads for each thread take a fifth of it."""
+_LONGEST_REST = 0.5
+"""Seconds: a thread that was kept from running has not refused for so long."""
 
 
 class _Here(local):
@@ -32,19 +39,21 @@ _here = _Here()
 
 
 class BoundedExecutor(ThreadPoolExecutor):
-    """A thread pool for RPCs that has gRPC asked for another one while there is room for it."""
+    """A thread pool for RPCs that refuses when too many wait, and is handed no more than it can serve or refuse."""
 
     def __init__(
         self,
         threads: int,
         *,
+        max_waiting: int,
         name: str,
         refusal: type[PersonaeError],
         note_wait: Callable[[float], None] | None = None,
     ) -> None:
-        """refusal: what those are answered who are asked for to be refused.
+        """max_waiting: how many wait beside the one that is on its way to a thread.
 
-        note_wait: is told of each that got a thread how many seconds it waited here; None: nobody wants to know.
+        refusal: what those are answered for whom there is no room. note_wait: is told of each that got a thread how
+        many seconds it waited; None: nobody wants to know.
         """
         super().__init__(
             threads,
@@ -52,14 +61,18 @@ class BoundedExecutor(ThreadPoolExecutor):
             initializer=share_room_for_slow,
             initargs=(Semaphore(max(1, threads // 2)),),
         )
-        self._most_waiting = _WAITING_PER_THREAD * threads
+        self._max_waiting = max_waiting
+        self._few = min(max_waiting, _FEW_PER_THREAD * threads)
+        self._waited, self._taken_at = 0.0, monotonic()
+        self._is_watched = False
         self._note_wait = note_wait
         self._refuser = ThreadPoolExecutor(
             1, thread_name_prefix=f"{name}-refuse", initializer=_refuse_here, initargs=(refusal,)
         )
+        self._to_refuse = self._refused = 0  # each is written by one thread only: gRPC's, and the one that refuses
         self._held_back: deque[Callable[[], None]] = deque()
-        self._to_refuse = 0
-        self._takes_all = False
+        self._asking = Lock()
+        self._is_stopping = Event()
 
     @property
     def waiting(self) -> int:
@@ -67,38 +80,37 @@ class BoundedExecutor(ThreadPoolExecutor):
         return self._work_queue.qsize()
 
     @property
-    def is_full(self) -> bool:
-        """Whether gRPC is not asked for calls until some of those that are here have been served."""
-        return bool(self._held_back)
+    def held_back(self) -> int:
+        """Of how many methods the calls wait in gRPC."""
+        return len(self._held_back)
 
     def ask(self, for_call: Callable[[], None]) -> None:
-        """Ask gRPC for its next call, at once or as soon as there is room for one. It must not block."""
-        if self._may_ask():
+        """Ask gRPC for its next call, at once or as soon as it can be served or refused. It must not block."""
+        if not self._held_back and self._may_ask():
             for_call()
             return
         self._held_back.append(for_call)
-        self._ask_on()  # the last thread may have looked before it was there
+        self._ask_on()  # whoever would have done it may have looked before it was there
+        if self._held_back and not self._is_watched:
+            self._is_watched = True
+            self._refuser.submit(self._watch)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Queue the RPC, or refuse it when it was asked for to be refused."""
-        if self._to_refuse:
-            self._to_refuse -= 1
-            return self._refuser.submit(fn, *args, **kwargs)
+        """Queue the RPC, or have it refused when the queue is full or the server stops."""
+        if self._work_queue.qsize() > self._max_waiting or self._is_stopping.is_set():
+            self._to_refuse += 1
+            return self._refuser.submit(self._refuse, fn, args, kwargs)
         return super().submit(self._run, monotonic(), fn, args, kwargs)
 
-    def refuse(self, calls: int) -> None:
-        """Ask for so many calls, room or not, and refuse them; 0: refuse none of those any more that are still due."""
-        self._to_refuse = calls
-        self._ask_on()
-
-    def take_all(self) -> None:
-        """Ask for calls from now on whether there is room or not: the server stops, and none must be left."""
-        self._takes_all = True
+    def refuse_all(self) -> None:
+        """Ask for every call from now on, and refuse it: the server stops, and nobody must be left without answer."""
+        self._is_stopping.set()
         self._ask_on()
 
     def end(self, *, patience: float) -> bool:
         """Take no more work and wait up to `patience` seconds for what runs; whether all of it has ended."""
         give_up_at = monotonic() + patience
+        self._is_stopping.set()
         for pool in (self, self._refuser):
             ThreadPoolExecutor.shutdown(pool, wait=False, cancel_futures=True)
         threads = [*self._threads, *self._refuser._threads]  # noqa: SLF001  there is no public way to join with a timeout
@@ -107,19 +119,44 @@ class BoundedExecutor(ThreadPoolExecutor):
         return not any(thread.is_alive() for thread in threads)
 
     def _may_ask(self) -> bool:
-        return self._work_queue.qsize() < self._most_waiting or self._to_refuse > 0 or self._takes_all
+        waiting = self._work_queue.qsize()
+        if waiting <= self._few or self._is_stopping.is_set():
+            return True
+        is_slow = self._waited > _SLOW_SECONDS or monotonic() - self._taken_at > _SLOW_SECONDS
+        return is_slow and (waiting <= self._max_waiting or self._to_refuse == self._refused)
 
     def _ask_on(self) -> None:
-        while self._held_back and self._may_ask():
-            with suppress(IndexError):  # another thread was faster
+        # Under the lock, so that nobody is still about to ask when `refuse_all` has returned and gRPC is stopped.
+        with self._asking:
+            while self._held_back and self._may_ask():
                 self._held_back.popleft()()
 
     def _run(self, since: float, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        self._taken_at = now = monotonic()
+        self._waited = now - since
         if self._held_back:
             self._ask_on()
         if self._note_wait is not None:
-            self._note_wait(monotonic() - since)
+            self._note_wait(now - since)
         return fn(*args, **kwargs)
+
+    def _watch(self) -> None:
+        """Look whether the queue has become slow: when no thread takes anything, nobody else does."""
+        self._is_stopping.wait(_SLOW_SECONDS)
+        self._is_watched = False
+        self._ask_on()
+        if self._held_back and not self._is_watched:
+            self._is_watched = True
+            self._refuser.submit(self._watch)
+
+    def _refuse(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        since = monotonic()
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            self._is_stopping.wait(min(_REST * (monotonic() - since), _LONGEST_REST))
+            self._refused += 1
+            self._ask_on()
 
 
 def require_room() -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from threading import Condition, Semaphore
+from threading import Condition
 from typing import Any
 
 import grpc
@@ -10,12 +10,16 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from service.rpc.admission import share_room_for_slow
+from service.base.errors import ServerBusyError
+from service.rpc.admission import BoundedExecutor
 
 _V1ALPHA = "grpc.reflection.v1alpha"
 _V1 = "grpc.reflection.v1"
 _REFLECTION_THREADS = 4
-_CHECK_THREADS = 8
+_CHECK_THREADS = 32
+"""For those whose messages do not come: half of them, for a fiftieth of a second each, at any time."""
+_MAX_CHECKS_WAITING = 64
+CHECK_METHODS = ("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/List")
 MAX_WATCHERS = 64
 """How many health watchers a server has at a time: each holds a thread."""
 _Status = health_pb2.HealthCheckResponse
@@ -37,13 +41,11 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-he
         self._changed = Condition()
         # More threads than watchers, so that there is one to refuse the watcher that is too many.
         watching = ThreadPoolExecutor(MAX_WATCHERS + 4, thread_name_prefix="health-watch")
-        checking = ThreadPoolExecutor(
-            _CHECK_THREADS,
-            thread_name_prefix="health",
-            initializer=share_room_for_slow,
-            initargs=(Semaphore(_CHECK_THREADS // 2),),
+        self.executor = BoundedExecutor(
+            _CHECK_THREADS, max_waiting=_MAX_CHECKS_WAITING, name="health", refusal=ServerBusyError
         )
-        for name, pool in (("Check", checking), ("List", checking), ("Watch", watching)):
+        """Where it is answered."""
+        for name, pool in (("Check", self.executor), ("List", self.executor), ("Watch", watching)):
             setattr(self, name, _on_pool(getattr(self, name), pool))
 
     def set_serving(self, *, is_serving: bool) -> None:

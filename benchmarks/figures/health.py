@@ -1,0 +1,111 @@
+"""How soon a health check is answered while no RPC thread is free: an orchestrator kills what does not answer."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from sqlalchemy.engine import URL
+
+from benchmarks.bench import Bench
+from benchmarks.data import connect, database
+from benchmarks.floods import flood
+from benchmarks.load import GET_USER, keep_calling, open_channel
+from benchmarks.processes import SERVICE, running
+from benchmarks.requests import get_user
+from benchmarks.table import Findings, MeasurementError
+
+_EVERY = 0.01
+_BLOCKED = 200
+"""Calls, of which sixteen have a thread."""
+_READING = 32
+"""Calls in flight: twice as many as there are threads."""
+_DEADLINE = 0.25
+_MOST_MS = 50
+
+
+def measure(bench: Bench) -> Findings:
+    """On one core: idle, with all threads in wait for a locked table, all reading, and flooded with reads."""
+    findings = Findings()
+    seconds = bench.sizes.storm_seconds
+    reads = [get_user(user_id) for user_id in range(1, 1001)]
+    with (
+        database(bench.server, "health", bench.directory, users=bench.sizes.few_users) as url,
+        running(SERVICE, url, bench.directory, cores=bench.cores.server) as server,
+    ):
+        idle = _checks(server.target, seconds)
+        with _all_threads_waiting(server.target, url):
+            waiting = _checks(server.target, seconds)
+        rate = bench.callers.start(
+            keep_calling, server.target, server.pid, reads, in_flight=_READING, seconds=seconds + 1
+        )
+        time.sleep(1)
+        reading = _checks(server.target, seconds)
+        capacity = rate.result().calls / rate.result().seconds
+        flooding = bench.callers.start(
+            flood,
+            server.target,
+            reads,
+            rate=2 * capacity,
+            deadline=_DEADLINE,
+            seconds=seconds + 2 * _DEADLINE,
+            settle=_DEADLINE,
+        )
+        time.sleep(2 * _DEADLINE)
+        flooded = _checks(server.target, seconds)
+        flooding.result()
+    findings.at_most(
+        "Health.Check p99, all threads wait for the database", _p99(waiting), _MOST_MS, unit=" ms", digits=1
+    )
+    findings.at_most("Health.Check p99, all threads read", _p99(reading), _MOST_MS, unit=" ms", digits=1)
+    findings.note(
+        f"Health.Check, {len(idle)} times each, p99 and slowest: idle {_seen(idle)}; all threads waiting "
+        f"{_seen(waiting)}; all reading, {_READING} calls in flight, {_seen(reading)}; flooded by twice as many as can "
+        f"be served, callers on the other core with the one that asks, {_seen(flooded)}."
+    )
+    return findings
+
+
+def _checks(target: str, seconds: float) -> list[float]:
+    """How many milliseconds each check took. Raises MeasurementError for any answer but SERVING."""
+    took: list[float] = []
+    with open_channel(target) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for _ in range(round(seconds / _EVERY)):
+            started = time.perf_counter()
+            try:
+                answer = health.Check(health_pb2.HealthCheckRequest(), timeout=10)
+            except grpc.RpcError as error:
+                raise MeasurementError(f"a health check ended with {error.code().name}") from None
+            took.append((time.perf_counter() - started) * 1000)
+            if answer.status != health_pb2.HealthCheckResponse.SERVING:
+                raise MeasurementError("a health check was not answered with SERVING")
+            time.sleep(_EVERY)
+    return took[1:]  # the first one connects
+
+
+@contextmanager
+def _all_threads_waiting(target: str, url: URL) -> Iterator[None]:
+    """Nobody can read a user while the block runs, and many try."""
+    with contextlib.closing(connect(url)) as connection, connection.cursor() as cursor, open_channel(target) as channel:
+        cursor.execute("BEGIN")
+        cursor.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
+        call: Any = channel.unary_unary(GET_USER)
+        calls = [call.future(get_user(1).body, timeout=60) for _ in range(_BLOCKED)]
+        try:
+            yield
+        finally:
+            cursor.execute("ROLLBACK")
+            for one in calls:
+                one.cancel()
+
+
+def _p99(took: Sequence[float]) -> float:
+    return sorted(took)[len(took) * 99 // 100]
+
+
+def _seen(took: Sequence[float]) -> str:
+    return f"{_p99(took):.1f} and {max(took):.1f} ms"
