@@ -291,12 +291,14 @@ def _serve(settings: Settings, url: "URL", *, whoever: str | None) -> bool:
     if not settings.has_tls:  # as the workers of `serve` have it: see service/planning.py; before gRPC is loaded
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251
     from service.app import Server
+    from service.base.garbage import spare_what_stays
     from service.base.ports import PortInUseError
     from service.db.schema import SchemaBehindError
 
     try:
         server = Server(settings, url, whoever=whoever)
         _on_signals(server.end)
+        spare_what_stays()
         server.start()
     except (SettingsError, PortInUseError, SchemaBehindError) as error:
         fail(str(error))

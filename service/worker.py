@@ -9,6 +9,7 @@ from sqlalchemy.engine import URL
 
 from service.app import Server
 from service.base.cores import allowed_cores, keep_to
+from service.base.garbage import spare_what_stays
 from service.base.log import drain
 from service.base.settings import Settings
 from service.link import Link
@@ -45,6 +46,7 @@ def work(settings: Settings, url: URL, *, line: int, core: int | None) -> Except
         signal.signal(number, lambda *_: server.end())
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it is for the supervisor, whoever else got it
     link.start(server.end)
+    spare_what_stays()
     server.start()
     server.wait()
     if link.is_retired:

@@ -1,6 +1,7 @@
 """How soon a health check is answered while no RPC thread is free: an orchestrator kills what does not answer."""
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ _BLOCKED = 200
 """Calls, of which sixteen have a thread."""
 _READING = 32
 """Calls in flight: twice as many as there are threads."""
+_FIRST = -15
 _DEADLINE = 0.25
 _MOST_MS = 50
 
@@ -64,7 +66,7 @@ def measure(bench: Bench) -> Findings:
     findings.note(
         f"Health.Check, {len(idle)} times each, p99 and slowest: idle {_seen(idle)}; all threads waiting "
         f"{_seen(waiting)}; all reading, {_READING} calls in flight, {_seen(reading)}; flooded by twice as many as can "
-        f"be served, callers on the other core with the one that asks, {_seen(flooded)}."
+        f"be served, {_seen(flooded)}."
     )
     return findings
 
@@ -72,7 +74,7 @@ def measure(bench: Bench) -> Findings:
 def _checks(target: str, seconds: float) -> list[float]:
     """How many milliseconds each check took. Raises MeasurementError for any answer but SERVING."""
     took: list[float] = []
-    with open_channel(target) as channel:
+    with _first_in_line(), open_channel(target) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         for _ in range(round(seconds / _EVERY)):
             started = time.perf_counter()
@@ -85,6 +87,19 @@ def _checks(target: str, seconds: float) -> list[float]:
                 raise MeasurementError("a health check was not answered with SERVING")
             time.sleep(_EVERY)
     return took[1:]  # the first one connects
+
+
+@contextmanager
+def _first_in_line() -> Iterator[None]:
+    """This thread, and those that it starts, need not wait for a core that the callers have: it is the server that is
+    measured. Without the right to it they do wait.
+    """
+    with contextlib.suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, _FIRST)
+    try:
+        yield
+    finally:
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
 
 
 @contextmanager
