@@ -22,8 +22,11 @@ _REST = 19
 """How many times as long as a refusal took the next one waits: one part in twenty of the time is spent on refusing."""
 _FEW_PER_THREAD = 2
 """Enough that no thread is without work while gRPC is asked for more; more would only cost time."""
-_SLOW_SECONDS = 0.05
-"""A queue is slow in which a call waits longer. A few reads for each thread take a fifth of it."""
+_SLOW_PACE = 0.002
+"""Seconds for each call that was ahead, beyond which a queue is slow: several reads of one core. Not the whole wait,
+which a long queue would make long by itself."""
+_STUCK_SECONDS = 0.05
+"""After which a queue is slow that no thread has taken anything from."""
 _LONGEST_REST = 0.5
 """Seconds: a thread that was kept from running has not refused for so long."""
 
@@ -63,7 +66,7 @@ class BoundedExecutor(ThreadPoolExecutor):
         )
         self._max_waiting = max_waiting
         self._few = min(max_waiting, _FEW_PER_THREAD * threads)
-        self._waited, self._taken_at = 0.0, monotonic()
+        self._pace, self._taken_at = 0.0, monotonic()
         self._is_watched = False
         self._note_wait = note_wait
         self._refuser = ThreadPoolExecutor(
@@ -97,10 +100,11 @@ class BoundedExecutor(ThreadPoolExecutor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Queue the RPC, or have it refused when the queue is full or the server stops."""
-        if self._work_queue.qsize() > self._max_waiting or self._is_stopping.is_set():
+        ahead = self._work_queue.qsize()
+        if ahead > self._max_waiting or self._is_stopping.is_set():
             self._to_refuse += 1
             return self._refuser.submit(self._refuse, fn, args, kwargs)
-        return super().submit(self._run, monotonic(), fn, args, kwargs)
+        return super().submit(self._run, monotonic(), ahead, fn, args, kwargs)
 
     def refuse_all(self) -> None:
         """Ask for every call from now on, and refuse it: the server stops, and nobody must be left without answer."""
@@ -122,7 +126,7 @@ class BoundedExecutor(ThreadPoolExecutor):
         waiting = self._work_queue.qsize()
         if waiting <= self._few or self._is_stopping.is_set():
             return True
-        is_slow = self._waited > _SLOW_SECONDS or monotonic() - self._taken_at > _SLOW_SECONDS
+        is_slow = self._pace > _SLOW_PACE or monotonic() - self._taken_at > _STUCK_SECONDS
         return is_slow and (waiting <= self._max_waiting or self._to_refuse == self._refused)
 
     def _ask_on(self) -> None:
@@ -131,9 +135,9 @@ class BoundedExecutor(ThreadPoolExecutor):
             while self._held_back and self._may_ask():
                 self._held_back.popleft()()
 
-    def _run(self, since: float, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def _run(self, since: float, ahead: int, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         self._taken_at = now = monotonic()
-        self._waited = now - since
+        self._pace = (now - since) / (ahead + 1)
         if self._held_back:
             self._ask_on()
         if self._note_wait is not None:
@@ -142,7 +146,7 @@ class BoundedExecutor(ThreadPoolExecutor):
 
     def _watch(self) -> None:
         """Look whether the queue has become slow: when no thread takes anything, nobody else does."""
-        self._is_stopping.wait(_SLOW_SECONDS)
+        self._is_stopping.wait(_STUCK_SECONDS)
         self._is_watched = False
         self._ask_on()
         if self._held_back and not self._is_watched:

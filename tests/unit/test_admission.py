@@ -81,10 +81,16 @@ def test_whoever_is_too_many_is_refused_one_after_the_other() -> None:
     assert sorted(calls.answers) == ["refused"] * 14 + ["served"] * 6
 
 
-def test_those_who_are_held_back_are_asked_for_when_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also while the thread that refuses rests."""
+@pytest.fixture
+def _long_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After one refusal there is no other."""
     monkeypatch.setattr("service.rpc.admission._REST", 1e9)
     monkeypatch.setattr("service.rpc.admission._LONGEST_REST", PATIENCE)
+
+
+@pytest.mark.usefixtures("_long_rests")
+def test_those_who_are_held_back_are_asked_for_when_there_is_room() -> None:
+    """Also while the thread that refuses rests."""
     with executor(max_waiting=3) as narrow:
         calls = Calls(narrow)
         calls.come()
@@ -97,10 +103,9 @@ def test_those_who_are_held_back_are_asked_for_when_there_is_room(monkeypatch: p
     assert sorted(calls.answers) == ["refused"] + ["served"] * 19
 
 
-def test_the_end_asks_for_all_and_refuses_them(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("_long_rests")
+def test_the_end_asks_for_all_and_refuses_them() -> None:
     """Whatever runs, and however long it takes."""
-    monkeypatch.setattr("service.rpc.admission._REST", 1e9)
-    monkeypatch.setattr("service.rpc.admission._LONGEST_REST", PATIENCE)
     with executor(max_waiting=3) as narrow:
         calls = Calls(narrow)
         calls.come()
