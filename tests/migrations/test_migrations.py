@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -154,15 +155,14 @@ def test_migrations_stand_alone() -> None:
 
 
 def test_new_revisions_count_up(private_url: URL, tmp_path: Path) -> None:
-    """`alembic revision` takes the next number by itself."""
+    """`alembic revision` takes the next number by itself. In a copy: servers that others start look at the files."""
+    copy = shutil.copytree(MIGRATIONS.parent, tmp_path / "alembic")
     config = alembic_config(private_url)
-    config.set_main_option("version_locations", f"{MIGRATIONS}")
-    before = set(MIGRATIONS.glob("*.py"))
+    config.set_main_option("script_location", f"{copy}")
+
     made = command.revision(config, message="a trial")
-    try:
-        assert made is not None
-        assert not isinstance(made, list)
-        assert made.revision == f"{len(before) + 1:04}"
-    finally:
-        for path in set(MIGRATIONS.glob("*.py")) - before:
-            path.unlink()
+
+    assert made is not None
+    assert not isinstance(made, list)
+    assert made.revision == f"{int(needed_revision()) + 1:04}"
+    assert Path(made.path).parent == copy / MIGRATIONS.name
