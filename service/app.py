@@ -15,34 +15,31 @@ from service import sockets
 from service.base.ages import retirement_seconds
 from service.base.clock import Clock, monotonic, utc_now
 from service.base.cores import usable_cores
-from service.base.errors import ServerBusyError
 from service.base.origin import ANONYMOUS_CALLER
 from service.base.ports import PortInUseError
 from service.base.settings import Settings
 from service.core.rates import rate_of
 from service.db.diagnosis import Diagnosis
 from service.db.schema import SchemaBehindError
+from service.executors import Executors
 from service.link import Link
 from service.parts import (
     caller_directory,
     grpc_options,
+    identification,
     open_database,
     password_policy,
     server_certificates,
 )
 from service.rpc.access import require_rows
-from service.rpc.admission import BoundedExecutor
-from service.rpc.builtin import CHECK_METHODS, Health, enable_reflection
-from service.rpc.callers import Credentials, Identifies, everyone_is
+from service.rpc.builtin import Health, enable_reflection
 from service.rpc.gate import Gate
 from service.rpc.hashing import Hashing
 from service.rpc.intake import ask_through
 from service.rpc.interceptors.pipeline import Pipeline
 from service.rpc.interceptors.stages import stages
-from service.rpc.peers import PeerCertificates
-from service.rpc.places import Places
 from service.rpc.rates import RateLimits
-from service.services import HASHING_METHODS, METHODS, SERVICE_NAMES, add_servicers
+from service.services import METHODS, SERVICE_NAMES, add_servicers
 from service.tasks import DatabaseProbe, Repeating, make_audit_months, sweep_and_log
 from service.telemetry import Sources, Telemetry
 
@@ -55,12 +52,6 @@ _AUDIT_MONTHS_EVERY = 3600.0
 _CERTIFICATES_EVERY = 60.0
 _KEY_USES_EVERY = 10.0
 _CUT_HUNG_EVERY = 0.25
-_SPARE_HASHING_RPCS = 2
-"""RPCs beyond those that hash, so that no core waits while one of them is at the database. Not more: the lock of a name
-is looked at right before the hash, so that of many guesses at once only these few are hashed in vain."""
-_REFUSING_RPCS = 2
-"""Threads beyond those of all RPCs that have a place or wait for one: strangers are turned away there, and who comes
-when the queue is full."""
 _log = structlog.get_logger("personae.app")
 
 
@@ -98,44 +89,23 @@ class Server:
         )
         self.database = open_database(settings, url, watch=self._telemetry.watch)
         self._probe = DatabaseProbe(url, connect_timeout=settings.db_connect_timeout)
-        self._executor = BoundedExecutor(
-            settings.grpc_threads,
-            max_waiting=settings.grpc_max_waiting,
-            name="rpc",
-            refusal=ServerBusyError,
-            note_wait=self._telemetry.note_wait,
-        )
         hash_threads = settings.hash_threads or usable_cores(hash_cores)
         self._hashing = Hashing(hash_threads, cores=hash_cores, turns=link, around=self._telemetry.around_hashes)
-        at_once = hash_threads + _SPARE_HASHING_RPCS
-        self._places = {
-            name: Places(at_once, max_waiting=settings.hash_max_waiting) for name in set(HASHING_METHODS.values())
-        }
-        self._hashing_executors = {
-            name: BoundedExecutor(
-                at_once + settings.hash_max_waiting + _REFUSING_RPCS,
-                max_waiting=settings.grpc_max_waiting,
-                name=name,
-                refusal=ServerBusyError,
-                note_wait=self._telemetry.note_wait,
-            )
-            for name in self._places
-        }
+        self._health = Health(SERVICE_NAMES)
+        self._executors = Executors(
+            settings,
+            hash_threads=hash_threads,
+            checks=self._health.executor,
+            note_wait=self._telemetry.note_wait,
+        )
         self._gate = Gate()
         self._link = link
         self._grpc = grpc.server(
-            self._executor,
+            self._executors.usual,
             interceptors=[self._pipeline(clock)],
             options=grpc_options(settings, shares_port=link is not None),
         )
-        self._health = Health(SERVICE_NAMES)
-        self._executors = (self._executor, *self._hashing_executors.values(), self._health.executor)
-        ask_through(
-            self._grpc,
-            dict.fromkeys(METHODS, self._executor)
-            | {method: self._hashing_executors[name] for method, name in HASHING_METHODS.items()}
-            | dict.fromkeys(CHECK_METHODS, self._health.executor),
-        )
+        ask_through(self._grpc, self._executors.of_methods)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         add_servicers(
             self._grpc,
@@ -257,8 +227,7 @@ class Server:
         self._send_away(grace, flush_seconds)
         has_ended = self._grpc.stop(max(0.0, give_up_at - monotonic())).wait(grace + _GRPC_PATIENCE)
         self._hashing.end()
-        for executor in self._executors:
-            has_ended &= executor.end(patience=_THREAD_PATIENCE)
+        has_ended &= self._executors.end(patience=_THREAD_PATIENCE)
         for task in self._tasks:
             has_ended &= task.join(timeout=max(_THREAD_PATIENCE, give_up_at - monotonic()))
         self._probe.close()
@@ -289,8 +258,7 @@ class Server:
         until = monotonic() + grace
         sockets.stop_listening(self._ports)
         self._gate.close()
-        for executor in self._executors:
-            executor.refuse_all()
+        self._executors.refuse_all()
         is_waiting = True
         while is_waiting:
             Event().wait(flush_seconds)
@@ -311,26 +279,14 @@ class Server:
         return Pipeline(
             stages(
                 self._gate.gate,
-                self._identification(clock),
+                identification(settings, self._directory, clock=clock, whoever=self._whoever),
                 self._telemetry.stages,
                 limits=RateLimits(rate_of(settings.caller_rate_limit, settings.caller_rate_burst)),
                 code_limits=RateLimits(rate_of(settings.caller_code_rate_limit, settings.caller_code_rate_burst)),
-                places={method: self._places[name] for method, name in HASHING_METHODS.items()},
+                places=self._executors.places,
             ),
             max_seconds=settings.rpc_timeout,
-            executors={method: self._hashing_executors[name] for method, name in HASHING_METHODS.items()},
-        )
-
-    def _identification(self, clock: Clock) -> Identifies:
-        """How it is told who calls."""
-        settings = self._settings
-        if self._whoever is not None or self._directory is None:
-            return everyone_is(self._whoever or ANONYMOUS_CALLER)
-        return Credentials(
-            self._directory,
-            clock=clock,
-            certificates=PeerCertificates() if settings.client_certificates != "off" else None,
-            keys_need_loopback=not (settings.has_tls or settings.is_loopback or settings.insecure_plaintext_keys),
+            executors=self._executors.of_hashing,
         )
 
     def _bind(self) -> None:
@@ -387,7 +343,7 @@ class Server:
             clock=self._clock,
             database=self.database,
             probe=self._probe,
-            executors=(self._executor, *self._hashing_executors.values()),
+            executors=self._executors.measured,
             hashing=self._hashing,
             directory=self._directory,
             certificates=self._certificates,

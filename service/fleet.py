@@ -11,9 +11,10 @@ from tempfile import TemporaryDirectory, gettempdir
 from sqlalchemy.engine import URL
 
 from service.base.settings import Settings
+from service.plan import Plan, Ports, worker_command
 from service.planning import make_plan
 from service.ports import hold_port
-from service.supervisor import Plan, Ports, Supervisor, worker_command
+from service.supervisor import Supervisor
 
 _PREFIX = "personae-metrics-"
 _LOCK = "lock"

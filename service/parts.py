@@ -6,14 +6,16 @@ from sqlalchemy.engine import URL
 
 from service.base.ages import age_grace
 from service.base.clock import Clock
+from service.base.origin import ANONYMOUS_CALLER
 from service.base.settings import Settings, SettingsError
 from service.core import common_passwords
 from service.core.common_passwords import PasswordListError
 from service.core.password_policy import PasswordPolicy
 from service.db.connections import Watch
 from service.db.engine import Database
-from service.rpc.callers import CallerDirectory
+from service.rpc.callers import CallerDirectory, Credentials, Identifies, everyone_is
 from service.rpc.connections import most_connections
+from service.rpc.peers import PeerCertificates
 from service.rpc.tls import CertificateError, Certificates, TlsFiles
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
@@ -86,6 +88,20 @@ def caller_directory(settings: Settings, url: URL) -> CallerDirectory:
     """Who may call, on a connection of its own."""
     own = settings.model_copy(update={"db_pool_size": 1, "db_max_overflow": 0})
     return CallerDirectory(open_database(own, url), max_age=settings.caller_cache_seconds)
+
+
+def identification(
+    settings: Settings, directory: CallerDirectory | None, *, clock: Clock, whoever: str | None
+) -> Identifies:
+    """How it is told who calls. whoever, directory: see Server; where nobody is asked there is no directory."""
+    if whoever is not None or directory is None:
+        return everyone_is(whoever or ANONYMOUS_CALLER)
+    return Credentials(
+        directory,
+        clock=clock,
+        certificates=PeerCertificates() if settings.client_certificates != "off" else None,
+        keys_need_loopback=not (settings.has_tls or settings.is_loopback or settings.insecure_plaintext_keys),
+    )
 
 
 def open_database(settings: Settings, url: URL, *, watch: Watch | None = None) -> Database:

@@ -9,7 +9,7 @@ from service.base.ages import retirement_seconds
 from service.base.cores import allowed_cores, usable_cores
 from service.base.settings import Settings
 from service.db.capacity import connection_limit
-from service.supervisor import Plan, Ports
+from service.plan import Plan, Ports
 
 _OWN_CONNECTIONS = 2
 """Of each worker beside its pool: one watches the database, one reads the callers."""

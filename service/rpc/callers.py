@@ -46,6 +46,10 @@ _READ_SECONDS = 2.0
 """For one try. What hangs is cut soon enough for another one while what was read last still counts."""
 _EXTRA_LOADS = 5
 """How many unknown names are looked for at once before they have to wait for one more each second."""
+_PATIENCE_SECONDS = 0.1
+"""How long a reading may take before calls wait for it no more, once one has failed: a database that hangs would have
+every thread wait for the same answer, and callers would be turned away without a reason.
+"""
 _RETRY_SECONDS = 0.05
 """How long the reading thread rests after a failure, however many wait for it."""
 _NOT_YET = float("-inf")
@@ -193,13 +197,19 @@ class CallerDirectory:
                 self._changed.notify_all()
             self._changed.wait_for(
                 lambda: self._read_at >= not_before or self._failed_at >= asked_at or self._is_ending,
-                timeout=max(0.0, min(until - asked_at, _LOAD_SECONDS)),
+                timeout=max(0.0, min(until, self._gives_up_at(asked_at)) - asked_at),
             )
             # Also what took longer than it counts is nothing that decides.
             if self._read_at < max(not_before, monotonic() - self._max_age):
                 self._tell_of_silence()
                 raise DatabaseUnavailableError
             return self._directory
+
+    def _gives_up_at(self, asked_at: float) -> float:
+        """Until when a call that asks now waits for the reading thread."""
+        if not self._is_failing:
+            return asked_at + _LOAD_SECONDS
+        return (self._reading_since or asked_at) + _PATIENCE_SECONDS
 
     def _run(self) -> None:
         interval = self._max_age / REFRESHES_PER_AGE

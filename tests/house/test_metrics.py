@@ -3,7 +3,8 @@
 import re
 
 from service.base.metrics import READINGS, Metrics
-from service.supervisor import Plan, Ports, Supervisor, worker_command
+from service.plan import Plan, Ports, worker_command
+from service.supervisor import Supervisor
 from service.worker_metrics import OfSupervisor
 from tests.house.test_docs import DOCS, rows
 

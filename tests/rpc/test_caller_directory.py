@@ -241,6 +241,23 @@ class TestManyAtOnce:
             assert directory.end(patience=PATIENCE)
         assert 1 <= len(accepted) <= 3  # not 15: one for those who ask, and one that was begun for who came late
 
+    def test_nobody_waits_once_one_has_failed(self, private_url: URL) -> None:
+        """A database that does not answer: calls are told so while the next reading hangs, and hold no thread."""
+        accepted: list[socket.socket] = []
+        with silent_server(accepted) as port:
+            directory = self.directory(private_url.set(host="127.0.0.1", port=port, query={"sslmode": "disable"}))
+            directory.start()
+            eventually(lambda: directory._is_failing, "a reading has failed")
+
+            def is_told_while_it_hangs() -> bool:
+                since = directory._reading_since
+                with pytest.raises(DatabaseUnavailableError):
+                    directory.key(new_key().key_hash, until=monotonic() + PATIENCE)
+                return since is not None and since == directory._reading_since
+
+            assert any(is_told_while_it_hangs() for _ in range(20))
+            assert directory.end(patience=PATIENCE)
+
     def test_nobody_waits_longer_than_the_caller(self, private_url: URL) -> None:
         """A database that does not answer holds the thread that reads, and no call past its own time."""
         with operating(private_url) as operator:

@@ -75,7 +75,7 @@ def nothing_hashes(server: RunningServer) -> Iterator[None]:
 
 def places(server: RunningServer) -> Places:
     """Those of sign-ins."""
-    return server.server._places["rpc-hash"]
+    return server.server._executors.places["/personae.v1.AuthenticationService/Authenticate"]
 
 
 def sign_ins(server: RunningServer, request: pb.AuthenticateRequest, count: int, *, first: int = 0) -> list[Any]:

@@ -2,38 +2,34 @@
 
 import contextlib
 import json
+import re
 import threading
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from typing import Self
+from pathlib import Path
+from typing import Any, Self
 
 import grpc
 
 from personae.v1 import authentication_pb2, authentication_pb2_grpc, user_pb2, user_pb2_grpc
 from tests.support.factories import PASSWORD, new_user, unique_name
 
-_REPEATABLE = {"UserService": ["GetUser", "CreateUser"], "AuthenticationService": ["Authenticate"]}
-RETRIES = {
-    "methodConfig": [
-        {
-            "name": [
-                {"service": f"personae.v1.{service}", "method": method}
-                for service, methods in _REPEATABLE.items()
-                for method in methods
-            ],
-            "waitForReady": True,
-            "retryPolicy": {
-                "maxAttempts": 5,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ]
-}
-"""What README.md tells callers to configure, for the methods of this load."""
+_ROOT = Path(__file__).parents[2]
+
+
+def _documented() -> dict[str, Any]:
+    """The service config that README.md tells callers to use."""
+    text = (_ROOT / "README.md").read_text()
+    (block,) = re.findall(r"^(REPEATABLE = .*?^CONFIG = .*?^}$)", text, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    config: dict[str, Any] = names["CONFIG"]
+    return config
+
+
+RETRIES = json.dumps(_documented())
+"""What README.md tells callers to configure."""
 
 
 class Load:
@@ -41,7 +37,7 @@ class Load:
 
     def __init__(self, address: str, *, threads: int = 6, retries: bool = False) -> None:
         self._address = address
-        self._config = json.dumps(RETRIES) if retries else None
+        self._config = RETRIES if retries else None
         self.ended: Counter[str] = Counter()
         """How many calls ended how: method, code and details."""
         self.created: list[int] = []

@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from service.supervisor import EXIT_CANNOT_START, Plan, Ports, Supervisor
+from service.plan import Plan, Ports
+from service.supervisor import EXIT_CANNOT_START, Supervisor
 
 _PREAMBLE = """
 import os, signal, socket, sys
