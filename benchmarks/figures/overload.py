@@ -45,7 +45,9 @@ def measure(bench: Bench) -> Findings:
     """A server on any core, as it is shipped, and one on a core of its own, where nothing goes beside Python."""
     ids = range(1, _USERS + 1)
     reads = _Kind("GetUser", [get_user(user_id) for user_id in ids], _READS_AT_ONCE, _READS_UNTIL_DEADLINE)
-    sign_ins = _Kind("Authenticate", [authenticate(user_id, PASSWORD) for user_id in ids], _SIGN_INS_AT_ONCE, _HASHES_UNTIL_DEADLINE)
+    sign_ins = _Kind(
+        "Authenticate", [authenticate(user_id, PASSWORD) for user_id in ids], _SIGN_INS_AT_ONCE, _HASHES_UNTIL_DEADLINE
+    )
     hashed = hash_password(PASSWORD, _COST)
     findings = Findings()
     with database(bench.server, "overload", bench.directory, users=0) as url:
