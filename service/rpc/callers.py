@@ -235,8 +235,8 @@ class CallerDirectory:
             return
         if self._is_failing:
             _log.info("callers can be read again")
-        self._is_failing = False
         with self._changed:
+            self._is_failing = False
             self._directory, self._read_at = directory, started_at
             self._reading_since = None
             self._changed.notify_all()

@@ -3,6 +3,7 @@
 Details stay under 4 kB: clients drop a response whose metadata is larger than 8 kB.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -77,14 +78,19 @@ class RpcStatus(_StatusValues, grpc.Status):
     """A status as gRPC sends it: code, message, and trailing metadata."""
 
 
-def status_of(error: PersonaeError, request_id: str) -> RpcStatus:
-    """The status of an expected failure."""
+def status_of(error: PersonaeError, request_id: str, *, remaining: float = math.inf) -> RpcStatus:
+    """The status of an expected failure.
+
+    remaining: seconds until the caller's deadline. Channels wait as long as they are told, also beyond it, and then
+    know of nothing but the deadline: where the wait is longer they are told not to repeat, and the caller hears why.
+    """
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
     if error.violations:
         details.append(_bad_request(error.violations))
     trailing: list[tuple[str, str | bytes]] = []
     if error.pushback_ms is not None:
-        trailing.append((PUSHBACK_KEY, str(error.pushback_ms)))
+        pushback_ms = error.pushback_ms if error.pushback_ms < remaining * 1000 else errors.DO_NOT_RETRY_MS
+        trailing.append((PUSHBACK_KEY, str(pushback_ms)))
     wait = _wait(error)
     if wait is not None:
         details.append(error_details_pb2.RetryInfo(retry_delay=wait))

@@ -17,6 +17,7 @@ from tests.support.servers import RunningServer, running
 from tests.support.witness import WITNESS
 
 PATIENCE = 60
+TRIES = 1000
 
 
 @contextlib.contextmanager
@@ -32,7 +33,7 @@ def answers(request_id: str) -> int:
 
 
 def test_who_is_told_when_to_come_again_comes_then(private_url: URL) -> None:
-    """A caller beyond its rate is slowed down to it, and no call of its fails."""
+    """A caller beyond its rate, with one call after another, is slowed down to it, and no call of its fails."""
     allowed = {"caller_rate_limit": 1, "caller_rate_burst": 1}
     with operating(private_url) as operator, running(private_url, caller_auth="required", **allowed) as server:
         key = operator.create_with_key("users.read")
@@ -44,6 +45,25 @@ def test_who_is_told_when_to_come_again_comes_then(private_url: URL) -> None:
             for _ in range(calls):
                 users.ListUsers(user_pb2.ListUsersRequest(), metadata=metadata, timeout=PATIENCE)
     assert answers(request_id) > calls
+
+
+def test_who_has_no_time_to_come_again_hears_why(private_url: URL) -> None:
+    """A channel that waits would only find the deadline over. The person or program learns how long it would take."""
+    allowed = {"caller_rate_limit": 1, "caller_rate_burst": 1}
+    with operating(private_url) as operator, running(private_url, caller_auth="required", **allowed) as server:
+        metadata = (("authorization", bearer(operator.create_with_key("users.read"))),)
+        with repeating(server) as channel:
+            list_users = user_pb2_grpc.UserServiceStub(channel).ListUsers
+
+            def call_again_and_again() -> None:
+                for _ in range(TRIES):  # less time than the whole second until there may be another one
+                    list_users(user_pb2.ListUsersRequest(), metadata=metadata, timeout=0.9)
+
+            failure = fails(call_again_and_again)
+    assert failure.reason == "RATE_LIMITED"
+    assert failure.trailers["grpc-retry-pushback-ms"] == "-1"
+    assert failure.retry_after is not None
+    assert failure.retry_after.total_seconds() > 0
 
 
 def test_who_is_locked_out_is_told_at_once(private_server: RunningServer) -> None:

@@ -92,7 +92,7 @@ def answer_errors(proceed: Handler, method: Method) -> Handler:
         except StoredHashError as error:
             call.status = _incident(error, method, call)
         except PersonaeError as error:
-            call.status = status_of(error, call.request_id)
+            call.status = status_of(error, call.request_id, remaining=call.context.time_remaining())
             call.reason = error.reason
         except BaseException as error:  # noqa: BLE001  see above
             call.status = _incident(error, method, call)
