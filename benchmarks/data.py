@@ -11,12 +11,13 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psutil
 import psycopg2
 from psycopg2 import sql
 from sqlalchemy.engine import URL
@@ -81,6 +82,21 @@ class DatabaseServer:
         """Whether it is ours, and ends with the run."""
         return self.pid is not None
 
+    @contextmanager
+    def spread_over(self, cores: frozenset[int]) -> Iterator[None]:
+        """It may use these cores while the block runs, and so may what connects to it then. One of DATABASE_URL stays
+        where it is.
+        """
+        if self.pid is None:
+            yield
+            return
+        before = os.sched_getaffinity(self.pid)
+        _keep_to(self.pid, cores)
+        try:
+            yield
+        finally:
+            _keep_to(self.pid, before)
+
 
 @contextmanager
 def database_server(cores: frozenset[int]) -> Iterator[DatabaseServer]:
@@ -118,6 +134,14 @@ def database(server: DatabaseServer, name: str, directory: Path, *, users: int) 
         yield url
     finally:
         _execute(server.url, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def _keep_to(pid: int, cores: Collection[int]) -> None:
+    """Keep a process and those that it has started to these cores."""
+    process = psutil.Process(pid)
+    for one in (process, *process.children(recursive=True)):
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(one.pid, cores)
 
 
 def connect(url: URL) -> psycopg2.extensions.connection:

@@ -275,7 +275,8 @@ def fault_in(
         raw = call(request.body, timeout=DEADLINE_SECONDS, metadata=metadata)
     except grpc.RpcError as error:
         code = str(error.code().name)
-        return None if code == request.code else code
+        said = f"{request.method.rpartition('/')[2]} {code}: {error.details()}"
+        return None if code == request.code else said
     if request.code != "OK":
         return f"OK instead of {request.code}"
     return None if has_users_of(request, raw) else "other users"

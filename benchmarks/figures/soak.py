@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL
 from benchmarks.bench import Bench
 from benchmarks.data import connect, database
 from benchmarks.identities import Identity
-from benchmarks.load import Request, call_times
+from benchmarks.load import Request, call_times, callers
 from benchmarks.machine import MIB
 from benchmarks.processes import ASKS_WHO_CALLS, SERVICE, Server, run_verb, running
 from benchmarks.requests import authenticate, batch_get_users, get_nobody, get_user, list_users, update_user
@@ -53,6 +53,9 @@ def measure(bench: Bench) -> Findings:
     """Reads, changes, sign-ins and refusals, by a caller with a key, until all sizes.rpcs are answered well."""
     settings = {**ASKS_WHO_CALLS, "GRPC_WORKERS": "0", "BCRYPT_COST": _COST, "METRICS_PORT": str(free_port())}
     with ExitStack() as stack:
+        # A worker is on each core: one that shared its own with all of the database would starve it, for seconds.
+        stack.enter_context(bench.server.spread_over(bench.cores.all))
+        crowd = stack.enter_context(callers(bench.cores.all))
         url = stack.enter_context(database(bench.server, "soak", bench.directory, users=bench.sizes.few_users))
         _forget_passwords(url)
         key = run_verb(url, bench.directory, "callers", "create", "soak", "--all-scopes").strip()
@@ -62,7 +65,7 @@ def measure(bench: Bench) -> Findings:
 
         def after(rpcs: int, *, in_flight: int) -> _State:
             times = rpcs // in_flight
-            bench.callers.do(call_times, server.target, mix, in_flight=in_flight, times=times, identity=identity)
+            crowd.do(call_times, server.target, mix, in_flight=in_flight, times=times, identity=identity)
             time.sleep(_SETTLING_SECONDS)
             return _look(server)
 
