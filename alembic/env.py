@@ -12,9 +12,9 @@ from sqlalchemy import Connection
 from sqlalchemy.engine import URL
 
 from service.base.settings import Settings, load_settings
-from service.db.grants import GrantsError, grant
 from service.db.migrator import migrating
 from service.db.models import Base
+from service.db.privileges import GrantsError, grant
 from service.db.schema import needed_revision
 from service.dev.provision import provided_database
 

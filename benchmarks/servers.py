@@ -22,7 +22,7 @@ from personae.v1 import user_pb2, user_pb2_grpc
 from service.base.settings import Settings, load_settings
 from service.core.users import COLUMNS, UserRecord
 from service.db.models import User, table_of
-from service.rpc.shapes import user_message
+from service.rpc.validation import user_message
 
 _users = table_of(User)
 _BY_ID = select(*COLUMNS).where(_users.c.id == bindparam("value", type_=BigInteger()))

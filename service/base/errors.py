@@ -1,6 +1,7 @@
 """What can go wrong, as exceptions: one class for each stable reason.
 
-The rules raise them, the edge maps each class to a status in one total table (service/rpc/status.py). A class owns
+The rules raise them, the edge maps each class to a status in one total table
+(service/rpc/pipeline/status.py). A class owns
 its reason and its text; the text is read by people and never holds what a user typed.
 """
 

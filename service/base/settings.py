@@ -11,7 +11,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import URL
 
-from service.base.database_hosts import is_local_database, is_local_host, parse_url
+from service.base.database_url import is_local_database, is_local_host, parse_url
 from service.base.secret_keys import SecretKeys, load_or_create, parse_secret_keys
 
 Seconds = float

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import ARRAY, BigInteger, ColumnElement, DateTime, bindparam, func, insert, literal, select, tuple_
 from sqlalchemy.orm import Session
 
-from service.core.pages import Position
+from service.core.page_tokens import Position
 from service.db.engine import origin_of
 from service.db.models import AuditEvent, table_of
 

@@ -21,7 +21,7 @@ from service.base.errors import (
     UserInactiveError,
 )
 from service.core import audit
-from service.core.attempts import (
+from service.core.failed_sign_ins import (
     Keys,
     claim_attempts,
     clear_attempts,

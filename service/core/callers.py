@@ -17,12 +17,12 @@ from sqlalchemy import Row, delete, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session
 
+from service.base.actor import RESERVED_NAMES
 from service.base.errors import DatabaseUnavailableError
-from service.base.origin import RESERVED_NAMES
 from service.core import audit
-from service.core.caller_keys import NewKey
-from service.core.due import remove_due
-from service.core.rates import MAX_BURST, MAX_PER_SECOND, Rate, rate_of
+from service.core.api_keys import NewKey
+from service.core.expiry import remove_due
+from service.core.token_bucket import MAX_BURST, MAX_PER_SECOND, Rate, rate_of
 from service.db.models import Caller, CallerIdentity, CallerKey, table_of
 
 MAX_CALLERS = 1000

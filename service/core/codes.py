@@ -25,7 +25,7 @@ from sqlalchemy.types import DateTime, LargeBinary, String
 
 from service.base.errors import ConflictError, InvalidCodeError
 from service.core import audit
-from service.core.due import remove_due
+from service.core.expiry import remove_due
 from service.core.users import COLUMNS, NOBODY, USERS, Key, UserRecord
 from service.db.models import Code, table_of
 

@@ -19,8 +19,8 @@ from service.base.errors import (
     UserInactiveError,
 )
 from service.core import audit, codes
-from service.core.attempts import clear_attempts, keys_of
 from service.core.codes import OpenCode, Purpose
+from service.core.failed_sign_ins import clear_attempts, keys_of
 from service.core.lockout import LockoutKeys
 from service.core.users import (
     COLUMNS,

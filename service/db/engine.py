@@ -15,10 +15,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, SessionTransaction
 
+from service.base.actor import Origin
 from service.base.clock import monotonic
-from service.base.origin import Origin
 from service.db.connections import Connection, Connections, Tally, Watch
-from service.db.faults import READ_ONLY, Commit, outcome_unknown, translate
+from service.db.error_mapping import READ_ONLY, Commit, outcome_unknown, translate
 
 _PING_SECONDS = 2.0
 _COMMIT = "commit"

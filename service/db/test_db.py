@@ -8,7 +8,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from service.base.database_hosts import described
+from service.base.database_url import described
 from service.base.settings import SettingsError, load_settings
 from service.db.connections import connect_arguments
 from service.db.diagnosis import diagnose

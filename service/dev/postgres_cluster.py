@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.base.entropy import random_token
+from service.base.randomness import random_token
 from service.dev.postgres_host import (
     ENVIRONMENT,
     EmbeddedPostgresError,

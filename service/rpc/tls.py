@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from service.base.clock import Clock
-from service.rpc.peers import alternative_names
+from service.rpc.callers.client_certificates import alternative_names
 
 EXPIRES_SOON = timedelta(days=14)
 _CERTIFICATE, _PRIVATE_KEY, _CLIENT_CA = "TLS_CERTIFICATE_FILE", "TLS_PRIVATE_KEY_FILE", "TLS_CLIENT_CA_FILE"

@@ -12,12 +12,12 @@ from sqlalchemy import event, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
-from service.base.origin import Origin
+from service.base.actor import Origin
 from service.core import audit
 from service.core.audit import AuditFilter, AuditRecord, Outcome
-from service.core.pages import Position
+from service.core.page_tokens import Position
 from service.db.engine import Database, reading
-from service.parts import open_database
+from service.server.wiring import open_database
 from tests.support.databases import libpq_url
 from tests.support.servers import settings_for
 from tests.support.threads import at_once

@@ -20,7 +20,7 @@ from service.base.errors import (
 )
 from service.db.connections import timeout_ms
 from service.db.engine import reading
-from service.db.faults import Commit, translate
+from service.db.error_mapping import Commit, translate
 from tests.support.servers import RunningServer
 
 

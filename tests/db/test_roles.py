@@ -18,11 +18,11 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import URL
 
 from personae.v1 import authentication_pb2, credential_pb2, user_pb2
-from service.base.origin import Origin
+from service.base.actor import Origin
 from service.core import audit
-from service.db.grants import GrantsError, grant
-from service.parts import open_database
-from service.rpc.access import ALL_SCOPES
+from service.db.privileges import GrantsError, grant
+from service.rpc.methods import ALL_SCOPES
+from service.server.wiring import open_database
 from tests.support.callers import bearer, operating, told
 from tests.support.credentials import OTHER, by_id, change, fail, reset
 from tests.support.databases import ROOT, Postgres, libpq_url, migrate

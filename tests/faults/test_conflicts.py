@@ -18,7 +18,7 @@ from personae.v1 import authentication_pb2, user_pb2
 from personae.v1 import credential_pb2 as pb
 from service.base.clock import monotonic
 from service.base.errors import ConflictError, DatabaseUnavailableError
-from service.rpc.repeats import PAUSES, repeated
+from service.rpc.pipeline.retries import PAUSES, repeated
 from tests.support.credentials import NEW, fail
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, new_user, unique_name

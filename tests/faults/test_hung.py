@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL
 
 from personae.v1 import user_pb2, user_pb2_grpc
 from service.base.clock import monotonic
-from service.core.caller_keys import NewKey
+from service.core.api_keys import NewKey
 from tests.support.callers import Operator, bearer, keyed, operating, told
 from tests.support.errors import failure_of
 from tests.support.factories import new_user, unique_name

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, create_engine
 from sqlalchemy.engine import URL
 
 from personae.v1 import user_pb2
-from service.db.grants import grant
+from service.db.privileges import grant
 from tests.support.errors import Failure, fails
 from tests.support.factories import new_user, unique_name
 from tests.support.proxy import PostgresProxy

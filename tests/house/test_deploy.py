@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from service.base.settings import Settings
-from service.cli import main
-from service.rpc.status import CODES
-from service.services import METHODS
+from service.cli.main import main
+from service.rpc.pipeline.status import CODES
+from service.server.registration import METHODS
 from tests.house.test_docs import rows
 
 ROOT = Path(__file__).resolve().parents[2]

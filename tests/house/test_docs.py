@@ -13,9 +13,9 @@ from sqlalchemy.engine import URL
 from service.base import errors
 from service.base.errors import PersonaeError
 from service.base.settings import Settings
-from service.cli import main
-from service.rpc.status import CODES
-from service.services import METHODS
+from service.cli.main import main
+from service.rpc.pipeline.status import CODES
+from service.server.registration import METHODS
 from tests.support.docs_console import blocks, replay, steps
 from tests.support.docs_grpcurl import ADDRESS, Servers
 from tests.support.docs_shell import Terminal, terminal

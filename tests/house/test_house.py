@@ -12,17 +12,17 @@ import pytest
 
 from service.base import errors
 from service.base.errors import PersonaeError
-from service.core.rates import UNLIMITED
+from service.core.token_bucket import UNLIMITED
 from service.core.users import COLUMNS, UserRecord
-from service.db.faults import UNIQUE_CONSTRAINTS
+from service.db.error_mapping import UNIQUE_CONSTRAINTS
 from service.db.models import Base
-from service.rpc.access import SCOPES, UnlistedMethodError, require_rows
-from service.rpc.callers import everyone_is
-from service.rpc.gate import Gate
-from service.rpc.interceptors.stages import stages
-from service.rpc.rates import CODE_METHODS, RateLimits
-from service.rpc.status import CODES
-from service.services import METHODS
+from service.rpc.admission.rate_limits import CODE_METHODS, RateLimits
+from service.rpc.callers.directory import everyone_is
+from service.rpc.methods import SCOPES, UnlistedMethodError, require_rows
+from service.rpc.pipeline.drain import Gate
+from service.rpc.pipeline.stages import stages
+from service.rpc.pipeline.status import CODES
+from service.server.registration import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULE_CEILING = 600
@@ -128,7 +128,7 @@ def test_modules_of_the_service_say_what_they_own() -> None:
 def test_help_needs_no_grpc() -> None:
     """`python -m service --help` loads neither gRPC nor SQLAlchemy's ORM nor alembic."""
     script = (
-        "import sys; import service.cli; print([m for m in ('grpc', 'alembic', 'sqlalchemy.orm') if m in sys.modules])"
+        "import sys, service.cli.main; print([m for m in ('grpc', 'alembic', 'sqlalchemy.orm') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
 

@@ -2,10 +2,10 @@
 
 import re
 
-from service.base.metrics import READINGS, Metrics
-from service.plan import Plan, Ports, worker_command
-from service.supervisor import Supervisor
-from service.worker_metrics import OfSupervisor
+from service.observability.metrics import READINGS, Metrics
+from service.workers.metrics import OfSupervisor
+from service.workers.plan import Plan, Ports, worker_command
+from service.workers.supervisor import Supervisor
 from tests.house.test_docs import DOCS, rows
 
 _SUFFIXES = {"counter": "_total", "gauge": "", "histogram": ""}

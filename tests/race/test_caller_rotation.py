@@ -11,7 +11,7 @@ from sqlalchemy.engine import URL
 
 from personae.v1 import user_pb2, user_pb2_grpc
 from service.base.clock import monotonic
-from service.core.caller_keys import NewKey
+from service.core.api_keys import NewKey
 from service.core.callers import MAX_LIVE_KEYS, CallerError, create_caller
 from tests.support.callers import Operator, bearer, connected, keyed, operating, told
 from tests.support.databases import Postgres

@@ -14,9 +14,9 @@ import structlog
 from cryptography import x509
 from sqlalchemy.engine import URL
 
-from service.core.caller_keys import NewKey
+from service.core.api_keys import NewKey
 from service.dev.certificates import Issued
-from service.rpc.status import DETAILS_KEY
+from service.rpc.pipeline.status import DETAILS_KEY
 from tests.support.callers import (
     LIST_USERS,
     bearer,

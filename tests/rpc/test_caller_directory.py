@@ -15,9 +15,9 @@ from sqlalchemy.engine import URL
 from personae.v1 import credential_pb2
 from service.base.clock import monotonic
 from service.base.errors import DatabaseUnavailableError
-from service.core.caller_keys import NewKey
-from service.parts import caller_directory
-from service.rpc.callers import _EXTRA_LOADS, REFRESHES_PER_AGE, CallerDirectory
+from service.core.api_keys import NewKey
+from service.rpc.callers.directory import _EXTRA_LOADS, REFRESHES_PER_AGE, CallerDirectory
+from service.server.wiring import caller_directory
 from tests.support.callers import LIST_USERS, PATIENCE, Operator, bearer, call, new_key, operating, told
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD

@@ -9,8 +9,8 @@ import grpc
 import pytest
 
 from service.base.clock import monotonic
-from service.core.caller_keys import NewKey
-from service.rpc.callers import REFRESHES_PER_AGE, is_loopback_peer
+from service.core.api_keys import NewKey
+from service.rpc.callers.directory import REFRESHES_PER_AGE, is_loopback_peer
 from tests.support.callers import (
     LIST_USERS,
     Operator,

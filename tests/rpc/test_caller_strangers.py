@@ -16,14 +16,14 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from personae.v1 import user_pb2, user_pb2_grpc
-from service.core.caller_keys import NewKey
+from service.core.api_keys import NewKey
 from service.db.models import Base
-from service.rpc.access import ALL_SCOPES, SCOPES
-from service.rpc.audit import AuditServicer
-from service.rpc.authentication import AuthenticationServicer
-from service.rpc.credentials import CredentialServicer
-from service.rpc.users import UserServicer
-from service.services import METHODS
+from service.rpc.methods import ALL_SCOPES, SCOPES
+from service.rpc.servicers.audit import AuditServicer
+from service.rpc.servicers.authentication import AuthenticationServicer
+from service.rpc.servicers.credential import CredentialServicer
+from service.rpc.servicers.user import UserServicer
+from service.server.registration import METHODS
 from tests.support.callers import PATIENCE, REFUSALS, REQUESTS, Operator, bearer, keyed, naming, operating, told
 from tests.support.databases import Postgres
 from tests.support.factories import PASSWORD, new_user

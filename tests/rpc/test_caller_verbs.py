@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from sqlalchemy.engine import URL
 
-from service.core.caller_keys import KEY_PATTERN
+from service.core.api_keys import KEY_PATTERN
 from service.core.callers import CallerError, create_caller
-from service.rpc.access import ALL_SCOPES
+from service.rpc.methods import ALL_SCOPES
 from tests.support import docs_verbs
 from tests.support.callers import Operator, operating, told
 from tests.support.credentials import rows_of

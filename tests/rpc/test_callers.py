@@ -11,10 +11,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
 from personae.v1 import user_pb2, user_pb2_grpc
-from service.core.caller_keys import KEY_PATTERN, NewKey
-from service.rpc.access import ALL_SCOPES, SCOPES
-from service.rpc.status import CODES
-from service.services import METHODS
+from service.core.api_keys import KEY_PATTERN, NewKey
+from service.rpc.methods import ALL_SCOPES, SCOPES
+from service.rpc.pipeline.status import CODES
+from service.server.registration import METHODS
 from tests.support.callers import REFUSALS, Operator, bearer, call, connected, keyed, naming, new_key, operating, told
 from tests.support.databases import Postgres
 from tests.support.errors import fails

@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL
 
 from benchmarks.http2 import PREFACE
 from service.base.clock import monotonic
-from service.rpc.connections import places
+from service.rpc.admission.connection_limit import places
 from tests.support import certificates
 from tests.support.callers import PATIENCE, tls_settings
 from tests.support.certificates import Pair, new_ca, server_certificate, tls_context

@@ -8,7 +8,7 @@ from google.protobuf import descriptor, message_factory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.services import METHODS, SERVICES
+from service.server.registration import METHODS, SERVICES
 from tests.support.errors import failure_of
 from tests.support.servers import RunningServer
 

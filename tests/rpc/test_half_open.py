@@ -14,7 +14,7 @@ from sqlalchemy.engine import URL
 from benchmarks import http2
 from personae.v1 import authentication_pb2, user_pb2
 from service.base.clock import monotonic
-from service.rpc.arrival import PROMPT_SECONDS, take_message
+from service.rpc.pipeline.request_reader import PROMPT_SECONDS, take_message
 from tests.support.callers import PATIENCE, operating
 from tests.support.errors import failure_of
 from tests.support.factories import PASSWORD, new_user, unique_name

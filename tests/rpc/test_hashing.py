@@ -20,9 +20,9 @@ from personae.v1 import authentication_pb2_grpc as pb_grpc
 from personae.v1 import user_pb2, user_pb2_grpc
 from service.base.clock import monotonic
 from service.base.errors import DeadlineOverError, HashingBusyError
-from service.rpc.call import Call
-from service.rpc.hashing import Hashing
-from service.rpc.places import Places
+from service.rpc.admission.hashing import Hashing
+from service.rpc.admission.places import Places
+from service.rpc.context import Call
 from tests.support.callers import bearer, keyed, new_key, operating, told
 from tests.support.errors import fails, failure_of
 from tests.support.factories import PASSWORD, new_user, unique_name
@@ -110,7 +110,8 @@ class TestThreads:
     def test_who_is_nicer_already_stays_so(self) -> None:
         """Being less nice takes a privilege that containers lack. A server that was started nice hashes too."""
         script = (
-            "from service.base.clock import monotonic; from service.rpc.hashing import Hashing; import os, threading\n"
+            "import os, threading\n"
+            "from service.base.clock import monotonic\nfrom service.rpc.admission.hashing import Hashing\n"
             "niceness = lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())\n"
             "print(Hashing(1).run(monotonic() + 20, niceness))"
         )
@@ -218,7 +219,7 @@ class TestOverload:
 
 
 class TestQueue:
-    """Who has a place, who waits for one, and who does not even come so far. See service/rpc/places.py."""
+    """Who has a place, who waits for one, and who does not even come so far. See service/rpc/admission/places.py."""
 
     def test_strangers_take_no_place(self, private_url: URL) -> None:
         """However many there are, while nothing can be hashed: each is told so, and who may sign in waits and does."""

@@ -19,12 +19,12 @@ from sqlalchemy.engine import URL
 from personae.v1 import authentication_pb2 as auth
 from personae.v1 import credential_pb2 as cred
 from personae.v1 import user_pb2
-from service import exposition
-from service.base.metrics import READINGS, all_workers, forget_slot
 from service.base.ports import PortInUseError
-from service.exposition import MAX_CONNECTIONS
-from service.rpc.interceptors.counting import go_spelling
-from service.tasks import SWEPT
+from service.observability import metrics_server as exposition
+from service.observability.metrics import READINGS, all_workers, forget_slot
+from service.observability.metrics_server import MAX_CONNECTIONS
+from service.rpc.pipeline.metrics import go_spelling
+from service.server.jobs import SWEPT
 from tests.support.callers import connected, keyed, new_key, operating, told
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, new_user
@@ -280,7 +280,7 @@ class TestServing:
     def test_without_a_port_nothing_is_loaded(self) -> None:
         """Nor for traces: what nobody wants costs neither time nor memory."""
         script = (
-            "import sys; import service.app; from service.telemetry import Telemetry;"
+            "import sys; import service.server.server; from service.server.telemetry import Telemetry;"
             "found = Telemetry(metrics_host='', metrics_port=0, otlp_endpoint=None);"
             "assert found.stages == () == found.around_hashes; assert found.watch is found.note_wait is None;"
             "print([m for m in ('prometheus_client', 'opentelemetry') if m in sys.modules])"
@@ -292,7 +292,7 @@ class TestServing:
 
 WORKER = """
 import sys
-from service.base.metrics import Metrics, use_slot
+from service.observability.metrics import Metrics, use_slot
 use_slot(int(sys.argv[1]))
 metrics = Metrics()
 metrics.sign_ins.labels("OK").inc(int(sys.argv[2]))
@@ -337,8 +337,8 @@ def test_workers_count_together(tmp_path: Path) -> None:
 def test_a_worker_writes_its_gauges_down(private_url: URL, tmp_path: Path) -> None:
     """A server in a slot serves no metrics itself: they are in the directory, and are what a lone server has."""
     script = (
-        "import sys; from service.base.metrics import use_slot; use_slot(3);"
-        "from service.app import Server; from service.base.settings import load_settings;"
+        "import sys; from service.observability.metrics import use_slot; use_slot(3);"
+        "from service.server.server import Server; from service.base.settings import load_settings;"
         "settings = load_settings(); server = Server(settings, settings.url); server.start(); server.stop()"
     )
     environment = {

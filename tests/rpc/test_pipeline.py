@@ -15,10 +15,10 @@ from grpc_reflection.v1alpha import reflection_pb2
 from sqlalchemy.engine import URL
 
 from personae.v1 import user_pb2
-from service.parts import MAX_MESSAGE_BYTES
-from service.rpc.builtin import MAX_WATCHERS
-from service.rpc.status import MAX_VIOLATIONS
-from service.services import SERVICE_NAMES
+from service.rpc.health import MAX_WATCHERS
+from service.rpc.pipeline.status import MAX_VIOLATIONS
+from service.server.registration import SERVICE_NAMES
+from service.server.wiring import MAX_MESSAGE_BYTES
 from tests.support.databases import wait_until_blocked
 from tests.support.errors import fails, failure_of
 from tests.support.factories import new_user

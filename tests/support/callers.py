@@ -17,12 +17,12 @@ from sqlalchemy.engine import URL
 from sqlalchemy.orm import Session
 
 from personae.v1 import user_pb2
-from service.base.origin import COMMAND_LINE
+from service.base.actor import COMMAND_LINE
 from service.core import callers
-from service.core.caller_keys import RANDOM_BYTES, NewKey, make_key
+from service.core.api_keys import RANDOM_BYTES, NewKey, make_key
 from service.db.engine import Database, reading
-from service.parts import open_database
-from service.services import SERVICES
+from service.server.registration import SERVICES
+from service.server.wiring import open_database
 from tests.support.certificates import Pair
 from tests.support.errors import Failure, failure_of
 from tests.support.factories import PASSWORD

@@ -23,7 +23,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from service.base.clock import Clock
 from service.dev.certificates import Issued, issue, make_ca
-from service.rpc.peers import PeerCertificate, PeerCertificates
+from service.rpc.callers.client_certificates import PeerCertificate, PeerCertificates
 from service.rpc.tls import Certificates, TlsFiles
 
 METHOD = "/test.Peer/Show"

@@ -51,7 +51,7 @@ def verbs() -> Iterator[Verbs]:
 
 def main() -> None:
     """Run what comes on standard input, a line for each verb, until there is no more."""
-    for module in ("service.cli", "service.app", "alembic.command"):
+    for module in ("service.cli.main", "service.server.server", "alembic.command"):
         importlib.import_module(module)  # for those who come after
 
     for line in sys.stdin:
@@ -64,7 +64,7 @@ def main() -> None:
 
 def _become(arguments: list[str], directory: str, environment: dict[str, str], printed: str, said: str) -> None:
     """Be `python -m service` with these arguments, and end."""
-    from service.cli import main as service  # noqa: PLC0415  it is there already
+    from service.cli.main import main as service  # noqa: PLC0415  it is there already
 
     status: Any = 1
     try:

@@ -10,7 +10,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from service.rpc.status import DETAILS_KEY
+from service.rpc.pipeline.status import DETAILS_KEY
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import grpc
 from sqlalchemy.engine import URL
 
 from personae.v1 import audit_pb2_grpc, authentication_pb2_grpc, credential_pb2_grpc, user_pb2_grpc
-from service.app import Server
 from service.base.settings import Settings
 from service.db.engine import Database
-from service.tasks import sweep
+from service.server.jobs import sweep
+from service.server.server import Server
 from tests.support.clocks import MovableClock
 from tests.support.witness import Interceptor
 

@@ -16,7 +16,7 @@ import structlog
 from google.protobuf.message import Message
 from structlog.typing import EventDict, WrappedLogger
 
-from service.core.caller_keys import KEY_PATTERN
+from service.core.api_keys import KEY_PATTERN
 
 MIN_LENGTH = 10
 """Shorter texts stand in a log by chance."""

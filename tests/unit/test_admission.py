@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from service.base.errors import ServerBusyError
-from service.rpc.admission import BoundedExecutor, require_room
+from service.rpc.admission.executor import BoundedExecutor, require_room
 
 PATIENCE = 20
 
@@ -84,8 +84,8 @@ def test_whoever_is_too_many_is_refused_one_after_the_other() -> None:
 @pytest.fixture
 def _long_rests(monkeypatch: pytest.MonkeyPatch) -> None:
     """After one refusal there is no other."""
-    monkeypatch.setattr("service.rpc.admission._REST", 1e9)
-    monkeypatch.setattr("service.rpc.admission._LONGEST_REST", PATIENCE)
+    monkeypatch.setattr("service.rpc.admission.executor._REST", 1e9)
+    monkeypatch.setattr("service.rpc.admission.executor._LONGEST_REST", PATIENCE)
 
 
 @pytest.mark.usefixtures("_long_rests")

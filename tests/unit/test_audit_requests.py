@@ -9,9 +9,9 @@ from personae.v1 import audit_pb2 as pb
 from personae.v1 import user_pb2
 from service.base.errors import InvalidFieldsError
 from service.core.audit import AuditFilter, AuditRecord, Outcome
-from service.core.pages import PageTokens, Position
-from service.rpc.audit import event_message, listing_of
-from service.rpc.user_requests import listing_of as users_listing_of
+from service.core.page_tokens import PageTokens, Position
+from service.rpc.servicers.audit import event_message, listing_of
+from service.rpc.servicers.user_requests import listing_of as users_listing_of
 
 TOKENS = PageTokens((b"k" * 32,))
 Filter: Any = pb.ListAuditEventsRequest.Filter  # its stubs know of no datetime where a Timestamp stands

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import structlog
 
-from service.base import log
-from service.base.garbage import spare_what_stays
+from service.base.gc_tuning import spare_what_stays
 from service.base.secret_keys import generate_secret_key, load_or_create, parse_secret_keys
 from service.base.settings import SettingsError, load_settings, psycopg2_url
-from service.core.pages import BadPageTokenError, PageTokens, Position
+from service.core.page_tokens import BadPageTokenError, PageTokens, Position
+from service.observability import log
 
 ONE = "a:" + "QUJD" * 11
 TWO = "b:" + "REVG" * 11

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.core.caller_keys import KEY_PATTERN, PREFIX, RANDOM_BYTES, MalformedKeyError, NewKey, hash_key, make_key
+from service.core.api_keys import KEY_PATTERN, PREFIX, RANDOM_BYTES, MalformedKeyError, NewKey, hash_key, make_key
 
 ALPHABET = string.ascii_letters + string.digits + "_- .=\n\0é\u0661\uff11"
 """What may come in the place of a character: those that a key is made of, and others that look like them."""

@@ -33,7 +33,7 @@ from service.dev.certificates import (
     make_ca,
     make_dev_certificates,
 )
-from service.rpc.peers import PeerCertificates
+from service.rpc.callers.client_certificates import PeerCertificates
 from service.rpc.tls import CertificateError, Certificates
 from tests.support.certificates import (
     Pair,

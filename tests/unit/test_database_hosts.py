@@ -3,7 +3,7 @@
 import pytest
 from sqlalchemy import create_engine
 
-from service.base.database_hosts import described, hosts_of, is_local_database
+from service.base.database_url import described, hosts_of, is_local_database
 from service.base.settings import psycopg2_url
 
 SPELLINGS = [

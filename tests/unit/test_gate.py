@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from service.rpc.gate import Gate
+from service.rpc.pipeline.drain import Gate
 
 
 @pytest.mark.parametrize(

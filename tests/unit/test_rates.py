@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.base.errors import RateLimitedError
-from service.core.rates import UNLIMITED, Rate, rate_of, take
-from service.rpc.rates import RateLimits
+from service.core.token_bucket import UNLIMITED, Rate, rate_of, take
+from service.rpc.admission.rate_limits import RateLimits
 from tests.support.threads import at_once
 
 RATES = st.builds(Rate, st.integers(1, 2000), st.integers(1, 500))

@@ -8,8 +8,8 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from service.plan import Plan, Ports
-from service.supervisor import EXIT_CANNOT_START, Supervisor
+from service.workers.plan import Plan, Ports
+from service.workers.supervisor import EXIT_CANNOT_START, Supervisor
 
 _PREAMBLE = """
 import os, signal, socket, sys

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, or_, select, tuple_
 from sqlalchemy.orm import Session
 
-from service.core.pages import Position
+from service.core.page_tokens import Position
 from service.core.users.rows import COLUMNS, USERS, UserRecord
 
 _EPOCH = datetime.fromtimestamp(0, UTC)

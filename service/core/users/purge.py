@@ -6,7 +6,7 @@ from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
 from service.base.errors import UserNotDeletedError
-from service.core.due import remove_due
+from service.core.expiry import remove_due
 from service.core.users.lookup import get_user
 from service.core.users.rows import REQUESTS, USERS, Key
 

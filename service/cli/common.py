@@ -1,0 +1,118 @@
+"""What the commands share: settings, a database to work on, and the way to fail."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from service.base.settings import Settings, SettingsError, load_settings
+from service.observability.log import configure
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
+
+    from service.db.engine import Database
+
+
+def settings_or_fail(*, worker: int | None = None, code: int = 1) -> Settings:
+    """The settings, with the log set up as they say. worker: see log.configure. code: see fail."""
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        fail(str(error), code)
+    configure(settings.log_level, settings.log_format, worker=worker)
+    return settings
+
+
+def fail(text: str, code: int = 1) -> NoReturn:
+    """Say why the command cannot be done, and end it."""
+    click.echo(f"personae: {text}", err=True)
+    sys.exit(code)
+
+
+@contextmanager
+def database_url(settings: Settings) -> "Iterator[URL]":
+    """The database to work on, for as long as the block runs: see service.dev.provision."""
+    from service.dev.postgres import EmbeddedPostgresError
+    from service.dev.provision import provided_database
+
+    if settings.url is None and settings.migration_database_url is not None:
+        fail("MIGRATION_DATABASE_URL is set and DATABASE_URL is not: say on which database to work.")
+    try:
+        with provided_database(settings) as url:
+            yield url
+    except EmbeddedPostgresError as error:
+        fail(str(error))
+
+
+@contextmanager
+def migrated_database(settings: Settings) -> "Iterator[URL]":
+    """As database_url, with the schema in place: the embedded one is migrated, another one has to be."""
+    from sqlalchemy.exc import DBAPIError
+
+    from service.db.diagnosis import diagnose
+    from service.db.schema import SchemaBehindError, require_schema_at
+
+    with database_url(settings) as url:
+        if settings.url is None:
+            upgrade(url)
+        try:
+            require_schema_at(url)
+        except SchemaBehindError as error:
+            fail(str(error))
+        except DBAPIError as error:
+            fail(str(diagnose(error)))
+        yield url
+
+
+@contextmanager
+def working_database(settings: Settings) -> "Iterator[Database]":
+    """As migrated_database, ready for sessions. What the service refuses ends the command with its text."""
+    from service.base.errors import PersonaeError
+    from service.server.wiring import open_database
+
+    with migrated_database(settings) as url:
+        database = open_database(settings, url)
+        try:
+            yield database
+        except PersonaeError as error:
+            fail(str(error))
+        finally:
+            database.dispose()
+
+
+def upgrade(url: "URL") -> str:
+    """Run the migrations up to the newest, as `alembic upgrade head` does; what was done, in words.
+
+    A database that is newer than this code is left alone: that is how a release that was rolled back finds it.
+    """
+    from pathlib import Path
+
+    from alembic import command
+    from alembic.config import Config
+    from sqlalchemy.exc import DBAPIError
+
+    from service.db.diagnosis import diagnose
+    from service.db.migrator import MigratorBusyError
+    from service.db.privileges import GrantsError
+    from service.db.schema import needed_revision, revision_at
+
+    config = Config(Path(__file__).resolve().parents[2] / "alembic.ini")
+    config.attributes["url"] = url
+    needed = needed_revision()
+    try:
+        found = revision_at(url)
+        if found is not None and found > needed:
+            return f"The database has schema {found}, newer than this code's {needed}: nothing to do."
+        command.upgrade(config, "head")
+    except (MigratorBusyError, GrantsError) as error:
+        fail(str(error))
+    except DBAPIError as error:
+        if error.statement is not None:
+            raise
+        fail(str(diagnose(error)))
+    if found == needed:
+        return f"The database has schema {needed} already."
+    return f"The database has schema {needed} now; before: {found or 'none'}."

@@ -1,0 +1,143 @@
+"""What the pipeline knows about the RPC that runs on this thread: who calls, until when, under which request id."""
+
+import re
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import grpc
+
+from service.base.actor import Origin
+from service.base.clock import monotonic
+from service.base.errors import CallerGoneError, DeadlineOverError
+from service.base.randomness import random_id
+from service.core.api_keys import PREFIX as _KEY_PREFIX
+from service.core.token_bucket import Rate
+from service.db.engine import Database, Scope
+
+REQUEST_ID_KEY = "x-request-id"
+ACTING_USER_KEY = "x-acting-user-id"
+_AUTHORIZATION_KEY = "authorization"
+_TRACEPARENT_KEY = "traceparent"
+_TRACESTATE_KEY = "tracestate"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+
+
+class TraceParent(NamedTuple):
+    """Of which trace the call is a part, and of which span: W3C Trace Context, in hexadecimal digits."""
+
+    trace_id: str
+    span_id: str
+    flags: str
+
+
+@dataclass(slots=True)
+class Call:
+    """One RPC on its way through the pipeline. `deadline` is in monotonic seconds."""
+
+    method: str
+    context: grpc.ServicerContext
+    deadline: float
+    request_id: str = ""
+    """The caller's own when it is fit for a log line, else a random one."""
+    authorization: str | None = field(default=None, repr=False)
+    """What the caller sent to prove who it is; "" when it sent several."""
+    acting_user: str | None = None
+    """Who is said to have pressed the button, as sent; "" when several are."""
+    acting_user_id: int | None = None
+    caller: str = ""
+    rate: Rate | None = None
+    """How often the caller may call; None: as often as the default says."""
+    key_id: str | None = None
+    """The public part of the API key that was used."""
+    claimed_key_id: str | None = None
+    """That of one that was sent and opened nothing: anybody may have made it up."""
+    status: grpc.Status | None = None
+    """The failure to answer with; None while there is none."""
+    reason: str | None = None
+    statements: int = 0
+    """How many were sent to the database; BEGIN and COMMIT are not among them."""
+    repeats: tuple[str, ...] = ()
+    """Why something was done once more: "connection", "serialization" or "deadlock", one for each time."""
+    traceparent: str | None = None
+    """As the caller sent it; "" when it sent several."""
+    tracestate: str = ""
+    span: Any = None
+    """What is noted of it for its trace; None where it is not sampled."""
+    trace_id: str | None = None
+    """The caller's, or that of the trace that is recorded here; None where there is neither."""
+
+    @property
+    def origin(self) -> Origin:
+        """On whose behalf the call changes something."""
+        return Origin(self.caller, self.acting_user_id, self.request_id)
+
+
+def read_metadata(call: Call) -> None:
+    """Note what the caller's metadata says to the pipeline; the rest of it is nobody's business."""
+    for key, value in call.context.invocation_metadata():
+        if key == REQUEST_ID_KEY:
+            if isinstance(value, str) and _REQUEST_ID.fullmatch(value) and not value.startswith(_KEY_PREFIX):
+                call.request_id = value
+        elif key == _AUTHORIZATION_KEY:
+            call.authorization = str(value) if call.authorization is None else ""
+        elif key == ACTING_USER_KEY:
+            call.acting_user = str(value) if call.acting_user is None else ""
+        elif key == _TRACEPARENT_KEY:
+            call.traceparent = str(value) if call.traceparent is None else ""
+        elif key == _TRACESTATE_KEY:
+            call.tracestate += f",{value!s}" if call.tracestate else str(value)
+    if call.traceparent is not None:
+        parent = trace_parent(call)
+        call.trace_id = None if parent is None else parent.trace_id
+    if not call.request_id:
+        call.request_id = random_id()
+
+
+def trace_parent(call: Call) -> TraceParent | None:
+    """What the caller says of its trace; None where it says nothing that is valid."""
+    found = _TRACEPARENT.fullmatch(call.traceparent or "")
+    if found is None or (found[1] == "00" and found[5]):  # only a version to come may have more at the end
+        return None
+    return TraceParent(*found.group(2, 3, 4))
+
+
+_current: ContextVar[Call] = ContextVar("call")
+
+
+def enter(call: Call) -> None:
+    """Make this the current call. gRPC gives every RPC a fresh context, so there is nothing to restore."""
+    _current.set(call)
+
+
+def rpc_scope(database: Database, *, deadline: float | None = None, is_idempotent: bool = False) -> Scope:
+    """The session of the RPC that this thread serves, on behalf of its caller and until its deadline.
+
+    deadline: another one, in monotonic seconds; for what must be written although the caller's time is over.
+    """
+    call = current()
+    return database.scope(
+        deadline=call.deadline if deadline is None else deadline,
+        is_idempotent=is_idempotent,
+        origin=call.origin,
+        tally=call,
+    )
+
+
+def require_wanted(call: Call) -> None:
+    """Raises DeadlineOverError or CallerGoneError when nobody waits for the answer any more."""
+    if monotonic() >= call.deadline:
+        raise DeadlineOverError
+    if not call.context.is_active():
+        raise CallerGoneError
+
+
+def current() -> Call:
+    """The call that this thread serves."""
+    return _current.get()
+
+
+def current_or_none() -> Call | None:
+    """The same, for what may also run for nobody."""
+    return _current.get(None)

@@ -1,0 +1,166 @@
+"""Health and reflection: the services that gRPC tools expect of every server."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Condition
+from typing import Any
+
+import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from service.base.errors import ServerBusyError
+from service.rpc.admission.executor import BoundedExecutor
+
+_V1ALPHA = "grpc.reflection.v1alpha"
+_V1 = "grpc.reflection.v1"
+_REFLECTION_THREADS = 4
+_CHECK_THREADS = 32
+"""For those whose messages do not come: half of them, for a fiftieth of a second each, at any time."""
+_MAX_CHECKS_WAITING = 64
+CHECK_METHODS = ("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/List")
+MAX_WATCHERS = 64
+"""How many health watchers a server has at a time: each holds a thread."""
+_Status = health_pb2.HealthCheckResponse
+_V1_SERVICE = f"{_V1}.ServerReflection"
+
+
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-health-checking is untyped
+    """Says whether the server can do its work. Answers on threads of its own, so also under full load.
+
+    The library's servicer is not used: it sends to its watchers while it holds the lock that gRPC's serving thread
+    needs when a watcher leaves, so that one slow watcher can stop the whole server.
+    """
+
+    def __init__(self, services: tuple[str, ...]) -> None:
+        self._services = frozenset(("", *services))
+        self._status = _Status.NOT_SERVING
+        self._is_over = False
+        self._watchers = 0
+        self._changed = Condition()
+        # More threads than watchers, so that there is one to refuse the watcher that is too many.
+        watching = ThreadPoolExecutor(MAX_WATCHERS + 4, thread_name_prefix="health-watch")
+        self.executor = BoundedExecutor(
+            _CHECK_THREADS, max_waiting=_MAX_CHECKS_WAITING, name="health", refusal=ServerBusyError
+        )
+        """Where it is answered."""
+        for name, pool in (("Check", self.executor), ("List", self.executor), ("Watch", watching)):
+            setattr(self, name, _on_pool(getattr(self, name), pool))
+
+    def set_serving(self, *, is_serving: bool) -> None:
+        """Say the same of the server as a whole and of each service. Without effect once the server stops."""
+        with self._changed:
+            if not self._is_over:
+                self._status = _Status.SERVING if is_serving else _Status.NOT_SERVING
+                self._changed.notify_all()
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether that is what it says."""
+        return bool(self._status == _Status.SERVING)
+
+    def enter_graceful_shutdown(self) -> None:
+        """Turn NOT_SERVING for good, tell the watchers, and let them go: the server does not wait for them."""
+        self.set_serving(is_serving=False)
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+
+    def Check(self, request: Any, context: grpc.ServicerContext) -> Any:
+        """The status of one service; NOT_FOUND for one that is not served here."""
+        if request.service not in self._services:
+            context.abort(grpc.StatusCode.NOT_FOUND, "There is no such service here.")
+        return health_pb2.HealthCheckResponse(status=self._status)
+
+    def List(self, request: Any, context: grpc.ServicerContext) -> Any:
+        """Every service with its status."""
+        status = health_pb2.HealthCheckResponse(status=self._status)
+        return health_pb2.HealthListResponse(statuses=dict.fromkeys(self._services, status))
+
+    def Watch(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        """The status of one service now, and whenever it changes, until the watcher leaves or the server stops."""
+        with self._changed:
+            is_too_many = self._watchers >= MAX_WATCHERS
+            self._watchers += not is_too_many
+        if is_too_many:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"There are {MAX_WATCHERS} watchers already.")
+        try:
+            context.add_callback(self._wake)
+            yield from self._changes(request.service, context)
+        finally:
+            with self._changed:
+                self._watchers -= 1
+
+    def _changes(self, service: str, context: grpc.ServicerContext) -> Iterator[Any]:
+        sent: int | None = None
+        while True:
+            with self._changed:
+                while not self._is_over and self._status_of(service) == sent and context.is_active():
+                    self._changed.wait()
+                is_last, status = self._is_over, self._status_of(service)
+            if not context.is_active():
+                return
+            if status != sent:
+                yield health_pb2.HealthCheckResponse(status=status)  # never under the lock: it may take for ever
+                sent = status
+            if is_last:
+                return
+
+    def _status_of(self, service: str) -> int:
+        status: int = self._status if service in self._services else _Status.SERVICE_UNKNOWN
+        return status
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+
+def _on_pool(method: Callable[[Any, grpc.ServicerContext], Any], pool: ThreadPoolExecutor) -> Any:
+    """The method with its own thread pool, as an attribute: that is where gRPC looks for it."""
+
+    def run(request: Any, context: grpc.ServicerContext) -> Any:
+        return method(request, context)
+
+    run.experimental_thread_pool = pool  # type: ignore[attr-defined]  # see above
+    return run
+
+
+def enable_reflection(server: grpc.Server, services: tuple[str, ...]) -> None:
+    """Serve reflection, v1alpha from the library and v1, which newer tools ask for and the library lacks.
+
+    Both versions have the same messages but for their package, so v1 is served by the same servicer; its descriptors
+    are added to the pool, so that reflection can describe itself.
+    """
+    names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME, _V1_SERVICE)
+    _describe_v1()
+    servicer = reflection.ReflectionServicer(names)
+    # An open stream holds a thread for as long as a tool likes: not one of those that serve RPCs.
+    pool = ThreadPoolExecutor(_REFLECTION_THREADS, thread_name_prefix="reflection")
+    handler = grpc.stream_stream_rpc_method_handler(
+        _on_pool(servicer.ServerReflectionInfo, pool),
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    for service in (reflection.SERVICE_NAME, _V1_SERVICE):
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(service, {"ServerReflectionInfo": handler}),)
+        )
+
+
+def _describe_v1() -> None:
+    pool = descriptor_pool.Default()
+    try:
+        pool.FindServiceByName(_V1_SERVICE)
+    except KeyError:
+        file = descriptor_pb2.FileDescriptorProto()
+        reflection_pb2.DESCRIPTOR.CopyToProto(file)
+        file.name = "grpc/reflection/v1/reflection.proto"
+        file.package = _V1
+        for message in file.message_type:
+            for field in filter(lambda found: found.type_name, message.field):
+                field.type_name = field.type_name.replace(_V1ALPHA, _V1)
+        for method in file.service[0].method:
+            method.input_type = method.input_type.replace(_V1ALPHA, _V1)
+            method.output_type = method.output_type.replace(_V1ALPHA, _V1)
+        pool.Add(file)

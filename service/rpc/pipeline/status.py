@@ -1,0 +1,152 @@
+"""Which status each error becomes: a total table, and the google.rpc.Status that carries the details.
+
+Details stay under 4 kB: clients drop a response whose metadata is larger than 8 kB.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import grpc
+from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+from service.base import errors
+from service.base.errors import PersonaeError, Violation
+from service.rpc.context import REQUEST_ID_KEY
+
+DOMAIN = "personae"
+DETAILS_KEY = "grpc-status-details-bin"
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+MAX_VIOLATIONS = 20
+
+Code = grpc.StatusCode
+
+CODES: dict[type[PersonaeError], grpc.StatusCode] = {
+    errors.InvalidFieldsError: Code.INVALID_ARGUMENT,
+    errors.MalformedMessageError: Code.INVALID_ARGUMENT,
+    errors.RequestIdReusedError: Code.INVALID_ARGUMENT,
+    errors.CredentialsMissingError: Code.UNAUTHENTICATED,
+    errors.KeyMalformedError: Code.UNAUTHENTICATED,
+    errors.KeyUnknownError: Code.UNAUTHENTICATED,
+    errors.KeyRevokedError: Code.UNAUTHENTICATED,
+    errors.KeyExpiredError: Code.UNAUTHENTICATED,
+    errors.KeyOverPlaintextError: Code.UNAUTHENTICATED,
+    errors.CertificateUnknownError: Code.UNAUTHENTICATED,
+    errors.CertificateExpiredError: Code.UNAUTHENTICATED,
+    errors.ScopeMissingError: Code.PERMISSION_DENIED,
+    errors.UserNotFoundError: Code.NOT_FOUND,
+    errors.EmailTakenError: Code.ALREADY_EXISTS,
+    errors.UsernameTakenError: Code.ALREADY_EXISTS,
+    errors.UserAlreadyLiveError: Code.ALREADY_EXISTS,
+    errors.UserDeletedError: Code.FAILED_PRECONDITION,
+    errors.UserNotDeletedError: Code.FAILED_PRECONDITION,
+    errors.LastSuperuserError: Code.FAILED_PRECONDITION,
+    errors.UserInactiveError: Code.FAILED_PRECONDITION,
+    errors.PasswordChangeRequiredError: Code.FAILED_PRECONDITION,
+    errors.PasswordNotSetError: Code.FAILED_PRECONDITION,
+    errors.EmailMismatchError: Code.FAILED_PRECONDITION,
+    errors.InvalidCodeError: Code.FAILED_PRECONDITION,
+    errors.EtagMismatchError: Code.ABORTED,
+    errors.ConflictError: Code.ABORTED,
+    errors.InvalidCredentialsError: Code.UNAUTHENTICATED,
+    errors.TooManyAttemptsError: Code.RESOURCE_EXHAUSTED,
+    errors.DatabaseUnavailableError: Code.UNAVAILABLE,
+    errors.ServerStoppingError: Code.UNAVAILABLE,
+    errors.CommitOutcomeUnknownError: Code.UNAVAILABLE,
+    errors.DatabaseBusyError: Code.RESOURCE_EXHAUSTED,
+    errors.ServerBusyError: Code.RESOURCE_EXHAUSTED,
+    errors.HashingBusyError: Code.RESOURCE_EXHAUSTED,
+    errors.SlowRequestsError: Code.RESOURCE_EXHAUSTED,
+    errors.RequestLateError: Code.DEADLINE_EXCEEDED,
+    errors.RateLimitedError: Code.RESOURCE_EXHAUSTED,
+    errors.CallerGoneError: Code.CANCELLED,
+    errors.DeadlineOverError: Code.DEADLINE_EXCEEDED,
+    errors.StoredHashError: Code.INTERNAL,
+}
+
+
+class _StatusValues(NamedTuple):
+    code: grpc.StatusCode
+    details: str
+    trailing_metadata: tuple[tuple[str, str | bytes], ...]
+
+
+class RpcStatus(_StatusValues, grpc.Status):
+    """A status as gRPC sends it: code, message, and trailing metadata."""
+
+
+def status_of(error: PersonaeError, request_id: str, *, remaining: float = math.inf) -> RpcStatus:
+    """The status of an expected failure.
+
+    remaining: seconds until the caller's deadline. Channels wait as long as they are told, also beyond it, and then
+    know of nothing but the deadline: where the wait is longer they are told not to repeat, and the caller hears why.
+    """
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
+    if error.violations:
+        details.append(_bad_request(error.violations))
+    trailing: list[tuple[str, str | bytes]] = []
+    if error.pushback_ms is not None:
+        pushback_ms = error.pushback_ms if error.pushback_ms < remaining * 1000 else errors.DO_NOT_RETRY_MS
+        trailing.append((PUSHBACK_KEY, str(pushback_ms)))
+    wait = _wait(error)
+    if wait is not None:
+        details.append(error_details_pb2.RetryInfo(retry_delay=wait))
+    return _packed(CODES[type(error)], _message(error), details, request_id, trailing)
+
+
+def internal_status(incident_id: str, request_id: str) -> RpcStatus:
+    """The status of a bug: it says nothing but an id that is also in the log."""
+    message = f"Internal error. The server's log has more under the error_id {incident_id}."
+    info = error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN, metadata={"error_id": incident_id})
+    return _packed(Code.INTERNAL, message, [info], request_id, [])
+
+
+def _packed(
+    code: grpc.StatusCode,
+    message: str,
+    details: Sequence[Message],
+    request_id: str,
+    trailing: list[tuple[str, str | bytes]],
+) -> RpcStatus:
+    status = status_pb2.Status(code=code.value[0], message=message)
+    for detail in details:
+        packed = Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    metadata = ((REQUEST_ID_KEY, request_id), (DETAILS_KEY, status.SerializeToString()), *trailing)
+    return RpcStatus(code, message, metadata)
+
+
+def _wait(error: PersonaeError) -> Duration | None:
+    """How long whoever repeats the call should wait; None when a repeat does not help."""
+    wait = Duration()
+    if error.retry_after is not None:
+        wait.FromTimedelta(error.retry_after)
+    elif error.pushback_ms is not None and error.pushback_ms >= 0:
+        wait.FromMilliseconds(error.pushback_ms)
+    else:
+        return None
+    return wait
+
+
+def _message(error: PersonaeError) -> str:
+    if not error.violations or isinstance(error, errors.RequestIdReusedError):
+        return str(error)
+    named = [f"{violation.field} {violation.description}" for violation in error.violations[:3]]
+    more = len(error.violations) - len(named)
+    return f"{error} {'; '.join(named)}{f'; and {more} more' if more else ''}."
+
+
+def _bad_request(violations: Sequence[Violation]) -> error_details_pb2.BadRequest:
+    shown = [
+        error_details_pb2.BadRequest.FieldViolation(
+            field=violation.field, reason=violation.reason, description=violation.description
+        )
+        for violation in violations[:MAX_VIOLATIONS]
+    ]
+    if len(violations) > MAX_VIOLATIONS:
+        shown[-1].description += f" (and {len(violations) - MAX_VIOLATIONS} more violations)"
+    return error_details_pb2.BadRequest(field_violations=shown)

@@ -1,0 +1,103 @@
+"""AuditService: unpacks the request into values, reads one page of the trail, packs it."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import grpc
+
+from personae.v1 import audit_pb2, audit_pb2_grpc
+from service.core import audit
+from service.core.audit import AuditFilter, AuditRecord, Outcome
+from service.core.page_tokens import PageTokens, Position
+from service.db.engine import Database, reading
+from service.rpc.context import rpc_scope
+from service.rpc.validation import Faults, bounded_text, instant, page_binding, page_size, page_start, require_id, stamp
+
+_NAME_MAX_BYTES = 64
+_OUTCOMES = {
+    audit_pb2.AuditEvent.OUTCOME_UNSPECIFIED: None,
+    audit_pb2.AuditEvent.OUTCOME_SUCCEEDED: Outcome.SUCCEEDED,
+    audit_pb2.AuditEvent.OUTCOME_REFUSED: Outcome.REFUSED,
+}
+_ON_THE_WIRE = {outcome: number for number, outcome in _OUTCOMES.items() if outcome is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Which page of which list."""
+
+    where: AuditFilter
+    after: Position | None
+    size: int
+    binding: str
+
+
+class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
+    def __init__(self, database: Database, *, page_tokens: PageTokens) -> None:
+        self._database = database
+        self._page_tokens = page_tokens
+
+    def ListAuditEvents(
+        self, request: audit_pb2.ListAuditEventsRequest, context: grpc.ServicerContext
+    ) -> audit_pb2.ListAuditEventsResponse:
+        listing = listing_of(request, self._page_tokens)
+        with rpc_scope(self._database) as session, reading(session):
+            page = audit.list_events(session, where=listing.where, after=listing.after, size=listing.size)
+        token = "" if page.next is None else self._page_tokens.seal(page.next, binding=listing.binding)
+        return audit_pb2.ListAuditEventsResponse(
+            events=[event_message(event) for event in page.events], next_page_token=token
+        )
+
+
+def listing_of(request: audit_pb2.ListAuditEventsRequest, page_tokens: PageTokens) -> Listing:
+    """Which page of which list ListAuditEvents asks for."""
+    faults = Faults()
+    where = _filter(request.filter, faults)
+    size = page_size(request.page_size, "page_size", faults)
+    binding = page_binding("ListAuditEvents", where)
+    after = page_start(request.page_token, page_tokens, faults, binding=binding, decided_by="filter")
+    faults.check()
+    return Listing(where, after, size, binding)
+
+
+def _filter(message: Any, faults: Faults) -> AuditFilter:
+    """message: a Filter, read by names, which its type stubs do not allow."""
+
+    def user_id(name: str) -> int | None:
+        return require_id(getattr(message, name), f"filter.{name}", faults) if message.HasField(name) else None
+
+    def text(name: str) -> str:
+        return bounded_text(getattr(message, name), f"filter.{name}", faults, max_bytes=_NAME_MAX_BYTES)
+
+    def time(name: str) -> datetime | None:
+        return instant(getattr(message, name), f"filter.{name}", faults) if message.HasField(name) else None
+
+    if message.outcome not in _OUTCOMES:  # enums are open: any number can be sent
+        faults.add("filter.outcome", "INVALID_OUTCOME", "must be one of the outcomes of AuditEvent")
+    return AuditFilter(
+        target_user_id=user_id("user_id"),
+        acting_user_id=user_id("acting_user_id"),
+        caller=text("caller"),
+        action=text("action"),
+        outcome=_OUTCOMES.get(message.outcome),
+        occurred_after=time("occurred_after"),
+        occurred_before=time("occurred_before"),
+    )
+
+
+def event_message(event: AuditRecord) -> audit_pb2.AuditEvent:
+    """An event as callers see it."""
+    return audit_pb2.AuditEvent(
+        id=event.id,
+        occurred_at=stamp(event.occurred_at),
+        caller=event.caller,
+        acting_user_id=event.acting_user_id or 0,
+        action=event.action,
+        user_id=event.target_user_id or 0,
+        target_caller=event.target_caller or "",
+        outcome=_ON_THE_WIRE[Outcome(event.outcome)],
+        reason=event.reason or "",
+        request_id=event.request_id,
+        changed_fields=event.changed_fields,
+    )

@@ -1,0 +1,110 @@
+"""AuthenticationService: unpacks an attempt, has it made, packs the answer; shows and lifts lockouts."""
+
+import ipaddress
+from datetime import datetime
+
+import grpc
+
+from personae.v1 import authentication_pb2, authentication_pb2_grpc
+from service.base.clock import Clock
+from service.core import failed_sign_ins as attempts
+from service.core import users
+from service.core.failed_sign_ins import keys_of
+from service.core.lockout import Attempts, LockoutKeys, remaining
+from service.core.users import Key
+from service.db.engine import Database, reading
+from service.rpc.context import rpc_scope
+from service.rpc.servicers.sign_in import SignIn, Subject, subject_of
+from service.rpc.validation import Faults, bounded_text, require_id, stamp, user_message
+
+_IP_ADDRESS_MAX_BYTES = 64
+_USER_AGENT_MAX_BYTES = 2048
+_USER_AGENT_MAX_LENGTH = 512
+
+
+class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServicer):
+    def __init__(
+        self,
+        database: Database,
+        *,
+        clock: Clock,
+        sign_in: SignIn,
+        lockout_keys: LockoutKeys,
+        allow_special_domains: bool,
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._sign_in = sign_in
+        self._keys = lockout_keys
+        self._allow_special_domains = allow_special_domains
+
+    def Authenticate(
+        self, request: authentication_pb2.AuthenticateRequest, context: grpc.ServicerContext
+    ) -> authentication_pb2.AuthenticateResponse:
+        subject = self._subject(request)
+        _, outcome = self._sign_in.attempt(subject, request.password, action="Authenticate")
+        return authentication_pb2.AuthenticateResponse(user=user_message(outcome.or_raise()))
+
+    def GetLockout(
+        self, request: authentication_pb2.GetLockoutRequest, context: grpc.ServicerContext
+    ) -> authentication_pb2.Lockout:
+        user_id = _user_id(request)
+        now = self._clock()
+        # Two statements: the keys of the second are made, with a secret, of the names that the first one reads.
+        with rpc_scope(self._database) as session, reading(session):
+            user = users.get_user(session, Key("id", user_id))
+            by_email, by_username = attempts.find_attempts(session, *keys_of(user, self._keys), now=now)
+        return authentication_pb2.Lockout(
+            user_id=user.id, email=_attempts_message(by_email, now), username=_attempts_message(by_username, now)
+        )
+
+    def ClearLockout(
+        self, request: authentication_pb2.ClearLockoutRequest, context: grpc.ServicerContext
+    ) -> authentication_pb2.Lockout:
+        user_id = _user_id(request)
+        with rpc_scope(self._database, is_idempotent=True) as session, session.begin():
+            user = users.get_user(session, Key("id", user_id))
+            attempts.lift_lockout(session, user, self._keys)
+        nothing = authentication_pb2.Lockout.Attempts()
+        return authentication_pb2.Lockout(user_id=user.id, email=nothing, username=nothing)
+
+    def _subject(self, request: authentication_pb2.AuthenticateRequest) -> Subject:
+        faults = Faults()
+        _check_client(request.client, faults)
+        subject = Subject(None)
+        match request.WhichOneof("subject"):
+            case "user_id":
+                subject = Subject(Key("id", require_id(request.user_id, "user_id", faults)))
+            case "identifier":
+                subject = subject_of(request.identifier, allow_special_domains=self._allow_special_domains)
+            case None:
+                faults.add("identifier", "REQUIRED", "or user_id must say who signs in")
+        faults.check()
+        return subject
+
+
+def _user_id(request: authentication_pb2.GetLockoutRequest | authentication_pb2.ClearLockoutRequest) -> int:
+    faults = Faults()
+    user_id = require_id(request.user_id, "user_id", faults)
+    faults.check()
+    return user_id
+
+
+def _attempts_message(counted: Attempts, now: datetime) -> authentication_pb2.Lockout.Attempts:
+    return authentication_pb2.Lockout.Attempts(
+        failures=counted.failures,
+        last_failed_at=stamp(counted.last_failed_at),
+        locked_until=stamp(counted.locked_until) if remaining(counted, now) else None,
+    )
+
+
+def _check_client(client: authentication_pb2.Client, faults: Faults) -> None:
+    address = bounded_text(client.ip_address, "client.ip_address", faults, max_bytes=_IP_ADDRESS_MAX_BYTES)
+    if address:
+        try:
+            ipaddress.ip_address(address.replace("%", "zone"))  # a zone means nothing on another machine
+        except ValueError:
+            faults.add("client.ip_address", "INVALID_IP_ADDRESS", "must be an IPv4 or IPv6 address")
+    agent = bounded_text(client.user_agent, "client.user_agent", faults, max_bytes=_USER_AGENT_MAX_BYTES)
+    if len(agent) > _USER_AGENT_MAX_LENGTH:
+        faults.add("client.user_agent", "TOO_LONG", f"must not be longer than {_USER_AGENT_MAX_LENGTH} characters")

@@ -1,0 +1,183 @@
+"""UserService: unpacks requests into values, runs one feature function in one transaction, packs the answer."""
+
+from collections.abc import Callable
+from datetime import datetime
+
+import grpc
+from google.protobuf.empty_pb2 import Empty
+
+from personae.v1 import user_pb2, user_pb2_grpc
+from service.base.clock import Clock
+from service.base.errors import UserNotFoundError
+from service.core import lifecycle, users
+from service.core.page_tokens import PageTokens
+from service.core.passwords import hash_password
+from service.core.users import UserRecord
+from service.db.engine import Database, reading
+from service.rpc.admission.hashing import Hashing
+from service.rpc.context import current, rpc_scope
+from service.rpc.pipeline.retries import repeated
+from service.rpc.servicers.user_requests import (
+    Creation,
+    Targeted,
+    UserRules,
+    creation_of,
+    key_of,
+    keys_of,
+    listing_of,
+    target_of,
+    update_of,
+)
+from service.rpc.validation import Faults, require_id, user_message
+
+
+class UserServicer(user_pb2_grpc.UserServiceServicer):
+    def __init__(
+        self,
+        database: Database,
+        *,
+        clock: Clock,
+        rules: UserRules,
+        hashing: Hashing,
+        bcrypt_cost: int,
+        page_tokens: PageTokens,
+        fingerprint_keys: tuple[bytes, ...],
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._rules = rules
+        self._hashing = hashing
+        self._bcrypt_cost = bcrypt_cost
+        self._page_tokens = page_tokens
+        self._fingerprint_keys = fingerprint_keys
+
+    # ------------------------------------------------------------------------------------------------- reading
+
+    def GetUser(self, request: user_pb2.GetUserRequest, context: grpc.ServicerContext) -> user_pb2.User:
+        key = key_of(request, self._rules)
+        with rpc_scope(self._database) as session, reading(session):
+            user = users.get_user(session, key)
+        return user_message(user)
+
+    def BatchGetUsers(
+        self, request: user_pb2.BatchGetUsersRequest, context: grpc.ServicerContext
+    ) -> user_pb2.BatchGetUsersResponse:
+        keys = keys_of(request, self._rules)
+        if not keys:
+            return user_pb2.BatchGetUsersResponse()
+        with rpc_scope(self._database) as session, reading(session):
+            found = users.batch_get_users(session, keys)
+        entry = user_pb2.BatchGetUsersResponse.Entry
+        return user_pb2.BatchGetUsersResponse(
+            entries=[entry() if user is None else entry(user=user_message(user)) for user in found]
+        )
+
+    def ListUsers(
+        self, request: user_pb2.ListUsersRequest, context: grpc.ServicerContext
+    ) -> user_pb2.ListUsersResponse:
+        listing = listing_of(request, self._page_tokens)
+        with rpc_scope(self._database) as session, reading(session):
+            page = users.list_users(
+                session, where=listing.where, order=listing.order, after=listing.after, size=listing.size
+            )
+        token = "" if page.next is None else self._page_tokens.seal(page.next, binding=listing.binding)
+        return user_pb2.ListUsersResponse(users=[user_message(user) for user in page.users], next_page_token=token)
+
+    # ------------------------------------------------------------------------------------------------- writing
+
+    def CreateUser(self, request: user_pb2.CreateUserRequest, context: grpc.ServicerContext) -> user_pb2.User:
+        now = self._clock()
+        creation = creation_of(request, self._rules, self._fingerprint_keys)
+        if creation.request is not None:
+            with rpc_scope(self._database) as session, reading(session):
+                created = users.find_created(session, creation.request, now=now)
+            if created is not None:
+                return user_message(created)
+        if request.validate_only:
+            with rpc_scope(self._database) as session, reading(session):
+                users.require_free_names(session, email=creation.email, username=creation.username)
+            return _preview(creation, now)
+        hashed = None if creation.password is None else self._hash(creation.password)
+        return user_message(repeated(lambda: self._created(creation, hashed), until=current().deadline))
+
+    def _created(self, creation: Creation, hashed: str | None) -> UserRecord:
+        """Make the user. A piece of its own: what was hashed is not hashed again."""
+        now = self._clock()
+        is_idempotent = creation.request is not None
+        with rpc_scope(self._database, is_idempotent=is_idempotent) as session, session.begin():
+            return users.create_user(session, creation.new_user(hashed, now), request=creation.request, now=now)
+
+    def _hash(self, password: str) -> str:
+        return self._hashing.run(current().deadline, hash_password, password, self._bcrypt_cost)
+
+    def UpdateUser(self, request: user_pb2.UpdateUserRequest, context: grpc.ServicerContext) -> user_pb2.User:
+        change = update_of(request, self._rules)
+        is_idempotent = change.version is None
+        with rpc_scope(self._database, is_idempotent=is_idempotent) as session, session.begin():
+            user = users.update_user(
+                session, change.id, email=change.email, username=change.username, version=change.version
+            )
+        return user_message(user)
+
+    def DeleteUser(self, request: user_pb2.DeleteUserRequest, context: grpc.ServicerContext) -> user_pb2.User:
+        user_id, version = target_of(request)
+        now = self._clock()
+        with rpc_scope(self._database, is_idempotent=request.allow_missing) as session, session.begin():
+            try:
+                user = users.delete_user(
+                    session,
+                    user_id,
+                    version=version,
+                    allow_missing=request.allow_missing,
+                    now=now,
+                    purge_at=now + self._rules.purge_after,
+                )
+            except UserNotFoundError:
+                if not request.allow_missing:
+                    raise
+                return user_pb2.User()
+        return user_message(user)
+
+    def UndeleteUser(self, request: user_pb2.UndeleteUserRequest, context: grpc.ServicerContext) -> user_pb2.User:
+        user_id, version = target_of(request)
+        with rpc_scope(self._database) as session, session.begin():
+            user = users.undelete_user(session, user_id, version=version)
+        return user_message(user)
+
+    def PurgeUser(self, request: user_pb2.PurgeUserRequest, context: grpc.ServicerContext) -> Empty:
+        faults = Faults()
+        user_id = require_id(request.id, "id", faults)
+        faults.check()
+        with rpc_scope(self._database) as session, session.begin():
+            lifecycle.purge_user(session, user_id)
+        return Empty()
+
+    def ActivateUser(self, request: user_pb2.ActivateUserRequest, context: grpc.ServicerContext) -> user_pb2.User:
+        return self._set(users.set_active, request, is_active=True)
+
+    def DeactivateUser(self, request: user_pb2.DeactivateUserRequest, context: grpc.ServicerContext) -> user_pb2.User:
+        return self._set(users.set_active, request, is_active=False)
+
+    def GrantSuperuser(self, request: user_pb2.GrantSuperuserRequest, context: grpc.ServicerContext) -> user_pb2.User:
+        return self._set(users.set_superuser, request, is_superuser=True)
+
+    def RevokeSuperuser(self, request: user_pb2.RevokeSuperuserRequest, context: grpc.ServicerContext) -> user_pb2.User:
+        return self._set(users.set_superuser, request, is_superuser=False)
+
+    def _set(self, feature: Callable[..., users.UserRecord], request: Targeted, **to: bool) -> user_pb2.User:
+        user_id, version = target_of(request)
+        with rpc_scope(self._database, is_idempotent=True) as session, session.begin():
+            user = feature(session, user_id, version=version, **to)
+        return user_message(user)
+
+
+def _preview(creation: Creation, now: datetime) -> user_pb2.User:
+    preview = user_pb2.User(
+        email=creation.email,
+        username=creation.username,
+        is_active=creation.is_active,
+        has_password=creation.password is not None,
+    )
+    if creation.is_email_verified:
+        preview.email_verified_at.FromDatetime(now)
+    return preview

@@ -1,0 +1,278 @@
+"""What the requests of UserService mean, as values: one function for each, with all violations raised together."""
+
+import hmac
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from pydantic import Field
+
+from personae.v1 import user_pb2
+from service.core import users
+from service.core.identifiers import EMAIL_MAX_BYTES, USERNAME_MAX_BYTES, BadIdentifierError, normalise_prefix
+from service.core.page_tokens import PageTokens, Position
+from service.core.password_policy import Names, PasswordPolicy
+from service.core.users import Key, NewUser, Order, RequestKey, UserFilter
+from service.rpc.context import current
+from service.rpc.validation import (
+    Email,
+    Faults,
+    Shaped,
+    Username,
+    etag_version,
+    instant,
+    page_binding,
+    page_size,
+    page_start,
+    require_id,
+    shaped,
+    user_key,
+    uuid4,
+)
+
+MAX_BATCH = 1000
+_MAX_BAD_KEYS = 50
+_MAX_MASK_PATHS = 100
+_ORDER_BY_MAX_BYTES = 64
+_ORDER_BY = re.compile(r" *(?P<column>[a-z_]+)(?: +(?P<direction>asc|desc))? *")
+_WRITABLE = ("email", "username")
+_OWN_RPCS = {"is_active": "ActivateUser or DeactivateUser", "is_superuser": "GrantSuperuser or RevokeSuperuser"}
+_FIELDS = frozenset(user_pb2.User.DESCRIPTOR.fields_by_name)
+
+
+@dataclass(frozen=True, slots=True)
+class UserRules:
+    """The settings that decide what a valid user is."""
+
+    policy: PasswordPolicy
+    allow_special_domains: bool
+    purge_after: timedelta
+
+
+class _Names(Shaped):
+    email: Email = Field(alias="user.email")
+    username: Username = Field(alias="user.username")
+
+
+class _NameChange(Shaped):
+    email: Email | None = Field(alias="user.email", default=None)
+    username: Username | None = Field(alias="user.username", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Creation:
+    email: str
+    username: str
+    password: str | None
+    is_active: bool
+    is_email_verified: bool
+    request: RequestKey | None
+
+    def new_user(self, hashed_password: str | None, now: datetime) -> NewUser:
+        return NewUser(
+            self.email, self.username, hashed_password, self.is_active, now if self.is_email_verified else None
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    id: int
+    email: str | None
+    username: str | None
+    version: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    where: UserFilter
+    order: Order
+    after: Position | None
+    size: int
+    binding: str
+
+
+Targeted = (
+    user_pb2.DeleteUserRequest
+    | user_pb2.UndeleteUserRequest
+    | user_pb2.ActivateUserRequest
+    | user_pb2.DeactivateUserRequest
+    | user_pb2.GrantSuperuserRequest
+    | user_pb2.RevokeSuperuserRequest
+)
+
+
+def key_of(request: user_pb2.GetUserRequest, rules: UserRules) -> Key:
+    """Which user GetUser asks for."""
+    faults = Faults()
+    key = user_key(request.key, "key", faults, allow_special_domains=rules.allow_special_domains)
+    faults.check()
+    return key
+
+
+def keys_of(request: user_pb2.BatchGetUsersRequest, rules: UserRules) -> list[Key]:
+    """Which users BatchGetUsers asks for."""
+    faults = Faults()
+    if len(request.keys) > MAX_BATCH:
+        faults.add("keys", "TOO_MANY", f"must not be more than {MAX_BATCH}")
+        faults.check()
+    keys = []
+    for index, key in enumerate(request.keys):
+        keys.append(user_key(key, f"keys[{index}]", faults, allow_special_domains=rules.allow_special_domains))
+        if len(faults.found) >= _MAX_BAD_KEYS:
+            break  # nobody reads more of them, and each takes time
+    faults.check()
+    return keys
+
+
+def listing_of(request: user_pb2.ListUsersRequest, page_tokens: PageTokens) -> Listing:
+    """Which page of which list ListUsers asks for."""
+    faults = Faults()
+    where = _filter(request, faults)
+    order = _order(request.order_by, where, faults)
+    size = page_size(request.page_size, "page_size", faults)
+    binding = page_binding(where, order)
+    after = page_start(
+        request.page_token, page_tokens, faults, binding=binding, decided_by="filter, order_by and show_deleted"
+    )
+    faults.check()
+    return Listing(where, order, after, size, binding)
+
+
+def creation_of(request: user_pb2.CreateUserRequest, rules: UserRules, fingerprint_keys: tuple[bytes, ...]) -> Creation:
+    """The user that CreateUser is to create."""
+    faults = Faults()
+    names = shaped(
+        _Names,
+        {"user.email": request.user.email, "user.username": request.user.username},
+        faults,
+        allow_special_domains=rules.allow_special_domains,
+    )
+    if request.user.is_superuser:
+        faults.add("user.is_superuser", "NOT_WRITABLE", "is set by GrantSuperuser only")
+    password = request.password if request.HasField("password") else None
+    if password is not None:
+        owner = None if names is None else Names(names.email, names.username)
+        faults.found += rules.policy.violations(password, owner, field_name="password")
+    request_id = uuid4(request.request_id, "request_id", faults)
+    faults.check()
+    assert names is not None  # noqa: S101  for the type checker: faults.check() has raised otherwise
+    key = None
+    if request_id is not None:
+        key = RequestKey(current().caller, current().method, request_id, _fingerprints(request, fingerprint_keys))
+    return Creation(
+        email=names.email,
+        username=names.username,
+        password=password,
+        is_active=not request.inactive,
+        is_email_verified=request.email_verified,
+        request=key,
+    )
+
+
+def _fingerprints(request: user_pb2.CreateUserRequest, keys: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """The keyed hash of the request under each key, without what a repeat may change."""
+    bare = user_pb2.CreateUserRequest()
+    bare.CopyFrom(request)
+    for name in ("password", "request_id", "validate_only"):
+        bare.ClearField(name)
+    data = bare.SerializeToString(deterministic=True)
+    return tuple(hmac.digest(key, data, "sha256") for key in keys)
+
+
+def update_of(request: user_pb2.UpdateUserRequest, rules: UserRules) -> Update:
+    """What UpdateUser is to change."""
+    faults = Faults()
+    user_id = require_id(request.user.id, "user.id", faults)
+    version = etag_version(request.user.etag, "user.etag", faults)
+    if request.update_mask.paths:  # a mask that is there but empty is what some languages send for none
+        names = _masked(request.update_mask.paths, faults)
+    else:
+        names = {name for name in _WRITABLE if getattr(request.user, name)}
+    values = {f"user.{name}": getattr(request.user, name) for name in _WRITABLE if name in names}
+    change = shaped(_NameChange, values, faults, allow_special_domains=rules.allow_special_domains)
+    faults.check()
+    assert change is not None  # noqa: S101  for the type checker: faults.check() has raised otherwise
+    return Update(user_id, change.email, change.username, version)
+
+
+def target_of(request: Targeted) -> tuple[int, int | None]:
+    """Which user a transition is for, and the version that its etag stands for."""
+    faults = Faults()
+    user_id = require_id(request.id, "id", faults)
+    version = etag_version(request.etag, "etag", faults)
+    faults.check()
+    return user_id, version
+
+
+def _masked(paths: Any, faults: Faults) -> set[str]:
+    """The writable fields that a mask names (AIP-134, AIP-161)."""
+    if len(paths) > _MAX_MASK_PATHS:
+        faults.add("update_mask", "TOO_MANY", f"must not have more than {_MAX_MASK_PATHS} paths")
+        return set()
+    if list(paths) == ["*"]:
+        return set(_WRITABLE)
+    for index, path in enumerate(paths):
+        field = f"update_mask.paths[{index}]"
+        if path in _OWN_RPCS:
+            faults.add(field, "NOT_WRITABLE", f"names {path}, which is changed by {_OWN_RPCS[path]} only")
+        elif path == "*":
+            faults.add(field, "STAR_NOT_ALONE", "must be the only path when it is *")
+        elif path not in _FIELDS:
+            faults.add(field, "UNKNOWN_FIELD", "does not name a field of User")
+    return {path for path in paths if path in _WRITABLE}
+
+
+def _filter(request: user_pb2.ListUsersRequest, faults: Faults) -> UserFilter:
+    message: Any = request.filter  # read by names, which its type stubs do not allow
+
+    def time(name: str) -> datetime | None:
+        return instant(getattr(message, name), f"filter.{name}", faults) if message.HasField(name) else None
+
+    def flag(name: str) -> bool | None:
+        return getattr(message, name) if message.HasField(name) else None
+
+    def prefix(name: str, max_bytes: int) -> str:
+        try:
+            return normalise_prefix(getattr(message, name), max_bytes=max_bytes)
+        except BadIdentifierError as error:
+            faults.add(f"filter.{name}", error.reason, str(error))
+            return ""
+
+    return UserFilter(
+        is_active=flag("is_active"),
+        is_superuser=flag("is_superuser"),
+        created_after=time("created_after"),
+        created_before=time("created_before"),
+        updated_after=time("updated_after"),
+        email_prefix=prefix("email_prefix", EMAIL_MAX_BYTES),
+        username_prefix=prefix("username_prefix", USERNAME_MAX_BYTES),
+        show_deleted=request.show_deleted,
+    )
+
+
+def _usual_order(own: str | None, where: UserFilter) -> Order:
+    """The order that the filter can be read in without passing others by."""
+    if own is not None:
+        return Order(own)
+    return Order("updated_at") if where.updated_after is not None else Order("created_at", is_descending=True)
+
+
+def _order(text: str, where: UserFilter, faults: Faults) -> Order:
+    """The order of a list. A prefix filter orders by its own column: any other would read all that it matches."""
+    prefixes = [
+        column for column, prefix in (("email", where.email_prefix), ("username", where.username_prefix)) if prefix
+    ]
+    if len(prefixes) > 1:
+        faults.add("filter.username_prefix", "TWO_PREFIXES", "cannot be combined with email_prefix")
+    own = prefixes[0] if prefixes else None
+    if not text:
+        return _usual_order(own, where)
+    found = _ORDER_BY.fullmatch(text) if len(text) <= _ORDER_BY_MAX_BYTES else None
+    if found is None or found["column"] not in users.ORDER_COLUMNS:
+        columns = ", ".join(users.ORDER_COLUMNS)
+        faults.add("order_by", "INVALID_ORDER", f'must be one of {columns}, with " desc" behind it if wanted')
+        return Order("id")
+    if own and found["column"] != own:
+        faults.add("order_by", "INVALID_ORDER", f"must be {own}, the column of the prefix filter, or unset")
+    return Order(found["column"], is_descending=found["direction"] == "desc")
