@@ -61,7 +61,7 @@ class Certificates:
         return {"TLS_CLIENT_CA_FILE": str(self.directory / CA_CERTIFICATE)}
 
     def identity(self, *, key: str | None = None, shows_certificate: bool = False) -> Identity:
-        """By TLS, and as whoever is said."""
+        """By TLS, and as assumed_caller is said."""
         read = {name: (self.directory / name).read_bytes() for name in (CA_CERTIFICATE, CLIENT_KEY, CLIENT_CERTIFICATE)}
         return Identity(
             key=key,

@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 
-class Origin(NamedTuple):
-    """Who is behind a session. Names and ids only; a session without an origin cannot change what is audited."""
+class Actor(NamedTuple):
+    """Who is behind a session. Names and ids only; a session without an actor cannot change what is audited."""
 
     caller: str
     """The name of the service that calls, or of the part of Personae that acts by itself."""
@@ -13,9 +13,9 @@ class Origin(NamedTuple):
     request_id: str = ""
 
 
-COMMAND_LINE = Origin("command-line")
+COMMAND_LINE = Actor("command-line")
 """An operator with the database's own credentials: `python -m service …`."""
-SWEEPER = Origin("sweeper")
+SWEEPER = Actor("sweeper")
 """The server itself, when it removes what is due."""
 DATABASE = "database"
 """The functions in the database that drop old months of the trail, whoever calls them."""

@@ -200,7 +200,7 @@ def _changing() -> "Iterator[tuple[Session, datetime]]":
 
     with working_database(settings_or_fail()) as database:
         try:
-            with database.scope(origin=COMMAND_LINE) as session, session.begin():
+            with database.scope(actor=COMMAND_LINE) as session, session.begin():
                 yield session, utc_now()
         except CallerError as error:
             fail(str(error))

@@ -87,15 +87,15 @@ def dev() -> None:
     if "grpc_reflection" not in settings.model_fields_set:
         settings = settings.model_copy(update={"grpc_reflection": True})
     with database_url(settings) as url:
-        whoever = None
+        assumed_caller = None
         if settings.url is None:
             upgrade(url)
             is_open = settings.is_loopback and settings.tls_client_ca_file is None
             if is_open and "caller_auth" not in settings.model_fields_set:
-                whoever = LOCAL_CALLER
+                assumed_caller = LOCAL_CALLER
         if "shutdown_drain" not in settings.model_fields_set:
             settings = settings.model_copy(update={"shutdown_drain": 0})  # nobody balances between developers' servers
-        is_clean = _serve(settings, url, whoever=whoever)
+        is_clean = _serve(settings, url, assumed_caller=assumed_caller)
     if not is_clean:
         drain()
         os._exit(0)
@@ -146,7 +146,7 @@ def create_superuser(email: str, username: str, password_stdin: bool) -> None:  
     new = users.NewUser(
         email, username, hash_password(password, settings.bcrypt_cost), is_active=True, email_verified_at=None
     )
-    with working_database(settings) as database, database.scope(origin=COMMAND_LINE) as session, session.begin():
+    with working_database(settings) as database, database.scope(actor=COMMAND_LINE) as session, session.begin():
         created = users.create_user(session, new, request=None, now=utc_now())
         users.set_superuser(session, created.id, is_superuser=True, version=None)
     click.echo(f"Created superuser {username} with id {created.id}.")
@@ -164,7 +164,7 @@ def purge_deleted() -> None:
     settings = settings_or_fail()
     keep_events = timedelta(days=settings.audit_retention_days)
     with working_database(settings) as database:
-        removed = sweep(database, utc_now, keep_events=keep_events, origin=COMMAND_LINE)
+        removed = sweep(database, utc_now, keep_events=keep_events, actor=COMMAND_LINE)
     click.echo(
         f"Purged {removed['purged_users']} users, forgot {removed['forgotten_request_ids']} request ids, "
         f"{removed['forgotten_codes']} codes, {removed['forgotten_lockouts']} lockouts and "
@@ -283,10 +283,10 @@ main.add_command(callers)
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def _serve(settings: Settings, url: "URL", *, whoever: str | None) -> bool:
+def _serve(settings: Settings, url: "URL", *, assumed_caller: str | None) -> bool:
     """Serve in this process until a signal, then stop gracefully; a second signal ends the process at once.
 
-    whoever: see service.server.server.Server. False when the process can only be left by os._exit.
+    assumed_caller: see service.server.server.Server. False when the process can only be left by os._exit.
     """
     if not settings.has_tls:  # as the workers of `serve` have it: see service/workers/sizing.py; before gRPC is loaded
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251
@@ -296,7 +296,7 @@ def _serve(settings: Settings, url: "URL", *, whoever: str | None) -> bool:
     from service.server.server import Server
 
     try:
-        server = Server(settings, url, whoever=whoever)
+        server = Server(settings, url, assumed_caller=assumed_caller)
         _on_signals(server.end)
         spare_what_stays()
         server.start()

@@ -3,7 +3,7 @@
 Rows hold ids, names of fields and reasons; never a value, a secret or an address. The database refuses to change or
 remove any: whole months are dropped when their time has come, by a function that knows a floor of its own.
 
-Who did it is the origin of the session. What was rolled back leaves no row; what is refused and recorded all the same
+Who did it is the actor of the session. What was rolled back leaves no row; what is refused and recorded all the same
 (a sign-in) is recorded and committed first, and refused afterwards.
 """
 
@@ -17,7 +17,7 @@ from sqlalchemy import ARRAY, BigInteger, ColumnElement, DateTime, bindparam, fu
 from sqlalchemy.orm import Session
 
 from service.core.page_tokens import Position
-from service.db.engine import origin_of
+from service.db.engine import actor_of
 from service.db.models import AuditEvent, table_of
 
 MONTHS_AHEAD = 3
@@ -106,18 +106,18 @@ def record(
     action: the name of the RPC or verb. target_user_id: 0 is nobody, as None is. changed: names of fields. refusal: the
     reason of the error that will be raised after the commit; None: it succeeded.
     """
-    origin = origin_of(session)
+    actor = actor_of(session)
     session.execute(
         _INSERT,
         {
-            "caller": origin.caller,
-            "acting_user_id": origin.acting_user_id,
+            "caller": actor.caller,
+            "acting_user_id": actor.acting_user_id,
             "action": action,
             "target_user_id": target_user_id or None,
             "target_caller": target_caller,
             "outcome": Outcome.SUCCEEDED.value if refusal is None else Outcome.REFUSED.value,
             "reason": refusal,
-            "request_id": origin.request_id,
+            "request_id": actor.request_id,
             "changed_fields": list(changed),
         },
     )
@@ -127,15 +127,15 @@ def record_many(session: Session, action: str, target_user_ids: Sequence[int], *
     """Write that the same succeeded for each of these users. One statement for all; none for nobody."""
     if not target_user_ids:
         return
-    origin = origin_of(session)
+    actor = actor_of(session)
     session.execute(
         _INSERT_MANY,
         {
-            "the_caller": origin.caller,
-            "the_acting_user_id": origin.acting_user_id,
+            "the_caller": actor.caller,
+            "the_acting_user_id": actor.acting_user_id,
             "the_action": action,
             "the_outcome": Outcome.SUCCEEDED.value,
-            "the_request_id": origin.request_id,
+            "the_request_id": actor.request_id,
             "the_changed_fields": list(changed),
             "target_user_ids": list(target_user_ids),
         },

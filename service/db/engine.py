@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, SessionTransaction
 
-from service.base.actor import Origin
+from service.base.actor import Actor
 from service.base.clock import monotonic
 from service.db.connections import Connection, Connections, Tally, Watch
 from service.db.error_mapping import READ_ONLY, Commit, outcome_unknown, translate
@@ -24,7 +24,7 @@ _PING_SECONDS = 2.0
 _COMMIT = "commit"
 _IS_READING = "is_reading"
 _DEADLINE = "deadline"
-_ORIGIN = "origin"
+_ACTOR = "actor"
 _TALLY = "tally"
 
 
@@ -97,18 +97,18 @@ class Database:
         *,
         deadline: float | None = None,
         is_idempotent: bool = False,
-        origin: Origin | None = None,
+        actor: Actor | None = None,
         tally: Tally | None = None,
     ) -> "Scope":
         """The session of one RPC: connects when it is first used, is closed on every path.
 
         deadline: monotonic seconds; every statement is cancelled by the database when it has passed.
         is_idempotent: a client may repeat the RPC when it is unknown whether its commit was made.
-        origin: on whose behalf it changes what is audited; see origin_of.
+        actor: on whose behalf it changes what is audited; see actor_of.
         tally: where the statements that are sent are counted; BEGIN and COMMIT are not among them.
         Leaving it raises the PersonaeError that stands for whatever the driver reports.
         """
-        return Scope(self.engine, deadline, is_idempotent=is_idempotent, origin=origin, tally=tally)
+        return Scope(self.engine, deadline, is_idempotent=is_idempotent, actor=actor, tally=tally)
 
     def cut_hung(self) -> int:
         """Cut the connections whose server should have answered by now; how many. To be called now and then."""
@@ -130,14 +130,14 @@ class Scope:
         deadline: float | None,
         *,
         is_idempotent: bool,
-        origin: Origin | None,
+        actor: Actor | None,
         tally: Tally | None,
     ) -> None:
         info = {
             _COMMIT: Commit.NOT_STARTED,
             _IS_READING: False,
             _DEADLINE: deadline,
-            _ORIGIN: origin,
+            _ACTOR: actor,
             _TALLY: tally,
         }
         self._session = _RpcSession(engine, expire_on_commit=False, info=info)
@@ -187,12 +187,12 @@ class reading:  # noqa: N801  used like a function, in `with`
         self._session.info[_IS_READING] = False
 
 
-def origin_of(session: Session) -> Origin:
-    """On whose behalf this session works. Raises LookupError for one without an origin: what it changes is a bug."""
-    origin: Origin | None = session.info.get(_ORIGIN)
-    if origin is None:
-        raise LookupError("this session has no origin, and changes what is audited")
-    return origin
+def actor_of(session: Session) -> Actor:
+    """On whose behalf this session works. Raises LookupError for one without an actor: what it changes is a bug."""
+    actor: Actor | None = session.info.get(_ACTOR)
+    if actor is None:
+        raise LookupError("this session has no actor, and changes what is audited")
+    return actor
 
 
 def _ping_only_after(idle: float, dialect: Any) -> None:

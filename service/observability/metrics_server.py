@@ -23,7 +23,7 @@ MAX_CONNECTIONS = 16
 _PATIENCE = 5.0
 
 
-class Exposition:
+class MetricsServer:
     """A small HTTP server on threads of its own."""
 
     def __init__(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import grpc
 
-from service.base.actor import Origin
+from service.base.actor import Actor
 from service.base.clock import monotonic
 from service.base.errors import CallerGoneError, DeadlineOverError
 from service.base.randomness import random_id
@@ -33,7 +33,7 @@ class TraceParent(NamedTuple):
 
 
 @dataclass(slots=True)
-class Call:
+class CallContext:
     """One RPC on its way through the pipeline. `deadline` is in monotonic seconds."""
 
     method: str
@@ -69,12 +69,12 @@ class Call:
     """The caller's, or that of the trace that is recorded here; None where there is neither."""
 
     @property
-    def origin(self) -> Origin:
+    def actor(self) -> Actor:
         """On whose behalf the call changes something."""
-        return Origin(self.caller, self.acting_user_id, self.request_id)
+        return Actor(self.caller, self.acting_user_id, self.request_id)
 
 
-def read_metadata(call: Call) -> None:
+def read_metadata(call: CallContext) -> None:
     """Note what the caller's metadata says to the pipeline; the rest of it is nobody's business."""
     for key, value in call.context.invocation_metadata():
         if key == REQUEST_ID_KEY:
@@ -95,7 +95,7 @@ def read_metadata(call: Call) -> None:
         call.request_id = random_id()
 
 
-def trace_parent(call: Call) -> TraceParent | None:
+def trace_parent(call: CallContext) -> TraceParent | None:
     """What the caller says of its trace; None where it says nothing that is valid."""
     found = _TRACEPARENT.fullmatch(call.traceparent or "")
     if found is None or (found[1] == "00" and found[5]):  # only a version to come may have more at the end
@@ -103,10 +103,10 @@ def trace_parent(call: Call) -> TraceParent | None:
     return TraceParent(*found.group(2, 3, 4))
 
 
-_current: ContextVar[Call] = ContextVar("call")
+_current: ContextVar[CallContext] = ContextVar("call")
 
 
-def enter(call: Call) -> None:
+def enter(call: CallContext) -> None:
     """Make this the current call. gRPC gives every RPC a fresh context, so there is nothing to restore."""
     _current.set(call)
 
@@ -120,12 +120,12 @@ def rpc_scope(database: Database, *, deadline: float | None = None, is_idempoten
     return database.scope(
         deadline=call.deadline if deadline is None else deadline,
         is_idempotent=is_idempotent,
-        origin=call.origin,
+        actor=call.actor,
         tally=call,
     )
 
 
-def require_wanted(call: Call) -> None:
+def require_wanted(call: CallContext) -> None:
     """Raises DeadlineOverError or CallerGoneError when nobody waits for the answer any more."""
     if monotonic() >= call.deadline:
         raise DeadlineOverError
@@ -133,11 +133,11 @@ def require_wanted(call: Call) -> None:
         raise CallerGoneError
 
 
-def current() -> Call:
+def current() -> CallContext:
     """The call that this thread serves."""
     return _current.get()
 
 
-def current_or_none() -> Call | None:
+def current_or_none() -> CallContext | None:
     """The same, for what may also run for nobody."""
     return _current.get(None)

@@ -36,7 +36,7 @@ _SECONDS_PER_DAY = 86_400
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
-class Faults:
+class Violations:
     """The violations of one request, as they are found."""
 
     def __init__(self) -> None:
@@ -86,86 +86,86 @@ Model = TypeVar("Model", bound=Shaped)
 
 
 def shaped(
-    model: type[Model], values: Mapping[str, Any], faults: Faults, *, allow_special_domains: bool
+    model: type[Model], values: Mapping[str, Any], violations: Violations, *, allow_special_domains: bool
 ) -> Model | None:
     """The values as the model wants them, by their paths on the wire; None after adding what is wrong with them."""
     try:
         return model.model_validate(values, context={"allow_special_domains": allow_special_domains})
     except ValidationError as error:
         for fault in error.errors(include_input=False, include_url=False):
-            faults.add(".".join(map(str, fault["loc"])), fault["type"].upper(), fault["msg"])
+            violations.add(".".join(map(str, fault["loc"])), fault["type"].upper(), fault["msg"])
         return None
 
 
 # ------------------------------------------------------------------------------------------------- single fields
 
 
-def require_id(value: int, field: str, faults: Faults) -> int:
+def require_id(value: int, field: str, violations: Violations) -> int:
     """The id of a user: positive. One beyond what the database can hold is nobody's, and no error."""
     if value <= 0:
-        faults.add(field, "INVALID_ID", "must be a positive number")
+        violations.add(field, "INVALID_ID", "must be a positive number")
     return value
 
 
-def user_key(message: user_pb2.UserKey, field: str, faults: Faults, *, allow_special_domains: bool) -> Key:
+def user_key(message: user_pb2.UserKey, field: str, violations: Violations, *, allow_special_domains: bool) -> Key:
     """Which user a UserKey names, in stored form. An email or username that nobody can have is a violation."""
     try:
         match message.WhichOneof("key"):
             case "id":
-                return Key("id", require_id(message.id, f"{field}.id", faults))
+                return Key("id", require_id(message.id, f"{field}.id", violations))
             case "email":
                 return Key("email", normalise_email(message.email, allow_special_domains=allow_special_domains))
             case "username":
                 return Key("username", normalise_username(message.username))
             case None:
-                faults.add(field, "REQUIRED", "must name a user by id, email or username")
+                violations.add(field, "REQUIRED", "must name a user by id, email or username")
     except BadIdentifierError as error:
-        faults.add(f"{field}.{message.WhichOneof('key')}", error.reason, str(error))
+        violations.add(f"{field}.{message.WhichOneof('key')}", error.reason, str(error))
     return Key("id", 0)
 
 
-def email_of(text: str, field: str, faults: Faults, *, allow_special_domains: bool) -> str:
+def email_of(text: str, field: str, violations: Violations, *, allow_special_domains: bool) -> str:
     """An email in stored form; "" after adding what is wrong with it."""
     try:
         return normalise_email(text, allow_special_domains=allow_special_domains)
     except BadIdentifierError as error:
-        faults.add(field, error.reason, str(error))
+        violations.add(field, error.reason, str(error))
         return ""
 
 
-def etag_version(etag: str, field: str, faults: Faults) -> int | None:
+def etag_version(etag: str, field: str, violations: Violations) -> int | None:
     """The version that an etag stands for; None when there is no etag. A foreign etag stands for no version."""
     if not etag:
         return None
-    bounded_text(etag, field, faults, max_bytes=_ETAG_MAX_BYTES)
+    bounded_text(etag, field, violations, max_bytes=_ETAG_MAX_BYTES)
     found = _ETAG.fullmatch(etag)
     return int(found[1]) if found else _NO_VERSION
 
 
-def bounded_text(text: str, field: str, faults: Faults, *, max_bytes: int) -> str:
+def bounded_text(text: str, field: str, violations: Violations, *, max_bytes: int) -> str:
     """The text, or "" after adding what is wrong with it: over its ceiling, or with control characters."""
     try:
         require_bounded(text, max_bytes)
     except BadIdentifierError as error:
-        faults.add(field, error.reason, str(error))
+        violations.add(field, error.reason, str(error))
         return ""
     return text
 
 
-def uuid4(text: str, field: str, faults: Faults) -> UUID | None:
+def uuid4(text: str, field: str, violations: Violations) -> UUID | None:
     """The UUID4 in the text; None when it is empty or, after adding a violation, something else (RFC 9562)."""
     if not text:
         return None
     if len(text) <= _REQUEST_ID_MAX_BYTES and _UUID4.fullmatch(text):
         return UUID(text)
-    faults.add(field, "INVALID_UUID4", "must be a UUID of version 4")
+    violations.add(field, "INVALID_UUID4", "must be a UUID of version 4")
     return None
 
 
-def page_size(value: int, field: str, faults: Faults) -> int:
+def page_size(value: int, field: str, violations: Violations) -> int:
     """How many rows a page has: the default for 0, coerced to the maximum above it (AIP-158)."""
     if value < 0:
-        faults.add(field, "NEGATIVE", "must not be negative")
+        violations.add(field, "NEGATIVE", "must not be negative")
     return min(value, MAX_PAGE_SIZE) if value > 0 else DEFAULT_PAGE_SIZE
 
 
@@ -175,27 +175,27 @@ def page_binding(*decisive: object) -> str:
 
 
 def page_start(
-    token: str, page_tokens: PageTokens, faults: Faults, *, binding: str, decided_by: str
+    token: str, page_tokens: PageTokens, violations: Violations, *, binding: str, decided_by: str
 ) -> Position | None:
     """Where the page starts that the token is for; None for the first, or after adding what is wrong with the token.
 
     decided_by: the fields that the binding is made of, for people.
     """
-    if not bounded_text(token, "page_token", faults, max_bytes=TOKEN_MAX_BYTES):
+    if not bounded_text(token, "page_token", violations, max_bytes=TOKEN_MAX_BYTES):
         return None
     try:
         return page_tokens.open(token, binding=binding)
     except BadPageTokenError:
-        faults.add(
+        violations.add(
             "page_token", "INVALID_PAGE_TOKEN", f"must be a next_page_token of a list with the same {decided_by}"
         )
         return None
 
 
-def instant(message: Timestamp, field: str, faults: Faults) -> datetime | None:
+def instant(message: Timestamp, field: str, violations: Violations) -> datetime | None:
     """The time in a Timestamp, to the microsecond; None after adding a violation for one that is no time."""
     if not (_MIN_SECONDS <= message.seconds <= _MAX_SECONDS and 0 <= message.nanos < _NANOS_PER_SECOND):
-        faults.add(field, "INVALID_TIMESTAMP", "must lie between the years 1 and 9999, with 0 to 999,999,999 nanos")
+        violations.add(field, "INVALID_TIMESTAMP", "must lie between the years 1 and 9999, with 0 to 999,999,999 nanos")
         return None
     return _EPOCH + timedelta(seconds=message.seconds, microseconds=message.nanos // 1000)
 

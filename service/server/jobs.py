@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from service.base.actor import SWEEPER, Origin
+from service.base.actor import SWEEPER, Actor
 from service.base.clock import Clock, monotonic
 from service.base.errors import DeadlineOverError, PersonaeError
 from service.core import audit, users
@@ -157,22 +157,22 @@ def sweep(
     is_ending: Callable[[], bool] = lambda: False,
     *,
     keep_events: timedelta,
-    origin: Origin = SWEEPER,
+    actor: Actor = SWEEPER,
 ) -> dict[str, int]:
     """Remove what is due: users, old request ids, expired codes, failed sign-ins of long ago, keys of callers that have
     long been over, months of the audit trail; how many of each.
 
-    keep_events: for how long the trail is kept. origin: on whose behalf. Any number of servers may do it at once: each
+    keep_events: for how long the trail is kept. actor: on whose behalf. Any number of servers may do it at once: each
     takes what no other holds, in short transactions. Between two of them it asks whether to end.
     """
     now = clock()
     removed = {
-        name: _in_batches(database, origin, partial(remove, now=now, limit=SWEEP_BATCH), is_ending)
+        name: _in_batches(database, actor, partial(remove, now=now, limit=SWEEP_BATCH), is_ending)
         for name, remove in _SWEEPS.items()
     }
     if not is_ending():
         removed[_DROPPED_MONTHS] = _drop_months(
-            database, origin, partial(audit.drop_partitions, now=now, keep=keep_events)
+            database, actor, partial(audit.drop_partitions, now=now, keep=keep_events)
         )
     return removed
 
@@ -201,10 +201,10 @@ def make_audit_months(database: Database) -> bool | None:
     return is_late
 
 
-def _drop_months(database: Database, origin: Origin, drop: Callable[[Session], int]) -> int:
+def _drop_months(database: Database, actor: Actor, drop: Callable[[Session], int]) -> int:
     """Drop the months of the audit trail that are due; later, when somebody reads it just now."""
     try:
-        return _one_batch(database, origin, drop)
+        return _one_batch(database, actor, drop)
     except PersonaeError as error:
         _log.warning("months of the audit trail not dropped", reason=error.reason)
     except DBAPIError as error:  # the floor, by a clock that is not ours; or what others made hangs on it
@@ -229,17 +229,17 @@ def sweep_and_log(
 
 
 def _in_batches(
-    database: Database, origin: Origin, remove: Callable[[Session], int], is_ending: Callable[[], bool]
+    database: Database, actor: Actor, remove: Callable[[Session], int], is_ending: Callable[[], bool]
 ) -> int:
     total = 0
     while not is_ending():
-        removed = _one_batch(database, origin, remove)
+        removed = _one_batch(database, actor, remove)
         total += removed
         if removed < SWEEP_BATCH:
             break
     return total
 
 
-def _one_batch(database: Database, origin: Origin, remove: Callable[[Session], int]) -> int:
-    with database.scope(deadline=monotonic() + _BATCH_SECONDS, origin=origin) as session, session.begin():
+def _one_batch(database: Database, actor: Actor, remove: Callable[[Session], int]) -> int:
+    with database.scope(deadline=monotonic() + _BATCH_SECONDS, actor=actor) as session, session.begin():
         return remove(session)

@@ -64,15 +64,15 @@ class Server:
         url: URL,
         *,
         clock: Clock = utc_now,
-        whoever: str | None = None,
+        assumed_caller: str | None = None,
         link: Link | None = None,
         hash_cores: frozenset[int] | None = None,
     ) -> None:
         """Wire everything; nothing is started or connected yet. Raises SettingsError for
         missing SECRET_KEYS, an unusable PASSWORD_BLOCKLIST_FILE and unusable certificates.
 
-        whoever: the caller that everybody is taken for, without being asked; None: callers prove who they are, unless
-        CALLER_AUTH is off.
+        assumed_caller: the caller that every call is attributed to, without credentials; None: callers prove who
+        they are, unless CALLER_AUTH is off.
         link: to the supervisor of several servers that share the port; None: this one has it for itself.
         hash_cores: where passwords are hashed; None: where everything else runs.
         """
@@ -80,8 +80,8 @@ class Server:
         self._settings = settings
         self._clock = clock
         self._certificates = server_certificates(settings, clock)
-        self._whoever = ANONYMOUS_CALLER if settings.caller_auth == "off" else whoever
-        self._directory = None if self._whoever else caller_directory(settings, url)
+        self._assumed_caller = ANONYMOUS_CALLER if settings.caller_auth == "off" else assumed_caller
+        self._directory = None if self._assumed_caller else caller_directory(settings, url)
         self._telemetry = Telemetry(
             metrics_host=settings.metrics_host,
             metrics_port=settings.metrics_port,
@@ -279,7 +279,7 @@ class Server:
         return Pipeline(
             stages(
                 self._gate.gate,
-                identification(settings, self._directory, clock=clock, whoever=self._whoever),
+                identification(settings, self._directory, clock=clock, assumed_caller=self._assumed_caller),
                 self._telemetry.stages,
                 limits=RateLimits(rate_of(settings.caller_rate_limit, settings.caller_rate_burst)),
                 code_limits=RateLimits(rate_of(settings.caller_code_rate_limit, settings.caller_code_rate_burst)),
@@ -317,9 +317,9 @@ class Server:
 
     def _say_that_it_listens(self) -> None:
         settings = self._settings
-        if self._whoever is not None:
+        if self._assumed_caller is not None:
             why = "CALLER_AUTH=off" if settings.caller_auth == "off" else "a developer's server on loopback"
-            _log.warning("callers are not asked who they are", all_are=self._whoever, why=why)
+            _log.warning("callers are not asked who they are", all_are=self._assumed_caller, why=why)
         elif self._directory is not None and self._directory.has_nobody(self._clock()):
             _log.warning("nobody can call yet", remedy="python -m service callers create NAME --scope …")
         more = {"mtls_port": self.mtls_port} if self.mtls_port else {}

@@ -20,7 +20,7 @@ from service.server.jobs import SWEPT, DatabaseProbe, Repeating
 
 if TYPE_CHECKING:
     from service.observability.metrics import Metrics
-    from service.observability.metrics_server import Exposition
+    from service.observability.metrics_server import MetricsServer
     from service.observability.tracing import Traces
 
 _COUNTED_EVERY = 0.2
@@ -55,7 +55,7 @@ class Telemetry:
         self.note_wait: Callable[[float], None] | None = None
         self.watch: Watch | None = None
         self._address = (metrics_host, metrics_port)
-        self._exposition: Exposition | None = None
+        self._exposition: MetricsServer | None = None
         self._tasks: list[Repeating] = []
         self._metrics: Metrics | None = None
         self._traces: Traces | None = None
@@ -103,9 +103,9 @@ class Telemetry:
             metrics.refresh()
             self._tasks.append(Repeating("metrics", metrics.refresh, every=_WRITTEN_EVERY))
         else:
-            from service.observability.metrics_server import Exposition
+            from service.observability.metrics_server import MetricsServer
 
-            self._exposition = Exposition(*self._address, metrics.registry, is_ready=is_ready)
+            self._exposition = MetricsServer(*self._address, metrics.registry, is_ready=is_ready)
             self._exposition.start()
         for task in self._tasks:
             task.start()

@@ -91,11 +91,11 @@ def caller_directory(settings: Settings, url: URL) -> CallerDirectory:
 
 
 def identification(
-    settings: Settings, directory: CallerDirectory | None, *, clock: Clock, whoever: str | None
+    settings: Settings, directory: CallerDirectory | None, *, clock: Clock, assumed_caller: str | None
 ) -> Identifies:
-    """How it is told who calls. whoever, directory: see Server; where nobody is asked there is no directory."""
-    if whoever is not None or directory is None:
-        return everyone_is(whoever or ANONYMOUS_CALLER)
+    """How it is told who calls. assumed_caller, directory: see Server; where nobody is asked there is no directory."""
+    if assumed_caller is not None or directory is None:
+        return everyone_is(assumed_caller or ANONYMOUS_CALLER)
     return Credentials(
         directory,
         clock=clock,

@@ -12,7 +12,7 @@ from sqlalchemy import event, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
-from service.base.actor import Origin
+from service.base.actor import Actor
 from service.core import audit
 from service.core.audit import AuditFilter, AuditRecord, Outcome
 from service.core.page_tokens import Position
@@ -22,7 +22,7 @@ from tests.support.databases import libpq_url
 from tests.support.servers import settings_for
 from tests.support.threads import at_once
 
-ORIGIN = Origin("billing", 77, "request-1")
+ACTOR = Actor("billing", 77, "request-1")
 APPEND_ONLY = "is append-only"
 MONTHS = [datetime(2020, month, 1, tzinfo=UTC) for month in range(1, 7)]
 """Months with partitions of their own in `filled`, but for the last, whose rows lie in the default partition."""
@@ -72,7 +72,7 @@ def make_month(database: Database, starts_at: datetime) -> str:
 
 def test_an_event_says_who_did_what(database: Database) -> None:
     """Who comes from the session, when from the database, what and whom from the feature."""
-    with database.scope(origin=ORIGIN) as session, session.begin():
+    with database.scope(actor=ACTOR) as session, session.begin():
         audit.record(session, "UpdateUser", target_user_id=5, changed=["email", "username"])
         audit.record(session, "CreateCaller", target_caller="shop")
         audit.record(session, "Authenticate", target_user_id=0, refusal="INVALID_CREDENTIALS")
@@ -89,7 +89,7 @@ def test_an_event_says_who_did_what(database: Database) -> None:
 def test_many_events_are_one_statement(database: Database) -> None:
     """The same for many users is one statement, and none for nobody."""
     sent = statements_of(database)
-    with database.scope(origin=ORIGIN) as session, session.begin():
+    with database.scope(actor=ACTOR) as session, session.begin():
         audit.record_many(session, "PurgeUser", [3, 4, 5], changed=["it"])
         audit.record_many(session, "PurgeUser", [])
 
@@ -103,7 +103,7 @@ def test_many_events_are_one_statement(database: Database) -> None:
 def test_somebody_and_nobody_are_the_same_statement(database: Database) -> None:
     """A sign-in in a name that nobody has costs the database what another costs, and nothing comes back."""
     sent = statements_of(database)
-    with database.scope(origin=ORIGIN) as session, session.begin():
+    with database.scope(actor=ACTOR) as session, session.begin():
         for target in (5, 0, None):
             audit.record(session, "Authenticate", target_user_id=target, refusal="INVALID_CREDENTIALS")
 
@@ -114,7 +114,7 @@ def test_somebody_and_nobody_are_the_same_statement(database: Database) -> None:
 
 def test_what_is_rolled_back_leaves_no_event(database: Database) -> None:
     """The event is part of the change."""
-    with database.scope(origin=ORIGIN) as session, session.begin() as transaction:
+    with database.scope(actor=ACTOR) as session, session.begin() as transaction:
         audit.record(session, "UpdateUser", target_user_id=5)
         transaction.rollback()
 
@@ -122,7 +122,7 @@ def test_what_is_rolled_back_leaves_no_event(database: Database) -> None:
 
 
 def test_nobody_changes_anything_unnamed(database: Database) -> None:
-    """A session without an origin is a bug of ours, and is noticed."""
+    """A session without an actor is a bug of ours, and is noticed."""
     with pytest.raises(LookupError), database.scope() as session, session.begin():
         audit.record(session, "UpdateUser", target_user_id=5)
 
@@ -166,7 +166,7 @@ CHANGES = (
 @pytest.mark.parametrize("role", ["origin", "replica"])
 def test_the_database_refuses_every_change(database: Database, change: str, role: str) -> None:
     """On the table, on each month and on the default partition, for a superuser too, whether or not rows match."""
-    with database.scope(origin=ORIGIN) as session, session.begin():
+    with database.scope(actor=ACTOR) as session, session.begin():
         audit.record(session, "UpdateUser", target_user_id=5)
     connection = connect(database.engine.url)
     cursor = connection.cursor()
@@ -185,7 +185,7 @@ def test_the_database_refuses_every_change(database: Database, change: str, role
 
 def test_months_are_made_ahead(database: Database) -> None:
     """This month and the next three; made once, each with its guard and the indexes."""
-    with database.scope(origin=ORIGIN) as session, session.begin():
+    with database.scope(actor=ACTOR) as session, session.begin():
         assert audit.make_partitions(session) == 0
 
     now = datetime.now(UTC)
@@ -254,7 +254,7 @@ def test_how_many_months_are_made_is_bounded(database: Database, months: str) ->
 
 def test_months_are_made_while_events_are_written(database: Database) -> None:
     """A transaction that has written, and is still open, neither holds up the making of a month nor is held up."""
-    with database.scope(origin=ORIGIN) as session, session.begin():
+    with database.scope(actor=ACTOR) as session, session.begin():
         audit.record(session, "UpdateUser", target_user_id=5)
         connection = connect(database.engine.url)
         connection.cursor().execute("SELECT audit_make_partitions(4)")
@@ -272,7 +272,7 @@ def test_an_event_without_a_month_is_kept_and_listed(database: Database) -> None
     months = partitions(database)[:-1]
     for month in months[:2]:
         cursor.execute(f"DROP TABLE {month}")
-    with database.scope(origin=ORIGIN) as session, session.begin():
+    with database.scope(actor=ACTOR) as session, session.begin():
         audit.record(session, "UpdateUser", target_user_id=5)
     cursor.execute("SELECT count(*) FROM audit_events_default")
     assert cursor.fetchone() == (1,)
@@ -282,7 +282,7 @@ def test_an_event_without_a_month_is_kept_and_listed(database: Database) -> None
     assert cursor.fetchone() == (1,)
     assert "audit_events_default has rows of" in connection.notices[-1]
     assert partitions(database) == [*months[1:], "audit_events_default"]
-    with database.scope(origin=ORIGIN) as session, session.begin():
+    with database.scope(actor=ACTOR) as session, session.begin():
         audit.record(session, "UpdateUser", target_user_id=6)
     assert [one.target_user_id for one in rows(database)] == [6, 5]
     connection.close()
@@ -315,7 +315,7 @@ def test_an_operator_makes_a_month_of_the_default_partition(database: Database) 
     for table in ("audit_events_2020_01", "audit_events_default"):
         with pytest.raises(psycopg2.errors.InsufficientPrivilege, match=APPEND_ONLY):
             cursor.execute(f"DELETE FROM {table}")
-    with database.scope(origin=ORIGIN) as session, session.begin():
+    with database.scope(actor=ACTOR) as session, session.begin():
         assert audit.drop_partitions(session, now=datetime.now(UTC), keep=timedelta(days=400)) == 1
     connection.close()
 
@@ -326,11 +326,11 @@ def test_retention_drops_the_months_that_are_due(database: Database) -> None:
     keep = timedelta(days=3)
     before = partitions(database)
 
-    with database.scope(origin=ORIGIN) as session, session.begin():
+    with database.scope(actor=ACTOR) as session, session.begin():
         assert audit.drop_partitions(session, now=MONTHS[2] + keep - timedelta(microseconds=1), keep=keep) == 1
     assert partitions(database) == [name for name in before if name != made[0]]
 
-    with database.scope(origin=ORIGIN) as session, session.begin():
+    with database.scope(actor=ACTOR) as session, session.begin():
         assert audit.drop_partitions(session, now=MONTHS[2] + keep, keep=keep) == 1
         assert audit.drop_partitions(session, now=MONTHS[2] + keep, keep=keep) == 0
     assert partitions(database) == [name for name in before if name not in made[:2]]
@@ -349,7 +349,7 @@ def test_retention_refuses_what_is_too_young(database: Database, older_than: str
 def test_retention_keeps_the_default_partition(database: Database) -> None:
     """However old its rows are."""
     fill(database, [MONTHS[0]])
-    with database.scope(origin=ORIGIN) as session, session.begin():
+    with database.scope(actor=ACTOR) as session, session.begin():
         assert audit.drop_partitions(session, now=datetime.now(UTC), keep=timedelta(days=91)) == 0
 
     assert len(rows(database)) == 1

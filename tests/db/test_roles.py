@@ -18,7 +18,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import URL
 
 from personae.v1 import authentication_pb2, credential_pb2, user_pb2
-from service.base.actor import Origin
+from service.base.actor import Actor
 from service.core import audit
 from service.db.privileges import GrantsError, grant
 from service.rpc.methods import ALL_SCOPES
@@ -29,7 +29,7 @@ from tests.support.databases import ROOT, Postgres, libpq_url, migrate
 from tests.support.factories import PASSWORD, new_user, unique_name
 from tests.support.servers import running, settings_for
 
-SERVED = Origin("billing")
+SERVED = Actor("billing")
 
 
 @dataclass(frozen=True)
@@ -155,11 +155,11 @@ def test_the_service_writes_reads_and_keeps_the_trail(roles: Roles) -> None:
     )
     database = open_database(settings_for(roles.service), roles.service)
     try:
-        with database.scope(origin=SERVED) as session, session.begin():
+        with database.scope(actor=SERVED) as session, session.begin():
             audit.record(session, "Try", target_user_id=5, changed=["email"])
             audit.record_many(session, "Try", [6, 7])
             assert audit.make_partitions(session) == 0
-        with database.scope(origin=SERVED) as session, session.begin():
+        with database.scope(actor=SERVED) as session, session.begin():
             assert audit.drop_partitions(session, now=datetime.now(UTC), keep=timedelta(days=400)) == 1
             (dropped,) = audit.list_events(
                 session, where=audit.AuditFilter(action="DropAuditEvents"), after=None, size=10

@@ -22,7 +22,7 @@ from service.base.clock import monotonic
 from service.base.errors import DeadlineOverError, HashingBusyError
 from service.rpc.admission.hashing import Hashing
 from service.rpc.admission.places import Places
-from service.rpc.context import Call
+from service.rpc.context import CallContext
 from tests.support.callers import bearer, keyed, new_key, operating, told
 from tests.support.errors import fails, failure_of
 from tests.support.factories import PASSWORD, new_user, unique_name
@@ -375,10 +375,10 @@ class _Context:
         return True
 
 
-def waiting_call(patience: float = PATIENCE) -> Call:
+def waiting_call(patience: float = PATIENCE) -> CallContext:
     """An RPC without a wire."""
     context: Any = _Context()
-    return Call("", context, monotonic() + patience)
+    return CallContext("", context, monotonic() + patience)
 
 
 def test_a_hash_that_was_made_is_settled_though_its_caller_has_gone(private_server: RunningServer) -> None:

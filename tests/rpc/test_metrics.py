@@ -20,7 +20,7 @@ from personae.v1 import authentication_pb2 as auth
 from personae.v1 import credential_pb2 as cred
 from personae.v1 import user_pb2
 from service.base.ports import PortInUseError
-from service.observability import metrics_server as exposition
+from service.observability import metrics_server
 from service.observability.metrics import READINGS, all_workers, forget_slot
 from service.observability.metrics_server import MAX_CONNECTIONS
 from service.rpc.pipeline.metrics import go_spelling
@@ -143,7 +143,7 @@ def test_codes_count_by_purpose(measured: Measured) -> None:
 
 
 def test_strangers_make_no_labels(private_url: URL) -> None:
-    """Whoever is not known counts as one, whatever was sent; whoever is has a name that the database has."""
+    """Whoever is not known counts as one, whatever was sent; assumed_caller is has a name that the database has."""
     port = free_port()
     with operating(private_url) as operator, running(private_url, caller_auth="required", metrics_port=port) as server:
         name = operator.create("users.read")
@@ -256,7 +256,7 @@ class TestServing:
         """More who connect and say nothing than are served at a time: whoever asks gets an answer, and the oldest goes,
         also where none of them ever takes too long.
         """
-        monkeypatch.setattr(exposition._Handler, "timeout", None)
+        monkeypatch.setattr(metrics_server._Handler, "timeout", None)
         idle = [socket.create_connection(("127.0.0.1", measured.port)) for _ in range(3 * MAX_CONNECTIONS)]
         try:
             assert get(measured.port, "/livez")[0] == 200

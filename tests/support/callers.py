@@ -76,7 +76,7 @@ class Operator:
     @contextlib.contextmanager
     def changing(self) -> Iterator[Session]:
         """A transaction on the operator's behalf."""
-        with self.database.scope(origin=COMMAND_LINE) as session, session.begin():
+        with self.database.scope(actor=COMMAND_LINE) as session, session.begin():
             yield session
 
     def create(self, *scopes: str, identities: Sequence[str] = ()) -> str:

@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 from service.base.clock import monotonic
 from service.base.cores import keep_to
 from service.base.errors import CallerGoneError, DeadlineOverError, HashingBusyError
-from service.rpc.context import Call, current_or_none
+from service.rpc.context import CallContext, current_or_none
 
 _NICENESS = 10
 Around = Callable[[Callable[[], object]], Callable[[], object]]
@@ -101,7 +101,7 @@ class Hashing:
         finally:
             self._turns.give_back()
 
-    def _run(self, hashes: Callable[[], _Result], call: Call | None, deadline: float) -> _Result:
+    def _run(self, hashes: Callable[[], _Result], call: CallContext | None, deadline: float) -> _Result:
         try:
             future = self._pool.submit(hashes)
         except BrokenThreadPool:

@@ -12,7 +12,7 @@ from threading import Lock
 
 from service.base.clock import monotonic
 from service.base.errors import CallerGoneError, DeadlineOverError, HashingBusyError
-from service.rpc.context import Call, require_wanted
+from service.rpc.context import CallContext, require_wanted
 
 _SHARE = 0.1
 """Of the newest in the average of how long places are held."""
@@ -53,7 +53,7 @@ class Places:
         return len(self._queue)
 
     @contextmanager
-    def place(self, call: Call) -> Iterator[None]:
+    def place(self, call: CallContext) -> Iterator[None]:
         """Have a place while the block runs.
 
         Raises HashingBusyError at once where too many wait already, or for too long; DeadlineOverError and
@@ -71,7 +71,7 @@ class Places:
         finally:
             self._give_back(held)
 
-    def _take(self, call: Call) -> None:
+    def _take(self, call: CallContext) -> None:
         with self._changing:
             if self._free:  # then nobody waits
                 self._free -= 1

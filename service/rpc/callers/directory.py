@@ -36,7 +36,7 @@ from service.db.diagnosis import Diagnosis
 from service.db.engine import Database, reading
 from service.observability.log import where_raised
 from service.rpc.callers.client_certificates import PeerCertificates
-from service.rpc.context import Call
+from service.rpc.context import CallContext
 from service.rpc.methods import ALL_SCOPES
 
 REFRESHES_PER_AGE = 2.5
@@ -64,7 +64,7 @@ _log = structlog.get_logger("personae.callers")
 class Identifies(Protocol):
     """Says who calls."""
 
-    def __call__(self, call: Call) -> KnownCaller:
+    def __call__(self, call: CallContext) -> KnownCaller:
         """The caller. Raises the PersonaeError that says why nobody is known."""
 
 
@@ -310,7 +310,7 @@ class Credentials:
         self._certificates = certificates
         self._keys_need_loopback = keys_need_loopback
 
-    def __call__(self, call: Call) -> KnownCaller:
+    def __call__(self, call: CallContext) -> KnownCaller:
         if call.authorization is not None:
             return self._by_key(call.authorization, call)
         if self._certificates is not None:
@@ -319,7 +319,7 @@ class Credentials:
                 return self._by_certificate(shown.names, shown.not_after, call)
         raise CredentialsMissingError
 
-    def _by_key(self, authorization: str, call: Call) -> KnownCaller:
+    def _by_key(self, authorization: str, call: CallContext) -> KnownCaller:
         """A key decides also where there is a certificate: who sends one that opens nothing is told so."""
         form = _BEARER.fullmatch(authorization)
         text = "" if form is None else form[1]
@@ -342,7 +342,7 @@ class Credentials:
         self._directory.note_use(known, now)
         return known.caller
 
-    def _by_certificate(self, names: tuple[str, ...], not_after: datetime, call: Call) -> KnownCaller:
+    def _by_certificate(self, names: tuple[str, ...], not_after: datetime, call: CallContext) -> KnownCaller:
         if self._clock() >= not_after:
             raise CertificateExpiredError
         found = self._directory.identities(names, until=call.deadline)

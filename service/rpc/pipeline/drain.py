@@ -5,7 +5,7 @@ from typing import Any
 
 from service.base.clock import monotonic
 from service.base.errors import ServerStoppingError
-from service.rpc.context import Call
+from service.rpc.context import CallContext
 from service.rpc.pipeline.stages import Handler, Method
 
 
@@ -14,7 +14,7 @@ class Gate:
 
     def __init__(self) -> None:
         self._changed = Condition()
-        self._inside: dict[int, Call] = {}
+        self._inside: dict[int, CallContext] = {}
         self._is_closed = False
 
     def gate(self, proceed: Handler, _method: Method) -> Handler:
@@ -23,7 +23,7 @@ class Gate:
         """
         changed = self._changed
 
-        def run(request: Any, call: Call) -> Any:
+        def run(request: Any, call: CallContext) -> Any:
             with changed:
                 if self._is_closed:
                     raise ServerStoppingError
@@ -35,7 +35,7 @@ class Gate:
 
         return run
 
-    def _leave(self, call: Call) -> None:
+    def _leave(self, call: CallContext) -> None:
         with self._changed:
             del self._inside[id(call)]
             if self._is_closed:

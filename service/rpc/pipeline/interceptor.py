@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from service.base.clock import monotonic
 from service.base.errors import MalformedMessageError, PersonaeError
 from service.base.randomness import random_id
-from service.rpc.context import REQUEST_ID_KEY, Call, enter, read_metadata
+from service.rpc.context import REQUEST_ID_KEY, CallContext, enter, read_metadata
 from service.rpc.pipeline.request_reader import take_message
 from service.rpc.pipeline.stages import Handler, Method, Stage
 from service.rpc.pipeline.status import status_of
@@ -63,7 +63,7 @@ class Pipeline(grpc.ServerInterceptor):
         def behaviour(requests: Any, context: grpc.ServicerContext) -> Any:
             remaining = context.time_remaining()
             deadline = monotonic() + min(remaining, max_seconds)  # remaining is huge where the caller set none
-            call = Call(method, context, deadline)
+            call = CallContext(method, context, deadline)
             read_metadata(call)
             enter(call)
             response = run(requests, call)

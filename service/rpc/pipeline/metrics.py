@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from service.base.clock import monotonic
 from service.rpc.admission.hashing import Around
-from service.rpc.context import Call
+from service.rpc.context import CallContext
 from service.rpc.pipeline.stages import Handler, Method, Stage
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def counting(metrics: "Metrics") -> Stage:
         name, running = method.name, metrics.running
         begin, end = calls.begun.append, calls.ended.append
 
-        def run(request: Any, call: Call) -> Any:
+        def run(request: Any, call: CallContext) -> Any:
             begin(name)
             thread = get_ident()
             running.add(thread)

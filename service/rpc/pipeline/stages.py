@@ -25,13 +25,13 @@ from service.rpc.admission.executor import require_room
 from service.rpc.admission.places import Places
 from service.rpc.admission.rate_limits import CODE_METHODS, RateLimits
 from service.rpc.callers.directory import Identifies
-from service.rpc.context import ACTING_USER_KEY, Call, require_wanted
+from service.rpc.context import ACTING_USER_KEY, CallContext, require_wanted
 from service.rpc.methods import scope_of
 from service.rpc.pipeline.request_reader import take_message
 from service.rpc.pipeline.retries import after
 from service.rpc.pipeline.status import internal_status, status_of
 
-Handler = Callable[[Any, Call], Any]
+Handler = Callable[[Any, CallContext], Any]
 _USER_ID = re.compile(r"[1-9][0-9]{0,18}")
 _MAX_USER_ID = 2**63 - 1
 _log = structlog.get_logger("personae.rpc")
@@ -47,7 +47,7 @@ class Method:
         self.parse = parse
         self._function = function
 
-    def handle(self, request: Any, call: Call) -> Any:
+    def handle(self, request: Any, call: CallContext) -> Any:
         """Run the servicer's function."""
         return self._function(request, call.context)
 
@@ -59,7 +59,7 @@ def log_access(proceed: Handler, method: Method) -> Handler:
     """One line for each RPC: what, who, how it ended, how long it took. Never anything from the messages."""
     log = structlog.get_logger("personae.rpc").bind(method=method.name)
 
-    def run(request: Any, call: Call) -> Any:
+    def run(request: Any, call: CallContext) -> Any:
         started = monotonic()
         response = proceed(request, call)
         line = {
@@ -86,7 +86,7 @@ def log_access(proceed: Handler, method: Method) -> Handler:
 def answer_errors(proceed: Handler, method: Method) -> Handler:
     """Turn whatever is raised into a status. BaseException too: gRPC would never answer, and the caller would hang."""
 
-    def run(request: Any, call: Call) -> Any:
+    def run(request: Any, call: CallContext) -> Any:
         try:
             return proceed(request, call)
         except StoredHashError as error:
@@ -104,7 +104,7 @@ def answer_errors(proceed: Handler, method: Method) -> Handler:
 def admit(proceed: Handler, _method: Method) -> Handler:
     """Refuse what the server has no room for, and what nobody waits for. See service/rpc/admission/executor.py."""
 
-    def run(request: Any, call: Call) -> Any:
+    def run(request: Any, call: CallContext) -> Any:
         require_room()
         require_wanted(call)  # it may have waited for a thread
         return proceed(request, call)
@@ -119,7 +119,7 @@ def authorisation(identify: Identifies) -> Stage:
         """Say who calls and whether they may. What is refused here has not been read."""
         scope = scope_of(method.name)  # once, so that a method without one fails before it is ever called
 
-        def run(request: Any, call: Call) -> Any:
+        def run(request: Any, call: CallContext) -> Any:
             caller = identify(call)
             call.caller, call.rate = caller.name, caller.rate
             if scope not in caller.scopes:
@@ -140,7 +140,7 @@ def rate_limiting(limits: RateLimits, code_limits: RateLimits) -> Stage:
         """Refuse a caller that calls too often. Only callers that may call are counted."""
         makes_codes = method.name in CODE_METHODS
 
-        def run(request: Any, call: Call) -> Any:
+        def run(request: Any, call: CallContext) -> Any:
             limits.require(call.caller, call.rate)
             if makes_codes:
                 code_limits.require(call.caller)
@@ -154,7 +154,7 @@ def rate_limiting(limits: RateLimits, code_limits: RateLimits) -> Stage:
 def receive(proceed: Handler, _method: Method) -> Handler:
     """Wait for the message. See service/rpc/pipeline/request_reader.py."""
 
-    def run(requests: Any, call: Call) -> Any:
+    def run(requests: Any, call: CallContext) -> Any:
         return proceed(take_message(requests, call.deadline), call)
 
     return run
@@ -163,7 +163,7 @@ def receive(proceed: Handler, _method: Method) -> Handler:
 def parse(proceed: Handler, method: Method) -> Handler:
     """Make a message of the bytes. Malformed bytes are the caller's fault, not an internal error."""
 
-    def run(request: bytes, call: Call) -> Any:
+    def run(request: bytes, call: CallContext) -> Any:
         try:
             message = method.parse(request)
         except DecodeError:
@@ -182,7 +182,7 @@ def taking_places(places: Mapping[str, Places]) -> Stage:
         if wanted is None:
             return proceed
 
-        def run(request: Any, call: Call) -> Any:
+        def run(request: Any, call: CallContext) -> Any:
             with wanted.place(call):
                 return proceed(request, call)
 
@@ -194,7 +194,7 @@ def taking_places(places: Mapping[str, Places]) -> Stage:
 def repeat(proceed: Handler, _method: Method) -> Handler:
     """Run the handler again when the database gave up before anything was committed: see retries.py."""
 
-    def run(request: Any, call: Call) -> Any:
+    def run(request: Any, call: CallContext) -> Any:
         try:
             return proceed(request, call)
         except (DatabaseUnavailableError, ConflictError) as fault:
@@ -241,7 +241,7 @@ def _user_id(text: str) -> int:
     return int(text)
 
 
-def _incident(error: BaseException, method: Method, call: Call) -> grpc.Status:
+def _incident(error: BaseException, method: Method, call: CallContext) -> grpc.Status:
     incident_id = random_id()
     call.reason = "INTERNAL"
     _log.error(

@@ -8,7 +8,7 @@ from typing import Any
 
 from service.observability.tracing import Span, Traces, template
 from service.rpc.admission.hashing import Around
-from service.rpc.context import Call, current_or_none, trace_parent
+from service.rpc.context import CallContext, current_or_none, trace_parent
 from service.rpc.pipeline.stages import Handler, Method, Stage
 
 _MAX_STATEMENT = 1000
@@ -26,7 +26,7 @@ def tracing(traces: Traces) -> Stage:
         service, function = name.split("/")
         form = template(name, "server", ("rpc.system", "grpc"), ("rpc.service", service), ("rpc.method", function))
 
-        def run(request: Any, call: Call) -> Any:
+        def run(request: Any, call: CallContext) -> Any:
             parent = trace_parent(call) if call.traceparent else None
             span = traces.begin(name, form, parent, call.tracestate)
             if span is None:
@@ -99,7 +99,7 @@ def _form_of(statement: str) -> bytes:
     )
 
 
-def _of_call(call: Call) -> tuple[tuple[str, str | int], ...]:
+def _of_call(call: CallContext) -> tuple[tuple[str, str | int], ...]:
     code = _OK if call.status is None else call.status.code.value[0]
     found = (
         ("rpc.grpc.status_code", code),

@@ -12,7 +12,16 @@ from service.core.audit import AuditFilter, AuditRecord, Outcome
 from service.core.page_tokens import PageTokens, Position
 from service.db.engine import Database, reading
 from service.rpc.context import rpc_scope
-from service.rpc.validation import Faults, bounded_text, instant, page_binding, page_size, page_start, require_id, stamp
+from service.rpc.validation import (
+    Violations,
+    bounded_text,
+    instant,
+    page_binding,
+    page_size,
+    page_start,
+    require_id,
+    stamp,
+)
 
 _NAME_MAX_BYTES = 64
 _OUTCOMES = {
@@ -52,29 +61,29 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
 
 def listing_of(request: audit_pb2.ListAuditEventsRequest, page_tokens: PageTokens) -> Listing:
     """Which page of which list ListAuditEvents asks for."""
-    faults = Faults()
-    where = _filter(request.filter, faults)
-    size = page_size(request.page_size, "page_size", faults)
+    violations = Violations()
+    where = _filter(request.filter, violations)
+    size = page_size(request.page_size, "page_size", violations)
     binding = page_binding("ListAuditEvents", where)
-    after = page_start(request.page_token, page_tokens, faults, binding=binding, decided_by="filter")
-    faults.check()
+    after = page_start(request.page_token, page_tokens, violations, binding=binding, decided_by="filter")
+    violations.check()
     return Listing(where, after, size, binding)
 
 
-def _filter(message: Any, faults: Faults) -> AuditFilter:
+def _filter(message: Any, violations: Violations) -> AuditFilter:
     """message: a Filter, read by names, which its type stubs do not allow."""
 
     def user_id(name: str) -> int | None:
-        return require_id(getattr(message, name), f"filter.{name}", faults) if message.HasField(name) else None
+        return require_id(getattr(message, name), f"filter.{name}", violations) if message.HasField(name) else None
 
     def text(name: str) -> str:
-        return bounded_text(getattr(message, name), f"filter.{name}", faults, max_bytes=_NAME_MAX_BYTES)
+        return bounded_text(getattr(message, name), f"filter.{name}", violations, max_bytes=_NAME_MAX_BYTES)
 
     def time(name: str) -> datetime | None:
-        return instant(getattr(message, name), f"filter.{name}", faults) if message.HasField(name) else None
+        return instant(getattr(message, name), f"filter.{name}", violations) if message.HasField(name) else None
 
     if message.outcome not in _OUTCOMES:  # enums are open: any number can be sent
-        faults.add("filter.outcome", "INVALID_OUTCOME", "must be one of the outcomes of AuditEvent")
+        violations.add("filter.outcome", "INVALID_OUTCOME", "must be one of the outcomes of AuditEvent")
     return AuditFilter(
         target_user_id=user_id("user_id"),
         acting_user_id=user_id("acting_user_id"),

@@ -15,7 +15,7 @@ from service.core.users import Key
 from service.db.engine import Database, reading
 from service.rpc.context import rpc_scope
 from service.rpc.servicers.sign_in import SignIn, Subject, subject_of
-from service.rpc.validation import Faults, bounded_text, require_id, stamp, user_message
+from service.rpc.validation import Violations, bounded_text, require_id, stamp, user_message
 
 _IP_ADDRESS_MAX_BYTES = 64
 _USER_AGENT_MAX_BYTES = 2048
@@ -69,24 +69,24 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
         return authentication_pb2.Lockout(user_id=user.id, email=nothing, username=nothing)
 
     def _subject(self, request: authentication_pb2.AuthenticateRequest) -> Subject:
-        faults = Faults()
-        _check_client(request.client, faults)
+        violations = Violations()
+        _check_client(request.client, violations)
         subject = Subject(None)
         match request.WhichOneof("subject"):
             case "user_id":
-                subject = Subject(Key("id", require_id(request.user_id, "user_id", faults)))
+                subject = Subject(Key("id", require_id(request.user_id, "user_id", violations)))
             case "identifier":
                 subject = subject_of(request.identifier, allow_special_domains=self._allow_special_domains)
             case None:
-                faults.add("identifier", "REQUIRED", "or user_id must say who signs in")
-        faults.check()
+                violations.add("identifier", "REQUIRED", "or user_id must say who signs in")
+        violations.check()
         return subject
 
 
 def _user_id(request: authentication_pb2.GetLockoutRequest | authentication_pb2.ClearLockoutRequest) -> int:
-    faults = Faults()
-    user_id = require_id(request.user_id, "user_id", faults)
-    faults.check()
+    violations = Violations()
+    user_id = require_id(request.user_id, "user_id", violations)
+    violations.check()
     return user_id
 
 
@@ -98,13 +98,13 @@ def _attempts_message(counted: Attempts, now: datetime) -> authentication_pb2.Lo
     )
 
 
-def _check_client(client: authentication_pb2.Client, faults: Faults) -> None:
-    address = bounded_text(client.ip_address, "client.ip_address", faults, max_bytes=_IP_ADDRESS_MAX_BYTES)
+def _check_client(client: authentication_pb2.Client, violations: Violations) -> None:
+    address = bounded_text(client.ip_address, "client.ip_address", violations, max_bytes=_IP_ADDRESS_MAX_BYTES)
     if address:
         try:
             ipaddress.ip_address(address.replace("%", "zone"))  # a zone means nothing on another machine
         except ValueError:
-            faults.add("client.ip_address", "INVALID_IP_ADDRESS", "must be an IPv4 or IPv6 address")
-    agent = bounded_text(client.user_agent, "client.user_agent", faults, max_bytes=_USER_AGENT_MAX_BYTES)
+            violations.add("client.ip_address", "INVALID_IP_ADDRESS", "must be an IPv4 or IPv6 address")
+    agent = bounded_text(client.user_agent, "client.user_agent", violations, max_bytes=_USER_AGENT_MAX_BYTES)
     if len(agent) > _USER_AGENT_MAX_LENGTH:
-        faults.add("client.user_agent", "TOO_LONG", f"must not be longer than {_USER_AGENT_MAX_LENGTH} characters")
+        violations.add("client.user_agent", "TOO_LONG", f"must not be longer than {_USER_AGENT_MAX_LENGTH} characters")

@@ -32,7 +32,7 @@ from service.rpc.admission.hashing import Hashing
 from service.rpc.context import current, rpc_scope
 from service.rpc.pipeline.retries import repeated
 from service.rpc.servicers.sign_in import SETTLE_SECONDS, SignIn, Subject, subject_of
-from service.rpc.validation import Faults, bounded_text, email_of, instant, require_id, stamp, user_message
+from service.rpc.validation import Violations, bounded_text, email_of, instant, require_id, stamp, user_message
 
 _IDENTIFIER_MAX_BYTES = 1024
 _T = TypeVar("_T")
@@ -78,13 +78,13 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
     # ------------------------------------------------------------------------------------------------- passwords
 
     def SetPassword(self, request: credential_pb2.SetPasswordRequest, context: grpc.ServicerContext) -> user_pb2.User:
-        faults = Faults()
-        new = _new_password(request, faults, now=self._clock())
+        violations = Violations()
+        new = _new_password(request, violations, now=self._clock())
         with rpc_scope(self._database) as session, reading(session):
             user = users.find_user(session, Key("id", new.user_id))
         if request.password:
-            faults.found += self._violations(new.password, user, "password")
-        faults.check()
+            violations.found += self._violations(new.password, user, "password")
+        violations.check()
         if user is None:
             raise UserNotFoundError
         users.require_live(user)
@@ -106,9 +106,9 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
     def RequirePasswordChange(
         self, request: credential_pb2.RequirePasswordChangeRequest, context: grpc.ServicerContext
     ) -> user_pb2.User:
-        faults = Faults()
-        user_id = require_id(request.user_id, "user_id", faults)
-        faults.check()
+        violations = Violations()
+        user_id = require_id(request.user_id, "user_id", violations)
+        violations.check()
         with rpc_scope(self._database, is_idempotent=True) as session, session.begin():
             user = credentials.require_password_change(session, user_id)
         return user_message(user)
@@ -116,10 +116,10 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
     def ChangePassword(
         self, request: credential_pb2.ChangePasswordRequest, context: grpc.ServicerContext
     ) -> user_pb2.User:
-        faults = Faults()
-        user_id = require_id(request.user_id, "user_id", faults)
-        _check_present(request.new_password, "new_password", faults)
-        faults.check()
+        violations = Violations()
+        user_id = require_id(request.user_id, "user_id", violations)
+        _check_present(request.new_password, "new_password", violations)
+        violations.check()
         candidate, outcome = self._sign_in.attempt(
             Subject(Key("id", user_id)),
             request.current_password,
@@ -154,9 +154,9 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
     ) -> credential_pb2.CheckPasswordResponse:
         user = None
         if request.HasField("user_id"):
-            faults = Faults()
-            key = Key("id", require_id(request.user_id, "user_id", faults))
-            faults.check()
+            violations = Violations()
+            key = Key("id", require_id(request.user_id, "user_id", violations))
+            violations.check()
             with rpc_scope(self._database) as session, reading(session):
                 user = users.get_user(session, key)
         return credential_pb2.CheckPasswordResponse(
@@ -168,11 +168,11 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
     def StartPasswordReset(
         self, request: credential_pb2.StartPasswordResetRequest, context: grpc.ServicerContext
     ) -> credential_pb2.StartPasswordResetResponse:
-        faults = Faults()
+        violations = Violations()
         if not request.identifier:
-            faults.add("identifier", "REQUIRED", "must say whose password is to be reset")
-        bounded_text(request.identifier, "identifier", faults, max_bytes=_IDENTIFIER_MAX_BYTES)
-        faults.check()
+            violations.add("identifier", "REQUIRED", "must say whose password is to be reset")
+        bounded_text(request.identifier, "identifier", violations, max_bytes=_IDENTIFIER_MAX_BYTES)
+        violations.check()
         subject = subject_of(request.identifier, allow_special_domains=self._rules.allow_special_domains)
         code = random_token()
         expires_at = self._clock() + self._rules.reset_valid_for
@@ -190,12 +190,12 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
     def CompletePasswordReset(
         self, request: credential_pb2.CompletePasswordResetRequest, context: grpc.ServicerContext
     ) -> user_pb2.User:
-        faults = Faults()
-        _check_present(request.new_password, "new_password", faults)
-        _check_code(request.code, faults)
-        if faults.found and request.new_password:  # nobody's code: all that can be said of the password as well
-            faults.found += self._violations(request.new_password, None, "new_password")
-        faults.check()
+        violations = Violations()
+        _check_present(request.new_password, "new_password", violations)
+        _check_code(request.code, violations)
+        if violations.found and request.new_password:  # nobody's code: all that can be said of the password as well
+            violations.found += self._violations(request.new_password, None, "new_password")
+        violations.check()
         with rpc_scope(self._database) as session, reading(session):
             code = codes.require_open(session, Purpose.PASSWORD_RESET, request.code, now=self._clock())
         _refuse(self._violations(request.new_password, code.user, "new_password"))
@@ -230,12 +230,12 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
     def StartEmailVerification(
         self, request: credential_pb2.StartEmailVerificationRequest, context: grpc.ServicerContext
     ) -> credential_pb2.StartEmailVerificationResponse:
-        faults = Faults()
-        user_id = require_id(request.user_id, "user_id", faults)
+        violations = Violations()
+        user_id = require_id(request.user_id, "user_id", violations)
         new_email = None
         if request.HasField("new_email"):
-            new_email = self._email(request.new_email, "new_email", faults)
-        faults.check()
+            new_email = self._email(request.new_email, "new_email", violations)
+        violations.check()
         code = random_token()
         expires_at = self._clock() + self._rules.verification_valid_for
         with rpc_scope(self._database, is_idempotent=True) as session, session.begin():
@@ -247,9 +247,9 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
     def CompleteEmailVerification(
         self, request: credential_pb2.CompleteEmailVerificationRequest, context: grpc.ServicerContext
     ) -> user_pb2.User:
-        faults = Faults()
-        _check_code(request.code, faults)
-        faults.check()
+        violations = Violations()
+        _check_code(request.code, violations)
+        violations.check()
         with rpc_scope(self._database) as session, session.begin():
             user = credentials.complete_email_verification(session, request.code, now=self._clock())
         return user_message(user)
@@ -257,10 +257,10 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
     def MarkEmailVerified(
         self, request: credential_pb2.MarkEmailVerifiedRequest, context: grpc.ServicerContext
     ) -> user_pb2.User:
-        faults = Faults()
-        user_id = require_id(request.user_id, "user_id", faults)
-        email = self._email(request.email, "email", faults)
-        faults.check()
+        violations = Violations()
+        user_id = require_id(request.user_id, "user_id", violations)
+        email = self._email(request.email, "email", violations)
+        violations.check()
         with rpc_scope(self._database, is_idempotent=True) as session, session.begin():
             user = credentials.mark_email_verified(session, user_id, email, now=self._clock())
         return user_message(user)
@@ -274,18 +274,18 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
     def _hash(self, password: str) -> str:
         return self._hashing.run(current().deadline, hash_password, password, self._rules.bcrypt_cost)
 
-    def _email(self, typed: str, field_name: str, faults: Faults) -> str:
-        return email_of(typed, field_name, faults, allow_special_domains=self._rules.allow_special_domains)
+    def _email(self, typed: str, field_name: str, violations: Violations) -> str:
+        return email_of(typed, field_name, violations, allow_special_domains=self._rules.allow_special_domains)
 
 
-def _new_password(request: credential_pb2.SetPasswordRequest, faults: Faults, *, now: datetime) -> _NewPassword:
-    user_id = require_id(request.user_id, "user_id", faults)
-    _check_present(request.password, "password", faults)
+def _new_password(request: credential_pb2.SetPasswordRequest, violations: Violations, *, now: datetime) -> _NewPassword:
+    user_id = require_id(request.user_id, "user_id", violations)
+    _check_present(request.password, "password", violations)
     expires_at = None
     if request.HasField("expires_at"):
-        expires_at = instant(request.expires_at, "expires_at", faults)
+        expires_at = instant(request.expires_at, "expires_at", violations)
         if expires_at is not None and expires_at <= now:
-            faults.add("expires_at", "NOT_IN_THE_FUTURE", "must lie in the future")
+            violations.add("expires_at", "NOT_IN_THE_FUTURE", "must lie in the future")
     return _NewPassword(user_id, request.password, request.require_change, expires_at)
 
 
@@ -305,16 +305,16 @@ def _record_refusal(session: Session, *, user_id: int) -> None:
     audit.record(session, "CompletePasswordReset", target_user_id=user_id, refusal=InvalidFieldsError.reason)
 
 
-def _check_present(password: str, field_name: str, faults: Faults) -> None:
+def _check_present(password: str, field_name: str, violations: Violations) -> None:
     if not password:
-        faults.add(field_name, "REQUIRED", "must be set")
+        violations.add(field_name, "REQUIRED", "must be set")
 
 
-def _check_code(code: str, faults: Faults) -> None:
+def _check_code(code: str, violations: Violations) -> None:
     if not code:
-        faults.add("code", "REQUIRED", "must be the code that was delivered")
+        violations.add("code", "REQUIRED", "must be the code that was delivered")
     elif len(code) > CODE_MAX_BYTES or len(code.encode()) > CODE_MAX_BYTES:
-        faults.add("code", "TOO_LONG", f"must not be longer than {CODE_MAX_BYTES} bytes")
+        violations.add("code", "TOO_LONG", f"must not be longer than {CODE_MAX_BYTES} bytes")
 
 
 def _refuse(violations: list[Violation]) -> None:

@@ -28,7 +28,7 @@ from service.rpc.servicers.user_requests import (
     target_of,
     update_of,
 )
-from service.rpc.validation import Faults, require_id, user_message
+from service.rpc.validation import Violations, require_id, user_message
 
 
 class UserServicer(user_pb2_grpc.UserServiceServicer):
@@ -145,9 +145,9 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
         return user_message(user)
 
     def PurgeUser(self, request: user_pb2.PurgeUserRequest, context: grpc.ServicerContext) -> Empty:
-        faults = Faults()
-        user_id = require_id(request.id, "id", faults)
-        faults.check()
+        violations = Violations()
+        user_id = require_id(request.id, "id", violations)
+        violations.check()
         with rpc_scope(self._database) as session, session.begin():
             lifecycle.purge_user(session, user_id)
         return Empty()

@@ -17,9 +17,9 @@ from service.core.users import Key, NewUser, Order, RequestKey, UserFilter
 from service.rpc.context import current
 from service.rpc.validation import (
     Email,
-    Faults,
     Shaped,
     Username,
+    Violations,
     etag_version,
     instant,
     page_binding,
@@ -104,59 +104,59 @@ Targeted = (
 
 def key_of(request: user_pb2.GetUserRequest, rules: UserRules) -> Key:
     """Which user GetUser asks for."""
-    faults = Faults()
-    key = user_key(request.key, "key", faults, allow_special_domains=rules.allow_special_domains)
-    faults.check()
+    violations = Violations()
+    key = user_key(request.key, "key", violations, allow_special_domains=rules.allow_special_domains)
+    violations.check()
     return key
 
 
 def keys_of(request: user_pb2.BatchGetUsersRequest, rules: UserRules) -> list[Key]:
     """Which users BatchGetUsers asks for."""
-    faults = Faults()
+    violations = Violations()
     if len(request.keys) > MAX_BATCH:
-        faults.add("keys", "TOO_MANY", f"must not be more than {MAX_BATCH}")
-        faults.check()
+        violations.add("keys", "TOO_MANY", f"must not be more than {MAX_BATCH}")
+        violations.check()
     keys = []
     for index, key in enumerate(request.keys):
-        keys.append(user_key(key, f"keys[{index}]", faults, allow_special_domains=rules.allow_special_domains))
-        if len(faults.found) >= _MAX_BAD_KEYS:
+        keys.append(user_key(key, f"keys[{index}]", violations, allow_special_domains=rules.allow_special_domains))
+        if len(violations.found) >= _MAX_BAD_KEYS:
             break  # nobody reads more of them, and each takes time
-    faults.check()
+    violations.check()
     return keys
 
 
 def listing_of(request: user_pb2.ListUsersRequest, page_tokens: PageTokens) -> Listing:
     """Which page of which list ListUsers asks for."""
-    faults = Faults()
-    where = _filter(request, faults)
-    order = _order(request.order_by, where, faults)
-    size = page_size(request.page_size, "page_size", faults)
+    violations = Violations()
+    where = _filter(request, violations)
+    order = _order(request.order_by, where, violations)
+    size = page_size(request.page_size, "page_size", violations)
     binding = page_binding(where, order)
     after = page_start(
-        request.page_token, page_tokens, faults, binding=binding, decided_by="filter, order_by and show_deleted"
+        request.page_token, page_tokens, violations, binding=binding, decided_by="filter, order_by and show_deleted"
     )
-    faults.check()
+    violations.check()
     return Listing(where, order, after, size, binding)
 
 
 def creation_of(request: user_pb2.CreateUserRequest, rules: UserRules, fingerprint_keys: tuple[bytes, ...]) -> Creation:
     """The user that CreateUser is to create."""
-    faults = Faults()
+    violations = Violations()
     names = shaped(
         _Names,
         {"user.email": request.user.email, "user.username": request.user.username},
-        faults,
+        violations,
         allow_special_domains=rules.allow_special_domains,
     )
     if request.user.is_superuser:
-        faults.add("user.is_superuser", "NOT_WRITABLE", "is set by GrantSuperuser only")
+        violations.add("user.is_superuser", "NOT_WRITABLE", "is set by GrantSuperuser only")
     password = request.password if request.HasField("password") else None
     if password is not None:
         owner = None if names is None else Names(names.email, names.username)
-        faults.found += rules.policy.violations(password, owner, field_name="password")
-    request_id = uuid4(request.request_id, "request_id", faults)
-    faults.check()
-    assert names is not None  # noqa: S101  for the type checker: faults.check() has raised otherwise
+        violations.found += rules.policy.violations(password, owner, field_name="password")
+    request_id = uuid4(request.request_id, "request_id", violations)
+    violations.check()
+    assert names is not None  # noqa: S101  for the type checker: violations.check() has raised otherwise
     key = None
     if request_id is not None:
         key = RequestKey(current().caller, current().method, request_id, _fingerprints(request, fingerprint_keys))
@@ -182,52 +182,52 @@ def _fingerprints(request: user_pb2.CreateUserRequest, keys: tuple[bytes, ...]) 
 
 def update_of(request: user_pb2.UpdateUserRequest, rules: UserRules) -> Update:
     """What UpdateUser is to change."""
-    faults = Faults()
-    user_id = require_id(request.user.id, "user.id", faults)
-    version = etag_version(request.user.etag, "user.etag", faults)
+    violations = Violations()
+    user_id = require_id(request.user.id, "user.id", violations)
+    version = etag_version(request.user.etag, "user.etag", violations)
     if request.update_mask.paths:  # a mask that is there but empty is what some languages send for none
-        names = _masked(request.update_mask.paths, faults)
+        names = _masked(request.update_mask.paths, violations)
     else:
         names = {name for name in _WRITABLE if getattr(request.user, name)}
     values = {f"user.{name}": getattr(request.user, name) for name in _WRITABLE if name in names}
-    change = shaped(_NameChange, values, faults, allow_special_domains=rules.allow_special_domains)
-    faults.check()
-    assert change is not None  # noqa: S101  for the type checker: faults.check() has raised otherwise
+    change = shaped(_NameChange, values, violations, allow_special_domains=rules.allow_special_domains)
+    violations.check()
+    assert change is not None  # noqa: S101  for the type checker: violations.check() has raised otherwise
     return Update(user_id, change.email, change.username, version)
 
 
 def target_of(request: Targeted) -> tuple[int, int | None]:
     """Which user a transition is for, and the version that its etag stands for."""
-    faults = Faults()
-    user_id = require_id(request.id, "id", faults)
-    version = etag_version(request.etag, "etag", faults)
-    faults.check()
+    violations = Violations()
+    user_id = require_id(request.id, "id", violations)
+    version = etag_version(request.etag, "etag", violations)
+    violations.check()
     return user_id, version
 
 
-def _masked(paths: Any, faults: Faults) -> set[str]:
+def _masked(paths: Any, violations: Violations) -> set[str]:
     """The writable fields that a mask names (AIP-134, AIP-161)."""
     if len(paths) > _MAX_MASK_PATHS:
-        faults.add("update_mask", "TOO_MANY", f"must not have more than {_MAX_MASK_PATHS} paths")
+        violations.add("update_mask", "TOO_MANY", f"must not have more than {_MAX_MASK_PATHS} paths")
         return set()
     if list(paths) == ["*"]:
         return set(_WRITABLE)
     for index, path in enumerate(paths):
         field = f"update_mask.paths[{index}]"
         if path in _OWN_RPCS:
-            faults.add(field, "NOT_WRITABLE", f"names {path}, which is changed by {_OWN_RPCS[path]} only")
+            violations.add(field, "NOT_WRITABLE", f"names {path}, which is changed by {_OWN_RPCS[path]} only")
         elif path == "*":
-            faults.add(field, "STAR_NOT_ALONE", "must be the only path when it is *")
+            violations.add(field, "STAR_NOT_ALONE", "must be the only path when it is *")
         elif path not in _FIELDS:
-            faults.add(field, "UNKNOWN_FIELD", "does not name a field of User")
+            violations.add(field, "UNKNOWN_FIELD", "does not name a field of User")
     return {path for path in paths if path in _WRITABLE}
 
 
-def _filter(request: user_pb2.ListUsersRequest, faults: Faults) -> UserFilter:
+def _filter(request: user_pb2.ListUsersRequest, violations: Violations) -> UserFilter:
     message: Any = request.filter  # read by names, which its type stubs do not allow
 
     def time(name: str) -> datetime | None:
-        return instant(getattr(message, name), f"filter.{name}", faults) if message.HasField(name) else None
+        return instant(getattr(message, name), f"filter.{name}", violations) if message.HasField(name) else None
 
     def flag(name: str) -> bool | None:
         return getattr(message, name) if message.HasField(name) else None
@@ -236,7 +236,7 @@ def _filter(request: user_pb2.ListUsersRequest, faults: Faults) -> UserFilter:
         try:
             return normalise_prefix(getattr(message, name), max_bytes=max_bytes)
         except BadIdentifierError as error:
-            faults.add(f"filter.{name}", error.reason, str(error))
+            violations.add(f"filter.{name}", error.reason, str(error))
             return ""
 
     return UserFilter(
@@ -258,21 +258,21 @@ def _usual_order(own: str | None, where: UserFilter) -> Order:
     return Order("updated_at") if where.updated_after is not None else Order("created_at", is_descending=True)
 
 
-def _order(text: str, where: UserFilter, faults: Faults) -> Order:
+def _order(text: str, where: UserFilter, violations: Violations) -> Order:
     """The order of a list. A prefix filter orders by its own column: any other would read all that it matches."""
     prefixes = [
         column for column, prefix in (("email", where.email_prefix), ("username", where.username_prefix)) if prefix
     ]
     if len(prefixes) > 1:
-        faults.add("filter.username_prefix", "TWO_PREFIXES", "cannot be combined with email_prefix")
+        violations.add("filter.username_prefix", "TWO_PREFIXES", "cannot be combined with email_prefix")
     own = prefixes[0] if prefixes else None
     if not text:
         return _usual_order(own, where)
     found = _ORDER_BY.fullmatch(text) if len(text) <= _ORDER_BY_MAX_BYTES else None
     if found is None or found["column"] not in users.ORDER_COLUMNS:
         columns = ", ".join(users.ORDER_COLUMNS)
-        faults.add("order_by", "INVALID_ORDER", f'must be one of {columns}, with " desc" behind it if wanted')
+        violations.add("order_by", "INVALID_ORDER", f'must be one of {columns}, with " desc" behind it if wanted')
         return Order("id")
     if own and found["column"] != own:
-        faults.add("order_by", "INVALID_ORDER", f"must be {own}, the column of the prefix filter, or unset")
+        violations.add("order_by", "INVALID_ORDER", f"must be {own}, the column of the prefix filter, or unset")
     return Order(found["column"], is_descending=found["direction"] == "desc")
