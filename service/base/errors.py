@@ -298,15 +298,9 @@ class HashingBusyError(PersonaeError):
     pushback_ms = 1000
 
 
-class SlowRequestsError(PersonaeError):
-    reason = "SLOW_REQUESTS"
-    text = "As many calls wait for their request as the server takes on, and that of this one had not come either."
-    pushback_ms = 500
-
-
 class RequestLateError(PersonaeError):
     reason = "REQUEST_LATE"
-    text = "The request had not come {seconds} seconds after the call. It was not looked at."
+    text = "The request message did not come in time: within {seconds} seconds, or less when other calls wait."
 
 
 class DeadlineOverError(PersonaeError):

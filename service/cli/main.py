@@ -159,7 +159,7 @@ def purge_deleted() -> None:
     The server does it by itself as well.
     """
     from service.base.clock import utc_now
-    from service.server.jobs import sweep
+    from service.server.sweeper import sweep
 
     settings = settings_or_fail()
     keep_events = timedelta(days=settings.audit_retention_days)
@@ -286,17 +286,17 @@ main.add_command(callers)
 def _serve(settings: Settings, url: "URL", *, assumed_caller: str | None) -> bool:
     """Serve in this process until a signal, then stop gracefully; a second signal ends the process at once.
 
-    assumed_caller: see service.server.server.Server. False when the process can only be left by os._exit.
+    assumed_caller: see service.server.wiring.build_server. False when the process can only be left by os._exit.
     """
     if not settings.has_tls:  # as the workers of `serve` have it: see service/workers/sizing.py; before gRPC is loaded
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251
     from service.base.gc_tuning import spare_what_stays
     from service.base.ports import PortInUseError
     from service.db.schema import SchemaBehindError
-    from service.server.server import Server
+    from service.server.wiring import build_server
 
     try:
-        server = Server(settings, url, assumed_caller=assumed_caller)
+        server = build_server(settings, url, assumed_caller=assumed_caller)
         _on_signals(server.end)
         spare_what_stays()
         server.start()
@@ -337,7 +337,7 @@ def _print_banner(server: "Server", settings: Settings) -> None:
             f"{tls} {dash}cert CLIENT.pem {dash}key CLIENT.key" for tls, dash in ((curl_tls, "--"), (grpcurl_tls, "-"))
         )
     header = ""
-    if server.asks_who_calls:
+    if server.authenticates_callers:
         click.echo("  KEY=$(.venv/bin/python -m service callers create me --all-scopes)  # then: callers rotate me")
         header = ' -H "authorization: Bearer $KEY"'
     scheme = "https" if settings.has_tls else "http"

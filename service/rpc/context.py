@@ -14,6 +14,7 @@ from service.base.randomness import random_id
 from service.core.api_keys import PREFIX as _KEY_PREFIX
 from service.core.token_bucket import Rate
 from service.db.engine import Database, Scope
+from service.rpc.methods import METHODS, Repeat
 
 REQUEST_ID_KEY = "x-request-id"
 ACTING_USER_KEY = "x-acting-user-id"
@@ -111,15 +112,17 @@ def enter(call: CallContext) -> None:
     _current.set(call)
 
 
-def rpc_scope(database: Database, *, deadline: float | None = None, is_idempotent: bool = False) -> Scope:
+def rpc_scope(database: Database, *, deadline: float | None = None, is_idempotent: bool | None = None) -> Scope:
     """The session of the RPC that this thread serves, on behalf of its caller and until its deadline.
 
-    deadline: another one, in monotonic seconds; for what must be written although the caller's time is over.
+    deadline: another one, in monotonic seconds; for what must be written although the caller's deadline has passed.
+    is_idempotent: whether a client may repeat it when it is unknown whether its commit was made; None: as the method's
+    row says.
     """
     call = current()
     return database.scope(
         deadline=call.deadline if deadline is None else deadline,
-        is_idempotent=is_idempotent,
+        is_idempotent=METHODS[call.method].repeat is Repeat.SAFE if is_idempotent is None else is_idempotent,
         actor=call.actor,
         tally=call,
     )

@@ -1,8 +1,10 @@
 """What a server tells of itself beside its log: metrics and traces. What is not configured is not even loaded."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
+from threading import Event
 from typing import TYPE_CHECKING
 
 from sqlalchemy.pool import QueuePool
@@ -12,11 +14,13 @@ from service.db.connections import Watch
 from service.db.engine import Database
 from service.db.schema import needed_revision
 from service.rpc.admission.executor import BoundedExecutor
-from service.rpc.admission.hashing import Around, Hashing
+from service.rpc.admission.hashing import HashLimiter
 from service.rpc.callers.directory import CallerDirectory
 from service.rpc.pipeline.stages import Stage
 from service.rpc.tls import Certificates
-from service.server.jobs import SWEPT, DatabaseProbe, Repeating
+from service.server.database_probe import DatabaseProbe
+from service.server.jobs import Job, JobThread
+from service.server.sweeper import SWEPT
 
 if TYPE_CHECKING:
     from service.observability.metrics import Metrics
@@ -39,7 +43,7 @@ class Sources:
     database: Database
     probe: DatabaseProbe
     executors: Sequence[BoundedExecutor]
-    hashing: Hashing
+    hashing: HashLimiter
     directory: CallerDirectory | None
     certificates: Certificates | None
     is_up: Callable[[], bool]
@@ -51,12 +55,13 @@ class Telemetry:
 
     def __init__(self, *, metrics_host: str, metrics_port: int, otlp_endpoint: str | None) -> None:
         self.stages: tuple[Stage, ...] = ()
-        self.around_hashes: tuple[Around, ...] = ()
+        self.around_hashes: tuple[Callable[[], AbstractContextManager[None]], ...] = ()
         self.note_wait: Callable[[float], None] | None = None
         self.watch: Watch | None = None
         self._address = (metrics_host, metrics_port)
         self._exposition: MetricsServer | None = None
-        self._tasks: list[Repeating] = []
+        self._tasks: list[JobThread] = []
+        self._stopping = Event()
         self._metrics: Metrics | None = None
         self._traces: Traces | None = None
         if metrics_port:
@@ -98,10 +103,10 @@ class Telemetry:
         metrics.set("personae_schema_revision_needed", int(needed_revision()))
         metrics.read_by(lambda: _read_server(metrics, sources))
         metrics.read_by(_process_reader(metrics))
-        self._tasks.append(Repeating("metrics-count", metrics.count, every=_COUNTED_EVERY))
+        self._tasks.append(JobThread(Job("metrics-count", _COUNTED_EVERY, metrics.count), self._stopping))
         if metrics.slot is not None:
             metrics.refresh()
-            self._tasks.append(Repeating("metrics", metrics.refresh, every=_WRITTEN_EVERY))
+            self._tasks.append(JobThread(Job("metrics", _WRITTEN_EVERY, metrics.refresh), self._stopping))
         else:
             from service.observability.metrics_server import MetricsServer
 
@@ -114,8 +119,7 @@ class Telemetry:
         """Close the port, and send what was noted of the last calls, for a few seconds at the most."""
         if self._traces is not None:
             self._traces.stop(patience=_SEND_SECONDS)
-        for task in self._tasks:
-            task.end()
+        self._stopping.set()
         if self._metrics is not None and self._tasks:
             self._metrics.refresh()
         if self._exposition is not None:
@@ -137,7 +141,6 @@ class Telemetry:
 def _read_server(metrics: "Metrics", sources: Sources) -> None:
     metrics.set("personae_rpcs_in_flight", len(metrics.running))
     metrics.set("personae_rpcs_waiting", sum(executor.waiting for executor in sources.executors))
-    metrics.set("personae_rpc_methods_held_back", sum(executor.held_back for executor in sources.executors))
     metrics.set("personae_hashes_running", len(metrics.hashing))
     metrics.set("personae_hashes_waiting", sources.hashing.waiting)
     pool = sources.database.engine.pool

@@ -139,7 +139,7 @@ def test_a_role_that_may_not_do_all_is_told_so(roles: Roles) -> None:
     run(roles.owner, sql.SQL("REVOKE INSERT ON caller_keys FROM {}").format(service))
     for caller_auth in ("off", "required"):
         with running(roles.service, caller_auth=caller_auth) as server:
-            trouble = server.server._trouble
+            trouble = server.server.trouble
             assert trouble is not None
             assert "caller_keys" in trouble.what
             assert "MIGRATION_DATABASE_URL" in trouble.remedy

@@ -39,7 +39,7 @@ def test_nothing_that_was_acknowledged_is_lost(pair: Pair) -> None:
     with running(pair.url) as server, running(psycopg2_url(pair.standby.tcp_url or "")) as waiting:
         seen, seen_waiting = statuses(server), statuses(waiting)
         assert (next(seen), next(seen_waiting)) == (SERVING, NOT_SERVING)
-        assert "read-only standby" in str(waiting.server._trouble)
+        assert "read-only standby" in str(waiting.server.trouble)
         assert fails(new_user, waiting.users).reason == "DATABASE_UNAVAILABLE"
         with Writers(server.users, threads=4) as writers:
             writers.wait_for_more(50)

@@ -15,7 +15,7 @@ import yaml
 from service.base.settings import Settings
 from service.cli.main import main
 from service.rpc.pipeline.status import CODES
-from service.server.registration import METHODS
+from service.server.wiring import SERVED_METHODS
 from tests.house.test_docs import rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,7 +48,7 @@ def test_reasons_codes_and_methods_in_expressions_exist() -> None:
     known = {
         "reason": {error.reason for error in CODES},
         "grpc_code": {"".join(word.capitalize() for word in code.name.split("_")) for code in grpc.StatusCode},
-        "grpc_method": {method.rpartition("/")[2] for method in METHODS},
+        "grpc_method": {method.rpartition("/")[2] for method in SERVED_METHODS},
     }
     for expression in [*rule_expressions(), *drawn()]:
         for label, values in re.findall(r'\b(reason|grpc_code|grpc_method)[!=]~?"([A-Za-z_|]+)"', expression):

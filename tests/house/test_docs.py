@@ -15,7 +15,7 @@ from service.base.errors import PersonaeError
 from service.base.settings import Settings
 from service.cli.main import main
 from service.rpc.pipeline.status import CODES
-from service.server.registration import METHODS
+from service.server.wiring import SERVED_METHODS
 from tests.support.docs_console import blocks, replay, steps
 from tests.support.docs_grpcurl import ADDRESS, Servers
 from tests.support.docs_shell import Terminal, terminal
@@ -57,7 +57,7 @@ def test_the_commands_of_the_readme_answer_as_shown(
 
 def test_the_cookbook_shows_every_rpc() -> None:
     shown = {step.command.split()[-1] for block in blocks(DOCS / "grpcurl.md") for step in steps(block)}
-    assert {method.removeprefix("/") for method in METHODS} <= shown
+    assert {method.removeprefix("/") for method in SERVED_METHODS} <= shown
 
 
 def test_the_python_of_the_readme_runs(private_server: RunningServer, capsys: pytest.CaptureFixture[str]) -> None:

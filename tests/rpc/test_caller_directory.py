@@ -300,7 +300,7 @@ class TestLastUse:
                     for _ in range(times):
                         eventually(lambda: told(server.channel, bearer(key)) == "OK", "it is used")
                         told(server.channel, bearer(key), method=CHECK_PASSWORD, request=CHECK)
-                    directory = server.server._directory
+                    directory = server.server.components.directory
                     assert directory is not None
                     directory.write_uses(server.database)  # as it is done in the background
                     before = loads(proxy)

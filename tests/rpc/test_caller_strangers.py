@@ -18,12 +18,12 @@ from google.protobuf.message import Message
 from personae.v1 import user_pb2, user_pb2_grpc
 from service.core.api_keys import NewKey
 from service.db.models import Base
-from service.rpc.methods import ALL_SCOPES, SCOPES
+from service.rpc.methods import ALL_SCOPES, METHODS
 from service.rpc.servicers.audit import AuditServicer
 from service.rpc.servicers.authentication import AuthenticationServicer
 from service.rpc.servicers.credential import CredentialServicer
 from service.rpc.servicers.user import UserServicer
-from service.server.registration import METHODS
+from service.server.wiring import SERVED_METHODS
 from tests.support.callers import PATIENCE, REFUSALS, REQUESTS, Operator, bearer, keyed, naming, operating, told
 from tests.support.databases import Postgres
 from tests.support.factories import PASSWORD, new_user
@@ -161,7 +161,7 @@ def reached() -> Iterator[Counter[str]]:
     """How often the function behind each RPC has been entered. Each runs as ever."""
     counted: Counter[str] = Counter()
     with pytest.MonkeyPatch.context() as patch:
-        for method in METHODS:
+        for method in SERVED_METHODS:
             _, service, name = method.replace("/", ".").rsplit(".", 2)
             servicer = SERVICERS[service]
             patch.setattr(servicer, name, counting(method, counted, getattr(servicer, name)))
@@ -189,14 +189,14 @@ def attacked(postgres: Postgres, template: str, reached: Counter[str]) -> Iterat
 # ------------------------------------------------------------------------------------------------- what comes of it
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SERVED_METHODS)
 def test_generated_requests_get_nowhere(attacked: Attacked, method: str) -> None:
     """Half without credentials, half with a key that opens every other RPC: one answer each to all of them, to the
     byte, so that it says nothing of what was asked for; no feature is entered, no row looked at, none written.
     """
     distinct = requests(method, attacked.users)
     data = [distinct[index % len(distinct)] for index in range(COUNT // 2)]
-    key = bearer(attacked.all_but[SCOPES[method]])
+    key = bearer(attacked.all_but[METHODS[method].scope])
     before = attacked.rows()
     attacked.reached.clear()
     del attacked.proxy.statements[:]
@@ -208,7 +208,11 @@ def test_generated_requests_get_nowhere(attacked: Attacked, method: str) -> None
     assert attacked.rows() == before
     for ended, code, message in (
         (unknown, grpc.StatusCode.UNAUTHENTICATED, REFUSALS["CREDENTIALS_MISSING"]),
-        (known, grpc.StatusCode.PERMISSION_DENIED, f"The caller has not been granted the scope {SCOPES[method]}."),
+        (
+            known,
+            grpc.StatusCode.PERMISSION_DENIED,
+            f"The caller has not been granted the scope {METHODS[method].scope}.",
+        ),
     ):
         [((was, said, trailers), count)] = ended.items()
         assert (was, said, count) == (code, message, COUNT // 2)

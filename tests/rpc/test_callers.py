@@ -12,9 +12,9 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from personae.v1 import user_pb2, user_pb2_grpc
 from service.core.api_keys import KEY_PATTERN, NewKey
-from service.rpc.methods import ALL_SCOPES, SCOPES
+from service.rpc.methods import ALL_SCOPES, METHODS
 from service.rpc.pipeline.status import CODES
-from service.server.registration import METHODS
+from service.server.wiring import SERVED_METHODS
 from tests.support.callers import REFUSALS, Operator, bearer, call, connected, keyed, naming, new_key, operating, told
 from tests.support.databases import Postgres
 from tests.support.errors import fails
@@ -58,10 +58,10 @@ def served(postgres: Postgres, template: str) -> Iterator[Served]:
 
 
 class TestScopes:
-    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("method", SERVED_METHODS)
     def test_each_rpc_needs_its_own(self, served: Served, method: str) -> None:
         """All others together do not open it; it alone does. And who lacks it is told which it is."""
-        scope = SCOPES[method]
+        scope = METHODS[method].scope
 
         for request in (MALFORMED, b"", naming(method, served.user)):
             assert told(served.channel, bearer(served.all_but[scope]), method=method, request=request) == (
@@ -78,11 +78,11 @@ class TestScopes:
         """Seen from the side of the scope: exactly the RPCs of its rows."""
         opened = {
             method
-            for method in METHODS
+            for method in SERVED_METHODS
             if told(served.channel, bearer(served.only[scope]), method=method, request=MALFORMED) == IS_READ
         }
 
-        assert opened == {method for method, needed in SCOPES.items() if needed == scope}
+        assert opened == {method for method, row in METHODS.items() if row.scope == scope}
 
     def test_who_pressed_the_button_is_no_permission(self, served: Served) -> None:
         """An acting user is asked for after the scope, and opens nothing."""
@@ -102,7 +102,7 @@ class TestScopes:
 
 
 class TestStrangers:
-    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("method", SERVED_METHODS)
     def test_are_answered_before_anything_is_read(self, served: Served, method: str) -> None:
         """Malformed, huge, empty, invalid, about somebody and about nobody: one answer."""
         nobody = user_pb2.User(id=2**40, email="nobody@example.com", username="nobody")
@@ -115,7 +115,7 @@ class TestStrangers:
     def test_are_told_the_same_of_keys_that_open_nothing(self, served: Served) -> None:
         """Whatever they ask for: the key decides, and nothing that the request says."""
         unknown = bearer(new_key())
-        for method in METHODS[:3]:
+        for method in SERVED_METHODS[:3]:
             for request in (MALFORMED, BIG, naming(method, served.user)):
                 assert told(served.channel, unknown, method=method, request=request) == "KEY_UNKNOWN"
 

@@ -24,7 +24,7 @@ from service.observability import metrics_server
 from service.observability.metrics import READINGS, all_workers, forget_slot
 from service.observability.metrics_server import MAX_CONNECTIONS
 from service.rpc.pipeline.metrics import go_spelling
-from service.server.jobs import SWEPT
+from service.server.sweeper import SWEPT
 from tests.support.callers import connected, keyed, new_key, operating, told
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, new_user

@@ -21,8 +21,7 @@ from service.base.actor import COMMAND_LINE
 from service.core import callers
 from service.core.api_keys import RANDOM_BYTES, NewKey, make_key
 from service.db.engine import Database, reading
-from service.server.registration import SERVICES
-from service.server.wiring import open_database
+from service.server.wiring import SERVICES, open_database
 from tests.support.certificates import Pair
 from tests.support.errors import Failure, failure_of
 from tests.support.factories import PASSWORD

@@ -5,13 +5,15 @@ What becomes of sign-ins, locks and codes is told from these three, so that no f
 
 from collections import Counter as Tally
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from service.base.clock import monotonic
-from service.rpc.admission.hashing import Around
 from service.rpc.context import CallContext
-from service.rpc.pipeline.stages import Handler, Method, Stage
+from service.rpc.methods import METHODS, CodeIssued, CodeUsed, SignIn
+from service.rpc.pipeline.stages import Handler, Stage, WrappedMethod
 
 if TYPE_CHECKING:
     from prometheus_client import Counter, Histogram
@@ -20,20 +22,6 @@ if TYPE_CHECKING:
 
 _STRANGER = "-"
 _OK = "OK"
-_SIGN_INS = frozenset(
-    {"/personae.v1.AuthenticationService/Authenticate", "/personae.v1.CredentialService/ChangePassword"}
-)
-_CODES = {
-    ("/personae.v1.CredentialService/StartPasswordReset", _OK): ("password_reset", "issued"),
-    ("/personae.v1.CredentialService/CompletePasswordReset", _OK): ("password_reset", "used"),
-    ("/personae.v1.CredentialService/CompletePasswordReset", "INVALID_CODE"): ("password_reset", "refused"),
-    ("/personae.v1.CredentialService/StartEmailVerification", _OK): ("email_verification", "issued"),
-    ("/personae.v1.CredentialService/CompleteEmailVerification", _OK): ("email_verification", "used"),
-    ("/personae.v1.CredentialService/CompleteEmailVerification", "INVALID_CODE"): ("email_verification", "refused"),
-}
-"""What happened to a code, by method and by OK or the reason."""
-
-
 _Outcome = tuple[str, str, str | None, str]
 """Method, code, reason and caller of a call that has ended."""
 
@@ -43,7 +31,7 @@ def counting(metrics: "Metrics") -> Stage:
     calls = _Calls(metrics)
     metrics.count_by(calls.count)
 
-    def count(proceed: Handler, method: Method) -> Handler:
+    def count(proceed: Handler, method: WrappedMethod) -> Handler:
         """Count the call and how long it took."""
         name, running = method.name, metrics.running
         begin, end = calls.begun.append, calls.ended.append
@@ -115,24 +103,22 @@ def _labels(name: str) -> tuple[str, str, str]:
     return "unary", service, method
 
 
-def timing_hashes(metrics: "Metrics") -> Around:
+def timing_hashes(metrics: "Metrics") -> Callable[[], AbstractContextManager[None]]:
     """What measures each hash."""
     took, hashing = metrics.hash_seconds.observe, metrics.hashing
 
-    def around(run: Any) -> Any:
-        def timed() -> object:
-            thread = get_ident()
-            hashing.add(thread)
-            started = monotonic()
-            try:
-                return run()
-            finally:
-                took(monotonic() - started)
-                hashing.discard(thread)
+    @contextmanager
+    def timed() -> Iterator[None]:
+        thread = get_ident()
+        hashing.add(thread)
+        started = monotonic()
+        try:
+            yield
+        finally:
+            took(monotonic() - started)
+            hashing.discard(thread)
 
-        return timed
-
-    return around
+    return timed
 
 
 def go_spelling(code: str) -> str:
@@ -152,21 +138,33 @@ def _counters(metrics: "Metrics", method: str, code: str, reason: str | None, ca
     ]
     if outcome != _OK:
         found.append(metrics.errors.labels(*labels[1:], outcome))
-    if method in _SIGN_INS:
-        found.append(metrics.sign_ins.labels(outcome))
+    match METHODS[method].outcome:
+        case SignIn():
+            found.append(metrics.sign_ins.labels(outcome))
+        case CodeIssued(purpose) if outcome == _OK:
+            found.append(metrics.codes.labels(purpose, "issued"))
+        case CodeUsed(purpose) if outcome in {_OK, "INVALID_CODE"}:
+            found.append(metrics.codes.labels(purpose, "used" if outcome == _OK else "refused"))
+        case _:
+            pass
     if outcome == "TOO_MANY_ATTEMPTS":
         found.append(metrics.lockout_refusals)
     if outcome == "RATE_LIMITED":
         found.append(metrics.rate_limited.labels(caller or _STRANGER))
-    if (method, outcome) in _CODES:
-        found.append(metrics.codes.labels(*_CODES[method, outcome]))
     return found
 
 
 def _show_zeros(metrics: "Metrics") -> None:
     """Show what has not happened yet, so that its first time is a rise from 0."""
-    for purpose, event in _CODES.values():
-        metrics.codes.labels(purpose, event)
+    for method in METHODS.values():
+        match method.outcome:
+            case CodeIssued(purpose):
+                metrics.codes.labels(purpose, "issued")
+            case CodeUsed(purpose):
+                metrics.codes.labels(purpose, "used")
+                metrics.codes.labels(purpose, "refused")
+            case _:
+                pass
     for cause in ("connection", "deadlock", "serialization"):
         metrics.retries.labels(cause)
     for outcome in (_OK, "INVALID_CREDENTIALS", "TOO_MANY_ATTEMPTS"):

@@ -3,13 +3,13 @@
 Attributes hold names, codes, ids and the text of statements without their parameters; nothing that was sent.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from service.observability.tracing import Span, Traces, template
-from service.rpc.admission.hashing import Around
 from service.rpc.context import CallContext, current_or_none, trace_parent
-from service.rpc.pipeline.stages import Handler, Method, Stage
+from service.rpc.pipeline.stages import Handler, Stage, WrappedMethod
 
 _MAX_STATEMENT = 1000
 _SERVER_FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
@@ -20,7 +20,7 @@ _OK = 0
 def tracing(traces: Traces) -> Stage:
     """The stage that traces."""
 
-    def trace(proceed: Handler, method: Method) -> Handler:
+    def trace(proceed: Handler, method: WrappedMethod) -> Handler:
         """Note the call from its beginning to its end, where it is sampled."""
         name = method.name[1:]
         service, function = name.split("/")
@@ -44,26 +44,23 @@ def tracing(traces: Traces) -> Stage:
     return trace
 
 
-def tracing_hashes(traces: Traces) -> Around:
-    """What notes each hash, from when a thread has it, as a part of the call that wants it."""
+def tracing_hashes(traces: Traces) -> Callable[[], AbstractContextManager[None]]:
+    """What notes each hash as a part of the call that wants it."""
     form = template("hash", "internal")
 
-    def around(run: Callable[[], object]) -> Callable[[], object]:
+    @contextmanager
+    def traced() -> Iterator[None]:
         call = current_or_none()
         if call is None or call.span is None:
-            return run
-        parent: Span = call.span
+            yield
+            return
+        span = call.span.child(form)
+        try:
+            yield
+        finally:
+            traces.end(span)
 
-        def traced() -> object:
-            span = parent.child(form)
-            try:
-                return run()
-            finally:
-                traces.end(span)
-
-        return traced
-
-    return around
+    return traced
 
 
 def tracing_statements(traces: Traces) -> Callable[[str, Callable[[], None]], None]:

@@ -13,6 +13,7 @@ from service.core.failed_sign_ins import keys_of
 from service.core.lockout import Attempts, LockoutKeys, remaining
 from service.core.users import Key
 from service.db.engine import Database, reading
+from service.rpc.admission.hashing import HashLimiter
 from service.rpc.context import rpc_scope
 from service.rpc.servicers.sign_in import SignIn, Subject, subject_of
 from service.rpc.validation import Violations, bounded_text, require_id, stamp, user_message
@@ -29,12 +30,14 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
         *,
         clock: Clock,
         sign_in: SignIn,
+        hashing: HashLimiter,
         lockout_keys: LockoutKeys,
         allow_special_domains: bool,
     ) -> None:
         self._database = database
         self._clock = clock
         self._sign_in = sign_in
+        self._hashing = hashing
         self._keys = lockout_keys
         self._allow_special_domains = allow_special_domains
 
@@ -42,7 +45,8 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
         self, request: authentication_pb2.AuthenticateRequest, context: grpc.ServicerContext
     ) -> authentication_pb2.AuthenticateResponse:
         subject = self._subject(request)
-        _, outcome = self._sign_in.attempt(subject, request.password, action="Authenticate")
+        with self._hashing.permit() as hash_:
+            _, outcome = self._sign_in.attempt(subject, request.password, hash_, action="Authenticate")
         return authentication_pb2.AuthenticateResponse(user=user_message(outcome.or_raise()))
 
     def GetLockout(
@@ -62,7 +66,7 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
         self, request: authentication_pb2.ClearLockoutRequest, context: grpc.ServicerContext
     ) -> authentication_pb2.Lockout:
         user_id = _user_id(request)
-        with rpc_scope(self._database, is_idempotent=True) as session, session.begin():
+        with rpc_scope(self._database) as session, session.begin():
             user = users.get_user(session, Key("id", user_id))
             attempts.lift_lockout(session, user, self._keys)
         nothing = authentication_pb2.Lockout.Attempts()

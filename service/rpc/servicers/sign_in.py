@@ -19,8 +19,8 @@ from service.core.lockout import Kind, LockoutKeys
 from service.core.passwords import hash_password, is_match, needs_rehash
 from service.core.users import Key
 from service.db.engine import Database, reading
-from service.rpc.admission.hashing import Hashing
-from service.rpc.context import current, rpc_scope
+from service.rpc.admission.hashing import Hasher
+from service.rpc.context import rpc_scope
 from service.rpc.pipeline.retries import repeated
 
 SETTLE_SECONDS = 5.0
@@ -59,12 +59,9 @@ def subject_of(identifier: str, *, allow_special_domains: bool) -> Subject:
 class SignIn:
     """Makes attempts. Every one that was hashed is settled and committed, also when its caller has gone."""
 
-    def __init__(
-        self, database: Database, *, clock: Clock, hashing: Hashing, bcrypt_cost: int, lockout_keys: LockoutKeys
-    ) -> None:
+    def __init__(self, database: Database, *, clock: Clock, bcrypt_cost: int, lockout_keys: LockoutKeys) -> None:
         self._database = database
         self._clock = clock
-        self._hashing = hashing
         self._bcrypt_cost = bcrypt_cost
         self._keys = lockout_keys
 
@@ -72,6 +69,7 @@ class SignIn:
         self,
         subject: Subject,
         password: str,
+        hash_: Hasher,
         *,
         action: str,
         forgives: type[PersonaeError] | None = None,
@@ -83,7 +81,6 @@ class SignIn:
         action, forgives: see authn.Trial. renews: whether a right password is hashed anew when its hash is not as it
         would be written today.
         """
-        deadline = current().deadline
         with rpc_scope(self._database) as session, reading(session):
             now = self._clock()
             candidate = authn.look_up(session, subject.key, cost=self._bcrypt_cost, now=now)
@@ -92,13 +89,7 @@ class SignIn:
         damage: StoredHashError | None = None
         trial = Trial(action, is_match=False, forgives=forgives)
         try:
-            is_right = self._hashing.run(
-                deadline,
-                is_match,
-                password,
-                candidate.comparable_hash,
-                reference_cost=candidate.reference_cost,
-            )
+            is_right = hash_(is_match, password, candidate.comparable_hash, reference_cost=candidate.reference_cost)
             trial = trial._replace(is_match=is_right)
         except StoredHashError as error:
             damage = error
@@ -108,7 +99,7 @@ class SignIn:
             damage.metadata["user_id"] = str(candidate.user_id)
             raise damage
         if renews and outcome.user is not None:
-            self._renew(candidate, password, deadline)
+            self._renew(candidate, password, hash_)
         return candidate, outcome
 
     def _settled(self, candidate: Candidate, keys: Keys, trial: Trial) -> Outcome:
@@ -123,7 +114,7 @@ class SignIn:
             attempts = hold_attempts(session, keys, now=self._clock())
             return authn.settle(session, candidate, keys, attempts, trial, now=self._clock())
 
-    def _renew(self, candidate: Candidate, password: str, deadline: float) -> None:
+    def _renew(self, candidate: Candidate, password: str, hash_: Hasher) -> None:
         """Hash the right password anew when its hash is not as it would be written today.
 
         The user is signed in already: whatever prevents it now, the next sign-in makes good.
@@ -132,7 +123,7 @@ class SignIn:
         if stored is None or not needs_rehash(password, stored, self._bcrypt_cost):
             return
         try:
-            new_hash = self._hashing.run(deadline, hash_password, password, self._bcrypt_cost)
+            new_hash = hash_(hash_password, password, self._bcrypt_cost)
             with rpc_scope(self._database, deadline=monotonic() + SETTLE_SECONDS) as session, session.begin():
                 authn.renew_hash(session, candidate, new_hash)
         except PersonaeError as error:
