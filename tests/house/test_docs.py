@@ -37,22 +37,26 @@ def test_the_calls_of_the_cookbook_answer_as_shown(private_server: RunningServer
     assert not complaints, "\n".join(complaints)
 
 
-def test_the_commands_of_the_readme_answer_as_shown(
+def test_the_commands_of_the_readme_answer_as_shown(private_server: RunningServer, tmp_path: Path) -> None:
+    complaints = replay(list(blocks(ROOT / "README.md")), Terminal(tmp_path, Servers(private_server.channel)))
+    assert not complaints, "\n".join(complaints)
+
+
+def test_the_commands_of_the_tour_and_of_tls_answer_as_shown(
     private_server: RunningServer,
     private_url: URL,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The tour, and on what it leaves behind the chapter on TLS, with the Python that calls by TLS."""
+    """The tour; then, with the users it made, the page on TLS; then the Python example that calls over TLS."""
     private_server.clock.stop()
     with terminal(tmp_path, private_url, plaintext=private_server.channel) as typing:
-        chapters = ("A tour in five minutes", "TLS and callers")
-        complaints = replay(list(blocks(ROOT / "README.md", chapters)), typing)
+        complaints = replay([*blocks(DOCS / "tour.md"), *blocks(DOCS / "tls-and-callers.md")], typing)
         assert not complaints, "\n".join(complaints)
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("PERSONAE_KEY", typing.variables["NEW_KEY"])
-        assert_prints_as_promised(all_fenced("python", ROOT / "README.md")[1], typing.servers.tls, capsys)
+        assert_prints_as_promised(all_fenced("python", DOCS / "python.md")[1], typing.servers.tls, capsys)
 
 
 def test_the_cookbook_shows_every_rpc() -> None:
@@ -60,8 +64,8 @@ def test_the_cookbook_shows_every_rpc() -> None:
     assert {method.removeprefix("/") for method in METHODS} <= shown
 
 
-def test_the_python_of_the_readme_runs(private_server: RunningServer, capsys: pytest.CaptureFixture[str]) -> None:
-    block = all_fenced("python", ROOT / "README.md")[0]
+def test_the_first_python_example_runs(private_server: RunningServer, capsys: pytest.CaptureFixture[str]) -> None:
+    block = all_fenced("python", DOCS / "python.md")[0]
     assert_prints_as_promised(block, {ADDRESS: private_server.address}, capsys)
 
 
@@ -233,7 +237,7 @@ def all_fenced(language: str, page: Path) -> list[str]:
 def assert_prints_as_promised(block: str, addresses: Mapping[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     """Run a block of Python against the servers at these addresses, by those in the docs."""
     code = re.sub("|".join(map(re.escape, addresses)), lambda found: addresses[found[0]], block)
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, "docs/python.md", "exec"), {})
     promised = re.findall(r"print\(.*\)  # (.*)", block)
     assert promised
     assert capsys.readouterr().out.splitlines() == promised

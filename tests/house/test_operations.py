@@ -1,4 +1,4 @@
-"""The recipes of docs/operations.md work as they are written: every command in order, against real servers."""
+"""The recipes of docs/operations.md and docs/alerts.md work as written: every command in order, on real servers."""
 
 import ast
 import contextlib
@@ -29,6 +29,7 @@ from tests.support.factories import PASSWORD, new_user, unique_name
 from tests.support.servers import RunningServer, running
 
 PAGE = ROOT / "docs" / "operations.md"
+ALERTS = ROOT / "docs" / "alerts.md"
 ACTION = re.compile(r"(?:[A-Z][a-z]+)+")
 
 
@@ -318,7 +319,7 @@ def test_the_trail(private_url: URL, tmp_path: Path) -> None:
     )
     follow(recipe("The default partition must be empty"), typing)
     follow(recipe("Keep a month elsewhere before it is dropped", "Read it"), typing)
-    follow(recipe("PersonaeSignInFailuresSurge"), typing)
+    follow(list(blocks(ALERTS, ["PersonaeSignInFailuresSurge"])), typing)
 
     kept = (tmp_path / "audit_events_2020_01.csv").read_text().splitlines()
     assert kept[0].startswith("id,occurred_at,caller,")
