@@ -83,10 +83,21 @@ def test_the_database_page_has_every_migration_target() -> None:
     assert not [name for name in MIGRATION_TARGETS if f"make {name}" not in text]
 
 
-def test_links_between_the_pages_lead_somewhere() -> None:
+def test_links_between_the_pages_lead_to_a_file_and_a_heading() -> None:
     for page in PAGES:
-        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
-            assert "://" in link or (page.parent / link).exists(), f"{page.name}: {link}"
+        for link, heading in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", page.read_text()):
+            if "://" not in link:
+                target = page.parent / link if link else page
+                assert target.exists(), f"{page.name}: {link}"
+                assert not heading or heading in anchors(target), f"{page.name}: {link}#{heading}"
+
+
+def test_files_that_the_docs_name_exist() -> None:
+    """Decisions are history: they may name what a later one has removed."""
+    for page in PAGES:
+        if page.parent.name != "decisions" and page.name != "CHANGELOG.md":
+            named = re.findall(r"`((?:alembic|benchmarks|deploy|service|tests)/[\w/.]+\w)`", page.read_text())
+            assert not [path for path in named if "NNNN" not in path and not (ROOT / path).exists()], page.name
 
 
 # --------------------------------------------------------------------------------------------------- tables
@@ -232,6 +243,13 @@ def test_compose_serves_with_tls_and_to_callers_only() -> None:
 def all_fenced(language: str, page: Path) -> list[str]:
     """The blocks of this language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as links name them."""
+    text = re.sub(r"^( *)```.*?^\1```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def assert_prints_as_promised(block: str, addresses: Mapping[str, str], capsys: pytest.CaptureFixture[str]) -> None:
