@@ -1,4 +1,4 @@
-"""The documentation is true: its commands are run, its tables are compared with the code, its files exist."""
+"""The documentation is correct: its commands run, its tables match the code, its links and files exist."""
 
 import ast
 import re
@@ -31,7 +31,7 @@ MIGRATION_TARGETS = {"migrate", "migrate-new", "migrate-down", "migrate-history"
 
 
 def test_the_calls_of_the_cookbook_answer_as_shown(private_server: RunningServer, tmp_path: Path) -> None:
-    private_server.clock.stop()  # a lock of one second must not end between two commands
+    private_server.clock.stop()  # so that a lock of one second does not end between two commands
     found = [block for block in blocks(DOCS / "grpcurl.md") if block.language == "console"]
     complaints = replay(found, Terminal(tmp_path, Servers(private_server.channel)))
     assert not complaints, "\n".join(complaints)
@@ -95,7 +95,7 @@ def test_links_between_the_pages_lead_to_a_file_and_a_heading() -> None:
 
 
 def test_files_that_the_docs_name_exist() -> None:
-    """Decisions are history: they may name what a later one has removed."""
+    """Decisions are history: they may name files that a later decision removed."""
     for page in PAGES:
         if page.parent.name != "decisions" and page.name != "CHANGELOG.md":
             named = re.findall(r"`((?:alembic|benchmarks|deploy|service|tests)/[\w/.]+\w)`", page.read_text())
@@ -193,7 +193,7 @@ def test_the_image_copies_what_exists_and_is_not_ignored() -> None:
     for path in copied:
         assert (ROOT / path).exists(), path
         assert path.split("/")[0] in {one.split("/")[0] for one in allowed}, path
-    assert ignored[0] == "*", "everything is kept out but for what is named"
+    assert ignored[0] == "*", "everything is excluded except what is named"
     assert not allowed & {".git", ".venv", ".dev", "tests", ".env"}
 
 
@@ -226,7 +226,7 @@ def test_compose_publishes_on_this_machine_only() -> None:
 
 
 def test_compose_serves_with_tls_and_to_callers_only() -> None:
-    """What it sets is a server that asks who calls; its certificates are where they are made."""
+    """The composed server authenticates callers, and finds its certificates where `certs` makes them."""
     served = compose_environment("personae")
     settings = Settings(_env_file=None, **{name.lower(): value for name, value in served.items()})
     assert settings.has_tls
@@ -255,7 +255,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def assert_prints_as_promised(block: str, addresses: Mapping[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Run a block of Python against the servers at these addresses, by those in the docs."""
+    """Run a block of Python with the addresses in the docs replaced by those under test."""
     code = re.sub("|".join(map(re.escape, addresses)), lambda found: addresses[found[0]], block)
     exec(compile(code, "docs/python.md", "exec"), {})
     promised = re.findall(r"print\(.*\)  # (.*)", block)
@@ -264,7 +264,7 @@ def assert_prints_as_promised(block: str, addresses: Mapping[str, str], capsys: 
 
 
 def rows(page: Path) -> Iterator[list[str]]:
-    """The rows of a page's tables whose first cell is code; a cell that is nothing but code loses its ticks."""
+    """The table rows of a page whose first cell is code. A cell that is only code loses its backticks."""
     for line in page.read_text().splitlines():
         if line.startswith("| `"):
             cells = re.split(r"(?<!\\)\|", line.strip().strip("|"))
@@ -272,7 +272,7 @@ def rows(page: Path) -> Iterator[list[str]]:
 
 
 def shown_default(name: str) -> str:
-    """The default of a setting as the page shows it."""
+    """The default of a setting as docs/settings.md shows it."""
     value = Settings.model_fields[name].default
     if value is None:
         return "unset"
@@ -280,7 +280,7 @@ def shown_default(name: str) -> str:
 
 
 def shown_pushback(error: type[PersonaeError]) -> str:
-    """The pushback of an error as the page shows it."""
+    """The pushback of an error as docs/errors.md shows it."""
     if error is errors.RateLimitedError:
         return "as told"
     if error.pushback_ms is None:
@@ -289,7 +289,7 @@ def shown_pushback(error: type[PersonaeError]) -> str:
 
 
 def violation_reasons() -> Iterator[str]:
-    """Every reason that the code gives for a bad field."""
+    """Every reason that the code uses for an invalid field."""
     yield errors.RequestIdReusedError.reason
     for path in (ROOT / "service").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -312,17 +312,17 @@ def compose_text() -> str:
 
 
 def compose_environment(service: str) -> dict[str, Any]:
-    """What a service gets, with nothing in .env."""
+    """The environment of a service with an empty .env."""
     block = compose_text().split(f"\n  {service}:\n")[1].split("\n\n")[0]
     found = re.findall(r'^      ([A-Z_]+): "?(.*?)"?$', block, re.MULTILINE)
     return {name: re.sub(r"\$\{[A-Z_]+:-(.*?)\}", r"\1", value) for name, value in found}
 
 
 def compose_variables() -> list[str]:
-    """What docker-compose.yml takes from the environment or .env."""
+    """The variables that docker-compose.yml reads from the environment or .env."""
     return re.findall(r"\$\{([A-Z_]+)", compose_text())
 
 
 def copies() -> list[str]:
-    """What the Dockerfile copies from the context."""
+    """The paths that the Dockerfile copies from the context."""
     return re.findall(r"^COPY (?!--from)(.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
