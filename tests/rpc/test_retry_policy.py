@@ -1,4 +1,4 @@
-"""The retry policy that docs/python.md gives to callers: what their channels repeat by themselves, and what never."""
+"""The retry policy that README.md gives to callers: what their channels repeat by themselves, and what never."""
 
 import contextlib
 import uuid

@@ -74,7 +74,7 @@ def test_a_killed_worker_is_back_and_only_its_calls_fail(private_url: URL) -> No
 
 
 def test_a_restart_fails_no_call_of_callers_that_repeat(private_url: URL) -> None:
-    """SIGTERM and a new process, with the policy of docs/python.md: every call ends with OK; nothing is done twice."""
+    """SIGTERM and a new process, with the policy of README.md: every call ends with OK, and nothing is done twice."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
     settings = {"DATABASE_URL": libpq_url(private_url), "GRPC_PORT": port, "SHUTDOWN_DRAIN": "0.2"} | TWO
