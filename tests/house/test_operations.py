@@ -47,7 +47,7 @@ def follow(found: list[Block], typing: Terminal) -> None:
 
 
 def test_every_action_of_the_trail_is_listed() -> None:
-    """The table lists the actions that the code records, and no others."""
+    """What the code records, and nothing else."""
     rules = [path for path in (ROOT / "service/core").rglob("*.py") if path.name != "__init__.py"]
     sources = [*rules, ROOT / "service/rpc/servicers/authentication.py", ROOT / "service/rpc/servicers/credential.py"]
     recorded = {
@@ -58,7 +58,7 @@ def test_every_action_of_the_trail_is_listed() -> None:
     }
     table = PAGE.read_text().split("| Action |")[1].split("\n\n")[0]
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| ")]
-    recorded.add("DropAuditEvents")  # recorded by a function in the database
+    recorded.add("DropAuditEvents")  # by a function in the database
     assert {name for cell in cells for name in ACTION.findall(cell)} == recorded
 
 
