@@ -17,13 +17,13 @@ from service.base.clock import Clock, monotonic
 from service.base.errors import DeadlineOverError, PersonaeError
 from service.core import audit, users
 from service.core.callers import forget_keys
-from service.core.codes import forget_codes
-from service.core.failed_sign_ins import forget_attempts
-from service.core.lifecycle import purge_due
+from service.core.codes import delete_expired_codes
+from service.core.failed_sign_ins import delete_expired_failures
+from service.core.lifecycle import purge_expired
 from service.db.connections import Connections
 from service.db.diagnosis import Diagnosis, diagnose
 from service.db.engine import Database
-from service.db.rights import missing_right
+from service.db.privileges import missing_privilege
 from service.db.schema import require_schema
 from service.observability.log import where_raised
 
@@ -120,7 +120,7 @@ class DatabaseProbe:
                 return _STANDBY
             if not self._is_schema_known:
                 self.revision = require_schema(connection)
-                missing = missing_right(connection)
+                missing = missing_privilege(connection)
                 if missing is not None:
                     return missing
                 self._is_schema_known = True
@@ -139,10 +139,10 @@ class DatabaseProbe:
 
 
 _SWEEPS: Mapping[str, Callable[..., int]] = {
-    "purged_users": purge_due,
-    "forgotten_request_ids": users.forget_requests,
-    "forgotten_codes": forget_codes,
-    "forgotten_lockouts": forget_attempts,
+    "purged_users": purge_expired,
+    "forgotten_request_ids": users.delete_expired_requests,
+    "forgotten_codes": delete_expired_codes,
+    "forgotten_lockouts": delete_expired_failures,
     "forgotten_caller_keys": forget_keys,
 }
 """What is removed when its time has come, by the name that the log has for it. Each takes session, now and limit."""

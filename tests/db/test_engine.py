@@ -20,7 +20,7 @@ from service.base.errors import (
 )
 from service.db.connections import timeout_ms
 from service.db.engine import reading
-from service.db.error_mapping import Commit, translate
+from service.db.error_mapping import Commit, map_driver_error
 from tests.support.servers import RunningServer
 
 
@@ -47,7 +47,7 @@ def fault(pgcode: str | None, *, constraint: str | None = None, lost: bool = Fal
 
     error: DBAPIError = OperationalError("SELECT 1", {}, _DriverError(pgcode, constraint), connection_invalidated=lost)
     values: dict[str, Any] = {"commit": Commit.NOT_STARTED, "is_deadline_over": False, "is_idempotent": False}
-    return translate(error, **(values | options))
+    return map_driver_error(error, **(values | options))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_when_a_conflict_is_run_again(pgcode: str, commit: Commit, repeatable: b
 
 def test_a_full_pool() -> None:
     """The pool's own timeout is no driver's error."""
-    found = translate(PoolTimeoutError(), commit=Commit.NOT_STARTED, is_deadline_over=False, is_idempotent=False)
+    found = map_driver_error(PoolTimeoutError(), commit=Commit.NOT_STARTED, is_deadline_over=False, is_idempotent=False)
 
     assert isinstance(found, DatabaseBusyError)
 

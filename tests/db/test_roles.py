@@ -184,8 +184,8 @@ def test_the_service_writes_reads_and_keeps_the_trail(roles: Roles) -> None:
         ("ALTER SCHEMA public OWNER TO {service}", "owns the schema"),
         ("GRANT CREATE ON SCHEMA public TO {service}", "may create in the schema public"),
         ("GRANT CREATE ON SCHEMA public TO PUBLIC", "may create in the schema public"),
-        ("GRANT TRIGGER ON audit_events TO PUBLIC", "has rights on audit_events"),
-        ("GRANT INSERT ON audit_events_default TO PUBLIC", "has rights on audit_events_default"),
+        ("GRANT TRIGGER ON audit_events TO PUBLIC", "has privileges on audit_events"),
+        ("GRANT INSERT ON audit_events_default TO PUBLIC", "has privileges on audit_events_default"),
     ],
 )
 def test_a_service_that_could_get_round_it_is_refused(postgres: Postgres, statement: str, words: str) -> None:
