@@ -70,19 +70,17 @@ class RequestIdReusedError(PersonaeError):
 
 class CredentialsMissingError(PersonaeError):
     reason = "CREDENTIALS_MISSING"
-    text = (
-        "The call says nothing of who calls. Send `authorization: Bearer pk_…`, or connect with a client certificate."
-    )
+    text = "The call has no credentials. Send `authorization: Bearer pk_…`, or connect with a client certificate."
 
 
 class KeyMalformedError(PersonaeError):
     reason = "KEY_MALFORMED"
-    text = "The authorization metadata is not `Bearer` and a whole API key: it was mistyped, cut or is something else."
+    text = "The authorization metadata is not `Bearer` and a complete API key."
 
 
 class KeyUnknownError(PersonaeError):
     reason = "KEY_UNKNOWN"
-    text = "The API key is nobody's."
+    text = "There is no such API key."
 
 
 class KeyRevokedError(PersonaeError):
@@ -97,12 +95,12 @@ class KeyExpiredError(PersonaeError):
 
 class KeyOverPlaintextError(PersonaeError):
     reason = "KEY_OVER_PLAINTEXT"
-    text = "An API key came over the network in clear text and was not looked at. Revoke it, and use TLS."
+    text = "The API key was sent in clear text, and was refused unread. Revoke it, and use TLS."
 
 
 class CertificateUnknownError(PersonaeError):
     reason = "CERTIFICATE_UNKNOWN"
-    text = "The client certificate does not name a caller, or not one alone."
+    text = "The client certificate does not identify exactly one caller."
 
 
 class CertificateExpiredError(PersonaeError):
@@ -165,14 +163,14 @@ class PasswordNotSetError(PersonaeError):
 
 class EmailMismatchError(PersonaeError):
     reason = "EMAIL_MISMATCH"
-    text = "This is not the email of the user, or not any more."
+    text = "The user does not have this email."
 
 
 class InvalidCodeError(PersonaeError):
     """Mistyped, used, expired, replaced or void: the answer does not tell which."""
 
     reason = "INVALID_CODE"
-    text = "The code is not valid, or not any more. Ask for a new one."
+    text = "The code is not valid or has expired. Ask for a new one."
 
 
 class EtagMismatchError(PersonaeError):
@@ -188,7 +186,7 @@ class ConflictError(PersonaeError):
     """
 
     reason = "CONFLICT"
-    text = "The change met another one at the same time and was not made. Repeat it."
+    text = "The change conflicted with a concurrent one and was not made. Repeat it."
     pushback_ms = 50
     is_repeatable = False
     cause = "serialization"
@@ -200,7 +198,7 @@ class ConflictError(PersonaeError):
 
 class InvalidCredentialsError(PersonaeError):
     reason = "INVALID_CREDENTIALS"
-    text = "The identifier and the password do not belong together."
+    text = "The identifier or the password is wrong."
 
 
 class UserInactiveError(PersonaeError):
@@ -252,7 +250,7 @@ class ServerStoppingError(PersonaeError):
 
 class CommitOutcomeUnknownError(PersonaeError):
     reason = "COMMIT_OUTCOME_UNKNOWN"
-    text = "The database was lost during the commit. The change may have been made: read before repeating it."
+    text = "The connection was lost during the commit. The change may have been made: read before repeating it."
     pushback_ms = DO_NOT_RETRY_MS
 
 
@@ -264,7 +262,7 @@ class DatabaseBusyError(PersonaeError):
 
 class ServerBusyError(PersonaeError):
     reason = "SERVER_BUSY"
-    text = "The server has as many calls waiting as it takes on."
+    text = "The server has too many calls waiting."
     pushback_ms = 500
 
 
@@ -272,7 +270,7 @@ class RateLimitedError(PersonaeError):
     """per_second tells which of the caller's limits was exceeded."""
 
     reason = "RATE_LIMITED"
-    text = "The caller makes more than the {per_second} calls a second that it may."
+    text = "The caller exceeds its limit of {per_second} calls a second."
 
     def __init__(self, per_second: int, wait_seconds: float) -> None:
         """wait_seconds: until the next call may be made."""
@@ -284,12 +282,12 @@ class CallerGoneError(PersonaeError):
     """The caller has hung up before the call was started: only the log shows this."""
 
     reason = "CALLER_GONE"
-    text = "The call was cancelled before it was begun. It changed nothing."
+    text = "The call was cancelled before it was started. It changed nothing."
 
 
 class HashingBusyError(PersonaeError):
     reason = "HASHING_BUSY"
-    text = "As many calls wait for a password to be hashed as the server takes on."
+    text = "Too many calls are waiting for a password to be hashed."
     pushback_ms = 1000
 
 
