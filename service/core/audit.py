@@ -10,7 +10,7 @@ is committed first and raised afterwards.
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, DateTime, func, insert, literal, select, tuple_
@@ -24,8 +24,6 @@ MONTHS_AHEAD = 3
 """For how many months ahead there are partitions."""
 
 _EVENTS = table_of(AuditEvent)
-_EPOCH = datetime.fromtimestamp(0, UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
 
 class Outcome(enum.StrEnum):
@@ -135,17 +133,17 @@ def list_events(session: Session, *, where: AuditFilter, after: Position | None,
     if after is not None:
         # The position implies this bound; with both, PostgreSQL would enter the index at the bound and read up to here.
         where = replace(where, occurred_before=None)
-        last_at = _EPOCH + int(after.value) * _MICROSECOND
         statement = statement.where(
             # Implied by the comparison of rows below, which does not prune partitions.
-            _EVENTS.c.occurred_at <= last_at,
-            tuple_(_EVENTS.c.occurred_at, _EVENTS.c.id) < tuple_(last_at, after.id),
+            _EVENTS.c.occurred_at <= after.time,
+            tuple_(_EVENTS.c.occurred_at, _EVENTS.c.id) < tuple_(after.time, after.id),
         )
     rows = session.execute(
         statement.where(*_conditions(where)).order_by(_EVENTS.c.occurred_at.desc(), _EVENTS.c.id.desc()).limit(size + 1)
     ).all()
     events = [AuditRecord(*row) for row in rows[:size]]
-    return Page(events, _position(events[-1]) if len(rows) > size else None)
+    is_last = len(rows) <= size
+    return Page(events, None if is_last else Position.of(events[-1].occurred_at, events[-1].id))
 
 
 def _conditions(where: AuditFilter) -> list[ColumnElement[bool]]:
@@ -162,10 +160,6 @@ def _conditions(where: AuditFilter) -> list[ColumnElement[bool]]:
     if where.occurred_before is not None:
         conditions.append(_EVENTS.c.occurred_at < where.occurred_before)
     return conditions
-
-
-def _position(event: AuditRecord) -> Position:
-    return Position((event.occurred_at - _EPOCH) // _MICROSECOND, event.id)
 
 
 # ----------------------------------------------------------------------------------------------------- retention

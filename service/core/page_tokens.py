@@ -6,11 +6,14 @@ is listed and in which order. A token never expires and grants nothing: each pag
 
 import base64
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import orjson
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 TOKEN_MAX_BYTES = 1024
+_UNIX_EPOCH = datetime.fromtimestamp(0, UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
 
 class BadPageTokenError(ValueError):
@@ -19,10 +22,20 @@ class BadPageTokenError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """The last row of a page: its value in the column that orders the list, and its id."""
+    """The last row of a page: its value in the column that orders the list, and its id. Times are in µs since 1970."""
 
     value: int | str
     id: int
+
+    @classmethod
+    def of(cls, value: datetime | int | str, row_id: int) -> "Position":
+        """The position of this row."""
+        return cls((value - _UNIX_EPOCH) // _MICROSECOND if isinstance(value, datetime) else value, row_id)
+
+    @property
+    def time(self) -> datetime:
+        """The value as a time."""
+        return _UNIX_EPOCH + int(self.value) * _MICROSECOND
 
 
 class PageTokens:

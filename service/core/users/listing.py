@@ -1,7 +1,7 @@
 """Listing users by keyset: every page costs the same, because it starts at the key where the one before ended."""
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, or_, select, tuple_
@@ -9,9 +9,6 @@ from sqlalchemy.orm import Session
 
 from service.core.page_tokens import Position
 from service.core.users.rows import COLUMNS, USERS, UserRecord
-
-_EPOCH = datetime.fromtimestamp(0, UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +56,8 @@ def list_users(session: Session, *, where: UserFilter, order: Order, after: Posi
     directed = [key.desc() if order.is_descending else key.asc() for key in keys]
     rows = session.execute(statement.order_by(*directed).limit(size + 1)).all()
     users = [UserRecord(*row) for row in rows[:size]]
-    return Page(users, _position(users[-1], order) if len(rows) > size else None)
+    is_last = len(rows) <= size
+    return Page(users, None if is_last else Position.of(getattr(users[-1], order.column), users[-1].id))
 
 
 def _beyond_bounds(where: UserFilter, order: Order) -> UserFilter:
@@ -108,15 +106,8 @@ def _after_prefix(prefix: str) -> str:
 
 
 def _beyond(keys: list[ColumnElement[Any]], after: Position, order: Order) -> ColumnElement[bool]:
-    value: Any = after.value
-    if order.column.endswith("_at"):
-        value = _EPOCH + int(value) * _MICROSECOND
+    value = after.time if order.column.endswith("_at") else after.value
     here: Any = keys[0] if len(keys) == 1 else tuple_(*keys)
     last: Any = value if len(keys) == 1 else tuple_(value, after.id)
     beyond: ColumnElement[bool] = here < last if order.is_descending else here > last
     return beyond
-
-
-def _position(user: UserRecord, order: Order) -> Position:
-    value = getattr(user, order.column)
-    return Position((value - _EPOCH) // _MICROSECOND if isinstance(value, datetime) else value, user.id)
