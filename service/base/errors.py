@@ -39,7 +39,7 @@ class PersonaeError(Exception):
         self.violations: Sequence[Violation] = ()
 
 
-# ---------------------------------------------------------------------------------------------- the request is wrong
+# ----------------------------------------------------------------------------------------------------- the request
 
 
 class InvalidFieldsError(PersonaeError):
@@ -65,7 +65,7 @@ class RequestIdReusedError(PersonaeError):
         self.violations = (Violation("request_id", self.reason, self.text),)
 
 
-# ----------------------------------------------------------------------------------- the caller is unknown or may not
+# ------------------------------------------------------------------------------------------------------ the caller
 
 
 class CredentialsMissingError(PersonaeError):
@@ -118,7 +118,7 @@ class ScopeMissingError(PersonaeError):
         super().__init__(scope=scope)
 
 
-# ------------------------------------------------------------------------------------------------ the state is wrong
+# -------------------------------------------------------------------------------------------------- the user's state
 
 
 class UserNotFoundError(PersonaeError):
@@ -193,7 +193,7 @@ class ConflictError(PersonaeError):
     """A label of a metric."""
 
 
-# -------------------------------------------------------------------------------------------------- signing in
+# ------------------------------------------------------------------------------------------------------ sign-in
 
 
 class InvalidCredentialsError(PersonaeError):
@@ -223,7 +223,7 @@ class TooManyAttemptsError(PersonaeError):
         self.retry_after = retry_after
 
 
-# ------------------------------------------------------------------------------- the server or its database cannot
+# --------------------------------------------------------------------------------------- the server, the database
 
 
 class DatabaseUnavailableError(PersonaeError):

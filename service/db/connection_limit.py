@@ -4,7 +4,6 @@ from threading import Timer
 from typing import Any
 
 import psycopg2
-from sqlalchemy.dialects.postgresql.psycopg2 import dialect
 from sqlalchemy.engine import URL
 
 from service.db.connections import Connection, connect_arguments
@@ -26,12 +25,9 @@ def connection_limit(url: URL, *, connect_timeout: int) -> int | None:
 
     Opens one connection, without an engine, and closes it.
     """
-    driver: Any = dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's dialects are untyped
-    connect: Any = psycopg2.connect  # its overloads want keywords by name
-    arguments, options = driver.create_connect_args(url)
-    options |= connect_arguments(connect_timeout) | {"connection_factory": Connection}
+    dsn = url.set(drivername="postgresql").render_as_string(hide_password=False)
     try:
-        connection: Any = connect(*arguments, **options)
+        connection: Any = psycopg2.connect(dsn, Connection, **connect_arguments(connect_timeout))
     except psycopg2.Error:
         return None
     timer = Timer(_ANSWER_SECONDS, connection.cut)
