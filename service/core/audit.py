@@ -88,7 +88,7 @@ def record(
 ) -> None:
     """Write one event. One statement, of the same form and cost for known and unknown users.
 
-    action: the name of the RPC or verb. target_user_id: 0 is nobody, as None is. changed: names of fields. refusal: the
+    action: the name of the RPC or verb. target_user_id: 0 means none. changed: names of fields. refusal: the
     reason of the error that will be raised after the commit; None: it succeeded.
     """
     actor = actor_of(session)
@@ -109,7 +109,7 @@ def record(
 
 
 def record_many(session: Session, action: str, target_user_ids: Sequence[int], *, changed: Sequence[str] = ()) -> None:
-    """Write that the same succeeded for each of these users. One statement for all; none for nobody."""
+    """Write that the same succeeded for each of these users. One statement for all; none without users."""
     if not target_user_ids:
         return
     actor = actor_of(session)

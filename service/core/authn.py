@@ -29,7 +29,7 @@ from service.core.failed_sign_ins import (
     store_failures,
 )
 from service.core.lockout import Event, FailedSignIns, after, remaining
-from service.core.users import COLUMNS, NOBODY, PASSWORD_CHANGED_AT, USERS, Key, UserRecord
+from service.core.users import COLUMNS, NO_USER, PASSWORD_CHANGED_AT, USERS, Key, UserRecord
 from service.db.models.user import HASH_COST, KNOWN_HASH
 
 _TIME = DateTime(timezone=True)
@@ -106,7 +106,7 @@ def look_up(session: Session, key: Key | None, *, cost: int, now: datetime) -> C
 
     cost: of new hashes. The reference cost is the highest in use, stored hashes included.
     """
-    key = key or NOBODY
+    key = key or NO_USER
     highest, user_id, email, stored_hash, changed_at = session.execute(
         _BY[key.column], {"value": key.value, "now": now}
     ).one()

@@ -26,7 +26,7 @@ from sqlalchemy.types import DateTime, LargeBinary, String
 from service.base.errors import ConflictError, InvalidCodeError
 from service.core import audit
 from service.core.expiry import delete_expired
-from service.core.users import COLUMNS, NOBODY, USERS, Key, UserRecord
+from service.core.users import COLUMNS, NO_USER, USERS, Key, UserRecord
 from service.db.models import Code, table_of
 
 MAX_TRIES = 5
@@ -68,18 +68,18 @@ def hash_code(code: str) -> bytes:
 
 
 def start_for_name(
-    session: Session, purpose: Purpose, key: Key | None, *, nobody: str, code_hash: bytes, expires_at: datetime
+    session: Session, purpose: Purpose, key: Key | None, *, name_hash: str, code_hash: bytes, expires_at: datetime
 ) -> str:
     """Open a code for the user with this name; the stored email, to which alone it may be delivered.
 
     "" when there is no such user: unknown, deactivated, deleted, or an impossible name (key None). Then the code is
-    stored under `nobody`, a hash of the name, where it opens nothing and the next one for the name replaces it: one
+    stored under `name_hash`, where it opens nothing and the next one for the name replaces it: one
     statement and one row in every case, so that the duration reveals nothing.
     """
-    key = key or NOBODY
+    key = key or NO_USER
     one = select(literal_column("1")).subquery("one")
     whose = one.outerjoin(USERS, and_(USERS.c[key.column] == key.value, _MAY_USE))
-    subject = func.coalesce(_subject_of(USERS.c.id), literal(f"name:{nobody}", String()))
+    subject = func.coalesce(_subject_of(USERS.c.id), literal(f"name:{name_hash}", String()))
     email = func.coalesce(USERS.c.email, literal(_NO_EMAIL, String()))
     stored = _store(session, purpose, subject, email, whose=whose, code_hash=code_hash, expires_at=expires_at)
     return "" if stored is None or stored == _NO_EMAIL else stored

@@ -1,7 +1,7 @@
 """Common passwords: the shipped list, an operator's own list, and the look-up in both. No database.
 
 NIST SP 800-63B-4, 3.1.1.2 and OWASP ASVS 5, 6.2.4 want new passwords compared with such a list.
-`service/dev/common_passwords.py` says where the shipped one comes from, and builds it.
+`service/dev/common_passwords.py` names the source of the shipped one, and builds it.
 """
 
 import codecs

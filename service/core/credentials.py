@@ -51,7 +51,7 @@ def set_password(
 ) -> UserRecord:
     """Give a user a password on behalf of an operator. Clears the lockout; voids what was issued.
 
-    expires_at: from when on the password signs nobody in. Raises UserNotFoundError, UserDeletedError, ConflictError.
+    expires_at: from when on the password is refused. Raises UserNotFoundError, UserDeletedError, ConflictError.
     """
     changed = _replace_password(
         session,
@@ -103,7 +103,7 @@ def reset_password(session: Session, code: OpenCode, hashed: str, *, now: dateti
 
 
 def require_password_change(session: Session, user_id: int) -> UserRecord:
-    """Allow the present password only to be changed. Nothing happens when that is so already.
+    """Allow the present password only to be changed. Nothing happens when a change is required already.
 
     Raises UserNotFoundError, UserDeletedError, PasswordNotSetError.
     """

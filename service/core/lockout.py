@@ -7,8 +7,8 @@
     any              --24 h after the last counted failure--> no failures
 
 wait: none up to 2 failures, then 1 s, 3 s from the 9th, 10 s from the 25th, 1 h from the 33rd. So at most 56 guesses
-are answered in a day, and nobody is locked out for good: anybody who knows a name could use a lockout that does not end
-as a weapon (OWASP ASVS 5, 6.1.1 and 6.3.1; docs/security.md has more on NIST SP 800-63B-4, 3.2.2).
+are answered in a day, and no lockout is permanent: anybody who knows a name could use a permanent one against its owner
+(OWASP ASVS 5, 6.1.1 and 6.3.1; docs/security.md has more on NIST SP 800-63B-4, 3.2.2).
 
 Each name has one counter. Known and unknown names are counted alike, so that a lock does not reveal who exists; the
 names of one user are counted apart, so that one name does not reveal the other.

@@ -10,7 +10,7 @@ from typing import NamedTuple
 MAX_PER_SECOND = 1_000_000
 MAX_BURST = 1_000_000
 _ROUNDING_TOLERANCE = 0.01
-"""In tokens: a caller that comes exactly when it was told to is let through."""
+"""In tokens: a caller that waits for exactly the announced time is let through."""
 
 
 class Rate(NamedTuple):

@@ -181,7 +181,7 @@ def actor_of(session: Session) -> Actor:
     """On whose behalf this session works. Raises LookupError for a session without an actor: that is a bug."""
     actor = _rpc_of(session).actor
     if actor is None:
-        raise LookupError("this session has no actor, and changes what is audited")
+        raise LookupError("a session without an actor cannot change audited data")
     return actor
 
 

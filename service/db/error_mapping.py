@@ -46,7 +46,7 @@ _UNAVAILABLE = (*_CONNECTION_ENDED, "53", "28", "3D")  # and: insufficient resou
 def map_driver_error(
     error: DBAPIError | PoolTimeoutError, *, commit: Commit, is_deadline_over: bool, is_idempotent: bool
 ) -> PersonaeError | None:
-    """The error of the service that stands for this one; None for a bug."""
+    """The service's error for a driver's error; None for a bug."""
     if isinstance(error, PoolTimeoutError):
         return DatabaseBusyError()
     sqlstate = _sqlstate(error)

@@ -50,7 +50,7 @@ _SEQUENCE = text("SELECT pg_get_serial_sequence(:name, :column)")
 
 
 class GrantsError(Exception):
-    """The two roles are not separated as they have to be. The text says what to do."""
+    """The two roles are not separated. The text says what to do."""
 
 
 def missing_privilege(connection: Connection) -> Diagnosis | None:

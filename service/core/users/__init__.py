@@ -25,7 +25,7 @@ from service.core.users.listing import ORDER_COLUMNS, Order, Page, UserFilter, l
 from service.core.users.rows import (
     COLUMNS,
     NEXT_EPOCH,
-    NOBODY,
+    NO_USER,
     PASSWORD_CHANGED_AT,
     USERS,
     Key,
@@ -38,7 +38,7 @@ from service.core.users.rows import (
 __all__ = [
     "COLUMNS",
     "NEXT_EPOCH",
-    "NOBODY",
+    "NO_USER",
     "ORDER_COLUMNS",
     "PASSWORD_CHANGED_AT",
     "USERS",

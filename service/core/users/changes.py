@@ -51,8 +51,8 @@ def update_user(
 
 
 def set_active(session: Session, user_id: int, *, is_active: bool, version: int | None) -> UserRecord:
-    """Activate or deactivate. Nothing happens when it is so already, whatever the version. Deactivating voids what was
-    issued for the user.
+    """Activate or deactivate. Nothing happens when the user is in that state, whatever the version. Deactivating voids
+    what was issued for the user.
 
     Raises UserNotFoundError, UserDeletedError, EtagMismatchError, LastSuperuserError.
     """
@@ -74,7 +74,7 @@ def set_active(session: Session, user_id: int, *, is_active: bool, version: int 
 
 
 def set_superuser(session: Session, user_id: int, *, is_superuser: bool, version: int | None) -> UserRecord:
-    """Grant or revoke the superuser flag. Nothing happens when it is so already, whatever the version.
+    """Grant or revoke the superuser flag. Nothing happens when it is set so, whatever the version.
 
     Raises UserNotFoundError, UserDeletedError, EtagMismatchError, LastSuperuserError.
     """

@@ -58,7 +58,7 @@ something (a code, later a session) stores the user's epoch with it, and honours
 PASSWORD_CHANGED_AT: ColumnElement[Any] = func.coalesce(
     USERS.c.password_changed_at, literal(datetime.fromtimestamp(0, UTC), DateTime(timezone=True))
 )
-"""Since when the user has its password, which tells it from any other one; 1970 where the row does not say."""
+"""When the user got the present password, which identifies it; 1970 when that is unknown."""
 
 
 class Key(NamedTuple):
@@ -68,7 +68,7 @@ class Key(NamedTuple):
     value: int | str
 
 
-NOBODY = Key("id", 0)
+NO_USER = Key("id", 0)
 """No user has it: for look-ups that must cost the same for an unknown name."""
 
 _KEY_TYPES = (("id", BigInteger()), ("email", Text()), ("username", Text()))
