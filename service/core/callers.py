@@ -21,7 +21,7 @@ from service.base.actor import RESERVED_NAMES
 from service.base.errors import DatabaseUnavailableError
 from service.core import audit
 from service.core.api_keys import NewKey
-from service.core.expiry import remove_due
+from service.core.expiry import delete_expired
 from service.core.token_bucket import MAX_BURST, MAX_PER_SECOND, Rate, rate_of
 from service.db.models import Caller, CallerIdentity, CallerKey, table_of
 
@@ -323,7 +323,9 @@ def forget_keys(session: Session, *, now: datetime, limit: int) -> int:
     """Remove up to `limit` keys that have been over for KEY_FORGOTTEN_AFTER; how many."""
     over_since = func.least(_KEYS.c.expires_at, _KEYS.c.revoked_at)
     return len(
-        remove_due(session, _KEYS, over_since <= now - KEY_FORGOTTEN_AFTER, order_by=_KEYS.c.expires_at, limit=limit)
+        delete_expired(
+            session, _KEYS, over_since <= now - KEY_FORGOTTEN_AFTER, order_by=_KEYS.c.expires_at, limit=limit
+        )
     )
 
 

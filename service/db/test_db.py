@@ -12,7 +12,7 @@ from service.base.database_url import described
 from service.base.settings import SettingsError, load_settings
 from service.db.connections import connect_arguments
 from service.db.diagnosis import diagnose
-from service.db.rights import missing_right
+from service.db.privileges import missing_privilege
 from service.db.schema import SchemaBehindError, database_revision, needed_revision, require_schema
 from service.dev.postgres import EmbeddedPostgresError
 from service.dev.provision import provided_database
@@ -63,7 +63,7 @@ def _describe(connection: Connection) -> int:
     except SchemaBehindError as error:
         print(f"schema      behind\nproblem     {error}")
         return 1
-    missing = missing_right(connection)
+    missing = missing_privilege(connection)
     if missing is not None:
         print(f"rights      missing\nproblem     {missing.what}.\nwhat to do  {missing.remedy}")
         return 1

@@ -13,7 +13,7 @@ from service.base.errors import DeadlineOverError
 from service.db.connections import Connections
 from service.db.diagnosis import Diagnosis, diagnose
 from service.db.engine import Database
-from service.db.rights import missing_right
+from service.db.privileges import missing_privilege
 from service.db.schema import SchemaBehindError, require_schema
 from service.rpc.callers.directory import CallerDirectory
 from service.rpc.health import Health
@@ -70,7 +70,7 @@ class DatabaseProbe:
                 return _STANDBY
             if not self._is_schema_known:
                 self.revision = require_schema(connection)
-                missing = missing_right(connection)
+                missing = missing_privilege(connection)
                 if missing is not None:
                     return missing
                 self._is_schema_known = True

@@ -13,9 +13,9 @@ from service.base.clock import Clock, monotonic
 from service.base.errors import PersonaeError
 from service.core import audit, users
 from service.core.callers import forget_keys
-from service.core.codes import forget_codes
-from service.core.failed_sign_ins import forget_attempts
-from service.core.lifecycle import purge_due
+from service.core.codes import delete_expired_codes
+from service.core.failed_sign_ins import delete_expired_failures
+from service.core.lifecycle import purge_expired
 from service.db.engine import Database
 from service.observability.log import where_raised
 
@@ -24,10 +24,10 @@ _BATCH_SECONDS = 30.0
 _log = structlog.get_logger("personae.sweeper")
 
 _SWEEPS: Mapping[str, Callable[..., int]] = {
-    "purged_users": purge_due,
-    "forgotten_request_ids": users.forget_requests,
-    "forgotten_codes": forget_codes,
-    "forgotten_lockouts": forget_attempts,
+    "purged_users": purge_expired,
+    "forgotten_request_ids": users.delete_expired_requests,
+    "forgotten_codes": delete_expired_codes,
+    "forgotten_lockouts": delete_expired_failures,
     "forgotten_caller_keys": forget_keys,
 }
 """What is removed when its time has come, by the name that the log has for it. Each takes session, now and limit."""

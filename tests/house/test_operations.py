@@ -48,17 +48,18 @@ def follow(found: list[Block], typing: Terminal) -> None:
 
 def test_every_action_of_the_trail_is_listed() -> None:
     """What the code records, and nothing else."""
-    rules = [path for path in (ROOT / "service/core").rglob("*.py") if path.name != "__init__.py"]
-    sources = [*rules, ROOT / "service/rpc/servicers/authentication.py", ROOT / "service/rpc/servicers/credential.py"]
+    sources = [*(ROOT / "service/core").rglob("*.py"), *(ROOT / "service/rpc/servicers").rglob("*.py")]
     recorded = {
         node.value
         for path in sources
+        if path.name != "__init__.py"
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and ACTION.fullmatch(node.value)
     }
     table = PAGE.read_text().split("| Action |")[1].split("\n\n")[0]
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| ")]
     recorded.add("DropAuditEvents")  # by a function in the database
+    recorded.remove("ListAuditEvents")  # binds a page token
     assert {name for cell in cells for name in ACTION.findall(cell)} == recorded
 
 

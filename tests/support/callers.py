@@ -38,16 +38,14 @@ REQUESTS: dict[str, Any] = {
 }
 """The request of each RPC."""
 REFUSALS = {
-    "CREDENTIALS_MISSING": "The call says nothing of who calls. Send `authorization: Bearer pk_…`, or connect with a "
-    "client certificate.",
-    "KEY_MALFORMED": "The authorization metadata is not `Bearer` and a whole API key: it was mistyped, cut or is "
-    "something else.",
-    "KEY_UNKNOWN": "The API key is nobody's.",
+    "CREDENTIALS_MISSING": "The call has no credentials. Send `authorization: Bearer pk_…`, or connect with a client "
+    "certificate.",
+    "KEY_MALFORMED": "The authorization metadata is not `Bearer` and a complete API key.",
+    "KEY_UNKNOWN": "There is no such API key.",
     "KEY_REVOKED": "The API key was revoked.",
     "KEY_EXPIRED": "The API key has expired.",
-    "KEY_OVER_PLAINTEXT": "An API key came over the network in clear text and was not looked at. Revoke it, and use "
-    "TLS.",
-    "CERTIFICATE_UNKNOWN": "The client certificate does not name a caller, or not one alone.",
+    "KEY_OVER_PLAINTEXT": "The API key was sent in clear text, and was refused unread. Revoke it, and use TLS.",
+    "CERTIFICATE_UNKNOWN": "The client certificate does not identify exactly one caller.",
     "CERTIFICATE_EXPIRED": "The client certificate has expired. Connect again with a new one.",
 }
 """What is said to who is not known, by the reason. Written out once more: it is part of the contract."""

@@ -177,7 +177,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
                 session,
                 Purpose.PASSWORD_RESET,
                 subject.key,
-                nobody=self._keys.of(*subject.name)[0].hex()[:32],
+                name_hash=self._keys.of(*subject.name)[0].hex()[:32],
                 code_hash=codes.hash_code(code),
                 expires_at=expires_at,
             )

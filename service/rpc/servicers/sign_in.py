@@ -5,15 +5,15 @@ connection; settle, in one transaction. The lock that is seen first saves a hash
 decides.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
 from service.base.clock import Clock, monotonic
 from service.base.errors import InvalidCredentialsError, PersonaeError, StoredHashError
 from service.core import authn
-from service.core.authn import Candidate, Outcome, Trial
-from service.core.failed_sign_ins import Keys, hold_attempts
+from service.core.authn import Candidate, Outcome, PasswordAttempt
+from service.core.failed_sign_ins import CounterKeys, lock_failures
 from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username
 from service.core.lockout import Kind, LockoutKeys
 from service.core.passwords import hash_password, is_match, needs_rehash
@@ -78,8 +78,8 @@ class SignIn:
         """Try a password. Raises TooManyAttemptsError before anything is hashed, StoredHashError after it was counted;
         every other refusal is in the outcome.
 
-        action, forgives: see authn.Trial. renews: whether a right password is hashed anew when its hash is not as it
-        would be written today.
+        action, forgives: see authn.PasswordAttempt. renews: whether a right password is hashed anew when its hash is
+        not as it would be written today.
         """
         with rpc_scope(self._database) as session, reading(session):
             now = self._clock()
@@ -87,14 +87,14 @@ class SignIn:
             keys = self._keys_of(subject, candidate)
             authn.require_unlocked(session, keys, now=now)
         damage: StoredHashError | None = None
-        trial = Trial(action, is_match=False, forgives=forgives)
+        tried = PasswordAttempt(action, is_match=False, forgives=forgives)
         try:
             is_right = hash_(is_match, password, candidate.comparable_hash, reference_cost=candidate.reference_cost)
-            trial = trial._replace(is_match=is_right)
+            tried = replace(tried, is_match=is_right)
         except StoredHashError as error:
             damage = error
-            trial = trial._replace(reason=error.reason)
-        outcome = self._settled(candidate, keys, trial)
+            tried = replace(tried, reason=error.reason)
+        outcome = self._settled(candidate, keys, tried)
         if damage is not None and isinstance(outcome.refusal, InvalidCredentialsError):
             damage.metadata["user_id"] = str(candidate.user_id)
             raise damage
@@ -102,17 +102,17 @@ class SignIn:
             self._renew(candidate, password, hash_)
         return candidate, outcome
 
-    def _settled(self, candidate: Candidate, keys: Keys, trial: Trial) -> Outcome:
+    def _settled(self, candidate: Candidate, keys: CounterKeys, tried: PasswordAttempt) -> Outcome:
         """Settle what was hashed: also when the caller's time is over by now, and when the database dropped the
         connection meanwhile. Never hashed again for it.
         """
-        return repeated(lambda: self._settled_once(candidate, keys, trial), until=monotonic() + SETTLE_SECONDS)
+        return repeated(lambda: self._settled_once(candidate, keys, tried), until=monotonic() + SETTLE_SECONDS)
 
-    def _settled_once(self, candidate: Candidate, keys: Keys, trial: Trial) -> Outcome:
+    def _settled_once(self, candidate: Candidate, keys: CounterKeys, tried: PasswordAttempt) -> Outcome:
         settle_by = monotonic() + SETTLE_SECONDS
         with rpc_scope(self._database, deadline=settle_by, is_idempotent=True) as session, session.begin():
-            attempts = hold_attempts(session, keys, now=self._clock())
-            return authn.settle(session, candidate, keys, attempts, trial, now=self._clock())
+            failed = lock_failures(session, keys, now=self._clock())
+            return authn.settle(session, candidate, keys, failed, tried, now=self._clock())
 
     def _renew(self, candidate: Candidate, password: str, hash_: Hasher) -> None:
         """Hash the right password anew when its hash is not as it would be written today.
@@ -129,7 +129,7 @@ class SignIn:
         except PersonaeError as error:
             _log.warning("hash not renewed", reason=error.reason, user_id=candidate.user_id)
 
-    def _keys_of(self, subject: Subject, candidate: Candidate) -> Keys:
+    def _keys_of(self, subject: Subject, candidate: Candidate) -> CounterKeys:
         """Under which keys the attempt is counted: an id on its user's email, so that it is no third name to guess
         by.
         """
