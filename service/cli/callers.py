@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from service.core.api_keys import NewKey
-    from service.core.callers import CallerRecord, KeyRecord
+    from service.core.callers.administration import CallerRecord, KeyRecord
     from service.core.token_bucket import Rate
 
 _EXPIRES_IN = click.option(
@@ -55,7 +55,7 @@ def create(  # noqa: PLR0917  click calls it by name
     days: int,
 ) -> None:
     """Make a caller, and print its API key: once, alone on standard output."""
-    from service.core.callers import CallerExistsError, add_key, create_caller
+    from service.core.callers.administration import CallerExistsError, add_key, create_caller
     from service.rpc.methods import ALL_SCOPES
 
     granted = _known(ALL_SCOPES if all_scopes else scopes)
@@ -78,7 +78,7 @@ def create(  # noqa: PLR0917  click calls it by name
 @callers.command("list")
 def list_() -> None:
     """List the callers."""
-    from service.core.callers import list_callers
+    from service.core.callers.administration import list_callers
 
     with _looking() as (session, now):
         found = list_callers(session)
@@ -96,7 +96,7 @@ def list_() -> None:
 @click.argument("name")
 def show(name: str) -> None:
     """Show one caller: its scopes, its keys, its names in certificates."""
-    from service.core.callers import get_caller
+    from service.core.callers.administration import get_caller
 
     with _looking() as (session, now):
         caller = get_caller(session, name)
@@ -111,7 +111,7 @@ def rotate(name: str, days: int) -> None:
 
     Both open the same. When the caller uses the new one everywhere, revoke the old one.
     """
-    from service.core.callers import add_key
+    from service.core.callers.administration import add_key
 
     key = _new_key()
     with _changing() as (session, now):
@@ -126,7 +126,7 @@ def rotate(name: str, days: int) -> None:
 @click.option("--all", "everything", is_flag=True, help="Every key and every name in certificates.")
 def revoke(name: str | None, key_id: str | None, identity: str | None, everything: bool) -> None:  # noqa: FBT001
     """Let a key or a name in certificates open nothing any more."""
-    from service.core.callers import remove_identity, revoke_all, revoke_key
+    from service.core.callers.administration import remove_identity, revoke_all, revoke_key
 
     if (key_id is not None) + (identity is not None) + everything != 1:
         fail("Say one of --key, --identity and --all.")
@@ -157,7 +157,7 @@ def revoke(name: str | None, key_id: str | None, identity: str | None, everythin
 @click.option("--default", "is_default", is_flag=True, help="As often as CALLER_RATE_LIMIT of each server says.")
 def limit(name: str, rate: int | None, burst: int | None, is_default: bool) -> None:  # noqa: FBT001
     """Limit how often a caller may call."""
-    from service.core.callers import change_rate
+    from service.core.callers.administration import change_rate
     from service.core.token_bucket import rate_of
 
     if (rate is not None) == is_default:
@@ -177,7 +177,7 @@ def limit(name: str, rate: int | None, burst: int | None, is_default: bool) -> N
 @click.option("--identity", "identities", multiple=True, help="A further SPIFFE id or DNS name in its certificates.")
 def grant(name: str, scopes: Sequence[str], removed: Sequence[str], identities: Sequence[str]) -> None:
     """Grant scopes and names in certificates, or withdraw scopes."""
-    from service.core.callers import add_identity, change_scopes
+    from service.core.callers.administration import add_identity, change_scopes
 
     if not (scopes or removed or identities):
         fail("Say what to grant: --scope, --remove or --identity.")
@@ -196,7 +196,7 @@ def grant(name: str, scopes: Sequence[str], removed: Sequence[str], identities: 
 def _changing() -> "Iterator[tuple[Session, datetime]]":
     """A transaction of an operator, and now."""
     from service.base.clock import utc_now
-    from service.core.callers import CallerError
+    from service.core.callers.administration import CallerError
 
     with working_database(settings_or_fail()) as database:
         try:
@@ -209,7 +209,7 @@ def _changing() -> "Iterator[tuple[Session, datetime]]":
 @contextmanager
 def _looking() -> "Iterator[tuple[Session, datetime]]":
     from service.base.clock import utc_now
-    from service.core.callers import CallerError
+    from service.core.callers.administration import CallerError
     from service.db.engine import reading
 
     with working_database(settings_or_fail()) as database:

@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL
 from personae.v1 import user_pb2, user_pb2_grpc
 from service.base.clock import monotonic
 from service.core.api_keys import NewKey
-from service.core.callers import MAX_LIVE_KEYS, CallerError, create_caller
+from service.core.callers.administration import MAX_LIVE_KEYS, CallerError, create_caller
 from tests.support.callers import Operator, bearer, connected, keyed, operating, told
 from tests.support.databases import Postgres
 from tests.support.factories import new_user

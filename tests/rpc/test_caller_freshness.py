@@ -13,7 +13,7 @@ from cryptography import x509
 from sqlalchemy.engine import URL
 
 from service.base.clock import monotonic, utc_now
-from service.core.callers import remove_identity, revoke_all
+from service.core.callers.administration import remove_identity, revoke_all
 from tests.support.callers import (
     Operator,
     bearer,

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy.engine import URL
 
 from service.core.api_keys import KEY_PATTERN
-from service.core.callers import CallerError, create_caller
+from service.core.callers.administration import CallerError, create_caller
 from service.rpc.methods import ALL_SCOPES
 from tests.support import docs_verbs
 from tests.support.callers import Operator, operating, told

@@ -29,9 +29,9 @@ from service.base.errors import (
     KeyUnknownError,
     PersonaeError,
 )
-from service.core import callers
 from service.core.api_keys import MalformedKeyError, hash_key, key_id_in
-from service.core.callers import LAST_USED_GRAIN, Directory, KnownCaller, KnownKey
+from service.core.callers import administration as callers
+from service.core.callers.administration import LAST_USED_GRAIN, Directory, KnownCaller, KnownKey
 from service.db.diagnosis import Diagnosis
 from service.db.engine import Database, reading
 from service.observability.log import where_raised
