@@ -16,7 +16,7 @@ from service.base.actor import SWEEPER, Actor
 from service.base.clock import Clock, monotonic
 from service.base.errors import DeadlineOverError, PersonaeError
 from service.core import audit, users
-from service.core.callers.administration import forget_keys
+from service.core.callers.index import forget_keys
 from service.core.codes import forget_codes
 from service.core.failed_sign_ins import forget_attempts
 from service.core.lifecycle import purge_due

@@ -14,8 +14,8 @@ from service.core.password_policy import PasswordPolicy
 from service.db.connections import Watch
 from service.db.engine import Database
 from service.rpc.admission.connection_limit import most_connections
-from service.rpc.callers.client_certificates import PeerCertificates
-from service.rpc.callers.directory import CallerDirectory, Credentials, Identifies, everyone_is
+from service.rpc.callers.directory import CallerDirectory
+from service.rpc.callers.identification import Identify, assume_caller, identify_callers
 from service.rpc.tls import CertificateError, Certificates, TlsFiles
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
@@ -92,15 +92,15 @@ def caller_directory(settings: Settings, url: URL) -> CallerDirectory:
 
 def identification(
     settings: Settings, directory: CallerDirectory | None, *, clock: Clock, assumed_caller: str | None
-) -> Identifies:
+) -> Identify:
     """How it is told who calls. assumed_caller, directory: see Server; where nobody is asked there is no directory."""
     if assumed_caller is not None or directory is None:
-        return everyone_is(assumed_caller or ANONYMOUS_CALLER)
-    return Credentials(
+        return assume_caller(assumed_caller or ANONYMOUS_CALLER)
+    return identify_callers(
         directory,
         clock=clock,
-        certificates=PeerCertificates() if settings.client_certificates != "off" else None,
-        keys_need_loopback=not (settings.has_tls or settings.is_loopback or settings.insecure_plaintext_keys),
+        accepts_certificates=settings.client_certificates != "off",
+        keys_require_loopback=not (settings.has_tls or settings.is_loopback or settings.insecure_plaintext_keys),
     )
 
 

@@ -24,7 +24,7 @@ from service.observability.log import where_raised
 from service.rpc.admission.executor import require_room
 from service.rpc.admission.places import Places
 from service.rpc.admission.rate_limits import CODE_METHODS, RateLimits
-from service.rpc.callers.directory import Identifies
+from service.rpc.callers.identification import Identify
 from service.rpc.context import ACTING_USER_KEY, CallContext, require_wanted
 from service.rpc.methods import scope_of
 from service.rpc.pipeline.request_reader import take_message
@@ -112,7 +112,7 @@ def admit(proceed: Handler, _method: Method) -> Handler:
     return run
 
 
-def authorisation(identify: Identifies) -> Stage:
+def authorisation(identify: Identify) -> Stage:
     """The stage that asks this who calls."""
 
     def authorise(proceed: Handler, method: Method) -> Handler:
@@ -208,7 +208,7 @@ def repeat(proceed: Handler, _method: Method) -> Handler:
 
 def stages(
     gate: Stage,
-    identify: Identifies,
+    identify: Identify,
     observers: Sequence[Stage] = (),
     *,
     limits: RateLimits,
