@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
 
 import grpc
 import structlog
@@ -41,14 +40,6 @@ class TlsFiles:
     private_key: Path
     client_ca: Path | None
     """The CAs that sign client certificates; None where clients show none."""
-
-
-class _Contents(NamedTuple):
-    """The bytes of the files, not yet validated."""
-
-    certificate: bytes
-    private_key: bytes
-    client_ca: bytes | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -159,14 +150,11 @@ class Certificates:
         self._last_warning = problem
 
 
-def _read(files: TlsFiles) -> _Contents | str:
-    """The contents of the files, or why they cannot be read."""
+def _read(files: TlsFiles) -> list[bytes] | str:
+    """The contents of the files, the client CA last; or the reason why one cannot be read."""
+    paths = {_CERTIFICATE: files.certificate, _PRIVATE_KEY: files.private_key, _CLIENT_CA: files.client_ca}
     try:
-        return _Contents(
-            _read_file(_CERTIFICATE, files.certificate),
-            _read_file(_PRIVATE_KEY, files.private_key),
-            None if files.client_ca is None else _read_file(_CLIENT_CA, files.client_ca),
-        )
+        return [_read_file(setting, path) for setting, path in paths.items() if path is not None]
     except CertificateError as error:
         return str(error)
 
@@ -183,27 +171,26 @@ def _read_file(setting: str, path: Path) -> bytes:
         raise CertificateError(f"{setting}: {path} cannot be read: {error.strerror}") from None
 
 
-def _load(files: TlsFiles, found: _Contents | str) -> _Identity:
+def _load(files: TlsFiles, found: list[bytes] | str) -> _Identity:
     """Parse and validate. gRPC gets what is serialized again from the parsed objects, so it accepts what was valid."""
     if isinstance(found, str):
         raise CertificateError(found)
+    certificate_pem, key_pem, *client_ca_pem = found
     where = f"{_CERTIFICATE}: {files.certificate}"
-    chain = _parse_certificates(found.certificate, where)
-    key = _parse_private_key(found.private_key, f"{_PRIVATE_KEY}: {files.private_key}")
+    chain = _parse_certificates(certificate_pem, where)
+    key = _parse_private_key(key_pem, f"{_PRIVATE_KEY}: {files.private_key}")
+    client_cas = [_parse_certificates(data, f"{_CLIENT_CA}: {files.client_ca}") for data in client_ca_pem]
     matches = [key.public_key() == _public_key(certificate) for certificate in chain]
     if not any(matches):
         raise CertificateError(f"{_PRIVATE_KEY}: {files.private_key} is not the key of {files.certificate}")
     if not matches[0]:
         raise CertificateError(f"{where} does not begin with the server's own certificate")
-    client_ca = None
-    if found.client_ca is not None:
-        client_ca = _pem(_parse_certificates(found.client_ca, f"{_CLIENT_CA}: {files.client_ca}"))
     leaf = chain[0]
     try:
         return _Identity(
             chain=_pem(chain),
             private_key=key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
-            client_ca=client_ca,
+            client_ca=_pem(client_cas[0]) if client_cas else None,
             serial=f"{leaf.serial_number:x}",
             not_before=leaf.not_valid_before_utc,
             not_after=leaf.not_valid_after_utc,

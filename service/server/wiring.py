@@ -85,8 +85,10 @@ def server_certificates(settings: Settings, clock: Clock) -> Certificates | None
 
 
 def caller_directory(settings: Settings, url: URL) -> CallerDirectory:
-    """Who may call, on a connection of its own."""
-    own = settings.model_copy(update={"db_pool_size": 1, "db_max_overflow": 0})
+    """The directory of callers, on a connection of its own: pinged before each read, as a read is not repeated."""
+    own = settings.model_copy(
+        update={"db_pool_size": 1, "db_max_overflow": 0, "db_pool_pre_ping": True, "db_pool_ping_idle": 0}
+    )
     return CallerDirectory(open_database(own, url), max_age=settings.caller_cache_seconds)
 
 

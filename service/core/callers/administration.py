@@ -3,6 +3,7 @@
 Functions take the session first, raise CallerError for what is not possible, and never commit.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -40,15 +41,26 @@ class CallerRecord:
 
 def list_callers(session: Session) -> list[CallerRecord]:
     """All callers, ordered by name."""
-    return _records(session)
+    keys: defaultdict[int, list[Key]] = defaultdict(list)
+    newest_first = (KEYS.c.created_at.desc(), KEYS.c.key_id)
+    for caller_id, *values in session.execute(select(KEYS.c.caller_id, *KEY_COLUMNS).order_by(*newest_first)):
+        keys[caller_id].append(Key(*values))
+    identities: defaultdict[int, list[str]] = defaultdict(list)
+    columns = (IDENTITIES.c.caller_id, IDENTITIES.c.identity)
+    for caller_id, identity in session.execute(select(*columns).order_by(IDENTITIES.c.identity)):
+        identities[caller_id].append(identity)
+    return [
+        CallerRecord(row.name, row.scopes, rate_in(row), row.created_at, identities[row.id], keys[row.id])
+        for row in session.execute(select(CALLERS.c.id, CALLERS.c.created_at, *CALLER_COLUMNS).order_by(CALLERS.c.name))
+    ]
 
 
 def get_caller(session: Session, name: str) -> CallerRecord:
     """One caller. Raises CallerError when it does not exist."""
-    found = _records(session, name)
-    if not found:
-        raise CallerError(f"There is no caller {name}.")
-    return found[0]
+    for caller in list_callers(session):
+        if caller.name == name:
+            return caller
+    raise CallerError(f"There is no caller {name}.")
 
 
 def create_caller(session: Session, name: str, *, scopes: Iterable[str], identities: Iterable[str] = ()) -> None:
@@ -60,14 +72,14 @@ def create_caller(session: Session, name: str, *, scopes: Iterable[str], identit
     if (session.scalar(select(func.count()).select_from(CALLERS)) or 0) >= MAX_CALLERS:
         raise CallerError(f"There are {MAX_CALLERS} callers already, and every server holds all of them in memory.")
     granted = sorted(set(scopes))
-    caller_id = session.scalar(
+    created = session.scalar(
         pg_insert(CALLERS).values(name=name, scopes=granted).on_conflict_do_nothing().returning(CALLERS.c.id)
     )
-    if caller_id is None:
+    if created is None:
         raise CallerExistsError(f"There is a caller {name} already.")
     audit.record(session, "CreateCaller", target_caller=name, changed=_scope_fields(granted))
     for identity in identities:
-        _add_identity(session, caller_id, name, identity)
+        add_identity(session, name, identity)
 
 
 def add_key(session: Session, name: str, key: NewKey, *, expires_at: datetime, now: datetime) -> None:
@@ -134,7 +146,16 @@ def change_rate(session: Session, name: str, rate: Rate | None) -> None:
 
 def add_identity(session: Session, name: str, identity: str) -> None:
     """Let certificates with this identity identify the caller. Raises CallerError: invalid, taken, unknown caller."""
-    _add_identity(session, _lock_caller(session, name), name, identity)
+    require_identity(identity)
+    added = session.scalar(
+        pg_insert(IDENTITIES)
+        .values(identity=identity, caller_id=_lock_caller(session, name))
+        .on_conflict_do_nothing()
+        .returning(IDENTITIES.c.identity)
+    )
+    if added is None:
+        raise CallerError(f"The identity {identity} belongs to a caller already.")
+    audit.record(session, "AddCallerIdentity", target_caller=name, changed=["identities"])
 
 
 def remove_identity(session: Session, name: str, identity: str) -> None:
@@ -191,42 +212,5 @@ def _lock_caller(session: Session, name: str) -> int:
     return caller_id
 
 
-def _add_identity(session: Session, caller_id: int, name: str, identity: str) -> None:
-    require_identity(identity)
-    added = session.scalar(
-        pg_insert(IDENTITIES)
-        .values(identity=identity, caller_id=caller_id)
-        .on_conflict_do_nothing()
-        .returning(IDENTITIES.c.identity)
-    )
-    if added is None:
-        raise CallerError(f"The identity {identity} belongs to a caller already.")
-    audit.record(session, "AddCallerIdentity", target_caller=name, changed=["identities"])
-
-
 def _scope_fields(scopes: Iterable[str]) -> list[str]:
     return [f"scopes.{scope}" for scope in sorted(scopes)]
-
-
-def _records(session: Session, name: str | None = None) -> list[CallerRecord]:
-    """All callers, or the one with this name."""
-    callers = select(CALLERS.c.id, CALLERS.c.created_at, *CALLER_COLUMNS).order_by(CALLERS.c.name)
-    rows = session.execute(callers if name is None else callers.where(CALLERS.c.name == name)).all()
-    keys: dict[int, list[Key]] = {row.id: [] for row in rows}
-    for caller_id, *values in session.execute(
-        select(KEYS.c.caller_id, *KEY_COLUMNS)
-        .where(KEYS.c.caller_id.in_(keys))
-        .order_by(KEYS.c.created_at.desc(), KEYS.c.key_id)
-    ):
-        keys[caller_id].append(Key(*values))
-    identities: dict[int, list[str]] = {row.id: [] for row in rows}
-    for caller_id, identity in session.execute(
-        select(IDENTITIES.c.caller_id, IDENTITIES.c.identity)
-        .where(IDENTITIES.c.caller_id.in_(identities))
-        .order_by(IDENTITIES.c.identity)
-    ):
-        identities[caller_id].append(identity)
-    return [
-        CallerRecord(row.name, row.scopes, rate_in(row), row.created_at, identities[row.id], keys[row.id])
-        for row in rows
-    ]

@@ -1,6 +1,6 @@
 """What the server knows about callers to identify them: all of it is read at once and held in memory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -58,6 +58,11 @@ class CallerIndex:
 
     by_key_hash: Mapping[bytes, KnownKey]
     by_identity: Mapping[str, KnownCaller]
+
+    def owners(self, identities: Iterable[str]) -> set[KnownCaller]:
+        """The callers with any of these identities."""
+        found = (self.by_identity.get(identity) for identity in identities)
+        return {caller for caller in found if caller is not None}
 
 
 CALLER_COLUMNS = (CALLERS.c.name, CALLERS.c.scopes, CALLERS.c.rate_limit, CALLERS.c.rate_burst)

@@ -36,7 +36,7 @@ def identify_by_api_key(
         key_hash = hash_key(text)
     except MalformedKeyError:
         raise KeyMalformedError from None
-    found = directory.find_by_key(key_hash, until=call.deadline)
+    found = directory.find(lambda index: index.by_key_hash.get(key_hash), until=call.deadline)
     if found is None:
         raise KeyUnknownError
     key = found.key

@@ -31,10 +31,10 @@ def identify_by_certificate(
     """The caller with this certificate. Raises the PersonaeError that says why it is refused."""
     if certificate.not_after is not None and clock() >= certificate.not_after:
         raise CertificateExpiredError  # the handshake may be long past
-    found = directory.find_by_identities(certificate.identities, until=call.deadline)
-    if len(found) != 1:  # a certificate that names two callers identifies neither
+    found = directory.find(lambda index: index.owners(certificate.identities) or None, until=call.deadline)
+    if found is None or len(found) != 1:  # a certificate that names two callers identifies neither
         raise CertificateUnknownError
-    return found.popitem()[1]
+    return found.pop()
 
 
 def client_certificate(auth_context: Mapping[str, Any]) -> ClientCertificate | None:

@@ -5,7 +5,7 @@ An unknown key or identity may have been created since the last read, so it caus
 a new key works at once, and strangers cost the database about one read a second.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from threading import Condition, Thread
@@ -19,8 +19,6 @@ from service.core.callers.index import (
     LAST_USED_GRAIN,
     CallerIndex,
     Key,
-    KnownCaller,
-    KnownKey,
     load_callers,
     record_uses,
 )
@@ -115,21 +113,17 @@ class CallerDirectory:
         keys = [found.key for found in self._snapshot.callers.by_key_hash.values()]
         return sum(key.is_live(now) and not key.is_live(now + within) for key in keys)
 
-    def find_by_key(self, key_hash: bytes, *, until: float) -> KnownKey | None:
-        """The key with this hash, live or not; None when there is none.
+    def find(self, look_up: Callable[[CallerIndex], _T | None], *, until: float) -> _T | None:
+        """The result of the look-up; where it is None, its result after one more read, within the rate limit.
 
         until: the deadline of the call, in monotonic seconds. Raises DatabaseUnavailableError.
         """
-        return self._find(lambda index: index.by_key_hash.get(key_hash), until)
-
-    def find_by_identities(self, identities: Iterable[str], *, until: float) -> dict[str, KnownCaller]:
-        """The callers with any of these identities, by name. Arguments and errors as for `find_by_key`."""
-
-        def look_up(index: CallerIndex) -> dict[str, KnownCaller] | None:
-            found = (index.by_identity.get(identity) for identity in identities)
-            return {caller.name: caller for caller in found if caller is not None} or None
-
-        return self._find(look_up, until) or {}
+        found = look_up(self._read_since(monotonic() - self._max_age, until))
+        if found is None:
+            requested_at = self._request_read()
+            if requested_at is not None:
+                found = look_up(self._read_since(requested_at, until))
+        return found
 
     def record_use(self, key: Key, now: datetime) -> None:
         """Remember that a key was used, for `write_uses`."""
@@ -146,14 +140,6 @@ class CallerDirectory:
                 record_uses(session, list(uses), now=max(uses.values()))
         except PersonaeError as error:
             _log.warning("uses of keys not written", reason=error.reason)
-
-    def _find(self, look_up: Callable[[CallerIndex], _T | None], until: float) -> _T | None:
-        found = look_up(self._read_since(monotonic() - self._max_age, until))
-        if found is None:
-            requested_at = self._request_read()
-            if requested_at is not None:
-                found = look_up(self._read_since(requested_at, until))
-        return found
 
     def _request_read(self) -> float | None:
         """Request a read that begins from now on; the moment of the request, or None beyond the rate limit."""
@@ -211,15 +197,6 @@ class CallerDirectory:
             return self._is_reading
 
     def _read(self) -> CallerIndex:
-        """Read all callers; once more where the connection was lost while it was idle."""
-        try:
-            return self._read_once()
-        except DatabaseUnavailableError as error:
-            if not error.is_repeatable:
-                raise
-        return self._read_once()
-
-    def _read_once(self) -> CallerIndex:
         with self._database.scope(deadline=monotonic() + _READ_SECONDS) as session, reading(session):
             return load_callers(session)
 
