@@ -16,7 +16,6 @@ from tests.support.callers import (
     LIST_USERS,
     Operator,
     bearer,
-    call,
     connected,
     new_key,
     operating,
@@ -131,14 +130,6 @@ class TestForm:
             "Bearer x" + " " * length,
         ):
             assert told(served.channel, sent) == "KEY_MALFORMED"
-
-    def test_grpc_refuses_metadata_beyond_its_limit(self, served: Served) -> None:
-        """Before the server is asked; the connection stays open."""
-        with connected(served.server.address) as channel:
-            with pytest.raises(grpc.RpcError) as caught:
-                call(channel, "Bearer " + "x" * 100_000)
-            assert caught.value.code() is Code.RESOURCE_EXHAUSTED
-            assert told(channel, bearer(served.key)) == "OK"
 
     def test_malformed_keys_cause_no_reads(self, served: Served) -> None:
         """Even if it is almost a key. The only reads are the regular ones, every 24 seconds."""

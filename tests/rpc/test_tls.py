@@ -239,24 +239,8 @@ class TestReplacing:
             "certificate loaded",
         ]
 
-    def test_links_are_followed(self, tmp_path: Path, ca: Issued, log: Events) -> None:
-        """As in Kubernetes volumes, where one link is replaced and all files with it."""
-        issued = [server_certificate(ca) for _ in range(2)]
-        for number, one in enumerate(issued):
-            (tmp_path / f"..{number}").mkdir()
-            Pair(tmp_path / f"..{number}").write(one, ca)
-        link(tmp_path, 0)
-        for name in ("server.pem", "server.key", "ca.pem"):
-            (tmp_path / name).symlink_to(f"..data/{name}")
-
-        with serving(Pair(tmp_path).files, MovableClock()) as server:
-            assert shown_by(server.requesting_none, ca) == issued[0].certificate
-            link(tmp_path, 1)
-            assert shown_by(server.requesting_none, ca) == issued[1].certificate
-        assert events(log, "error") == []
-
     def test_files_that_change_together_are_read_together(self, tmp_path: Path, ca: Issued, log: Events) -> None:
-        """While links are replaced at any moment, a certificate is never combined with another one's key."""
+        """As in Kubernetes volumes, where one link is replaced and all files with it, at any moment."""
         issued = [server_certificate(ca) for _ in range(100)]
         for number, one in enumerate(issued):
             (tmp_path / f"..{number}").mkdir()
@@ -469,9 +453,6 @@ class TestClients:
         """Clients are not asked for one, so that no unverified certificate identifies a caller."""
         assert call(standing.requesting_none, ca, client_certificate(ca, DNS("client"))) == "nobody"
         assert call(standing.requesting_none, ca) == "nobody"
-
-    def test_in_plaintext_there_is_none(self, standing: TlsServer) -> None:
-        """Reading it is no error."""
         with grpc.insecure_channel(f"127.0.0.1:{standing.plaintext}") as found:
             assert method(found)(b"", timeout=PATIENCE) == b"nobody"
 

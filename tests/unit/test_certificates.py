@@ -522,7 +522,3 @@ class TestDevCertificates:
             make_dev_certificates(tmp_path / "new", now=now, server_names=[name])
 
         assert not (tmp_path / "new").exists()
-
-    def test_serials_are_random(self, now: datetime) -> None:
-        """No two certificates share one, also of two CAs that were made at once."""
-        assert len({make_ca(now=now).certificate.serial_number for _ in range(20)}) == 20
