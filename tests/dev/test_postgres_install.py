@@ -17,7 +17,7 @@ from tests.dev.servers import CHILD, IS_ROOT, ROOT, forget, home_of, query
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="only root has to change to another user")
 NOBODY = Account(pwd.getpwnam("nobody").pw_uid, pwd.getpwnam("nobody").pw_gid)
 PYTHONS = [sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"]  # another one with the packages of this one
-PYTHON = next((path for path in PYTHONS if NOBODY.run(path, "-c", "")[0] == 0), "") if IS_ROOT else ""
+PYTHON = next((path for path in PYTHONS if NOBODY.can_reach(Path(path).resolve())), "")
 POSTGRES_15 = Path("/usr/lib/postgresql/15/bin")
 
 
