@@ -38,23 +38,6 @@ _MIN_LENGTH = 4
 _EMAIL = re.compile(r"[^@\s]@[^@\s]+\.[a-z]{2,}")
 
 
-class SourceError(Exception):
-    """A file is not the list that was reviewed."""
-
-
-def build(files: Sequence[Path], *, sources: Sequence[str] = SOURCES) -> bytes:
-    """The list, not compressed. Raises SourceError when the SHA-256 of a file is not the pinned one."""
-    if len(files) != len(sources):
-        raise SourceError(f"{len(sources)} lists are wanted, {len(files)} were named")
-    chosen: set[str] = set()
-    for path, pinned in zip(files, sources, strict=True):
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != pinned:
-            raise SourceError(f"{path} is not the list whose SHA-256 is {pinned}")
-        chosen |= choose(ranked(content))
-    return to_blob(chosen)
-
-
 def ranked(content: bytes) -> list[str]:
     """The usable entries of a list, folded, without duplicates, in the order of the list."""
     entries: dict[str, None] = {}
@@ -81,15 +64,18 @@ def main(arguments: Sequence[str], *, sources: Sequence[str] = SOURCES) -> None:
     parser.add_argument("lists", nargs="+", type=Path)
     parser.add_argument("--output", type=Path, default=SHIPPED)
     options = parser.parse_args(arguments)
-    try:
-        blob = build(options.lists, sources=sources)
-    except (SourceError, OSError) as error:
-        parser.error(str(error))
-    options.output.write_bytes(gzip.compress(blob, 9, mtime=0))  # without a time: the same entries, the same file
-    lengths = [len(line) for line in blob.decode().split("\n")[:-1]]
+    if len(options.lists) != len(sources):
+        parser.error(f"{len(sources)} lists are wanted, {len(options.lists)} were named")
+    chosen: set[str] = set()
+    for path, pinned in zip(options.lists, sources, strict=True):
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != pinned:
+            parser.error(f"{path} is not the list whose SHA-256 is {pinned}")
+        chosen |= choose(ranked(content))
+    options.output.write_bytes(gzip.compress(to_blob(chosen), 9, mtime=0))  # without a time: the same file every time
     for least in (0, *LENGTHS):
         name = f">= {least} characters" if least else "entries"
-        sys.stdout.write(f"{name:<16} {sum(length >= least for length in lengths):>9,}\n")
+        sys.stdout.write(f"{name:<16} {sum(len(entry) >= least for entry in chosen):>9,}\n")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ that finds one running uses it and leaves it running. There is no TCP unless it 
 
 import contextlib
 import fcntl
-import io
 import os
 import shutil
 import signal
@@ -60,14 +59,24 @@ _never = threading.Event()
 class EmbeddedPostgres:
     """A running server. A context manager that stops the server on exit, if this process has started it."""
 
-    def __init__(
-        self, home: Home, bindir: Path, *, port: int, process: "subprocess.Popen[bytes] | None", tcp: bool
-    ) -> None:
-        self._home = home
-        self._bindir = bindir
-        self._port = port
+    home: Path
+    """The directory that holds the cluster: the one that was asked for, or one in /var/tmp."""
+    pid: int | None
+    """The process id of the server; None if another program has started it."""
+    url: str
+    """The URL of the database, with the password, by the socket."""
+    tcp_url: str | None
+    """As url, by 127.0.0.1; None without TCP."""
+
+    def __init__(self, home: Home, port: int, process: "subprocess.Popen[bytes] | None", *, tcp: bool) -> None:
+        login = f"postgresql://{_USER}:{home.password_file.read_text(encoding='utf-8')}@"
+        # The port is always named: libpq would take it from PGPORT otherwise.
+        query = urlencode({"host": str(home.socket_dir), "port": port}, safe="/")
+        self.home = home.path
+        self.pid = process.pid if process else None
+        self.url = f"{login}/{_DATABASE}?{query}"
+        self.tcp_url = f"{login}{_LOOPBACK}:{port}/{_DATABASE}" if tcp else None
         self._process = process
-        self._tcp = tcp
 
     @classmethod
     def start(
@@ -83,28 +92,28 @@ class EmbeddedPostgres:
 
         tcp: listens on a free port of 127.0.0.1 as well. durable: False for tests, which is faster, but a crash can
         lose commits. settings: of PostgreSQL, for a server that is started here. Call it from the main thread: see
-        Account.command. Raises EmbeddedPostgresError, and leaves no new server behind then.
+        Account.start. Raises EmbeddedPostgresError, and leaves no new server behind then.
         """
         try:
             directory = directory.resolve()  # two spellings are one cluster
             directory.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
             with _locked(directory):
                 home, bindir = open_home(directory), find_bindir(bindir)
-                running = cls(home, bindir, port=_SOCKET_PORT, process=None, tcp=False)
-                if running._is_up():
-                    if tcp:
-                        raise EmbeddedPostgresError(
-                            f"Another program runs the PostgreSQL of {directory}, without a TCP port. End that program."
-                        )
-                    running._create_database()
-                    return running
-                return cls._launch(home, bindir, tcp=tcp, durable=durable, settings=settings or {})
+                if not _is_up(home, bindir, _SOCKET_PORT):
+                    return cls._launch(home, bindir, tcp=tcp, durable=durable, settings=settings or {})
+                server = cls(home, _SOCKET_PORT, None, tcp=False)
+                _create_database(server.url)
         except OSError as error:
             raise EmbeddedPostgresError(
                 f"The user with id {os.geteuid()} cannot run the embedded PostgreSQL in {directory}: {error}. Set "
                 "DEV_DATA_DIR to another directory, PG_BINDIR to other binaries, or DATABASE_URL to use a server that "
                 "is already running."
             ) from error
+        if tcp:
+            raise EmbeddedPostgresError(
+                f"Another program runs the PostgreSQL of {directory}, without a TCP port. End that program."
+            )
+        return server
 
     @classmethod
     def _launch(cls, home: Home, bindir: Path, *, tcp: bool, durable: bool, settings: Mapping[str, str]) -> Self:
@@ -128,52 +137,25 @@ class EmbeddedPostgres:
         log_file = home.path / "server.log"
         if log_file.exists():
             log_file.replace(log_file.with_name("server.log.1"))
-        with _create_private(log_file, home) as log:
+        _create_private(log_file, home)
+        with log_file.open("ab") as log:
             process = home.account.start(runnable / "postgres", "-D", home.data, *words, output=log)
-        server = cls(home, bindir, port=port, process=process, tcp=tcp)
         with contextlib.ExitStack() as on_failure:
-            on_failure.callback(server.stop)
-            if not server._is_up():
+            on_failure.callback(_stop, process)
+            if not _is_up(home, bindir, port, process):
                 raise EmbeddedPostgresError(_why_not_up(home, bindir, log_file, has_ended=process.poll() is not None))
-            server._create_database()
+            server = cls(home, port, process, tcp=tcp)
+            _create_database(server.url)
             on_failure.pop_all()
         return server
-
-    @property
-    def pid(self) -> int | None:
-        """The process id of the server; None if another program has started it."""
-        return None if self._process is None else self._process.pid
-
-    @property
-    def home(self) -> Path:
-        """The directory that holds the cluster: the one that was asked for, or one in /var/tmp."""
-        return self._home.path
-
-    @property
-    def url(self) -> str:
-        """The URL of the database, with the password, by the socket."""
-        # The port is always named: libpq would take it from PGPORT otherwise.
-        query = urlencode({"host": str(self._home.socket_dir), "port": self._port}, safe="/")
-        return f"postgresql://{_USER}:{self._password}@/{_DATABASE}?{query}"
-
-    @property
-    def tcp_url(self) -> str | None:
-        """As url, by 127.0.0.1; None without TCP."""
-        return f"postgresql://{_USER}:{self._password}@{_LOOPBACK}:{self._port}/{_DATABASE}" if self._tcp else None
 
     def stop(self) -> None:
         """End the server if this process has started it: sessions end, open transactions are rolled back.
 
         May be called again.
         """
-        if self._process is None:
-            return
-        self._process.send_signal(signal.SIGINT)  # SIGTERM would wait for the clients
-        try:
-            self._process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        if self._process is not None:
+            _stop(self._process)
 
     def __enter__(self) -> Self:
         return self
@@ -181,48 +163,46 @@ class EmbeddedPostgres:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    @property
-    def _password(self) -> str:
-        return self._home.password_file.read_text(encoding="utf-8")
 
-    def _is_up(self) -> bool:
-        """Whether the server accepts connections, once it has started or recovered."""
-        deadline = monotonic() + _READY_SECONDS
-        while monotonic() < deadline:
-            state = self._ping()
-            if state == _ACCEPTING:
-                return True
-            has_ended = state != _REJECTING if self._process is None else self._process.poll() is not None
-            if has_ended:
-                break
-            _never.wait(_POLL_SECONDS)
-        return False
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    process.send_signal(signal.SIGINT)  # SIGTERM would wait for the clients
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
-    def _ping(self) -> int:
-        program, host = str(self._bindir / "pg_isready"), str(self._home.socket_dir)
-        command = [program, "-q", "-h", host, "-p", str(self._port)]
-        return subprocess.run(command, cwd="/", env=ENVIRONMENT, check=False).returncode  # noqa: S603  our own command
 
-    def _create_database(self) -> None:
-        try:
-            connection = psycopg2.connect(
-                host=str(self._home.socket_dir),
-                port=self._port,
-                user=_USER,
-                password=self._password,
-                dbname="postgres",
-                connect_timeout=_CONNECT_SECONDS,
-            )
-            connection.autocommit = True
-            with contextlib.closing(connection), connection.cursor() as cursor:
-                cursor.execute("SELECT FROM pg_database WHERE datname = %s", (_DATABASE,))
-                if cursor.rowcount == 0:
-                    cursor.execute(f"CREATE DATABASE {_DATABASE}")
-        except psycopg2.Error as error:
-            raise EmbeddedPostgresError(
-                f"The PostgreSQL of {self._home.data} refuses the password in {self._home.password_file} or is not "
-                f"able to create the database {_DATABASE}: {str(error).strip()}"
-            ) from None
+def _is_up(home: Home, bindir: Path, port: int, process: "subprocess.Popen[bytes] | None" = None) -> bool:
+    """Whether the server accepts connections, once it has started, recovered or stopped.
+
+    process: the server that this process has started; without it, whether another program runs one.
+    """
+    command = [str(bindir / "pg_isready"), "-q", "-h", str(home.socket_dir), "-p", str(port)]
+    deadline = monotonic() + _READY_SECONDS
+    while monotonic() < deadline:
+        answer = subprocess.run(command, cwd="/", env=ENVIRONMENT, check=False).returncode  # noqa: S603  our own
+        if answer == _ACCEPTING:
+            return True
+        if answer != _REJECTING if process is None else process.poll() is not None:
+            return False
+        _never.wait(_POLL_SECONDS)
+    return False
+
+
+def _create_database(url: str) -> None:
+    try:
+        connection = psycopg2.connect(url, dbname="postgres", connect_timeout=_CONNECT_SECONDS)
+        connection.autocommit = True
+        with contextlib.closing(connection), connection.cursor() as cursor:
+            cursor.execute("SELECT FROM pg_database WHERE datname = %s", (_DATABASE,))
+            if cursor.rowcount == 0:
+                cursor.execute(f"CREATE DATABASE {_DATABASE}")
+    except psycopg2.Error as error:
+        raise EmbeddedPostgresError(
+            f"The embedded PostgreSQL refuses the database {_DATABASE}: {str(error).strip()}\n"
+            "Restore the file `password` in DEV_DATA_DIR, or set DEV_DATA_DIR to another directory."
+        ) from None
 
 
 @contextlib.contextmanager
@@ -236,11 +216,10 @@ def _locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _create_private(path: Path, home: Home) -> io.FileIO:
+def _create_private(path: Path, home: Home) -> None:
     """Create a file that only the account can read."""
-    file = io.FileIO(path, "x", opener=lambda name, flags: os.open(name, flags, 0o600))
+    path.touch(mode=0o600, exist_ok=False)
     home.account.own(path)
-    return file
 
 
 def _free_port() -> int:
@@ -259,8 +238,8 @@ def _make_cluster(home: Home, bindir: Path, major: int, *, durable: bool) -> Non
     if home.data.exists():
         return  # PostgreSQL itself refuses a cluster of another version, and what is none
     home.password_file.unlink(missing_ok=True)
-    with _create_private(home.password_file, home) as file:
-        file.write(random_token().encode())
+    _create_private(home.password_file, home)
+    home.password_file.write_text(random_token(), encoding="utf-8")
     draft = Path(tempfile.mkdtemp(prefix="data.new-", dir=home.path))
     home.account.own(draft)
     # Sorts by code points on every platform.

