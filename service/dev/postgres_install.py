@@ -138,7 +138,7 @@ def usable_bindir(bindir: Path, home: Home) -> tuple[Path, int]:
 
     Raises EmbeddedPostgresError when they do not run, or are too old.
     """
-    package = bindir.parents[1]
+    package = bindir.parent.parent
     if package.name == _WHEEL and not home.account.can_reach(bindir / "postgres"):
         _copy_wheel(package, home)
         bindir = home.path / "binaries" / bindir.relative_to(package.parent)
@@ -182,7 +182,8 @@ def _copy_wheel(package: Path, home: Home) -> None:
     for stale in (copy, draft):
         shutil.rmtree(stale, ignore_errors=True)
     for source in (package, package.with_name(f"{package.name}.libs")):
-        shutil.copytree(source, draft / source.name, ignore=shutil.ignore_patterns("*.a", "include"))
+        if source.is_dir():
+            shutil.copytree(source, draft / source.name, ignore=shutil.ignore_patterns("*.a", "include"))
     for path in (draft, *draft.rglob("*")):
         home.account.own(path)
     draft.rename(copy)

@@ -142,13 +142,6 @@ def test_no_orphan_is_left_when_the_parent_is_killed(cluster: Path, number: sign
     assert "database system is shut down" in (home_of(cluster) / "server.log").read_text(encoding="utf-8")
 
 
-def test_the_terminal_does_not_reach_the_server(cluster: Path) -> None:
-    """The server has a session of its own: Ctrl-C reaches the program that started it, which then stops it."""
-    with EmbeddedPostgres.start(cluster, durable=False) as server:
-        assert server.pid is not None
-        assert os.getsid(server.pid) == server.pid
-
-
 def test_a_thread_that_ends_does_not_take_the_server_along(cluster: Path) -> None:
     """Started outside the main thread, the server outlives the thread."""
     started: list[EmbeddedPostgres] = []
