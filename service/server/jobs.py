@@ -7,7 +7,7 @@ from threading import Event, Thread
 import structlog
 
 from service.observability.log import where_raised
-from service.rpc.pipeline.request_reader import WATCH_INTERVAL
+from service.rpc.pipeline.request_reader import CHECK_INTERVAL
 
 _log = structlog.get_logger("personae.jobs")
 
@@ -47,7 +47,7 @@ def guards(functions: JobFunctions) -> tuple[Job, ...]:
     """The jobs that end what waits too long. They run until everything else has ended, so that nothing can hang."""
     return (
         Job("hung-connections", _HUNG_CONNECTIONS_INTERVAL, functions.cut_hung_connections),
-        Job("slow-messages", WATCH_INTERVAL, functions.cancel_slow_messages),
+        Job("slow-messages", CHECK_INTERVAL, functions.cancel_slow_messages),
     )
 
 

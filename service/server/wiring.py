@@ -38,7 +38,7 @@ from service.core.password_policy import PasswordPolicy
 from service.core.token_bucket import rate_of
 from service.db.connections import Watch
 from service.db.engine import Database
-from service.rpc.admission.connection_limit import most_connections
+from service.rpc.admission.connection_limit import connection_limit_option
 from service.rpc.admission.executor import BoundedExecutor
 from service.rpc.admission.hashing import HashLimiter
 from service.rpc.admission.rate_limits import RateLimits
@@ -296,11 +296,11 @@ def _grpc_options(settings: Settings, *, shares_port: bool) -> tuple[tuple[str, 
         *_OPTIONS,
         # Where the port is not shared, a second server on it is an error.
         ("grpc.so_reuseport", int(shares_port)),
-        most_connections(
+        connection_limit_option(
             settings.grpc_max_connections,
             ports=2 if settings.client_certificates == "optional" else 1,
-            pooled=settings.db_pool_size + settings.db_max_overflow,
-            is_said="grpc_max_connections" in settings.model_fields_set,
+            pool_size=settings.db_pool_size + settings.db_max_overflow,
+            is_explicit="grpc_max_connections" in settings.model_fields_set,
         ),
     ]
     if settings.grpc_max_connection_age:

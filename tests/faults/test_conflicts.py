@@ -18,7 +18,7 @@ from personae.v1 import authentication_pb2, user_pb2
 from personae.v1 import credential_pb2 as pb
 from service.base.clock import monotonic
 from service.base.errors import ConflictError, DatabaseUnavailableError
-from service.rpc.pipeline.retries import PAUSES, repeated
+from service.rpc.pipeline.retries import PAUSES, retry
 from tests.support.credentials import NEW, fail
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, new_user, unique_name
@@ -177,7 +177,7 @@ class TestRuns:
             raise fault
 
         with pytest.raises(ConflictError) as caught:
-            repeated(piece, until=monotonic() + min(PAUSES) / 4)
+            retry(piece, until=monotonic() + min(PAUSES) / 4)
 
         assert len(runs) == 1
         assert not caught.value.is_repeatable  # nobody else repeats it either
@@ -197,7 +197,7 @@ class TestRuns:
             raise fault
 
         with pytest.raises(DatabaseUnavailableError):
-            repeated(piece, until=monotonic() + 60)
+            retry(piece, until=monotonic() + 60)
 
         assert not left
 

@@ -115,7 +115,7 @@ def test_stages_are_named_and_explained() -> None:
         "authorise",
         "limit",
         "receive",
-        "repeat",
+        "retry_database_failures",
     ]
     assert all(stage.__doc__ for stage in found)
 

@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL
 
 from benchmarks.http2 import PREFACE
 from service.base.clock import monotonic
-from service.rpc.admission.connection_limit import places
+from service.rpc.admission.connection_limit import connections_per_port
 from tests.support import certificates
 from tests.support.callers import PATIENCE, tls_settings
 from tests.support.certificates import Pair, new_ca, server_certificate, tls_context
@@ -38,7 +38,7 @@ Dial = Callable[[], AbstractContextManager[socket.socket]]
 )
 def test_as_many_as_wanted_or_as_there_are_files(most_files: int, ports: int, found: int) -> None:
     """What the process opens beside is kept free."""
-    assert places(4096, ports=ports, other_files=79, most_files=most_files) == found
+    assert connections_per_port(4096, ports=ports, other_files=79, max_files=most_files) == found
 
 
 def test_beyond_them_a_new_one_is_closed(shared_url: URL) -> None:
