@@ -1,4 +1,4 @@
-"""Removes what has expired: users past their purge date, codes, request ids, failed sign-ins, old audit months."""
+"""The sweeper: deletes expired users, codes, request ids, failed sign-ins, caller keys and audit months."""
 
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -30,10 +30,10 @@ _SWEEPS: Mapping[str, Callable[..., int]] = {
     "forgotten_lockouts": delete_expired_failures,
     "forgotten_caller_keys": forget_keys,
 }
-"""What is removed when its time has come, by the name that the log has for it. Each takes session, now and limit."""
+"""What a sweep deletes, by the name in the log. Each function takes session, now and limit."""
 _DROPPED_MONTHS = "dropped_audit_months"
 SWEPT = (*_SWEEPS, _DROPPED_MONTHS)
-"""What a sweep counts."""
+"""The names in the result of a sweep."""
 
 
 def sweep(
@@ -44,11 +44,10 @@ def sweep(
     keep_events: timedelta,
     actor: Actor = SWEEPER,
 ) -> dict[str, int]:
-    """Remove what is due: users, old request ids, expired codes, failed sign-ins of long ago, keys of callers that have
-    long been over, months of the audit trail; how many of each.
+    """Delete what has expired, in short transactions; how many of each kind.
 
-    keep_events: for how long the trail is kept. actor: on whose behalf. Any number of servers may do it at once: each
-    takes what no other holds, in short transactions. Between two of them it asks whether to end.
+    keep_events: how long audit events are kept. Several servers may sweep at once: each skips rows that another has
+    locked. Stops between two transactions once `is_ending` returns True.
     """
     now = clock()
     removed = {
@@ -63,9 +62,9 @@ def sweep(
 
 
 def make_audit_months(database: Database) -> bool | None:
-    """Make the months of the audit trail that are missing, this one and some to come; failures are in the log.
+    """Create the missing partitions of the audit trail, for this month and some to come. Failures are logged.
 
-    Whether this one is missing all the same; None when that could not be found out.
+    Returns whether this month is still missing; None: unknown, because the database failed.
     """
     try:
         made = _one_batch(database, SWEEPER, audit.make_partitions)
@@ -87,12 +86,12 @@ def make_audit_months(database: Database) -> bool | None:
 
 
 def _drop_months(database: Database, actor: Actor, drop: Callable[[Session], int]) -> int:
-    """Drop the months of the audit trail that are due; later, when somebody reads it just now."""
+    """Drop the expired months of the audit trail. A failure, such as a lock timeout, is left to the next sweep."""
     try:
         return _one_batch(database, actor, drop)
     except PersonaeError as error:
         _log.warning("months of the audit trail not dropped", reason=error.reason)
-    except DBAPIError as error:  # the floor, by a clock that is not ours; or what others made hangs on it
+    except DBAPIError as error:  # under the minimum of 90 days by the database's clock, or an object depends on it
         _log.error("months of the audit trail not dropped", raised=where_raised(error))
     return 0
 
@@ -100,9 +99,7 @@ def _drop_months(database: Database, actor: Actor, drop: Callable[[Session], int
 def sweep_and_log(
     database: Database, clock: Clock, is_ending: Callable[[], bool], *, keep_events: timedelta
 ) -> dict[str, int] | None:
-    """As `sweep`, for the background: says in the log what was done, and shrugs at an outage that the probe reports:
-    then None.
-    """
+    """As `sweep`, for the background job: logs the result. None in an outage, which the probe reports."""
     try:
         removed = sweep(database, clock, is_ending, keep_events=keep_events)
     except PersonaeError as error:

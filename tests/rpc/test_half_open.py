@@ -164,10 +164,10 @@ class TestCallers:
     def test_who_leaves_is_noted(self, server: RunningServer) -> None:
         """As what it was: neither a failure of the server nor a call that was answered."""
         request_id = unique_name()
-        reader = server.server.components.readers[0]
+        executor = server.server.executors[0]
         with half_open(server.address) as slow:
             [call] = slow.open(GET_USER, 1, metadata=(("x-request-id", request_id),))
-            until(lambda: reader.waiting == 1)
+            until(lambda: executor.running == 1)
             call.cancel()
             line = line_of(request_id)
         assert "'code': 'CANCELLED'" in line
@@ -188,7 +188,7 @@ class TestMessages:
         whole = http2.message(get(user).SerializeToString())
         with closing(http2.Connection(server.address, timeout=PATIENCE)) as connection:
             connection.send(http2.call(GET_USER, stream=1), http2.frame(http2.DATA, whole[:-2], stream=1))
-            until(lambda: server.server.components.readers[0].waiting == 1)
+            until(lambda: server.server.executors[0].running == 1)
             connection.send(http2.frame(http2.DATA, whole[-2:], flags=http2.END_STREAM, stream=1))
 
             answer = next(payload for kind, _, _, payload in connection.frames() if kind == http2.DATA)

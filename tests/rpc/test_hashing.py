@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy import text
 from sqlalchemy.engine import URL
 
@@ -40,7 +41,7 @@ def narrow(private_url: URL) -> Iterator[RunningServer]:
 
 
 def limiter(server: RunningServer) -> HashLimiter:
-    return server.server.components.hashing
+    return server.server.sources.hashing
 
 
 @contextlib.contextmanager
@@ -149,6 +150,8 @@ class TestWhoeverHasGone:
             leaving = waiting_sign_ins(narrow, wrong, WAITING)
             for call in leaving:
                 call.cancel()
+            # The server handles the events of a connection in order, so it has seen the cancellations when it answers.
+            health_pb2_grpc.HealthStub(narrow.channel).Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE)
         until(lambda: (limiter(narrow).running, limiter(narrow).waiting) == (0, 0))
         assert made == []
         assert failures(narrow, user) == 0

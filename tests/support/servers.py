@@ -1,7 +1,7 @@
 """The real server on a port of its own, with a clock that tests move and cheap hashes."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -9,6 +9,7 @@ import grpc
 from sqlalchemy.engine import URL
 
 from personae.v1 import audit_pb2_grpc, authentication_pb2_grpc, credential_pb2_grpc, user_pb2_grpc
+from service.base.clock import monotonic
 from service.base.settings import Settings
 from service.db.engine import Database
 from service.server.server import Server
@@ -74,10 +75,13 @@ class RunningServer:
 
 
 @contextlib.contextmanager
-def running(url: URL, **changes: object) -> Iterator[RunningServer]:
-    """Start a server on this database; stop it, and be sure that nothing of it still runs."""
+def running(url: URL, rate_clock: Callable[[], float] = monotonic, /, **changes: object) -> Iterator[RunningServer]:
+    """Start a server on this database; stop it, and require that nothing of it still runs.
+
+    rate_clock: the monotonic seconds of the rate limits.
+    """
     clock = MovableClock()
-    server = build_server(settings_for(url, **changes), url, clock=clock)
+    server = build_server(settings_for(url, **changes), url, clock=clock, rate_clock=rate_clock)
     server.start()
     address = f"127.0.0.1:{server.port}"
     try:

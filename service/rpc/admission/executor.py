@@ -41,7 +41,7 @@ class BoundedExecutor(ThreadPoolExecutor):
         max_waiting: int,
         name: str,
         on_start: Callable[[float], None] | None = None,
-        initializer: Callable[[], None] | None = None,
+        initializer: Callable[[], object] | None = None,
     ) -> None:
         """max_waiting: RPCs that may wait for a thread in a burst; half as many in an overload.
 

@@ -38,11 +38,6 @@ class RequestReader:
         self._waiting: dict[grpc.ServicerContext, int] = {}
         """For each call in how many checks it was waiting; the oldest call first."""
 
-    @property
-    def waiting(self) -> int:
-        """How many calls wait for their message."""
-        return len(self._waiting)
-
     def read(self, requests: Iterator[bytes], context: grpc.ServicerContext, deadline: float) -> bytes:
         """Read the first message of this call. deadline: in monotonic seconds.
 

@@ -40,7 +40,6 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
         clock: Clock,
         rules: UserRules,
         hashing: HashLimiter,
-        bcrypt_cost: int,
         page_tokens: PageTokens,
         fingerprint_keys: tuple[bytes, ...],
     ) -> None:
@@ -48,7 +47,6 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
         self._clock = clock
         self._rules = rules
         self._hashing = hashing
-        self._bcrypt_cost = bcrypt_cost
         self._page_tokens = page_tokens
         self._fingerprint_keys = fingerprint_keys
 
@@ -100,7 +98,7 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
             return _preview(creation, now)
         hashed = None
         if creation.password is not None:
-            hashed = self._hashing.run(hash_password, creation.password, self._bcrypt_cost)
+            hashed = self._hashing.run(hash_password, creation.password, self._rules.bcrypt_cost)
 
         def write(session: Session) -> UserRecord:
             now = self._clock()

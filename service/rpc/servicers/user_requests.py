@@ -46,6 +46,7 @@ class UserRules:
     """The settings for users."""
 
     policy: PasswordPolicy
+    bcrypt_cost: int
     allow_special_domains: bool
     purge_after: timedelta
 
