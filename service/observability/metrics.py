@@ -34,7 +34,6 @@ class Reading(NamedTuple):
 READINGS = {
     "personae_rpcs_in_flight": Reading("RPCs that run now", "livesum"),
     "personae_rpcs_waiting": Reading("RPCs that wait for a thread", "livesum"),
-    "personae_rpc_methods_held_back": Reading("Methods whose RPCs wait in gRPC", "livesum"),
     "personae_hashes_running": Reading("Passwords that are hashed now", "livesum"),
     "personae_hashes_waiting": Reading("Passwords that wait to be hashed", "livesum"),
     "personae_db_connections": Reading("Connections of the pool, by what they do", "livesum", ("state",)),

@@ -137,7 +137,6 @@ class Telemetry:
 def _read_server(metrics: "Metrics", sources: Sources) -> None:
     metrics.set("personae_rpcs_in_flight", len(metrics.running))
     metrics.set("personae_rpcs_waiting", sum(executor.waiting for executor in sources.executors))
-    metrics.set("personae_rpc_methods_held_back", sum(executor.held_back for executor in sources.executors))
     metrics.set("personae_hashes_running", len(metrics.hashing))
     metrics.set("personae_hashes_waiting", sources.hashing.waiting)
     pool = sources.database.engine.pool
