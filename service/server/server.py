@@ -32,7 +32,7 @@ from service.server import connections as sockets
 from service.server.executors import Executors
 from service.server.jobs import DatabaseProbe, Repeating, make_audit_months, sweep_and_log
 from service.server.registration import METHODS, SERVICE_NAMES, add_servicers
-from service.server.telemetry import Sources, Telemetry
+from service.server.telemetry import ServerState, Telemetry
 from service.server.wiring import (
     caller_directory,
     grpc_options,
@@ -337,9 +337,9 @@ class Server:
     def _make_audit_months(self) -> None:
         self._telemetry.looked_at_months(is_missing=make_audit_months(self.database))
 
-    def _sources(self) -> Sources:
+    def _sources(self) -> ServerState:
         """What the gauges among the metrics are read from."""
-        return Sources(
+        return ServerState(
             clock=self._clock,
             database=self.database,
             probe=self._probe,
