@@ -22,11 +22,6 @@ def jitter(seconds: float) -> float:
     return seconds * (0.5 + _ids.random())
 
 
-def random_bits(count: int) -> int:
-    """So many random bits, for ids that guard nothing; never 0, which means none in traces."""
-    return _ids.getrandbits(count) or 1
-
-
 def random_bytes(count: int) -> bytes:
     """So many random bytes of the operating system."""
     return os.urandom(count)  # noqa: TID251  the one place

@@ -13,6 +13,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from threading import Event, Lock, Thread
+from types import SimpleNamespace
 from typing import Any, Literal, TextIO
 
 import orjson
@@ -38,7 +39,7 @@ def configure(level: str, log_format: Format, stream: TextIO = sys.stderr, *, wo
     constants = {} if worker is None else {"worker": worker}
     writer = LogWriter(stream, _text_renderer(stream) if is_text else _render_json, constants)
     _writers.append(writer)
-    logger = _EventLogger(writer.put)
+    logger = SimpleNamespace(**dict.fromkeys(("debug", "info", "warning", "error", "critical"), writer.put))
     structlog.configure(
         processors=[_stamp],
         wrapper_class=structlog.make_filtering_bound_logger(minimum),
@@ -166,13 +167,6 @@ def _batches(lines: Iterable[str]) -> Iterator[list[str]]:
         size += length
     if batch:
         yield batch
-
-
-class _EventLogger:
-    """The logger that structlog wraps: it has a method for each level."""
-
-    def __init__(self, put: Callable[..., None]) -> None:
-        self.debug = self.info = self.warning = self.error = self.critical = put
 
 
 class _LibraryHandler(logging.Handler):

@@ -1,9 +1,11 @@
 """The metrics and traces of a server. What is not configured is not even loaded."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING
 
@@ -11,7 +13,7 @@ import psutil
 from sqlalchemy.pool import QueuePool
 
 from service import __version__
-from service.base.clock import Clock, monotonic
+from service.base.clock import Clock
 from service.db.connections import Watch
 from service.db.engine import Database
 from service.db.schema import needed_revision
@@ -59,7 +61,7 @@ class Telemetry:
         self.note_wait: Callable[[float], None] | None = None
         self.watch: Watch | None = None
         self._address = (metrics_host, metrics_port)
-        self._hash_observers: list[Callable[[float], None]] = []
+        self._hash_instruments: list[Callable[[], AbstractContextManager[object]]] = []
         self._in_flight: set[int] = set()
         self._hashing: set[int] = set()
         """The threads on which RPCs run, and those that hash."""
@@ -71,8 +73,8 @@ class Telemetry:
             self._enable_metrics()
         if otlp_endpoint is not None:
             self._enable_traces(otlp_endpoint)
-        if self._hash_observers:
-            self.around_hashes = (self._observed,)
+        if self._hash_instruments:
+            self.around_hashes = (self._around_hash,)
 
     def _enable_metrics(self) -> None:
         from service.observability.metrics import Metrics
@@ -81,7 +83,7 @@ class Telemetry:
         self._metrics = metrics = Metrics()
         self.stages += (counting(metrics, self._in_flight),)
         self.note_wait = metrics.queue_seconds.observe
-        self._hash_observers.append(metrics.hash_seconds.observe)
+        self._hash_instruments.append(metrics.hash_seconds.time)
         for what in SWEPT:
             metrics.swept.labels(what)
 
@@ -92,7 +94,7 @@ class Telemetry:
         self._tracing = Tracing(endpoint, version=__version__)
         tracer = self._tracing.tracer
         self.stages = (tracing(tracer), *self.stages)
-        self._hash_observers.append(tracing_hashes(tracer))
+        self._hash_instruments.append(tracing_hashes(tracer))
         self.watch = tracing_statements(tracer)
 
     def start(self, state: ServerState, *, is_ready: Callable[[], bool]) -> None:
@@ -141,23 +143,27 @@ class Telemetry:
         if self._metrics is not None and is_missing is not None:
             self._metrics.set_gauge("personae_audit_month_missing", is_missing)
 
-    def _observed(self, run: Callable[[], object]) -> Callable[[], object]:
-        """Let the observers know how long a hash took. Called on the RPC's thread; the result, on one that hashes."""
-        context = copy_context()
+    @contextmanager
+    def instrument_hash(self) -> Iterator[None]:
+        """Make the context in which a hash runs, to be measured and traced."""
+        with ExitStack() as stack:
+            for instrument in self._hash_instruments:
+                stack.enter_context(instrument())
+            yield
 
-        def observed() -> object:
+    def _around_hash(self, run: Callable[[], object]) -> Callable[[], object]:
+        """Adapt instrument_hash to a thread that hashes: it runs in the context of the RPC."""
+
+        def instrumented() -> object:
             thread = get_ident()
             self._hashing.add(thread)
-            began_at = monotonic()
             try:
-                return run()
+                with self.instrument_hash():
+                    return run()
             finally:
-                seconds = monotonic() - began_at
                 self._hashing.discard(thread)
-                for observe in self._hash_observers:
-                    context.run(observe, seconds)
 
-        return observed
+        return partial(copy_context().run, instrumented)
 
     def _set_queue_gauges(self, metrics: "Metrics", state: ServerState) -> None:
         metrics.set_gauge("personae_rpcs_in_flight", len(self._in_flight))

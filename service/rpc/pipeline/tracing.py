@@ -4,12 +4,12 @@ Attributes hold names, codes, ids and the text of statements without their param
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from opentelemetry.trace import SpanKind, StatusCode, Tracer, get_current_span, use_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from service.base.clock import unix_nanoseconds
 from service.rpc.context import CallContext
 from service.rpc.pipeline.stages import Handler, Method, Stage
 
@@ -46,14 +46,15 @@ def tracing(tracer: Tracer) -> Stage:
     return trace
 
 
-def tracing_hashes(tracer: Tracer) -> Callable[[float], None]:
-    """Make the callback that records a hash of so many seconds, which has just ended, as part of the current call."""
+def tracing_hashes(tracer: Tracer) -> Callable[[], AbstractContextManager[object]]:
+    """Make what makes the context in which a hash runs, to be recorded as part of the current call."""
 
-    def record(seconds: float) -> None:
-        if get_current_span().is_recording():
-            tracer.start_span("hash", start_time=unix_nanoseconds() - int(seconds * 1e9)).end()
+    def instrument() -> AbstractContextManager[object]:
+        if not get_current_span().is_recording():
+            return nullcontext()
+        return tracer.start_as_current_span("hash", record_exception=False, set_status_on_exception=False)
 
-    return record
+    return instrument
 
 
 def tracing_statements(tracer: Tracer) -> Callable[[str, Callable[[], None]], None]:
