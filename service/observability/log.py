@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from threading import Event, Lock, Thread
+from threading import Event, RLock, Thread
 from types import SimpleNamespace
 from typing import Any, Literal, TextIO
 
@@ -89,7 +89,7 @@ class LogWriter:
         self._max_queued = max_queued
         self._queue: deque[EventDict] = deque()
         self._wake, self._is_drained = Event(), Event()
-        self._counting = Lock()
+        self._counting = RLock()  # a signal handler may log while this thread counts
         self._reported = 0
         self.lost = 0
         """Lines that could not be written since the start."""
