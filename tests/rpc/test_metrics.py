@@ -207,6 +207,10 @@ class TestGauges:
         for name in ("threads", "open_files", "cpu_seconds_total"):
             assert value(idle, f"personae_worker_{name}", worker="0") > 0
         assert value(idle, "personae_build_info", version="0.1.0") == 1
+        missing = GAUGES.keys() - {name for name, _ in idle}
+        assert {name for name in missing if "caller" not in name and "certificate" not in name} == {
+            "personae_sweeper_last_success_timestamp_seconds"
+        }
 
     def test_an_outage_shows(self, private_url: URL) -> None:
         """The database is down, the server is not ready and lives; retries are counted."""
@@ -279,59 +283,34 @@ metrics.set_gauge("personae_worker_threads", 7, metrics.worker)
 """
 
 
-class TestWorkers:
-    def test_they_count_together(self, tmp_path: Path) -> None:
-        """Counters of all are added, also of one that was replaced; gauges of one that has ended are not."""
+def test_workers_count_together(tmp_path: Path) -> None:
+    """Counters of all are added, also of one that was replaced; gauges of one that has ended are not."""
 
-        def work(slot: int, number: int) -> None:
-            subprocess.run(
-                [sys.executable, "-c", WORKER, str(slot), str(number)],
-                cwd=ROOT,
-                env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
-                check=True,
-            )
-
-        def seen() -> Series:
-            return parsed(generate_latest(all_workers(str(tmp_path))).decode())
-
-        work(0, 3)
-        work(1, 4)
-        both, files = seen(), set(tmp_path.iterdir())
-        forget_slot(str(tmp_path), 1)
-        alone = seen()
-        work(1, 5)
-        replaced = seen()
-
-        def values(name: str, **labels: str) -> list[float]:
-            return [value(found, name, **labels) for found in (both, alone, replaced)]
-
-        assert values("personae_sign_ins_total", outcome="OK") == [7, 7, 12]
-        assert values("personae_hash_seconds_bucket", le="0.025") == [2, 2, 3]
-        assert values("personae_rpcs_in_flight") == [7, 3, 8]
-        assert values("personae_database_up") == [0, 1, 1]
-        assert values("personae_worker_threads", worker="1") == [7, 0, 7]
-        assert set(tmp_path.iterdir()) == files, "a worker that is replaced leaves nothing behind"
-
-    def test_a_worker_writes_its_gauges_down(self, private_url: URL, tmp_path: Path) -> None:
-        """A server in a slot serves no metrics itself: they are in the directory, and are those of a lone server."""
-        script = (
-            "import sys; from service.observability.metrics import use_slot; use_slot(3);"
-            "from service.server.server import Server; from service.base.settings import load_settings;"
-            "settings = load_settings(); server = Server(settings, settings.url); server.start(); server.stop()"
+    def work(slot: int, number: int) -> None:
+        subprocess.run(
+            [sys.executable, "-c", WORKER, str(slot), str(number)],
+            cwd=ROOT,
+            env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+            check=True,
         )
-        environment = {
-            "PROMETHEUS_MULTIPROC_DIR": str(tmp_path),
-            "DATABASE_URL": private_url.render_as_string(hide_password=False),
-            "METRICS_PORT": str(free_port()),
-            "GRPC_PORT": "0",
-            "CALLER_AUTH": "off",
-            "SECRET_KEYS": "test:MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY",
-        }
-        subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=os.environ | environment, check=True)
 
-        found = parsed(generate_latest(all_workers(str(tmp_path))).decode())
-        assert value(found, "personae_database_up") == 1
-        assert value(found, "personae_worker_threads", worker="3") > 1
-        assert {name for name in GAUGES if "caller" not in name and "certificate" not in name} - {
-            name for name, _ in found
-        } == {"personae_sweeper_last_success_timestamp_seconds"}
+    def seen() -> Series:
+        return parsed(generate_latest(all_workers(str(tmp_path))).decode())
+
+    work(0, 3)
+    work(1, 4)
+    both, files = seen(), set(tmp_path.iterdir())
+    forget_slot(str(tmp_path), 1)
+    alone = seen()
+    work(1, 5)
+    replaced = seen()
+
+    def values(name: str, **labels: str) -> list[float]:
+        return [value(found, name, **labels) for found in (both, alone, replaced)]
+
+    assert values("personae_sign_ins_total", outcome="OK") == [7, 7, 12]
+    assert values("personae_hash_seconds_bucket", le="0.025") == [2, 2, 3]
+    assert values("personae_rpcs_in_flight") == [7, 3, 8]
+    assert values("personae_database_up") == [0, 1, 1]
+    assert values("personae_worker_threads", worker="1") == [7, 0, 7]
+    assert set(tmp_path.iterdir()) == files, "a worker that is replaced leaves nothing behind"
