@@ -9,6 +9,7 @@ from threading import Thread
 from wsgiref.types import WSGIApplication
 
 from waitress import create_server, wasyncore
+from waitress.channel import HTTPChannel
 
 MAX_CONNECTIONS = 32
 """Further ones wait in the backlog of the kernel."""
@@ -21,8 +22,8 @@ class WsgiServer:
     """An HTTP server that answers from when it is made until it is closed."""
 
     def __init__(self, app: WSGIApplication, host: str, port: int, *, idle_seconds: int = 5) -> None:
-        """port: 0 picks a free one. idle_seconds: a connection that sends nothing for so long is closed, so that idle
-        clients keep nobody out. Raises OSError when the address cannot be bound.
+        """port: 0 picks a free one. idle_seconds: a connection is closed that has no whole request for so long, so that
+        idle and slow clients keep nobody out. Raises OSError when the address cannot be bound.
         """
         logging.getLogger("waitress").setLevel(logging.ERROR)  # it would warn whenever its clients are many
         host = host.strip("[]")
@@ -44,6 +45,7 @@ class WsgiServer:
             log_socket_errors=False,  # a client that leaves is no event
             ident="personae",  # in place of the name of the library
         )
+        self._server.channel_class = _Connection
         self._thread = Thread(target=self._server.run, name="http", daemon=True)
         self._thread.start()
 
@@ -53,3 +55,20 @@ class WsgiServer:
         # On the server's own thread, which alone uses the sockets: it ends when none is left.
         self._server.trigger.pull_trigger(partial(wasyncore.close_all, self._sockets, ignore_all=True))
         self._thread.join(_STOP_SECONDS)
+
+
+class _Connection(HTTPChannel):  # type: ignore[misc]  # waitress has no types
+    """A connection that a client cannot keep open by sending a request, or reading an answer, bit by bit."""
+
+    last_activity: float
+
+    def handle_read(self) -> None:
+        last_activity = self.last_activity
+        super().handle_read()
+        if self.request is not None:
+            self.last_activity = last_activity
+
+    def handle_write(self) -> None:
+        last_activity = self.last_activity
+        super().handle_write()
+        self.last_activity = last_activity

@@ -1,5 +1,6 @@
 """The HTTP server beside gRPC: clients that are idle or large, and its end."""
 
+import contextlib
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -36,6 +37,17 @@ def test_idle_clients_keep_nobody_out() -> None:
         idle = [stack.enter_context(closing(connection(server.port))) for _ in range(MAX_CONNECTIONS)]
         assert get(server.port, "/")[0] == 200
         assert idle[0].recv(1) == b""
+
+
+def test_slow_clients_are_closed() -> None:
+    """A request that comes bit by bit does not keep its connection open."""
+    sent = 0
+    with served() as server, closing(connection(server.port)) as slow:
+        with contextlib.suppress(ConnectionError):
+            while True:  # ends, or the suite's own limit ends it
+                sent += slow.send(b"G")
+                assert get(server.port, "/")[0] == 200  # takes a while
+    assert sent < 16_384, "closed for being slow, not for being large"
 
 
 @pytest.mark.parametrize(
