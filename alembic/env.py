@@ -16,7 +16,6 @@ from service.db.migrator import migrating
 from service.db.models import Base
 from service.db.privileges import GrantsError, grant
 from service.db.schema import needed_revision
-from service.dev.provision import provided_database
 
 
 def count_up(
@@ -106,11 +105,12 @@ def main() -> None:
         return
     settings = load_settings()
     given: URL | None = context.config.attributes.get("url", settings.migration_url)
-    if given is not None:
-        online(settings, given)
-        return
-    with provided_database(settings) as url:
-        online(settings, url)
+    if given is None:
+        raise CommandError(
+            "DATABASE_URL is not set. Set it, or run alembic on the embedded database: "
+            "python -m service with-database alembic …"
+        )
+    online(settings, given)
 
 
 main()

@@ -112,6 +112,19 @@ def migrate() -> None:
         click.echo(upgrade(url))
 
 
+@main.command("with-database", context_settings={"ignore_unknown_options": True})
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def with_database(command: Sequence[str]) -> None:
+    """Run a command with DATABASE_URL set: to the embedded database where it is not set already."""
+    import subprocess
+
+    settings = settings_or_fail()
+    with database_url(settings) as url:
+        environment = os.environ | {"DATABASE_URL": url.render_as_string(hide_password=False)}  # noqa: TID251
+        done = subprocess.run(command, env=environment, check=False)  # noqa: S603  the operator's own command
+    sys.exit(done.returncode)
+
+
 @main.command("create-superuser")
 @click.option("--email", prompt=True)
 @click.option("--username", prompt=True)

@@ -12,7 +12,7 @@ from service.base.actor import SWEEPER, Actor
 from service.base.clock import Clock, monotonic
 from service.base.errors import PersonaeError
 from service.core import audit, users
-from service.core.callers import forget_keys
+from service.core.callers.index import forget_keys
 from service.core.codes import delete_expired_codes
 from service.core.failed_sign_ins import delete_expired_failures
 from service.core.lifecycle import purge_expired

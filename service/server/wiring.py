@@ -40,8 +40,8 @@ from service.rpc.admission.connection_limit import most_connections
 from service.rpc.admission.executor import BoundedExecutor
 from service.rpc.admission.hashing import HashLimiter
 from service.rpc.admission.rate_limits import RateLimits
-from service.rpc.callers.client_certificates import PeerCertificates
-from service.rpc.callers.directory import CallerDirectory, Credentials, Identifies, everyone_is
+from service.rpc.callers.directory import CallerDirectory
+from service.rpc.callers.identification import Identify, assume_caller, identify_callers
 from service.rpc.health import CHECK_THREADS, Health
 from service.rpc.methods import Executor, require_rows
 from service.rpc.pipeline.drain import Drain
@@ -324,15 +324,15 @@ def _listeners(settings: Settings, certificates: Certificates | None) -> list[Li
 
 def _identification(
     settings: Settings, directory: CallerDirectory | None, *, clock: Clock, assumed_caller: str | None
-) -> Identifies:
+) -> Identify:
     """How the pipeline finds out who calls."""
     if directory is None:
-        return everyone_is(assumed_caller or ANONYMOUS_CALLER)
-    return Credentials(
+        return assume_caller(assumed_caller or ANONYMOUS_CALLER)
+    return identify_callers(
         directory,
         clock=clock,
-        certificates=PeerCertificates() if settings.client_certificates != "off" else None,
-        keys_need_loopback=not (settings.has_tls or settings.is_loopback or settings.insecure_plaintext_keys),
+        accepts_certificates=settings.client_certificates != "off",
+        keys_require_loopback=not (settings.has_tls or settings.is_loopback or settings.insecure_plaintext_keys),
     )
 
 
@@ -376,21 +376,26 @@ def server_certificates(settings: Settings, clock: Clock) -> Certificates | None
 
 
 def caller_directory(settings: Settings, url: URL) -> CallerDirectory:
-    """Who may call, on a connection of its own, so that a busy pool keeps nobody out."""
-    return CallerDirectory(open_database(settings, url, connections=1), max_age=settings.caller_cache_seconds)
+    """The directory of callers. Its only connection is pinged before each read, since a read is not repeated."""
+    database = Database(
+        url,
+        pool_size=1,
+        max_overflow=0,
+        pool_timeout=settings.db_pool_timeout,
+        pool_recycle=settings.db_pool_recycle,
+        pre_ping=True,
+        ping_idle=0,
+        connect_timeout=settings.db_connect_timeout,
+    )
+    return CallerDirectory(database, max_age=settings.caller_cache_seconds)
 
 
-def open_database(
-    settings: Settings, url: URL, *, connections: int | None = None, watch: Watch | None = None
-) -> Database:
-    """The engine with its pool. Connects when it is first used.
-
-    connections: exactly so many; None: as the settings say. watch: see Database.
-    """
+def open_database(settings: Settings, url: URL, *, watch: Watch | None = None) -> Database:
+    """The engine with its pool. Connects when it is first used. watch: see Database."""
     return Database(
         url,
-        pool_size=connections or settings.db_pool_size,
-        max_overflow=0 if connections else settings.db_max_overflow,
+        pool_size=settings.db_pool_size,
+        max_overflow=settings.db_max_overflow,
         pool_timeout=settings.db_pool_timeout,
         pool_recycle=settings.db_pool_recycle,
         pre_ping=settings.db_pool_pre_ping,

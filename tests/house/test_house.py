@@ -18,7 +18,7 @@ from service.core.users import COLUMNS, UserRecord
 from service.db.error_mapping import UNIQUE_CONSTRAINTS
 from service.db.models import Base
 from service.rpc.admission.rate_limits import RateLimits
-from service.rpc.callers.directory import everyone_is
+from service.rpc.callers.identification import assume_caller
 from service.rpc.methods import METHODS, UnlistedMethodError, require_rows
 from service.rpc.pipeline.drain import Drain
 from service.rpc.pipeline.stages import stages
@@ -106,7 +106,7 @@ def test_alembic_is_no_package() -> None:
 def test_stages_are_named_and_explained() -> None:
     """The order of the pipeline is one tuple of functions that say what they are for."""
     limits = RateLimits(UNLIMITED)
-    found = stages(Drain(), everyone_is("anybody"), limits=limits, code_limits=limits)
+    found = stages(Drain(), assume_caller("anybody"), limits=limits, code_limits=limits)
     assert [stage.__name__ for stage in found] == [
         "log_access",
         "answer_errors",

@@ -24,7 +24,7 @@ from service.base.randomness import random_id
 from service.observability.log import where_raised
 from service.rpc.admission.executor import is_refused
 from service.rpc.admission.rate_limits import RateLimits
-from service.rpc.callers.directory import Identifies
+from service.rpc.callers.identification import Identify
 from service.rpc.context import ACTING_USER_KEY, CallContext, require_wanted
 from service.rpc.methods import Method, RateLimit
 from service.rpc.pipeline.drain import Drain
@@ -131,7 +131,7 @@ def draining(drain: Drain) -> Stage:
     return drain_calls
 
 
-def authorisation(identify: Identifies) -> Stage:
+def authorisation(identify: Identify) -> Stage:
     """The stage that finds out who calls, by this function, and whether they may."""
 
     def authorise(proceed: Handler, method: WrappedMethod) -> Handler:
@@ -202,7 +202,7 @@ def repeat(proceed: Handler, _method: WrappedMethod) -> Handler:
 
 def stages(
     drain: Drain,
-    identify: Identifies,
+    identify: Identify,
     observers: Sequence[Stage] = (),
     *,
     limits: RateLimits,
