@@ -23,7 +23,7 @@ from service.rpc.pipeline.request_reader import RequestReader
 from service.server import connections
 from service.server.database_probe import DatabaseMonitor, ReportStatus
 from service.server.jobs import Job, JobThread
-from service.server.telemetry import Sources, Telemetry
+from service.server.telemetry import ServerState, Telemetry
 
 _THREAD_PATIENCE = 0.5
 _GRPC_PATIENCE = 5.0
@@ -90,7 +90,7 @@ class Components:
     stopping: Event
     """Is set when the jobs have to end."""
     telemetry: Telemetry
-    sources: Sources
+    state: ServerState
     report_status: ReportStatus
     """Tells the supervisor whether the server serves."""
     describe: Callable[[], dict[str, object]]
@@ -137,7 +137,7 @@ class Server:
         try:
             parts.monitor.check_first()
             self._ports = tuple(listener.bind(parts.grpc) for listener in parts.listeners)
-            parts.telemetry.start(parts.sources, is_ready=lambda: self._is_started and parts.health.is_serving)
+            parts.telemetry.start(parts.state, is_ready=lambda: self._is_started and parts.health.is_serving)
         except Exception:
             self._guards_stopping.set()
             raise

@@ -4,8 +4,6 @@ Apart from the command line this is the only module that sees the settings whole
 that it uses.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from functools import partial
 from threading import Event
@@ -62,7 +60,7 @@ from service.server.database_probe import DatabaseMonitor, DatabaseProbe, Report
 from service.server.jobs import JobFunctions, background_jobs, guards
 from service.server.server import Components, Listener, Server, Timing
 from service.server.sweeper import make_audit_months, sweep_and_log
-from service.server.telemetry import Sources, Telemetry
+from service.server.telemetry import ServerState, Telemetry
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 SERVICES = (
@@ -133,7 +131,7 @@ def build_server(
     health_reader = RequestReader(max_slow=CHECK_THREADS // 2)
     all_readers = (*readers.values(), health_reader)
     hashing = HashLimiter(
-        hash_threads + _SPARE_PERMITS, max_waiting=settings.hash_max_waiting, instrument=_instrument(telemetry)
+        hash_threads + _SPARE_PERMITS, max_waiting=settings.hash_max_waiting, instrument=telemetry.instrument_hash
     )
     pipeline = Pipeline(
         stages(
@@ -208,7 +206,7 @@ def build_server(
             guards=guards(functions),
             stopping=stopping,
             telemetry=telemetry,
-            sources=Sources(
+            state=ServerState(
                 clock=clock,
                 database=database,
                 probe=monitor.probe,
@@ -235,7 +233,7 @@ def _executors(
             keep_to(hash_cores)
 
     hashing = hash_threads + _SPARE_PERMITS + settings.hash_max_waiting + _SPARE_THREADS
-    bounded = partial(BoundedExecutor, max_waiting=settings.grpc_max_waiting, on_start=telemetry.note_wait)
+    bounded = partial(BoundedExecutor, max_waiting=settings.grpc_max_waiting, on_start=telemetry.observe_wait)
     return {
         Executor.USUAL: bounded(settings.grpc_threads, name="rpc"),
         Executor.HASHING: bounded(hashing, name="rpc-hash", initializer=on_hash_cores),
@@ -336,17 +334,6 @@ def _identification(
         accepts_certificates=settings.client_certificates != "off",
         keys_require_loopback=not (settings.has_tls or settings.is_loopback or settings.insecure_plaintext_keys),
     )
-
-
-def _instrument(telemetry: Telemetry) -> Callable[[], AbstractContextManager[object]]:
-    @contextmanager
-    def instrument() -> Iterator[None]:
-        with ExitStack() as stack:
-            for around in telemetry.around_hashes:
-                stack.enter_context(around())
-            yield
-
-    return instrument
 
 
 def _description(
