@@ -28,7 +28,6 @@ def random_bits(count: int) -> int:
 
 
 def random_bytes(count: int) -> bytes:
-    """Random bytes from the operating system."""
     return os.urandom(count)  # noqa: TID251  the one place
 
 

@@ -27,15 +27,11 @@ _EVENTS = table_of(AuditEvent)
 
 
 class Outcome(enum.StrEnum):
-    """Whether an action was done."""
-
     SUCCEEDED = "succeeded"
     REFUSED = "refused"
 
 
 class AuditRecord(NamedTuple):
-    """One event."""
-
     id: int
     occurred_at: datetime
     caller: str

@@ -19,8 +19,6 @@ _MAX_REPEATED_LENGTH = 4
 
 
 class PasswordList(Protocol):
-    """A list of common or breached passwords."""
-
     def is_common(self, password: str) -> bool:
         """Whether this password is on the list, in any case."""
 

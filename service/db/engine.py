@@ -43,7 +43,6 @@ class _Rpc:
 
     @property
     def is_over(self) -> bool:
-        """Whether its deadline has passed."""
         return self.deadline is not None and monotonic() >= self.deadline
 
 

@@ -35,7 +35,6 @@ class UserRecord(NamedTuple):
     version: int
 
     def as_dict(self) -> dict[str, Any]:
-        """The values by the names of their fields."""
         return self._asdict()
 
 
