@@ -18,7 +18,7 @@ from service.base.clock import Clock
 from service.base.settings import Settings
 from service.core.lockout import LockoutKeys
 from service.core.page_tokens import PageTokens
-from service.core.password_policy import PasswordPolicy
+from service.core.passwords.policy import PasswordPolicy
 from service.db.engine import Database
 from service.rpc.admission.hashing import Hashing
 from service.rpc.servicers.audit import AuditServicer

@@ -8,9 +8,9 @@ from service.base.actor import ANONYMOUS_CALLER
 from service.base.clock import Clock
 from service.base.connection_age import age_grace
 from service.base.settings import Settings, SettingsError
-from service.core import common_passwords
-from service.core.common_passwords import PasswordListError
-from service.core.password_policy import PasswordPolicy
+from service.core.passwords import common as common_passwords
+from service.core.passwords.common import PasswordListError
+from service.core.passwords.policy import PasswordPolicy
 from service.db.connections import Watch
 from service.db.engine import Database
 from service.rpc.admission.connection_limit import most_connections
