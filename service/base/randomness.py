@@ -23,7 +23,6 @@ def jitter(seconds: float) -> float:
 
 
 def random_bytes(count: int) -> bytes:
-    """Random bytes from the operating system."""
     return os.urandom(count)  # noqa: TID251  the one place
 
 

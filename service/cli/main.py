@@ -134,8 +134,8 @@ def create_superuser(email: str, username: str, password_stdin: bool) -> None:  
     from service.base.clock import utc_now
     from service.core import users
     from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username
-    from service.core.password_policy import Names
     from service.core.passwords import hash_password
+    from service.core.passwords.policy import Names
     from service.server.wiring import password_policy
 
     settings = settings_or_fail()
@@ -189,7 +189,7 @@ def purge_deleted() -> None:
 @main.command("hash-report")
 def hash_report() -> None:
     """Count the users by the scheme and cost of their password hash. Reads the whole table."""
-    from service.core.hash_report import count_hashes
+    from service.core.users.hash_report import count_hashes
     from service.db.engine import reading
 
     settings = settings_or_fail()

@@ -28,11 +28,11 @@ from service.base.clock import Clock, utc_now
 from service.base.connection_age import age_grace, retirement_seconds
 from service.base.cores import keep_to, usable_cores
 from service.base.settings import Settings, SettingsError
-from service.core import common_passwords
-from service.core.common_passwords import PasswordListError
 from service.core.lockout import LockoutKeys
 from service.core.page_tokens import PageTokens
-from service.core.password_policy import PasswordPolicy
+from service.core.passwords import common as common_passwords
+from service.core.passwords.common import PasswordListError
+from service.core.passwords.policy import PasswordPolicy
 from service.core.token_bucket import rate_of
 from service.db.connections import Watch
 from service.db.engine import Database
