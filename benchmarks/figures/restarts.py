@@ -56,7 +56,7 @@ def _reload(findings: Findings, what: str, bench: Bench, stack: ExitStack) -> No
     with Load(f"127.0.0.1:{port}", threads=_THREADS) as load:
         for times in (1, 2):
             server.process.send_signal(signal.SIGHUP)
-            server.wait_for_count("reload done", times)
+            server.wait_for("reload done", times)
             load.wait_for_calls(100)
     _note(findings, f"{what} (SIGHUP), callers without retries", load, f"2 in {time.monotonic() - started:.0f} s")
     findings.at_most(f"{what}: failed calls of callers without retries", sum(load.failures.values()), 0, digits=0)
@@ -90,7 +90,7 @@ def _kill(findings: Findings, what: str, bench: Bench, stack: ExitStack) -> None
         for number, victim in enumerate(victims, 1):
             started = time.monotonic()
             os.kill(victim, signal.SIGKILL)
-            server.wait_for_count("worker serves", len(victims) + number)
+            server.wait_for("worker serves", len(victims) + number)
             gaps.append(time.monotonic() - started)
             load.wait_for_calls(100)
     _note(findings, what, load, f"{len(victims)} of {len(victims)}")

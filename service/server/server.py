@@ -1,6 +1,7 @@
 """The composition root: settings in, a running server out. Everything is wired here and nowhere else."""
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -41,7 +42,6 @@ from service.server.wiring import (
     password_policy,
     server_certificates,
 )
-from service.workers.channel import Link
 
 _THREAD_PATIENCE = 0.5
 _GRPC_PATIENCE = 5.0
@@ -65,7 +65,8 @@ class Server:
         *,
         clock: Clock = utc_now,
         assumed_caller: str | None = None,
-        link: Link | None = None,
+        report_status: Callable[[bool], None] | None = None,
+        shares_port: bool = False,
         hash_cores: frozenset[int] | None = None,
     ) -> None:
         """Wire everything; nothing is started or connected yet. Raises SettingsError for
@@ -73,7 +74,8 @@ class Server:
 
         assumed_caller: the caller that every call is attributed to, without credentials; None: callers prove who
         they are, unless CALLER_AUTH is off.
-        link: to the supervisor of several servers that share the port; None: this one has it for itself.
+        report_status: called with whether the server is SERVING, after each health probe and when it stops.
+        shares_port: whether other servers may listen on the same port (SO_REUSEPORT).
         hash_cores: where passwords are hashed; None: where everything else runs.
         """
         require_rows(METHODS)
@@ -90,7 +92,7 @@ class Server:
         self.database = open_database(settings, url, watch=self._telemetry.watch)
         self._probe = DatabaseProbe(url, connect_timeout=settings.db_connect_timeout)
         hash_threads = settings.hash_threads or usable_cores(hash_cores)
-        self._hashing = Hashing(hash_threads, cores=hash_cores, turns=link, around=self._telemetry.around_hashes)
+        self._hashing = Hashing(hash_threads, cores=hash_cores, around=self._telemetry.around_hashes)
         self._health = Health(SERVICE_NAMES)
         self._executors = Executors(
             settings,
@@ -99,11 +101,11 @@ class Server:
             note_wait=self._telemetry.note_wait,
         )
         self._gate = Gate()
-        self._link = link
+        self._report_status = report_status
         self._grpc = grpc.server(
             self._executors.usual,
             interceptors=[self._pipeline(clock)],
-            options=grpc_options(settings, shares_port=link is not None),
+            options=grpc_options(settings, shares_port=shares_port),
         )
         ask_through(self._grpc, self._executors.of_methods)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
@@ -172,7 +174,7 @@ class Server:
             task.start()
         self._say_that_it_listens()
         self._is_listening = True
-        self._tell_link()
+        self._report()
 
     @property
     def asks_who_calls(self) -> bool:
@@ -216,8 +218,8 @@ class Server:
         drain = 0.0 if self._is_left else settings.shutdown_drain if drain is None else drain
         self._health.enter_graceful_shutdown()
         self._is_listening = False
-        if self._link is not None:
-            self._link.tell_serving(is_serving=False)
+        if self._report_status is not None:
+            self._report_status(False)  # noqa: FBT003  a callback with one argument
         _log.info("stopping", drain_seconds=drain, grace_seconds=grace)
         if drain:
             Event().wait(drain)
@@ -263,16 +265,16 @@ class Server:
         while is_waiting:
             Event().wait(flush_seconds)
             # A connection with a call that runs is spared; the others, cut, let their callers go elsewhere meanwhile.
-            sockets.cut(self._ports, sparing=self._gate.peer_ports())
+            sockets.close_connections(self._ports, sparing=self._gate.peer_ports())
             is_waiting = self._gate.wait_until_fewer(until=until)
 
     @property
     def _ports(self) -> tuple[int, ...]:
         return tuple(port for port in (self.port, self.mtls_port) if port)
 
-    def _tell_link(self) -> None:
-        if self._link is not None and self._is_listening:
-            self._link.tell_serving(is_serving=self._trouble is None)
+    def _report(self) -> None:
+        if self._report_status is not None and self._is_listening:
+            self._report_status(self._trouble is None)
 
     def _pipeline(self, clock: Clock) -> Pipeline:
         settings = self._settings
@@ -373,7 +375,7 @@ class Server:
                 self._reconnect()
         self._trouble = trouble
         self._health.set_serving(is_serving=trouble is None)
-        self._tell_link()
+        self._report()
 
     def _reconnect(self) -> None:
         """Use no connection again that is open now: it may lead to a server that was demoted, or to none."""

@@ -4,8 +4,7 @@ import re
 
 from service.observability.metrics import READINGS, Metrics
 from service.workers.metrics import OfSupervisor
-from service.workers.plan import Plan, Ports, worker_command
-from service.workers.supervisor import Supervisor
+from service.workers.supervisor import Limits, Supervisor
 from tests.house.test_docs import DOCS, rows
 
 _SUFFIXES = {"counter": "_total", "gauge": "", "histogram": ""}
@@ -29,7 +28,7 @@ def exported() -> dict[str, set[str]]:
     found = {name: set(reading.labels) for name, reading in READINGS.items()}
     for one in list(metrics.registry._collector_to_names):
         found[f"{one._name}{_SUFFIXES[one._type]}"] = set(one._labelnames)  # type: ignore[attr-defined]  # of the library's own
-    supervisor = Supervisor(Plan(ports=Ports(0), cores=[None], hash_places=1, leave_seconds=0), worker_command)
+    supervisor = Supervisor(lambda *_: [], [None], Limits(stop=0))
     for family in OfSupervisor(supervisor).collect():
         labels = {label for sample in family.samples for label in sample.labels}
         found[f"{family.name}{_SUFFIXES[family.type]}"] = labels

@@ -16,7 +16,7 @@ from threading import get_native_id
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from service.base.clock import monotonic
-from service.base.cores import keep_to
+from service.base.cores import pin_thread
 from service.base.errors import CallerGoneError, DeadlineOverError, HashingBusyError
 from service.rpc.context import CallContext, current_or_none
 
@@ -140,7 +140,7 @@ class Hashing:
 def _step_back(cores: frozenset[int] | None) -> None:
     """Use these cores, and let every other thread of the machine go first. Only Linux knows priorities of threads."""
     if cores is not None:
-        keep_to(cores)
+        pin_thread(cores)
     if sys.platform == "linux":
         thread = get_native_id()
         with contextlib.suppress(OSError):  # a sandbox may forbid it: slower reads are better than no sign-ins
