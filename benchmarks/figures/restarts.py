@@ -1,6 +1,6 @@
 """Whether calls fail while workers are replaced, killed and restarted under reads, writes and sign-ins.
 
-Not part of the usual run: it is a demonstration, whose counts are to be 0.
+A demonstration, whose counts have to be 0. It runs only when it is named.
 """
 
 import os
@@ -26,7 +26,7 @@ _COST = "10"
 
 
 def measure(bench: Bench) -> Findings:
-    """Each on a server of its own, as an operator starts it, with a worker for each core."""
+    """Measure each on a server of its own, started as operators start it, with a worker for each core."""
     findings = Findings()
     for what, measured in (("reload", _reload), ("restart", _restart), ("kill -9 of a worker", _kill)):
         with ExitStack() as stack:
@@ -49,7 +49,7 @@ def _start(bench: Bench, stack: ExitStack, port: int) -> Process:
 
 
 def _reload(findings: Findings, what: str, bench: Bench, stack: ExitStack) -> None:
-    """SIGHUP twice, callers that repeat nothing."""
+    """SIGHUP twice, with callers without retries."""
     server = _start(bench, stack, port := free_port())
     server.wait_for("all workers serve")
     started = time.monotonic()
@@ -64,7 +64,7 @@ def _reload(findings: Findings, what: str, bench: Bench, stack: ExitStack) -> No
 
 
 def _restart(findings: Findings, what: str, bench: Bench, stack: ExitStack) -> None:
-    """SIGTERM and a new process three times, callers with the retries of the README."""
+    """SIGTERM and a new process three times, with callers that follow the documented retry policy."""
     server = _start(bench, stack, port := free_port())
     server.wait_for("all workers serve")
     times = 3
@@ -81,7 +81,7 @@ def _restart(findings: Findings, what: str, bench: Bench, stack: ExitStack) -> N
 
 
 def _kill(findings: Findings, what: str, bench: Bench, stack: ExitStack) -> None:
-    """One worker after the other, callers that repeat nothing."""
+    """SIGKILL of one worker after the other, with callers without retries."""
     server = _start(bench, stack, port := free_port())
     server.wait_for("all workers serve")
     victims = [child.pid for child in psutil.Process(server.process.pid).children()]
