@@ -28,6 +28,7 @@ _SETTLED_SECONDS = 10.0  # a worker that has served for so long starts to count 
 _LONG_BACK_OFF_SECONDS = 30.0  # after the last of Limits.back_off, while other workers serve
 _CHECK_SECONDS = 1.0
 _CHUNK_BYTES = 4096
+_START_ERRORS = (OSError, RuntimeError)  # no memory, process or file left; no thread for asyncio to wait for the exit
 _log = structlog.get_logger("personae.supervisor")
 
 
@@ -177,9 +178,9 @@ class Supervisor:
         self._numbers.add(number)
         try:
             process, channel = await self._spawn(number, slot.core)
-        except OSError as error:
+        except _START_ERRORS as error:
             self._numbers.remove(number)
-            _log.error("worker not started", why=error.strerror)
+            _log.error("worker not started", why=str(error))
             return None
         worker = _Worker(number, process, *await asyncio.open_unix_connection(sock=channel), self._limits.start)
         worker.exit = self._tasks.create_task(self._watch(worker))
@@ -199,7 +200,7 @@ class Supervisor:
                     stdin=asyncio.subprocess.DEVNULL,
                     process_group=0,  # Ctrl-C in a terminal reaches the supervisor alone, which drains the workers
                 )
-            except OSError:
+            except _START_ERRORS:
                 ours.close()
                 raise
         return process, ours

@@ -55,18 +55,21 @@ def codes(load: Load) -> set[str]:
     return {how.split()[1] for how in load.failures}
 
 
-def test_a_reload_replaces_every_worker_and_fails_no_call(private_url: URL) -> None:
-    """SIGHUP under reads, writes and sign-ins of callers without retries: every call ends with OK."""
+def test_a_reload_fails_no_call_and_a_stop_only_those_that_can_be_retried(private_url: URL) -> None:
+    """SIGHUP under reads, writes and sign-ins of callers without retries: every call ends with OK. SIGTERM: no call is
+    CANCELLED or lost; those that are not served end as UNAVAILABLE.
+    """
     with serving(private_url) as (server, address):
         before = workers_of(server)
         with Load(address) as load:
             server.process.send_signal(signal.SIGHUP)
             server.wait_for("reload done")
             load.wait_for_calls(20)
-        assert load.failures == {}
-        after = workers_of(server)
-        assert len(after) == 2
-        assert not before & after
+            assert load.failures == {}
+            after = workers_of(server)
+            assert len(after - before) == len(after) == 2
+            assert server.end() == 0
+        assert codes(load) == {"UNAVAILABLE"}
 
 
 def test_a_killed_worker_is_back_and_only_its_calls_fail(private_url: URL) -> None:
@@ -91,14 +94,6 @@ def test_a_restart_fails_no_call_of_callers_with_retries(private_url: URL) -> No
             load.wait_for_calls(20)
     assert load.failures == {}
     assert len(set(load.created)) == len(load.created)
-
-
-def test_on_sigterm_callers_without_retries_see_unavailable_only(private_url: URL) -> None:
-    """No call is CANCELLED or lost: those that are not served can be retried."""
-    with serving(private_url) as (server, address):
-        with Load(address) as load:
-            assert server.end() == 0
-        assert codes(load) == {"UNAVAILABLE"}
 
 
 def test_on_sigterm_a_long_call_holds_back_no_other_caller(private_url: URL) -> None:
@@ -170,23 +165,18 @@ def test_a_worker_that_cannot_write_metrics_serves(private_url: URL, tmp_path: P
             assert new_user(user_pb2_grpc.UserServiceStub(channel)).id
 
 
-def test_workers_exit_when_their_supervisor_is_killed(private_url: URL) -> None:
-    """So that none is left behind that holds the port."""
-    with serving(private_url) as (server, _):
+def test_workers_share_the_port_with_no_other_server_and_outlive_no_supervisor(private_url: URL) -> None:
+    """A second server is refused. When the supervisor is killed, its workers exit, so that none holds the port."""
+    with serving(private_url) as (server, address):
+        port = address.rpartition(":")[2]
+        with process("serve", DATABASE_URL=libpq_url(private_url), GRPC_PORT=port) as second:
+            assert "GRPC_PORT choose another" in second.wait_for("cannot be bound")
+            assert second.process.wait(PATIENCE) == 1
         workers = [psutil.Process(pid) for pid in workers_of(server)]
         server.process.kill()
         server.process.wait()
         _, alive = psutil.wait_procs(workers, timeout=PATIENCE)
         assert alive == []
-
-
-def test_a_second_server_on_the_port_is_refused(private_url: URL) -> None:
-    """Workers share the port with each other, and with no other program."""
-    with serving(private_url) as (_, address):
-        port = address.rpartition(":")[2]
-        with process("serve", DATABASE_URL=libpq_url(private_url), GRPC_PORT=port) as second:
-            assert "GRPC_PORT choose another" in second.wait_for("cannot be bound")
-            assert second.process.wait(PATIENCE) == 1
 
 
 def test_a_reload_cannot_lose_tls_where_other_machines_reach_the_port() -> None:
