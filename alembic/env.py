@@ -19,9 +19,7 @@ from service.db.schema import needed_revision
 
 
 def count_up(
-    _context: MigrationContext,
-    _revision: str | Iterable[str | None] | Iterable[str],
-    directives: list[MigrationScript],
+    _context: MigrationContext, _revision: str | Iterable[str | None] | Iterable[str], directives: list[MigrationScript]
 ) -> None:
     """Number new revisions 0001, 0002, …: the service compares the numbers."""
     if directives and not re.fullmatch(r"[0-9]{4}", directives[0].rev_id or ""):

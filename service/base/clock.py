@@ -13,11 +13,6 @@ def utc_now() -> datetime:
     return datetime.now(UTC)  # noqa: TID251  the one place
 
 
-def unix_nanoseconds() -> int:
-    """The present time in ns since 1970, for spans of traces."""
-    return time.time_ns()
-
-
 def monotonic() -> float:
     """Seconds on a clock that never goes back: for deadlines and durations, never for dates."""
     return time.monotonic()  # noqa: TID251  the one place

@@ -24,8 +24,6 @@ class Violation:
 
 
 class PersonaeError(Exception):
-    """The base of every expected failure."""
-
     reason: ClassVar[str]
     text: ClassVar[str]
     pushback_ms: int | None = None

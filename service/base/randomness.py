@@ -22,13 +22,7 @@ def jitter(seconds: float) -> float:
     return seconds * (0.5 + _ids.random())
 
 
-def random_bits(count: int) -> int:
-    """An id of this many bits. Not a secret; never 0, which is no valid id of a trace."""
-    return _ids.getrandbits(count) or 1
-
-
 def random_bytes(count: int) -> bytes:
-    """Random bytes from the operating system."""
     return os.urandom(count)  # noqa: TID251  the one place
 
 

@@ -154,7 +154,6 @@ class Settings(BaseSettings):
 
     @property
     def has_tls(self) -> bool:
-        """Whether the server has a certificate."""
         return self.tls_certificate_file is not None and self.tls_private_key_file is not None
 
     @property

@@ -27,15 +27,11 @@ _EVENTS = table_of(AuditEvent)
 
 
 class Outcome(enum.StrEnum):
-    """Whether an action was done."""
-
     SUCCEEDED = "succeeded"
     REFUSED = "refused"
 
 
 class AuditRecord(NamedTuple):
-    """One event."""
-
     id: int
     occurred_at: datetime
     caller: str
@@ -88,23 +84,14 @@ def record(
 ) -> None:
     """Write one event. One statement, of the same form and cost for known and unknown users.
 
-    action: the name of the RPC or verb. target_user_id: 0 means none. changed: names of fields. refusal: the
-    reason of the error that will be raised after the commit; None: it succeeded.
+    action: the name of the RPC or verb. target_user_id: 0 means none. changed: names of fields. refusal: the reason of
+    the error that will be raised after the commit; None: it succeeded.
     """
-    actor = actor_of(session)
+    outcome = Outcome.SUCCEEDED if refusal is None else Outcome.REFUSED
+    event = _event(session, action, outcome, changed)
     session.execute(
         _INSERT,
-        {
-            "caller": actor.caller,
-            "acting_user_id": actor.acting_user_id,
-            "action": action,
-            "target_user_id": target_user_id or None,
-            "target_caller": target_caller,
-            "outcome": Outcome.SUCCEEDED.value if refusal is None else Outcome.REFUSED.value,
-            "reason": refusal,
-            "request_id": actor.request_id,
-            "changed_fields": list(changed),
-        },
+        event | {"target_user_id": target_user_id or None, "target_caller": target_caller, "reason": refusal},
     )
 
 
@@ -112,16 +99,20 @@ def record_many(session: Session, action: str, target_user_ids: Sequence[int], *
     """Write that the same succeeded for each of these users. One statement for all; none without users."""
     if not target_user_ids:
         return
+    event = _event(session, action, Outcome.SUCCEEDED, changed)
+    session.execute(_INSERT, [event | {"target_user_id": user_id} for user_id in target_user_ids])
+
+
+def _event(session: Session, action: str, outcome: Outcome, changed: Sequence[str]) -> dict[str, Any]:
     actor = actor_of(session)
-    event = {
+    return {
         "caller": actor.caller,
         "acting_user_id": actor.acting_user_id,
         "action": action,
-        "outcome": Outcome.SUCCEEDED.value,
+        "outcome": outcome.value,
         "request_id": actor.request_id,
         "changed_fields": list(changed),
     }
-    session.execute(_INSERT, [event | {"target_user_id": user_id} for user_id in target_user_ids])
 
 
 # ------------------------------------------------------------------------------------------------------- reading

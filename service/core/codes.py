@@ -73,8 +73,8 @@ def start_for_name(
     """Open a code for the user with this name; the stored email, to which alone it may be delivered.
 
     "" when there is no such user: unknown, deactivated, deleted, or an impossible name (key None). Then the code is
-    stored under `name_hash`, where it opens nothing and the next one for the name replaces it: one
-    statement and one row in every case, so that the duration reveals nothing.
+    stored under `name_hash`, where it opens nothing and the next one for the name replaces it: one statement and one
+    row in every case, so that the duration reveals nothing.
     """
     key = key or NO_USER
     one = select(literal_column("1")).subquery("one")

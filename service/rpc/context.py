@@ -3,7 +3,6 @@
 import re
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
 
 import grpc
 
@@ -22,15 +21,7 @@ _AUTHORIZATION_KEY = "authorization"
 _TRACEPARENT_KEY = "traceparent"
 _TRACESTATE_KEY = "tracestate"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
-
-
-class TraceParent(NamedTuple):
-    """Of which trace the call is a part, and of which span: W3C Trace Context, in hexadecimal digits."""
-
-    trace_id: str
-    span_id: str
-    flags: str
+_TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
 
 @dataclass(slots=True)
@@ -64,8 +55,6 @@ class CallContext:
     traceparent: str | None = None
     """As the caller sent it; "" when it sent several."""
     tracestate: str = ""
-    span: Any = None
-    """What is noted of it for its trace; None where it is not sampled."""
     trace_id: str | None = None
     """The caller's, or that of the trace that is recorded here; None where there is neither."""
 
@@ -90,18 +79,17 @@ def read_metadata(call: CallContext) -> None:
         elif key == _TRACESTATE_KEY:
             call.tracestate += f",{value!s}" if call.tracestate else str(value)
     if call.traceparent is not None:
-        parent = trace_parent(call)
-        call.trace_id = None if parent is None else parent.trace_id
+        call.trace_id = _trace_id(call.traceparent)
     if not call.request_id:
         call.request_id = random_id()
 
 
-def trace_parent(call: CallContext) -> TraceParent | None:
-    """What the caller says of its trace; None where it says nothing that is valid."""
-    found = _TRACEPARENT.fullmatch(call.traceparent or "")
-    if found is None or (found[1] == "00" and found[5]):  # only a version to come may have more at the end
+def _trace_id(traceparent: str) -> str | None:
+    """The trace id of a W3C traceparent header; None when it is invalid."""
+    found = _TRACEPARENT.fullmatch(traceparent)
+    if found is None or (found[1] == "00" and found[3]):  # only later versions may have more fields
         return None
-    return TraceParent(*found.group(2, 3, 4))
+    return found[2]
 
 
 _current: ContextVar[CallContext] = ContextVar("call")

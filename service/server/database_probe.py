@@ -36,7 +36,7 @@ class DatabaseProbe:
             hide_parameters=True,
             connect_args=self._connections.arguments(connect_timeout),
         )
-        self._connections.watch(self._engine)
+        self._connections.attach(self._engine)
         self._is_schema_known = False
         self.revision: str | None = None
         """The revision of the schema; None until it was read."""

@@ -21,7 +21,7 @@ from service.rpc.pipeline.drain import Drain
 from service.server import connections
 from service.server.database_probe import DatabaseMonitor
 from service.server.jobs import Job, JobThread
-from service.server.telemetry import Sources, Telemetry
+from service.server.telemetry import ServerState, Telemetry
 
 _THREAD_END_SECONDS = 0.5
 _GRPC_END_SECONDS = 5.0
@@ -74,7 +74,7 @@ class Server:
     stopping: Event
     """Set when the jobs must end."""
     telemetry: Telemetry
-    sources: Sources
+    state: ServerState
     describe: Callable[[], dict[str, object]]
     """Returns what the log says of a server that listens."""
     drain_seconds: float
@@ -128,7 +128,7 @@ class Server:
         try:
             self.monitor.check_first()
             self._ports = tuple(listener.bind(self.grpc) for listener in self.listeners)
-            self.telemetry.start(self.sources, is_ready=lambda: self._is_started and self.health.is_serving)
+            self.telemetry.start(self.state, is_ready=lambda: self._is_started and self.health.is_serving)
         except Exception:
             self._guards_stopping.set()
             raise
@@ -226,5 +226,5 @@ class Server:
         while is_waiting:
             Event().wait(flush_seconds)
             # Clients of the closed connections reconnect elsewhere while the others wait for their responses.
-            connections.cut(self._ports, sparing=self.drain.peer_ports())
+            connections.close_connections(self._ports, sparing=self.drain.peer_ports())
             is_waiting = self.drain.wait_for_one(until=give_up_at)

@@ -4,8 +4,7 @@ Besides the command line this is the only module that sees the settings whole. I
 that it uses.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from threading import Event
@@ -28,13 +27,13 @@ from personae.v1 import (
 from service.base.actor import ANONYMOUS_CALLER
 from service.base.clock import Clock, monotonic, utc_now
 from service.base.connection_age import age_grace, retirement_seconds
-from service.base.cores import keep_to, usable_cores
+from service.base.cores import pin_thread, usable_cores
 from service.base.settings import Settings, SettingsError
-from service.core import common_passwords
-from service.core.common_passwords import PasswordListError
 from service.core.lockout import LockoutKeys
 from service.core.page_tokens import PageTokens
-from service.core.password_policy import PasswordPolicy
+from service.core.passwords import common as common_passwords
+from service.core.passwords.common import PasswordListError
+from service.core.passwords.policy import PasswordPolicy
 from service.core.token_bucket import rate_of
 from service.db.connections import Watch
 from service.db.engine import Database
@@ -61,7 +60,7 @@ from service.server.database_probe import DatabaseMonitor, DatabaseProbe, Report
 from service.server.jobs import background_jobs
 from service.server.server import Listener, Server
 from service.server.sweeper import make_audit_months, sweep_and_log
-from service.server.telemetry import Sources, Telemetry
+from service.server.telemetry import ServerState, Telemetry
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 SERVICES = (
@@ -131,7 +130,7 @@ def build_server(
     hash_threads = settings.hash_threads or usable_cores(hash_cores)
     executors = _executors(settings, hash_threads, hash_cores, telemetry)
     hashing = HashLimiter(
-        hash_threads + _SPARE_PERMITS, max_waiting=settings.hash_max_waiting, instrument=_instrument(telemetry)
+        hash_threads + _SPARE_PERMITS, max_waiting=settings.hash_max_waiting, instrument=telemetry.instrument_hash
     )
     pipeline = Pipeline(
         stages(
@@ -192,7 +191,7 @@ def build_server(
         ),
         stopping=stopping,
         telemetry=telemetry,
-        sources=Sources(
+        state=ServerState(
             clock=clock,
             database=database,
             probe=monitor.probe,
@@ -213,8 +212,8 @@ def _executors(
     settings: Settings, hash_threads: int, hash_cores: frozenset[int] | None, telemetry: Telemetry
 ) -> dict[Executor, BoundedExecutor]:
     hashing = hash_threads + _SPARE_PERMITS + settings.hash_max_waiting + _SPARE_THREADS
-    initializer = None if hash_cores is None else partial(keep_to, hash_cores)
-    bounded = partial(BoundedExecutor, max_waiting=settings.grpc_max_waiting, on_start=telemetry.note_wait)
+    initializer = None if hash_cores is None else partial(pin_thread, hash_cores)
+    bounded = partial(BoundedExecutor, max_waiting=settings.grpc_max_waiting, on_start=telemetry.observe_wait)
     return {
         Executor.USUAL: bounded(settings.grpc_threads, name="rpc"),
         Executor.HASHING: bounded(hashing, name="rpc-hash", initializer=initializer),
@@ -315,17 +314,6 @@ def _identification(
         accepts_certificates=settings.client_certificates != "off",
         keys_require_loopback=not (settings.has_tls or settings.is_loopback or settings.insecure_plaintext_keys),
     )
-
-
-def _instrument(telemetry: Telemetry) -> Callable[[], AbstractContextManager[object]]:
-    @contextmanager
-    def instrument() -> Iterator[None]:
-        with ExitStack() as stack:
-            for around in telemetry.around_hashes:
-                stack.enter_context(around())
-            yield
-
-    return instrument
 
 
 def _description(

@@ -41,7 +41,7 @@ def narrow(private_url: URL) -> Iterator[RunningServer]:
 
 
 def limiter(server: RunningServer) -> HashLimiter:
-    return server.server.sources.hashing
+    return server.server.state.hashing
 
 
 @contextlib.contextmanager

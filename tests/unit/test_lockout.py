@@ -6,16 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.lockout import (
-    NO_FAILURES,
-    Event,
-    FailedSignIns,
-    LockoutKeys,
-    after,
-    remaining,
-    unexpired,
-    wait_after,
-)
+from service.core.lockout import NO_FAILURES, Event, FailedSignIns, LockoutKeys, after, remaining, unexpired, wait_after
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DAY = timedelta(hours=24)

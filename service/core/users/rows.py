@@ -35,8 +35,7 @@ class UserRecord(NamedTuple):
     version: int
 
     def as_dict(self) -> dict[str, Any]:
-        """The values by the names of their fields."""
-        return self._asdict()
+        return dict(zip(UserRecord._fields, self, strict=True))
 
 
 _COMPUTED = {"has_password": USERS.c.hashed_password.is_not(None).label("has_password")}
@@ -44,7 +43,7 @@ COLUMNS: tuple[ColumnElement[Any], ...] = tuple(
     _COMPUTED[name] if name in _COMPUTED else USERS.c[name] for name in UserRecord._fields
 )
 """The columns of UserRecord, in its order."""
-_NOT_AUDITED = {"id", "created_at", "updated_at", "version", "has_password"}
+_NOT_AUDITED = {"id", "created_at", "updated_at", "version", *_COMPUTED}
 AUDITED_FIELDS = tuple(name for name in UserRecord._fields if name not in _NOT_AUDITED)
 """The fields that a change of a user can name in the audit trail."""
 

@@ -89,10 +89,7 @@ class User(Base):
         ),
         Index("ix_users_superusers", "created_at", "id", postgresql_where=text("is_superuser")),
         Index(
-            "ix_users_inactive",
-            "created_at",
-            "id",
-            postgresql_where=text("NOT is_active OR deleted_at IS NOT NULL"),
+            "ix_users_inactive", "created_at", "id", postgresql_where=text("NOT is_active OR deleted_at IS NOT NULL")
         ),
         Index("ix_users_purge_at", "purge_at", postgresql_where=text("purge_at IS NOT NULL")),
         # Every sign-in reads the highest cost of any stored hash: the last entry of this index.

@@ -21,8 +21,8 @@ from service.core import audit, codes, credentials, users
 from service.core.codes import CODE_MAX_BYTES, Purpose
 from service.core.identifiers import to_nfc
 from service.core.lockout import LockoutKeys
-from service.core.password_policy import Names, PasswordPolicy, unchanged
 from service.core.passwords import hash_password, is_match, is_over_ceiling, parse_hash
+from service.core.passwords.policy import Names, PasswordPolicy, unchanged
 from service.core.users import Key, UserRecord
 from service.db.engine import Database, reading
 from service.rpc.admission.hashing import HashLimiter

@@ -6,7 +6,7 @@ from sqlalchemy import ColumnElement, case, func, literal_column, select
 from sqlalchemy.orm import Session
 from sqlalchemy.types import Text
 
-from service.core.users import USERS
+from service.core.users.rows import USERS
 from service.db.models.user import HASH_COST, KNOWN_HASH
 
 NO_PASSWORD = "no password"  # noqa: S105  a label

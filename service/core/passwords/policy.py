@@ -10,7 +10,7 @@ from typing import Protocol
 
 from service.base.errors import Violation
 from service.core.identifiers import domain_as_typed, has_control_character, to_nfc
-from service.core.passwords import is_over_ceiling
+from service.core.passwords.hashing import is_over_ceiling
 
 PASSWORD_MAX_LENGTH = 256
 _MIN_WORD_LENGTH = 5
@@ -19,8 +19,6 @@ _MAX_REPEATED_LENGTH = 4
 
 
 class PasswordList(Protocol):
-    """A list of common or breached passwords."""
-
     def is_common(self, password: str) -> bool:
         """Whether this password is on the list, in any case."""
 
