@@ -85,7 +85,7 @@ _Model = TypeVar("_Model", bound=RequestModel)
 
 
 def validated(
-    model: type[_Model], values: Mapping[str, str], violations: Violations, *, allow_special_domains: bool
+    model: type[_Model], values: Mapping[str, object], violations: Violations, *, allow_special_domains: bool
 ) -> _Model | None:
     """The model of these values, by their paths in the request; None after adding violations."""
     try:

@@ -43,17 +43,20 @@ class DatabaseProbe:
 
     def check(self) -> Diagnosis | None:
         """Probe the database; None: it can be used. Raises SchemaBehindError: the schema is read after each outage."""
-        started_at = monotonic()
-        try:
-            return self._probe()
-        except (DBAPIError, DeadlineOverError) as error:
-            if self._is_timeout(started_at) or not getattr(error, "connection_invalidated", False):
-                return self._diagnosis(error, started_at)
-        started_at = monotonic()
-        try:
-            return self._probe()  # a connection that was closed while idle is no outage
-        except (DBAPIError, DeadlineOverError) as error:
-            return self._diagnosis(error, started_at)
+        is_retry = False
+        while True:
+            started_at = monotonic()
+            try:
+                return self._probe()
+            except DeadlineOverError:
+                self._is_schema_known = False
+                return _SILENT
+            except DBAPIError as error:
+                is_timeout = monotonic() - started_at >= _PROBE_SECONDS
+                if is_retry or is_timeout or not error.connection_invalidated:
+                    self._is_schema_known = False
+                    return _SILENT if is_timeout else diagnose(error)
+                is_retry = True  # a connection that was closed while idle is no outage
 
     def cut_hung(self) -> int:
         """As Database.cut_hung, for the connection of the probe."""
@@ -75,13 +78,6 @@ class DatabaseProbe:
                     return missing
                 self._is_schema_known = True
         return None
-
-    def _diagnosis(self, error: DBAPIError | DeadlineOverError, started_at: float) -> Diagnosis:
-        self._is_schema_known = False
-        return _SILENT if isinstance(error, DeadlineOverError) or self._is_timeout(started_at) else diagnose(error)
-
-    def _is_timeout(self, started_at: float) -> bool:
-        return monotonic() - started_at >= _PROBE_SECONDS
 
     def close(self) -> None:
         """Close the connection."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
+from typing import TypeVar
 
 import structlog
 from sqlalchemy.exc import DBAPIError
@@ -21,6 +22,7 @@ from service.observability.log import where_raised
 
 SWEEP_BATCH = 500
 _BATCH_SECONDS = 30.0
+_T = TypeVar("_T")
 _log = structlog.get_logger("personae.sweeper")
 
 _SWEEPS: Mapping[str, Callable[..., int]] = {
@@ -55,9 +57,10 @@ def sweep(
         for name, remove in _SWEEPS.items()
     }
     if not is_ending():
-        removed[_DROPPED_MONTHS] = _drop_months(
-            database, actor, partial(audit.drop_partitions, now=now, keep=keep_events)
-        )
+        # It fails while somebody reads a month, or if another object depends on it: the next sweep tries again.
+        drop = partial(audit.drop_partitions, now=now, keep=keep_events)
+        dropped = _try_batch(database, actor, drop, failure="months of the audit trail not dropped")
+        removed[_DROPPED_MONTHS] = dropped or 0
     return removed
 
 
@@ -66,15 +69,14 @@ def make_audit_months(database: Database) -> bool | None:
 
     Returns whether this month is still missing; None: unknown, because the database failed.
     """
-    try:
-        made = _one_batch(database, SWEEPER, audit.make_partitions)
-        is_late = bool(_one_batch(database, SWEEPER, audit.is_month_missing))
-    except PersonaeError as error:
-        _log.warning("months of the audit trail not made", reason=error.reason)
+
+    def make(session: Session) -> tuple[int, bool]:
+        return audit.make_partitions(session), audit.is_month_missing(session)
+
+    result = _try_batch(database, SWEEPER, make, failure="months of the audit trail not made")
+    if result is None:
         return None
-    except DBAPIError as error:
-        _log.error("months of the audit trail not made", raised=where_raised(error))
-        return None
+    made, is_late = result
     if made:
         _log.info("made months of the audit trail", made=made)
     if is_late:
@@ -83,17 +85,6 @@ def make_audit_months(database: Database) -> bool | None:
             remedy="docs/operations.md says how to make a month of it",
         )
     return is_late
-
-
-def _drop_months(database: Database, actor: Actor, drop: Callable[[Session], int]) -> int:
-    """Drop the expired months of the audit trail. A failure, such as a lock timeout, is left to the next sweep."""
-    try:
-        return _one_batch(database, actor, drop)
-    except PersonaeError as error:
-        _log.warning("months of the audit trail not dropped", reason=error.reason)
-    except DBAPIError as error:  # under the minimum of 90 days by the database's clock, or an object depends on it
-        _log.error("months of the audit trail not dropped", raised=where_raised(error))
-    return 0
 
 
 def sweep_and_log(
@@ -122,6 +113,17 @@ def _in_batches(
     return total
 
 
-def _one_batch(database: Database, actor: Actor, remove: Callable[[Session], int]) -> int:
+def _try_batch(database: Database, actor: Actor, work: Callable[[Session], _T], *, failure: str) -> _T | None:
+    """Run one transaction; None after logging its failure."""
+    try:
+        return _one_batch(database, actor, work)
+    except PersonaeError as error:
+        _log.warning(failure, reason=error.reason)
+    except DBAPIError as error:
+        _log.error(failure, raised=where_raised(error))
+    return None
+
+
+def _one_batch(database: Database, actor: Actor, work: Callable[[Session], _T]) -> _T:
     with database.scope(deadline=monotonic() + _BATCH_SECONDS, actor=actor) as session, session.begin():
-        return remove(session)
+        return work(session)

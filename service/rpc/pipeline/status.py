@@ -5,7 +5,7 @@ Details stay under 4 kB: clients drop a response whose metadata is larger than 8
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import grpc
 from google.protobuf.any_pb2 import Any
@@ -67,14 +67,13 @@ CODES: dict[type[PersonaeError], grpc.StatusCode] = {
 }
 
 
-class _StatusValues(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class RpcStatus(grpc.Status):
+    """A status as gRPC sends it."""
+
     code: grpc.StatusCode
     details: str
     trailing_metadata: tuple[tuple[str, str | bytes], ...]
-
-
-class RpcStatus(_StatusValues, grpc.Status):
-    """A status as gRPC sends it: code, message, and trailing metadata."""
 
 
 def status_of(error: PersonaeError, request_id: str, *, remaining: float = math.inf) -> RpcStatus:

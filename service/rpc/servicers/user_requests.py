@@ -56,7 +56,9 @@ class _Names(RequestModel):
     username: Username = Field(alias="user.username")
 
 
-class _NameChange(RequestModel):
+class Update(RequestModel):
+    id: int
+    version: int | None
     email: Email | None = Field(alias="user.email", default=None)
     username: Username | None = Field(alias="user.username", default=None)
 
@@ -74,14 +76,6 @@ class Creation:
         return NewUser(
             self.email, self.username, hashed_password, self.is_active, now if self.is_email_verified else None
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    id: int
-    email: str | None
-    username: str | None
-    version: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,10 +185,15 @@ def update_of(request: user_pb2.UpdateUserRequest, rules: UserRules) -> Update:
     else:
         names = {name for name in _WRITABLE if getattr(request.user, name)}
     values = {f"user.{name}": getattr(request.user, name) for name in _WRITABLE if name in names}
-    change = validated(_NameChange, values, violations, allow_special_domains=rules.allow_special_domains)
+    update = validated(
+        Update,
+        {"id": user_id, "version": version, **values},
+        violations,
+        allow_special_domains=rules.allow_special_domains,
+    )
     violations.check()
-    assert change is not None  # noqa: S101  for the type checker: violations.check() has raised otherwise
-    return Update(user_id, change.email, change.username, version)
+    assert update is not None  # noqa: S101  for the type checker: violations.check() has raised otherwise
+    return update
 
 
 def target_of(request: Targeted) -> tuple[int, int | None]:
