@@ -66,17 +66,16 @@ def _command(**overrides: object) -> Callable[[int, int | None, int], Sequence[s
 def _serve_metrics(settings: Settings, supervisor: Supervisor, directory: str, stack: ExitStack) -> None:
     """Serve, until the stack closes, the metrics that the workers write into the files of this directory."""
     from service.observability.metrics import forget_slot
-    from service.observability.metrics_server import MetricsServer
+    from service.observability.metrics_server import serve_metrics
     from service.workers.metrics import registry_of
 
     supervisor.on_exit = partial(forget_slot, directory)
-    server = MetricsServer(
+    server = serve_metrics(
         settings.metrics_host,
         settings.metrics_port,
         registry_of(supervisor, directory),
         is_ready=lambda: supervisor.is_ready,
     )
-    server.start()
     stack.callback(server.close)
 
 

@@ -11,7 +11,7 @@ from service.base.cores import allowed_cores, pin_thread
 from service.base.gc_tuning import freeze_startup_objects
 from service.base.settings import Settings
 from service.observability.log import drain
-from service.server.server import Server
+from service.server.wiring import build_server
 from service.workers.channel import SupervisorChannel
 
 _log = structlog.get_logger("personae.worker")
@@ -33,7 +33,7 @@ def keep_metrics(number: int) -> bool:
 
 
 def work(settings: Settings, url: URL, *, channel: int, core: int | None) -> Exception | None:
-    """Serve until told to exit; return why the server cannot go on, or None. Raises what Server and its start raise.
+    """Serve until told to exit; return why the server cannot go on, or None. Raises as build_server and Server.start.
 
     channel: the file descriptor of the socket to the supervisor. core: the one to be pinned to. Ends the process
     itself if a call does not end.
@@ -42,7 +42,7 @@ def work(settings: Settings, url: URL, *, channel: int, core: int | None) -> Exc
     if core is not None:
         pin_thread(frozenset((core,)))  # before gRPC and the pool start their threads, which inherit it
     supervisor = SupervisorChannel(socket.socket(fileno=channel))
-    server = Server(settings, url, report_status=supervisor.report_status, shares_port=True, hash_cores=cores)
+    server = build_server(settings, url, report_status=supervisor.report_status, shares_port=True, hash_cores=cores)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.end())
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # only the supervisor reloads, also if a whole process group gets it

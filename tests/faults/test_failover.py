@@ -7,6 +7,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.base.settings import Settings, psycopg2_url
+from tests.support.crash import crash
 from tests.support.databases import migrate
 from tests.support.errors import fails
 from tests.support.factories import new_user
@@ -39,11 +40,11 @@ def test_nothing_that_was_acknowledged_is_lost(pair: Pair) -> None:
     with running(pair.url) as server, running(psycopg2_url(pair.standby.tcp_url or "")) as waiting:
         seen, seen_waiting = statuses(server), statuses(waiting)
         assert (next(seen), next(seen_waiting)) == (SERVING, NOT_SERVING)
-        assert "read-only standby" in str(waiting.server._trouble)
+        assert "read-only standby" in str(waiting.server.trouble)
         assert fails(new_user, waiting.users).reason == "DATABASE_UNAVAILABLE"
         with Writers(server.users, threads=4) as writers:
             writers.wait_for_more(50)
-            pair.primary.kill()
+            crash(pair.primary)
             assert next(seen) == NOT_SERVING
             pair.promote()
             assert (next(seen), next(seen_waiting)) == (SERVING, SERVING)
@@ -60,7 +61,7 @@ def test_a_commit_that_no_standby_has_confirmed(pair: Pair) -> None:
     migrate(pair.url)
     with running(pair.url, rpc_timeout=0.2) as server:
         assert new_user(server.users).id
-        pair.standby.kill()
+        crash(pair.standby)
 
         failure = fails(new_user, server.users)
 

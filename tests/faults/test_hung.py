@@ -104,8 +104,8 @@ def test_callers_that_cannot_be_read(private_url: URL) -> None:
             assert next(seen).status == SERVING
             proxy.answer("FROM caller_keys", "42501", times=1_000_000)
             assert next(seen).status == NOT_SERVING
-            assert server.server._trouble is not None
-            assert "who may call" in server.server._trouble.what
+            assert server.server.trouble is not None
+            assert "who may call" in server.server.trouble.what
             assert told(server.channel, bearer(key)) == "DATABASE_UNAVAILABLE"
             proxy.forgive()
             assert next(seen).status == SERVING

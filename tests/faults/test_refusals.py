@@ -115,7 +115,7 @@ def test_no_connection_is_left(private_url: URL, operator: Connection) -> None:
             )
 
             assert next(seen).status == NOT_SERVING
-            assert "no connection left" in str(server.server._trouble)
+            assert "no connection left" in str(server.server.trouble)
             is_unavailable(fails(server.users.GetUser, get))
             operator.exec_driver_sql(f"ALTER ROLE {role} CONNECTION LIMIT -1")
 

@@ -11,7 +11,7 @@ from sqlalchemy.engine import URL
 
 from personae.v1 import authentication_pb2, user_pb2
 from service.base.clock import monotonic
-from service.core.users import purge_due
+from service.core.users import purge_expired
 from tests.support.errors import failure_of
 from tests.support.factories import PASSWORD, new_user, unique_name
 from tests.support.servers import RunningServer, running
@@ -145,7 +145,7 @@ def test_sweepers_pass_each_other_by(racing: RunningServer) -> None:
     with racing.database.engine.connect() as holder:
         holder.exec_driver_sql("SELECT 1 FROM users WHERE purge_at IS NOT NULL ORDER BY purge_at LIMIT 10 FOR UPDATE")
         with racing.database.scope(deadline=monotonic() + 30) as session, session.begin():
-            assert len(purge_due(session, now=racing.clock(), limit=5)) == 5
+            assert len(purge_expired(session, now=racing.clock(), limit=5)) == 5
         results: list[Any] = at_once(4, lambda _: racing.sweep())
 
     assert sum(removed["purged_users"] for removed in results) == due - 15

@@ -11,6 +11,7 @@ import pytest
 from personae.v1 import user_pb2
 from service.base.settings import Settings, psycopg2_url
 from service.dev.postgres import EmbeddedPostgres
+from tests.support.crash import crash
 from tests.support.databases import migrate
 from tests.support.errors import failure_of
 from tests.support.factories import new_user
@@ -36,7 +37,7 @@ def test_killed_and_restarted_under_reads(tmp_path: Path, bindir: Path | None) -
             user = new_user(server.users)
             load = _Load(server, user.id)
             load.wait_for(lambda seen: seen["OK"] >= 100)
-            database.kill()
+            crash(database)
             load.wait_for(lambda seen: seen["UNAVAILABLE"] >= 100)
             database = EmbeddedPostgres.start(tmp_path, bindir=bindir, durable=False, settings=options)
             before = load.seen["OK"]
@@ -46,7 +47,7 @@ def test_killed_and_restarted_under_reads(tmp_path: Path, bindir: Path | None) -
             assert load.reasons <= {"DATABASE_UNAVAILABLE"}
             assert new_user(server.users).id > user.id
     finally:
-        database.stop(immediate=True)
+        database.stop()
         shutil.rmtree(database.home, ignore_errors=True)  # for root it lies elsewhere, and nobody else removes it
 
 

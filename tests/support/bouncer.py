@@ -4,7 +4,6 @@ import os
 import pwd
 import shutil
 import socket
-import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import pytest
 from sqlalchemy.engine import URL
 
 from service.base.clock import monotonic
-from service.dev.postgres_host import ENVIRONMENT, Account, child_command
+from service.dev.postgres_install import Account
 from tests.support.databases import libpq_url
 from tests.support.proxy import socket_address
 
@@ -55,11 +54,9 @@ def bouncing(url: URL, *, servers: int) -> Iterator[URL]:
     (directory / "users").write_text(f'"{url.username}" "{url.password}"\n')
     account = _account(host)
     for path in (directory, *directory.iterdir()):
-        account.give(path)
+        account.own(path)
     with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(
-            child_command(account, [program, str(directory / "ini")]), cwd="/", env=ENVIRONMENT, stdout=log, stderr=log
-        )
+        process = account.start(program, directory / "ini", output=log)
     bounced = url.set(host="127.0.0.1", port=listen, query={"sslmode": "disable"})
     try:
         _wait_for(bounced, directory / "log")
@@ -75,8 +72,7 @@ def _account(host: object) -> Account:
     uid = os.geteuid()
     if uid == 0:
         uid = Path(str(host)).stat().st_uid if str(host).startswith("/") else pwd.getpwnam("nobody").pw_uid
-    found = pwd.getpwuid(uid)
-    return Account(found.pw_name, uid, found.pw_gid)
+    return Account(uid, pwd.getpwuid(uid).pw_gid)
 
 
 def _free_port() -> int:
