@@ -7,6 +7,7 @@ is listed and in which order. A token never expires and grants nothing: each pag
 import base64
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Self
 
 import orjson
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
@@ -28,7 +29,7 @@ class Position:
     id: int
 
     @classmethod
-    def of(cls, value: datetime | int | str, row_id: int) -> "Position":
+    def of(cls, value: datetime | int | str, row_id: int) -> Self:
         return cls((value - _UNIX_EPOCH) // _MICROSECOND if isinstance(value, datetime) else value, row_id)
 
     @property
