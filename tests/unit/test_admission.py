@@ -50,28 +50,32 @@ class TestBoundedExecutor:
             assert executor.submit(serve).result(PATIENCE) == "served"
             assert not is_refused()
 
-    def test_an_overload_halves_the_queue(self) -> None:
-        """Once twice the size of the queue has arrived without the queue becoming empty."""
+    def test_in_an_overload_one_rpc_for_each_thread_waits(self) -> None:
+        """From the first refusal on, until a whole queue's worth was admitted without another one."""
         may_end = Semaphore(0)
 
         def serve() -> bool:
             return is_refused() or not may_end.acquire(timeout=PATIENCE)
 
-        with bounded(1, 4) as executor:
-            futures = [executor.submit(serve) for _ in range(20)]
-            may_end.release()
-            until(lambda: executor.waiting == 3)
-            assert executor.submit(serve).done()
-            may_end.release()
-            until(lambda: executor.waiting == 2)
-            assert executor.submit(serve).done()
-            may_end.release()
-            until(lambda: executor.waiting == 1)
-            futures.append(executor.submit(serve))
-            assert not futures[-1].done()
-            may_end.release(3)
+        def serve_all(futures: list[Future[bool]]) -> None:
+            may_end.release(len(futures))
             for future in futures:
-                future.result(PATIENCE)
+                assert not future.result(PATIENCE)
+            until(lambda: executor.running == 0)
+
+        with bounded(1, 4) as executor:
+            burst = [executor.submit(serve) for _ in range(5)]
+            assert executor.submit(serve).result(0)
+            may_end.release(3)
+            until(lambda: executor.waiting == 1)
+            assert executor.submit(serve).result(0)
+            may_end.release(2)
+            for future in burst:
+                assert not future.result(PATIENCE)
+            until(lambda: executor.running == 0)
+            for _ in range(2):
+                serve_all([executor.submit(serve) for _ in range(2)])
+            serve_all([executor.submit(serve) for _ in range(5)])
 
     def test_a_refusal_that_fails_leaves_the_submitting_thread_alone(self) -> None:
         """The submitting thread is gRPC's serving thread, which must survive."""

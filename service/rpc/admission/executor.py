@@ -5,8 +5,9 @@ has threads and room in its queue. It runs any further RPC at once on the submit
 where the `admit` stage finds that the RPC `is_refused` and answers SERVER_BUSY without blocking. So a refusal costs no
 thread switch, is logged and counted like every other answer, and slows down the serving thread when too many come.
 
-A burst may fill the whole queue. A queue that does not become empty while twice its size in RPCs arrives is an
-overload, in which a long queue only makes every answer late: then half of the queue may be used. See decision 0030.
+A burst may fill the queue. Once the queue is full the server is overloaded: a long queue would only make every answer
+late, and keep the threads so busy that the serving thread cannot refuse calls as fast as they come. Then one RPC for
+each thread may wait, until a whole queue's worth of RPCs was admitted without a refusal. See decision 0030.
 """
 
 from collections.abc import Callable
@@ -43,7 +44,7 @@ class BoundedExecutor(ThreadPoolExecutor):
         on_start: Callable[[float], None] | None = None,
         initializer: Callable[[], object] | None = None,
     ) -> None:
-        """max_waiting: RPCs that may wait for a thread in a burst; half as many in an overload.
+        """max_waiting: RPCs that may wait for a thread; in an overload one for each thread.
 
         on_start: gets the seconds that each RPC waited for its thread. initializer: runs first on each thread.
         """
@@ -52,8 +53,9 @@ class BoundedExecutor(ThreadPoolExecutor):
         self._max_waiting = max_waiting
         self._on_start = on_start
         self._admitted = 0
-        self._since_empty = 0
-        """RPCs submitted since the queue was last empty."""
+        self._is_overloaded = False
+        self._admitted_in_a_row = 0
+        """RPCs admitted since the last refusal."""
         self._changed = Condition()
 
     @property
@@ -69,11 +71,13 @@ class BoundedExecutor(ThreadPoolExecutor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Queue the RPC; if the queue is full, run it on this thread, to be refused."""
         with self._changed:
-            self._since_empty = 0 if self._admitted <= self.threads else self._since_empty + 1
-            is_overload = self._since_empty > 2 * self._max_waiting
-            max_waiting = self._max_waiting // 2 if is_overload else self._max_waiting
+            max_waiting = min(self.threads, self._max_waiting) if self._is_overloaded else self._max_waiting
             is_admitted = self._admitted < self.threads + max_waiting
             self._admitted += is_admitted
+            self._admitted_in_a_row = self._admitted_in_a_row + 1 if is_admitted else 0
+            self._is_overloaded = not is_admitted or (
+                self._is_overloaded and self._admitted_in_a_row < self._max_waiting
+            )
         if not is_admitted:
             return _run_refused(fn, args, kwargs)
         future = super().submit(self._run, monotonic(), fn, args, kwargs)
