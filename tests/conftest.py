@@ -13,11 +13,10 @@ import pytest
 import structlog
 from sqlalchemy.engine import URL
 
-from personae.v1 import audit_pb2_grpc, authentication_pb2_grpc, credential_pb2_grpc, user_pb2_grpc
 from service.base.settings import Settings, psycopg2_url
 from service.dev.postgres import EmbeddedPostgres
 from tests.support.databases import Postgres, migrate
-from tests.support.servers import RunningServer, running
+from tests.support.servers import RunningServer, Services, Target, running
 from tests.support.witness import WITNESS, Handler, Interceptor, heard
 
 # Most of what a server in this process logs would drown the report of a failed test, but all of it is heard: nothing
@@ -93,36 +92,11 @@ def private_server(private_url: URL) -> Iterator[RunningServer]:
 
 
 @pytest.fixture(scope="session")
-def target(request: pytest.FixtureRequest) -> Iterator[grpc.Channel]:
+def api(request: pytest.FixtureRequest) -> Iterator[Services]:
     """Where the contract is tested: TARGET=host:port (a built image, say), or the shared server."""
     address = os.environ.get("TARGET")
     if address is None:
-        found: RunningServer = request.getfixturevalue("server")
-        yield found.channel
+        yield request.getfixturevalue("server")
         return
     with grpc.insecure_channel(address) as channel:
-        yield grpc.intercept_channel(channel, Interceptor())
-
-
-@pytest.fixture
-def users(target: grpc.Channel) -> user_pb2_grpc.UserServiceStub:
-    """UserService of the target."""
-    return user_pb2_grpc.UserServiceStub(target)
-
-
-@pytest.fixture
-def authentication(target: grpc.Channel) -> authentication_pb2_grpc.AuthenticationServiceStub:
-    """AuthenticationService of the target."""
-    return authentication_pb2_grpc.AuthenticationServiceStub(target)
-
-
-@pytest.fixture
-def credentials(target: grpc.Channel) -> credential_pb2_grpc.CredentialServiceStub:
-    """CredentialService of the target."""
-    return credential_pb2_grpc.CredentialServiceStub(target)
-
-
-@pytest.fixture
-def audit(target: grpc.Channel) -> audit_pb2_grpc.AuditServiceStub:
-    """AuditService of the target."""
-    return audit_pb2_grpc.AuditServiceStub(target)
+        yield Target(grpc.intercept_channel(channel, Interceptor()))

@@ -2,11 +2,10 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-import grpc
 import pytest
-from sqlalchemy import create_engine, text
 from sqlalchemy.engine import URL
 
 from personae.v1 import credential_pb2 as pb
@@ -36,8 +35,6 @@ from tests.support.factories import PASSWORD, new_user, unique_name
 from tests.support.servers import RunningServer, running
 from tests.support.threads import at_once
 
-Code = grpc.StatusCode
-
 
 class TestPasswordsThatExpire:
     def test_the_time_comes(self, private_server: RunningServer) -> None:
@@ -48,14 +45,13 @@ class TestPasswordsThatExpire:
         assert signing_in(server, user, PASSWORD) == "OK"
         server.clock.advance(timedelta(minutes=1))
 
-        expired = [
+        failures = [
+            fails(server.authentication.Authenticate, by_id(wrong)),
             fails(server.authentication.Authenticate, by_id(user, PASSWORD)),
             fails(server.credentials.ChangePassword, change(user, PASSWORD)),
         ]
 
-        failure = fails(server.authentication.Authenticate, by_id(wrong))
-        for one in expired:
-            assert (one.code, one.reason, one.message) == (Code.UNAUTHENTICATED, failure.reason, failure.message)
+        assert [failure.visible for failure in failures] == [failures[0].visible] * 3
         assert counted(server, user) == (2, 0)
 
     def test_a_reset_still_works(self, private_server: RunningServer) -> None:
@@ -68,17 +64,22 @@ class TestPasswordsThatExpire:
         server.clock.advance(timedelta(days=365))
         assert signing_in(server, user, NEW) == "OK"
 
-    @pytest.mark.parametrize("way", ["change", "reset", "set"])
-    def test_another_password_before_its_time(self, private_server: RunningServer, way: str) -> None:
+    @pytest.mark.parametrize(
+        "replace",
+        [
+            lambda server, user: server.credentials.ChangePassword(change(user, PASSWORD)),
+            lambda server, user: server.credentials.CompletePasswordReset(reset(start_reset(server, user).code)),
+            lambda server, user: server.credentials.SetPassword(pb.SetPasswordRequest(user_id=user.id, password=NEW)),
+        ],
+        ids=["change", "reset", "set"],
+    )
+    def test_another_password_before_its_time(
+        self, private_server: RunningServer, replace: Callable[[RunningServer, user_pb2.User], object]
+    ) -> None:
         """The expiry was that of the password before."""
         server, user = private_server, with_expiring_password(private_server, hours=1)
 
-        if way == "change":
-            server.credentials.ChangePassword(change(user, PASSWORD))
-        elif way == "reset":
-            server.credentials.CompletePasswordReset(reset(start_reset(server, user).code))
-        else:
-            server.credentials.SetPassword(pb.SetPasswordRequest(user_id=user.id, password=NEW))
+        replace(server, user)
 
         server.clock.advance(timedelta(hours=2))
         assert signing_in(server, user, NEW) == "OK"
@@ -106,9 +107,8 @@ class TestPasswordsThatExpire:
         assert fails(server.credentials.ChangePassword, change(user, PASSWORD)).reason == "INVALID_CREDENTIALS"
 
     def test_the_end_of_time_in_another_time_zone(self, private_url: URL) -> None:
-        """The last second that a Timestamp has is beyond what Python can tell east of Greenwich: nobody computes it."""
-        with create_engine(private_url).begin() as connection:
-            connection.execute(text(f"ALTER DATABASE \"{private_url.database}\" SET timezone = 'Asia/Tokyo'"))
+        """The last second of a Timestamp, east of Greenwich, is out of Python's range: it is never converted."""
+        execute(private_url, f"ALTER DATABASE \"{private_url.database}\" SET timezone = 'Asia/Tokyo'")
         with running(private_url) as server:
             user = new_user(server.users)
             last = stamp(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
@@ -131,42 +131,43 @@ class TestPasswordsThatExpire:
 
 class TestCodesThatExpire:
     def test_a_reset_code_is_open_for_ten_minutes(self, private_server: RunningServer) -> None:
-        """Then it looks like one that never was; a new one works."""
+        """Then it looks like one that never was, whatever the new password is; a new one works."""
         server, user = private_server, new_user(private_server.users)
         before = server.clock()
         answer = start_reset(server, user)
-        opened_for = answer.expires_at.ToDatetime(UTC) - before
-        assert timedelta(minutes=10) <= opened_for < timedelta(minutes=11)
+        assert timedelta(minutes=10) <= answer.expires_at.ToDatetime(UTC) - before < timedelta(minutes=10, seconds=1)
 
         server.clock.advance(timedelta(minutes=10))
-        expired = fails(server.credentials.CompletePasswordReset, reset(answer.code))
-        made_up = fails(server.credentials.CompletePasswordReset, reset("x" * 43))
+        made_up, expired, short = (
+            fails(server.credentials.CompletePasswordReset, request)
+            for request in (reset("x" * 43), reset(answer.code), reset(answer.code, "quite short"))
+        )
 
-        assert (expired.code, expired.reason) == (Code.FAILED_PRECONDITION, "INVALID_CODE")
-        assert (expired.message, expired.error_metadata) == (made_up.message, made_up.error_metadata)
-        short = fails(server.credentials.CompletePasswordReset, reset(answer.code, "quite short"))
-        assert (short.reason, short.violations) == ("INVALID_CODE", {})
+        assert made_up.reason == "INVALID_CODE"
+        assert made_up.visible == expired.visible == short.visible
         code = start_reset(server, user).code
         server.clock.advance(timedelta(minutes=9))
         assert server.credentials.CompletePasswordReset(reset(code)).has_password
 
     def test_a_verification_code_is_open_for_a_day(self, private_server: RunningServer) -> None:
-        """Then it looks like one that never was; a new one works, and the email is verified when it comes back."""
+        """When it has expired, an older one that it voided is still void. A new one works, and the email is verified
+        when it comes back.
+        """
         server, user = private_server, new_user(private_server.users)
         before = server.clock()
-        answer = start_verification(server, user)
-        opened_for = answer.expires_at.ToDatetime(UTC) - before
-        assert timedelta(hours=24) <= opened_for < timedelta(hours=24, minutes=1)
+        answers = [start_verification(server, user) for _ in range(2)]
+        open_for = answers[-1].expires_at.ToDatetime(UTC) - before
+        assert timedelta(hours=24) <= open_for < timedelta(hours=24, seconds=1)
 
         server.clock.advance(timedelta(hours=24))
-        request = pb.CompleteEmailVerificationRequest(code=answer.code)
-        failure = fails(server.credentials.CompleteEmailVerification, request)
 
-        assert (failure.code, failure.reason) == (Code.FAILED_PRECONDITION, "INVALID_CODE")
+        for answer in answers:
+            request = pb.CompleteEmailVerificationRequest(code=answer.code)
+            assert fails(server.credentials.CompleteEmailVerification, request).reason == "INVALID_CODE"
         code = start_verification(server, user).code
         server.clock.advance(timedelta(hours=23))
-        proved = server.credentials.CompleteEmailVerification(pb.CompleteEmailVerificationRequest(code=code))
-        assert timedelta() <= server.clock() - proved.email_verified_at.ToDatetime(UTC) < timedelta(minutes=1)
+        verified = server.credentials.CompleteEmailVerification(pb.CompleteEmailVerificationRequest(code=code))
+        assert timedelta() <= server.clock() - verified.email_verified_at.ToDatetime(UTC) < timedelta(seconds=1)
 
     def test_as_long_as_the_settings_say(self, private_url: URL) -> None:
         """PASSWORD_RESET_VALID and EMAIL_VERIFICATION_VALID."""
@@ -177,16 +178,6 @@ class TestCodesThatExpire:
             assert fails(server.credentials.CompletePasswordReset, reset(code)).reason == "INVALID_CODE"
             request = pb.CompleteEmailVerificationRequest(code=proof)
             assert server.credentials.CompleteEmailVerification(request).HasField("email_verified_at")
-
-    def test_an_older_code_does_not_come_back(self, private_server: RunningServer) -> None:
-        """When the newer one has expired, the one that it voided is still void."""
-        server, user = private_server, new_user(private_server.users)
-        codes = [start_verification(server, user).code for _ in range(2)]
-        server.clock.advance(timedelta(hours=24))
-
-        for code in codes:
-            request = pb.CompleteEmailVerificationRequest(code=code)
-            assert fails(server.credentials.CompleteEmailVerification, request).reason == "INVALID_CODE"
 
 
 class TestCodesInTheDatabase:
@@ -313,16 +304,14 @@ class TestRowsThatTheServiceDidNotWrite:
 
 
 class TestDamagedHashes:
-    def test_are_counted_and_healed_by_another_password(self, private_server: RunningServer, private_url: URL) -> None:
-        """No password fits one, the operator is told by INTERNAL, and both ways to another password work."""
+    def test_are_counted_and_replaced_by_another_password(
+        self, private_server: RunningServer, private_url: URL
+    ) -> None:
+        """No password fits one, the caller gets INTERNAL, and both ways to another password work."""
         server, user = private_server, new_user(private_server.users, password=PASSWORD)
         damage(private_url, user)
-        for call, request in (
-            (server.authentication.Authenticate, by_id(user, PASSWORD)),
-            (server.credentials.ChangePassword, change(user, PASSWORD)),
-        ):
-            failure = fails(call, request)
-            assert (failure.code, failure.reason) == (Code.INTERNAL, "INTERNAL")
+        assert fails(server.authentication.Authenticate, by_id(user, PASSWORD)).reason == "INTERNAL"
+        assert fails(server.credentials.ChangePassword, change(user, PASSWORD)).reason == "INTERNAL"
         assert counted(server, user) == (2, 0)
 
         server.credentials.CompletePasswordReset(reset(start_reset(server, user).code))
@@ -334,7 +323,6 @@ class TestDamagedHashes:
     def test_are_locked_like_all_others(self, private_server: RunningServer, private_url: URL) -> None:
         """Of eight guesses at once three are answered, here by INTERNAL, and the others told to wait."""
         server, user = private_server, new_user(private_server.users, password=PASSWORD)
-        server.clock.stop()
         damage(private_url, user)
 
         results = at_once(8, lambda _: signing_in(server, user, "wrong"))

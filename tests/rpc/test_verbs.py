@@ -150,6 +150,6 @@ class TestVerbs:
         """0 while the server says SERVING, 1 when nobody answers."""
         with running(private_url) as server:
             assert self.run("service", "health", "--address", server.address, url=private_url) == (0, "SERVING\n")
-        code, printed = self.run("service", "health", "--address", server.address, "--timeout", "0.2", url=private_url)
+        code, printed = self.run("service", "health", "--address", server.address, "--timeout", "1", url=private_url)
         assert code == 1
         assert re.search("UNAVAILABLE|DEADLINE_EXCEEDED", printed)

@@ -4,11 +4,13 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy.engine import URL
 
-from personae.v1 import audit_pb2_grpc, authentication_pb2_grpc, credential_pb2_grpc, user_pb2_grpc
+from personae.v1 import audit_pb2_grpc, authentication_pb2_grpc, credential_pb2_grpc, user_pb2, user_pb2_grpc
 from service.base.settings import Settings
 from service.db.engine import Database
 from service.server.jobs import sweep
@@ -18,6 +20,10 @@ from tests.support.witness import Interceptor
 
 KEY = "test:MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY"
 BCRYPT_COST = 4
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_WATCH_SECONDS = 300
+"""After which a test that hangs ends."""
 
 
 def settings_for(url: URL, **changes: object) -> Settings:
@@ -41,19 +47,10 @@ def settings_for(url: URL, **changes: object) -> Settings:
     return Settings(_env_file=None, **(values | changes))  # type: ignore[arg-type]  # validated by the model
 
 
-@dataclass(frozen=True)
-class RunningServer:
-    """A server with a channel to it."""
+class Services:
+    """A stub of each service on one channel."""
 
-    server: Server
-    address: str
     channel: grpc.Channel
-    database: Database
-    clock: MovableClock
-
-    def sweep(self) -> dict[str, int]:
-        """Remove what is due, as the server does by itself now and then."""
-        return sweep(self.database, self.clock, keep_events=timedelta(days=400))
 
     @property
     def users(self) -> user_pb2_grpc.UserServiceStub:
@@ -71,11 +68,49 @@ class RunningServer:
     def credentials(self) -> credential_pb2_grpc.CredentialServiceStub:
         return credential_pb2_grpc.CredentialServiceStub(self.channel)
 
+    def read(self, user: user_pb2.User) -> user_pb2.User:
+        """The user as it is now."""
+        return self.users.GetUser(user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id)))
+
+    def update(self, user: user_pb2.User, **fields: Any) -> user_pb2.User:
+        """Change these fields of a user."""
+        return self.users.UpdateUser(user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, **fields)))
+
+
+@dataclass(frozen=True)
+class Target(Services):
+    """What the contract is tested against: a server of ours, or one that runs elsewhere."""
+
+    channel: grpc.Channel
+
+
+@dataclass(frozen=True)
+class RunningServer(Services):
+    """A server with a channel to it."""
+
+    server: Server
+    address: str
+    channel: grpc.Channel
+    database: Database
+    clock: MovableClock
+
+    def sweep(self) -> dict[str, int]:
+        """Remove what is due, as the server does in the background."""
+        return sweep(self.database, self.clock, keep_events=timedelta(days=400))
+
+    def health(self) -> Iterator[int]:
+        """The status that the health service reports, now and at every change."""
+        watch = health_pb2_grpc.HealthStub(self.channel).Watch(health_pb2.HealthCheckRequest(), timeout=_WATCH_SECONDS)
+        return (answer.status for answer in watch)
+
 
 @contextlib.contextmanager
-def running(url: URL, **changes: object) -> Iterator[RunningServer]:
-    """Start a server on this database; stop it, and be sure that nothing of it still runs."""
-    clock = MovableClock()
+def running(url: URL, clock: MovableClock | None = None, /, **changes: object) -> Iterator[RunningServer]:
+    """Start a server on this database; stop it, and make sure that nothing of it still runs.
+
+    clock: one that servers share, for the times that they write for each other.
+    """
+    clock = clock or MovableClock()
     server = Server(settings_for(url, **changes), url, clock=clock)
     server.start()
     address = f"127.0.0.1:{server.port}"

@@ -71,6 +71,16 @@ class Witness:
 WITNESS = Witness()
 
 
+class Log:
+    """What was said since it was made."""
+
+    def __init__(self) -> None:
+        self._start = len(WITNESS.said)
+
+    def __contains__(self, words: str) -> bool:
+        return any(words in text for text in WITNESS.said[self._start :])
+
+
 def heard(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
     """A processor of structlog: hears every event, and lets those through that are worth a look."""
     WITNESS.hear(event)
