@@ -117,17 +117,6 @@ class TestPasswordsThatExpire:
             assert signing_in(server, user, PASSWORD) == "OK"
             assert signing_in(server, user, "wrong") == "INVALID_CREDENTIALS"
 
-    def test_now_is_not_the_future(self, private_server: RunningServer) -> None:
-        """The clock is that of the service, not of the database or the caller."""
-        server, user = private_server, new_user(private_server.users)
-        tomorrow = stamp(server.clock() + timedelta(days=1))
-        request = pb.SetPasswordRequest(user_id=user.id, password=PASSWORD, expires_at=tomorrow)
-        server.clock.advance(timedelta(days=1))
-
-        failure = fails(server.credentials.SetPassword, request)
-
-        assert failure.violations == {"expires_at": ["NOT_IN_THE_FUTURE"]}
-
 
 class TestCodesThatExpire:
     def test_a_reset_code_is_open_for_ten_minutes(self, private_server: RunningServer) -> None:
