@@ -24,7 +24,9 @@ EXPECTED = {
     Code.UNAUTHENTICATED,
 }
 FUZZED = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+    max_examples=100,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    derandomize=True,
 )
 
 HOSTILE = st.sampled_from(
