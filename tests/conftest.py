@@ -18,7 +18,7 @@ from sqlalchemy.engine import URL
 from service.base.settings import Settings, psycopg2_url
 from service.dev.postgres import EmbeddedPostgres
 from tests.support.databases import Postgres, migrate
-from tests.support.servers import RunningServer, Services, Target, running
+from tests.support.servers import RunningServer, Services, running
 from tests.support.witness import WITNESS, Handler, Interceptor, heard
 
 # Most of what a server in this process logs would drown the report of a failed test. All of it is recorded, though:
@@ -105,4 +105,4 @@ def api(request: pytest.FixtureRequest) -> Iterator[Services]:
         yield request.getfixturevalue("server")
         return
     with grpc.insecure_channel(address) as channel:
-        yield Target(grpc.intercept_channel(channel, Interceptor()))
+        yield Services(grpc.intercept_channel(channel, Interceptor()))

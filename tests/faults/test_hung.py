@@ -12,7 +12,7 @@ from tests.support.callers import bearer, keyed, operating, told
 from tests.support.errors import failure_of
 from tests.support.factories import new_user, unique_name
 from tests.support.proxy import PostgresProxy, serving_through_a_proxy
-from tests.support.servers import NOT_SERVING, SERVING, Target, running
+from tests.support.servers import NOT_SERVING, SERVING, Services, running
 from tests.support.waiting import PATIENCE, eventually
 from tests.support.witness import Log
 
@@ -39,7 +39,7 @@ def test_a_database_that_hangs(private_url: URL) -> None:
         key = operator.create_with_key("users.read", "users.write")
         with serving_through_a_proxy(private_url, health_probe_interval=0.05, **settings) as hanging:
             server, proxy = hanging.server, hanging.proxy
-            api = Target(keyed(server.channel, key))
+            api = Services(keyed(server.channel, key))
             user, health = new_user(api.users), server.health()
             get = user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id))
             assert next(health) == SERVING

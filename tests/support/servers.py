@@ -50,7 +50,8 @@ def settings_for(url: URL, **changes: object) -> Settings:
 class Services:
     """A stub of each service on one channel."""
 
-    channel: grpc.Channel
+    def __init__(self, channel: grpc.Channel) -> None:
+        self.channel = channel
 
     @property
     def users(self) -> user_pb2_grpc.UserServiceStub:
@@ -75,13 +76,6 @@ class Services:
     def update(self, user: user_pb2.User, **fields: Any) -> user_pb2.User:
         """Change these fields of a user."""
         return self.users.UpdateUser(user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, **fields)))
-
-
-@dataclass(frozen=True)
-class Target(Services):
-    """What the contract is tested against: a server of ours, or one that runs elsewhere."""
-
-    channel: grpc.Channel
 
 
 @dataclass(frozen=True)
