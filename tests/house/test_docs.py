@@ -31,7 +31,6 @@ MIGRATION_TARGETS = {"migrate", "migrate-new", "migrate-down", "migrate-history"
 
 
 def test_the_calls_of_the_cookbook_answer_as_shown(private_server: RunningServer, tmp_path: Path) -> None:
-    private_server.clock.stop()  # a lock of one second must not end between two commands
     found = [block for block in blocks(DOCS / "grpcurl.md") if block.language == "console"]
     complaints = replay(found, Terminal(tmp_path, Servers(private_server.channel)))
     assert not complaints, "\n".join(complaints)
@@ -45,7 +44,6 @@ def test_the_commands_of_the_readme_answer_as_shown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The tour, and on what it leaves behind the chapter on TLS, with the Python that calls by TLS."""
-    private_server.clock.stop()
     with terminal(tmp_path, private_url, plaintext=private_server.channel) as typing:
         chapters = ("A tour in five minutes", "TLS and callers")
         complaints = replay(list(blocks(ROOT / "README.md", chapters)), typing)

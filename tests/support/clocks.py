@@ -22,6 +22,3 @@ class MovableClock:
     def advance(self, by: timedelta) -> None:
         """Let time pass."""
         self._now += by
-
-    def stop(self) -> None:
-        """Does nothing: it stands still."""
