@@ -170,26 +170,24 @@ class TestCodesThatExpire:
 
 
 class TestCodesInTheDatabase:
-    def test_only_their_hashes(self, private_server: RunningServer, private_url: URL) -> None:
+    def test_only_their_hashes(self, private_server: RunningServer) -> None:
         """Who reads the table can reset nothing."""
         server, user = private_server, new_user(private_server.users)
         codes = {start_reset(server, user).code, start_verification(server, user).code}
 
-        rows = rows_of(private_url, "codes")
+        rows = rows_of(server.url, "codes")
 
         assert {bytes(row["code_hash"]) for row in rows} == {hashlib.sha256(one.encode()).digest() for one in codes}
         assert not any(code in str(rows) for code in codes)
 
-    def test_one_row_of_each_purpose_for_a_user_and_none_once_used(
-        self, private_server: RunningServer, private_url: URL
-    ) -> None:
+    def test_one_row_of_each_purpose_for_a_user_and_none_once_used(self, private_server: RunningServer) -> None:
         """However often somebody asks, the table does not grow."""
         server, user = private_server, new_user(private_server.users)
         for _ in range(2):
             start_reset(server, user)
             start_verification(server, user)
         code, proof = start_reset(server, user).code, start_verification(server, user).code
-        assert sorted(row["purpose"] for row in rows_of(private_url, "codes")) == [
+        assert sorted(row["purpose"] for row in rows_of(server.url, "codes")) == [
             "email_verification",
             "password_reset",
         ]
@@ -197,23 +195,23 @@ class TestCodesInTheDatabase:
         server.credentials.CompleteEmailVerification(pb.CompleteEmailVerificationRequest(code=proof))
         server.credentials.CompletePasswordReset(reset(code))
 
-        assert rows_of(private_url, "codes") == []
+        assert rows_of(server.url, "codes") == []
 
-    def test_a_code_for_nobody_is_stored_without_a_name(self, private_server: RunningServer, private_url: URL) -> None:
+    def test_a_code_for_nobody_is_stored_without_a_name(self, private_server: RunningServer) -> None:
         """The row is there for the time that it takes, says nothing of what was typed, and is swept."""
         server, inactive = private_server, new_user(private_server.users, inactive=True)
         for identifier in ("nobody", "nobody@example.com", "not an email@", inactive.email):
             server.credentials.StartPasswordReset(pb.StartPasswordResetRequest(identifier=identifier))
 
-        rows = rows_of(private_url, "codes")
+        rows = rows_of(server.url, "codes")
         assert [(row["user_id"], row["access_epoch"]) for row in rows] == [(0, 0)] * 4
         assert not any("@" in str(row) for row in rows)
         server.clock.advance(timedelta(minutes=10))
         server.sweep()
 
-        assert rows_of(private_url, "codes") == []
+        assert rows_of(server.url, "codes") == []
 
-    def test_they_go_with_a_purged_user(self, private_server: RunningServer, private_url: URL) -> None:
+    def test_they_go_with_a_purged_user(self, private_server: RunningServer) -> None:
         """Nothing personal stays."""
         server, user = private_server, new_user(private_server.users)
         start_reset(server, user)
@@ -222,14 +220,14 @@ class TestCodesInTheDatabase:
         server.users.DeleteUser(user_pb2.DeleteUserRequest(id=user.id))
         server.users.PurgeUser(user_pb2.PurgeUserRequest(id=user.id))
 
-        assert rows_of(private_url, "codes") == []
+        assert rows_of(server.url, "codes") == []
 
 
 class TestPresentPasswords:
-    def test_a_code_is_no_way_to_try_them(self, private_server: RunningServer, private_url: URL) -> None:
+    def test_a_code_is_no_way_to_try_them(self, private_server: RunningServer) -> None:
         """A password that is refused by another rule is not compared with the present one, however weak that is."""
         server, user = private_server, new_user(private_server.users, password=PASSWORD)
-        store(private_url, user, hash_password("hunter22", 4))
+        store(server.url, user, hash_password("hunter22", 4))
         code = start_reset(server, user).code
 
         found = [
@@ -257,12 +255,10 @@ class TestPresentPasswords:
 
 class TestRowsThatTheServiceDidNotWrite:
     @pytest.mark.parametrize("changed_at", ["NULL", "'1970-01-01T00:00:00Z'"])
-    def test_a_password_of_unknown_age_is_one_like_others(
-        self, private_server: RunningServer, private_url: URL, changed_at: str
-    ) -> None:
+    def test_a_password_of_unknown_age_is_one_like_others(self, private_server: RunningServer, changed_at: str) -> None:
         """An import may not know when a password was chosen: it signs in, and can be changed."""
         server, user = private_server, new_user(private_server.users, password=PASSWORD)
-        execute(private_url, f"UPDATE users SET password_changed_at = {changed_at} WHERE id = {user.id}")
+        execute(server.url, f"UPDATE users SET password_changed_at = {changed_at} WHERE id = {user.id}")
 
         assert signing_in(server, user, PASSWORD) == "OK"
         assert server.credentials.ChangePassword(change(user, PASSWORD)).id == user.id
@@ -279,12 +275,10 @@ class TestRowsThatTheServiceDidNotWrite:
             "$2b$31$" + "." * 53,
         ],
     )
-    def test_a_damaged_hash_makes_nobody_elses_sign_in_dear(
-        self, private_server: RunningServer, private_url: URL, stored: str
-    ) -> None:
+    def test_a_damaged_hash_makes_nobody_elses_sign_in_dear(self, private_server: RunningServer, stored: str) -> None:
         """The work of every refusal is that of the highest cost in use: only hashes that can be verified are in use."""
         server = private_server
-        store(private_url, new_user(server.users), stored)
+        store(server.url, new_user(server.users), stored)
 
         with server.database.scope() as session, reading(session):
             found = look_up(session, None, cost=4, now=server.clock())
@@ -293,26 +287,24 @@ class TestRowsThatTheServiceDidNotWrite:
 
 
 class TestDamagedHashes:
-    def test_are_counted_and_replaced_by_another_password(
-        self, private_server: RunningServer, private_url: URL
-    ) -> None:
+    def test_are_counted_and_replaced_by_another_password(self, private_server: RunningServer) -> None:
         """No password fits one, the caller gets INTERNAL, and both ways to another password work."""
         server, user = private_server, new_user(private_server.users, password=PASSWORD)
-        damage(private_url, user)
+        damage(server.url, user)
         assert fails(server.authentication.Authenticate, by_id(user, PASSWORD)).reason == "INTERNAL"
         assert fails(server.credentials.ChangePassword, change(user, PASSWORD)).reason == "INTERNAL"
         assert counted(server, user) == (2, 0)
 
         server.credentials.CompletePasswordReset(reset(start_reset(server, user).code))
         assert signing_in(server, user, NEW) == "OK"
-        damage(private_url, user)
+        damage(server.url, user)
         server.credentials.SetPassword(pb.SetPasswordRequest(user_id=user.id, password=OTHER))
         assert signing_in(server, user, OTHER) == "OK"
 
-    def test_are_locked_like_all_others(self, private_server: RunningServer, private_url: URL) -> None:
+    def test_are_locked_like_all_others(self, private_server: RunningServer) -> None:
         """Of eight guesses at once three are answered, here by INTERNAL, and the others told to wait."""
         server, user = private_server, new_user(private_server.users, password=PASSWORD)
-        damage(private_url, user)
+        damage(server.url, user)
 
         results = at_once(8, lambda _: signing_in(server, user, "wrong"))
 

@@ -107,13 +107,13 @@ class TestLockoutOverTime:
 
 
 class TestTable:
-    def test_names_are_not_in_it(self, private_server: RunningServer, private_url: URL) -> None:
+    def test_names_are_not_in_it(self, private_server: RunningServer) -> None:
         """What was typed, a password into the wrong field perhaps, cannot be found; nor can hashes without a key."""
         user, typed = new_user(private_server.users, password=PASSWORD), "my secret typed as a name"
         for request in (by(user.email), by(user.username), by(typed)):
             fail(private_server, request)
 
-        rows = rows_of(private_url, "lockouts")
+        rows = rows_of(private_server.url, "lockouts")
 
         keys = [bytes(row.pop("key")) for row in rows]
         assert len(set(keys)) == 3
@@ -122,20 +122,20 @@ class TestTable:
                 assert hashlib.sha256(f"{kind}{name}".encode()).digest() not in keys
             assert name not in str(rows)
 
-    def test_rows_are_swept_after_their_day(self, private_server: RunningServer, private_url: URL) -> None:
+    def test_rows_are_swept_after_their_day(self, private_server: RunningServer) -> None:
         """A right password leaves no row; what is forgotten is removed."""
         server, user = private_server, new_user(private_server.users, password=PASSWORD)
         fail(server, by(user.email))
         server.authentication.Authenticate(by(user.email, PASSWORD))
-        assert rows_of(private_url, "lockouts") == []
+        assert rows_of(server.url, "lockouts") == []
         fail(server, by("nobody"))
 
         server.sweep()
-        assert len(rows_of(private_url, "lockouts")) == 1
+        assert len(rows_of(server.url, "lockouts")) == 1
         server.clock.advance(timedelta(hours=24))
         server.sweep()
 
-        assert rows_of(private_url, "lockouts") == []
+        assert rows_of(server.url, "lockouts") == []
 
 
 Pair = tuple[RunningServer, RunningServer]

@@ -169,23 +169,23 @@ def test_an_outage_is_unavailable_with_pushback(proxied: Proxied) -> None:
     assert proxied.server.read(user).id == user.id
 
 
-def test_a_blocked_statement_ends_with_the_deadline(private_server: RunningServer, private_url: URL) -> None:
+def test_a_blocked_statement_ends_with_the_deadline(private_server: RunningServer) -> None:
     """A change that waits for a row lock is cancelled in the database when its caller's time is over."""
     server, user = private_server, new_user(private_server.users)
     with server.database.engine.connect() as holder:
         holder.exec_driver_sql(f"SELECT 1 FROM users WHERE id = {user.id} FOR UPDATE")
         update = user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, username=unique_name()))
         call = server.users.UpdateUser.future(update, timeout=3)  # long enough to come as far as the lock
-        wait_until_blocked(private_url)
+        wait_until_blocked(server.url)
         assert code_of(call) is grpc.StatusCode.DEADLINE_EXCEEDED
-        wait_until_blocked(private_url, blocked=False)
+        wait_until_blocked(server.url, blocked=False)
     assert server.read(user) == user
 
 
-def test_the_server_s_own_limit(private_server: RunningServer, private_url: URL) -> None:
+def test_the_server_s_own_limit(private_server: RunningServer) -> None:
     """Without a deadline of the caller's RPC_TIMEOUT ends a blocked call, as DEADLINE_EXCEEDED with its details."""
     user = new_user(private_server.users)
-    with running(private_url, rpc_timeout=0.2) as hasty, private_server.database.engine.connect() as holder:
+    with running(private_server.url, rpc_timeout=0.2) as hasty, private_server.database.engine.connect() as holder:
         holder.exec_driver_sql(f"SELECT 1 FROM users WHERE id = {user.id} FOR UPDATE")
 
         assert fails(hasty.update, user, username=unique_name()).reason == "DEADLINE_OVER"

@@ -88,6 +88,11 @@ class RunningServer(Services):
     database: Database
     clock: MovableClock
 
+    @property
+    def url(self) -> URL:
+        """Of the database, to look into it."""
+        return self.database.engine.url
+
     def sweep(self) -> dict[str, int]:
         """Remove what is due, as the server does in the background."""
         return sweep(self.database, self.clock, keep_events=timedelta(days=400))
