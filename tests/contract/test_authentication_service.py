@@ -233,7 +233,7 @@ class TestLockout:
         assert api.authentication.ClearLockout(request) == api.authentication.ClearLockout(request)
 
     def test_unknown_users_and_impossible_ids(self, api: Services) -> None:
-        """There is nothing to read or clear, whatever was counted on the id."""
+        """There is nothing to read or clear, even if failures were counted on the id."""
         unknown = unused_id()
         fail(api, pb.AuthenticateRequest(user_id=unknown, password="wrong"))
 

@@ -1,4 +1,4 @@
-"""What the contract tests of credentials cannot show: time that passes, and what is in the database."""
+"""What the contract tests of credentials cannot show: expiry, and what is in the database."""
 
 import hashlib
 from collections import Counter
@@ -120,7 +120,7 @@ class TestPasswordsThatExpire:
 
 class TestCodesThatExpire:
     def test_a_reset_code_is_open_for_ten_minutes(self, private_server: RunningServer) -> None:
-        """Then it looks like one that never was, whatever the new password is; a new one works."""
+        """Then it is refused like a made-up one, whatever the new password is; a new code works."""
         server, user = private_server, new_user(private_server.users)
         before = server.clock()
         answer = start_reset(server, user)
@@ -171,7 +171,7 @@ class TestCodesThatExpire:
 
 class TestCodesInTheDatabase:
     def test_only_their_hashes(self, private_server: RunningServer) -> None:
-        """Who reads the table can reset nothing."""
+        """Read access to the table resets no password."""
         server, user = private_server, new_user(private_server.users)
         codes = {start_reset(server, user).code, start_verification(server, user).code}
 
@@ -181,7 +181,7 @@ class TestCodesInTheDatabase:
         assert not any(code in str(rows) for code in codes)
 
     def test_one_row_of_each_purpose_for_a_user_and_none_once_used(self, private_server: RunningServer) -> None:
-        """However often somebody asks, the table does not grow."""
+        """However many codes are requested, the table does not grow."""
         server, user = private_server, new_user(private_server.users)
         for _ in range(2):
             start_reset(server, user)
@@ -197,8 +197,8 @@ class TestCodesInTheDatabase:
 
         assert rows_of(server.url, "codes") == []
 
-    def test_a_code_for_nobody_is_stored_without_a_name(self, private_server: RunningServer) -> None:
-        """The row is there for the time that it takes, says nothing of what was typed, and is swept."""
+    def test_a_code_for_an_unknown_user_is_stored_without_a_name(self, private_server: RunningServer) -> None:
+        """The row makes both answers take equally long. It does not contain what was typed, and is swept."""
         server, inactive = private_server, new_user(private_server.users, inactive=True)
         for identifier in ("nobody", "nobody@example.com", "not an email@", inactive.email):
             server.credentials.StartPasswordReset(pb.StartPasswordResetRequest(identifier=identifier))
@@ -224,7 +224,7 @@ class TestCodesInTheDatabase:
 
 
 class TestPresentPasswords:
-    def test_a_code_is_no_way_to_try_them(self, private_server: RunningServer) -> None:
+    def test_a_code_does_not_reveal_them(self, private_server: RunningServer) -> None:
         """A password that is refused by another rule is not compared with the present one, however weak that is."""
         server, user = private_server, new_user(private_server.users, password=PASSWORD)
         store(server.url, user, hash_password("hunter22", 4))
@@ -239,7 +239,7 @@ class TestPresentPasswords:
         assert signing_in(server, user, "hunter22") == "OK"
 
     def test_a_code_is_good_for_five_tries(self, private_server: RunningServer) -> None:
-        """Sixteen at once with the present password: five learn that it is, and the code opens nothing any more."""
+        """Sixteen at once with the present password: five are told that it is unchanged, then the code is void."""
         server, user = private_server, new_user(private_server.users, password=PASSWORD)
         code = start_reset(server, user).code
 
@@ -255,7 +255,7 @@ class TestPresentPasswords:
 
 class TestRowsThatTheServiceDidNotWrite:
     @pytest.mark.parametrize("changed_at", ["NULL", "'1970-01-01T00:00:00Z'"])
-    def test_a_password_of_unknown_age_is_one_like_others(self, private_server: RunningServer, changed_at: str) -> None:
+    def test_a_password_of_unknown_age(self, private_server: RunningServer, changed_at: str) -> None:
         """An import may not know when a password was chosen: it signs in, and can be changed."""
         server, user = private_server, new_user(private_server.users, password=PASSWORD)
         execute(server.url, f"UPDATE users SET password_changed_at = {changed_at} WHERE id = {user.id}")
@@ -275,8 +275,8 @@ class TestRowsThatTheServiceDidNotWrite:
             "$2b$31$" + "." * 53,
         ],
     )
-    def test_a_damaged_hash_makes_nobody_elses_sign_in_dear(self, private_server: RunningServer, stored: str) -> None:
-        """The work of every refusal is that of the highest cost in use: only hashes that can be verified are in use."""
+    def test_a_damaged_hash_does_not_raise_the_cost(self, private_server: RunningServer, stored: str) -> None:
+        """Every refusal hashes at the highest cost in use. A hash that cannot be verified is not in use."""
         server = private_server
         store(server.url, new_user(server.users), stored)
 

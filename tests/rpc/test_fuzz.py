@@ -58,7 +58,7 @@ TYPES = descriptor.FieldDescriptor
 
 
 def messages(kind: descriptor.Descriptor, depth: int = 3) -> st.SearchStrategy[Any]:
-    """Messages of a type, with hostile values in any subset of their fields."""
+    """Messages of a type, with hostile values in any subset of the fields."""
 
     @st.composite
     def build(draw: st.DrawFn) -> Any:

@@ -94,7 +94,7 @@ def test_a_lockout_is_two_statements(proxied: Proxied) -> None:
 
 
 def test_starting_a_reset_is_the_same_for_everybody(proxied: Proxied) -> None:
-    """Somebody or nobody, the first time or again: one row and one event, by one statement each."""
+    """Known or unknown user, the first time or again: one row and one event, by one statement each."""
     user, inactive = new_user(proxied.server.users), new_user(proxied.server.users, inactive=True)
     for identifier in (user.email, user.username, inactive.email, "nobody", "no@body@") * 2:
         request = credential_pb2.StartPasswordResetRequest(identifier=identifier)

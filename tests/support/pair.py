@@ -56,7 +56,7 @@ def replicating(directory: Path, bindir: Path | None) -> Iterator[Pair]:
             _wait_until(primary, "SELECT count(*) = 1 FROM pg_stat_replication WHERE sync_state = 'sync'")
             yield Pair(primary, standby)
     for one in (primary, standby):
-        shutil.rmtree(one.home, ignore_errors=True)  # for root they lie elsewhere, and nobody else removes them
+        shutil.rmtree(one.home, ignore_errors=True)  # for root they are not in `directory`, and are not removed with it
 
 
 def _copy(primary: EmbeddedPostgres, directory: Path, bindir: Path) -> None:
