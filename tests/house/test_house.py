@@ -111,6 +111,25 @@ def test_folders_are_of_a_size_to_read() -> None:
     assert {str(folder): count for folder, count in modules.items() if count > FOLDER_CEILING} == {}
 
 
+def test_tests_poll_in_one_place() -> None:
+    """Only `eventually` sleeps: no other test sleeps, or waits a moment for nothing."""
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}"
+        for path in (ROOT / "tests").rglob("*.py")
+        if path != ROOT / "tests/support/waiting.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and is_pause(node.func.attr, node.args)
+    ]
+    assert found == []
+
+
+def is_pause(name: str, arguments: list[ast.expr]) -> bool:
+    if name == "sleep":
+        return True
+    seconds = [one.value for one in arguments if isinstance(one, ast.Constant) and isinstance(one.value, float)]
+    return name == "wait" and any(0 < one < 1 for one in seconds)
+
+
 def test_alembic_is_no_package() -> None:
     """An __init__.py would shadow the library."""
     assert not list((ROOT / "alembic").rglob("__init__.py"))
