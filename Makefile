@@ -9,6 +9,7 @@ VENV_PROTO := .venv-proto
 BIN := $(VENV)/bin
 PROTOS := $(wildcard protos/personae/v1/*.proto)
 ALEMBIC := $(BIN)/alembic
+WITH_DATABASE := $(BIN)/python -m service with-database
 PIP_INSTALL := install --quiet --disable-pip-version-check --require-hashes
 
 # ---- environment
@@ -54,7 +55,7 @@ superuser: setup ## Create a superuser; asks for email, username and password
 
 .PHONY: db-test
 db-test: setup ## Try the database and say what is wrong with it
-	@exec $(BIN)/python -m service.db.test_db
+	@exec $(WITH_DATABASE) $(BIN)/python -m service.db.test_db
 
 # ---- migrations
 
@@ -65,19 +66,19 @@ migrate: setup ## Bring the database to the newest schema
 .PHONY: migrate-new
 migrate-new: setup ## Write a migration from the difference between models and database: m="add a column"
 	@test -n "$(m)" || { echo 'say what it does: make migrate-new m="add a column"'; exit 2; }
-	@$(ALEMBIC) revision --autogenerate -m "$(m)"
+	@$(WITH_DATABASE) $(ALEMBIC) revision --autogenerate -m "$(m)"
 
 .PHONY: migrate-down
 migrate-down: setup ## Take the last migration back, or go down to a revision: to=0001
-	@$(ALEMBIC) downgrade $(or $(to),-1)
+	@$(WITH_DATABASE) $(ALEMBIC) downgrade $(or $(to),-1)
 
 .PHONY: migrate-history
 migrate-history: setup ## List the migrations, and the one the database is at
-	@$(ALEMBIC) history --verbose --indicate-current
+	@$(WITH_DATABASE) $(ALEMBIC) history --verbose --indicate-current
 
 .PHONY: migrate-check
 migrate-check: setup ## Fail when models and database differ
-	@$(ALEMBIC) check
+	@$(WITH_DATABASE) $(ALEMBIC) check
 
 .PHONY: migrate-sql
 migrate-sql: setup ## Print the SQL of the migrations, without running it: from=0001

@@ -1,4 +1,4 @@
-"""How alembic runs here: the service's settings, one migrator at a time, bounded waits, one transaction each."""
+"""How alembic runs: with the service's settings, one migrator at a time, bounded waits, one transaction a migration."""
 
 import re
 from collections.abc import Iterable
@@ -16,15 +16,12 @@ from service.db.migrator import migrating
 from service.db.models import Base
 from service.db.privileges import GrantsError, grant
 from service.db.schema import needed_revision
-from service.dev.provision import provided_database
 
 
 def count_up(
-    _context: MigrationContext,
-    _revision: str | Iterable[str | None] | Iterable[str],
-    directives: list[MigrationScript],
+    _context: MigrationContext, _revision: str | Iterable[str | None] | Iterable[str], directives: list[MigrationScript]
 ) -> None:
-    """Number new revisions 0001, 0002, …: the service compares them to tell older schemas from newer ones."""
+    """Number new revisions 0001, 0002, …: the service compares the numbers."""
     if directives and not re.fullmatch(r"[0-9]{4}", directives[0].rev_id or ""):
         try:
             newest = int(needed_revision())
@@ -34,7 +31,7 @@ def count_up(
 
 
 def is_of_a_model(name: str | None, kind: NameFilterType, _parents: NameFilterParentNames) -> bool:
-    """The partitions of the audit trail come and go by themselves: they are no drift."""
+    """Ignore the partitions of the audit trail, which are made and dropped outside migrations."""
     return kind != "table" or not re.fullmatch(r"audit_events_(default|[0-9]{4}_[0-9]{2})", name or "")
 
 
@@ -66,7 +63,7 @@ def online(settings: Settings, url: URL) -> None:
 
 
 def moves_the_schema() -> bool:
-    """Whether this is an upgrade or downgrade, or a stamp, and not one of the commands that only look."""
+    """Whether the command is an upgrade, a downgrade or a stamp; the others change nothing."""
     try:
         context.get_revision_argument()
     except (KeyError, CommandError):
@@ -81,8 +78,8 @@ def service_role(settings: Settings, url: URL) -> str | None:
     role = None if settings.url is None else settings.url.username or settings.url.query.get("user")
     if not isinstance(role, str):
         raise GrantsError(
-            "MIGRATION_DATABASE_URL is set, and DATABASE_URL does not say for which user of the database the service "
-            "works: set both, so that the one role gives to the other what it needs"
+            "MIGRATION_DATABASE_URL is set, and DATABASE_URL does not name the role of the service: set both, so that "
+            "the migrating role can grant the other one what it needs"
         )
     return role
 
@@ -106,11 +103,12 @@ def main() -> None:
         return
     settings = load_settings()
     given: URL | None = context.config.attributes.get("url", settings.migration_url)
-    if given is not None:
-        online(settings, given)
-        return
-    with provided_database(settings) as url:
-        online(settings, url)
+    if given is None:
+        raise CommandError(
+            "DATABASE_URL is not set. Set it, or run alembic on the embedded database: "
+            "python -m service with-database alembic …"
+        )
+    online(settings, given)
 
 
 main()

@@ -26,6 +26,7 @@ from benchmarks.figures import (
     memory,
     overload,
     restarts,
+    shipped,
     sign_in,
     soak,
     start,
@@ -41,6 +42,7 @@ from service.dev.postgres import EmbeddedPostgresError
 
 _MEASUREMENTS: dict[str, Callable[[Bench], Findings]] = {
     "cpu": cpu.measure,
+    "shipped": shipped.measure,
     "callers": callers.measure,
     "telemetry": telemetry.measure,
     "statements": statements.measure,

@@ -109,13 +109,13 @@ def database_server(cores: frozenset[int]) -> Iterator[DatabaseServer]:
         directory = Path(name)
         directory.chmod(0o711)  # for root another user runs the server, and has to pass
         with on_cores(cores):
-            server = EmbeddedPostgres.start(directory / "postgres", port=0, durable=False, settings=_SETTINGS)
+            server = EmbeddedPostgres.start(directory / "postgres", tcp=True, durable=False, settings=_SETTINGS)
         try:
             assert server.tcp_url is not None
             url = psycopg2_url(server.tcp_url)  # as in production; a socket would be a little faster
             yield DatabaseServer(url, _version_of(url), pid=server.pid)
         finally:
-            server.stop(immediate=True)
+            server.stop()
             shutil.rmtree(server.home, ignore_errors=True)  # it may lie elsewhere: see EmbeddedPostgres
 
 

@@ -124,6 +124,36 @@ def keep_calling(
     return rate
 
 
+def timed_calls(target: str, requests: Sequence[Request], *, in_flight: int, seconds: float) -> list[float]:
+    """Call for so long; the seconds that each call took. Raises MeasurementError for any wrong answer."""
+    channels = [open_channel(target) for _ in range(min(_CHANNELS, in_flight))]
+    taken: list[list[float]] = [[] for _ in range(in_flight)]
+    faults: Counter[str] = Counter()
+    end = time.perf_counter() + seconds
+
+    def work(number: int) -> None:
+        call: Any = channels[number % len(channels)].unary_unary(requests[0].method)
+        for request in itertools.cycle(requests[number::in_flight]):
+            started = time.perf_counter()
+            if started >= end:
+                return
+            fault = fault_in(call, request)
+            taken[number].append(time.perf_counter() - started)
+            if fault is not None:
+                faults[fault] += 1
+
+    threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(in_flight)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for channel in channels:
+        channel.close()
+    if faults:
+        raise MeasurementError(f"wrong answers: {dict(faults)}")
+    return [one for found in taken for one in found]
+
+
 def call_times(
     target: str, requests: Sequence[Request], *, in_flight: int, times: int, identity: Identity = NOBODY
 ) -> float:

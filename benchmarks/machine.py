@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 MIB = 1024 * 1024
 _PROCESS_CLOCK = 2  # CPUCLOCK_SCHED, in the lowest three bits of a clock id; the others hold the inverted pid
@@ -87,6 +88,28 @@ def resident_bytes(pid: int) -> int:
 def open_files(pid: int) -> int:
     """How many file descriptors a process has, those of its connections included."""
     return sum(1 for _ in Path("/proc", str(pid), "fd").iterdir())
+
+
+class Switches(NamedTuple):
+    """Context switches of all threads of a process."""
+
+    voluntary: float
+    """A thread waited for something."""
+    forced: float
+    """The scheduler took the core away from a thread."""
+
+    def __sub__(self, before: "Switches") -> "Switches":
+        return Switches(self.voluntary - before.voluntary, self.forced - before.forced)
+
+
+def switches_of(pid: int) -> Switches:
+    """How many context switches the threads that a process has now have made so far."""
+    voluntary = forced = 0
+    for task in Path("/proc", str(pid), "task").iterdir():
+        counts = dict(line.split(":\t") for line in (task / "status").read_text(encoding="ascii").splitlines()[-2:])
+        voluntary += int(counts["voluntary_ctxt_switches"])
+        forced += int(counts["nonvoluntary_ctxt_switches"])
+    return Switches(voluntary, forced)
 
 
 def threads_of(pid: int) -> int:

@@ -15,6 +15,7 @@ from benchmarks.processes import SERVICE, running
 from benchmarks.table import Findings, spread
 from personae.v1 import user_pb2_grpc
 from service.base.settings import Settings
+from tests.support.crash import crash
 from tests.support.databases import migrate
 from tests.support.load import Writers, missing
 from tests.support.pair import replicating
@@ -53,7 +54,7 @@ def _round(directory: Path, bindir: Path | None, bench: Bench) -> tuple[Writers,
             users = user_pb2_grpc.UserServiceStub(channel)
             with Writers(users, threads=_WRITERS) as writers:
                 time.sleep(_SECONDS)
-                pair.primary.kill()
+                crash(pair.primary)
                 pair.promote()
                 writers.wait_for_calls(1)
                 time.sleep(_SECONDS)

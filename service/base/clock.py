@@ -1,21 +1,16 @@
-"""Where the time is read: at the edge of the program, once per RPC, and passed down as a value."""
+"""Clocks: read at the edge, once per RPC, and passed down as values."""
 
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 Clock = Callable[[], datetime]
-"""Returns now as an aware UTC datetime. Tests hand in one that they move by hand."""
+"""Returns the present time as an aware UTC datetime. Tests pass a clock that they move."""
 
 
 def utc_now() -> datetime:
-    """Now, aware, in UTC."""
+    """The present time, aware, in UTC."""
     return datetime.now(UTC)  # noqa: TID251  the one place
-
-
-def unix_nanoseconds() -> int:
-    """Now, in ns since 1970: for spans of traces."""
-    return time.time_ns()
 
 
 def monotonic() -> float:

@@ -1,7 +1,7 @@
-"""The hosts in a database URL: one, or several of which one is the primary.
+"""Database URLs with one host, or with several of which one is the primary.
 
-There are three spellings of several: libpq's `//user@h1:5432,h2:5433/db`, its `?host=h1,h2&port=5432,5433`, and
-SQLAlchemy's `?host=h1:5432&host=h2:5433`. All become the second one, which both of them read.
+Several hosts can be spelled in three ways: libpq's `//user@h1:5432,h2:5433/db`, its `?host=h1,h2&port=5432,5433`, and
+SQLAlchemy's `?host=h1:5432&host=h2:5433`. All are turned into the second, which both libraries read.
 """
 
 import ipaddress
@@ -19,10 +19,10 @@ _HOST = re.compile(r"(\[[^\]]+\]|[^:]+)(?::(\d*))?")
 
 
 def parse_url(text: str) -> URL:
-    """The URL, with several hosts in one spelling. Among several the one that can be written to is asked for, unless
-    the URL itself says what is (`target_session_attrs`).
+    """Parse a URL, with several hosts in one spelling. Of several hosts the writable one is used, unless the URL itself
+    says which (`target_session_attrs`).
 
-    Raises ValueError, with a text that shows nothing of the URL.
+    Raises ValueError; its text shows nothing of the URL.
     """
     hosts: list[str] = []
     found = _AUTHORITY.fullmatch(text)
@@ -39,7 +39,7 @@ def parse_url(text: str) -> URL:
     if hosts:
         url = url.set(query={**url.query, **_one_spelling(hosts)})
     names, port = url.query.get("host"), url.query.get("port")
-    if isinstance(names, str) and isinstance(port, str) and "," not in port:  # to libpq one port is that of all
+    if isinstance(names, str) and isinstance(port, str) and "," not in port:  # libpq uses one port for all hosts
         url = url.update_query_dict({"port": ",".join([port] * (names.count(",") + 1))})
     if len(hosts_of(url)) > 1 and "target_session_attrs" not in url.query:
         url = url.update_query_dict({"target_session_attrs": "read-write"})
@@ -47,7 +47,7 @@ def parse_url(text: str) -> URL:
 
 
 def hosts_of(url: URL) -> list[str]:
-    """The hosts that are named, without their ports."""
+    """All hosts in the URL, without ports."""
     named = [url.host] if url.host else []
     for name in ("host", "hostaddr"):
         value = url.query.get(name, ())
@@ -68,13 +68,13 @@ def is_local_host(host: str) -> bool:
 
 def is_local_database(url: URL) -> bool:
     """Whether every server that the URL names is on this machine."""
-    if "service" in url.query:  # names a host that is written elsewhere
+    if "service" in url.query:  # the host is in a service file
         return False
     return all(is_local_host(host) for host in hosts_of(url))
 
 
 def described(url: URL) -> str:
-    """Where the database is, for a person to read."""
+    """The hosts and ports of the database, for people."""
     hosts, ports = url.query.get("host") or url.host or "the local socket", url.query.get("port") or url.port
     names = hosts.split(",") if isinstance(hosts, str) else list(hosts)
     if len(names) == 1:

@@ -1,8 +1,7 @@
-"""What can go wrong, as exceptions: one class for each stable reason.
+"""The errors of the service: one exception class for each stable reason.
 
-The rules raise them, the edge maps each class to a status in one total table
-(service/rpc/pipeline/status.py). A class owns
-its reason and its text; the text is read by people and never holds what a user typed.
+service/rpc/pipeline/status.py maps each class to a gRPC status. The text is for people, and never quotes what a user
+typed.
 """
 
 import math
@@ -17,7 +16,7 @@ DO_NOT_RETRY_MS = -1
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One bad field: its path as on the wire, a stable reason, and what is wrong with it in words."""
+    """One bad field: its path as on the wire, a stable reason, and a description for people."""
 
     field: str
     reason: str
@@ -25,12 +24,10 @@ class Violation:
 
 
 class PersonaeError(Exception):
-    """The root of every expected failure."""
-
     reason: ClassVar[str]
     text: ClassVar[str]
     pushback_ms: int | None = None
-    """How long a client should wait before it repeats the call, in milliseconds; None: a repeat does not help."""
+    """How long a client should wait before it repeats the call; None: a repeat does not help."""
     retry_after: timedelta | None = None
     """How long a person should wait; None: as long as the client."""
 
@@ -40,7 +37,7 @@ class PersonaeError(Exception):
         self.violations: Sequence[Violation] = ()
 
 
-# ---------------------------------------------------------------------------------------------- the request is wrong
+# ----------------------------------------------------------------------------------------------------- the request
 
 
 class InvalidFieldsError(PersonaeError):
@@ -66,26 +63,22 @@ class RequestIdReusedError(PersonaeError):
         self.violations = (Violation("request_id", self.reason, self.text),)
 
 
-# ----------------------------------------------------------------------------------- the caller is unknown or may not
+# ------------------------------------------------------------------------------------------------------ the caller
 
 
 class CredentialsMissingError(PersonaeError):
     reason = "CREDENTIALS_MISSING"
-    text = (
-        "The call says nothing of who calls. Send `authorization: Bearer pk_…`, or connect with a client certificate."
-    )
+    text = "The call has no credentials. Send `authorization: Bearer pk_…`, or connect with a client certificate."
 
 
 class KeyMalformedError(PersonaeError):
-    """Told without looking anything up: a key carries a checksum."""
-
     reason = "KEY_MALFORMED"
-    text = "The authorization metadata is not `Bearer` and a whole API key: it was mistyped, cut or is something else."
+    text = "The authorization metadata is not `Bearer` and a complete API key."
 
 
 class KeyUnknownError(PersonaeError):
     reason = "KEY_UNKNOWN"
-    text = "The API key is nobody's."
+    text = "There is no such API key."
 
 
 class KeyRevokedError(PersonaeError):
@@ -100,16 +93,16 @@ class KeyExpiredError(PersonaeError):
 
 class KeyOverPlaintextError(PersonaeError):
     reason = "KEY_OVER_PLAINTEXT"
-    text = "An API key came over the network in clear text and was not looked at. Revoke it, and use TLS."
+    text = "The API key was sent in clear text, and was refused unread. Revoke it, and use TLS."
 
 
 class CertificateUnknownError(PersonaeError):
     reason = "CERTIFICATE_UNKNOWN"
-    text = "The client certificate does not name a caller, or not one alone."
+    text = "The client certificate does not identify exactly one caller."
 
 
 class CertificateExpiredError(PersonaeError):
-    """The connection was made while the certificate was valid, and is still open."""
+    """It was valid when the connection was made, and the connection is still open."""
 
     reason = "CERTIFICATE_EXPIRED"
     text = "The client certificate has expired. Connect again with a new one."
@@ -123,7 +116,7 @@ class ScopeMissingError(PersonaeError):
         super().__init__(scope=scope)
 
 
-# ------------------------------------------------------------------------------------------------ the state is wrong
+# -------------------------------------------------------------------------------------------------- the user's state
 
 
 class UserNotFoundError(PersonaeError):
@@ -168,14 +161,14 @@ class PasswordNotSetError(PersonaeError):
 
 class EmailMismatchError(PersonaeError):
     reason = "EMAIL_MISMATCH"
-    text = "This is not the email of the user, or not any more."
+    text = "The user does not have this email."
 
 
 class InvalidCodeError(PersonaeError):
-    """A code that opens nothing: mistyped, used, expired, replaced or void. Which of them is nobody's business."""
+    """Mistyped, used, expired, replaced or void: the answer does not tell which."""
 
     reason = "INVALID_CODE"
-    text = "The code is not valid, or not any more. Ask for a new one."
+    text = "The code is not valid or has expired. Ask for a new one."
 
 
 class EtagMismatchError(PersonaeError):
@@ -184,26 +177,26 @@ class EtagMismatchError(PersonaeError):
 
 
 class ConflictError(PersonaeError):
-    """Two changes met, and this one was not made.
+    """The change conflicted with a concurrent one and was not made.
 
-    `is_repeatable`: the database rolled it back (a deadlock, a serialization failure) and nothing of this session had
-    been committed before, so that it may well succeed when it is run again a moment later.
+    `is_repeatable`: the database rolled it back (deadlock, serialization failure) and this session had committed
+    nothing before, so that running the RPC again is safe and likely to succeed.
     """
 
     reason = "CONFLICT"
-    text = "The change met another one at the same time and was not made. Repeat it."
+    text = "The change conflicted with a concurrent one and was not made. Repeat it."
     pushback_ms = 50
     is_repeatable = False
     cause = "serialization"
-    """What met: for the metrics."""
+    """A label of a metric."""
 
 
-# -------------------------------------------------------------------------------------------------- signing in
+# ------------------------------------------------------------------------------------------------------ sign-in
 
 
 class InvalidCredentialsError(PersonaeError):
     reason = "INVALID_CREDENTIALS"
-    text = "The identifier and the password do not belong together."
+    text = "The identifier or the password is wrong."
 
 
 class UserInactiveError(PersonaeError):
@@ -217,7 +210,7 @@ class PasswordChangeRequiredError(PersonaeError):
 
 
 class TooManyAttemptsError(PersonaeError):
-    """The name is locked for a while. People repeat the call, channels must not: hence the pushback."""
+    """The name is locked for a while. A person may repeat the call, a channel must not: hence the pushback."""
 
     reason = "TOO_MANY_ATTEMPTS"
     text = "There were too many failed attempts. Wait before the next one."
@@ -228,14 +221,14 @@ class TooManyAttemptsError(PersonaeError):
         self.retry_after = retry_after
 
 
-# ------------------------------------------------------------------------------------------------ the world is wrong
+# --------------------------------------------------------------------------------------- the server, the database
 
 
 class DatabaseUnavailableError(PersonaeError):
-    """The database could not be reached or dropped the connection before anything was committed.
+    """The database could not be reached, or dropped the connection before anything was committed.
 
-    `is_repeatable`: nothing of this RPC has been committed and the connection came from the pool, so that running
-    the RPC once more on a fresh connection is safe and likely to help.
+    `is_repeatable`: this RPC has committed nothing and the connection came from the pool, so that running the RPC again
+    on a fresh connection is safe and likely to succeed.
     """
 
     reason = "DATABASE_UNAVAILABLE"
@@ -246,7 +239,7 @@ class DatabaseUnavailableError(PersonaeError):
 
 
 class ServerStoppingError(PersonaeError):
-    """The server ends. Nothing was done for the call, and a repeat reaches another server, or the next one."""
+    """The call was not started. A repeat reaches another server, or the next process."""
 
     reason = "SERVER_STOPPING"
     text = "The server is stopping."
@@ -254,10 +247,8 @@ class ServerStoppingError(PersonaeError):
 
 
 class CommitOutcomeUnknownError(PersonaeError):
-    """The connection was lost while COMMIT was under way: the change may or may not have been made."""
-
     reason = "COMMIT_OUTCOME_UNKNOWN"
-    text = "The database was lost during the commit. The change may have been made: read before repeating it."
+    text = "The connection was lost during the commit. The change may have been made: read before repeating it."
     pushback_ms = DO_NOT_RETRY_MS
 
 
@@ -269,15 +260,15 @@ class DatabaseBusyError(PersonaeError):
 
 class ServerBusyError(PersonaeError):
     reason = "SERVER_BUSY"
-    text = "The server has as many calls waiting as it takes on."
+    text = "The server has too many calls waiting."
     pushback_ms = 500
 
 
 class RateLimitedError(PersonaeError):
-    """The caller calls more often than it may. Which limit it is shows in the rate."""
+    """per_second tells which of the caller's limits was exceeded."""
 
     reason = "RATE_LIMITED"
-    text = "The caller makes more than the {per_second} calls a second that it may."
+    text = "The caller exceeds its limit of {per_second} calls a second."
 
     def __init__(self, per_second: int, wait_seconds: float) -> None:
         """wait_seconds: until the next call may be made."""
@@ -286,27 +277,21 @@ class RateLimitedError(PersonaeError):
 
 
 class CallerGoneError(PersonaeError):
-    """Whoever called has hung up before the work was begun, or its request had come: nobody reads this but the log."""
+    """The caller has hung up before the call was started: only the log shows this."""
 
     reason = "CALLER_GONE"
-    text = "The call was cancelled before it was begun. It changed nothing."
+    text = "The call was cancelled before it was started. It changed nothing."
 
 
 class HashingBusyError(PersonaeError):
     reason = "HASHING_BUSY"
-    text = "As many calls wait for a password to be hashed as the server takes on."
+    text = "Too many calls are waiting for a password to be hashed."
     pushback_ms = 1000
-
-
-class SlowRequestsError(PersonaeError):
-    reason = "SLOW_REQUESTS"
-    text = "As many calls wait for their request as the server takes on, and that of this one had not come either."
-    pushback_ms = 500
 
 
 class RequestLateError(PersonaeError):
     reason = "REQUEST_LATE"
-    text = "The request had not come {seconds} seconds after the call. It was not looked at."
+    text = "The request message did not come in time: within {seconds} seconds, or less when other calls wait."
 
 
 class DeadlineOverError(PersonaeError):
@@ -315,7 +300,7 @@ class DeadlineOverError(PersonaeError):
 
 
 class StoredHashError(PersonaeError):
-    """A password hash in the database has a form that this service does not write and cannot verify."""
+    """A password hash in the database has a form that this service cannot verify."""
 
     reason = "INTERNAL"
     text = "The stored credentials of this user are damaged."

@@ -1,8 +1,8 @@
-"""Where randomness is read: from the operating system, at the edge, and passed down as a value."""
+"""Randomness: read from the operating system, at the edge, and passed down as a value."""
 
 import base64
 import os
-import random  # noqa: TID251  for ids that guard nothing
+import random  # noqa: TID251  for ids that are no secrets
 
 _ID_BITS = 128
 _TOKEN_BYTES = 32
@@ -10,25 +10,19 @@ _ids = random.Random(os.urandom(32))  # noqa: S311, TID251  see random_id
 
 
 def random_id() -> str:
-    """128 random bits in hex: names a request or an incident; guards nothing.
+    """128 random bits in hex, to name a request or an incident. Not a secret.
 
-    Seeded once from the operating system: asking it for every RPC releases the GIL every time.
+    From a generator that is seeded once: a system call for every RPC would release the GIL every time.
     """
     return f"{_ids.getrandbits(_ID_BITS):032x}"
 
 
 def jitter(seconds: float) -> float:
-    """The pause, give or take half of it: so that those who met once do not meet again. Guards nothing."""
+    """The pause, half as long to half as long again: so that retries do not all come at once. Not a secret."""
     return seconds * (0.5 + _ids.random())
 
 
-def random_bits(count: int) -> int:
-    """So many random bits, for ids that guard nothing; never 0, which means none in traces."""
-    return _ids.getrandbits(count) or 1
-
-
 def random_bytes(count: int) -> bytes:
-    """So many random bytes of the operating system."""
     return os.urandom(count)  # noqa: TID251  the one place
 
 

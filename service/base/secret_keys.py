@@ -1,7 +1,7 @@
-"""The service's own secret keys: parsing, and deriving one key for each purpose.
+"""The service's secret keys: parsing, and deriving one key for each purpose.
 
-Page tokens, request fingerprints and lockout keys each get a key of their own by HKDF-SHA256 (RFC 5869), so that no
-value made for one purpose can serve another. The first key signs, all verify; docs/settings.md says how to rotate.
+Page tokens, request fingerprints and lockout keys each have a key of their own by HKDF-SHA256 (RFC 5869), so that a
+value made for one purpose is invalid for another. The first key signs, all verify; docs/settings.md says how to rotate.
 """
 
 import base64
@@ -23,7 +23,7 @@ _KEY_ID = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SecretKeys:
-    """Key ids with their secrets, the signing one first. Its repr shows ids only."""
+    """Secrets by key id, the signing key first. Its repr shows ids only."""
 
     keys: Mapping[str, bytes]
 
@@ -39,7 +39,7 @@ class SecretKeys:
 
 
 def parse_secret_keys(text: str) -> SecretKeys:
-    """Read `id:base64,id:base64`. Raises ValueError with a text that shows nothing of the secrets."""
+    """Parse `id:base64,id:base64`. Raises ValueError; its text shows nothing of the secrets."""
     keys: dict[str, bytes] = {}
     for position, entry in enumerate(text.replace("\n", ",").split(","), start=1):
         if not entry.strip():
@@ -48,7 +48,7 @@ def parse_secret_keys(text: str) -> SecretKeys:
         if not colon or not _KEY_ID.fullmatch(key_id):
             raise ValueError(f"entry {position} is not of the form id:base64")
         if key_id in keys:
-            raise ValueError(f"the id {key_id} stands twice")
+            raise ValueError(f"the id {key_id} is used twice")
         keys[key_id] = _decoded(key_id, encoded)
     if not keys:
         raise ValueError("there is no key")
@@ -61,9 +61,9 @@ def generate_secret_key(key_id: str) -> str:
 
 
 def load_or_create(path: Path) -> SecretKeys:
-    """The keys in this file, which is made with one new key (mode 0600) when it is missing.
+    """The keys in this file. A missing file is created with one new key and mode 0600.
 
-    Raises ValueError for a file that others may have written, or that holds no keys; OSError.
+    Raises ValueError for a file that others may write, or without keys; OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
@@ -76,7 +76,7 @@ def load_or_create(path: Path) -> SecretKeys:
 
 
 def _create(path: Path, text: str) -> None:
-    """Make the file whole or not at all; of two that try at once, the first wins."""
+    """Create the file atomically; of two processes, the first wins."""
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)

@@ -1,4 +1,4 @@
-"""The service's configuration: parsed once from the environment and `.env`, frozen, handed out value by value.
+"""The service's configuration: parsed once from the environment and `.env`, frozen, passed on value by value.
 
 Every field here is described in docs/settings.md; tests/house/test_docs.py compares the two.
 """
@@ -33,8 +33,8 @@ class Settings(BaseSettings):
     # ---- database
     database_url: SecretStr | None = None
     db_echo: bool = False
-    db_pool_size: Annotated[int, Field(ge=1, le=1000)] = 15
-    db_max_overflow: Annotated[int, Field(ge=0, le=1000)] = 0
+    db_pool_size: Annotated[int, Field(ge=1, le=1000)] = 5
+    db_max_overflow: Annotated[int, Field(ge=0, le=1000)] = 10
     db_pool_recycle: Annotated[int, Field(ge=-1)] = 3600
     db_pool_pre_ping: bool = True
     db_pool_ping_idle: Annotated[Seconds, Field(ge=0)] = 5
@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     grpc_pin_workers: bool = True
     grpc_max_connection_age: Annotated[Seconds, Field(ge=0, le=86_400)] = 60
     grpc_threads: Annotated[int, Field(ge=1, le=1000)] = 16
-    grpc_max_waiting: Annotated[int, Field(ge=0, le=100_000)] = 256
+    grpc_max_waiting: Annotated[int, Field(ge=0, le=100_000)] = 512
     grpc_max_connections: Annotated[int, Field(ge=2, le=1_000_000)] = 4096
     hash_threads: Annotated[int, Field(ge=0, le=1000)] = 0
     hash_max_waiting: Annotated[int, Field(ge=0, le=1000)] = 32
@@ -131,7 +131,7 @@ class Settings(BaseSettings):
             raise ValueError("TLS_CLIENT_CA_FILE is of no use without TLS_CERTIFICATE_FILE and TLS_PRIVATE_KEY_FILE")
         if self.client_certificates != "off" and self.tls_client_ca_file is None:
             raise ValueError(
-                f"TLS_CLIENT_CERTIFICATES={self.client_certificates} needs TLS_CLIENT_CA_FILE: who signs the "
+                f"TLS_CLIENT_CERTIFICATES={self.client_certificates} needs TLS_CLIENT_CA_FILE, the CA that signs the "
                 "certificates of callers"
             )
         if self.tls_client_ca_file is not None and self.client_certificates == "off":
@@ -154,44 +154,42 @@ class Settings(BaseSettings):
 
     @property
     def has_tls(self) -> bool:
-        """Whether the server has a certificate."""
         return self.tls_certificate_file is not None and self.tls_private_key_file is not None
 
     @property
     def client_certificates(self) -> Literal["required", "optional", "off"]:
-        """Whether clients show certificates. A CA for them that is given without a word means that they must."""
+        """Whether clients show certificates. A client CA without TLS_CLIENT_CERTIFICATES means that they must."""
         if self.tls_client_certificates is None:
             return "off" if self.tls_client_ca_file is None else "required"
         return self.tls_client_certificates
 
     @cached_property
     def is_loopback(self) -> bool:
-        """Whether only this machine reaches the server."""
+        """Whether the server can be reached from this machine only."""
         return is_local_host(self.grpc_host)
 
     @cached_property
     def url(self) -> URL | None:
-        """DATABASE_URL with the driver spelled out."""
+        """DATABASE_URL with the driver named."""
         return None if self.database_url is None else psycopg2_url(self.database_url.get_secret_value())
 
     @cached_property
     def migration_url(self) -> URL | None:
-        """MIGRATION_DATABASE_URL with the driver spelled out; `url` where it is not set."""
+        """MIGRATION_DATABASE_URL with the driver named; `url` when it is not set."""
         if self.migration_database_url is None:
             return self.url
         return psycopg2_url(self.migration_database_url.get_secret_value())
 
     def address(self, port: int) -> str:
-        """Where the server listens, as gRPC writes it: an IPv6 address stands in brackets."""
+        """Where the server listens, in gRPC's form: an IPv6 address is in brackets."""
         host = self.grpc_host.strip("[]")
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def keys(self) -> SecretKeys:
-        """The secret keys: SECRET_KEYS, SECRET_KEYS_FILE, or a generated file beside the embedded data,
-        in DEV_DATA_DIR.
+        """The secret keys: from SECRET_KEYS, SECRET_KEYS_FILE, or a generated file in DEV_DATA_DIR.
 
-        Raises SettingsError when none are given and others can reach the server or its database: servers that share
-        a database must share their keys.
+        Raises SettingsError when none are set and the server or its database can be reached from other machines:
+        servers that share a database must share their keys.
         """
         if self.secret_keys is not None:
             return self.secret_keys
@@ -199,14 +197,14 @@ class Settings(BaseSettings):
             return _keys_from(self.secret_keys_file)
         if not self.is_loopback or (self.url is not None and not is_local_database(self.url)):
             raise SettingsError(
-                "SECRET_KEYS is not set. It is required when the server or its database is reached from other "
+                "SECRET_KEYS is not set. It is required when the server or its database can be reached from other "
                 "machines. Make one with: python -m service generate-key"
             )
         return _generated_keys(self.dev_data_dir / "secret_keys")
 
 
 def load_settings(**overrides: object) -> Settings:
-    """The settings of this process. Raises SettingsError that names every bad one."""
+    """The settings of this process. Raises SettingsError, which names every bad setting."""
     try:
         return Settings(**overrides)  # type: ignore[arg-type]  # keyword values are validated by the model
     except ValidationError as error:
@@ -219,10 +217,10 @@ def load_settings(**overrides: object) -> Settings:
 
 
 def psycopg2_url(text: str) -> URL:
-    """The URL with the driver spelled out: to SQLAlchemy 2.1 a bare `postgresql://` means psycopg 3. See parse_url for
-    several hosts.
+    """The URL with the driver named: to SQLAlchemy 2.1 a bare `postgresql://` means psycopg 3. Several hosts as in
+    parse_url.
 
-    Raises ValueError, with a text that shows nothing of the URL.
+    Raises ValueError; its text shows nothing of the URL.
     """
     url = parse_url(text)
     if url.drivername not in {"postgres", "postgresql", "postgresql+psycopg2"}:

@@ -34,17 +34,22 @@ def fail(text: str, code: int = 1) -> NoReturn:
 
 @contextmanager
 def database_url(settings: Settings) -> "Iterator[URL]":
-    """The database to work on, for as long as the block runs: see service.dev.provision."""
-    from service.dev.postgres import EmbeddedPostgresError
-    from service.dev.provision import provided_database
-
-    if settings.url is None and settings.migration_database_url is not None:
+    """The database to work on, for as long as the block runs: DATABASE_URL, else the embedded one, which is started."""
+    if settings.url is not None:
+        yield settings.url
+        return
+    if settings.migration_database_url is not None:
         fail("MIGRATION_DATABASE_URL is set and DATABASE_URL is not: say on which database to work.")
+
+    from service.base.settings import psycopg2_url
+    from service.dev.postgres import EmbeddedPostgres, EmbeddedPostgresError
+
     try:
-        with provided_database(settings) as url:
-            yield url
+        server = EmbeddedPostgres.start(settings.dev_data_dir, bindir=settings.pg_bindir)
     except EmbeddedPostgresError as error:
         fail(str(error))
+    with server:
+        yield psycopg2_url(server.url)
 
 
 @contextmanager

@@ -112,6 +112,19 @@ def migrate() -> None:
         click.echo(upgrade(url))
 
 
+@main.command("with-database", context_settings={"ignore_unknown_options": True})
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def with_database(command: Sequence[str]) -> None:
+    """Run a command with DATABASE_URL set: to the embedded database where it is not set already."""
+    import subprocess
+
+    settings = settings_or_fail()
+    with database_url(settings) as url:
+        environment = os.environ | {"DATABASE_URL": url.render_as_string(hide_password=False)}  # noqa: TID251
+        done = subprocess.run(command, env=environment, check=False)  # noqa: S603  the operator's own command
+    sys.exit(done.returncode)
+
+
 @main.command("create-superuser")
 @click.option("--email", prompt=True)
 @click.option("--username", prompt=True)
@@ -121,8 +134,8 @@ def create_superuser(email: str, username: str, password_stdin: bool) -> None:  
     from service.base.clock import utc_now
     from service.core import users
     from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username
-    from service.core.password_policy import Names
     from service.core.passwords import hash_password
+    from service.core.passwords.policy import Names
     from service.server.wiring import password_policy
 
     settings = settings_or_fail()
@@ -159,7 +172,7 @@ def purge_deleted() -> None:
     The server does it by itself as well.
     """
     from service.base.clock import utc_now
-    from service.server.jobs import sweep
+    from service.server.sweeper import sweep
 
     settings = settings_or_fail()
     keep_events = timedelta(days=settings.audit_retention_days)
@@ -176,7 +189,7 @@ def purge_deleted() -> None:
 @main.command("hash-report")
 def hash_report() -> None:
     """Count the users by the scheme and cost of their password hash. Reads the whole table."""
-    from service.core.hash_report import count_hashes
+    from service.core.users.hash_report import count_hashes
     from service.db.engine import reading
 
     settings = settings_or_fail()
@@ -286,17 +299,17 @@ main.add_command(callers)
 def _serve(settings: Settings, url: "URL", *, assumed_caller: str | None) -> bool:
     """Serve in this process until a signal, then stop gracefully; a second signal ends the process at once.
 
-    assumed_caller: see service.server.server.Server. False when the process can only be left by os._exit.
+    assumed_caller: see service.server.wiring.build_server. False when the process can only be left by os._exit.
     """
     if not settings.has_tls:  # as the workers of `serve` have it: see service/workers/sizing.py; before gRPC is loaded
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251
     from service.base.gc_tuning import spare_what_stays
     from service.base.ports import PortInUseError
     from service.db.schema import SchemaBehindError
-    from service.server.server import Server
+    from service.server.wiring import build_server
 
     try:
-        server = Server(settings, url, assumed_caller=assumed_caller)
+        server = build_server(settings, url, assumed_caller=assumed_caller)
         _on_signals(server.end)
         spare_what_stays()
         server.start()
@@ -337,7 +350,7 @@ def _print_banner(server: "Server", settings: Settings) -> None:
             f"{tls} {dash}cert CLIENT.pem {dash}key CLIENT.key" for tls, dash in ((curl_tls, "--"), (grpcurl_tls, "-"))
         )
     header = ""
-    if server.asks_who_calls:
+    if server.authenticates_callers:
         click.echo("  KEY=$(.venv/bin/python -m service callers create me --all-scopes)  # then: callers rotate me")
         header = ' -H "authorization: Bearer $KEY"'
     scheme = "https" if settings.has_tls else "http"

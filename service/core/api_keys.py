@@ -1,12 +1,12 @@
-"""API keys of callers: how they are written, read and stored. Pure.
+"""The format of API keys. Pure.
 
     pk_ k7f3m2q9 _ 0Zb…(33 characters) 1a2B3c
-    │   │          │                   └ checksum: CRC-32 of all before it, so that typos are told offline
+    │   │          │                   └ checksum: CRC-32 of all before it, finds typos without a look-up
     │   │          └ 192 random bits in base 62
-    │   └ id: names the key in logs and commands, and is no secret
-    └ prefix: what secret scanners look for, by the pattern of KEY_PATTERN
+    │   └ id: names the key in logs and commands, not secret
+    └ prefix: for secret scanners, which look for KEY_PATTERN
 
-Stored as SHA-256 of the whole key: so many random bits need neither salt nor work (NIST SP 800-63B-4, 3.1.2.2; OWASP
+A key is stored as its SHA-256: 192 random bits need neither salt nor a slow hash (NIST SP 800-63B-4, 3.1.2.2; OWASP
 ASVS 5, 11.4.1).
 """
 
@@ -19,26 +19,25 @@ from dataclasses import dataclass, field
 
 PREFIX = "pk_"
 KEY_PATTERN = r"pk_[a-z2-7]{8}_[0-9A-Za-z]{39}"
-"""What every key looks like: for secret scanners, and for those who look for keys in logs."""
+"""The pattern of a key, for secret scanners and searches in logs."""
 RANDOM_BYTES = 29
-"""How many random bytes a key is made of: 5 for its id, 24 for its secret."""
+"""5 for the id, 24 for the secret."""
 
 _DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _ID_BYTES = 5
 _SECRET_LENGTH = 33
 _CHECKSUM_LENGTH = 6
-_FORM = re.compile(KEY_PATTERN)
+_FORMAT = re.compile(KEY_PATTERN)
 _START = re.compile(r"pk_([a-z2-7]{8})_")
-_LENGTH = len(PREFIX) + 8 + 1 + _SECRET_LENGTH + _CHECKSUM_LENGTH
 
 
 class MalformedKeyError(ValueError):
-    """The text is no key: of another form, or its checksum does not fit."""
+    """The text does not have the format of a key, or its checksum does not match."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewKey:
-    """A key that was just made, to be shown once. Its repr shows the id only."""
+    """A new key, to be shown once. Its repr shows the id only."""
 
     key_id: str
     text: str = field(repr=False)
@@ -46,7 +45,7 @@ class NewKey:
 
 
 def make_key(random: bytes) -> NewKey:
-    """The key of these RANDOM_BYTES random bytes."""
+    """Make a key from RANDOM_BYTES random bytes."""
     if len(random) != RANDOM_BYTES:
         raise ValueError(f"a key is made of {RANDOM_BYTES} random bytes")
     key_id = base64.b32encode(random[:_ID_BYTES]).decode().lower()
@@ -56,8 +55,8 @@ def make_key(random: bytes) -> NewKey:
 
 
 def hash_key(text: str) -> bytes:
-    """What is stored of a key. Raises MalformedKeyError for what cannot be one; nothing is looked up for that."""
-    if len(text) != _LENGTH or not _FORM.fullmatch(text):
+    """The hash under which a key is stored. Raises MalformedKeyError."""
+    if not _FORMAT.fullmatch(text):
         raise MalformedKeyError("not an API key")
     if _checksum(text[:-_CHECKSUM_LENGTH]) != text[-_CHECKSUM_LENGTH:]:
         raise MalformedKeyError("not a whole API key: its checksum does not fit")
@@ -65,7 +64,7 @@ def hash_key(text: str) -> bytes:
 
 
 def key_id_in(text: str) -> str | None:
-    """The id of a key in a text, whole or not, as it is found in logs and files; None when there is none."""
+    """The id of the first key in a text, even a truncated key; None when there is none."""
     found = _START.search(text)
     return found[1] if found else None
 

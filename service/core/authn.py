@@ -1,13 +1,13 @@
-"""Signing in: who it may be, and what a right or wrong password means for them.
+"""Signing in: whom a name belongs to, and what a right or wrong password leads to.
 
-The password is hashed between `look_up` and `settle`, without a connection: what was seen before is a hint by then, and
-`settle` looks again, under the lock of the name's counter. Every attempt that was hashed is settled.
+The password is hashed between `look_up` and `settle`, without a connection. What `look_up` saw may have changed by
+then, so `settle` reads again, under the lock of the name's counter. Every attempt that was hashed is settled.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import ColumnElement, and_, bindparam, case, func, literal_column, or_, select, update
 from sqlalchemy.orm import Session
@@ -22,26 +22,26 @@ from service.base.errors import (
 )
 from service.core import audit
 from service.core.failed_sign_ins import (
-    Keys,
-    claim_attempts,
-    clear_attempts,
-    find_attempts,
-    store_attempts,
+    CounterKeys,
+    clear_failures,
+    insert_or_lock_failures,
+    read_failures,
+    store_failures,
 )
-from service.core.lockout import Attempts, Event, after, remaining
-from service.core.users import COLUMNS, NOBODY, PASSWORD_CHANGED_AT, USERS, Key, UserRecord
+from service.core.lockout import Event, FailedSignIns, after, remaining
+from service.core.users import COLUMNS, NO_USER, PASSWORD_CHANGED_AT, USERS, Key, UserRecord
 from service.db.models.user import HASH_COST, KNOWN_HASH
 
 _TIME = DateTime(timezone=True)
 _cost: ColumnElement[str] = literal_column(HASH_COST, Text())
-# Of hashes that can be verified: a damaged one must not make the sign-ins of all others dear.
+# Of hashes that can be verified: a damaged one must not make every sign-in more expensive.
 _HIGHEST_COST = select(func.max(_cost)).where(USERS.c.hashed_password.regexp_match(KNOWN_HASH)).scalar_subquery()
 _IS_USABLE = and_(
     USERS.c.deleted_at.is_(None),
     or_(USERS.c.password_expires_at.is_(None), USERS.c.password_expires_at > bindparam("now", type_=_TIME)),
 )
-# One row always comes back, and has a value in every column but the hash, so that known and unknown identifiers cost
-# the same: the database, the driver and we do the same for both.
+# Always returns one row with a value in every column but the hash, so that known and unknown identifiers cost the
+# database, the driver and this service the same.
 _BY = {
     name: select(
         _HIGHEST_COST,
@@ -60,8 +60,8 @@ _BY = {
 class Candidate:
     """Who signs in, as far as is known before hashing. Its repr shows no hash and no email.
 
-    user_id: 0 for nobody. comparable_hash: the hash that the password is compared with; None, for nobody's, when no
-    password can be right.
+    user_id: 0 for an unknown name. comparable_hash: the hash that the password is compared with; None, for unknown
+    names too, when no password can be right.
     """
 
     user_id: int
@@ -71,11 +71,12 @@ class Candidate:
     reference_cost: int
 
 
-class Trial(NamedTuple):
-    """What was tried with a password, and how it was.
+@dataclass(frozen=True, slots=True)
+class PasswordAttempt:
+    """A password that was compared, and the result.
 
-    action: what the audit trail calls it. reason: of the error that a wrong one gets. forgives: what refuses others
-    after the right one, and not this.
+    action: its name in the audit trail. reason: of the error for a wrong password. forgives: the error that others get
+    after the right password, and this attempt does not.
     """
 
     action: str
@@ -86,13 +87,13 @@ class Trial(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an attempt ended: whose password it was, and why they may not go on all the same."""
+    """The result of an attempt: the user whose password was right, and why they are refused all the same."""
 
     user: UserRecord | None
     refusal: PersonaeError | None
 
     def or_raise(self) -> UserRecord:
-        """The user, who may go on. Raises what refuses them."""
+        """The user who has signed in. Raises the refusal."""
         if self.refusal is not None:
             raise self.refusal
         if self.user is None:
@@ -101,53 +102,62 @@ class Outcome:
 
 
 def look_up(session: Session, key: Key | None, *, cost: int, now: datetime) -> Candidate:
-    """Who has this name, and how much work every refusal must cost. One statement, for nobody's name (None) too.
+    """Who has this name, and how much work every refusal must cost. One statement, also for an impossible name (None).
 
-    cost: what new hashes are made with. The reference is the highest cost in use, stored ones included.
+    cost: of new hashes. The reference cost is the highest in use, stored hashes included.
     """
-    key = key or NOBODY
+    key = key or NO_USER
     highest, user_id, email, stored_hash, changed_at = session.execute(
         _BY[key.column], {"value": key.value, "now": now}
     ).one()
     return Candidate(user_id, email, stored_hash, changed_at, max(cost, int(highest or 0)))
 
 
-def require_unlocked(session: Session, keys: Keys, *, now: datetime) -> None:
-    """Refuse, before it is hashed, what would be refused afterwards. Raises TooManyAttemptsError; counts nothing."""
-    (counted,) = find_attempts(session, keys, now=now)
-    refused = _refusal(counted, now)
-    if refused is not None:
-        raise refused
+def require_unlocked(session: Session, keys: CounterKeys, *, now: datetime) -> None:
+    """Raises TooManyAttemptsError for a locked name, which saves the hash. Counts nothing."""
+    (failed,) = read_failures(session, keys, now=now)
+    refusal = _lockout_refusal(failed, now)
+    if refusal is not None:
+        raise refusal
 
 
 def settle(
-    session: Session, candidate: Candidate, keys: Keys, attempts: Attempts, trial: Trial, *, now: datetime
+    session: Session,
+    candidate: Candidate,
+    keys: CounterKeys,
+    failed: FailedSignIns,
+    attempt: PasswordAttempt,
+    *,
+    now: datetime,
 ) -> Outcome:
-    """How the attempt ends. Raises nothing, so that what it stores is committed; the outcome is raised afterwards.
+    """Decide an attempt. Raises nothing, so that what it stores is committed; the refusal is raised afterwards.
 
-    attempts: from hold_attempts, in this transaction; now: read since. A name that is locked by now is refused whatever
-    the password was, and leaves no event: refusals by the lock could fill the disk. A wrong password is counted; a
-    right one clears the counter.
+    failed: from lock_failures, in this transaction; now: read since. A locked name is refused whatever the password
+    was, and without an audit event: such refusals could fill the disk. A wrong password is counted; a right one clears
+    the counter.
     """
-    refusal = _refusal(attempts, now)
+    refusal: PersonaeError | None = _lockout_refusal(failed, now)
     if refusal is not None:
         return Outcome(None, refusal)
-    row = _reread(session, candidate, now) if trial.is_match else None
+    row = _read_again(session, candidate, now) if attempt.is_match else None
     if row is None:
-        return _count(session, candidate, keys, trial, now)
-    if after(attempts, Event.RIGHT, now) != attempts:
-        clear_attempts(session, keys)
+        return _count_failure(session, candidate, keys, attempt, now)
+    if after(failed, Event.RIGHT, now) != failed:
+        clear_failures(session, keys)
     is_change_required, *columns = row
-    user = UserRecord._make(columns)
-    refused = _refused_all_the_same(user, trial, is_change_required=is_change_required)
-    audit.record(session, trial.action, target_user_id=user.id, refusal=None if refused is None else refused.reason)
-    return Outcome(user, refused)
+    user = UserRecord(*columns)
+    if not user.is_active:
+        refusal = UserInactiveError()
+    elif is_change_required and attempt.forgives is not PasswordChangeRequiredError:
+        refusal = PasswordChangeRequiredError()
+    audit.record(session, attempt.action, target_user_id=user.id, refusal=None if refusal is None else refusal.reason)
+    return Outcome(user, refusal)
 
 
 def renew_hash(session: Session, candidate: Candidate, new_hash: str) -> None:
-    """Store the same password as it would be written today, unless the user has another one by now.
+    """Store a new hash of the same password, unless the user has another password by now.
 
-    In a transaction of its own, after the attempt was settled: guesses that are refused must not take the time of it.
+    In a transaction of its own, after the attempt was settled: the duration of a refusal must not depend on it.
     """
     session.execute(
         update(USERS)
@@ -156,34 +166,28 @@ def renew_hash(session: Session, candidate: Candidate, new_hash: str) -> None:
     )
 
 
-def _refused_all_the_same(user: UserRecord, trial: Trial, *, is_change_required: bool) -> PersonaeError | None:
-    """What keeps a user out whose password is right."""
-    if not user.is_active:
-        return UserInactiveError()
-    is_kept_out = is_change_required and trial.forgives is not PasswordChangeRequiredError
-    return PasswordChangeRequiredError() if is_kept_out else None
-
-
-def _count(session: Session, candidate: Candidate, keys: Keys, trial: Trial, now: datetime) -> Outcome:
-    """Count a wrong password, unless others have locked the name since it was looked at: it had no rows to hold."""
-    attempts = claim_attempts(session, keys, now=now)
-    refusal = _refusal(attempts, now)
+def _count_failure(
+    session: Session, candidate: Candidate, keys: CounterKeys, attempt: PasswordAttempt, now: datetime
+) -> Outcome:
+    """Count a wrong password, unless others have locked the name meanwhile: it may have had no row to lock before."""
+    failed = insert_or_lock_failures(session, keys, now=now)
+    refusal = _lockout_refusal(failed, now)
     if refusal is not None:
         return Outcome(None, refusal)
-    counted = after(attempts, Event.WRONG, now)
-    store_attempts(session, keys, counted)
-    locks = ["locked_until"] if remaining(counted, now) else []
-    audit.record(session, trial.action, target_user_id=candidate.user_id, changed=locks, refusal=trial.reason)
+    counted = after(failed, Event.WRONG, now)
+    store_failures(session, keys, counted)
+    changed = ["locked_until"] if remaining(counted, now) else []
+    audit.record(session, attempt.action, target_user_id=candidate.user_id, changed=changed, refusal=attempt.reason)
     return Outcome(None, InvalidCredentialsError())
 
 
-def _refusal(attempts: Attempts, now: datetime) -> TooManyAttemptsError | None:
-    wait = remaining(attempts, now)
+def _lockout_refusal(failed: FailedSignIns, now: datetime) -> TooManyAttemptsError | None:
+    wait = remaining(failed, now)
     return TooManyAttemptsError(wait) if wait else None
 
 
-def _reread(session: Session, candidate: Candidate, now: datetime) -> Sequence[Any] | None:
-    """The user whose password it still is. Who was deleted, or has another password by now, is not let in.
+def _read_again(session: Session, candidate: Candidate, now: datetime) -> Sequence[Any] | None:
+    """The user, if it still has this password. None for a user that was deleted or got another password meanwhile.
 
     A hash that another sign-in renewed meanwhile is the same password: right passwords never refuse each other.
     """

@@ -1,13 +1,13 @@
-"""Codes: random secrets that are delivered to an email, and that whoever brings back has proved to read it.
+"""Codes: random secrets that are delivered to an email. Bringing one back proves control of that email.
 
-    (none) --start--> open --complete--> used        each user has one open code of each purpose at the most
+    (none) --start--> open --complete--> used        a user has at most one open code of each purpose
                       open --start------> replaced
                       open --expires_at-> expired
                       open --the user's email or password changes, deactivation, deletion--> void
 
-Only an open code does anything; all others look alike, to whoever brings one and in the table: used and replaced ones
-are gone, expired ones are swept, void ones name an epoch that the user has left. Stored as SHA-256: 256 random bits
-need neither salt nor work (NIST SP 800-63B-4, 3.1.2.2; OWASP ASVS 5, 6.5.2). Once, and not for long: NIST SP 800-63B-4,
+Only an open code does anything; the answer to all others is the same. Used and replaced codes are deleted, expired
+ones are swept, void ones carry an epoch that the user no longer has. Stored as SHA-256: 256 random bits need neither
+salt nor key stretching (NIST SP 800-63B-4, 3.1.2.2; OWASP ASVS 5, 6.5.2). Single use, short life: NIST SP 800-63B-4,
 4.2.1.2; OWASP ASVS 5, 6.5.1 and 6.5.5.
 """
 
@@ -25,18 +25,18 @@ from sqlalchemy.types import DateTime, LargeBinary, String
 
 from service.base.errors import ConflictError, InvalidCodeError
 from service.core import audit
-from service.core.expiry import remove_due
-from service.core.users import COLUMNS, NOBODY, USERS, Key, UserRecord
+from service.core.expiry import delete_expired
+from service.core.users import COLUMNS, NO_USER, USERS, Key, UserRecord
 from service.db.models import Code, table_of
 
 MAX_TRIES = 5
-"""How often a code may be used to find out whether a password is the present one, before it opens nothing any more."""
+"""How often a code may be used to try whether a password is the present one, before it is void."""
 CODE_MAX_BYTES = 128
-"""Ceiling of what is looked at; a code has 43 characters."""
+"""Longer ones are refused unread; a code has 43 characters."""
 
 _CODES = table_of(Code)
-_NOWHERE = "nobody has asked for this"
-"""What stands in place of an email that is nobody's: no email has blanks."""
+_NO_EMAIL = "nobody has asked for this"
+"""Stored in place of an email for an unknown name: no email has blanks."""
 _MAY_USE = and_(USERS.c.is_active, USERS.c.deleted_at.is_(None))
 
 
@@ -48,43 +48,41 @@ class Purpose(enum.StrEnum):
 
 
 _STARTS = {Purpose.PASSWORD_RESET: "StartPasswordReset", Purpose.EMAIL_VERIFICATION: "StartEmailVerification"}
-"""What the audit trail calls the opening of a code."""
+"""The action in the audit trail."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenCode:
-    """A code that opens something, and for whom. Its repr shows neither hash."""
+    """An open code and its user. Its repr shows neither hash."""
 
     code_hash: bytes = field(repr=False)
     user: UserRecord
     access_epoch: int
     email: str = field(repr=False)
-    """Where it was delivered."""
     stored_hash: str | None = field(repr=False)
-    """The hash of the present password."""
 
 
 def hash_code(code: str) -> bytes:
-    """What is stored of a code."""
+    """The form in which a code is stored."""
     return hashlib.sha256(code.encode()).digest()
 
 
 def start_for_name(
-    session: Session, purpose: Purpose, key: Key | None, *, nobody: str, code_hash: bytes, expires_at: datetime
+    session: Session, purpose: Purpose, key: Key | None, *, name_hash: str, code_hash: bytes, expires_at: datetime
 ) -> str:
-    """Open a code for whoever has this name, and say where it may be delivered: to their stored email.
+    """Open a code for the user with this name; the stored email, to which alone it may be delivered.
 
-    "" when it is nobody's: unknown, deactivated, deleted, or no possible name (key None). Then the code is stored under
-    `nobody`, a hash of the name, so that it opens nothing, and the next one for the name meets it and takes its place:
-    one statement and one row in every case, and the duration tells nothing.
+    "" when there is no such user: unknown, deactivated, deleted, or an impossible name (key None). Then the code is
+    stored under `name_hash`, where it opens nothing and the next one for the name replaces it: one statement and one
+    row in every case, so that the duration reveals nothing.
     """
-    key = key or NOBODY
+    key = key or NO_USER
     one = select(literal_column("1")).subquery("one")
     whose = one.outerjoin(USERS, and_(USERS.c[key.column] == key.value, _MAY_USE))
-    subject = func.coalesce(_subject_of(USERS.c.id), literal(f"name:{nobody}", String()))
-    email = func.coalesce(USERS.c.email, literal(_NOWHERE, String()))
-    opened = _opened(session, purpose, _columns(purpose, subject, email, code_hash, expires_at), whose)
-    return "" if opened is None or opened == _NOWHERE else opened
+    subject = func.coalesce(_subject_of(USERS.c.id), literal(f"name:{name_hash}", String()))
+    email = func.coalesce(USERS.c.email, literal(_NO_EMAIL, String()))
+    stored = _store(session, purpose, subject, email, whose=whose, code_hash=code_hash, expires_at=expires_at)
+    return "" if stored is None or stored == _NO_EMAIL else stored
 
 
 def start_for_user(
@@ -92,23 +90,33 @@ def start_for_user(
 ) -> None:
     """Open a code for a user, to be delivered to this email, which it proves.
 
-    Raises ConflictError when the user has another email than was read, or may not act any more: what has just voided
-    all codes must not be outlived by this one.
+    Raises ConflictError when the user has got another email since it was read, or was deactivated or deleted: that has
+    voided all codes, and must void this one.
     """
     is_as_read = and_(USERS.c.id == user.id, USERS.c.email == user.email, _MAY_USE)
-    new = _columns(purpose, _subject_of(USERS.c.id), literal(email, String()), code_hash, expires_at)
-    if _opened(session, purpose, new, USERS, is_as_read) is None:
+    subject, stored_email = _subject_of(USERS.c.id), literal(email, String())
+    stored = _store(
+        session, purpose, subject, stored_email, is_as_read, whose=USERS, code_hash=code_hash, expires_at=expires_at
+    )
+    if stored is None:
         raise ConflictError
 
 
-def _columns(
+def _store(
+    session: Session,
     purpose: Purpose,
     subject: ColumnElement[str],
     email: ColumnElement[str],
+    *where: ColumnElement[bool],
+    whose: FromClause,
     code_hash: bytes,
     expires_at: datetime,
-) -> dict[str, ColumnElement[Any]]:
-    return {
+) -> str | None:
+    """Store a code in place of an older one of the subject; the email that was stored with it. None: no row of `whose`.
+
+    Unknown names are in the audit trail too: otherwise the duration would reveal them.
+    """
+    new: dict[str, ColumnElement[Any]] = {
         "code_hash": literal(code_hash, LargeBinary()),
         "purpose": literal(purpose.value, String()),
         "subject": subject,
@@ -117,18 +125,6 @@ def _columns(
         "email": email,
         "expires_at": literal(expires_at, DateTime(timezone=True)),
     }
-
-
-def _opened(
-    session: Session,
-    purpose: Purpose,
-    new: dict[str, ColumnElement[Any]],
-    whose: FromClause,
-    *where: ColumnElement[bool],
-) -> str | None:
-    """Store a code, in place of an older one of the subject; the email that was stored with it. Nobody's too is in the
-    audit trail: who leaves a row there could be told by the time that it takes.
-    """
     statement = pg_insert(_CODES).from_select(list(new), select(*new.values()).select_from(whose).where(*where))
     replaced = {name: statement.excluded[name] for name in new} | {"created_at": func.now(), "tries": 0}
     row = session.execute(
@@ -139,8 +135,8 @@ def _opened(
     if row is None:
         return None
     audit.record(session, _STARTS[purpose], target_user_id=row.user_id)
-    email: str = row.email
-    return email
+    stored: str = row.email
+    return stored
 
 
 def _subject_of(user_id: ColumnElement[int]) -> ColumnElement[str]:
@@ -148,7 +144,7 @@ def _subject_of(user_id: ColumnElement[int]) -> ColumnElement[str]:
 
 
 def require_open(session: Session, purpose: Purpose, code: str, *, now: datetime) -> OpenCode:
-    """Whose open code this is. One statement; a hint until it is spent. Raises InvalidCodeError."""
+    """The open code with its user. One statement; only `spend` decides. Raises InvalidCodeError."""
     code_hash = hash_code(code)
     row = session.execute(
         select(USERS.c.access_epoch, _CODES.c.email, USERS.c.hashed_password, *COLUMNS)
@@ -158,7 +154,7 @@ def require_open(session: Session, purpose: Purpose, code: str, *, now: datetime
             _CODES.c.purpose == purpose.value,
             _CODES.c.expires_at > now,
             _CODES.c.access_epoch == USERS.c.access_epoch,
-            # A server of the release before the epochs changes emails without moving them.
+            # A server of the release before the epochs changes emails without moving the epoch.
             or_(_CODES.c.purpose == Purpose.EMAIL_VERIFICATION.value, _CODES.c.email == USERS.c.email),
             _MAY_USE,
         )
@@ -166,13 +162,13 @@ def require_open(session: Session, purpose: Purpose, code: str, *, now: datetime
     if row is None:
         raise InvalidCodeError
     epoch, email, stored_hash, *columns = row
-    return OpenCode(code_hash, UserRecord._make(columns), epoch, email, stored_hash)
+    return OpenCode(code_hash, UserRecord(*columns), epoch, email, stored_hash)
 
 
 def count_try(session: Session, found: OpenCode) -> None:
-    """Count that something is about to be tried by the code. Raises InvalidCodeError when it was tried too often.
+    """Count a try by the code. Raises InvalidCodeError after MAX_TRIES.
 
-    To be committed before the try: so that many at once are counted, whatever becomes of them.
+    To be committed before the try, so that concurrent tries are all counted, however they end.
     """
     counted = session.execute(
         update(_CODES)
@@ -185,10 +181,10 @@ def count_try(session: Session, found: OpenCode) -> None:
 
 
 def spend(session: Session, found: OpenCode, *, now: datetime) -> None:
-    """Use the code up. Of many that try at once one succeeds. Raises InvalidCodeError.
+    """Use the code up. Of several concurrent calls one succeeds. Raises InvalidCodeError.
 
-    To be called in the transaction that does what the code is for, after it has changed the user where user and epoch
-    are those of the code: so the order of locks is user, then code, as it is for a purge.
+    To be called in the transaction that the code authorises, after its UPDATE of the user on the condition that the
+    epoch is the code's: so the lock order is user, then code, as in a purge.
     """
     spent = session.execute(
         delete(_CODES)
@@ -200,10 +196,10 @@ def spend(session: Session, found: OpenCode, *, now: datetime) -> None:
 
 
 def remove_codes(session: Session, user_ids: Sequence[int]) -> None:
-    """Remove the codes of users who are purged, with the emails in them."""
+    """Remove the codes of purged users, with the emails in them."""
     session.execute(delete(_CODES).where(_CODES.c.subject.in_([f"user:{user_id}" for user_id in user_ids])))
 
 
-def forget_codes(session: Session, *, now: datetime, limit: int) -> int:
-    """Remove up to `limit` expired codes; how many."""
-    return len(remove_due(session, _CODES, _CODES.c.expires_at <= now, order_by=_CODES.c.expires_at, limit=limit))
+def delete_expired_codes(session: Session, *, now: datetime, limit: int) -> int:
+    """Delete up to `limit` expired codes; how many."""
+    return len(delete_expired(session, _CODES, _CODES.c.expires_at <= now, order_by=_CODES.c.expires_at, limit=limit))

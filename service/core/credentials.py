@@ -1,7 +1,8 @@
-"""What a user's credentials are changed to: passwords and proved emails.
+"""Changing a user's credentials: passwords and proved emails.
 
-Passwords arrive hashed, and judged by the policy. Setting one is one UPDATE that also voids whatever was issued for the
-user (codes; sessions, when there are any), by moving its epoch. The order of locks is lockouts, users, codes.
+Passwords come in hashed, after the policy was applied. Setting one is one UPDATE that also moves the user's epoch,
+which voids whatever was issued for the user (codes, later sessions). Locks are taken in the order lockouts, users,
+codes.
 """
 
 from datetime import datetime, timedelta
@@ -20,7 +21,7 @@ from service.base.errors import (
 )
 from service.core import audit, codes
 from service.core.codes import OpenCode, Purpose
-from service.core.failed_sign_ins import clear_attempts, keys_of
+from service.core.failed_sign_ins import clear_failures, counter_keys_of
 from service.core.lockout import LockoutKeys
 from service.core.users import (
     COLUMNS,
@@ -48,74 +49,54 @@ def set_password(
     now: datetime,
     keys: LockoutKeys,
 ) -> UserRecord:
-    """Give a user a password, whatever there was before. Raises UserNotFoundError, UserDeletedError.
+    """Give a user a password on behalf of an operator. Clears the lockout; voids what was issued.
 
-    expires_at: from when on it is nobody's password. Clears the lockout; voids what was issued.
+    expires_at: from when on the password is refused. Raises UserNotFoundError, UserDeletedError, ConflictError.
     """
-    clear_attempts(session, *keys_of(user, keys))
-    changed = _store_password(
-        session,
-        hashed,
-        now,
-        USERS.c.id == user.id,
-        _LIVE,
-        is_change_required=is_change_required,
-        expires_at=expires_at,
+    changed = _replace_password(
+        session, user, hashed, _LIVE, now=now, keys=keys, is_change_required=is_change_required, expires_at=expires_at
     )
     if changed is None:
         require_live(get_user(session, Key("id", user.id)))
-        raise ConflictError  # deleted when the first statement looked, and restored since
+        raise ConflictError  # deleted when the UPDATE looked, and restored since
     extras = {"password_change_required": is_change_required, "password_expires_at": expires_at is not None}
     _record(session, "SetPassword", user.id, "password", *(name for name, is_set in extras.items() if is_set))
-    return _clear_lockout_of_new_names(session, user, changed, keys)
+    return changed
 
 
 def change_password(
-    session: Session,
-    user: UserRecord,
-    hashed: str,
-    *,
-    changed_at: datetime,
-    now: datetime,
-    keys: LockoutKeys,
+    session: Session, user: UserRecord, hashed: str, *, changed_at: datetime, now: datetime, keys: LockoutKeys
 ) -> UserRecord:
-    """Give a user who has proved the present password another one. Clears the lockout; voids what was issued.
+    """Give another password to a user who has proved the present one. Clears the lockout; voids what was issued.
 
-    changed_at: since when they have the password that was proved. Raises InvalidCredentialsError when the user
-    has another one by now, or may not act any more: what was proved is nothing then.
+    changed_at: since when the user has the proved password. Raises InvalidCredentialsError when the user has another
+    one by now, or was deactivated or deleted: the proof is worth nothing then.
     """
-    clear_attempts(session, *keys_of(user, keys))
-    changed = _store_password(
-        session,
-        hashed,
-        now,
-        USERS.c.id == user.id,
-        PASSWORD_CHANGED_AT.is_not_distinct_from(changed_at),
-        USERS.c.is_active,
-        _LIVE,
-    )
+    is_proved = PASSWORD_CHANGED_AT.is_not_distinct_from(changed_at)
+    changed = _replace_password(session, user, hashed, is_proved, USERS.c.is_active, _LIVE, now=now, keys=keys)
     if changed is None:
         raise InvalidCredentialsError
     _record(session, "ChangePassword", user.id, "password")
-    return _clear_lockout_of_new_names(session, user, changed, keys)
+    return changed
 
 
 def reset_password(session: Session, code: OpenCode, hashed: str, *, now: datetime, keys: LockoutKeys) -> UserRecord:
     """Give a user a password by a code, and use the code up. Clears the lockout; voids what was issued.
 
-    Raises InvalidCodeError when the code is not open any more.
+    Raises InvalidCodeError when the code is no longer open.
     """
-    clear_attempts(session, *keys_of(code.user, keys))
-    user = _store_password(session, hashed, now, USERS.c.id == code.user.id, USERS.c.access_epoch == code.access_epoch)
-    if user is None:
+    changed = _replace_password(
+        session, code.user, hashed, USERS.c.access_epoch == code.access_epoch, now=now, keys=keys
+    )
+    if changed is None:
         raise InvalidCodeError
     codes.spend(session, code, now=now)
-    _record(session, "CompletePasswordReset", user.id, "password")
-    return _clear_lockout_of_new_names(session, code.user, user, keys)
+    _record(session, "CompletePasswordReset", changed.id, "password")
+    return changed
 
 
 def require_password_change(session: Session, user_id: int) -> UserRecord:
-    """Let the present password do nothing but be changed. So already: nothing happens.
+    """Allow the present password only to be changed. Nothing happens when a change is required already.
 
     Raises UserNotFoundError, UserDeletedError, PasswordNotSetError.
     """
@@ -132,16 +113,16 @@ def require_password_change(session: Session, user_id: int) -> UserRecord:
             raise PasswordNotSetError
         return user
     _record(session, "RequirePasswordChange", user_id, "password_change_required")
-    return UserRecord._make(row)
+    return UserRecord(*row)
 
 
 def start_email_verification(
     session: Session, user_id: int, new_email: str | None, *, code_hash: bytes, expires_at: datetime
 ) -> str:
-    """Open a code that proves the present email, or a new one that replaces it then; where it may be delivered.
+    """Open a code that proves the present email, or a new email that then replaces it; where it may be delivered.
 
-    Raises UserNotFoundError, UserDeletedError, UserInactiveError, ConflictError; EmailTakenError, which here is a hint:
-    completing settles it.
+    Raises UserNotFoundError, UserDeletedError, UserInactiveError, ConflictError; EmailTakenError, a hint: completing
+    decides.
     """
     user = get_user(session, Key("id", user_id))
     require_live(user)
@@ -157,9 +138,9 @@ def start_email_verification(
 
 
 def complete_email_verification(session: Session, code: str, *, now: datetime) -> UserRecord:
-    """Make the email that a code was delivered to the user's, and a verified one; use the code up.
+    """Make the email that a code was delivered to the user's verified email; use the code up.
 
-    An email that changes voids what was issued. Raises InvalidCodeError; a taken email raises by its constraint.
+    A new email voids what was issued. Raises InvalidCodeError; a taken email raises by its constraint.
     """
     found = codes.require_open(session, Purpose.EMAIL_VERIFICATION, code, now=now)
     is_same = USERS.c.email == found.email
@@ -178,13 +159,15 @@ def complete_email_verification(session: Session, code: str, *, now: datetime) -
     if row is None:
         raise InvalidCodeError
     codes.spend(session, found, now=now)
-    new_email = [] if found.email == found.user.email else ["email"]  # as it is now: another would have moved the epoch
+    new_email = (
+        [] if found.email == found.user.email else ["email"]
+    )  # still its email: a change would have moved the epoch
     _record(session, "CompleteEmailVerification", found.user.id, *new_email, "email_verified_at")
-    return UserRecord._make(row)
+    return UserRecord(*row)
 
 
 def mark_email_verified(session: Session, user_id: int, email: str, *, now: datetime) -> UserRecord:
-    """Mark an email that was proved elsewhere. Verified already: nothing happens.
+    """Mark an email that was proved elsewhere. Nothing happens when it is verified already.
 
     Raises UserNotFoundError, UserDeletedError, EmailMismatchError.
     """
@@ -196,13 +179,13 @@ def mark_email_verified(session: Session, user_id: int, email: str, *, now: date
     ).one_or_none()
     if row is not None:
         _record(session, "MarkEmailVerified", user_id, "email_verified_at")
-        return UserRecord._make(row)
+        return UserRecord(*row)
     user = get_user(session, Key("id", user_id))
     require_live(user)
     if user.email != email:
         raise EmailMismatchError
     if user.email_verified_at is None:
-        raise ConflictError  # it became the user's email after the first statement had looked
+        raise ConflictError  # it became the user's email after the UPDATE looked
     return user
 
 
@@ -210,34 +193,25 @@ def _record(session: Session, action: str, user_id: int, *changed: str) -> None:
     audit.record(session, action, target_user_id=user_id, changed=changed)
 
 
-def _clear_lockout_of_new_names(
-    session: Session, before: UserRecord, user: UserRecord, keys: LockoutKeys
-) -> UserRecord:
-    """Clear also what is counted on a name that the user got while the password was hashed; returns the user.
-
-    Only then are rows locked out of order. The deadlock that this allows ends as CONFLICT.
-    """
-    if (before.email, before.username) != (user.email, user.username):
-        clear_attempts(session, *keys_of(user, keys))
-    return user
-
-
-def _store_password(
+def _replace_password(
     session: Session,
+    user: UserRecord,
     hashed: str,
-    now: datetime,
     *where: ColumnElement[bool],
+    now: datetime,
+    keys: LockoutKeys,
     is_change_required: bool = False,
     expires_at: datetime | None = None,
 ) -> UserRecord | None:
-    """Store a hash where the conditions hold; None where they do not."""
+    """Clear the user's lockout and store a hash where the conditions hold; None where they do not."""
+    clear_failures(session, *counter_keys_of(user, keys))
     is_first = USERS.c.hashed_password.is_(None)  # only then does a field that callers see change
     row = session.execute(
         update(USERS)
-        .where(*where)
+        .where(USERS.c.id == user.id, *where)
         .values(
             hashed_password=hashed,
-            # Never the time of the password before, whatever the clocks of two servers say: sign-ins compare it.
+            # Never the time of the password before, even if the clocks of two servers differ: sign-ins compare it.
             password_changed_at=func.greatest(literal(now), USERS.c.password_changed_at + _TICK),
             password_change_required=is_change_required,
             password_expires_at=expires_at,
@@ -247,4 +221,10 @@ def _store_password(
         )
         .returning(*COLUMNS)
     ).one_or_none()
-    return None if row is None else UserRecord._make(row)
+    if row is None:
+        return None
+    changed = UserRecord(*row)
+    if (changed.email, changed.username) != (user.email, user.username):
+        # Renamed while the password was hashed. Only here are rows locked out of order: a deadlock ends as CONFLICT.
+        clear_failures(session, *counter_keys_of(changed, keys))
+    return changed

@@ -1,7 +1,7 @@
-"""Counting failed sign-ins: the rows behind service.core.lockout. Every name has a row only while something counts.
+"""The rows that count failed sign-ins for service.core.lockout. A name has a row only while it has failures.
 
-A name has a key under each secret key of the service, and while there are several a row under each: so servers that
-have a key already and others that have it not yet count together. Rows are locked in the order of their keys.
+A name has a key under each secret key of the service, and during a rotation a row under each: so servers that have the
+new secret key and servers that do not have it yet count together. Rows are locked in the order of their keys.
 """
 
 from collections.abc import Sequence
@@ -13,73 +13,77 @@ from sqlalchemy.engine import Row
 from sqlalchemy.orm import Session
 
 from service.core import audit
-from service.core.expiry import remove_due
-from service.core.lockout import FORGOTTEN_AFTER, NO_ATTEMPTS, Attempts, LockoutKeys, remembered
+from service.core.expiry import delete_expired
+from service.core.lockout import FAILURES_EXPIRE_AFTER, NO_FAILURES, FailedSignIns, LockoutKeys, unexpired
 from service.core.users import UserRecord
 from service.db.models import Lockout, table_of
 
-Keys = tuple[bytes, ...]
+CounterKeys = tuple[bytes, ...]
 """The keys of one name, in order."""
 
 _LOCKOUTS = table_of(Lockout)
 _COLUMNS = (_LOCKOUTS.c.key, _LOCKOUTS.c.failures, _LOCKOUTS.c.last_failed_at)
 
 
-def keys_of(user: UserRecord, keys: LockoutKeys) -> tuple[Keys, Keys]:
-    """Under which keys the failed sign-ins of a user are counted: by email, and by username."""
+def counter_keys_of(user: UserRecord, keys: LockoutKeys) -> tuple[CounterKeys, CounterKeys]:
+    """The keys of a user's two counters: by email, and by username."""
     return keys.of("email", user.email), keys.of("username", user.username)
 
 
-def find_attempts(session: Session, *names: Keys, now: datetime) -> list[Attempts]:
-    """What is counted on each of these names. One statement; nothing is locked, so it is a hint once it is used."""
+def read_failures(session: Session, *names: CounterKeys, now: datetime) -> list[FailedSignIns]:
+    """The counter of each of these names. One statement without locks: what it reads may change at any time."""
     wanted = [key for keys in names for key in keys]
     rows = session.execute(select(*_COLUMNS).where(_LOCKOUTS.c.key.in_(wanted))).all()
     return [_merged([row for row in rows if row.key in keys], now) for keys in names]
 
 
-def hold_attempts(session: Session, keys: Keys, *, now: datetime) -> Attempts:
-    """What is counted on a name, in rows that stay locked until the transaction ends. Makes no rows.
+def lock_failures(session: Session, keys: CounterKeys, *, now: datetime) -> FailedSignIns:
+    """The counter of a name, its rows locked until the transaction ends. Inserts none.
 
-    Whoever settles an attempt comes by here, one after the other, so that each sees what the one before has counted.
+    Every attempt is settled under this lock, one after the other, so that each sees what the one before has counted.
     """
     statement = select(*_COLUMNS).where(_LOCKOUTS.c.key.in_(keys)).order_by(_LOCKOUTS.c.key).with_for_update()
     return _merged(session.execute(statement).all(), now)
 
 
-def claim_attempts(session: Session, keys: Keys, *, now: datetime) -> Attempts:
-    """As hold_attempts, and makes the rows that are missing: for who has something to count on a name without any."""
-    claim = pg_insert(_LOCKOUTS).values([{"key": key, "failures": 0, "last_failed_at": now} for key in keys])
-    # Changing nothing is what locks a row that somebody else made meanwhile, and returns it, in one statement.
-    held = claim.on_conflict_do_update(index_elements=[_LOCKOUTS.c.key], set_={"key": claim.excluded.key})
-    return _merged(session.execute(held.returning(*_COLUMNS)).all(), now)
+def insert_or_lock_failures(session: Session, keys: CounterKeys, *, now: datetime) -> FailedSignIns:
+    """As lock_failures, but inserts the rows that are missing: before a failure is counted."""
+    rows = pg_insert(_LOCKOUTS).values([{"key": key, "failures": 0, "last_failed_at": now} for key in keys])
+    # The UPDATE that changes nothing locks and returns a row that another transaction has inserted meanwhile.
+    locked = rows.on_conflict_do_update(index_elements=[_LOCKOUTS.c.key], set_={"key": rows.excluded.key})
+    return _merged(session.execute(locked.returning(*_COLUMNS)).all(), now)
 
 
-def store_attempts(session: Session, keys: Keys, attempts: Attempts) -> None:
-    """Write what is counted now into the rows that claim_attempts has made."""
-    session.execute(update(_LOCKOUTS).where(_LOCKOUTS.c.key.in_(keys)).values(attempts._asdict()))
+def store_failures(session: Session, keys: CounterKeys, failed: FailedSignIns) -> None:
+    """Write the counter into the rows that insert_or_lock_failures has locked."""
+    session.execute(
+        update(_LOCKOUTS)
+        .where(_LOCKOUTS.c.key.in_(keys))
+        .values(failures=failed.failures, last_failed_at=failed.last_failed_at)
+    )
 
 
-def lift_lockout(session: Session, user: UserRecord, keys: LockoutKeys) -> None:
-    """Forget what is counted on both names of a user, because an operator says so."""
-    if clear_attempts(session, *keys_of(user, keys)):
+def clear_lockout(session: Session, user: UserRecord, keys: LockoutKeys) -> None:
+    """Clear both counters of a user on behalf of an operator."""
+    if clear_failures(session, *counter_keys_of(user, keys)):
         audit.record(session, "ClearLockout", target_user_id=user.id)
 
 
-def clear_attempts(session: Session, *names: Keys) -> bool:
-    """Forget what is counted on these names; whether anything was."""
+def clear_failures(session: Session, *names: CounterKeys) -> bool:
+    """Clear the counters of these names; whether there was anything to clear."""
     wanted = [key for keys in names for key in keys]
-    held = select(_LOCKOUTS.c.key).where(_LOCKOUTS.c.key.in_(wanted)).order_by(_LOCKOUTS.c.key).with_for_update()
-    cleared = delete(_LOCKOUTS).where(_LOCKOUTS.c.key.in_(select(held.cte("held").c.key))).returning(_LOCKOUTS.c.key)
-    return bool(session.execute(cleared).all())
+    locked = select(_LOCKOUTS.c.key).where(_LOCKOUTS.c.key.in_(wanted)).order_by(_LOCKOUTS.c.key).with_for_update()
+    cleared = delete(_LOCKOUTS).where(_LOCKOUTS.c.key.in_(select(locked.cte("locked").c.key)))
+    return bool(session.execute(cleared.returning(_LOCKOUTS.c.key)).all())
 
 
-def forget_attempts(session: Session, *, now: datetime, limit: int) -> int:
-    """Remove up to `limit` rows that are over their day; how many."""
-    is_over = _LOCKOUTS.c.last_failed_at <= now - FORGOTTEN_AFTER
-    return len(remove_due(session, _LOCKOUTS, is_over, order_by=_LOCKOUTS.c.last_failed_at, limit=limit))
+def delete_expired_failures(session: Session, *, now: datetime, limit: int) -> int:
+    """Delete up to `limit` expired rows; how many."""
+    is_expired = _LOCKOUTS.c.last_failed_at <= now - FAILURES_EXPIRE_AFTER
+    return len(delete_expired(session, _LOCKOUTS, is_expired, order_by=_LOCKOUTS.c.last_failed_at, limit=limit))
 
 
-def _merged(rows: Sequence[Row[bytes, int, datetime]], now: datetime) -> Attempts:
-    """One state of the rows of one name: the strictest, of what still counts."""
-    counted = [remembered(Attempts(failures, last_failed_at), now) for _, failures, last_failed_at in rows]
-    return max(counted, key=lambda found: found.failures, default=NO_ATTEMPTS)
+def _merged(rows: Sequence[Row[bytes, int, datetime]], now: datetime) -> FailedSignIns:
+    """One counter from the rows of one name: the highest that has not expired."""
+    counted = [unexpired(FailedSignIns(failures, last_failed_at), now) for _, failures, last_failed_at in rows]
+    return max(counted, key=lambda found: found.failures, default=NO_FAILURES)

@@ -1,6 +1,6 @@
-"""How users are named: the normal forms of emails and usernames, and what is refused.
+"""The normal forms of emails and usernames. Pure.
 
-Pure. What these functions return is what is stored, what is unique and what is looked up.
+The normalised form is stored, is unique and is looked up.
 """
 
 import re
@@ -9,20 +9,20 @@ import unicodedata
 from email_validator import SPECIAL_USE_DOMAIN_NAMES, EmailNotValidError, validate_email
 
 EMAIL_MAX_BYTES = 1024
-"""Ceiling of what is looked at, before any normalising; a valid email has 254 characters at the most (RFC 5321)."""
+"""Checked before any normalising; a valid email has at most 254 characters (RFC 5321)."""
 _EMAIL_MAX_LENGTH = 320
 USERNAME_MAX_BYTES = 64
 
 _USERNAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{1,48})[a-z0-9]")
 _SPECIAL_DOMAINS = tuple(SPECIAL_USE_DOMAIN_NAMES)
-# The library refuses these names by a list that it lets its users change, for the whole process. It is emptied here,
-# once, and asked below instead, so that the choice is an argument.
+# The library refuses the domains in this list, which it documents as changeable, for the whole process. The list is
+# emptied here and checked below instead, so that the choice is an argument.
 SPECIAL_USE_DOMAIN_NAMES.clear()
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class BadIdentifierError(ValueError):
-    """The text is no email or username. Carries a stable reason; the text says what is wrong, not what was typed."""
+    """The text is no valid email or username. Its message says what is wrong, and never quotes the text."""
 
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(text)
@@ -30,15 +30,14 @@ class BadIdentifierError(ValueError):
 
 
 def normalise_email(text: str, *, allow_special_domains: bool = False) -> str:
-    """The form of an email that is stored: ASCII, lower case, domain as IDNA A-labels.
+    """The stored form of an email: ASCII, lower case, domain as IDNA A-labels. Raises BadIdentifierError.
 
-    Dots and `+tags` are kept. The local part must be ASCII: Unicode folding would let two addresses meet (the Kelvin
-    sign lower-cases to `k`). allow_special_domains lets names like `.local` and `localhost` in.
-    Raises BadIdentifierError.
+    Dots and `+tags` are kept. The local part must be ASCII: with Unicode, two addresses could have one lower-case form
+    (the Kelvin sign becomes `k`). allow_special_domains accepts domains like `.local` and `localhost`.
     """
     require_bounded(text, EMAIL_MAX_BYTES)
     if len(text) > _EMAIL_MAX_LENGTH or not text.rpartition("@")[0].isascii():
-        # Said here, and not by the library, because it would first normalise what it then refuses.
+        # Here, because the library would first normalise the text.
         raise BadIdentifierError("INVALID_EMAIL", "is not a valid email address")
     try:
         found = validate_email(
@@ -57,9 +56,9 @@ def normalise_email(text: str, *, allow_special_domains: bool = False) -> str:
 
 
 def domain_as_typed(email: str) -> str:
-    """The domain of a stored email as people type it: labels in their own script (IDNA 2008).
+    """The domain of a stored email with its labels in their own script (IDNA 2008).
 
-    As it is stored where the library does not know the address: a row that others have written must not be an error.
+    As stored, when the library refuses the address: a row that was written by other means must not be an error.
     """
     try:
         found = validate_email(email, allow_smtputf8=False, check_deliverability=False, globally_deliverable=False)
@@ -73,7 +72,7 @@ def _is_deliverable(domain: str) -> bool:
 
 
 def normalise_username(text: str) -> str:
-    """The form of a username that is stored: lower case. Raises BadIdentifierError."""
+    """The stored form of a username: lower case. Raises BadIdentifierError."""
     require_bounded(text, USERNAME_MAX_BYTES)
     lowered = text.lower() if text.isascii() else text
     if not _USERNAME.fullmatch(lowered):
@@ -85,7 +84,7 @@ def normalise_username(text: str) -> str:
 
 
 def normalise_prefix(text: str, *, max_bytes: int) -> str:
-    """The form of the beginning of an email or username. Raises BadIdentifierError."""
+    """The stored form of the beginning of an email or username. Raises BadIdentifierError."""
     require_bounded(text, max_bytes)
     if not text.isascii():
         raise BadIdentifierError("NOT_ASCII", "must be ASCII, as stored emails and usernames are")
@@ -93,9 +92,9 @@ def normalise_prefix(text: str, *, max_bytes: int) -> str:
 
 
 def require_bounded(text: str, max_bytes: int) -> None:
-    """Raises BadIdentifierError for a text over its ceiling in UTF-8 bytes, or with a control character.
+    """Raises BadIdentifierError for a text of more than max_bytes in UTF-8, or with a control character.
 
-    This comes before anything that normalises or matches: normalising hostile text takes quadratic time.
+    To be called before any normalising or matching: normalising hostile text takes quadratic time.
     """
     if len(text) > max_bytes or len(text.encode()) > max_bytes:
         raise BadIdentifierError("TOO_LONG", f"must not be longer than {max_bytes} bytes")
@@ -104,10 +103,10 @@ def require_bounded(text: str, max_bytes: int) -> None:
 
 
 def has_control_character(text: str) -> bool:
-    """Whether there is a C0 or C1 control character, NUL among them, or DEL."""
+    """Whether the text has a C0 or C1 control character (NUL is one) or DEL."""
     return _CONTROL.search(text) is not None
 
 
 def to_nfc(text: str) -> str:
-    """Normalisation Form C, in which canonically equal texts are equal. For text that is bounded already."""
+    """Normalisation Form C, in which canonically equal texts are equal. For text of bounded length."""
     return unicodedata.normalize("NFC", text)

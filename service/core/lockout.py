@@ -1,17 +1,17 @@
-"""Lockout: how failed sign-ins slow those down who guess. Pure: state, event, now -> state.
+"""Lockout: how failed sign-ins slow a guesser down. Pure: state, event, now -> state.
 
     open, n failures --wrong--> n + 1 failures, locked for wait(n + 1)
-    open, n failures --right--> forgotten
-    locked           --any----> locked: refused unseen, nothing changes
+    open, n failures --right--> no failures
+    locked           --any----> locked: refused without looking, nothing changes
     locked           --wait over--> open, n failures
-    any              --24 h after the last counted failure--> forgotten
+    any              --24 h after the last counted failure--> no failures
 
-wait: none up to 2 failures, then 1 s, 3 s from the 9th, 10 s from the 25th, 1 h from the 33rd. So 56 guesses are
-answered in a day at the most, and nobody is locked out for good: a lockout that does not end is a weapon in the hands
-of whoever knows a name (OWASP ASVS 5, 6.1.1 and 6.3.1; docs/security.md has more on NIST SP 800-63B-4, 3.2.2).
+wait: none up to 2 failures, then 1 s, 3 s from the 9th, 10 s from the 25th, 1 h from the 33rd. So at most 56 guesses
+are answered in a day, and no lockout is permanent: anybody who knows a name could use a permanent one against its owner
+(OWASP ASVS 5, 6.1.1 and 6.3.1; docs/security.md has more on NIST SP 800-63B-4, 3.2.2).
 
-One name is one counter. Known and unknown names are counted alike, so that the lock tells nothing of who exists; the
-names of one user are counted apart, so that the one tells nothing of the other.
+Each name has one counter. Known and unknown names are counted alike, so that a lock does not reveal who exists; the
+names of one user are counted apart, so that one name does not reveal the other.
 """
 
 import enum
@@ -20,7 +20,7 @@ from bisect import bisect_right
 from datetime import datetime, timedelta
 from typing import Literal, NamedTuple
 
-FORGOTTEN_AFTER = timedelta(hours=24)
+FAILURES_EXPIRE_AFTER = timedelta(hours=24)
 
 _WAITS: tuple[tuple[int, timedelta], ...] = (
     (0, timedelta()),
@@ -32,63 +32,61 @@ _WAITS: tuple[tuple[int, timedelta], ...] = (
 """From how many failures on, how long."""
 
 
-class Attempts(NamedTuple):
-    """What is counted on one name: failures in a row, and when the last one was."""
+class FailedSignIns(NamedTuple):
+    """The counter of one name: failures in a row, and when the last one was."""
 
     failures: int = 0
     last_failed_at: datetime | None = None
 
     @property
     def locked_until(self) -> datetime | None:
-        """Until when attempts are refused; may lie in the past. None when they are not."""
+        """Until when attempts are refused; may lie in the past. None: attempts are not refused."""
         wait = wait_after(self.failures)
         return None if self.last_failed_at is None or not wait else self.last_failed_at + wait
 
 
-NO_ATTEMPTS = Attempts()
+NO_FAILURES = FailedSignIns()
 
 
 class Event(enum.Enum):
-    """How the password of an attempt was."""
-
     WRONG = enum.auto()
     RIGHT = enum.auto()
 
 
 def wait_after(failures: int) -> timedelta:
-    """How long a name is locked after so many failures in a row."""
+    """How long a name is locked after this many failures in a row."""
     return _WAITS[bisect_right(_WAITS, failures, key=lambda step: step[0]) - 1][1]
 
 
-def remembered(attempts: Attempts, now: datetime) -> Attempts:
-    """What still counts of them: nothing, a day after the last failure."""
-    is_over = attempts.last_failed_at is not None and now - attempts.last_failed_at >= FORGOTTEN_AFTER
-    return NO_ATTEMPTS if is_over else attempts
+def unexpired(failed: FailedSignIns, now: datetime) -> FailedSignIns:
+    """The same, or no failures when FAILURES_EXPIRE_AFTER has passed since the last one."""
+    is_expired = failed.last_failed_at is not None and now - failed.last_failed_at >= FAILURES_EXPIRE_AFTER
+    return NO_FAILURES if is_expired else failed
 
 
-def remaining(attempts: Attempts, now: datetime) -> timedelta:
-    """For how long attempts are refused from now on; zero when they are not."""
-    until = attempts.locked_until
+def remaining(failed: FailedSignIns, now: datetime) -> timedelta:
+    """How long attempts are still refused; zero when they are not."""
+    until = failed.locked_until
     return timedelta() if until is None else max(timedelta(), until - now)
 
 
-def after(attempts: Attempts, event: Event, now: datetime) -> Attempts:
-    """The state after an attempt. One that comes while the name is locked is refused, and changes nothing."""
-    attempts = remembered(attempts, now)
-    if remaining(attempts, now):
-        return attempts
+def after(failed: FailedSignIns, event: Event, now: datetime) -> FailedSignIns:
+    """The state after an attempt. An attempt on a locked name is refused and changes nothing."""
+    failed = unexpired(failed, now)
+    if remaining(failed, now):
+        return failed
     match event:
         case Event.RIGHT:
-            return NO_ATTEMPTS
+            return NO_FAILURES
         case Event.WRONG:
-            return Attempts(attempts.failures + 1, now)
+            return FailedSignIns(failed.failures + 1, now)
 
 
 Kind = Literal["email", "username", "id", "malformed"]
 
 
 class LockoutKeys:
-    """Under which keys a name is counted: a keyed hash, so that the table is no list of names."""
+    """Makes the keys of counters: keyed hashes of names, so that the table is no list of names."""
 
     def __init__(self, keys: tuple[bytes, ...]) -> None:
         """keys: one for each secret key of the service."""
@@ -97,7 +95,7 @@ class LockoutKeys:
     def of(self, kind: Kind, name: str | int) -> tuple[bytes, ...]:
         """The key of this name under each secret key, in the order in which rows are locked.
 
-        It is counted under all of them, so that what was counted outlives a rotation of the service's keys.
+        Failures are counted under all of them, so that the count survives a rotation of the secret keys.
         """
         data = f"{kind}:{name}".encode()
         return tuple(sorted(hmac.digest(key, data, "sha256") for key in self._keys))

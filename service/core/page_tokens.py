@@ -1,16 +1,20 @@
-"""Page tokens: where the next page of a list starts, sealed so that nobody reads, edits or moves it. Pure.
+"""Page tokens: where the next page of a list starts, encrypted and bound to that list. Pure.
 
-A token is encrypted and signed (Fernet), because a position may be an email; it is bound to everything in the request
-that decides what is listed in which order. It expires never and grants nothing: each page is authorised by itself.
+Encrypted and signed (Fernet), because a position may be an email; bound to every field of the request that decides what
+is listed and in which order. A token never expires and grants nothing: each page is authorised by itself.
 """
 
 import base64
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Self
 
 import orjson
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 TOKEN_MAX_BYTES = 1024
+_UNIX_EPOCH = datetime.fromtimestamp(0, UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
 
 class BadPageTokenError(ValueError):
@@ -19,31 +23,39 @@ class BadPageTokenError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """The last row of a page: its value in the column that orders the list, and its id."""
+    """The last row of a page: its value in the column that orders the list, and its id. Times are in µs since 1970."""
 
     value: int | str
     id: int
 
+    @classmethod
+    def of(cls, value: datetime | int | str, row_id: int) -> Self:
+        return cls((value - _UNIX_EPOCH) // _MICROSECOND if isinstance(value, datetime) else value, row_id)
+
+    @property
+    def time(self) -> datetime:
+        return _UNIX_EPOCH + int(self.value) * _MICROSECOND
+
 
 class PageTokens:
-    """Seals and opens page tokens. The first key seals, all open, so that keys can be rotated."""
+    """Encrypts and decrypts page tokens. The first key encrypts, all decrypt, so that keys can be rotated."""
 
     def __init__(self, keys: tuple[bytes, ...]) -> None:
         """Keys of 32 bytes each."""
         self._fernet = MultiFernet([Fernet(base64.urlsafe_b64encode(key)) for key in keys])
 
     def seal(self, position: Position, *, binding: str) -> str:
-        """The token of a position in the list that `binding` stands for."""
+        """The token of a position in the list that `binding` identifies."""
         return self._fernet.encrypt(orjson.dumps([binding, position.value, position.id])).decode()
 
     def open(self, token: str, *, binding: str) -> Position:
         """The position in a token. Raises BadPageTokenError, also for the token of another list."""
         try:
             if base64.urlsafe_b64encode(base64.urlsafe_b64decode(token)).decode() != token:
-                raise BadPageTokenError  # base64 decoders skip what does not belong there
-            made_for, value, row_id = orjson.loads(self._fernet.decrypt(token))
+                raise BadPageTokenError  # base64 decoders skip foreign characters
+            bound_to, value, row_id = orjson.loads(self._fernet.decrypt(token))
         except (InvalidToken, ValueError):
             raise BadPageTokenError from None
-        if made_for != binding:
+        if bound_to != binding:
             raise BadPageTokenError
         return Position(value, row_id)

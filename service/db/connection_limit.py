@@ -1,10 +1,9 @@
-"""How many connections the database has for this service."""
+"""How many connections the database allows this service."""
 
 from threading import Timer
 from typing import Any
 
 import psycopg2
-from sqlalchemy.dialects.postgresql.psycopg2 import dialect
 from sqlalchemy.engine import URL
 
 from service.db.connections import Connection, connect_arguments
@@ -22,29 +21,23 @@ SELECT least(
 
 
 def connection_limit(url: URL, *, connect_timeout: int) -> int | None:
-    """How many connections the role of `url` may have at once, by the server's, the role's and the database's limit;
-    None while the database cannot be asked.
+    """The lowest of the limits of server, role and database; None while the database cannot be asked.
 
     Opens one connection, without an engine, and closes it.
     """
-    driver: Any = dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's dialects are untyped
-    connect: Any = psycopg2.connect  # its overloads want keywords by name
-    arguments, options = driver.create_connect_args(url)
+    dsn = url.set(drivername="postgresql").render_as_string(hide_password=False)
     try:
-        connection: Any = connect(
-            *arguments, **options, **connect_arguments(connect_timeout), connection_factory=Connection
-        )
+        connection: Any = psycopg2.connect(dsn, Connection, **connect_arguments(connect_timeout))
     except psycopg2.Error:
         return None
-    watch = Timer(_ANSWER_SECONDS, connection.cut)
-    watch.start()
+    timer = Timer(_ANSWER_SECONDS, connection.cut)
+    timer.start()
     try:
         with connection.cursor() as cursor:
             cursor.execute(_LIMIT)
-            row = cursor.fetchone()
-            return None if row is None else int(row[0])
+            return int(cursor.fetchone()[0])
     except psycopg2.Error:
         return None
     finally:
-        watch.cancel()
+        timer.cancel()
         connection.close()

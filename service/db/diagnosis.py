@@ -1,4 +1,4 @@
-"""What is wrong with a database, in words for an operator: one line on what, one on what to do."""
+"""What is wrong with a database, for an operator: one sentence on the problem, one on the remedy."""
 
 from dataclasses import dataclass
 
@@ -14,97 +14,77 @@ class Diagnosis:
         return f"{self.what}. {self.remedy}"
 
 
-# libpq reports a failed connection without an SQLSTATE, so these few are told apart by its texts, which have been
-# the same for decades. The first that is found counts.
-_CONNECTING: tuple[tuple[str, Diagnosis], ...] = (
+_NO_CONNECTION_LEFT = Diagnosis(
+    "The server has no connection left", "Raise max_connections, or lower DB_POOL_SIZE and DB_MAX_OVERFLOW."
+)
+# libpq reports a failed connection without an SQLSTATE, so these are told apart by its messages, which have not changed
+# for decades. The first entry whose words are all in the message counts.
+_BY_MESSAGE: tuple[tuple[tuple[str, ...], Diagnosis], ...] = (
     (
-        "password authentication failed",
+        ("password authentication failed",),
         Diagnosis("The server refused the password", "Check user and password in DATABASE_URL."),
     ),
     (
-        "no password supplied",
+        ("no password supplied",),
+        Diagnosis("The server wants a password", "Put it into DATABASE_URL: postgresql://user:password@host/database"),
+    ),
+    (
+        ("no pg_hba.conf entry",),
         Diagnosis(
-            "The server wants a password",
-            "Put it into DATABASE_URL: postgresql://user:password@host/database",
+            "The server does not let this user connect from this host", "Add a line to its pg_hba.conf and reload it."
         ),
     ),
     (
-        "no pg_hba.conf entry",
-        Diagnosis(
-            "The server does not let this user connect from this host",
-            "Add a line to its pg_hba.conf and reload it.",
-        ),
-    ),
-    (
-        "role ",
+        ("role ", "does not exist"),
         Diagnosis("The user does not exist", "Create it: CREATE ROLE … LOGIN PASSWORD …, or check DATABASE_URL."),
     ),
     (
-        "database ",
+        ("database ", "does not exist"),
         Diagnosis("The database does not exist", "Create it: createdb …, or check the name in DATABASE_URL."),
     ),
     (
-        "session is read-only",
+        ("session is read-only",),
         Diagnosis(
             "No server of DATABASE_URL can be written to", "Wait for a standby to be promoted, or name the primary."
         ),
     ),
-    ("starting up", Diagnosis("The server is starting up", "Wait a moment.")),
-    ("shutting down", Diagnosis("The server is shutting down", "Wait until it is back.")),
-    ("recovery mode", Diagnosis("The server is recovering from a crash", "Wait a moment.")),
+    (("starting up",), Diagnosis("The server is starting up", "Wait a moment.")),
+    (("shutting down",), Diagnosis("The server is shutting down", "Wait until it is back.")),
+    (("recovery mode",), Diagnosis("The server is recovering from a crash", "Wait a moment.")),
+    (("too many clients",), _NO_CONNECTION_LEFT),
+    (("remaining connection slots",), _NO_CONNECTION_LEFT),
     (
-        "too many clients",
-        Diagnosis(
-            "The server has no connection left",
-            "Raise max_connections, or lower DB_POOL_SIZE and DB_MAX_OVERFLOW.",
-        ),
-    ),
-    (
-        "too many connections for",
+        ("too many connections for",),
         Diagnosis(
             "The role or the database has no connection left",
             "Raise its CONNECTION LIMIT, or lower DB_POOL_SIZE and DB_MAX_OVERFLOW.",
         ),
     ),
     (
-        "remaining connection slots",
-        Diagnosis(
-            "The server has no connection left",
-            "Raise max_connections, or lower DB_POOL_SIZE and DB_MAX_OVERFLOW.",
-        ),
-    ),
-    (
-        "could not translate host name",
+        ("could not translate host name",),
         Diagnosis("The host name in DATABASE_URL is not known", "Check the name, and the DNS of this machine."),
     ),
     (
-        "Connection refused",
+        ("Connection refused",),
         Diagnosis("Nothing listens there", "Start the server, or check host and port in DATABASE_URL."),
     ),
     (
-        "No such file or directory",
+        ("No such file or directory",),
         Diagnosis("There is no server behind that socket", "Start the server, or check the host in DATABASE_URL."),
     ),
     (
-        "timeout expired",
+        ("timeout expired",),
         Diagnosis("The server does not answer", "Check host, port and firewalls between here and there."),
     ),
     (
-        "server does not support SSL",
-        Diagnosis(
-            "The two sides do not agree on TLS",
-            "Check sslmode in DATABASE_URL against the server's settings.",
-        ),
+        ("server does not support SSL",),
+        Diagnosis("The two sides do not agree on TLS", "Check sslmode in DATABASE_URL against the server's settings."),
     ),
 )
-_EXISTS_NOT = frozenset({"role ", "database "})
 _UNKNOWN = Diagnosis("The database cannot be used", "Look into the server's log.")
 
 
 def diagnose(error: DBAPIError) -> Diagnosis:
     """What a failed connection or statement means. Shows nothing of the URL."""
-    text = str(error.orig)
-    for words, diagnosis in _CONNECTING:
-        if words in text and (words not in _EXISTS_NOT or "does not exist" in text):
-            return diagnosis
-    return _UNKNOWN
+    message = str(error.orig)
+    return next((found for words, found in _BY_MESSAGE if all(word in message for word in words)), _UNKNOWN)

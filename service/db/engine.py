@@ -1,60 +1,73 @@
-"""The one engine with its one pool, and the session that each RPC gets from it.
+"""The engine with its pool, and the session of one RPC.
 
-A read is one statement on the wire: it switches the connection it checked out to autocommit, and check-in switches it
-back. A write is BEGIN, its statements, COMMIT. The caller's deadline travels in front of a statement as its
-timeout, in the same message. A connection that was used lately is handed out without a ping.
+A read is one statement on the wire: the connection is in autocommit mode until it goes back to the pool. A write is
+BEGIN, its statements, COMMIT. The caller's deadline is sent in front of each statement as its timeout, in the same
+message. A connection that was used a moment ago is handed out without a ping.
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import psycopg2
 from sqlalchemy import Connection as SqlConnection
-from sqlalchemy import Engine, create_engine, event
-from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import create_engine, event
+from sqlalchemy.engine import URL, ExceptionContext
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from service.base.actor import Actor
 from service.base.clock import monotonic
-from service.db.connections import Connection, Connections, Tally, Watch
-from service.db.error_mapping import READ_ONLY, Commit, outcome_unknown, translate
+from service.db.connections import Connections, Tally, Watch
+from service.db.error_mapping import READ_ONLY, Commit, map_driver_error, outcome_unknown
 
+Scope = AbstractContextManager[Session]
+"""What Database.scope returns."""
 _PING_SECONDS = 2.0
-_COMMIT = "commit"
-_IS_READING = "is_reading"
-_DEADLINE = "deadline"
-_ACTOR = "actor"
-_TALLY = "tally"
+_RPC = "rpc"
+
+
+@dataclass(slots=True)
+class _Rpc:
+    """What a session knows of the RPC that it serves; kept in Session.info."""
+
+    deadline: float | None
+    actor: Actor | None
+    tally: Tally | None
+    commit: Commit = Commit.NOT_STARTED
+    is_reading: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        return self.deadline is not None and monotonic() >= self.deadline
 
 
 class _RpcSession(Session):
-    """A session that knows how far its commit has got, and whether it reads without a transaction."""
+    """The sessions that the listeners below are for."""
 
 
-def _after_begin(session: Session, _transaction: SessionTransaction, connection: SqlConnection) -> None:
-    """The session has got a connection: pass on to it what the driver's level must know."""
-    driver: Any = connection.connection.dbapi_connection
-    driver.deadline = session.info[_DEADLINE]
-    driver.tally = session.info[_TALLY]
-    driver.autocommit = session.info[_IS_READING]
+@event.listens_for(_RpcSession, "after_begin")
+def _prepare_connection(session: Session, _transaction: SessionTransaction, connection: SqlConnection) -> None:
+    rpc, driver = _rpc_of(session), _driver_of(connection)
+    driver.deadline, driver.tally, driver.autocommit = rpc.deadline, rpc.tally, rpc.is_reading
 
 
-def _before_commit(session: Session) -> None:
-    session.info[_COMMIT] = Commit.UNDER_WAY
+@event.listens_for(_RpcSession, "before_commit")
+def _note_commit_under_way(session: Session) -> None:
+    _rpc_of(session).commit = Commit.UNDER_WAY
 
 
-def _after_commit(session: Session) -> None:
-    session.info[_COMMIT] = Commit.DONE
-
-
-event.listen(_RpcSession, "after_begin", _after_begin)
-event.listen(_RpcSession, "before_commit", _before_commit)
-event.listen(_RpcSession, "after_commit", _after_commit)
+@event.listens_for(_RpcSession, "after_commit")
+def _note_commit_done(session: Session) -> None:
+    _rpc_of(session).commit = Commit.DONE
 
 
 class Database:
-    """The engine, and the way to a session. One for each process, made after it has started."""
+    """The engine, and its sessions. One for each process, made after the process was started."""
 
     def __init__(
         self,
@@ -70,7 +83,7 @@ class Database:
         echo: bool = False,
         watch: Watch | None = None,
     ) -> None:
-        """watch: what looks at each statement; None: nobody does."""
+        """ping_idle: seconds; a connection that was used within them is not pinged. watch: see Connections."""
         self._connections = Connections()
         self.engine = create_engine(
             url,
@@ -78,7 +91,6 @@ class Database:
             max_overflow=max_overflow,
             pool_timeout=pool_timeout,
             pool_recycle=pool_recycle,
-            pool_pre_ping=pre_ping,
             pool_use_lifo=True,  # the connection used last is the one that needs no ping
             use_native_hstore=False,  # the type is not used, and looking it up costs each new connection a query
             hide_parameters=True,
@@ -88,10 +100,13 @@ class Database:
         if echo:  # through the service's own log; SQLAlchemy's `echo` brings a handler that prints everything twice
             logging.getLogger("sqlalchemy.engine.Engine").setLevel(logging.INFO)
         self.max_connections = pool_size + max_overflow
-        _ping_only_after(ping_idle, self.engine.dialect)
-        _read_only_is_dead(self.engine.dialect)
-        self._connections.watch(self.engine)
+        self._ping_idle = ping_idle
+        self._connections.attach(self.engine)
+        if pre_ping:  # in place of SQLAlchemy's pool_pre_ping, which pings at every checkout
+            event.listen(self.engine.pool, "checkout", self._ping_if_idle)
+        event.listen(self.engine, "handle_error", _treat_read_only_as_lost)
 
+    @contextmanager
     def scope(
         self,
         *,
@@ -99,121 +114,88 @@ class Database:
         is_idempotent: bool = False,
         actor: Actor | None = None,
         tally: Tally | None = None,
-    ) -> "Scope":
+    ) -> Iterator[Session]:
         """The session of one RPC: connects when it is first used, is closed on every path.
 
-        deadline: monotonic seconds; every statement is cancelled by the database when it has passed.
-        is_idempotent: a client may repeat the RPC when it is unknown whether its commit was made.
-        actor: on whose behalf it changes what is audited; see actor_of.
-        tally: where the statements that are sent are counted; BEGIN and COMMIT are not among them.
-        Leaving it raises the PersonaeError that stands for whatever the driver reports.
+        deadline: monotonic seconds; the database cancels statements that run longer. is_idempotent: a client may repeat
+        the RPC when the outcome of its commit is unknown. actor: for the audit trail, see actor_of. tally: counts the
+        statements that are sent, without BEGIN and COMMIT.
+        Raises the PersonaeError that the driver's error is mapped to.
         """
-        return Scope(self.engine, deadline, is_idempotent=is_idempotent, actor=actor, tally=tally)
+        rpc = _Rpc(deadline, actor, tally)
+        session = _RpcSession(self.engine, expire_on_commit=False, info={_RPC: rpc})
+        try:
+            yield session
+        except (DBAPIError, PoolTimeoutError) as error:
+            mapped = map_driver_error(
+                error, commit=rpc.commit, is_deadline_over=rpc.is_over, is_idempotent=is_idempotent
+            )
+            if mapped is None:
+                raise
+            raise mapped from error
+        finally:
+            if session.in_transaction():
+                session.close()
+        if rpc.commit is Commit.DONE and rpc.is_over:
+            # The timeout may have ended the commit's wait for the standbys, of which the database only warns.
+            raise outcome_unknown(is_idempotent=is_idempotent)
 
     def cut_hung(self) -> int:
-        """Cut the connections whose server should have answered by now; how many. To be called now and then."""
+        """Cut the connections whose server should have answered by now; how many. To be called every second or so."""
         return self._connections.cut_hung()
 
     def dispose(self) -> None:
-        """Close the connections that wait in the pool, and those in use once they are back; more are opened anew."""
+        """Close the connections in the pool, and those in use when they come back. New ones can be opened."""
         self.engine.dispose()
 
-
-class Scope:
-    """See Database.scope. A class, as `reading` is, because a generator costs every RPC several times as much."""
-
-    __slots__ = ("_deadline", "_is_idempotent", "_session")
-
-    def __init__(
-        self,
-        engine: Engine,
-        deadline: float | None,
-        *,
-        is_idempotent: bool,
-        actor: Actor | None,
-        tally: Tally | None,
-    ) -> None:
-        info = {
-            _COMMIT: Commit.NOT_STARTED,
-            _IS_READING: False,
-            _DEADLINE: deadline,
-            _ACTOR: actor,
-            _TALLY: tally,
-        }
-        self._session = _RpcSession(engine, expire_on_commit=False, info=info)
-        self._deadline = deadline
-        self._is_idempotent = is_idempotent
-
-    def __enter__(self) -> Session:
-        return self._session
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if self._session.in_transaction():
-            self._session.close()
-        if isinstance(error, DBAPIError | PoolTimeoutError):
-            fault = translate(
-                error,
-                commit=self._session.info[_COMMIT],
-                is_deadline_over=self._is_over,
-                is_idempotent=self._is_idempotent,
-            )
-            if fault is not None:
-                raise fault from error
-        elif error is None and self._session.info[_COMMIT] is Commit.DONE and self._is_over:
-            # The timeout may have ended the commit's wait for the standbys, of which the database only warns.
-            raise outcome_unknown(is_idempotent=self._is_idempotent)
-
-    @property
-    def _is_over(self) -> bool:
-        return self._deadline is not None and monotonic() >= self._deadline
+    def _ping_if_idle(self, connection: Any, _entry: ConnectionPoolEntry, _proxy: Any) -> None:
+        now = monotonic()
+        if now - connection.used_at < self._ping_idle:
+            return
+        connection.answer_by = now + _PING_SECONDS
+        try:
+            self.engine.dialect.do_ping(connection)
+        except psycopg2.Error as error:
+            raise InvalidatePoolError from error  # the pool discards all its connections and opens a new one
+        finally:
+            connection.answer_by = None
 
 
-class reading:  # noqa: N801  used like a function, in `with`
-    """Read without a transaction: each statement is one message to the database and sees what is committed.
+@contextmanager
+def reading(session: Session) -> Iterator[None]:
+    """Read without a transaction: each statement is one message and sees what is committed.
 
-    At the end the connection goes back to the pool, so that nothing is held while the RPC goes on to hash.
+    At the end the connection goes back to the pool, so that an RPC does not hold it while it hashes.
     """
-
-    __slots__ = ("_session",)
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def __enter__(self) -> None:
-        self._session.info[_IS_READING] = True
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self._session.close()
-        self._session.info[_IS_READING] = False
+    rpc = _rpc_of(session)
+    rpc.is_reading = True
+    try:
+        yield
+    finally:
+        session.close()
+        rpc.is_reading = False
 
 
 def actor_of(session: Session) -> Actor:
-    """On whose behalf this session works. Raises LookupError for one without an actor: what it changes is a bug."""
-    actor: Actor | None = session.info.get(_ACTOR)
+    """On whose behalf this session works. Raises LookupError for a session without an actor: that is a bug."""
+    actor = _rpc_of(session).actor
     if actor is None:
-        raise LookupError("this session has no actor, and changes what is audited")
+        raise LookupError("a session without an actor cannot change audited data")
     return actor
 
 
-def _ping_only_after(idle: float, dialect: Any) -> None:
-    ping = dialect.do_ping
-
-    def do_ping(connection: Connection) -> bool:
-        if monotonic() - connection.used_at < idle:
-            return True
-        with connection.answering_within(_PING_SECONDS):
-            return bool(ping(connection))
-
-    dialect.do_ping = do_ping
+def _rpc_of(session: Session) -> _Rpc:
+    rpc: _Rpc = session.info[_RPC]
+    return rpc
 
 
-def _read_only_is_dead(dialect: Any) -> None:
-    """A connection that refuses to write has reached a standby, or a primary that was demoted. It is of no more use
-    than a dead one, and neither are the others of its pool: SQLAlchemy is to throw them all away.
+def _driver_of(connection: SqlConnection) -> Any:
+    return connection.connection.dbapi_connection
+
+
+def _treat_read_only_as_lost(context: ExceptionContext) -> None:
+    """A connection that refuses to write has reached a standby, or a primary that was demoted. So have the others of
+    its pool: SQLAlchemy discards them all, as after a lost connection.
     """
-    is_disconnect = dialect.is_disconnect
-
-    def is_lost(error: Any, connection: Any, cursor: Any) -> bool:
-        return getattr(error, "pgcode", None) == READ_ONLY or bool(is_disconnect(error, connection, cursor))
-
-    dialect.is_disconnect = is_lost
+    if getattr(context.original_exception, "pgcode", None) == READ_ONLY:
+        context.is_disconnect = True

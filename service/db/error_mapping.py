@@ -1,6 +1,6 @@
-"""What the driver reports, as an error of the service: by SQLSTATE and constraint name, never by text.
+"""Maps the driver's errors to errors of the service, by SQLSTATE and constraint name, never by message.
 
-Anything that is not in these tables is a bug, is raised unchanged, and ends as INTERNAL.
+An error that these tables do not know is a bug: it is raised unchanged and ends as INTERNAL.
 """
 
 import enum
@@ -33,21 +33,20 @@ UNIQUE_CONSTRAINTS: dict[str, type[PersonaeError]] = {
     "uq_users_username": UsernameTakenError,
 }
 
+READ_ONLY = "25006"  # a standby, or a primary that was demoted under us
 _QUERY_CANCELED = "57014"
 _UNIQUE_VIOLATION = "23505"
-_LOCK_TIMEOUT = "55P03"  # whoever waited for as long as the operator allows does not wait again
+_LOCK_TIMEOUT = "55P03"  # has waited for as long as the operator allows: not to be repeated
 _DEADLOCK = "40P01"
 _CONFLICTS = frozenset({"40001", _DEADLOCK, _LOCK_TIMEOUT})  # the first: serialization failure
-_ENDING_CLASSES = ("08", "57P")  # of the next, those that end the connection
-_UNAVAILABLE_CLASSES = ("08", "57P", "53")  # connection, operator intervention, insufficient resources
-READ_ONLY = "25006"  # a standby, or a primary that was demoted under us
-_AUTHENTICATION = ("28", "3D")  # the role or the database is not there (any more)
+_CONNECTION_ENDED = ("08", "57P")  # classes: connection exception, operator intervention
+_UNAVAILABLE = (*_CONNECTION_ENDED, "53", "28", "3D")  # and: insufficient resources, no such role, no such database
 
 
-def translate(
+def map_driver_error(
     error: DBAPIError | PoolTimeoutError, *, commit: Commit, is_deadline_over: bool, is_idempotent: bool
 ) -> PersonaeError | None:
-    """The error of the service that stands for this one; None when nothing does, which is a bug."""
+    """The service's error for a driver's error; None for a bug."""
     if isinstance(error, PoolTimeoutError):
         return DatabaseBusyError()
     sqlstate = _sqlstate(error)
@@ -61,39 +60,34 @@ def translate(
         conflict.cause = "deadlock" if sqlstate == _DEADLOCK else conflict.cause
         conflict.is_repeatable = sqlstate != _LOCK_TIMEOUT and commit is not Commit.DONE
         return conflict
-    if _is_connection_fault(error, sqlstate):
-        return _connection_fault(error, commit, is_idempotent=is_idempotent)
-    return None
-
-
-def _connection_fault(error: DBAPIError, commit: Commit, *, is_idempotent: bool) -> PersonaeError:
-    if commit is Commit.UNDER_WAY and _is_unanswered(error):
+    if not _is_unavailable(error, sqlstate):
+        return None
+    if commit is Commit.UNDER_WAY and _is_unanswered(error, sqlstate):
         return outcome_unknown(is_idempotent=is_idempotent)
-    fault = DatabaseUnavailableError()
-    fault.is_repeatable = commit is Commit.NOT_STARTED and error.connection_invalidated
-    return fault
+    unavailable = DatabaseUnavailableError()
+    unavailable.is_repeatable = commit is Commit.NOT_STARTED and error.connection_invalidated
+    return unavailable
 
 
 def outcome_unknown(*, is_idempotent: bool) -> CommitOutcomeUnknownError:
-    """What to say when nobody knows whether the commit was made, or whether it will last."""
+    """The error for a commit that may or may not have been made, or may not last."""
     unknown = CommitOutcomeUnknownError()
     if is_idempotent:
         unknown.pushback_ms = DatabaseUnavailableError.pushback_ms
     return unknown
 
 
-def _is_unanswered(error: DBAPIError) -> bool:
-    """Whether the connection ended before a COMMIT was answered. One that is answered by an error was not made."""
-    sqlstate = _sqlstate(error)
-    return error.connection_invalidated or sqlstate is None or sqlstate.startswith(_ENDING_CLASSES)
+def _is_unanswered(error: DBAPIError, sqlstate: str | None) -> bool:
+    """Whether the connection ended before COMMIT was answered. A COMMIT that is answered by an error was not made."""
+    return error.connection_invalidated or sqlstate is None or sqlstate.startswith(_CONNECTION_ENDED)
 
 
-def _is_connection_fault(error: DBAPIError, sqlstate: str | None) -> bool:
+def _is_unavailable(error: DBAPIError, sqlstate: str | None) -> bool:
     if error.connection_invalidated:
         return True
     if sqlstate is None:
         return isinstance(error, OperationalError)  # refused, timed out, host not found
-    return sqlstate in {_QUERY_CANCELED, READ_ONLY} or sqlstate.startswith((*_UNAVAILABLE_CLASSES, *_AUTHENTICATION))
+    return sqlstate in {_QUERY_CANCELED, READ_ONLY} or sqlstate.startswith(_UNAVAILABLE)
 
 
 def _sqlstate(error: DBAPIError) -> str | None:
@@ -102,6 +96,5 @@ def _sqlstate(error: DBAPIError) -> str | None:
 
 
 def _constraint(error: DBAPIError) -> str:
-    diagnostics = getattr(error.orig, "diag", None)
-    name = getattr(diagnostics, "constraint_name", None)
+    name = getattr(getattr(error.orig, "diag", None), "constraint_name", None)
     return name if isinstance(name, str) else ""

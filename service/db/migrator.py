@@ -1,4 +1,4 @@
-"""The rules under which migrations run: one migrator at a time, bounded waits, the same for every way in."""
+"""How migrations run, from the command line and from alembic alike: one at a time, with bounded waits."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,22 +11,22 @@ from sqlalchemy.pool import NullPool
 from service.base.clock import monotonic
 from service.db.connections import connect_arguments
 
-_LOCK = 0x70657273  # "pers": any number that nobody else uses on this database
+_LOCK = 0x70657273  # "pers": no other advisory lock of this database has this number
 _POLL_SECONDS = 0.2
 
 
 class MigratorBusyError(Exception):
-    """Another migration has held the lock for longer than we wait."""
+    """Another migration held the lock for longer than this one may wait."""
 
 
 @contextmanager
 def migrating(
     url: URL, *, wait: float, lock_timeout: float, statement_timeout: float, connect_timeout: int
 ) -> Iterator[Connection]:
-    """A connection to migrate on, while no other migrator runs on this database. All times in seconds.
+    """A connection to migrate on, under a lock that keeps other migrators out. All times in seconds.
 
     The lock is polled from a connection of its own: a second migrator that waited inside pg_advisory_lock would hold
-    a snapshot, and CREATE INDEX CONCURRENTLY of the first would wait for it for ever.
+    a snapshot, and CREATE INDEX CONCURRENTLY of the first would wait for that for ever.
     Raises MigratorBusyError when the lock is not free within `wait`.
     """
     engine = create_engine(

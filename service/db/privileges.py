@@ -1,25 +1,37 @@
-"""What the service's own role may do, where another role owns the tables: what it needs, and nothing else.
+"""What the service's role needs in the database: the check that it has that, and the grants where another role owns
+the tables.
 
-Then nothing that the service does, or that is done with its password, changes the audit trail, its triggers or the
-functions that drop old months. Where one role does both, its owner can switch the triggers off: docs/security.md.
+With two roles, nothing that the service does, or that is done with its password, can change the audit trail, its
+triggers or the functions that drop old months. With one role it can: an owner may switch triggers off
+(docs/security.md).
 """
 
 from sqlalchemy import Connection, inspect, text
 
+from service.db.diagnosis import Diagnosis
 from service.db.models import AuditEvent, Base, table_of
 
 _AUDIT = table_of(AuditEvent)
 _SET_BY_THE_DATABASE = frozenset({"id", "occurred_at"})
 _FUNCTIONS = ("audit_make_partitions(integer)", "audit_drop_partitions(timestamptz)")
+_MISSING = text(
+    "SELECT name FROM unnest(CAST(:tables AS text[])) AS name"
+    " WHERE NOT (has_table_privilege(name, 'SELECT') AND has_table_privilege(name, 'INSERT')"
+    " AND has_table_privilege(name, 'UPDATE') AND has_table_privilege(name, 'DELETE'))"
+    " UNION ALL SELECT CAST(:audit AS text) WHERE NOT (has_table_privilege(:audit, 'SELECT')"
+    " AND has_any_column_privilege(:audit, 'INSERT')"
+    " AND (SELECT bool_and(has_function_privilege(f, 'EXECUTE')) FROM unnest(CAST(:functions AS text[])) AS f))"
+    " LIMIT 1"
+)
 # MEMBER is true for a superuser, whatever it is a member of; USAGE is what a grant needs.
-_OWNERSHIP = text(
+_NOT_SEPARATE = text(
     "SELECT relname FROM pg_class WHERE relnamespace = current_schema()::regnamespace AND relname = ANY(:names)"
     " AND (pg_has_role(:role, relowner, 'MEMBER') OR NOT pg_has_role(current_user, relowner, 'USAGE'))"
     " ORDER BY relname LIMIT 1"
 )
-_WAYS_ROUND = text(
-    "SELECT nspname AS schema, pg_has_role(:role, nspowner, 'MEMBER') AS owns_schema,"
-    " pg_has_role(:role, datdba, 'MEMBER') AS owns_database,"
+_SCHEMA = text(
+    "SELECT nspname AS name, pg_has_role(:role, nspowner, 'MEMBER') AS is_owned,"
+    " pg_has_role(:role, datdba, 'MEMBER') AS is_database_owned,"
     " has_schema_privilege(:role, pg_namespace.oid, 'CREATE') AS may_create"
     " FROM pg_namespace, pg_database WHERE nspname = current_schema() AND datname = current_database()"
 )
@@ -34,96 +46,97 @@ _EXCESS = text(
 _PARTITIONS = text(
     "SELECT relname FROM pg_inherits JOIN pg_class ON oid = inhrelid WHERE inhparent = to_regclass(:name)"
 )
+_SEQUENCE = text("SELECT pg_get_serial_sequence(:name, :column)")
 
 
 class GrantsError(Exception):
-    """The two roles are not what they have to be. The text says what to do."""
+    """The two roles are not separated. The text says what to do."""
+
+
+def missing_privilege(connection: Connection) -> Diagnosis | None:
+    """What the connected role may not do of what the service does; None when it may do all. Needs the schema."""
+    tables = [name for name in Base.metadata.tables if name != _AUDIT.name]
+    parameters = {"tables": tables, "audit": _AUDIT.name, "functions": list(_FUNCTIONS)}
+    table = connection.scalar(_MISSING, parameters)
+    if table is None:
+        return None
+    return Diagnosis(
+        f"The role of DATABASE_URL lacks privileges on the table {table}",
+        "Run the migrations with MIGRATION_DATABASE_URL as the owner of the tables and DATABASE_URL as this role: they "
+        "grant what the service needs.",
+    )
 
 
 def grant(connection: Connection, role: str) -> bool:
-    """Give the service's role what it needs of this schema, and take from it what else it has there.
+    """Grant the service's role what it needs in this schema, and revoke everything else that it has there. Commits.
 
-    Commits. False, and nothing is done, when the role is the one that is connected. Raises GrantsError when there is no
-    such role, or when it could change the audit trail all the same.
+    False, and nothing is done, when the role is the connected one. Raises GrantsError when there is no such role, or
+    when it could still change the audit trail.
     """
     if role == connection.scalar(text("SELECT current_user")):
         return False
     if not connection.scalar(text("SELECT count(*) FROM pg_roles WHERE rolname = :role"), {"role": role}):
         raise GrantsError(f"The role {role} of DATABASE_URL does not exist: create it, and migrate again")
-    found = set(inspect(connection).get_table_names())
-    tables = [name for name in Base.metadata.tables if name in found]
-    _require_separation(connection, role, tables)
-    _require_no_way_round(connection, role)
-    for statement in _statements(connection, tables, role):
+    existing = set(inspect(connection).get_table_names())
+    tables = [name for name in Base.metadata.tables if name in existing]
+    _require_separate_roles(connection, role, tables)
+    for statement in _grants(connection, tables, role):
         connection.exec_driver_sql(statement)
-    _require_no_other_rights(connection, role)
+    excess = connection.scalar(_EXCESS, {"role": role, "table": _AUDIT.name})
+    if excess is not None:  # by a membership: that cannot be revoked from the role itself
+        raise GrantsError(
+            f"The role {role} of DATABASE_URL has privileges on {excess} that it must not have, from a role of which "
+            "it is a member or from PUBLIC. Revoke them there; then migrate again"
+        )
     connection.commit()
     return True
 
 
-def _require_separation(connection: Connection, role: str, tables: list[str]) -> None:
-    table = connection.scalar(_OWNERSHIP, {"names": tables, "role": role})
-    if table is None:
-        return
-    raise GrantsError(
-        f"The table {table} does not belong to the role of MIGRATION_DATABASE_URL alone: the role {role} of "
-        "DATABASE_URL owns it, is a member of the role that does, or is a superuser; or a third role owns it. As a "
-        "superuser: REASSIGN OWNED BY the old owner TO the new one, in this database; then migrate again"
-    )
-
-
-def _require_no_way_round(connection: Connection, role: str) -> None:
-    """Whoever owns schema or database may drop what is in it; whoever may create there can hang a trigger on it."""
-    found = connection.execute(_WAYS_ROUND, {"role": role}).one()
-    if found.owns_schema or found.owns_database:
-        what = "schema" if found.owns_schema else "database"
+def _require_separate_roles(connection: Connection, role: str, tables: list[str]) -> None:
+    """An owner of table, schema or database could drop the trail; one who may create could put a trigger on it."""
+    table = connection.scalar(_NOT_SEPARATE, {"names": tables, "role": role})
+    if table is not None:
+        raise GrantsError(
+            f"The table {table} does not belong to the role of MIGRATION_DATABASE_URL alone: the role {role} of "
+            "DATABASE_URL owns it, is a member of the role that does, or is a superuser; or a third role owns it. As a "
+            "superuser: REASSIGN OWNED BY the old owner TO the new one, in this database; then migrate again"
+        )
+    schema = connection.execute(_SCHEMA, {"role": role}).one()
+    if schema.is_owned or schema.is_database_owned:
+        what = "schema" if schema.is_owned else "database"
         raise GrantsError(
             f"The role {role} of DATABASE_URL owns the {what}, or is a member of the role that does, and could drop "
             f"the audit trail. As a superuser: ALTER {what.upper()} … OWNER TO another role; then migrate again"
         )
-    if found.may_create:
+    if schema.may_create:
         raise GrantsError(
-            f"The role {role} of DATABASE_URL may create in the schema {found.schema}, and could hide what is in it. "
-            f"REVOKE CREATE ON SCHEMA {found.schema} FROM it, or from PUBLIC; then migrate again"
+            f"The role {role} of DATABASE_URL may create in the schema {schema.name}, and could hide what is in it. "
+            f"REVOKE CREATE ON SCHEMA {schema.name} FROM it, or from PUBLIC; then migrate again"
         )
 
 
-def _require_no_other_rights(connection: Connection, role: str) -> None:
-    """What a membership gives cannot be taken from the role itself."""
-    excess = connection.scalar(_EXCESS, {"role": role, "table": _AUDIT.name})
-    if excess is not None:
-        raise GrantsError(
-            f"The role {role} of DATABASE_URL has rights on {excess} that it should not have, by a role of which it is "
-            "a member or by PUBLIC. Revoke them there; then migrate again"
-        )
-
-
-def _statements(connection: Connection, tables: list[str], role: str) -> list[str]:
+def _grants(connection: Connection, tables: list[str], role: str) -> list[str]:
     quote = connection.dialect.identifier_preparer.quote_identifier
     to = quote(role)
-    home = quote(str(connection.scalar(text("SELECT current_schema()"))))
-    statements = [f"GRANT USAGE ON SCHEMA {home} TO {to}", f"GRANT SELECT ON {home}.alembic_version TO {to}"]
+    schema = quote(str(connection.scalar(text("SELECT current_schema()"))))
+    statements = [f"GRANT USAGE ON SCHEMA {schema} TO {to}", f"GRANT SELECT ON {schema}.alembic_version TO {to}"]
     for table in tables:
-        name = f"{home}.{quote(table)}"
+        name = f"{schema}.{quote(table)}"
         statements.append(f"REVOKE ALL ON {name} FROM {to}")
+        statements += [f"GRANT USAGE ON SEQUENCE {one} TO {to}" for one in _sequences(connection, table, name)]
         if table != _AUDIT.name:
             statements.append(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {name} TO {to}")
-            statements += [f"GRANT USAGE ON SEQUENCE {found} TO {to}" for found in _sequences(connection, table, name)]
             continue
         written = ", ".join(quote(column.name) for column in _AUDIT.c if column.name not in _SET_BY_THE_DATABASE)
+        statements.append(f"GRANT SELECT, INSERT ({written}) ON {name} TO {to}")
         partitions = connection.scalars(_PARTITIONS, {"name": name}).all()
-        statements += [f"REVOKE ALL ON {home}.{quote(partition)} FROM {to}" for partition in partitions]
-        statements += [
-            f"GRANT SELECT, INSERT ({written}) ON {name} TO {to}",
-            *(f"GRANT USAGE ON SEQUENCE {found} TO {to}" for found in _sequences(connection, table, name)),
-            *(f"GRANT EXECUTE ON FUNCTION {home}.{function} TO {to}" for function in _FUNCTIONS),
-        ]
+        statements += [f"REVOKE ALL ON {schema}.{quote(partition)} FROM {to}" for partition in partitions]
+        statements += [f"GRANT EXECUTE ON FUNCTION {schema}.{function} TO {to}" for function in _FUNCTIONS]
     return statements
 
 
 def _sequences(connection: Connection, table: str, name: str) -> list[str]:
-    """The sequences behind the key of a table, quoted: a creation takes its id from one before it has a row."""
-    owned = text("SELECT pg_get_serial_sequence(:name, :column)")
+    """The sequences behind the key of a table, quoted: creating a user takes its id before there is a row."""
     columns = Base.metadata.tables[table].primary_key
-    found = [connection.scalar(owned, {"name": name, "column": column.name}) for column in columns]
+    found = [connection.scalar(_SEQUENCE, {"name": name, "column": column.name}) for column in columns]
     return [sequence for sequence in found if sequence is not None]

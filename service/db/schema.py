@@ -1,7 +1,7 @@
-"""Which schema this code needs, and which one a database has.
+"""Which schema revision this code needs, and which one a database has.
 
-Revision ids are four digits that count up, so that older and newer can be told apart without loading alembic.
-A newer schema than the code's is fine: every migration is safe beside the previous release.
+Revision ids are four digits that count up, so that they can be compared without loading alembic. A schema that is
+newer than the code is fine: every migration is safe beside the previous release.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ class SchemaBehindError(Exception):
 
 
 def needed_revision() -> str:
-    """The newest revision among the migrations that this code ships with."""
+    """The newest of the migrations that ship with this code."""
     return max(path.name.split("_", 1)[0] for path in MIGRATIONS.glob("[0-9]*_*.py"))
 
 

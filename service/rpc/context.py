@@ -3,7 +3,6 @@
 import re
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
 
 import grpc
 
@@ -14,6 +13,7 @@ from service.base.randomness import random_id
 from service.core.api_keys import PREFIX as _KEY_PREFIX
 from service.core.token_bucket import Rate
 from service.db.engine import Database, Scope
+from service.rpc.methods import METHODS, Repeat
 
 REQUEST_ID_KEY = "x-request-id"
 ACTING_USER_KEY = "x-acting-user-id"
@@ -21,15 +21,7 @@ _AUTHORIZATION_KEY = "authorization"
 _TRACEPARENT_KEY = "traceparent"
 _TRACESTATE_KEY = "tracestate"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
-
-
-class TraceParent(NamedTuple):
-    """Of which trace the call is a part, and of which span: W3C Trace Context, in hexadecimal digits."""
-
-    trace_id: str
-    span_id: str
-    flags: str
+_TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
 
 @dataclass(slots=True)
@@ -63,8 +55,6 @@ class CallContext:
     traceparent: str | None = None
     """As the caller sent it; "" when it sent several."""
     tracestate: str = ""
-    span: Any = None
-    """What is noted of it for its trace; None where it is not sampled."""
     trace_id: str | None = None
     """The caller's, or that of the trace that is recorded here; None where there is neither."""
 
@@ -89,18 +79,17 @@ def read_metadata(call: CallContext) -> None:
         elif key == _TRACESTATE_KEY:
             call.tracestate += f",{value!s}" if call.tracestate else str(value)
     if call.traceparent is not None:
-        parent = trace_parent(call)
-        call.trace_id = None if parent is None else parent.trace_id
+        call.trace_id = _trace_id(call.traceparent)
     if not call.request_id:
         call.request_id = random_id()
 
 
-def trace_parent(call: CallContext) -> TraceParent | None:
-    """What the caller says of its trace; None where it says nothing that is valid."""
-    found = _TRACEPARENT.fullmatch(call.traceparent or "")
-    if found is None or (found[1] == "00" and found[5]):  # only a version to come may have more at the end
+def _trace_id(traceparent: str) -> str | None:
+    """The trace id of a W3C traceparent header; None when it is invalid."""
+    found = _TRACEPARENT.fullmatch(traceparent)
+    if found is None or (found[1] == "00" and found[3]):  # only later versions may have more fields
         return None
-    return TraceParent(*found.group(2, 3, 4))
+    return found[2]
 
 
 _current: ContextVar[CallContext] = ContextVar("call")
@@ -111,15 +100,17 @@ def enter(call: CallContext) -> None:
     _current.set(call)
 
 
-def rpc_scope(database: Database, *, deadline: float | None = None, is_idempotent: bool = False) -> Scope:
+def rpc_scope(database: Database, *, deadline: float | None = None, is_idempotent: bool | None = None) -> Scope:
     """The session of the RPC that this thread serves, on behalf of its caller and until its deadline.
 
-    deadline: another one, in monotonic seconds; for what must be written although the caller's time is over.
+    deadline: another one, in monotonic seconds; for what must be written although the caller's deadline has passed.
+    is_idempotent: whether a client may repeat it when it is unknown whether its commit was made; None: as the method's
+    row says.
     """
     call = current()
     return database.scope(
         deadline=call.deadline if deadline is None else deadline,
-        is_idempotent=is_idempotent,
+        is_idempotent=METHODS[call.method].repeat is Repeat.SAFE if is_idempotent is None else is_idempotent,
         actor=call.actor,
         tally=call,
     )

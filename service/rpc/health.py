@@ -1,4 +1,4 @@
-"""Health and reflection: the services that gRPC tools expect of every server."""
+"""The standard health service (grpc.health.v1)."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -6,24 +6,17 @@ from threading import Condition
 from typing import Any
 
 import grpc
-from google.protobuf import descriptor_pb2, descriptor_pool
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service.base.errors import ServerBusyError
 from service.rpc.admission.executor import BoundedExecutor
 
-_V1ALPHA = "grpc.reflection.v1alpha"
-_V1 = "grpc.reflection.v1"
-_REFLECTION_THREADS = 4
-_CHECK_THREADS = 32
-"""For those whose messages do not come: half of them, for a fiftieth of a second each, at any time."""
-_MAX_CHECKS_WAITING = 64
-CHECK_METHODS = ("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/List")
+CHECK_THREADS = 128
+"""More than health checks need: half of them may be held by checks whose message is slow to come."""
+_MAX_CHECKS_WAITING = 1000
+"""Many, since anybody may open checks and send no message: a check of the operator must not find the queue full."""
 MAX_WATCHERS = 64
 """How many health watchers a server has at a time: each holds a thread."""
 _Status = health_pb2.HealthCheckResponse
-_V1_SERVICE = f"{_V1}.ServerReflection"
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-health-checking is untyped
@@ -41,12 +34,10 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-he
         self._changed = Condition()
         # More threads than watchers, so that there is one to refuse the watcher that is too many.
         watching = ThreadPoolExecutor(MAX_WATCHERS + 4, thread_name_prefix="health-watch")
-        self.executor = BoundedExecutor(
-            _CHECK_THREADS, max_waiting=_MAX_CHECKS_WAITING, name="health", refusal=ServerBusyError
-        )
-        """Where it is answered."""
+        self.executor = BoundedExecutor(CHECK_THREADS, max_waiting=_MAX_CHECKS_WAITING, name="health")
+        """Where health checks are answered."""
         for name, pool in (("Check", self.executor), ("List", self.executor), ("Watch", watching)):
-            setattr(self, name, _on_pool(getattr(self, name), pool))
+            setattr(self, name, on_pool(getattr(self, name), pool))
 
     def set_serving(self, *, is_serving: bool) -> None:
         """Say the same of the server as a whole and of each service. Without effect once the server stops."""
@@ -116,7 +107,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-he
             self._changed.notify_all()
 
 
-def _on_pool(method: Callable[[Any, grpc.ServicerContext], Any], pool: ThreadPoolExecutor) -> Any:
+def on_pool(method: Callable[[Any, grpc.ServicerContext], Any], pool: ThreadPoolExecutor) -> Any:
     """The method with its own thread pool, as an attribute: that is where gRPC looks for it."""
 
     def run(request: Any, context: grpc.ServicerContext) -> Any:
@@ -124,43 +115,3 @@ def _on_pool(method: Callable[[Any, grpc.ServicerContext], Any], pool: ThreadPoo
 
     run.experimental_thread_pool = pool  # type: ignore[attr-defined]  # see above
     return run
-
-
-def enable_reflection(server: grpc.Server, services: tuple[str, ...]) -> None:
-    """Serve reflection, v1alpha from the library and v1, which newer tools ask for and the library lacks.
-
-    Both versions have the same messages but for their package, so v1 is served by the same servicer; its descriptors
-    are added to the pool, so that reflection can describe itself.
-    """
-    names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME, _V1_SERVICE)
-    _describe_v1()
-    servicer = reflection.ReflectionServicer(names)
-    # An open stream holds a thread for as long as a tool likes: not one of those that serve RPCs.
-    pool = ThreadPoolExecutor(_REFLECTION_THREADS, thread_name_prefix="reflection")
-    handler = grpc.stream_stream_rpc_method_handler(
-        _on_pool(servicer.ServerReflectionInfo, pool),
-        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
-    )
-    for service in (reflection.SERVICE_NAME, _V1_SERVICE):
-        server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(service, {"ServerReflectionInfo": handler}),)
-        )
-
-
-def _describe_v1() -> None:
-    pool = descriptor_pool.Default()
-    try:
-        pool.FindServiceByName(_V1_SERVICE)
-    except KeyError:
-        file = descriptor_pb2.FileDescriptorProto()
-        reflection_pb2.DESCRIPTOR.CopyToProto(file)
-        file.name = "grpc/reflection/v1/reflection.proto"
-        file.package = _V1
-        for message in file.message_type:
-            for field in filter(lambda found: found.type_name, message.field):
-                field.type_name = field.type_name.replace(_V1ALPHA, _V1)
-        for method in file.service[0].method:
-            method.input_type = method.input_type.replace(_V1ALPHA, _V1)
-            method.output_type = method.output_type.replace(_V1ALPHA, _V1)
-        pool.Add(file)

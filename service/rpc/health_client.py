@@ -1,4 +1,4 @@
-"""Asking a running server whether it serves, as health checks of containers do: by TLS where its settings say so."""
+"""The client of `python -m service health`: asks a running server for its status, over TLS where it uses TLS."""
 
 from pathlib import Path
 
@@ -10,17 +10,17 @@ from service.base.settings import Settings, SettingsError
 
 
 def ask(settings: Settings, address: str, *, timeout: float) -> str:
-    """The status that the server at this address gives. Raises grpc.RpcError, and SettingsError for unusable files."""
+    """The serving status of the server at this address. Raises grpc.RpcError, and SettingsError for unusable files."""
     with _channel(settings, address) as channel:
         answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout)
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
 
 def _channel(settings: Settings, address: str) -> grpc.Channel:
-    """A channel that trusts the server's own certificate and nothing else, by whatever address it is reached.
+    """A channel that trusts only the server's own certificate, whatever address the server is reached at.
 
-    Where clients have to show a certificate it shows the server's own: TLS_CLIENT_CA_FILE must have signed it, and it
-    must be good for clients too.
+    Where clients must show a certificate, it shows the server's own one: TLS_CLIENT_CA_FILE must have signed it, and
+    its extended key usage must allow clients.
     """
     if settings.tls_certificate_file is None or settings.tls_private_key_file is None:
         return grpc.insecure_channel(address)
@@ -29,7 +29,7 @@ def _channel(settings: Settings, address: str) -> grpc.Channel:
     if settings.client_certificates == "required":
         private_key = _read("TLS_PRIVATE_KEY_FILE", settings.tls_private_key_file)
     credentials = grpc.ssl_channel_credentials(chain, private_key, chain if private_key else None)
-    name = _a_name_in(chain)
+    name = _dns_name(chain)
     options = (("grpc.ssl_target_name_override", name),) if name else ()
     return grpc.secure_channel(address, credentials, options=options)
 
@@ -41,8 +41,8 @@ def _read(setting: str, path: Path) -> bytes:
         raise SettingsError(f"{setting}: {path} cannot be read: {error.strerror}") from None
 
 
-def _a_name_in(chain: bytes) -> str | None:
-    """A DNS name of the server's certificate; None when it has none, and is reached by its IP address."""
+def _dns_name(chain: bytes) -> str | None:
+    """A DNS name in the server's certificate; None for a certificate with IP addresses only."""
     try:
         certificate = x509.load_pem_x509_certificate(chain)
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

@@ -204,21 +204,17 @@ def instant(message: Timestamp, field: str, violations: Violations) -> datetime 
 
 
 def user_message(user: UserRecord) -> user_pb2.User:
-    """A user as callers see it: a deleted one is not active, whatever its stored flag will be after an undelete."""
-    return user_pb2.User(
-        id=user.id,
-        email=user.email,
-        username=user.username,
-        is_active=user.is_active and user.deleted_at is None,
-        is_superuser=user.is_superuser,
-        has_password=user.has_password,
-        created_at=stamp(user.created_at),
-        updated_at=stamp(user.updated_at),
-        deleted_at=stamp(user.deleted_at),
-        purge_at=stamp(user.purge_at),
-        email_verified_at=stamp(user.email_verified_at),
-        etag=f"v{user.version}",
-    )
+    """A user as callers see it: the fields of the record under their own names, and the version as the etag.
+
+    A deleted user is not active, whatever its stored flag, which returns with an undelete.
+    """
+    fields = user.as_dict()
+    fields["etag"] = f"v{fields.pop('version')}"
+    fields["is_active"] = user.is_active and user.deleted_at is None
+    for name, value in fields.items():
+        if isinstance(value, datetime):
+            fields[name] = stamp(value)
+    return user_pb2.User(**fields)
 
 
 def stamp(time: datetime | None) -> Timestamp | None:

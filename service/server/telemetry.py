@@ -1,45 +1,51 @@
-"""What a server tells of itself beside its log: metrics and traces. What is not configured is not even loaded."""
+"""The metrics and traces of a server. What is not configured is not even loaded."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from threading import Event
 from typing import TYPE_CHECKING
 
+import psutil
 from sqlalchemy.pool import QueuePool
 
+from service import __version__
 from service.base.clock import Clock
 from service.db.connections import Watch
 from service.db.engine import Database
 from service.db.schema import needed_revision
+from service.observability.log import lost_lines
 from service.rpc.admission.executor import BoundedExecutor
-from service.rpc.admission.hashing import Around, Hashing
+from service.rpc.admission.hashing import HashLimiter
 from service.rpc.callers.directory import CallerDirectory
 from service.rpc.pipeline.stages import Stage
 from service.rpc.tls import Certificates
-from service.server.jobs import SWEPT, DatabaseProbe, Repeating
+from service.server.database_probe import DatabaseProbe
+from service.server.jobs import Job, JobThread
+from service.server.sweeper import SWEPT
 
 if TYPE_CHECKING:
     from service.observability.metrics import Metrics
-    from service.observability.metrics_server import MetricsServer
-    from service.observability.tracing import Traces
+    from service.observability.tracing import Tracing
+    from service.observability.wsgi_server import WsgiServer
 
-_COUNTED_EVERY = 0.2
-"""Seconds after which calls are counted that have ended."""
-_WRITTEN_EVERY = 2.0
-"""Seconds after which a worker writes down its gauges for the process that serves them."""
-_SEND_SECONDS = 2.0
-_SOON = {"7d": timedelta(days=7), "30d": timedelta(days=30)}
+_GAUGE_SECONDS = 2.0
+"""How often gauges are set."""
+_TRACES_SECONDS = 2.0
+"""How long the last spans have at the end."""
+_KEY_EXPIRY = {"7d": timedelta(days=7), "30d": timedelta(days=30)}
 
 
 @dataclass(frozen=True, slots=True)
-class Sources:
-    """What gauges are read from."""
+class ServerState:
+    """The parts of a server that gauges are read from."""
 
     clock: Clock
     database: Database
     probe: DatabaseProbe
     executors: Sequence[BoundedExecutor]
-    hashing: Hashing
+    hashing: HashLimiter
     directory: CallerDirectory | None
     certificates: Certificates | None
     is_up: Callable[[], bool]
@@ -47,134 +53,136 @@ class Sources:
 
 
 class Telemetry:
-    """Of one server. Without a port for metrics and an endpoint for traces all of it does nothing."""
+    """Metrics and traces of one server. Without a port for metrics and an endpoint for traces it does nothing."""
 
     def __init__(self, *, metrics_host: str, metrics_port: int, otlp_endpoint: str | None) -> None:
         self.stages: tuple[Stage, ...] = ()
-        self.around_hashes: tuple[Around, ...] = ()
-        self.note_wait: Callable[[float], None] | None = None
+        self.observe_wait: Callable[[float], None] | None = None
         self.watch: Watch | None = None
         self._address = (metrics_host, metrics_port)
-        self._exposition: MetricsServer | None = None
-        self._tasks: list[Repeating] = []
+        self._hash_instruments: list[Callable[[], AbstractContextManager[object]]] = []
         self._metrics: Metrics | None = None
-        self._traces: Traces | None = None
+        self._tracing: Tracing | None = None
+        self._stopping = Event()
+        self._http: WsgiServer | None = None
         if metrics_port:
-            self._count()
+            self._enable_metrics()
         if otlp_endpoint is not None:
-            self._trace(otlp_endpoint)
+            self._enable_traces(otlp_endpoint)
 
-    def _count(self) -> None:
+    def _enable_metrics(self) -> None:
         from service.observability.metrics import Metrics
-        from service.rpc.pipeline.metrics import counting, timing_hashes
+        from service.rpc.pipeline.metrics import counting
 
         self._metrics = metrics = Metrics()
         self.stages += (counting(metrics),)
-        self.around_hashes += (timing_hashes(metrics),)
-        self.note_wait = metrics.note_wait
+        self.observe_wait = metrics.queue_seconds.observe
+        self._hash_instruments.append(metrics.hash_seconds.time)
         for what in SWEPT:
             metrics.swept.labels(what)
 
-    def _trace(self, endpoint: str) -> None:
-        from service import __version__
-        from service.observability.tracing import Traces
+    def _enable_traces(self, endpoint: str) -> None:
+        from service.observability.tracing import Tracing
         from service.rpc.pipeline.tracing import tracing, tracing_hashes, tracing_statements
 
-        traces = Traces(endpoint, version=__version__)
-        if traces.is_enabled:
-            self._traces = traces
-            self.stages = (tracing(traces), *self.stages)
-            self.around_hashes += (tracing_hashes(traces),)
-            self.watch = tracing_statements(traces)
+        self._tracing = Tracing(endpoint, version=__version__)
+        tracer = self._tracing.tracer
+        self.stages = (tracing(tracer), *self.stages)
+        self._hash_instruments.append(tracing_hashes(tracer))
+        self.watch = tracing_statements(tracer)
 
-    def start(self, sources: Sources, *, is_ready: Callable[[], bool]) -> None:
-        """Serve the metrics, or as a worker among others write them down. Raises PortInUseError."""
+    def start(self, state: ServerState, *, is_ready: Callable[[], bool]) -> None:
+        """Set the gauges from now on, and serve the metrics unless this is a worker, whose supervisor does.
+
+        Raises PortInUseError.
+        """
         metrics = self._metrics
         if metrics is None:
             return
-        from service import __version__
+        metrics.set_gauge("personae_build_info", 1, __version__)
+        metrics.set_gauge("personae_schema_revision_needed", int(needed_revision()))
+        read_process = _process_reader(metrics)
 
-        metrics.set("personae_build_info", 1, __version__)
-        metrics.set("personae_schema_revision_needed", int(needed_revision()))
-        metrics.read_by(lambda: _read_server(metrics, sources))
-        metrics.read_by(_process_reader(metrics))
-        self._tasks.append(Repeating("metrics-count", metrics.count, every=_COUNTED_EVERY))
-        if metrics.slot is not None:
-            metrics.refresh()
-            self._tasks.append(Repeating("metrics", metrics.refresh, every=_WRITTEN_EVERY))
-        else:
-            from service.observability.metrics_server import MetricsServer
+        def set_gauges() -> None:
+            _set_server_gauges(metrics, state)
+            read_process()
 
-            self._exposition = MetricsServer(*self._address, metrics.registry, is_ready=is_ready)
-            self._exposition.start()
-        for task in self._tasks:
-            task.start()
+        set_gauges()
+        if metrics.slot is None:
+            from service.observability.metrics_server import serve_metrics
+
+            self._http = serve_metrics(*self._address, metrics.registry, is_ready=is_ready)
+        JobThread(Job("metrics", _GAUGE_SECONDS, set_gauges), self._stopping).start()
 
     def stop(self) -> None:
-        """Close the port, and send what was noted of the last calls, for a few seconds at the most."""
-        if self._traces is not None:
-            self._traces.stop(patience=_SEND_SECONDS)
-        for task in self._tasks:
-            task.end()
-        if self._metrics is not None and self._tasks:
-            self._metrics.refresh()
-        if self._exposition is not None:
-            self._exposition.close()
+        """Close the port, and send the spans of the last calls, for a few seconds at most."""
+        if self._tracing is not None:
+            self._tracing.shut_down(timeout=_TRACES_SECONDS)
+        self._stopping.set()
+        if self._http is not None:
+            self._http.close()
 
     def swept(self, removed: Mapping[str, int] | None, clock: Clock) -> None:
         """Note what the sweeper has removed; None: it could not."""
         if self._metrics is not None and removed is not None:
             for what, number in removed.items():
                 self._metrics.swept.labels(what).inc(number)
-            self._metrics.set("personae_sweeper_last_success_timestamp_seconds", clock().timestamp())
+            self._metrics.set_gauge("personae_sweeper_last_success_timestamp_seconds", clock().timestamp())
 
     def looked_at_months(self, *, is_missing: bool | None) -> None:
-        """Note whether the trail lacks its present month; None: nobody knows."""
+        """Note whether the audit trail lacks the partition of this month; None: unknown."""
         if self._metrics is not None and is_missing is not None:
-            self._metrics.set("personae_audit_month_missing", is_missing)
+            self._metrics.set_gauge("personae_audit_month_missing", is_missing)
+
+    @contextmanager
+    def instrument_hash(self) -> Iterator[None]:
+        """Make the context in which a hash runs, to be measured and traced."""
+        with ExitStack() as stack:
+            for instrument in self._hash_instruments:
+                stack.enter_context(instrument())
+            yield
 
 
-def _read_server(metrics: "Metrics", sources: Sources) -> None:
-    metrics.set("personae_rpcs_in_flight", len(metrics.running))
-    metrics.set("personae_rpcs_waiting", sum(executor.waiting for executor in sources.executors))
-    metrics.set("personae_rpc_methods_held_back", sum(executor.held_back for executor in sources.executors))
-    metrics.set("personae_hashes_running", len(metrics.hashing))
-    metrics.set("personae_hashes_waiting", sources.hashing.waiting)
-    pool = sources.database.engine.pool
+def _set_server_gauges(metrics: "Metrics", state: ServerState) -> None:
+    metrics.set_gauge("personae_rpcs_in_flight", sum(executor.running for executor in state.executors))
+    metrics.set_gauge("personae_rpcs_waiting", sum(executor.waiting for executor in state.executors))
+    metrics.set_gauge("personae_hashes_running", state.hashing.running)
+    metrics.set_gauge("personae_hashes_waiting", state.hashing.waiting)
+    pool = state.database.engine.pool
     if isinstance(pool, QueuePool):
-        metrics.set("personae_db_connections", pool.checkedout(), "in_use")
-        metrics.set("personae_db_connections", pool.checkedin(), "idle")
-    metrics.set("personae_db_connections_max", sources.database.max_connections)
-    metrics.set("personae_database_up", sources.is_up())
-    if sources.probe.revision is not None:
-        metrics.set("personae_schema_revision", int(sources.probe.revision))
-    if sources.directory is not None:
-        metrics.set("personae_callers_age_seconds", sources.directory.age)
-        for within, time in _SOON.items():
-            soon = sources.directory.expiring_keys(sources.clock(), time)
-            metrics.set("personae_caller_keys_expiring", soon, within)
-    if sources.certificates is not None:
-        expires_at = sources.certificates.expires_at.timestamp()
-        metrics.set("personae_certificate_expires_timestamp_seconds", expires_at)
+        metrics.set_gauge("personae_db_connections", pool.checkedout(), "in_use")
+        metrics.set_gauge("personae_db_connections", pool.checkedin(), "idle")
+    metrics.set_gauge("personae_db_connections_max", state.database.max_connections)
+    metrics.set_gauge("personae_database_up", state.is_up())
+    if state.probe.revision is not None:
+        metrics.set_gauge("personae_schema_revision", int(state.probe.revision))
+    if state.directory is not None:
+        metrics.set_gauge("personae_callers_age_seconds", state.directory.age)
+        for within, time in _KEY_EXPIRY.items():
+            expiring = state.directory.expiring_keys(state.clock(), time)
+            metrics.set_gauge("personae_caller_keys_expiring", expiring, within)
+    if state.certificates is not None:
+        expires_at = state.certificates.expires_at.timestamp()
+        metrics.set_gauge("personae_certificate_expires_timestamp_seconds", expires_at)
 
 
 def _process_reader(metrics: "Metrics") -> Callable[[], None]:
-    """What reads how much of the machine this process uses."""
-    import psutil
-
+    """Make the function that measures this process."""
     process, worker = psutil.Process(), metrics.worker
-    cpu = metrics.worker_cpu.labels(worker)
-    counted = 0.0
+    cpu_counter = metrics.worker_cpu.labels(worker)
+    cpu_seconds, lost = 0.0, 0
 
     def read() -> None:
-        nonlocal counted
+        nonlocal cpu_seconds, lost
         with process.oneshot():
-            metrics.set("personae_worker_resident_memory_bytes", process.memory_info().rss, worker)
-            metrics.set("personae_worker_threads", process.num_threads(), worker)
-            metrics.set("personae_worker_open_files", process.num_fds(), worker)
+            metrics.set_gauge("personae_worker_resident_memory_bytes", process.memory_info().rss, worker)
+            metrics.set_gauge("personae_worker_threads", process.num_threads(), worker)
+            metrics.set_gauge("personae_worker_open_files", process.num_fds(), worker)
             times = process.cpu_times()
-        used = times.user + times.system
-        cpu.inc(max(0.0, used - counted))  # the worker before it in this slot has left off somewhere
-        counted = max(counted, used)
+        # Counters go on where an earlier worker of this slot stopped, so what is new is added.
+        used = max(cpu_seconds, times.user + times.system)
+        cpu_counter.inc(used - cpu_seconds)
+        metrics.log_lines_lost.inc(lost_lines() - lost)
+        cpu_seconds, lost = used, lost_lines()
 
     return read

@@ -11,29 +11,22 @@ from service.workers.supervisor import Supervisor
 
 
 def registry_of(supervisor: Supervisor, directory: str) -> CollectorRegistry:
-    """Everything that is served for the workers that keep their metrics in this directory."""
+    """The metrics of the supervisor, and of the workers that keep theirs in this directory."""
     registry = all_workers(directory)
-    registry.register(OfSupervisor(supervisor))
+    registry.register(SupervisorCollector(supervisor))
     return registry
 
 
-class OfSupervisor(Collector):
-    """What the supervisor knows of its workers."""
+class SupervisorCollector(Collector):
+    """Collects what the supervisor knows of its workers."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
 
-    def describe(self) -> Iterable[Metric]:
-        """Their names, whatever they are now."""
-        return self.collect()
-
     def collect(self) -> Iterable[Metric]:
-        """As it is now."""
         yield GaugeMetricFamily("personae_workers", "Workers that serve", self._supervisor.serving)
         yield GaugeMetricFamily("personae_workers_wanted", "Workers that there should be", self._supervisor.wanted)
-        restarts = CounterMetricFamily(
-            "personae_worker_restarts", "Workers started in place of others", labels=["cause"]
-        )
+        restarts = CounterMetricFamily("personae_worker_restarts", "Workers that were replaced", labels=["cause"])
         for cause, count in self._supervisor.restarts.items():
             restarts.add_metric([cause], count)
         yield restarts

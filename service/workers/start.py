@@ -39,7 +39,7 @@ def keep_workers(settings: Settings, url: URL) -> int:
 def _watched(plan: Plan, settings: Settings, stack: ExitStack) -> Supervisor:
     """A supervisor that serves the metrics of its workers, which they write into files of a directory of its own."""
     from service.observability.metrics import forget_slot
-    from service.observability.metrics_server import MetricsServer
+    from service.observability.metrics_server import serve_metrics
     from service.workers.metrics import registry_of
 
     _remove_orphans()
@@ -48,14 +48,13 @@ def _watched(plan: Plan, settings: Settings, stack: ExitStack) -> Supervisor:
     fcntl.flock(lock, fcntl.LOCK_EX)
     plan = replace(plan, directories={"PROMETHEUS_MULTIPROC_DIR": directory})
     supervisor = Supervisor(plan, worker_command, on_gone=lambda slot: forget_slot(directory, slot))
-    metrics_server = MetricsServer(
+    server = serve_metrics(
         settings.metrics_host,
         settings.metrics_port,
         registry_of(supervisor, directory),
         is_ready=lambda: supervisor.is_ready,
     )
-    metrics_server.start()
-    stack.callback(metrics_server.close)
+    stack.callback(server.close)
     return supervisor
 
 

@@ -11,7 +11,7 @@ from service.base.cores import allowed_cores, keep_to
 from service.base.gc_tuning import spare_what_stays
 from service.base.settings import Settings
 from service.observability.log import drain
-from service.server.server import Server
+from service.server.wiring import build_server
 from service.workers.channel import Link
 
 _log = structlog.get_logger("personae.worker")
@@ -41,7 +41,13 @@ def work(settings: Settings, url: URL, *, line: int, core: int | None) -> Except
     if core is not None:
         keep_to(frozenset((core,)))  # before gRPC and the pool start threads, which inherit it
     link = Link(socket.socket(fileno=line))
-    server = Server(settings, url, link=link, hash_cores=everywhere)
+    server = build_server(
+        settings,
+        url,
+        shares_port=True,
+        report_status=link.tell_serving,
+        hash_cores=everywhere,
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.end())
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it is for the supervisor, whoever else got it

@@ -323,6 +323,7 @@ def test_an_operator_makes_a_month_of_the_default_partition(database: Database) 
 def test_retention_drops_the_months_that_are_due(database: Database) -> None:
     """Those that have ended by then, whole; not the one that has not, not the default partition; and it is recorded."""
     made = [make_month(database, month) for month in MONTHS[:3]]
+    fill(database, [MONTHS[3]])  # goes to the default partition
     keep = timedelta(days=3)
     before = partitions(database)
 
@@ -334,7 +335,8 @@ def test_retention_drops_the_months_that_are_due(database: Database) -> None:
         assert audit.drop_partitions(session, now=MONTHS[2] + keep, keep=keep) == 1
         assert audit.drop_partitions(session, now=MONTHS[2] + keep, keep=keep) == 0
     assert partitions(database) == [name for name in before if name not in made[:2]]
-    assert [one.action for one in rows(database)] == ["DropAuditEvents"] * 2
+    assert [one.action for one in rows(database)[:2]] == ["DropAuditEvents"] * 2
+    assert [one.occurred_at for one in rows(database)[2:]] == [MONTHS[3]]
 
 
 @pytest.mark.parametrize("older_than", ["now()", "now() - interval '89 days'", "'infinity'", "NULL"])
@@ -346,28 +348,17 @@ def test_retention_refuses_what_is_too_young(database: Database, older_than: str
     connection.close()
 
 
-def test_retention_keeps_the_default_partition(database: Database) -> None:
-    """However old its rows are."""
-    fill(database, [MONTHS[0]])
-    with database.scope(actor=ACTOR) as session, session.begin():
-        assert audit.drop_partitions(session, now=datetime.now(UTC), keep=timedelta(days=91)) == 0
-
-    assert len(rows(database)) == 1
-
-
 def test_retention_waits_for_nobody_for_long(database: Database) -> None:
-    """While somebody reads the trail it is put off within a second, so that nobody who writes it is held up longer."""
+    """While the trail is being read it ends with a lock timeout, instead of blocking the writers of the trail."""
     make_month(database, MONTHS[0])
     reader = connect(database.engine.url)
     reader.autocommit = False
     reader.cursor().execute("SELECT count(*) FROM audit_events")
-    started = datetime.now(UTC)
     with pytest.raises(DBAPIError) as caught, database.engine.begin() as connection:
         connection.execute(text("SELECT audit_drop_partitions('2020-02-01')"))
     reader.close()
 
     assert getattr(caught.value.orig, "pgcode", None) == "55P03"
-    assert datetime.now(UTC) - started < timedelta(seconds=5)
     assert "audit_events_2020_01" in partitions(database)
 
 
@@ -458,7 +449,7 @@ def test_a_page_reads_no_younger_month(filled: Database) -> None:
     """The position of a page keeps the partitions after it out of the plan; so do the bounds of time."""
     sent = statements_of(filled)
     last = walk(filled, AuditFilter(), 1000)[-1]
-    position = Position((last.occurred_at - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1), last.id)
+    position = Position.of(last.occurred_at, last.id)
     with filled.scope() as session, reading(session):
         audit.list_events(session, where=AuditFilter(), after=position, size=1)
         audit.list_events(

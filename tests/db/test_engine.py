@@ -1,12 +1,15 @@
-"""The engine's small promises: timeouts, repr, and what driver faults become."""
+"""The engine's promises: timeouts, the pool, dead connections, and the mapping of the driver's errors."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from service.base.errors import (
@@ -18,10 +21,16 @@ from service.base.errors import (
     EmailTakenError,
     PersonaeError,
 )
+from service.base.settings import Settings
 from service.db.connections import timeout_ms
-from service.db.engine import reading
-from service.db.error_mapping import Commit, translate
-from tests.support.servers import RunningServer
+from service.db.engine import Database, reading
+from service.db.error_mapping import Commit, map_driver_error
+from service.server.wiring import open_database
+from tests.support.servers import settings_for
+from tests.support.threads import at_once
+
+NOT_STARTED, UNDER_WAY, DONE = Commit
+ONE = text("SELECT 1")
 
 
 @given(st.floats(min_value=0.0001, max_value=86_400))
@@ -33,8 +42,11 @@ def test_timeouts_round_up_to_few_values(seconds: float) -> None:
     assert seconds * 1000 <= rounded <= max(1, seconds * 2500)
 
 
+# ------------------------------------------------------------------------------------------------- error mapping
+
+
 class _DriverError(Exception):
-    """A driver's error, as far as the tables look at it."""
+    """A driver's error, with what the mapping reads of it."""
 
     def __init__(self, pgcode: str | None, constraint: str | None = None) -> None:
         super().__init__("DETAIL: Key (email)=(ada@example.com) already exists.")
@@ -42,12 +54,10 @@ class _DriverError(Exception):
         self.diag = type("Diagnostics", (), {"constraint_name": constraint})
 
 
-def fault(pgcode: str | None, *, constraint: str | None = None, lost: bool = False, **options: Any) -> Any:
-    from sqlalchemy.exc import OperationalError  # noqa: PLC0415  used here alone
-
-    error: DBAPIError = OperationalError("SELECT 1", {}, _DriverError(pgcode, constraint), connection_invalidated=lost)
-    values: dict[str, Any] = {"commit": Commit.NOT_STARTED, "is_deadline_over": False, "is_idempotent": False}
-    return translate(error, **(values | options))
+def mapped(pgcode: str | None, *, constraint: str | None = None, lost: bool = False, **options: Any) -> Any:
+    error = OperationalError("SELECT 1", {}, _DriverError(pgcode, constraint), connection_invalidated=lost)
+    values: dict[str, Any] = {"commit": NOT_STARTED, "is_deadline_over": False, "is_idempotent": False}
+    return map_driver_error(error, **(values | options))
 
 
 @pytest.mark.parametrize(
@@ -66,95 +76,159 @@ def fault(pgcode: str | None, *, constraint: str | None = None, lost: bool = Fal
         ("53300", {}, DatabaseUnavailableError),
         ("28P01", {}, DatabaseUnavailableError),
         (None, {}, DatabaseUnavailableError),
-        (None, {"lost": True, "commit": Commit.UNDER_WAY}, CommitOutcomeUnknownError),
-        ("57P01", {"commit": Commit.UNDER_WAY}, CommitOutcomeUnknownError),
-        ("40001", {"commit": Commit.UNDER_WAY}, ConflictError),
+        (None, {"lost": True, "commit": UNDER_WAY}, CommitOutcomeUnknownError),
+        ("57P01", {"commit": UNDER_WAY}, CommitOutcomeUnknownError),
+        ("40001", {"commit": UNDER_WAY}, ConflictError),
     ],
 )
-def test_what_a_fault_becomes(pgcode: str | None, options: dict[str, Any], expected: type[PersonaeError]) -> None:
-    """By SQLSTATE and constraint name, and nothing of the driver's text."""
-    found = fault(pgcode, **options)
+def test_errors_are_mapped(pgcode: str | None, options: dict[str, Any], expected: type[PersonaeError]) -> None:
+    """By SQLSTATE and constraint name, without the driver's text."""
+    found = mapped(pgcode, **options)
 
     assert type(found) is expected
     assert "example.com" not in str(found)
 
 
-@pytest.mark.parametrize("pgcode", ["42703", "23502", "22001", "XX000"])
-def test_the_rest_are_bugs(pgcode: str) -> None:
-    """What no table knows is left to the pipeline, which answers INTERNAL."""
-    assert fault(pgcode) is None
-    assert fault("23505", constraint="uq_something_new") is None
+@pytest.mark.parametrize("pgcode", ["42703", "23502", "22001", "XX000", "23505"])
+def test_other_errors_are_bugs(pgcode: str) -> None:
+    """An error without an entry is left to the pipeline, which answers INTERNAL."""
+    assert mapped(pgcode, constraint="uq_something_new") is None
 
 
 @pytest.mark.parametrize(
-    "lost, commit, repeatable",
-    [(True, Commit.NOT_STARTED, True), (False, Commit.NOT_STARTED, False), (True, Commit.DONE, False)],
-)
-def test_when_an_rpc_may_run_again(lost: bool, commit: Commit, repeatable: bool) -> None:
-    """Only when a connection was lost before anything was committed."""
-    assert fault(None, lost=lost, commit=commit).is_repeatable is repeatable
-
-
-@pytest.mark.parametrize(
-    "pgcode, commit, repeatable",
+    "pgcode, lost, commit, repeatable",
     [
-        ("40001", Commit.NOT_STARTED, True),
-        ("40P01", Commit.NOT_STARTED, True),
-        ("40001", Commit.UNDER_WAY, True),
-        ("40001", Commit.DONE, False),
-        ("55P03", Commit.NOT_STARTED, False),
+        (None, True, NOT_STARTED, True),
+        (None, False, NOT_STARTED, False),
+        (None, True, DONE, False),
+        ("40001", False, NOT_STARTED, True),
+        ("40P01", False, NOT_STARTED, True),
+        ("40001", False, UNDER_WAY, True),
+        ("40001", False, DONE, False),
+        ("55P03", False, NOT_STARTED, False),
     ],
 )
-def test_when_a_conflict_is_run_again(pgcode: str, commit: Commit, repeatable: bool) -> None:
-    """When the database itself has rolled back all there was; not when the operator's patience is over."""
-    assert fault(pgcode, commit=commit).is_repeatable is repeatable
+def test_which_errors_allow_a_retry(pgcode: str | None, lost: bool, commit: Commit, repeatable: bool) -> None:
+    """Those after which nothing of the RPC is committed, but not a lock timeout."""
+    assert mapped(pgcode, lost=lost, commit=commit).is_repeatable is repeatable
 
 
-def test_a_full_pool() -> None:
-    """The pool's own timeout is no driver's error."""
-    found = translate(PoolTimeoutError(), commit=Commit.NOT_STARTED, is_deadline_over=False, is_idempotent=False)
+def test_a_full_pool_is_a_busy_database() -> None:
+    found = map_driver_error(PoolTimeoutError(), commit=NOT_STARTED, is_deadline_over=False, is_idempotent=False)
 
     assert isinstance(found, DatabaseBusyError)
 
 
-def test_check_in_leaves_nothing_behind(server: RunningServer) -> None:
-    """After a read the connection is in transactions again, and without the deadline of the RPC before."""
-    database = server.database
+# ---------------------------------------------------------------------------------------------- pool and sessions
+
+
+Opens = Callable[..., Database]
+
+
+@pytest.fixture
+def opened(shared_url: URL) -> Iterator[Opens]:
+    """Opens databases with these settings, and closes them after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def opening(**changes: object) -> Database:
+            database = open_database(settings_for(shared_url, **changes), shared_url)
+            stack.callback(database.dispose)
+            return database
+
+        yield opening
+
+
+def backend(database: Database) -> int:
+    """The id of the database's process behind the connection that the pool hands out."""
+    with database.scope() as session, reading(session):
+        return int(session.execute(text("SELECT pg_backend_pid()")).scalar_one())
+
+
+def terminate(url: URL, pid: int) -> None:
+    """End a connection from the server's side, and wait until it has ended."""
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT pg_terminate_backend(:pid, 60000)"), {"pid": pid})
+    engine.dispose()
+
+
+def test_a_connection_that_died_in_the_pool_is_replaced_unnoticed(opened: Opens) -> None:
+    """The ping finds it, before a transaction begins on it."""
+    database = opened(db_pool_ping_idle=0, db_pool_size=1)
+    first = backend(database)
+    terminate(database.engine.url, first)
+
+    with database.scope() as session, session.begin():
+        assert session.scalar(text("SELECT pg_backend_pid()")) != first
+
+
+@pytest.mark.parametrize("changes", [{"db_pool_ping_idle": 600}, {"db_pool_ping_idle": 0, "db_pool_pre_ping": False}])
+def test_a_connection_that_was_used_lately_is_not_pinged(opened: Opens, changes: dict[str, Any]) -> None:
+    """So the statement itself finds it dead; the error says that the RPC may be run again, which then works."""
+    database = opened(db_pool_size=1, **changes)
+    terminate(database.engine.url, backend(database))
+
+    with pytest.raises(DatabaseUnavailableError) as caught, database.scope() as session, session.begin():
+        session.execute(ONE)
+
+    assert caught.value.is_repeatable
+    assert backend(database)
+
+
+def test_a_read_only_server_is_left(opened: Opens) -> None:
+    """A demoted primary: all connections of the pool are replaced, because another server may be the primary now."""
+    database = opened(db_pool_size=1)
+    first = backend(database)
+    with pytest.raises(DatabaseUnavailableError) as caught, database.scope() as session, session.begin():
+        session.execute(text("SET TRANSACTION READ ONLY; SELECT nextval('users_id_seq')"))
+
+    assert caught.value.is_repeatable
+    assert backend(database) != first
+
+
+def test_a_burst_on_an_idle_server_fails_nothing(opened: Opens) -> None:
+    """The default pool has a connection less than there are threads: one thread waits for a moment."""
+    database = opened(db_pool_timeout=60, db_connect_timeout=60)
+    assert database.max_connections == 15
+    assert Settings.model_fields["grpc_threads"].default == 16
+
+    assert len(at_once(16, lambda _index: backend(database))) == 16
+
+
+def test_nothing_of_an_rpc_stays_on_its_connection(opened: Opens) -> None:
+    """After a read the connection is in transactions again, and has the deadline of no RPC."""
+    database = opened(db_pool_size=1, db_max_overflow=0)
     with database.scope(deadline=0) as session, pytest.raises(DeadlineOverError), reading(session):
-        session.execute(text("SELECT 1"))
+        session.execute(ONE)
 
-    for _ in range(20):
+    for _ in range(2):
         with database.engine.connect() as connection:
-            assert connection.scalar(text("SELECT 1")) == 1
-            driver: Any = connection.connection.dbapi_connection
-            assert driver.autocommit is False
-            assert driver.deadline is None
+            assert connection.scalar(ONE) == 1
+            assert connection.connection.dbapi_connection.autocommit is False  # type: ignore[union-attr]  # psycopg2's
 
 
-def test_the_url_is_nowhere_in_a_repr(server: RunningServer) -> None:
-    """No password of the database in what is printed by accident."""
-    url = server.database.engine.url
-    if url.password:
-        assert str(url.password) not in repr(server.database.engine) + repr(url)
+def test_the_url_is_nowhere_in_a_repr(opened: Opens) -> None:
+    """A password that is printed by accident is a leak."""
+    url = opened().engine.url.set(password="hush")
+
+    assert "hush" not in repr(create_engine(url)) + repr(url)
 
 
 class _Tally:
     statements = 0
 
 
-def test_statements_are_counted_for_whom_they_are(server: RunningServer) -> None:
-    """Where the session says, over all its transactions; a connection that goes back to the pool keeps nobody."""
-    tally = _Tally()
+def test_statements_are_counted_for_their_rpc(opened: Opens) -> None:
+    """Over all transactions of the session, without BEGIN and COMMIT; the next RPC is not counted."""
+    database, tally = opened(db_pool_size=1, db_max_overflow=0), _Tally()
     for _ in range(2):
-        with server.database.scope(tally=tally) as session:
+        with database.scope(tally=tally) as session:
             with reading(session):
-                driver: Any = session.connection().connection.dbapi_connection
-                session.execute(text("SELECT 1"))
-            assert driver.tally is None
+                session.execute(ONE)
             with session.begin():
-                session.execute(text("SELECT 1"))
-                session.execute(text("SELECT 1"))
-    with server.database.scope() as session, session.begin():
-        session.execute(text("SELECT 1"))
+                session.execute(ONE)
+                session.execute(ONE)
+    with database.scope() as session, session.begin():
+        session.execute(ONE)
 
     assert tally.statements == 6

@@ -16,11 +16,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from psycopg2 import sql
 from sqlalchemy import create_engine
 from sqlalchemy.engine import URL
+from sqlalchemy.pool import NullPool
 
 from personae.v1 import authentication_pb2, credential_pb2, user_pb2
 from service.base.actor import Actor
 from service.core import audit
-from service.db.privileges import GrantsError, grant
+from service.db.privileges import GrantsError, grant, missing_privilege
 from service.rpc.methods import ALL_SCOPES
 from service.server.wiring import open_database
 from tests.support.callers import bearer, operating, told
@@ -133,18 +134,41 @@ def test_the_service_can_do_all_that_it_does(roles: Roles) -> None:
         assert server.sweep()["purged_users"] == 1
 
 
-def test_a_role_that_may_not_do_all_is_told_so(roles: Roles) -> None:
-    """Tables that were made since the rights were given: the server starts, does not serve, and says what to do."""
+@pytest.mark.parametrize(
+    "table, revoke, grant_again",
+    [
+        ("caller_keys", "REVOKE INSERT ON caller_keys FROM {}", "GRANT INSERT ON caller_keys TO {}"),
+        ("audit_events", "REVOKE SELECT ON audit_events FROM {}", "GRANT SELECT ON audit_events TO {}"),
+        (
+            "audit_events",
+            "REVOKE EXECUTE ON FUNCTION audit_make_partitions(integer) FROM {}",
+            "GRANT EXECUTE ON FUNCTION audit_make_partitions(integer) TO {}",
+        ),
+    ],
+)
+def test_missing_privileges_are_diagnosed(roles: Roles, table: str, revoke: str, grant_again: str) -> None:
+    """The table is named, and what to do."""
     service = sql.Identifier(roles.service.username or "")
-    run(roles.owner, sql.SQL("REVOKE INSERT ON caller_keys FROM {}").format(service))
-    for caller_auth in ("off", "required"):
-        with running(roles.service, caller_auth=caller_auth) as server:
-            trouble = server.server._trouble
-            assert trouble is not None
-            assert "caller_keys" in trouble.what
-            assert "MIGRATION_DATABASE_URL" in trouble.remedy
-            status = health_pb2_grpc.HealthStub(server.channel).Check(health_pb2.HealthCheckRequest()).status
-            assert status == health_pb2.HealthCheckResponse.NOT_SERVING
+    engine = create_engine(roles.service, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        assert missing_privilege(connection) is None
+        run(roles.owner, sql.SQL(revoke).format(service))
+        missing = missing_privilege(connection)
+        run(roles.owner, sql.SQL(grant_again).format(service))
+        assert missing_privilege(connection) is None
+
+    assert missing is not None
+    assert table in missing.what
+    assert "MIGRATION_DATABASE_URL" in missing.remedy
+
+
+def test_a_server_without_a_privilege_does_not_serve(fresh: Roles) -> None:
+    """It starts, and health says so: a migration can grant what is missing."""
+    fresh.migrate()
+    run(fresh.owner, sql.SQL("REVOKE INSERT ON users FROM {}").format(sql.Identifier(fresh.service.username or "")))
+    with running(fresh.service) as server:
+        status = health_pb2_grpc.HealthStub(server.channel).Check(health_pb2.HealthCheckRequest()).status
+        assert status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def test_the_service_writes_reads_and_keeps_the_trail(roles: Roles) -> None:
@@ -184,8 +208,8 @@ def test_the_service_writes_reads_and_keeps_the_trail(roles: Roles) -> None:
         ("ALTER SCHEMA public OWNER TO {service}", "owns the schema"),
         ("GRANT CREATE ON SCHEMA public TO {service}", "may create in the schema public"),
         ("GRANT CREATE ON SCHEMA public TO PUBLIC", "may create in the schema public"),
-        ("GRANT TRIGGER ON audit_events TO PUBLIC", "has rights on audit_events"),
-        ("GRANT INSERT ON audit_events_default TO PUBLIC", "has rights on audit_events_default"),
+        ("GRANT TRIGGER ON audit_events TO PUBLIC", "has privileges on audit_events"),
+        ("GRANT INSERT ON audit_events_default TO PUBLIC", "has privileges on audit_events_default"),
     ],
 )
 def test_a_service_that_could_get_round_it_is_refused(postgres: Postgres, statement: str, words: str) -> None:

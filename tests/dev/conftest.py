@@ -10,7 +10,7 @@ from tests.dev.servers import forget
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[Path]:
-    """A directory that does not exist yet."""
+    """A directory that does not exist yet. For root, the user that runs PostgreSQL cannot enter it."""
     directory = tmp_path / "dev" / "postgres"
     yield directory
     forget(directory)
@@ -18,7 +18,7 @@ def fresh(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The directory of a cluster that is made and stopped, shared by the tests that leave it so."""
+    """The directory of a stopped cluster, shared by the tests that leave it as it was."""
     directory = tmp_path_factory.mktemp("cluster")
     EmbeddedPostgres.start(directory, durable=False).stop()
     yield directory
@@ -27,7 +27,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def reachable() -> Iterator[Path]:
-    """A directory that every user can reach, and that only we may write to."""
+    """A directory that every user can enter, and that only this one can write to."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         Path(name).chmod(0o755)
         yield Path(name)

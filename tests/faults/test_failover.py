@@ -10,6 +10,7 @@ import pytest
 from personae.v1 import user_pb2
 from service.base.settings import Settings, psycopg2_url
 from service.dev.postgres import EmbeddedPostgres
+from tests.support.crash import crash
 from tests.support.databases import migrate
 from tests.support.errors import fails
 from tests.support.factories import new_user
@@ -49,14 +50,14 @@ def test_killed_and_restarted_under_reads(tmp_path: Path, bindir: Path | None) -
 
             with Callers(reads, threads=8) as readers:
                 readers.wait_for_calls(100)
-                database.kill()
+                crash(database)
                 readers.wait_for_calls(100, code="UNAVAILABLE")
                 database = EmbeddedPostgres.start(tmp_path, bindir=bindir, durable=False, settings=options)
                 readers.wait_for_calls(100)
             assert readers.failures.keys() == {"GetUser UNAVAILABLE DATABASE_UNAVAILABLE"}
             assert new_user(server.users).id > user.id
     finally:
-        database.stop(immediate=True)
+        database.stop()
         shutil.rmtree(database.home, ignore_errors=True)  # for root it is not in tmp_path, and is not removed with it
 
 
@@ -74,7 +75,7 @@ def test_nothing_that_was_acknowledged_is_lost(pair: Pair) -> None:
         assert fails(new_user, waiting.users).reason == "DATABASE_UNAVAILABLE"
         with Writers(server.users, threads=4) as writers:
             writers.wait_for_calls(50)
-            pair.primary.kill()
+            crash(pair.primary)
             assert next(health) == NOT_SERVING
             pair.promote()
             assert (next(health), next(health_of_waiting)) == (SERVING, SERVING)
@@ -91,6 +92,6 @@ def test_a_commit_that_no_standby_has_confirmed(pair: Pair) -> None:
     migrate(pair.url)
     with running(pair.url, rpc_timeout=4) as server:  # long enough to come as far as the commit on a busy machine
         assert new_user(server.users).id
-        pair.standby.kill()
+        crash(pair.standby)
 
         assert fails(new_user, server.users).reason == "COMMIT_OUTCOME_UNKNOWN"

@@ -8,7 +8,7 @@ from sqlalchemy.engine import URL
 from personae.v1 import audit_pb2, user_pb2
 from personae.v1 import credential_pb2 as pb
 from service.rpc.methods import ALL_SCOPES
-from service.server.jobs import make_audit_months
+from service.server.sweeper import make_audit_months
 from tests.support.bouncer import bouncing
 from tests.support.callers import bearer, operating, told
 from tests.support.credentials import NEW, signing_in

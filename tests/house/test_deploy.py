@@ -15,7 +15,7 @@ import yaml
 from service.base.settings import Settings
 from service.cli.main import main
 from service.rpc.pipeline.status import CODES
-from service.server.registration import METHODS
+from service.server.wiring import SERVED_METHODS
 from tests.house.test_docs import rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,7 +94,7 @@ def test_reasons_codes_and_methods_in_expressions_exist() -> None:
     known = {
         "reason": {error.reason for error in CODES},
         "grpc_code": {"".join(word.capitalize() for word in code.name.split("_")) for code in grpc.StatusCode},
-        "grpc_method": {method.rpartition("/")[2] for method in METHODS},
+        "grpc_method": {method.rpartition("/")[2] for method in SERVED_METHODS},
     }
     for expression in EXPRESSIONS:
         for label, values in re.findall(r'\b(reason|grpc_code|grpc_method)[!=]~?"([A-Za-z_|]+)"', expression):
@@ -109,12 +109,12 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
         assert alert["labels"]["severity"] in SEVERITIES, alert["alert"]
         assert alert.keys() >= {"expr", "for"}, alert["alert"]
         assert alert["annotations"].keys() == {"summary", "description", "runbook_url"}, alert["alert"]
-        assert alert["annotations"]["runbook_url"] == f"docs/operations.md#{alert['alert'].lower()}"
+        assert alert["annotations"]["runbook_url"] == f"docs/alerts.md#{alert['alert'].lower()}"
 
 
 def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:
-    chapter = (ROOT / "docs/operations.md").read_text().split("\n## Alerts\n")[1].split("\n## ")[0]
-    assert re.findall(r"^### (.*)$", chapter, re.MULTILINE) == list(dict.fromkeys(one["alert"] for one in ALERTS))
+    page = (ROOT / "docs/alerts.md").read_text()
+    assert re.findall(r"^## (.*)$", page, re.MULTILINE) == list(dict.fromkeys(one["alert"] for one in ALERTS))
 
 
 def test_every_alert_is_proven() -> None:

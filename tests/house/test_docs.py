@@ -1,4 +1,4 @@
-"""The documentation is true: its commands are run, its tables are compared with the code, its files exist."""
+"""The documentation is correct: its commands run, its tables match the code, its links and files exist."""
 
 import ast
 import re
@@ -15,7 +15,7 @@ from service.base.errors import PersonaeError
 from service.base.settings import Settings
 from service.cli.main import main
 from service.rpc.pipeline.status import CODES
-from service.server.registration import METHODS
+from service.server.wiring import SERVED_METHODS
 from tests.support.docs_console import blocks, replay, steps
 from tests.support.docs_grpcurl import ADDRESS, Servers
 from tests.support.docs_shell import Terminal, terminal
@@ -36,30 +36,36 @@ def test_the_calls_of_the_cookbook_answer_as_shown(private_server: RunningServer
     assert not complaints, "\n".join(complaints)
 
 
-def test_the_commands_of_the_readme_answer_as_shown(
+def test_the_commands_of_the_readme_answer_as_shown(private_server: RunningServer, tmp_path: Path) -> None:
+    found = list(blocks(ROOT / "README.md", ["Create a user and sign in"]))
+    assert found
+    complaints = replay(found, Terminal(tmp_path, Servers(private_server.channel)))
+    assert not complaints, "\n".join(complaints)
+
+
+def test_the_commands_of_the_tour_and_of_tls_answer_as_shown(
     private_server: RunningServer,
     private_url: URL,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The tour, and on what it leaves behind the chapter on TLS, with the Python that calls by TLS."""
+    """The tour; then, with the users it made, the page on TLS; then the Python example that calls over TLS."""
     with terminal(tmp_path, private_url, plaintext=private_server.channel) as typing:
-        chapters = ("A tour in five minutes", "TLS and callers")
-        complaints = replay(list(blocks(ROOT / "README.md", chapters)), typing)
+        complaints = replay([*blocks(DOCS / "tour.md"), *blocks(DOCS / "tls-and-callers.md")], typing)
         assert not complaints, "\n".join(complaints)
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("PERSONAE_KEY", typing.variables["NEW_KEY"])
-        assert_prints_as_promised(all_fenced("python", ROOT / "README.md")[1], typing.servers.tls, capsys)
+        assert_prints_as_promised(all_fenced("python", DOCS / "python.md")[1], typing.servers.tls, capsys)
 
 
 def test_the_cookbook_shows_every_rpc() -> None:
     shown = {step.command.split()[-1] for block in blocks(DOCS / "grpcurl.md") for step in steps(block)}
-    assert {method.removeprefix("/") for method in METHODS} <= shown
+    assert {method.removeprefix("/") for method in SERVED_METHODS} <= shown
 
 
-def test_the_python_of_the_readme_runs(private_server: RunningServer, capsys: pytest.CaptureFixture[str]) -> None:
-    block = all_fenced("python", ROOT / "README.md")[0]
+def test_the_first_python_example_runs(private_server: RunningServer, capsys: pytest.CaptureFixture[str]) -> None:
+    block = all_fenced("python", DOCS / "python.md")[0]
     assert_prints_as_promised(block, {ADDRESS: private_server.address}, capsys)
 
 
@@ -77,23 +83,29 @@ def test_the_database_page_has_every_migration_target() -> None:
     assert not [name for name in MIGRATION_TARGETS if f"make {name}" not in text]
 
 
-def test_links_between_the_pages_lead_somewhere() -> None:
+def test_links_between_the_pages_lead_to_a_file_and_a_heading() -> None:
     for page in PAGES:
-        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
-            assert "://" in link or (page.parent / link).exists(), f"{page.name}: {link}"
+        for link, heading in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", page.read_text()):
+            if "://" not in link:
+                target = page.parent / link if link else page
+                assert target.exists(), f"{page.name}: {link}"
+                assert not heading or heading in anchors(target), f"{page.name}: {link}#{heading}"
+
+
+def test_files_that_the_docs_name_exist() -> None:
+    """Decisions are history: they may name files that a later decision removed."""
+    for page in PAGES:
+        if page.parent.name != "decisions" and page.name != "CHANGELOG.md":
+            named = re.findall(r"`((?:alembic|benchmarks|deploy|service|tests)/[\w/.]+\w)`", page.read_text())
+            assert not [path for path in named if "NNNN" not in path and not (ROOT / path).exists()], page.name
 
 
 # --------------------------------------------------------------------------------------------------- tables
 
 
-def test_every_setting_is_described_with_its_default() -> None:
-    described = {row[0]: row[1] for row in rows(DOCS / "settings.md") if re.fullmatch("[A-Z_]+", row[0])}
-    assert described == {name.upper(): shown_default(name) for name in Settings.model_fields}
-
-
-def test_every_setting_is_described_once() -> None:
-    names = [row[0] for row in rows(DOCS / "settings.md")]
-    assert len(names) == len(set(names))
+def test_every_setting_is_described_once_with_its_default() -> None:
+    described = sorted((row[0], row[1]) for row in rows(DOCS / "settings.md"))
+    assert described == sorted((name.upper(), shown_default(name)) for name in Settings.model_fields)
 
 
 def test_the_env_example_names_only_what_is_read() -> None:
@@ -107,11 +119,6 @@ def test_the_env_example_names_only_what_is_read() -> None:
 def test_every_error_is_described_with_its_code_and_pushback() -> None:
     described = {(row[0], row[1], row[2]) for row in rows(DOCS / "errors.md") if len(row) == 5}
     assert described == {(error.reason, code.name, shown_pushback(error)) for error, code in CODES.items()}
-
-
-def test_every_error_class_has_a_code() -> None:
-    classes = {one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, PersonaeError)}
-    assert classes - {PersonaeError} == set(CODES)
 
 
 def test_every_reason_of_a_bad_field_is_described() -> None:
@@ -174,7 +181,7 @@ def test_the_image_copies_what_exists_and_is_not_ignored() -> None:
     for path in copied:
         assert (ROOT / path).exists(), path
         assert path.split("/")[0] in {one.split("/")[0] for one in allowed}, path
-    assert ignored[0] == "*", "everything is kept out but for what is named"
+    assert ignored[0] == "*", "everything is excluded except what is named"
     assert not allowed & {".git", ".venv", ".dev", "tests", ".env"}
 
 
@@ -207,7 +214,7 @@ def test_compose_publishes_on_this_machine_only() -> None:
 
 
 def test_compose_serves_with_tls_and_to_callers_only() -> None:
-    """What it sets is a server that asks who calls; its certificates are where they are made."""
+    """The composed server authenticates callers, and finds its certificates where `certs` makes them."""
     served = compose_environment("personae")
     settings = Settings(_env_file=None, **{name.lower(): value for name, value in served.items()})
     assert settings.has_tls
@@ -228,17 +235,24 @@ def all_fenced(language: str, page: Path) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as links name them."""
+    text = re.sub(r"^( *)```.*?^\1```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def assert_prints_as_promised(block: str, addresses: Mapping[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Run a block of Python against the servers at these addresses, by those in the docs."""
+    """Run a block of Python with the addresses in the docs replaced by those under test."""
     code = re.sub("|".join(map(re.escape, addresses)), lambda found: addresses[found[0]], block)
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, "docs/python.md", "exec"), {})
     promised = re.findall(r"print\(.*\)  # (.*)", block)
     assert promised
     assert capsys.readouterr().out.splitlines() == promised
 
 
 def rows(page: Path) -> Iterator[list[str]]:
-    """The rows of a page's tables whose first cell is code; a cell that is nothing but code loses its ticks."""
+    """The table rows of a page whose first cell is code. A cell that is only code loses its backticks."""
     for line in page.read_text().splitlines():
         if line.startswith("| `"):
             cells = re.split(r"(?<!\\)\|", line.strip().strip("|"))
@@ -246,7 +260,7 @@ def rows(page: Path) -> Iterator[list[str]]:
 
 
 def shown_default(name: str) -> str:
-    """The default of a setting as the page shows it."""
+    """The default of a setting as docs/settings.md shows it."""
     value = Settings.model_fields[name].default
     if value is None:
         return "unset"
@@ -254,7 +268,7 @@ def shown_default(name: str) -> str:
 
 
 def shown_pushback(error: type[PersonaeError]) -> str:
-    """The pushback of an error as the page shows it."""
+    """The pushback of an error as docs/errors.md shows it."""
     if error is errors.RateLimitedError:
         return "as told"
     if error.pushback_ms is None:
@@ -263,7 +277,7 @@ def shown_pushback(error: type[PersonaeError]) -> str:
 
 
 def violation_reasons() -> Iterator[str]:
-    """Every reason that the code gives for a bad field."""
+    """Every reason that the code uses for an invalid field."""
     yield errors.RequestIdReusedError.reason
     for path in (ROOT / "service").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -286,17 +300,17 @@ def compose_text() -> str:
 
 
 def compose_environment(service: str) -> dict[str, Any]:
-    """What a service gets, with nothing in .env."""
+    """The environment of a service with an empty .env."""
     block = compose_text().split(f"\n  {service}:\n")[1].split("\n\n")[0]
     found = re.findall(r'^      ([A-Z_]+): "?(.*?)"?$', block, re.MULTILINE)
     return {name: re.sub(r"\$\{[A-Z_]+:-(.*?)\}", r"\1", value) for name, value in found}
 
 
 def compose_variables() -> list[str]:
-    """What docker-compose.yml takes from the environment or .env."""
+    """The variables that docker-compose.yml reads from the environment or .env."""
     return re.findall(r"\$\{([A-Z_]+)", compose_text())
 
 
 def copies() -> list[str]:
-    """What the Dockerfile copies from the context."""
+    """The paths that the Dockerfile copies from the context."""
     return re.findall(r"^COPY (?!--from)(.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)

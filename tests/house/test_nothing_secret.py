@@ -36,7 +36,7 @@ def test_keys_are_looked_for(private_url: URL) -> None:
     for expected in (
         f"'caller': '{name}', 'key': '{key.key_id}'",
         "'reason': 'KEY_UNKNOWN'",
-        "The API key is nobody's.",
+        "There is no such API key.",
     ):
         assert expected in said
 

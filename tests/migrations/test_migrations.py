@@ -22,7 +22,7 @@ from tests.support.databases import Postgres, alembic_config, libpq_url, migrate
 from tests.support.factories import new_user
 from tests.support.servers import running
 
-PATIENCE: dict[str, Any] = {"lock_timeout": 5.0, "statement_timeout": 60.0, "connect_timeout": 5}
+PATIENCE: dict[str, Any] = {"lock_timeout": 5.0, "statement_timeout": 60.0, "connect_timeout": 60}
 
 
 def test_there_is_one_head_and_the_code_knows_it(private_url: URL) -> None:
@@ -134,18 +134,18 @@ def test_a_second_migrator_waits_its_turn(private_url: URL) -> None:
     def first() -> None:
         with migrating(private_url, wait=5, **PATIENCE):
             first_has_it.set()
-            first_may_go.wait(30)
+            first_may_go.wait(60)
 
     holder = threading.Thread(target=first)
     holder.start()
-    assert first_has_it.wait(30)
+    assert first_has_it.wait(60)
     with pytest.raises(MigratorBusyError), migrating(private_url, wait=0.01, **PATIENCE):
         pass
     first_may_go.set()
-    with migrating(private_url, wait=30, **PATIENCE) as connection:
+    with migrating(private_url, wait=60, **PATIENCE) as connection:
         assert connection.scalar(select(func.current_setting("lock_timeout"))) == "5s"
         assert connection.scalar(select(func.current_setting("statement_timeout"))) == "1min"
-    holder.join(30)
+    holder.join(60)
 
 
 def test_migrations_stand_alone() -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.engine import URL
 
 from personae.v1 import authentication_pb2 as pb
 from personae.v1 import credential_pb2, user_pb2
-from service.core.lockout import NO_ATTEMPTS, after, remaining
+from service.core.lockout import NO_FAILURES, after, remaining
 from service.core.lockout import Event as Tried
 from tests.support.clocks import MovableClock
 from tests.support.credentials import (
@@ -65,7 +65,7 @@ def winner_of(results: list[object]) -> int:
 def test_parallel_guesses_get_no_more_answers_than_the_schedule_has(racing: RunningServer) -> None:
     """64 wrong guesses at one moment: three are answered, 61 refused, three counted. And so on after each wait."""
     user = new_user(racing.users, password=PASSWORD)
-    expected = NO_ATTEMPTS
+    expected = NO_FAILURES
     for _ in range(3):
         now, allowed = racing.clock(), 0
         while not remaining(expected, now):

@@ -1,11 +1,11 @@
-"""What all callers are held in: read rarely, bounded against strangers, and silent when the database is."""
+"""The callers held in memory: when they are read, how often strangers cause reads, and what an outage does."""
 
 import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import grpc
 import pytest
@@ -13,10 +13,11 @@ from sqlalchemy import text
 from sqlalchemy.engine import URL
 
 from personae.v1 import credential_pb2
-from service.base.clock import monotonic
+from service.base.clock import monotonic, utc_now
 from service.base.errors import DatabaseUnavailableError
 from service.core.api_keys import NewKey
-from service.rpc.callers.directory import _EXTRA_LOADS, REFRESHES_PER_AGE, CallerDirectory
+from service.core.callers.index import Key
+from service.rpc.callers.directory import EXTRA_READS, READS_PER_MAX_AGE, CallerDirectory
 from service.server.wiring import caller_directory
 from tests.support.callers import LIST_USERS, PATIENCE, Operator, bearer, call, new_key, operating, told
 from tests.support.errors import fails
@@ -28,12 +29,12 @@ from tests.support.threads import at_once
 Code = grpc.StatusCode
 CHECK_PASSWORD = "/personae.v1.CredentialService/CheckPassword"
 CHECK = credential_pb2.CheckPasswordRequest(password=PASSWORD).SerializeToString()
-"""A request that needs no database: who is answered it was let in."""
+"""A request that needs no database: an answer means that the caller was identified."""
 TRIES = 5000
 
 
 def eventually(is_true: Callable[[], bool], what: str) -> None:
-    """Look again and again, so many times at most."""
+    """Wait until it is true, up to TRIES attempts."""
     pause = threading.Event()
     for _ in range(TRIES):
         if is_true():
@@ -43,7 +44,7 @@ def eventually(is_true: Callable[[], bool], what: str) -> None:
 
 
 def loads(proxy: PostgresProxy) -> int:
-    """How often all callers were read."""
+    """How often the callers were read."""
     return len([one for one in proxy.statements if "FROM caller_keys" in one])
 
 
@@ -81,7 +82,7 @@ class Proxied:
 
 
 class TestOutage:
-    """While the database cannot say who may call, nobody may; a while is the age that the operator has set."""
+    """While callers cannot be read, nobody may call, CALLER_CACHE_SECONDS after the last read."""
 
     AGE = 0.1
 
@@ -92,7 +93,7 @@ class TestOutage:
                 yield Proxied(server, proxy, operator)
 
     def test_nobody_may_call_and_everybody_again(self, proxied: Proxied) -> None:
-        """Known, unknown, revoked, without the scope: one answer, with pushback. Also of RPCs that need no database."""
+        """Known, unknown, revoked, without the scope: one answer, with pushback, even for RPCs without a query."""
         operator, proxy = proxied.operator, proxied.proxy
         key, idle = operator.create_with_key("credentials.check"), operator.create_with_key()
         revoked = operator.create_with_key("credentials.check")
@@ -126,7 +127,7 @@ class TestOutage:
             eventually(lambda: ask(sent) == expected, expected)  # noqa: B023  called at once
 
     def last_but(self, sent: str, ask: Callable[[str], str]) -> float:
-        """When the last call began that was not answered by DATABASE_UNAVAILABLE."""
+        """When the last call began that was not refused with DATABASE_UNAVAILABLE."""
         last = float("-inf")
         for _ in range(TRIES):
             began = monotonic()
@@ -143,7 +144,7 @@ class TestOutage:
         assert failure.error_metadata == {}
 
     def test_a_server_that_starts_without_a_database(self, private_url: URL) -> None:
-        """Lets nobody in, and everybody as soon as it is there."""
+        """It refuses all callers until the database is there."""
         with operating(private_url) as operator, PostgresProxy(private_url) as proxy:
             key = operator.create_with_key("credentials.check")
             proxy.refuse()
@@ -158,7 +159,7 @@ class TestOutage:
 
 class TestStrangers:
     def test_a_thousand_unknown_keys_cause_a_handful_of_looks(self, private_url: URL) -> None:
-        """A few at once and one a second, whoever asks; and a caller that is known notices nothing."""
+        """A burst and then one a second, however many ask; a known caller is not affected."""
         age, threads, each = 60, 8, 125
         with PostgresProxy(private_url) as proxy, operating(private_url) as operator:
             key = operator.create_with_key("users.read")
@@ -174,155 +175,121 @@ class TestStrangers:
 
                 assert at_once(threads, ask) == [{"KEY_UNKNOWN"}] * threads
                 elapsed = monotonic() - started
-                allowed = _EXTRA_LOADS + elapsed + 1 + elapsed / (age / REFRESHES_PER_AGE)
+                allowed = EXTRA_READS.burst + elapsed + 1 + elapsed / (age / READS_PER_MAX_AGE)
                 assert 1 <= loads(proxy) <= allowed
-                # And a key that is made after all that is known as soon as the next look is due.
+                # A key that is created after that is known as soon as the rate limit allows the next read.
                 late = operator.create_with_key("users.read")
                 eventually(lambda: told(server.channel, bearer(late)) == "OK", "a new key is known")
 
 
+def directory_of(url: URL, *, max_age: float = 60) -> CallerDirectory:
+    return caller_directory(settings_for(url, caller_cache_seconds=max_age), url)
+
+
+def find(directory: CallerDirectory, key: NewKey, *, seconds: float = PATIENCE) -> Key | None:
+    found = directory.find(lambda index: index.by_key_hash.get(key.key_hash), until=monotonic() + seconds)
+    return None if found is None else found.key
+
+
+def finds(directory: CallerDirectory, key: NewKey, *, seconds: float = PATIENCE) -> bool | None:
+    """Whether the directory knows a key; None while it cannot say."""
+    try:
+        return find(directory, key, seconds=seconds) is not None
+    except DatabaseUnavailableError:
+        return None
+
+
 class TestManyAtOnce:
-    @pytest.fixture
-    def proxy(self, private_url: URL) -> Iterator[PostgresProxy]:
-        with PostgresProxy(private_url) as found:
-            yield found
-
-    def directory(self, url: URL, *, age: float = 60) -> CallerDirectory:
-        return caller_directory(settings_for(url, caller_cache_seconds=age), url)
-
-    def test_one_reads_for_all(self, private_url: URL, proxy: PostgresProxy) -> None:
-        """64 threads that find nothing read yet: two statements, and 64 answers."""
-        with operating(private_url) as operator:
+    def test_one_read_serves_all(self, private_url: URL) -> None:
+        """64 calls before the first read: one read, and 64 answers."""
+        with operating(private_url) as operator, PostgresProxy(private_url) as proxy:
             key = operator.create_with_key("users.read")
-            name = operator.create("users.read", identities=["web.internal"])
-        directory = self.directory(proxy.proxied)
-        directory.start()
-        del proxy.statements[:]
-        directory._read_at = float("-inf")  # as if it had been read too long ago
+            directory = directory_of(proxy.proxied)
 
-        def ask(index: int) -> str:
-            if index % 2:
-                known = directory.key(key.key_hash, until=monotonic() + PATIENCE)
-                assert known is not None
-                return known.key_id
-            (found,) = directory.identities(["elsewhere.internal", "web.internal"], until=monotonic() + PATIENCE)
-            return found
-
-        assert set(at_once(64, ask)) == {key.key_id, name}
-        # Once more for those who asked while that was under way: they may know of something that it has not seen.
-        assert len([one for one in proxy.statements if "FROM caller_keys" in one]) in {1, 2}
-        assert directory.end(patience=PATIENCE)
-
-    def test_many_who_bring_a_new_key_at_once_are_all_known(self, private_url: URL) -> None:
-        """One look serves all who ask."""
-        with operating(private_url) as operator:
-            directory = self.directory(private_url)
-            directory.start()
-            key = operator.create_with_key("users.read")
-            found = at_once(64, lambda _: directory.key(key.key_hash, until=monotonic() + PATIENCE))
-            assert directory.end(patience=PATIENCE)
-        assert found.count(None) == 0
-
-    def test_nobody_queues_up_to_fail(self, private_url: URL) -> None:
-        """A database that does not answer: who waited while one tried is told what that one was, and tries no more."""
-        accepted: list[socket.socket] = []
-        with silent_server(accepted) as port:
-            directory = self.directory(private_url.set(host="127.0.0.1", port=port, query={"sslmode": "disable"}))
-
-            def ask(index: int) -> str:
-                if index == 0:
+            def ask(number: int) -> bool | None:
+                if number == 0:
                     directory.start()
-                    return "started"
-                with pytest.raises(DatabaseUnavailableError):
-                    directory.key(new_key().key_hash, until=monotonic() + PATIENCE)
-                return "told"
+                return finds(directory, key)
 
-            assert at_once(16, ask) == ["started"] + ["told"] * 15
+            assert at_once(64, ask) == [True] * 64
+            assert loads(proxy) == 1
             assert directory.end(patience=PATIENCE)
-        assert 1 <= len(accepted) <= 3  # not 15: one for those who ask, and one that was begun for who came late
 
-    def test_nobody_waits_once_one_has_failed(self, private_url: URL) -> None:
-        """A database that does not answer: calls are told so while the next reading hangs, and hold no thread."""
+    def test_a_new_key_is_known_to_all_who_bring_it_at_once(self, private_url: URL) -> None:
+        """They share the extra reads."""
+        with operating(private_url) as operator:
+            directory = directory_of(private_url)
+            directory.start()
+            key = operator.create_with_key("users.read")
+            assert at_once(64, lambda _: finds(directory, key)) == [True] * 64
+            assert directory.end(patience=PATIENCE)
+
+
+class TestHungDatabase:
+    def test_calls_are_refused_at_once(self, private_url: URL) -> None:
+        """A database that accepts connections and does not answer: many calls are refused during one attempt to read,
+        so they do not hold threads; and they cause no attempts of their own.
+        """
         accepted: list[socket.socket] = []
         with silent_server(accepted) as port:
-            directory = self.directory(private_url.set(host="127.0.0.1", port=port, query={"sslmode": "disable"}))
+            directory = directory_of(private_url.set(host="127.0.0.1", port=port, query={"sslmode": "disable"}))
             directory.start()
-            eventually(lambda: directory._is_failing, "a reading has failed")
+            assert at_once(16, lambda _: finds(directory, new_key())) == [None] * 16
 
-            def is_told_while_it_hangs() -> bool:
-                since = directory._reading_since
-                with pytest.raises(DatabaseUnavailableError):
-                    directory.key(new_key().key_hash, until=monotonic() + PATIENCE)
-                return since is not None and since == directory._reading_since
+            def are_refused_during_one_attempt() -> bool:
+                attempts = len(accepted)
+                assert [finds(directory, new_key()) for _ in range(20)] == [None] * 20
+                return attempts == len(accepted)
 
-            assert any(is_told_while_it_hangs() for _ in range(20))
+            assert any(are_refused_during_one_attempt() for _ in range(20))
             assert directory.end(patience=PATIENCE)
 
-    def test_nobody_waits_longer_than_the_caller(self, private_url: URL) -> None:
-        """A database that does not answer holds the thread that reads, and no call past its own time."""
+    def test_no_call_waits_beyond_its_deadline(self, private_url: URL) -> None:
+        """And when the database answers again, callers are known again."""
         with operating(private_url) as operator:
             key = operator.create_with_key("credentials.check")
-            directory = self.directory(private_url, age=0.1)
+            directory = directory_of(private_url, max_age=0.1)
             directory.start()
             with operator.changing() as session:
                 session.execute(text("LOCK TABLE callers IN ACCESS EXCLUSIVE MODE"))
-
-                def is_refused() -> bool:
-                    try:
-                        directory.key(key.key_hash, until=monotonic() + 0.05)
-                    except DatabaseUnavailableError:
-                        return True
-                    return False  # what was read before counts a moment longer
-
-                eventually(is_refused, "nobody is known")
-                assert is_refused()
-            eventually(
-                lambda: directory.key(key.key_hash, until=monotonic() + PATIENCE) is not None, "it is read again"
-            )
+                eventually(lambda: finds(directory, key, seconds=0.05) is None, "the key is unknown")
+            eventually(lambda: finds(directory, key) is True, "the key is known again")
             assert directory.end(patience=PATIENCE)
 
 
 class TestLastUse:
-    """When a key was last used is for people who clean up: known to the hour, at the cost of one write an hour."""
-
-    def used(self, operator: Operator, key: NewKey, name: str) -> object:
-        return next(one.last_used_at for one in operator.caller(name).keys if one.key_id == key.key_id)
+    """The last use of a key is stored with a precision of an hour, at the cost of one write an hour."""
 
     def test_is_written_once_an_hour(self, private_url: URL) -> None:
-        """However often it is used, and whatever for; the next hour writes it again."""
-        with PostgresProxy(private_url) as proxy, operating(private_url) as operator:
+        """However often the key is used."""
+        with operating(private_url) as operator:
             name = operator.create("users.read")
-            key, unused = operator.add_key(name), operator.add_key(name)
-            with running(proxy.proxied, caller_auth="required", caller_cache_seconds=0.1) as server:
+            key = operator.add_key(name)
+            directory = directory_of(private_url, max_age=2)
+            directory.start()
+            started_at = utc_now()
 
-                def use_and_have_all_read(times: int) -> None:
-                    for _ in range(times):
-                        eventually(lambda: told(server.channel, bearer(key)) == "OK", "it is used")
-                        told(server.channel, bearer(key), method=CHECK_PASSWORD, request=CHECK)
-                    directory = server.server._directory
-                    assert directory is not None
-                    directory.write_uses(server.database)  # as it is done in the background
-                    before = loads(proxy)
-                    eventually(lambda: loads(proxy) >= before + 2, "callers are read anew")
+            def known_key() -> Key:
+                found = find(directory, key)
+                assert found is not None
+                return found
 
-                use_and_have_all_read(1)
-                first = self.used(operator, key, name)
-                assert first is not None
-                server.clock.advance(timedelta(minutes=59))
-                use_and_have_all_read(50)
-                assert self.used(operator, key, name) == first
+            def stored_after_uses(*, at: timedelta) -> datetime | None:
+                for _ in range(50):
+                    directory.record_use(known_key(), started_at + at)
+                directory.write_uses(operator.database)
+                [stored] = operator.last_used_at(name)
+                eventually(lambda: known_key().last_used_at == stored, "what is stored is read")
+                return stored
 
-                server.clock.advance(timedelta(minutes=2))
-                use_and_have_all_read(50)
-                second = self.used(operator, key, name)
-                server.clock.advance(timedelta(minutes=30))
-                use_and_have_all_read(50)
-                assert second == self.used(operator, key, name)
-                assert second - first >= timedelta(hours=1)  # type: ignore[operator]  # both are times
-                assert self.used(operator, unused, name) is None
+            hour = timedelta(hours=1)
+            assert stored_after_uses(at=timedelta()) == started_at
+            assert stored_after_uses(at=hour - timedelta(minutes=1)) == started_at
+            assert stored_after_uses(at=hour + timedelta(minutes=1)) == started_at + hour + timedelta(minutes=1)
+            assert directory.end(patience=PATIENCE)
 
     def test_is_written_at_stop(self, private_url: URL) -> None:
-        """What has not been written by then. A refused key was not used."""
+        """What was not written before. A refused key was not used."""
         with operating(private_url) as operator:
             names = [operator.create("users.read") for _ in range(4)]
             keys = [operator.add_key(name, valid_for=timedelta(days=1)) for name in names[:3]]

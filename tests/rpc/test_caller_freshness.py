@@ -13,7 +13,8 @@ from cryptography import x509
 from sqlalchemy.engine import URL
 
 from service.base.clock import monotonic, utc_now
-from service.core.callers import remove_identity, revoke_all
+from service.core.api_keys import NewKey
+from service.core.callers.administration import remove_identity, revoke_all
 from tests.support.callers import (
     Operator,
     bearer,
@@ -32,147 +33,109 @@ CACHE_SECONDS = 0.5
 PROCESSES = 3
 POLLS = 5000
 LATE = "DATABASE_UNAVAILABLE"
-"""What is said where a machine has so much to do that reading the callers takes longer than it counts."""
-NEEDED = "SCOPE_MISSING users.read"
+"""The answer on a machine so busy that reading the callers takes longer than CACHE_SECONDS."""
 
 
 @dataclass(frozen=True)
-class Fleet:
-    """Several processes on one database, and an operator who tells none of them anything."""
+class Processes:
+    """Several server processes on one database, and an operator who notifies none of them."""
 
     operator: Operator
     channels: Sequence[grpc.Channel]
 
+    def require_change(self, key: NewKey, change: Callable[[], object], *, before: str, after: str) -> None:
+        """Make a change while each process is called all the time. No call that begins CACHE_SECONDS after the commit
+        is answered as before; nothing is timed: moments are compared, and all processes share the clock.
+        """
+        for channel_to_one in self.channels:
+            call_until(before, lambda: told(channel_to_one, bearer(key)), before="KEY_UNKNOWN")  # noqa: B023
+
+        def run(index: int) -> float:
+            if index < PROCESSES:
+                return call_until(after, lambda: told(self.channels[index], bearer(key)), before=before)
+            change()
+            return monotonic()
+
+        *last_before, committed_at = at_once(PROCESSES + 1, run)
+        assert all(last <= committed_at + CACHE_SECONDS for last in last_before)  # type: ignore[operator]
+
 
 @pytest.fixture(scope="module")
-def fleet(postgres: Postgres, template: str) -> Iterator[Fleet]:
+def processes(postgres: Postgres, template: str) -> Iterator[Processes]:
     with postgres.scratch(template=template) as url, operating(url) as operator, ExitStack() as stack:
         environment = {"DATABASE_URL": libpq_url(url), "CALLER_AUTH": "required"}
         environment["CALLER_CACHE_SECONDS"] = str(CACHE_SECONDS)
         servers = [stack.enter_context(process("serve", **environment)) for _ in range(PROCESSES)]
         channels = [stack.enter_context(connected(f"127.0.0.1:{server.port}")) for server in servers]
-        yield Fleet(operator, channels)
+        yield Processes(operator, channels)
         assert [server.end() for server in servers] == [0] * PROCESSES
 
 
-def call_until(changed: str, call: Callable[[], str], *, before: str) -> tuple[float, float]:
-    """Call until it ends in the new way. When the last call began that ended in the old way, and the one after it.
-
-    Between calls there is a pause; how long all takes is bounded by the number of the calls.
-    """
+def call_until(after: str, call: Callable[[], str], *, before: str) -> float:
+    """Call until the answer is the new one; when the last call began that got the old one."""
     pause = threading.Event()
     last = float("-inf")
     for _ in range(POLLS):
         began = monotonic()
-        ended = call()
-        if ended == changed:
-            assert {call() for _ in range(20)} <= {changed, LATE}  # and never the old way again
-            return last, began
-        assert ended in {before, LATE}
-        last = last if ended == LATE else began
+        answer = call()
+        if answer == after:
+            assert {call() for _ in range(20)} <= {after, LATE}  # and never the old one again
+            return last
+        assert answer in {before, LATE}
+        last = last if answer == LATE else began
         pause.wait(0.01)
     pytest.fail(f"still {before} after {POLLS} calls")
 
 
 class TestEveryProcess:
-    """What was changed is in force everywhere CACHE_SECONDS after its commit, however slow this machine is.
+    """A change is in force in every process CALLER_CACHE_SECONDS after its commit, however slow the machine is."""
 
-    A call that begins later is never answered by what was before: the moments are compared, nothing is timed. All
-    processes of a machine share the clock.
-    """
+    def test_a_revoked_key(self, processes: Processes) -> None:
+        """The other key of the caller goes on working."""
+        operator = processes.operator
+        name = operator.create("users.read")
+        key, other = operator.add_key(name), operator.add_key(name)
+        processes.require_change(key, lambda: operator.revoke(key), before="OK", after="KEY_REVOKED")
+        assert [told(found, bearer(other)) for found in processes.channels] == ["OK"] * PROCESSES
 
-    def changed(
-        self,
-        fleet: Fleet,
-        record: Callable[[str, object], None],
-        *,
-        change: Callable[[], object],
-        authorization: str,
-        before: str,
-        after: str,
-    ) -> None:
-        """Make a change while each process is called all the time."""
-        for channel_to_one in fleet.channels:
-            call_until(before, lambda: told(channel_to_one, authorization), before="KEY_UNKNOWN")  # noqa: B023
-
-        def run(index: int) -> tuple[float, float]:
-            if index == PROCESSES:
-                change()
-                return monotonic(), 0
-            return call_until(after, lambda: told(fleet.channels[index], authorization), before=before)
-
-        *seen, committed = [one for one in at_once(PROCESSES + 1, run) if not isinstance(one, grpc.RpcError)]
-        assert len(seen) == PROCESSES
-        assert all(last <= committed[0] + CACHE_SECONDS for last, _ in seen)
-        record(f"seconds until {before} was {after}", [round(first - committed[0], 3) for _, first in seen])
-
-    def test_a_revoked_key(self, fleet: Fleet, record_testsuite_property: Callable[[str, object], None]) -> None:
-        """One of two: the other goes on."""
-        name = fleet.operator.create("users.read")
-        key, other = fleet.operator.add_key(name), fleet.operator.add_key(name)
-        self.changed(
-            fleet,
-            record_testsuite_property,
-            change=lambda: fleet.operator.revoke(key),
-            authorization=bearer(key),
-            before="OK",
-            after="KEY_REVOKED",
-        )
-        assert [told(found, bearer(other)) for found in fleet.channels] == ["OK"] * PROCESSES
-
-    def test_a_revoked_caller(self, fleet: Fleet, record_testsuite_property: Callable[[str, object], None]) -> None:
+    def test_a_revoked_caller(self, processes: Processes) -> None:
         """Everything that it has."""
-        name = fleet.operator.create("users.read")
-        key = fleet.operator.add_key(name)
+        operator = processes.operator
+        name = operator.create("users.read")
+        key = operator.add_key(name)
 
         def revoke() -> None:
-            with fleet.operator.changing() as session:
+            with operator.changing() as session:
                 revoke_all(session, name, now=utc_now())
 
-        self.changed(
-            fleet, record_testsuite_property, change=revoke, authorization=bearer(key), before="OK", after="KEY_REVOKED"
-        )
+        processes.require_change(key, revoke, before="OK", after="KEY_REVOKED")
 
-    def test_a_withdrawn_scope(self, fleet: Fleet, record_testsuite_property: Callable[[str, object], None]) -> None:
-        """The key opens the rest as before."""
-        name = fleet.operator.create("users.read", "users.write")
-        key = fleet.operator.add_key(name)
-        self.changed(
-            fleet,
-            record_testsuite_property,
-            change=lambda: fleet.operator.change_scopes(name, remove=["users.read"]),
-            authorization=bearer(key),
-            before="OK",
-            after=NEEDED,
+    def test_a_withdrawn_scope(self, processes: Processes) -> None:
+        """And a granted one."""
+        operator = processes.operator
+        name = operator.create("users.read", "users.write")
+        key, needed = operator.add_key(name), "SCOPE_MISSING users.read"
+        withdraw, grant = (
+            lambda: operator.change_scopes(name, remove=["users.read"]),
+            lambda: operator.change_scopes(name, add=["users.read"]),
         )
-
-    def test_a_granted_scope(self, fleet: Fleet, record_testsuite_property: Callable[[str, object], None]) -> None:
-        """As soon as a withdrawn one."""
-        name = fleet.operator.create("users.write")
-        key = fleet.operator.add_key(name)
-        self.changed(
-            fleet,
-            record_testsuite_property,
-            change=lambda: fleet.operator.change_scopes(name, add=["users.read"]),
-            authorization=bearer(key),
-            before=NEEDED,
-            after="OK",
-        )
+        processes.require_change(key, withdraw, before="OK", after=needed)
+        processes.require_change(key, grant, before=needed, after="OK")
 
 
 class TestAtOnce:
-    """What was not there is looked for anew: nobody waits for the next time that everything is read, a minute off."""
+    """What is unknown is looked up again: a new key or identity does not wait for the next regular read."""
 
     def test_a_new_key(self, private_url: URL) -> None:
-        """Of a new caller, and a further one of a caller that is known."""
+        """Of a new caller, and another one of a known caller."""
         settings = {"caller_auth": "required", "caller_cache_seconds": 60}
         with running(private_url, **settings) as server, operating(private_url) as operator:
             name = operator.create("users.read")
             for _ in range(2):
                 assert told(server.channel, bearer(operator.add_key(name))) == "OK"
 
-    def test_a_new_name_in_certificates(self, private_url: URL, tmp_path: Path) -> None:
-        """And one that is nobody's any more opens nothing within the age that the operator has set."""
+    def test_a_new_identity(self, private_url: URL, tmp_path: Path) -> None:
+        """One that is removed is unknown within CALLER_CACHE_SECONDS."""
         ca, pair = new_ca(), Pair(tmp_path)
         pair.write(server_certificate(ca), ca)
         client = client_certificate(ca, x509.DNSName("new.internal"))
@@ -185,13 +148,13 @@ class TestAtOnce:
                 with operator.changing() as session:
                     remove_identity(session, name, "new.internal")
                 removed = monotonic()
-                last, _ = call_until("CERTIFICATE_UNKNOWN", lambda: told(found), before="OK")
+                last = call_until("CERTIFICATE_UNKNOWN", lambda: told(found), before="OK")
                 assert last <= removed + CACHE_SECONDS
 
 
 class TestForgotten:
-    def test_a_key_that_was_over_for_thirty_days(self, private_url: URL) -> None:
-        """Is told from one that never was until then, and not any more; its caller stays."""
+    def test_a_key_thirty_days_after_its_end(self, private_url: URL) -> None:
+        """It is then unknown; its caller stays."""
         with operating(private_url) as operator:
             revoked = operator.create_with_key("users.read")
             expired = operator.create_with_key("users.read", valid_for=timedelta(days=1))

@@ -1,4 +1,4 @@
-"""Starting a server that asks who calls, and one that does not: what an operator and a developer are told."""
+"""What the log says at start about the authentication of callers."""
 
 import contextlib
 import os
@@ -28,7 +28,7 @@ NOT_ASKED, NOBODY = "callers are not asked who they are", "nobody can call yet"
 
 
 def warnings(server: Process) -> list[dict[str, object]]:
-    """What a process warned of that ends well."""
+    """The warnings of a process, which must end without an error."""
     assert server.end() == 0
     server.close()
     lines = [orjson.loads(line) for line in server.lines if line.startswith("{")]
@@ -37,8 +37,8 @@ def warnings(server: Process) -> list[dict[str, object]]:
 
 class TestServe:
     @pytest.mark.parametrize("setting", ["Required", ""])
-    def test_asks_unless_it_is_told_not_to(self, private_url: URL, setting: str) -> None:
-        """And says so as long as there is nobody who could call."""
+    def test_requires_authentication_by_default(self, private_url: URL, setting: str) -> None:
+        """And warns while no caller can be identified."""
         with process("serve", DATABASE_URL=libpq_url(private_url), CALLER_AUTH=setting) as server:
             with connected(f"127.0.0.1:{server.port}") as channel:
                 assert told(channel) == "CREDENTIALS_MISSING"
@@ -46,8 +46,8 @@ class TestServe:
         assert warning["event"] == NOBODY
         assert "callers create" in str(warning["remedy"])
 
-    def test_is_silent_when_somebody_can_call(self, private_url: URL) -> None:
-        """By a key, or by a name in certificates alone."""
+    def test_does_not_warn_when_a_caller_exists(self, private_url: URL) -> None:
+        """With a key, or with a certificate identity alone."""
         for identities in ([], ["web.internal"]):
             with operating(private_url) as operator, structlog.testing.capture_logs() as log:
                 name = operator.create(identities=identities)
@@ -57,8 +57,8 @@ class TestServe:
                     pass
             assert [entry["event"] for entry in log if entry["log_level"] == "warning"] == []
 
-    def test_off_must_be_said_and_is_told(self, private_url: URL) -> None:
-        """Everybody is one caller then, who is named in the trail."""
+    def test_off_must_be_explicit_and_is_logged(self, private_url: URL) -> None:
+        """All calls are attributed to one caller, which the audit trail names."""
         with process("serve", DATABASE_URL=libpq_url(private_url), CALLER_AUTH="OFF") as server:
             with connected(f"127.0.0.1:{server.port}") as channel:
                 user = new_user(user_pb2_grpc.UserServiceStub(channel))
@@ -68,7 +68,7 @@ class TestServe:
         assert [(event.caller, event.user_id) for event in trail.events] == [("anonymous", user.id)]
 
     def test_bad_values_are_refused(self) -> None:
-        """All of them at once: none is taken for `off`."""
+        """All of them are reported, and none counts as `off`."""
         settings = {"CALLER_AUTH": "none", "CALLER_CACHE_SECONDS": "0", "INSECURE_PLAINTEXT_KEYS": "perhaps"}
         with process("serve", DATABASE_URL="postgresql://u@127.0.0.1/d", **settings) as server:
             assert server.process.wait(60) == 1
@@ -79,7 +79,7 @@ class TestServe:
         assert "Traceback" not in printed
 
     @pytest.mark.parametrize("value", ["0", "0.09", "-1", "60.1", "nan", "inf", "soon"])
-    def test_an_age_that_promises_too_much_or_too_little(self, value: str) -> None:
+    def test_a_cache_age_out_of_range(self, value: str) -> None:
         """A tenth of a second to a minute."""
         with pytest.raises(SettingsError, match="CALLER_CACHE_SECONDS"):
             load_settings(_env_file=None, caller_cache_seconds=value)
@@ -87,7 +87,7 @@ class TestServe:
 
 @dataclass
 class Developer:
-    """Somebody at a machine without a database, who starts a server and runs commands."""
+    """A developer on a machine without a database."""
 
     directory: Path
     log: list[dict[str, object]] = field(default_factory=list)
@@ -99,7 +99,7 @@ class Developer:
 
     @contextlib.contextmanager
     def running(self, caller_auth: str) -> Iterator[grpc.Channel]:
-        """The server of `make run`, which ends well. What it prints for people shows an email: it is not the log."""
+        """The server of `make run`. Its standard output shows an email and is not part of the log."""
         with subprocess.Popen(
             [sys.executable, "-m", "service", "dev"],
             cwd=ROOT,
@@ -120,14 +120,14 @@ class Developer:
         assert server.returncode == 0
 
     def create_caller(self) -> str:
-        """Make one with every scope; its key."""
+        """Create a caller with every scope; its key."""
         command = [sys.executable, "-m", "service", "callers", "create", "me", "--all-scopes"]
         done = subprocess.run(command, cwd=ROOT, env=self.environment(), capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     @property
     def warnings(self) -> list[dict[str, object]]:
-        """What the last server warned of."""
+        """The warnings of the last server."""
         return [line for line in self.log if line["level"] == "warning"]
 
     def _port(self, server: "subprocess.Popen[bytes]") -> int:
@@ -150,9 +150,9 @@ class TestDev:
         yield Developer(tmp_path / "dev")
         forget(tmp_path / "dev")
 
-    def test_is_open_to_this_machine_until_it_is_told_to_ask(self, developer: Developer) -> None:
-        """`make run`: everybody is `local`, which is said once. With CALLER_AUTH=required a key is needed, which the
-        next command makes.
+    def test_requires_authentication_only_when_told_to(self, developer: Developer) -> None:
+        """`make run`: all calls are attributed to `local`. With CALLER_AUTH=required a key is needed, which the
+        next command creates.
         """
         with developer.running("") as channel:
             user = new_user(user_pb2_grpc.UserServiceStub(channel))

@@ -1,6 +1,4 @@
-"""Who may not call gets nowhere, whatever they send: 10,000 generated requests for each RPC with PERSONAE_FULL=1, and
-500 in the daily run.
-"""
+"""Refused calls reach no feature: 500 generated requests for each RPC, and 10,000 with PERSONAE_FULL=1."""
 
 import os
 import random
@@ -18,12 +16,12 @@ from google.protobuf.message import Message
 from personae.v1 import user_pb2, user_pb2_grpc
 from service.core.api_keys import NewKey
 from service.db.models import Base
-from service.rpc.methods import ALL_SCOPES, SCOPES
+from service.rpc.methods import ALL_SCOPES, METHODS
 from service.rpc.servicers.audit import AuditServicer
 from service.rpc.servicers.authentication import AuthenticationServicer
 from service.rpc.servicers.credential import CredentialServicer
 from service.rpc.servicers.user import UserServicer
-from service.server.registration import METHODS
+from service.server.wiring import SERVED_METHODS
 from tests.support.callers import PATIENCE, REFUSALS, REQUESTS, Operator, bearer, keyed, naming, operating, told
 from tests.support.databases import Postgres
 from tests.support.factories import PASSWORD, new_user
@@ -50,11 +48,11 @@ HOSTILE = (
 )
 INTEGERS = (0, 1, 2, -1, 2**31 - 1, -(2**31))
 SILENT = {"SELECT 1", "BEGIN", "COMMIT"}
-"""Statements that say nothing: whose they are the others tell."""
+"""Statements that belong to no feature by themselves."""
 LOOKS = re.compile(
     r"(FROM|UPDATE) caller_keys|FROM caller_identities|pg_is_in_recovery|SET LOCAL synchronous_commit = off$"
 )
-"""Looks at callers, the writing down of when their keys were used, and looks at the health of the database."""
+"""Reads of callers, writes of the last use of keys, and health checks of the database."""
 Outcome = tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]
 
 
@@ -85,13 +83,13 @@ def hostile(made: Message, chance: random.Random, depth: int = 3) -> Message:
 
 
 def damaged(data: bytes, chance: random.Random) -> bytes:
-    """A message with a byte changed, or cut off."""
+    """A message with a changed byte, or truncated."""
     place = chance.randrange(len(data) + 1)
     return data[:place] if chance.random() < 0.5 else data[:place] + chance.randbytes(1) + data[place + 1 :]
 
 
 def requests(method: str, users: Sequence[user_pb2.User]) -> list[bytes]:
-    """Random bytes, hostile messages, and good requests about these users, whole and damaged; always the same."""
+    """Random bytes, hostile messages, and valid requests about these users, also damaged; deterministic."""
     chance = random.Random(method)
     made = [chance.randbytes(chance.randrange(200)) for _ in range(DISTINCT)]
     made += [hostile(REQUESTS[method](), chance).SerializeToString() for _ in range(DISTINCT)]
@@ -103,7 +101,7 @@ def requests(method: str, users: Sequence[user_pb2.User]) -> list[bytes]:
 
 
 def flood(channels: Sequence[grpc.Channel], method: str, data: Sequence[bytes], metadata: Any) -> Counter[Outcome]:
-    """Send all of these; how often it ended how, but for the ids of the calls."""
+    """Send all of these; how often each outcome occurred, without the request ids."""
     calls: list[Any] = [channel.unary_unary(method) for channel in channels]
     ended: Counter[Outcome] = Counter()
     for start in range(0, len(data), AT_ONCE):
@@ -130,7 +128,7 @@ def counting(method: str, reached: Counter[str], function: Callable[..., Any]) -
 
 @dataclass(frozen=True)
 class Attacked:
-    """A server that counts what reaches its servicers, with a proxy that sees what reaches the database."""
+    """A server that counts calls of its servicers, with a proxy that records statements."""
 
     server: RunningServer
     proxy: PostgresProxy
@@ -140,14 +138,14 @@ class Attacked:
     everything: NewKey
     all_but: dict[str, NewKey]
     users: Sequence[user_pb2.User]
-    """One that there is, and one that there is not."""
+    """An existing one and an unknown one."""
 
     def feature_statements(self) -> list[str]:
-        """What was sent to the database, but for what the server does by itself."""
+        """The statements that the server did not send by itself."""
         return [one for one in self.proxy.statements if one not in SILENT and not LOOKS.search(one)]
 
     def rows(self) -> dict[str, list[str]]:
-        """Everything that is stored, but when keys were used."""
+        """All rows, but for the last use of keys."""
         with self.operator.database.engine.connect() as connection:
             return {
                 table: list(connection.exec_driver_sql(f"SELECT t::text FROM {table} t ORDER BY 1").scalars())
@@ -158,10 +156,10 @@ class Attacked:
 
 @pytest.fixture(scope="module")
 def reached() -> Iterator[Counter[str]]:
-    """How often the function behind each RPC has been entered. Each runs as ever."""
+    """How often the function behind each RPC was entered."""
     counted: Counter[str] = Counter()
     with pytest.MonkeyPatch.context() as patch:
-        for method in METHODS:
+        for method in SERVED_METHODS:
             _, service, name = method.replace("/", ".").rsplit(".", 2)
             servicer = SERVICERS[service]
             patch.setattr(servicer, name, counting(method, counted, getattr(servicer, name)))
@@ -189,14 +187,14 @@ def attacked(postgres: Postgres, template: str, reached: Counter[str]) -> Iterat
 # ------------------------------------------------------------------------------------------------- what comes of it
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SERVED_METHODS)
 def test_generated_requests_get_nowhere(attacked: Attacked, method: str) -> None:
-    """Half without credentials, half with a key that opens every other RPC: one answer each to all of them, to the
-    byte, so that it says nothing of what was asked for; no feature is entered, no row looked at, none written.
+    """Half without credentials, half with a key for every other RPC: all get the same answer, to the byte, so that
+    it reveals nothing; no feature is entered, no row is read or written.
     """
     distinct = requests(method, attacked.users)
     data = [distinct[index % len(distinct)] for index in range(COUNT // 2)]
-    key = bearer(attacked.all_but[SCOPES[method]])
+    key = bearer(attacked.all_but[METHODS[method].scope])
     before = attacked.rows()
     attacked.reached.clear()
     del attacked.proxy.statements[:]
@@ -208,19 +206,23 @@ def test_generated_requests_get_nowhere(attacked: Attacked, method: str) -> None
     assert attacked.rows() == before
     for ended, code, message in (
         (unknown, grpc.StatusCode.UNAUTHENTICATED, REFUSALS["CREDENTIALS_MISSING"]),
-        (known, grpc.StatusCode.PERMISSION_DENIED, f"The caller has not been granted the scope {SCOPES[method]}."),
+        (
+            known,
+            grpc.StatusCode.PERMISSION_DENIED,
+            f"The caller has not been granted the scope {METHODS[method].scope}.",
+        ),
     ):
         [((was, said, trailers), count)] = ended.items()
         assert (was, said, count) == (code, message, COUNT // 2)
         assert [name for name, _ in trailers] == ["grpc-status-details-bin"]
         WITNESS.hear(said, trailers)
-    # What has counted nothing counts all the same: who may call does get there.
+    # The counters do work: a call with every scope is counted.
     told(attacked.server.channel, bearer(attacked.everything), method=method, request=naming(method, user_pb2.User()))
     assert attacked.reached == {method: 1}
 
 
 def test_what_a_feature_does_would_be_seen(attacked: Attacked) -> None:
-    """Statements and rows: the test above can fail."""
+    """Statements and rows are seen: the test above can fail."""
     before = attacked.rows()
     del attacked.proxy.statements[:]
     call = "/personae.v1.AuthenticationService/Authenticate"

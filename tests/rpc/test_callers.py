@@ -1,4 +1,4 @@
-"""Who calls is asked first, of every RPC; and each RPC needs its scope, whatever else a caller may."""
+"""Every RPC identifies its caller first, and then requires its scope."""
 
 import re
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from personae.v1 import user_pb2, user_pb2_grpc
 from service.core.api_keys import KEY_PATTERN, NewKey
-from service.rpc.methods import ALL_SCOPES, SCOPES
+from service.rpc.methods import ALL_SCOPES, METHODS
 from service.rpc.pipeline.status import CODES
-from service.server.registration import METHODS
+from service.server.wiring import SERVED_METHODS
 from tests.support.callers import REFUSALS, Operator, bearer, call, connected, keyed, naming, new_key, operating, told
 from tests.support.databases import Postgres
 from tests.support.errors import fails
@@ -26,12 +26,12 @@ GET_USER = "/personae.v1.UserService/GetUser"
 MALFORMED = b"\xff"
 BIG = b"\x0a" * (3 * 1024 * 1024)
 IS_READ = "MALFORMED_MESSAGE"
-"""What is said of MALFORMED to who may call: nobody else's bytes are read."""
+"""The answer to MALFORMED for a caller that may call: other requests are not parsed."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """A server that asks who calls, and callers that it knows."""
+    """A server that requires authentication, and its callers."""
 
     server: RunningServer
     operator: Operator
@@ -58,10 +58,10 @@ def served(postgres: Postgres, template: str) -> Iterator[Served]:
 
 
 class TestScopes:
-    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("method", SERVED_METHODS)
     def test_each_rpc_needs_its_own(self, served: Served, method: str) -> None:
-        """All others together do not open it; it alone does. And who lacks it is told which it is."""
-        scope = SCOPES[method]
+        """All other scopes together do not suffice, it alone does; the error names it."""
+        scope = METHODS[method].scope
 
         for request in (MALFORMED, b"", naming(method, served.user)):
             assert told(served.channel, bearer(served.all_but[scope]), method=method, request=request) == (
@@ -73,19 +73,8 @@ class TestScopes:
         assert told(served.channel, bearer(served.only[scope]), method=method, request=MALFORMED) == IS_READ
         assert told(served.channel, bearer(served.everything), method=method, request=MALFORMED) == IS_READ
 
-    @pytest.mark.parametrize("scope", sorted(ALL_SCOPES))
-    def test_one_scope_opens_no_rpc_of_another(self, served: Served, scope: str) -> None:
-        """Seen from the side of the scope: exactly the RPCs of its rows."""
-        opened = {
-            method
-            for method in METHODS
-            if told(served.channel, bearer(served.only[scope]), method=method, request=MALFORMED) == IS_READ
-        }
-
-        assert opened == {method for method, needed in SCOPES.items() if needed == scope}
-
     def test_who_pressed_the_button_is_no_permission(self, served: Served) -> None:
-        """An acting user is asked for after the scope, and opens nothing."""
+        """The acting user is read after the scope is checked, and grants nothing."""
         for acting in (str(served.user.id), "not an id"):
             metadata = [("x-acting-user-id", acting)]
             key = bearer(served.all_but["users.read"])
@@ -95,32 +84,26 @@ class TestScopes:
         metadata = [("x-acting-user-id", "not an id")]
         assert told(served.channel, bearer(served.only["users.read"]), metadata=metadata) == "INVALID_FIELDS"
 
-    def test_a_name_of_a_caller_in_metadata_is_nobody_s_business(self, served: Served) -> None:
-        """What proxies in front may add opens nothing."""
+    def test_other_metadata_identifies_nobody(self, served: Served) -> None:
+        """Headers that proxies may add identify nobody."""
         for name in ("x-caller", "x-forwarded-client-cert", "x-spiffe-id", "grpc-caller", "x-authorization"):
             assert told(served.channel, metadata=[(name, bearer(served.everything))]) == "CREDENTIALS_MISSING"
 
 
 class TestStrangers:
-    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("method", SERVED_METHODS)
     def test_are_answered_before_anything_is_read(self, served: Served, method: str) -> None:
-        """Malformed, huge, empty, invalid, about somebody and about nobody: one answer."""
+        """Malformed, huge, empty, invalid, about an existing user or not: one answer."""
         nobody = user_pb2.User(id=2**40, email="nobody@example.com", username="nobody")
         requests = (MALFORMED, BIG, b"", naming(method, user_pb2.User()), naming(method, nobody))
 
         for request in (*requests, naming(method, served.user)):
             assert told(served.channel, method=method, request=request) == "CREDENTIALS_MISSING"
             assert told(served.channel, "Bearer", method=method, request=request) == "KEY_MALFORMED"
+            assert told(served.channel, bearer(new_key()), method=method, request=request) == "KEY_UNKNOWN"
 
-    def test_are_told_the_same_of_keys_that_open_nothing(self, served: Served) -> None:
-        """Whatever they ask for: the key decides, and nothing that the request says."""
-        unknown = bearer(new_key())
-        for method in METHODS[:3]:
-            for request in (MALFORMED, BIG, naming(method, served.user)):
-                assert told(served.channel, unknown, method=method, request=request) == "KEY_UNKNOWN"
-
-    def test_may_ask_for_health_and_what_there_is(self, served: Served) -> None:
-        """Where reflection is on: balancers and tools bring no key."""
+    def test_may_call_health_and_reflection(self, served: Served) -> None:
+        """Load balancers and tools bring no key. Reflection only where it is on."""
         health = health_pb2_grpc.HealthStub(served.channel)
         assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
         reflection = served.channel.stream_stream(
@@ -131,8 +114,8 @@ class TestStrangers:
         requests = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
         assert list(reflection(requests, timeout=60))
 
-    def test_hear_nothing_of_methods_that_there_are_not(self, served: Served) -> None:
-        """GRPC's own answer, the same with and without a key."""
+    def test_get_grpc_s_answer_for_unknown_methods(self, served: Served) -> None:
+        """GRPC answers, with and without a key alike."""
         for sent in ([], [bearer(served.everything)]):
             with pytest.raises(grpc.RpcError) as caught:
                 call(served.channel, *sent, method="/personae.v1.UserService/Nothing")
@@ -140,7 +123,7 @@ class TestStrangers:
 
 
 class TestLog:
-    """One line for each call says who called with which key; none says the key."""
+    """One line for each call names the caller and the id of its key, never the key."""
 
     def lines(self, served: Served, *authorization: str, method: str = GET_USER) -> list[dict[str, object]]:
         with structlog.testing.capture_logs() as log:
@@ -153,7 +136,7 @@ class TestLog:
         ]
 
     def test_of_a_caller(self, served: Served) -> None:
-        """Refused for the lack of a scope, or not."""
+        """Whether or not it has the scope."""
         for key, code, reason in (
             (served.only["users.read"], "INVALID_ARGUMENT", "INVALID_FIELDS"),
             (served.nothing, "PERMISSION_DENIED", "SCOPE_MISSING"),
@@ -164,7 +147,7 @@ class TestLog:
             assert line == {"code": code, "key": key.key_id, "reason": reason}
 
     def test_of_nobody(self, served: Served) -> None:
-        """Of a key that was sent its public id at the most: an operator must know which one to revoke."""
+        """At most the public id of a key: an operator must know which one to revoke."""
         unknown = new_key()
         for sent, reason in (
             ([], "CREDENTIALS_MISSING"),
@@ -178,7 +161,7 @@ class TestLog:
             ]
 
     def test_of_answers(self, served: Served) -> None:
-        """No answer repeats what was sent: not in its message, nor in its details or trailers."""
+        """No answer repeats the key: not in its message, details or trailers."""
         with connected(served.server.address) as channel:
             stub = user_pb2_grpc.UserServiceStub(channel)
             for sent in (bearer(new_key()), bearer(served.nothing), bearer(served.nothing)[:-3]):
@@ -187,8 +170,8 @@ class TestLog:
                 assert sent.rsplit("_", 1)[1] not in str(failure)
 
 
-def test_no_other_reason_is_told_to_strangers() -> None:
-    """What these tests know of is all that there is: who adds a reason comes by here."""
+def test_there_is_no_other_reason() -> None:
+    """A new reason has to be added to these tests."""
     told_to_strangers = {kind.reason for kind, code in CODES.items() if code is Code.UNAUTHENTICATED}
     assert told_to_strangers == {*REFUSALS, "INVALID_CREDENTIALS"}
     assert [kind.reason for kind, code in CODES.items() if code is Code.PERMISSION_DENIED] == ["SCOPE_MISSING"]

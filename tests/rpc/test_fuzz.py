@@ -8,7 +8,7 @@ from google.protobuf import descriptor, message_factory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.server.registration import METHODS, SERVICES
+from service.server.wiring import SERVED_METHODS, SERVICES
 from tests.support.errors import failure_of
 from tests.support.servers import RunningServer
 from tests.support.waiting import PATIENCE
@@ -110,7 +110,7 @@ REQUESTS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SERVED_METHODS)
 def test_generated_requests(server: RunningServer, method: str) -> None:
     """Whatever the fields or the bytes are, the answer is one that callers know."""
     requests = messages(REQUESTS[method]).map(lambda request: bytes(request.SerializeToString()))

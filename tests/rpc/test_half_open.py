@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -13,12 +12,11 @@ from sqlalchemy.engine import URL
 
 from benchmarks import http2
 from personae.v1 import authentication_pb2, user_pb2
-from service.base.clock import monotonic
-from service.rpc.pipeline.request_reader import PROMPT_SECONDS, take_message
 from tests.support.callers import PATIENCE, operating
 from tests.support.errors import failure_of
 from tests.support.factories import PASSWORD, new_user, unique_name
 from tests.support.servers import RunningServer, running
+from tests.support.waiting import until
 from tests.support.witness import WITNESS
 
 Code = grpc.StatusCode
@@ -27,7 +25,7 @@ AUTHENTICATE = "/personae.v1.AuthenticationService/Authenticate"
 CREATE_USER = "/personae.v1.UserService/CreateUser"
 CHECK = "/grpc.health.v1.Health/Check"
 WATCH = "/grpc.health.v1.Health/Watch"
-LATE = (Code.DEADLINE_EXCEEDED, "REQUEST_LATE")
+CANCELLED = (Code.CANCELLED, "")
 MANY = 40
 """More than there are threads of any kind on the servers below."""
 
@@ -77,6 +75,8 @@ def outcome(call: Any) -> tuple[grpc.StatusCode, str]:
     """How a call ended."""
     if call.exception(timeout=PATIENCE) is None:
         return Code.OK, ""
+    if call.code() is Code.CANCELLED:
+        return Code.CANCELLED, ""
     failure = failure_of(call)
     return failure.code, failure.reason
 
@@ -130,61 +130,55 @@ class TestStrangers:
 class TestCallers:
     @pytest.mark.parametrize("method", [GET_USER, AUTHENTICATE])
     def test_hold_half_of_the_threads_at_most(self, narrow: RunningServer, method: str) -> None:
-        """The others answer as if nothing was. Who is too many is pushed back, who waits is answered in the end."""
+        """When others need a thread, the call that has waited longest for its message is cancelled."""
         user = new_user(narrow.users, password=PASSWORD)
         sign_in = authentication_pb2.AuthenticateRequest(user_id=user.id, password=PASSWORD)
         request = get(user) if method == GET_USER else sign_in
-        ended = threading.Semaphore(0)
         with half_open(narrow.address) as slow:
-            calls = slow.open(method, MANY, body=request.SerializeToString())
-            for call in calls:
-                call.add_done_callback(lambda _: ended.release())
+            calls = slow.open(method, 12, body=request.SerializeToString())
             for _ in range(20):
                 assert narrow.users.GetUser(get(user), timeout=PATIENCE) == user
                 assert narrow.authentication.Authenticate(sign_in, timeout=PATIENCE).user == user
-            for _ in range(MANY // 2):
-                assert ended.acquire(timeout=PATIENCE)
             slow.end()
-            outcomes = [outcome(call) for call in calls]
+            outcomes = {outcome(call) for call in calls}
 
-        refused = [failure_of(call) for call in calls if call.code() is Code.RESOURCE_EXHAUSTED]
-        assert len(refused) >= MANY // 2
-        assert set(outcomes) <= {(Code.RESOURCE_EXHAUSTED, "SLOW_REQUESTS"), (Code.OK, ""), LATE}
-        assert {one.trailers["grpc-retry-pushback-ms"] for one in refused} == {"500"}
+        assert outcomes <= {CANCELLED, (Code.OK, ""), (Code.RESOURCE_EXHAUSTED, "HASHING_BUSY")}
 
-    def test_do_not_wait_for_ever(self, narrow: RunningServer) -> None:
-        """Neither as long as their own deadline nor as long as RPC_TIMEOUT; the thread is free then."""
+    def test_are_not_waited_for_as_long_as_their_deadline(self, narrow: RunningServer) -> None:
+        """The call is cancelled after five seconds, and the log says why."""
         user = new_user(narrow.users)
+        request_id = unique_name()
         with half_open(narrow.address) as slow:
-            calls = [*slow.open(GET_USER, 2), *slow.open(AUTHENTICATE, 1, timeout=PATIENCE)]
-            assert {outcome(call) for call in calls} == {LATE}
-            assert "5 seconds" in failure_of(calls[0]).message
-
+            metadata = (("x-request-id", request_id),)
+            calls = [*slow.open(GET_USER, 1, metadata=metadata), *slow.open(AUTHENTICATE, 1, timeout=PATIENCE)]
+            assert {outcome(call) for call in calls} == {CANCELLED}
             assert narrow.users.GetUser(get(user), timeout=PATIENCE) == user
+        assert "'reason': 'REQUEST_LATE'" in line_of(request_id)
 
     def test_the_deadline_may_be_earlier(self, private_url: URL) -> None:
-        """That of the server is told by the server; that of the caller, the caller's gRPC knows by itself."""
-        with running(private_url, rpc_timeout=0.2) as server, half_open(server.address) as slow:
-            [ours] = slow.open(GET_USER, 1)
+        """That of the caller ends the call in the caller's gRPC."""
+        with running(private_url) as server, half_open(server.address) as slow:
             [theirs] = slow.open(GET_USER, 1, timeout=0.1)
-
-            assert outcome(ours) == (Code.DEADLINE_EXCEEDED, "DEADLINE_OVER")
             assert theirs.exception(timeout=PATIENCE).code() is Code.DEADLINE_EXCEEDED
 
     def test_who_leaves_is_noted(self, server: RunningServer) -> None:
         """As what it was: neither a failure of the server nor a call that was answered."""
         request_id = unique_name()
+        reader = server.server.components.readers[0]
         with half_open(server.address) as slow:
             [call] = slow.open(GET_USER, 1, metadata=(("x-request-id", request_id),))
-            wait_until_slow(server)
+            until(lambda: reader.waiting == 1)
             call.cancel()
-            give_up_at = monotonic() + PATIENCE
-            while not (lines := [text for text in list(WITNESS.said) if request_id in text]):
-                assert monotonic() < give_up_at
-
-        [line] = lines
+            line = line_of(request_id)
         assert "'code': 'CANCELLED'" in line
         assert "'reason': 'CALLER_GONE'" in line
+
+
+def line_of(request_id: str) -> str:
+    """The access log line of a call, once it is there."""
+    until(lambda: any(request_id in text for text in list(WITNESS.said)))
+    [line] = [text for text in list(WITNESS.said) if request_id in text]
+    return line
 
 
 class TestMessages:
@@ -194,7 +188,7 @@ class TestMessages:
         whole = http2.message(get(user).SerializeToString())
         with closing(http2.Connection(server.address, timeout=PATIENCE)) as connection:
             connection.send(http2.call(GET_USER, stream=1), http2.frame(http2.DATA, whole[:-2], stream=1))
-            wait_until_slow(server)
+            until(lambda: server.server.components.readers[0].waiting == 1)
             connection.send(http2.frame(http2.DATA, whole[-2:], flags=http2.END_STREAM, stream=1))
 
             answer = next(payload for kind, _, _, payload in connection.frames() if kind == http2.DATA)
@@ -219,24 +213,3 @@ class TestMessages:
         requests = iter([get(user).SerializeToString(), b"\xff"])
 
         assert user_pb2.User.FromString(call(requests, timeout=PATIENCE)) == user
-
-    def test_one_that_comes_as_the_wait_ends(self) -> None:
-        """Its notification found nobody waiting: it is seen all the same."""
-
-        class Requests:
-            _state = SimpleNamespace(condition=threading.Condition())
-
-            def _raise_or_start_receive_message(self) -> None:
-                """As gRPC's iterator; nothing will ever notify."""
-
-            def _look_for_request(self) -> bytes:
-                return b"here"
-
-        assert take_message(Requests(), monotonic() + PATIENCE) == b"here"
-
-
-def wait_until_slow(server: RunningServer) -> None:
-    """Until a call that has begun has waited for longer than any whose message came with it."""
-    user, give_up_at = new_user(server.users), monotonic() + 3 * PROMPT_SECONDS
-    while monotonic() < give_up_at:
-        server.users.GetUser(get(user))

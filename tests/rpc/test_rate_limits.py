@@ -8,7 +8,7 @@ from sqlalchemy.engine import URL
 
 from personae.v1 import credential_pb2, user_pb2
 from service.base.settings import Settings
-from service.core.callers import change_rate
+from service.core.callers.administration import change_rate
 from service.core.token_bucket import Rate
 from tests.support.callers import Operator, bearer, call, new_key, operating, told
 from tests.support.credentials import rows_of

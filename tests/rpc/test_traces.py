@@ -1,6 +1,8 @@
 """Traces as a collector gets them over OTLP, and what a collector that is away does to calls."""
 
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -9,16 +11,23 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from sqlalchemy.engine import URL
 
 from personae.v1 import authentication_pb2, user_pb2
-from tests.support.collectors import collecting
+from tests.support.collectors import Collector, collecting
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, new_user
 from tests.support.scrapes import free_port
-from tests.support.servers import running
+from tests.support.servers import RunningServer, running
 from tests.support.witness import WITNESS
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"
 GET_USER = "personae.v1.UserService/GetUser"
+
+
+@contextmanager
+def traced(url: URL) -> Iterator[tuple[RunningServer, Collector]]:
+    """A server that traces; its collector has all spans when the block is left."""
+    with collecting() as collector, running(url, otel_exporter_otlp_traces_endpoint=collector.endpoint) as server:
+        yield server, collector
 
 
 def attributes(of: Any) -> dict[str, Any]:
@@ -41,13 +50,11 @@ def from_caller(flags: str, request_id: str = "") -> tuple[tuple[str, str | byte
 def test_a_call_is_part_of_its_caller_s_trace(private_url: URL) -> None:
     """Its span has the caller's as parent, and every statement has the call's; both are named as in the conventions."""
     request_id = uuid.uuid4().hex
-    with collecting() as collector:
-        with running(private_url, otel_exporter_otlp_endpoint=collector.endpoint) as server:
-            user = new_user(server.users)
-            server.users.GetUser(get_user(user), metadata=from_caller("01", request_id))
-        spans = [span for span in collector.spans if span.trace_id.hex() == TRACE]
+    with traced(private_url) as (server, collector):
+        user = new_user(server.users)
+        server.users.GetUser(get_user(user), metadata=from_caller("01", request_id))
 
-    call, statement = spans
+    call, statement = (span for span in collector.spans if span.trace_id.hex() == TRACE)
     assert (call.name, call.kind, call.parent_span_id.hex()) == (GET_USER, Span.SPAN_KIND_SERVER, PARENT)
     assert call.trace_state == "shop=1"
     assert call.status.code == Status.STATUS_CODE_UNSET
@@ -63,26 +70,24 @@ def test_a_call_is_part_of_its_caller_s_trace(private_url: URL) -> None:
     assert statement.parent_span_id == call.span_id != statement.span_id
     assert call.start_time_unix_nano <= statement.start_time_unix_nano
     assert statement.start_time_unix_nano < statement.end_time_unix_nano <= call.end_time_unix_nano
-    said = attributes(statement)
-    assert (said["db.system.name"], said["db.operation.name"]) == ("postgresql", "SELECT")
-    assert said["db.query.text"].startswith("SELECT users.id")
+    found = attributes(statement)
+    assert (found["db.system.name"], found["db.operation.name"]) == ("postgresql", "SELECT")
+    assert found["db.query.text"].startswith("SELECT users.id")
     resource = attributes(collector.groups[0].resource)
     assert (resource["service.name"], resource["service.version"]) == ("personae", "0.1.0")
 
 
 def test_a_sign_in_shows_its_hash_and_no_secret(private_url: URL) -> None:
     """Every statement and the hash are parts of the call; nothing that was typed is in any of them."""
-    with collecting() as collector:
-        with running(private_url, otel_exporter_otlp_traces_endpoint=collector.endpoint) as server:
-            user = new_user(server.users, password=PASSWORD)
-            sign_in = authentication_pb2.AuthenticateRequest(identifier=user.email, password=PASSWORD)
-            server.authentication.Authenticate(sign_in)
-            wrong = authentication_pb2.AuthenticateRequest(identifier=user.email, password="never said aloud")
-            fails(server.authentication.Authenticate, wrong)
-        spans = collector.spans
+    with traced(private_url) as (server, collector):
+        user = new_user(server.users, password=PASSWORD)
+        sign_in = authentication_pb2.AuthenticateRequest(identifier=user.email, password=PASSWORD)
+        server.authentication.Authenticate(sign_in)
+        wrong = authentication_pb2.AuthenticateRequest(identifier=user.email, password="never said aloud")
+        fails(server.authentication.Authenticate, wrong)
 
-    good, bad = (span for span in spans if span.name.endswith("/Authenticate"))
-    parts = [span for span in spans if span.parent_span_id == good.span_id]
+    good, bad = (span for span in collector.spans if span.name.endswith("/Authenticate"))
+    parts = [span for span in collector.spans if span.parent_span_id == good.span_id]
     assert [span.name for span in parts] == ["SELECT", "SELECT", "hash", "SELECT", "SELECT", "INSERT"]
     assert {span.trace_id for span in parts} == {good.trace_id} != {bad.trace_id}
     assert not good.parent_span_id
@@ -95,50 +100,60 @@ def test_a_sign_in_shows_its_hash_and_no_secret(private_url: URL) -> None:
 
 
 def test_faults_of_the_server_are_errors(private_url: URL) -> None:
-    """And so is the statement that failed, by its SQLSTATE, without the driver's text."""
-    with collecting() as collector:
-        with running(private_url, otel_exporter_otlp_endpoint=collector.endpoint) as server:
-            user = new_user(server.users)
-            with server.database.engine.begin() as connection:
-                connection.exec_driver_sql("ALTER TABLE users RENAME COLUMN email_verified_at TO gone")
-            fails(server.users.GetUser, get_user(user))
-        call, statement = (span for span in collector.spans if span.name in {GET_USER, "SELECT"})
+    """So is the statement that failed, by its SQLSTATE, without the driver's text. The caller sees nothing of it."""
+    with traced(private_url) as (server, collector):
+        user = new_user(server.users)
+        with server.database.engine.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE users RENAME COLUMN email_verified_at TO gone")
+        failure = fails(server.users.GetUser, get_user(user), metadata=from_caller("01"))
 
+    call, statement = (span for span in collector.spans if span.name in {GET_USER, "SELECT"})
     assert call.status.code == statement.status.code == Status.STATUS_CODE_ERROR
     assert (attributes(call)["rpc.grpc.status_code"], attributes(call)["personae.reason"]) == (13, "INTERNAL")
     assert attributes(statement)["error.type"] == "42703"
     assert not call.status.message
+    assert not statement.events
+    assert failure.code is grpc.StatusCode.INTERNAL
+    assert "traceparent" not in failure.trailers
 
 
-def test_who_decides_what_is_traced(private_url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The caller, where it says so; else the standard variables, which the SDK reads."""
-    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_always_off")
-    monkeypatch.setenv("OTEL_SERVICE_NAME", "people")
-    with collecting() as collector:
-        with running(private_url, otel_exporter_otlp_endpoint=collector.endpoint) as server:
-            user = new_user(server.users)
-            server.users.GetUser(get_user(user), metadata=from_caller("00"))
-            server.users.GetUser(get_user(user), metadata=from_caller("01"))
+@pytest.mark.parametrize(
+    "variables, spans",
+    [
+        ({"OTEL_TRACES_SAMPLER": "parentbased_always_off"}, [GET_USER, "SELECT"]),
+        ({"OTEL_TRACES_SAMPLER": "always_off"}, []),
+        ({"OTEL_SDK_DISABLED": "true"}, []),
+    ],
+)
+def test_who_decides_what_is_traced(
+    private_url: URL, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], spans: list[str]
+) -> None:
+    """The standard variables, which may leave it to the caller."""
+    for name, value in (variables | {"OTEL_SERVICE_NAME": "people"}).items():
+        monkeypatch.setenv(name, value)
+    with traced(private_url) as (server, collector):
+        user = new_user(server.users)
+        server.users.GetUser(get_user(user), metadata=from_caller("00"))
+        server.users.GetUser(get_user(user), metadata=from_caller("01"))
 
-    assert [span.name for span in collector.spans] == [GET_USER, "SELECT"]
-    assert attributes(collector.groups[0].resource)["service.name"] == "people"
+    assert [span.name for span in collector.spans] == spans
+    assert {attributes(group.resource)["service.name"] for group in collector.groups} <= {"people"}
 
 
 def test_our_own_trace_is_in_the_log(private_url: URL) -> None:
     """So that a line leads to its trace."""
     request_id = uuid.uuid4().hex
-    with collecting() as collector:
-        with running(private_url, otel_exporter_otlp_endpoint=collector.endpoint) as server:
-            user = new_user(server.users)
-            server.users.GetUser(get_user(user), metadata=(("x-request-id", request_id),))
-        (call,) = (span for span in collector.spans if span.name == GET_USER)
+    with traced(private_url) as (server, collector):
+        user = new_user(server.users)
+        server.users.GetUser(get_user(user), metadata=(("x-request-id", request_id),))
 
+    (call,) = (span for span in collector.spans if span.name == GET_USER)
     (line,) = (text for text in WITNESS.said if request_id in text and "'event': 'rpc'" in text)
     assert f"'trace_id': '{call.trace_id.hex()}'" in line
 
 
-def test_a_collector_that_is_away_disturbs_nobody(private_url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls go on, the log says so once, and once more when it is there; stopping does not wait for it."""
+def test_calls_go_on_without_the_collector(private_url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls go on, the log says once that it is away and once that it is back; stopping does not wait for it."""
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.5")
     port = free_port()
@@ -160,36 +175,17 @@ def test_a_collector_that_is_away_disturbs_nobody(private_url: URL, monkeypatch:
     assert not [text for text in said if "Failed to export" in text or "Transient error" in text]
 
 
-def test_callers_see_nothing_of_it(private_url: URL) -> None:
-    """A traced call that fails is answered as any other."""
-    with collecting() as collector, running(private_url, otel_exporter_otlp_endpoint=collector.endpoint) as server:
-        failure = fails(server.users.GetUser, user_pb2.GetUserRequest(), metadata=from_caller("01"))
-
-    assert failure.code is grpc.StatusCode.INVALID_ARGUMENT
-    assert failure.trailers.keys() == {"x-request-id"}
-
-
-def test_the_sdk_can_be_disabled(private_url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
-    """OTEL_SDK_DISABLED leaves nothing behind."""
-    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
-    with collecting() as collector:
-        with running(private_url, otel_exporter_otlp_endpoint=collector.endpoint) as server:
-            new_user(server.users)
-
-    assert collector.spans == []
-
-
 @pytest.mark.parametrize(
     "tracestate", ["SECRET pk_LIVE {", "A" * 7000, ",".join(f"k{n}=v" for n in range(40)), "a=b,,=" * 9]
 )
-def test_a_tracestate_that_is_none_is_dropped_in_silence(private_url: URL, tracestate: str) -> None:
-    """Whoever sends it, a stranger too, gets nothing of it into the log or the trace."""
+def test_an_invalid_tracestate_is_dropped_in_silence(private_url: URL, tracestate: str) -> None:
+    """Nothing of it gets into the log or the trace, whoever sends it."""
     metadata = (("traceparent", f"00-{TRACE}-{PARENT}-01"), ("tracestate", tracestate))
-    with collecting() as collector:
-        with running(private_url, otel_exporter_otlp_endpoint=collector.endpoint) as server:
-            user = new_user(server.users)
-            said = len(WITNESS.said)
-            server.users.GetUser(get_user(user), metadata=metadata)
-        [call] = [span for span in collector.spans if span.trace_id.hex() == TRACE and span.name == GET_USER]
+    with traced(private_url) as (server, collector):
+        user = new_user(server.users)
+        said = len(WITNESS.said)
+        server.users.GetUser(get_user(user), metadata=metadata)
+
+    (call,) = (span for span in collector.spans if span.trace_id.hex() == TRACE and span.name == GET_USER)
     assert call.trace_state == ""
     assert not [text for text in WITNESS.said[said:] if tracestate in text or "w3c" in text.lower()]

@@ -4,7 +4,6 @@ import os
 import pwd
 import shutil
 import socket
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import psycopg2
 import pytest
 from sqlalchemy.engine import URL
 
-from service.dev.postgres_host import ENVIRONMENT, Account, child_command
+from service.dev.postgres_install import Account
 from tests.support.databases import libpq_url
 from tests.support.proxy import socket_address
 from tests.support.waiting import eventually
@@ -53,11 +52,9 @@ def bouncing(url: URL, *, servers: int) -> Iterator[URL]:
     (directory / "users").write_text(f'"{url.username}" "{url.password}"\n')
     account = _account(host)
     for path in (directory, *directory.iterdir()):
-        account.give(path)
+        account.own(path)
     with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(
-            child_command(account, [program, str(directory / "ini")]), cwd="/", env=ENVIRONMENT, stdout=log, stderr=log
-        )
+        process = account.start(program, directory / "ini", output=log)
     bounced = url.set(host="127.0.0.1", port=listen, query={"sslmode": "disable"})
     try:
         eventually(lambda: _answers(bounced), f"PgBouncer answers; its log: {directory / 'log'}")
@@ -73,8 +70,7 @@ def _account(host: object) -> Account:
     uid = os.geteuid()
     if uid == 0:
         uid = Path(str(host)).stat().st_uid if str(host).startswith("/") else pwd.getpwnam("nobody").pw_uid
-    found = pwd.getpwuid(uid)
-    return Account(found.pw_name, uid, found.pw_gid)
+    return Account(uid, pwd.getpwuid(uid).pw_gid)
 
 
 def _free_port() -> int:

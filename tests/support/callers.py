@@ -1,4 +1,4 @@
-"""Callers for tests: made by the feature itself, as an operator does, and how what they call ends."""
+"""Callers for tests, created through the feature as an operator does, and the outcome of their calls."""
 
 import contextlib
 import os
@@ -18,11 +18,10 @@ from sqlalchemy.orm import Session
 
 from personae.v1 import user_pb2
 from service.base.actor import COMMAND_LINE
-from service.core import callers
 from service.core.api_keys import RANDOM_BYTES, NewKey, make_key
+from service.core.callers import administration
 from service.db.engine import Database, reading
-from service.server.registration import SERVICES
-from service.server.wiring import open_database
+from service.server.wiring import SERVICES, open_database
 from tests.support.certificates import Pair
 from tests.support.errors import Failure, failure_of
 from tests.support.factories import PASSWORD
@@ -39,28 +38,26 @@ REQUESTS: dict[str, Any] = {
 }
 """The request of each RPC."""
 REFUSALS = {
-    "CREDENTIALS_MISSING": "The call says nothing of who calls. Send `authorization: Bearer pk_…`, or connect with a "
-    "client certificate.",
-    "KEY_MALFORMED": "The authorization metadata is not `Bearer` and a whole API key: it was mistyped, cut or is "
-    "something else.",
-    "KEY_UNKNOWN": "The API key is nobody's.",
+    "CREDENTIALS_MISSING": "The call has no credentials. Send `authorization: Bearer pk_…`, or connect with a client "
+    "certificate.",
+    "KEY_MALFORMED": "The authorization metadata is not `Bearer` and a complete API key.",
+    "KEY_UNKNOWN": "There is no such API key.",
     "KEY_REVOKED": "The API key was revoked.",
     "KEY_EXPIRED": "The API key has expired.",
-    "KEY_OVER_PLAINTEXT": "An API key came over the network in clear text and was not looked at. Revoke it, and use "
-    "TLS.",
-    "CERTIFICATE_UNKNOWN": "The client certificate does not name a caller, or not one alone.",
+    "KEY_OVER_PLAINTEXT": "The API key was sent in clear text, and was refused unread. Revoke it, and use TLS.",
+    "CERTIFICATE_UNKNOWN": "The client certificate does not identify exactly one caller.",
     "CERTIFICATE_EXPIRED": "The client certificate has expired. Connect again with a new one.",
 }
-"""What is said to who is not known, by the reason. Written out once more: it is part of the contract."""
+"""The messages of refusals, by reason. Repeated here because they are part of the contract."""
 
 
 def new_key() -> NewKey:
-    """A key that nobody has."""
+    """A key that no caller has."""
     return make_key(os.urandom(RANDOM_BYTES))
 
 
 def bearer(key: NewKey) -> str:
-    """What a caller sends."""
+    """The `authorization` metadata of a caller."""
     return f"Bearer {key.text}"
 
 
@@ -69,52 +66,52 @@ def bearer(key: NewKey) -> str:
 
 @dataclass(frozen=True)
 class Operator:
-    """Somebody with the credentials of the database, who makes callers and changes them."""
+    """An operator, who creates and changes callers."""
 
     database: Database
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[Session]:
-        """A transaction on the operator's behalf."""
+        """A transaction of the operator."""
         with self.database.scope(actor=COMMAND_LINE) as session, session.begin():
             yield session
 
     def create(self, *scopes: str, identities: Sequence[str] = ()) -> str:
-        """Make a caller; its name, which no other test has."""
+        """Create a caller; its unique name."""
         name = f"caller-{secrets.token_hex(6)}"
         with self.changing() as session:
-            callers.create_caller(session, name, scopes=scopes, identities=identities)
+            administration.create_caller(session, name, scopes=scopes, identities=identities)
         return name
 
     def add_key(self, name: str, *, valid_for: timedelta = timedelta(days=365), now: datetime | None = None) -> NewKey:
-        """Give a caller one more key. Raises CallerError."""
+        """Give a caller another key. Raises CallerError."""
         key, now = new_key(), now or datetime.now(UTC)
         with self.changing() as session:
-            callers.add_key(session, name, key, expires_at=now + valid_for, now=now)
+            administration.add_key(session, name, key, expires_at=now + valid_for, now=now)
         WITNESS.secrets.add(key.text)
         return key
 
     def create_with_key(self, *scopes: str, valid_for: timedelta = timedelta(days=365)) -> NewKey:
-        """Make a caller with one key."""
+        """Create a caller with one key."""
         return self.add_key(self.create(*scopes), valid_for=valid_for)
 
     def revoke(self, key: NewKey) -> None:
         """Revoke a key."""
         with self.changing() as session:
-            callers.revoke_key(session, key.key_id, now=datetime.now(UTC))
+            administration.revoke_key(session, key.key_id, now=datetime.now(UTC))
 
     def change_scopes(self, name: str, *, add: Sequence[str] = (), remove: Sequence[str] = ()) -> None:
-        """Grant and withdraw."""
+        """Grant and withdraw scopes."""
         with self.changing() as session:
-            callers.change_scopes(session, name, add=add, remove=remove)
+            administration.change_scopes(session, name, add=add, remove=remove)
 
-    def caller(self, name: str) -> callers.CallerRecord:
-        """What is known of a caller."""
+    def caller(self, name: str) -> administration.CallerRecord:
+        """A caller as an operator sees it."""
         with self.database.scope() as session, reading(session):
-            return callers.get_caller(session, name)
+            return administration.get_caller(session, name)
 
     def last_used_at(self, name: str) -> list[datetime | None]:
-        """When each key of a caller was used, as it is written down."""
+        """The stored last use of each key of a caller."""
         return [key.last_used_at for key in self.caller(name).keys]
 
 
@@ -129,7 +126,7 @@ def operating(url: URL, *, connections: int = 5) -> Iterator[Operator]:
 
 
 def tls_settings(pair: Pair, **changes: object) -> dict[str, object]:
-    """The settings of a server that asks who calls, by key or certificate, and serves with these files."""
+    """The settings of a TLS server with these files that requires authentication by key or certificate."""
     files = pair.files
     return {
         "caller_auth": "required",
@@ -156,13 +153,13 @@ class _WithAuthorization(grpc.UnaryUnaryClientInterceptor):
 
 
 def keyed(channel: grpc.Channel, key: NewKey) -> grpc.Channel:
-    """The channel of a caller: every call brings the key."""
+    """A channel that sends the key with every call."""
     return grpc.intercept_channel(channel, _WithAuthorization(bearer(key)))
 
 
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[grpc.Channel]:
-    """A channel of its own to a server in clear text."""
+    """A channel with its own connection in clear text."""
     with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         yield grpc.intercept_channel(channel, Interceptor())
 
@@ -174,14 +171,14 @@ def call(
     request: bytes = b"",
     metadata: Sequence[tuple[str, str]] = (),
 ) -> Any:
-    """Call with these credentials, as many as there are. Raises RpcError."""
+    """Call with all of these credentials. Raises RpcError."""
     function: Any = channel.unary_unary(method)
     sent = [*metadata, *(("authorization", one) for one in authorization)]
     return function(request, metadata=sent, timeout=PATIENCE)
 
 
 def told(channel: grpc.Channel, *authorization: str, **options: Any) -> str:
-    """How such a call ends: OK, or the reason of the failure. Of who is refused all that is said is looked at."""
+    """The outcome of such a call: OK, or the reason of the failure. Checks the whole answer of a refused call."""
     try:
         call(channel, *authorization, **options)
     except grpc.RpcError as error:
@@ -190,7 +187,7 @@ def told(channel: grpc.Channel, *authorization: str, **options: Any) -> str:
 
 
 def reason_of(failure: Failure) -> str:
-    """The reason of a failure, for SCOPE_MISSING with the scope; for refused callers, that nothing else is said."""
+    """The reason of a failure, for SCOPE_MISSING with the scope. A refusal must say no more than that."""
     if failure.reason == "SCOPE_MISSING":
         [(name, scope)] = failure.error_metadata.items()
         assert name == "scope"
@@ -213,7 +210,7 @@ def _says_no_more(failure: Failure) -> None:
 
 
 def naming(method: str, user: user_pb2.User) -> bytes:
-    """A request of this RPC that names a user wherever it can."""
+    """A request of this RPC with the user in every field that can name one."""
     request: Message = REQUESTS[method]()
     _name(request, user)
     return request.SerializeToString()
@@ -233,7 +230,7 @@ def _name(message: Message, user: user_pb2.User) -> None:
 
 
 def other_address() -> str | None:
-    """An address of this machine at which it is not loopback; None where it has none."""
+    """An address of this machine other than loopback; None where it has none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # sends nothing, but finds the way

@@ -1,4 +1,4 @@
-"""Certificates of every kind, a bare server that shows them, and clients that look."""
+"""Certificates for tests, a bare TLS server that shows them, and clients that look at them."""
 
 import contextlib
 import os
@@ -23,13 +23,14 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from service.base.clock import Clock
 from service.dev.certificates import Issued, issue, make_ca
-from service.rpc.callers.client_certificates import PeerCertificate, PeerCertificates
+from service.rpc.callers.client_certificates import ClientCertificate
+from service.rpc.callers.client_certificates import client_certificate as certificate_in
 from service.rpc.tls import Certificates, TlsFiles
 
 METHOD = "/test.Peer/Show"
 PATIENCE = 20
 LOCAL = (x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1")))
-"""By which names a test server is called."""
+"""The names of a test server."""
 
 
 def new_ca() -> Issued:
@@ -37,7 +38,7 @@ def new_ca() -> Issued:
 
 
 def server_certificate(ca: Issued, *, days: float = 60, names: Sequence[x509.GeneralName] = LOCAL) -> Issued:
-    """A certificate for a test server that expires in so many days."""
+    """A certificate for a test server that expires in `days`."""
     now = datetime.now(UTC)
     return issue(
         ca,
@@ -57,7 +58,7 @@ def client_certificate(
     usage: x509.ObjectIdentifier = ExtendedKeyUsageOID.CLIENT_AUTH,
     common_name: str = "client.example",
 ) -> Issued:
-    """A certificate for a test client, valid from and until so long from now."""
+    """A certificate for a test client; starts, ends: its validity, from now."""
     now = datetime.now(UTC)
     return issue(
         ca, names=names, usages=[usage], not_before=now + starts, not_after=now + ends, common_name=common_name
@@ -65,7 +66,7 @@ def client_certificate(
 
 
 def may_sign_others(*names: x509.GeneralName) -> x509.Certificate:
-    """The certificate of a CA that has such names itself."""
+    """The certificate of a CA that has these names itself."""
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "CA with names")])
     return (
@@ -83,21 +84,21 @@ def may_sign_others(*names: x509.GeneralName) -> x509.Certificate:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Replace a file as a whole."""
+    """Replace a file atomically."""
     draft = path.with_name(f"{path.name}.new")
     draft.write_bytes(data)
     draft.replace(path)
 
 
 def become_pipe(path: Path) -> None:
-    """Put a pipe where the file is: who opened it would wait for ever."""
+    """Replace a file by a pipe: opening it would block for ever."""
     path.unlink()
     os.mkfifo(path)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The files of a test server, and what is written into them."""
+    """The files of a test server."""
 
     directory: Path
 
@@ -117,27 +118,26 @@ class Seen:
     """A client that got through, as the server saw it."""
 
     address: str
-    certificate: PeerCertificate | None
+    certificate: ClientCertificate | None
     is_resumed: bool
 
 
 @dataclass
 class TlsServer:
-    """A server with one method, on a port that demands certificates, one that asks for none, and one in plaintext."""
+    """A server with one method and three ports: client certificates required, none requested, plaintext."""
 
     certificates: Certificates
     requiring: int = 0
-    asking_nobody: int = 0
+    requesting_none: int = 0
     plaintext: int = 0
     seen: list[Seen] = field(default_factory=list)
-    _peers: PeerCertificates = field(default_factory=PeerCertificates)
 
     def show(self, request: bytes, context: grpc.ServicerContext) -> bytes:
-        """The one method: answers with the names of the caller."""
+        """The one method: answers with the identities of the client."""
         shown: Mapping[str, Any] = context.auth_context()
-        certificate = self._peers.of(shown)
+        certificate = certificate_in(shown)
         self.seen.append(Seen(context.peer(), certificate, is_resumed=shown.get("ssl_session_reused") == [b"true"]))
-        return b"nobody" if certificate is None else ",".join(certificate.names).encode()
+        return b"nobody" if certificate is None else ",".join(certificate.identities).encode()
 
 
 @contextlib.contextmanager
@@ -148,7 +148,7 @@ def serving(files: TlsFiles, clock: Clock) -> Iterator[TlsServer]:
     with ThreadPoolExecutor(4) as pool:
         server = grpc.server(pool)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Peer", {"Show": handler}),))
-        for name, is_required in (("requiring", True), ("asking_nobody", False)):
+        for name, is_required in (("requiring", True), ("requesting_none", False)):
             credentials = found.certificates.credentials(requires_client_certificate=is_required)
             setattr(found, name, server.add_secure_port("127.0.0.1:0", credentials))
         found.plaintext = server.add_insecure_port("127.0.0.1:0")
@@ -167,7 +167,7 @@ def channel(
     host: str = "127.0.0.1",
     options: Sequence[tuple[str, Any]] = (),
 ) -> grpc.Channel:
-    """A channel that trusts these certificates and shows that of the client; with a connection of its own."""
+    """A channel with its own connection that trusts these CAs and shows this client certificate."""
     credentials = (
         grpc.ssl_channel_credentials(ca)
         if client is None
@@ -188,7 +188,7 @@ def call(port: int, ca: Issued, client: Issued | None = None, *, host: str = "12
 
 
 def tls_context(ca: Issued, client: Issued | None = None, *, version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
-    """A client that is not gRPC's; speaks also what is obsolete when it is told to."""
+    """The TLS client of the standard library. version: speak only this one, even if it is obsolete."""
     context = ssl.create_default_context(cadata=ca.certificate_pem.decode())
     context.set_alpn_protocols(["h2"])
     if version is not None:
@@ -206,7 +206,7 @@ def tls_context(ca: Issued, client: Issued | None = None, *, version: ssl.TLSVer
 
 
 def allow_only(context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
-    """Speak this version and no other, with whatever ciphers and keys it takes."""
+    """Speak only this version, with any cipher and key."""
     context.set_ciphers("DEFAULT@SECLEVEL=0")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

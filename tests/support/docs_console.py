@@ -1,14 +1,13 @@
-"""The blocks of the documentation: which commands they show, and whether the answers still look like that.
+"""Runs the code blocks of the documentation and compares the output with the one shown.
 
-Blocks may be indented. In one that is fenced as ```console, a line that starts with `$ ` is a command; it goes on while
-a quote is open or the line ends in a backslash. What follows is what the command prints. `…` stands for what differs
-each time: in a text for any characters, on a line of its own for any other fields. Times are compared as times,
-whatever their value.
+Blocks may be indented. In a ```console block a line that starts with `$ ` is a command; it continues while a quote is
+open or the line ends in a backslash. The lines after it are its output. In an output `…` matches any characters, and on
+a line by itself any further fields. Times match any other time.
 
-`$ NAME=start…` takes the value from the answer above: the one text in it that starts so; `$ NAME=…` its field `name`.
+`$ NAME=start…` sets the variable to the only text in the answer above that starts with `start`; `$ NAME=…` to its field
+`name`.
 
-A block that is fenced as ```sh is typed as it stands; one that starts a server leaves it running until the page ends.
-One that is fenced as ```sql goes to psql.
+A ```sh block runs in bash; a server that it starts runs until the terminal is closed. A ```sql block goes to psql.
 """
 
 import re
@@ -31,7 +30,7 @@ _MORE = "…"
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block, and under which heading it stands."""
+    """A fenced block with the heading above it."""
 
     page: str
     line: int
@@ -42,7 +41,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Step:
-    """One command with the output that the docs show for it."""
+    """One command with its output in the docs."""
 
     page: str
     line: int
@@ -51,7 +50,7 @@ class Step:
 
 
 def blocks(path: Path, chapters: Collection[str] = ()) -> Iterator[Block]:
-    """The blocks of a page in order; of these chapters only, if any are named."""
+    """The blocks of a page, in order; if chapters are named, only those."""
     page = path.read_text()
     for found in _BLOCK.finditer(page):
         chapter = [heading[1] for heading in _HEADING.finditer(_without_blocks(page[: found.start()]))][-1]
@@ -81,7 +80,7 @@ def steps(block: Block) -> Iterator[Step]:
 
 
 def replay(found: Sequence[Block], terminal: Terminal) -> list[str]:
-    """Type the blocks in order; what differs from what they show. Of languages it knows console, sh and sql."""
+    """Run the console, sh and sql blocks in order. Returns one complaint for each output that differs from the docs."""
     last = Answer()
     complaints: list[str] = []
     for block in found:
@@ -100,7 +99,7 @@ def replay(found: Sequence[Block], terminal: Terminal) -> list[str]:
 
 
 def _compared(step: Step, terminal: Terminal) -> tuple[Answer, list[str]]:
-    """What a command answers, and the complaint if that is not what is shown."""
+    """Run a command. Returns its answer, and a complaint if the docs show another one."""
     expected = printed(step.output)
     answer = terminal.type(step.command)
     while not matches(vars(expected), vars(answer)):
@@ -112,7 +111,7 @@ def _compared(step: Step, terminal: Terminal) -> tuple[Answer, list[str]]:
 
 
 def matches(expected: Any, actual: Any) -> bool:
-    """Whether an answer is as the page shows it."""
+    """Whether an answer matches the one in the docs."""
     if isinstance(expected, dict) and isinstance(actual, dict):
         named = expected.keys() - {_MORE}
         is_complete = _MORE in expected or named == actual.keys()
@@ -137,7 +136,7 @@ def _goes_on(command: str) -> bool:
 
 
 def _without_blocks(text: str) -> str:
-    """The text without its blocks, in which a comment looks like a heading."""
+    """The text without its blocks, because a comment in a block looks like a heading."""
     return _BLOCK.sub("", text)
 
 

@@ -1,8 +1,8 @@
-"""grpcurl for the documentation: makes the call that a command line describes, without the program.
+"""Makes the calls of the documentation's grpcurl commands, without the program grpcurl.
 
-Knows what the docs use of it: `grpcurl (-plaintext | -cacert FILE [-cert FILE -key FILE]) [-H 'name: value']
-[-rpc-header 'name: value'] [-d JSON] [-max-time seconds] address method`, and `list`. The addresses in the docs are
-those of a server with its default settings; the calls go to the servers under test.
+It supports what the docs use: `grpcurl (-plaintext | -cacert FILE [-cert FILE -key FILE]) [-H 'name: value']
+[-rpc-header 'name: value'] [-d JSON] [-max-time seconds] address method`, and `list`. The docs use the default
+addresses; the calls go to the servers under test.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ from tests.support.witness import Interceptor
 ADDRESS = "127.0.0.1:50051"
 MTLS_ADDRESS = "127.0.0.1:50052"
 DESCRIBED = (audit_pb2, authentication_pb2, credential_pb2, user_pb2, health_pb2, error_details_pb2)
-"""Imported for what they put into the descriptor pool: the services, and the details of errors."""
+"""Imported so that the descriptor pool has the services and the error details."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command brings: messages or lines, or an error as grpcurl prints one."""
+    """The output of a command: messages or lines, or an error as grpcurl prints it."""
 
     messages: list[Any] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
@@ -42,19 +42,19 @@ class Answer:
 
 @dataclass
 class Servers:
-    """Where the addresses of the docs lead to."""
+    """The servers under test that the addresses in the docs stand for."""
 
     plaintext: grpc.Channel | None = None
     """A server without TLS, at ADDRESS."""
     tls: dict[str, str] = field(default_factory=dict)
-    """The addresses of a server with TLS, by those that the docs have for it."""
+    """The address under test of a server with TLS, by its address in the docs."""
     directory: Path = Path()
-    """Where the files are that commands name."""
+    """The directory of the files that commands name."""
 
 
 @dataclass
 class Command:
-    """A command line of grpcurl, taken apart."""
+    """A parsed command line of grpcurl."""
 
     address: str = ""
     is_plaintext: bool = False
@@ -71,7 +71,7 @@ class Command:
 
 
 def parse(words: list[str]) -> Command:
-    """Read the words of a command line as the shell hands them over. Raises ValueError for what the docs do not use."""
+    """Parse the words of a command line. Raises ValueError for options that the docs do not use."""
     command = Command()
     arguments = _options(iter(words), command)
     match arguments:
@@ -130,7 +130,7 @@ def run(command: Command, servers: Servers) -> Answer:
 
 @contextlib.contextmanager
 def _connected(command: Command, servers: Servers) -> Iterator[grpc.Channel]:
-    """A channel to the server that the docs mean: with TLS a new connection for each command, as grpcurl makes it."""
+    """A channel to the server under test. With TLS a new connection for each command, as with grpcurl."""
     if command.is_plaintext:
         assert servers.plaintext is not None
         yield servers.plaintext
@@ -162,7 +162,7 @@ def _called(command: Command, channel: grpc.Channel) -> Answer:
 
 
 def printed(text: str) -> Answer:
-    """Read what grpcurl prints; a line that is `…` stands for what the docs leave out."""
+    """Parse the output of grpcurl; a line `…` stands for fields that the docs leave out."""
     if not text.startswith("ERROR:"):
         return Answer(messages=_documents(text)) if text.startswith("{") else Answer(lines=text.splitlines())
     found = re.fullmatch(r"ERROR:\n  Code: (\w+)\n  Message: ([^\n]*)\n(?:  Details:\n(.*))?", text + "\n", re.DOTALL)
@@ -181,12 +181,12 @@ def _failed(error: Any) -> Answer:
 
 
 def _as_json(message: Any) -> Any:
-    """As grpcurl shows it: names as in the proto, and no fields that have their default."""
+    """As grpcurl prints it: names as in the proto, without fields that have their default value."""
     return json_format.MessageToDict(message, preserving_proto_field_name=True)
 
 
 def _plain(value: Any) -> Any:
-    """What grpcurl reads, as protobuf's own JSON: a field mask is an object there, and a text in camel case here."""
+    """Convert grpcurl's JSON to protobuf's: a field mask is an object in the first, a camel-case text in the second."""
     if isinstance(value, dict):
         if value.keys() == {"paths"}:
             return ",".join(re.sub(r"_([a-z])", lambda found: found[1].upper(), path) for path in value["paths"])

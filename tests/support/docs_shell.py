@@ -1,9 +1,8 @@
-"""The terminal of whoever follows the documentation: a directory, a shell, and servers that its commands have started.
+"""A terminal for the documentation's commands: a directory, a shell, and the servers that the commands start.
 
-Commands of grpcurl are made as calls (docs_grpcurl), `python -m service …` runs as it stands in a process of its own
-(docs_verbs), SQL goes to psql, and everything else is typed into bash. The directory looks like a checkout that has
-been set up: it has `.venv/bin/python` and the Makefile. Servers listen on ports of their own; where the docs name the
-usual ones, these are meant.
+grpcurl commands become calls (docs_grpcurl), `python -m service …` runs in a process (docs_verbs), SQL goes to psql,
+and everything else to bash. The directory looks like a checkout after `make setup`: it has `.venv/bin/python` and the
+Makefile. Servers listen on free ports; the default ports in the docs stand for them.
 """
 
 import contextlib
@@ -33,7 +32,7 @@ from tests.support.servers import KEY
 from tests.support.witness import WITNESS
 
 SETTLES_WITHIN = 10.0
-"""Seconds within which servers must know of a change of callers; theirs is CALLER_CACHE_SECONDS."""
+"""Seconds within which servers must know of a changed caller; CALLER_CACHE_SECONDS of these servers is shorter."""
 STARTS_WITHIN = 120.0
 """Seconds within which a server must listen."""
 _VERB = re.compile(r"(?:([A-Z_]+)=\$\()?(?:\.venv/bin/)?python -m service ([^|;&<>()]+)\)?", re.DOTALL)
@@ -42,7 +41,7 @@ _KEPT = ("PATH", "HOME", "LD_LIBRARY_PATH", "PG_BINDIR")
 
 
 class Terminal:
-    """What was typed so far, and what came of it."""
+    """The state of one terminal: directory, environment, variables, servers."""
 
     def __init__(
         self,
@@ -54,9 +53,9 @@ class Terminal:
         administered: URL | None = None,
         names: Mapping[str, str] | None = None,
     ) -> None:
-        """runner: for verbs of `python -m service`. administered: the database in which SQL is run.
+        """runner: runs the verbs of `python -m service`. administered: the database for SQL blocks.
 
-        names: what stands for names of the docs that a server of databases has only once.
+        names: replacements for names in the docs, such as roles, that are unique in a PostgreSQL cluster.
         """
         self.directory = directory
         self.environment = dict(environment or {})
@@ -69,7 +68,7 @@ class Terminal:
         self._started = contextlib.ExitStack()
 
     def type(self, command: str) -> Answer:
-        """Type one command, and what it prints."""
+        """Run one command. Returns its output."""
         command = command.replace("\\\n", " ")
         if command.startswith("grpcurl "):
             return run(parse(shlex.split(self.expanded(command))), self.servers)
@@ -79,11 +78,11 @@ class Terminal:
         return Answer(lines=self._shell(command, stderr=subprocess.STDOUT, check=False).splitlines())
 
     def is_settling(self, command: str) -> bool:
-        """Whether the servers may not know yet what this command shows: callers were changed a moment ago."""
+        """Whether callers were changed a moment ago, so that the servers may not know the change yet."""
         return command.startswith("grpcurl ") and monotonic() < self._settled_at
 
     def source(self, block: str) -> None:
-        """Type a block of commands whose exports stay; a server that the last one starts runs until `close`."""
+        """Run a block of commands and keep its exports. A server that the last command starts runs until `close`."""
         block = self._renamed(block)
         if _SERVES.search(block):
             listening = self._started.enter_context(_server(block, self.directory, self.environment))
@@ -95,10 +94,7 @@ class Terminal:
         self.environment |= dict(pair.split("=", 1) for pair in exported.split("\0") if "=" in pair)
 
     def administer(self, statements: str) -> None:
-        """Have psql run statements one after the other, as an administrator pastes them.
-
-        Raises CalledProcessError, with what psql says.
-        """
+        """Run statements with psql, as an administrator pastes them. Raises CalledProcessError."""
         assert self._administered is not None
         program = find_bindir(Settings(_env_file=None, secret_keys=None).pg_bindir) / "psql"
         subprocess.run(
@@ -111,11 +107,11 @@ class Terminal:
         )
 
     def close(self) -> None:
-        """End the servers."""
+        """Stop the servers."""
         self._started.close()
 
     def _verb(self, words: str, variable: str | None) -> list[str]:
-        """Run a verb; what is seen of it. What `NAME=$(…)` takes is not seen."""
+        """Run a verb. Returns the lines that the terminal shows: not those that `NAME=$(…)` takes."""
         assert self._runner is not None
         arguments = shlex.split(self.expanded(words))
         printed, said = self.directory / ".printed", self.directory / ".said"
@@ -152,7 +148,7 @@ class Terminal:
         return text
 
     def expanded(self, command: str) -> str:
-        """The command with its `$NAME`s and `${NAME%?}`s replaced, but for those in single quotes."""
+        """The command with `$NAME` and `${NAME%?}` replaced, except in single quotes."""
         parts = command.split("'")
         known = self.environment | self.variables
         for index in range(0, len(parts), 2):
@@ -163,7 +159,7 @@ class Terminal:
 
 @contextlib.contextmanager
 def _server(block: str, directory: Path, environment: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """Type commands of which the last one starts a server; what that says when it listens. Ended afterwards."""
+    """Run commands, the last of which starts a server. Yields its log line `listening`; stops it afterwards."""
     with subprocess.Popen(
         ["bash", "-ec", block],
         cwd=directory,
@@ -197,7 +193,7 @@ def _server(block: str, directory: Path, environment: Mapping[str, str]) -> Iter
 
 def _heard(stream: Iterable[str]) -> Iterator[str]:
     for line in stream:
-        if line.startswith("{"):  # of the log: what `make run` prints beside it is an example, with an email in it
+        if line.startswith("{"):  # a log line; the example that `make run` prints holds an email
             WITNESS.hear(line)
         yield line
 
@@ -206,9 +202,9 @@ def _heard(stream: Iterable[str]) -> Iterator[str]:
 def terminal(
     directory: Path, url: URL, *, plaintext: grpc.Channel | None = None, names: Mapping[str, str] | None = None
 ) -> Iterator[Terminal]:
-    """A terminal in this directory; its commands and servers work on this database.
+    """A terminal in this directory whose commands and servers use this database.
 
-    plaintext: a server without TLS at the usual address. names: see Terminal.
+    plaintext: a server without TLS for the default address. names: see Terminal.
     """
     environment = {name: value for name, value in os.environ.items() if name in _KEPT}
     environment |= {
@@ -239,7 +235,7 @@ def terminal(
 
 
 def _set_up(directory: Path) -> None:
-    """What `make setup` and a checkout bring."""
+    """Make the directory look like a checkout after `make setup`."""
     python = directory / ".venv/bin/python"
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')

@@ -1,7 +1,7 @@
-"""Verbs of `python -m service` for the documentation: each in a fork of a process that has imported everything already.
+"""Runs the verbs of `python -m service` in the documentation, each in a fork of a process that has done all imports.
 
-A start of Python with all that the verbs import takes most of a second, and the documentation shows dozens of them. Run
-as a program this is the process that forks; `Verbs` starts it and hands it the work.
+To start Python and import everything takes most of a second, and the documentation has dozens of verbs. Run as a
+program, this module is the process that forks; `Verbs` starts it and sends it the verbs.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ class Verbs:
     def run(
         self, arguments: Sequence[str], *, directory: Path, environment: Mapping[str, str], printed: Path, said: Path
     ) -> int:
-        """Run one verb; its exit status. printed, said: where its standard output and its standard error go."""
+        """Run one verb. Returns its exit status. printed, said: files for its standard output and standard error."""
         job = [list(arguments), str(directory), dict(environment), str(printed), str(said)]
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -38,7 +38,7 @@ class Verbs:
 
 @contextlib.contextmanager
 def verbs() -> Iterator[Verbs]:
-    """Start the process; end it."""
+    """Start the process, and end it afterwards."""
     with subprocess.Popen(
         [sys.executable, "-m", "tests.support.docs_verbs"],
         cwd=ROOT,
@@ -50,9 +50,9 @@ def verbs() -> Iterator[Verbs]:
 
 
 def main() -> None:
-    """Run what comes on standard input, a line for each verb, until there is no more."""
+    """Run the verbs on standard input, one per line, until it ends."""
     for module in ("service.cli.main", "service.server.server", "alembic.command"):
-        importlib.import_module(module)  # for those who come after
+        importlib.import_module(module)  # so that the forks need not import it
 
     for line in sys.stdin:
         child = os.fork()
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def _become(arguments: list[str], directory: str, environment: dict[str, str], printed: str, said: str) -> None:
-    """Be `python -m service` with these arguments, and end."""
+    """Become `python -m service` with these arguments, and exit."""
     from service.cli.main import main as service  # noqa: PLC0415  it is there already
 
     status: Any = 1

@@ -28,17 +28,17 @@ _PATIENCE = 60
 
 
 def _documented() -> dict[str, Any]:
-    """The service config that README.md tells callers to use."""
-    text = (_ROOT / "README.md").read_text()
+    """The service config that docs/python.md tells callers to use."""
+    text = (_ROOT / "docs/python.md").read_text()
     (block,) = re.findall(r"^(REPEATABLE = .*?^CONFIG = .*?^}$)", text, re.MULTILINE | re.DOTALL)
     names: dict[str, Any] = {}
-    exec(compile(block, "README.md", "exec"), names)
+    exec(compile(block, "docs/python.md", "exec"), names)
     config: dict[str, Any] = names["CONFIG"]
     return config
 
 
 RETRIES = json.dumps(_documented())
-"""What README.md tells callers to configure."""
+"""What docs/python.md tells callers to configure."""
 
 
 class Callers:

@@ -5,19 +5,17 @@ standby promoted, as a failover manager does.
 """
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlencode
 
 import psycopg2
 from sqlalchemy.engine import URL, make_url
 
 from service.base.settings import psycopg2_url
 from service.dev.postgres import EmbeddedPostgres, find_bindir
-from service.dev.postgres_host import ENVIRONMENT, child_command, make_place, reachable_bindir
+from service.dev.postgres_install import open_home, usable_bindir
 from tests.support.waiting import eventually
 
 _SETTINGS = {"synchronous_commit": "on", "max_connections": "100"}
@@ -45,10 +43,12 @@ class Pair:
 @contextmanager
 def replicating(directory: Path, bindir: Path | None) -> Iterator[Pair]:
     """A primary with an empty database, and a standby that has all that the primary acknowledges."""
-    with EmbeddedPostgres.start(directory / "one", bindir=bindir, port=0, durable=False, settings=_SETTINGS) as primary:
+    with EmbeddedPostgres.start(
+        directory / "one", bindir=bindir, tcp=True, durable=False, settings=_SETTINGS
+    ) as primary:
         _copy(primary, directory / "two", find_bindir(bindir))
         with EmbeddedPostgres.start(
-            directory / "two", bindir=bindir, port=0, durable=False, settings=_SETTINGS
+            directory / "two", bindir=bindir, tcp=True, durable=False, settings=_SETTINGS
         ) as standby:
             _wait_until(primary, "SELECT count(*) = 1 FROM pg_stat_replication WHERE state = 'streaming'")
             _ask(primary, "ALTER SYSTEM SET synchronous_standby_names = '*'")  # after the copy: not for the standby
@@ -62,25 +62,17 @@ def replicating(directory: Path, bindir: Path | None) -> Iterator[Pair]:
 def _copy(primary: EmbeddedPostgres, directory: Path, bindir: Path) -> None:
     """A standby of the primary in this directory, as the embedded server keeps its own."""
     directory.mkdir(mode=0o711)
-    place = make_place(directory)
-    password = (primary.home / "password").read_text(encoding="utf-8")
-    place.write(place.password_file, password)
-    address = make_url(primary.url)
-    query = {name: str(address.query[name]) for name in ("host", "port")}
-    source = f"postgresql://{address.username}:{password}@/?{urlencode(query)}"
-    program = str(reachable_bindir(bindir, place.account) / "pg_basebackup")
-    unfinished = place.home / "data.copy"
-    unfinished.mkdir(mode=0o700)
-    place.account.give(unfinished)
-    options = ["-D", str(unfinished), "-d", source, "-R", "-X", "stream", "-c", "fast", "--no-sync"]
-    subprocess.run(
-        child_command(place.account, [program, *options]),
-        cwd="/",
-        env=ENVIRONMENT,
-        stdin=subprocess.DEVNULL,
-        check=True,
-    )
-    unfinished.rename(place.data)
+    home = open_home(directory)
+    shutil.copyfile(primary.home / "password", home.password_file)
+    draft = home.path / "data.copy"
+    draft.mkdir(mode=0o700)
+    for path in (home.password_file, draft):
+        home.account.own(path)
+    program = usable_bindir(bindir, home)[0] / "pg_basebackup"
+    options = ["-D", str(draft), "-d", primary.url, "-R", "-X", "stream", "-c", "fast", "--no-sync"]
+    status, printed = home.account.run(program, *options)
+    assert status == 0, printed
+    draft.rename(home.data)
 
 
 def _ask(server: EmbeddedPostgres, statement: str) -> object:

@@ -1,10 +1,10 @@
 """Reading metrics as Prometheus does."""
 
+import http.client
 import socket
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from email.message import Message
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -18,16 +18,19 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def get(port: int, path: str = "/metrics", **headers: str) -> tuple[int, Message, bytes]:
-    """Status, headers and body of an answer."""
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers)
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(request, timeout=30) as answer:
-            return answer.status, answer.headers, answer.read()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.headers, error.read()
+Answer = tuple[int, Message, bytes]
+"""Status, headers and body."""
+
+
+def request(port: int, path: str, *, method: str, headers: Mapping[str, str] | None = None) -> Answer:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        connection.request(method, path, headers=headers or {})
+        answer = connection.getresponse()
+        return answer.status, answer.headers, answer.read()
+
+
+def get(port: int, path: str = "/metrics", **headers: str) -> Answer:
+    return request(port, path, method="GET", headers=headers)
 
 
 def parsed(text: str) -> Series:
@@ -40,17 +43,17 @@ def parsed(text: str) -> Series:
 
 
 def scrape(port: int) -> Series:
-    """What is served there now."""
+    """The metrics that are served there now."""
     status, _, body = get(port)
     assert status == 200
     return parsed(body.decode())
 
 
 def wait_until(port: int, is_so: Callable[[Series], bool]) -> Series:
-    """What is served there once this is so: workers write down what they count some time later."""
+    """The metrics once this is so; gauges are set every two seconds."""
     pause = threading.Event()
     found = scrape(port)
-    for _ in range(1000):
+    for _ in range(3000):
         if is_so(found):
             return found
         pause.wait(0.02)
@@ -59,6 +62,6 @@ def wait_until(port: int, is_so: Callable[[Series], bool]) -> Series:
 
 
 def value(series: Series, name: str, **labels: str) -> float:
-    """The sum of what has these labels, whatever others it has; 0 where there is nothing."""
+    """The sum of the series that have these labels, whatever others they have; 0 if there are none."""
     wanted = set(labels.items())
     return sum(found for (one, has), found in series.items() if one == name and wanted <= has)

@@ -13,8 +13,9 @@ from sqlalchemy.engine import URL
 from personae.v1 import audit_pb2_grpc, authentication_pb2_grpc, credential_pb2_grpc, user_pb2, user_pb2_grpc
 from service.base.settings import Settings
 from service.db.engine import Database
-from service.server.jobs import sweep
 from service.server.server import Server
+from service.server.sweeper import sweep
+from service.server.wiring import build_server
 from tests.support.clocks import MovableClock
 from tests.support.witness import Interceptor
 
@@ -110,7 +111,7 @@ def running(url: URL, clock: MovableClock | None = None, /, **changes: object) -
     clock: one that servers share, for the times that they write for each other.
     """
     clock = clock or MovableClock()
-    server = Server(settings_for(url, **changes), url, clock=clock)
+    server = build_server(settings_for(url, **changes), url, clock=clock)
     server.start()
     address = f"127.0.0.1:{server.port}"
     try:

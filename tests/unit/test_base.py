@@ -1,19 +1,15 @@
-"""Settings, keys, tokens and the log: parsing, refusals, and nothing secret in print."""
+"""Settings, keys and tokens: parsing, refusals, and nothing secret in print."""
 
 import gc
-import io
-import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
 from service.base.gc_tuning import spare_what_stays
 from service.base.secret_keys import generate_secret_key, load_or_create, parse_secret_keys
 from service.base.settings import SettingsError, load_settings, psycopg2_url
 from service.core.page_tokens import BadPageTokenError, PageTokens, Position
-from service.observability import log
 
 ONE = "a:" + "QUJD" * 11
 TWO = "b:" + "REVG" * 11
@@ -158,44 +154,6 @@ class TestPageTokens:
         token = self.TOKENS.seal(Position(1, 1), binding="list")
 
         assert PageTokens((b"2" * 32, b"1" * 32)).open(token, binding="list") == Position(1, 1)
-
-
-class TestLog:
-    def test_a_chain_of_errors_is_logged_without_its_texts(self) -> None:
-        """Class names and places, also of a chain that bites its own tail."""
-        inner, outer = ValueError("ada@example.com"), KeyError("secret")
-        inner.__cause__, outer.__cause__ = outer, inner
-
-        lines = log.where_raised(outer)
-
-        assert [line for line in lines if not line.startswith("  ")] == ["KeyError", "ValueError"]
-        assert "example.com" not in " ".join(lines)
-
-    @pytest.mark.parametrize("form, start", [("json", "{"), ("auto", "{"), ("console", "20")])
-    def test_forms(self, form: Any, start: str) -> None:
-        """JSON for machines, readable for people, and auto is JSON where nobody looks on."""
-        before = structlog.get_config()
-        stream = io.StringIO()
-        try:
-            log.configure("info", form, stream)
-            structlog.get_logger("x").info("hello", n=1)
-            structlog.get_logger("x").debug("not this")
-            log.drain()
-        finally:
-            structlog.configure(**before)
-
-        assert stream.getvalue().startswith(start)
-        assert stream.getvalue().count("\n") == 1
-
-
-def test_headers_that_grpcio_cannot_decode_are_not_logged() -> None:
-    """It would log them whole, at any length that a stranger likes: a key with a blank that was pasted along, say."""
-
-    def record(text: str) -> logging.LogRecord:
-        return logging.LogRecord("grpc._cython.cygrpc", logging.ERROR, __file__, 1, text, (), None)
-
-    assert not log._holds_no_metadata(record("Invalid encoding on b'Bearer pk_…\\xff'"))
-    assert log._holds_no_metadata(record("Handshake failed"))
 
 
 def test_the_garbage_collector_spares_what_stays() -> None:

@@ -1,4 +1,4 @@
-"""API keys: how they look, and that a mistyped or cut one is told without looking anything up."""
+"""The format of API keys, and that every typing mistake is found without a look-up."""
 
 import hashlib
 import itertools
@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from service.core.api_keys import KEY_PATTERN, PREFIX, RANDOM_BYTES, MalformedKeyError, NewKey, hash_key, make_key
 
 ALPHABET = string.ascii_letters + string.digits + "_- .=\n\0é\u0661\uff11"
-"""What may come in the place of a character: those that a key is made of, and others that look like them."""
+"""The characters of keys, and others that look like them."""
 SECRET = 12
-"""Where the secret begins."""
+"""The position of the secret."""
 VECTORS = [
     (bytes(RANDOM_BYTES), "pk_aaaaaaaa_0000000000000000000000000000000002HhaSq"),
     (b"\xff" * RANDOM_BYTES, "pk_77777777_2lFA6LboL2xx0ldQH2K1TdSrwuqMMiME3367DhT"),
     (bytes(range(RANDOM_BYTES)), "pk_aaaqeaye_03MLGH5HKmc8V6ZykihvLeoDzMezpn4nc0hMnsL"),
 ]
-"""Made by another program, which counts base 62 and CRC-32 by itself."""
+"""Made by an independent implementation of base 62 and CRC-32."""
 TOLD = ("not an API key", "not a whole API key: its checksum does not fit")
-"""All that is said of what is none: nothing of it."""
+"""The only error texts: they repeat nothing of the input."""
 EXAMPLE = VECTORS[2][1]
 
 GENERATED = settings(deadline=None)
@@ -42,7 +42,7 @@ def is_refused(text: str) -> bool:
 class TestForm:
     @pytest.mark.parametrize("random, text", VECTORS, ids=["zeros", "ones", "counting"])
     def test_vectors(self, random: bytes, text: str) -> None:
-        """The form is what scanners, logs and other clients know: it never changes."""
+        """The format never changes: scanners and clients rely on it."""
         made = make_key(random)
 
         assert (made.text, made.key_id) == (text, text[3:11])
@@ -50,8 +50,8 @@ class TestForm:
 
     @GENERATED
     @given(keys)
-    def test_what_is_made_is_taken(self, key: NewKey) -> None:
-        """Of one form, which KEY_PATTERN finds also amid other text; and stored as the hash of the whole of it."""
+    def test_a_new_key_is_valid(self, key: NewKey) -> None:
+        """KEY_PATTERN finds it amid other text; the hash is that of the whole key."""
         assert re.fullmatch(KEY_PATTERN, key.text)
         assert re.findall(KEY_PATTERN, f'export KEY="{key.text}" # and more') == [key.text]
         assert key.text.startswith(f"{PREFIX}{key.key_id}_")
@@ -65,7 +65,7 @@ class TestForm:
         assert len({make_key(one).key_hash for one in random}) == len(random)
 
     def test_each_bit_counts(self) -> None:
-        """The first 40 in the id, the other 192 in the secret, and never one in the other."""
+        """The first 40 bits in the id, the other 192 in the secret."""
         one = make_key(bytes(RANDOM_BYTES))
         for bit in range(RANDOM_BYTES * 8):
             other = make_key((1 << bit).to_bytes(RANDOM_BYTES))
@@ -73,14 +73,14 @@ class TestForm:
             assert (one.text[SECRET:-6] != other.text[SECRET:-6]) == (bit < 192)
 
     @pytest.mark.parametrize("count", [0, 1, RANDOM_BYTES - 1, RANDOM_BYTES + 1, 64])
-    def test_of_too_few_or_too_many_bytes_none_is_made(self, count: int) -> None:
+    def test_the_number_of_random_bytes_is_checked(self, count: int) -> None:
         """A key with fewer random bits than promised would look like any other."""
         with pytest.raises(ValueError, match=f"{RANDOM_BYTES} random bytes"):
             make_key(bytes(count))
 
     @GENERATED
     @given(keys)
-    def test_what_is_printed_by_accident_is_no_secret(self, key: NewKey) -> None:
+    def test_no_representation_shows_the_secret(self, key: NewKey) -> None:
         """The id only."""
         for printed in (repr(key), str(key), f"{key}", repr([key]), repr({"key": key})):
             assert key.key_id in printed
@@ -103,7 +103,7 @@ def swaps(text: str) -> Iterator[str]:
 
 
 def cuts(text: str) -> Iterator[str]:
-    """Every text of which a piece is missing: at an end, or in between."""
+    """Every text with a piece missing, at an end or in between."""
     for start in range(len(text)):
         yield from (text[:start] + text[end:] for end in range(start + 1, len(text) + 1))
 
@@ -117,7 +117,7 @@ def insertions(text: str) -> Iterator[str]:
 class TestMistakes:
     @pytest.mark.parametrize("text", [text for _, text in VECTORS])
     def test_every_one_is_found(self, text: str) -> None:
-        """One character wrong, two neighbours swapped, a piece cut off or out, one too many: all of them, offline."""
+        """One wrong character, two neighbours swapped, a piece missing, one character too many."""
         for mistakes in (typos, swaps, cuts, insertions):
             assert [wrong for wrong in mistakes(text) if not is_refused(wrong)] == []
 
@@ -130,7 +130,7 @@ class TestMistakes:
 
     @GENERATED
     @given(keys, keys)
-    def test_halves_of_two_keys_are_none(self, one: NewKey, other: NewKey) -> None:
+    def test_halves_of_two_keys_are_refused(self, one: NewKey, other: NewKey) -> None:
         """Pasted over each other, or one after the other."""
         for place in range(1, len(one.text)):
             mixed = one.text[:place] + other.text[place:]
@@ -139,7 +139,7 @@ class TestMistakes:
 
     @GENERATED
     @given(st.text())
-    def test_whatever_else_is_none(self, text: str) -> None:
+    def test_other_text_is_refused(self, text: str) -> None:
         """Nothing but MalformedKeyError comes of any text."""
         assert is_refused(text)
 
@@ -166,6 +166,6 @@ class TestMistakes:
             "\ud800" * len(EXAMPLE),
         ],
     )
-    def test_what_comes_instead(self, text: str) -> None:
-        """Of another case, with something around it, of another kind, or far too long."""
+    def test_near_misses_are_refused(self, text: str) -> None:
+        """Another case, something around it, another kind of token, or far too long."""
         assert is_refused(text)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.core.common_passwords import SHIPPED, CommonPasswords, PasswordListError, fold, load, to_blob
+from service.core.passwords.common import SHIPPED, CommonPasswords, PasswordListError, fold, load, to_blob
 from service.dev.common_passwords import choose, main, ranked
 
 ENTRIES = gzip.decompress(SHIPPED.read_bytes()).decode().split("\n")[:-1]
@@ -140,33 +140,26 @@ def test_an_empty_list_is_a_list(tmp_path: Path) -> None:
     assert load(path).is_common("passwordpassword")
 
 
-def test_a_list_that_is_not_utf8_is_refused_by_its_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        (b"first secret\n\nsecond secr\xe9t\nthird secret\n", ", line 3: is not UTF-8"),
+        (gzip.compress(b"my secret\n", mtime=0)[:-9], ": begins like a gzip file, but cannot be unpacked"),
+        (b"\x1f\x8bmy secret", ": begins like a gzip file, but cannot be unpacked"),
+        (b"\x1f\x8b", ": begins like a gzip file, but cannot be unpacked"),
+        (None, ": cannot be read: No such file or directory"),
+    ],
+)
+def test_an_unusable_list_is_refused_without_its_content(tmp_path: Path, content: bytes | None, problem: str) -> None:
     path = tmp_path / "own"
-    path.write_bytes(b"first secret\n\nsecond secr\xe9t\nthird secret\n")
+    if content is not None:
+        path.write_bytes(content)
 
     with pytest.raises(PasswordListError) as caught:
         load(path)
 
-    assert str(caught.value) == f"{path}, line 3: is not UTF-8"
+    assert str(caught.value) == f"{path}{problem}"
     assert caught.value.__suppress_context__
-
-
-@pytest.mark.parametrize("content", [gzip.compress(b"my secret\n", mtime=0)[:-9], b"\x1f\x8bmy secret", b"\x1f\x8b"])
-def test_a_damaged_gzip_file_is_refused_without_its_content(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "own.gz"
-    path.write_bytes(content)
-
-    with pytest.raises(PasswordListError) as caught:
-        load(path)
-
-    assert str(caught.value) == f"{path}: begins like a gzip file, but cannot be unpacked"
-
-
-def test_a_list_that_cannot_be_read_is_refused_with_the_reason(tmp_path: Path) -> None:
-    with pytest.raises(PasswordListError, match="absent: cannot be read: No such file or directory"):
-        load(tmp_path / "absent")
-    with pytest.raises(PasswordListError, match="cannot be read: Is a directory"):
-        load(tmp_path)
 
 
 # ---- the program that builds the shipped list

@@ -6,16 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.lockout import (
-    NO_ATTEMPTS,
-    Attempts,
-    Event,
-    LockoutKeys,
-    after,
-    remaining,
-    remembered,
-    wait_after,
-)
+from service.core.lockout import NO_FAILURES, Event, FailedSignIns, LockoutKeys, after, remaining, unexpired, wait_after
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DAY = timedelta(hours=24)
@@ -33,46 +24,46 @@ def test_the_schedule(failures: int, seconds: int) -> None:
 
 def test_wrong_counts_and_right_forgets() -> None:
     """Failures in a row; a success begins anew."""
-    once = after(NO_ATTEMPTS, Event.WRONG, NOW)
+    once = after(NO_FAILURES, Event.WRONG, NOW)
     twice = after(once, Event.WRONG, NOW + timedelta(seconds=5))
 
-    assert once == Attempts(1, NOW)
-    assert twice == Attempts(2, NOW + timedelta(seconds=5))
-    assert after(twice, Event.RIGHT, NOW + timedelta(seconds=6)) == NO_ATTEMPTS
+    assert once == FailedSignIns(1, NOW)
+    assert twice == FailedSignIns(2, NOW + timedelta(seconds=5))
+    assert after(twice, Event.RIGHT, NOW + timedelta(seconds=6)) == NO_FAILURES
 
 
 @pytest.mark.parametrize("event", Event)
 def test_nothing_changes_while_locked(event: Event) -> None:
     """Neither a wrong nor a right password moves a locked name; the lock ends by time alone."""
-    locked = Attempts(3, NOW)
+    locked = FailedSignIns(3, NOW)
 
     assert after(locked, event, NOW + timedelta(milliseconds=999)) == locked
     assert remaining(locked, NOW + timedelta(milliseconds=400)) == timedelta(milliseconds=600)
     assert remaining(locked, NOW + timedelta(seconds=1)) == timedelta()
-    assert after(locked, Event.WRONG, NOW + timedelta(seconds=1)) == Attempts(4, NOW + timedelta(seconds=1))
+    assert after(locked, Event.WRONG, NOW + timedelta(seconds=1)) == FailedSignIns(4, NOW + timedelta(seconds=1))
 
 
 def test_a_day_after_the_last_failure_all_is_forgotten() -> None:
     """Not a moment earlier."""
-    old = Attempts(40, NOW)
+    old = FailedSignIns(40, NOW)
 
-    assert remembered(old, NOW + DAY - timedelta(microseconds=1)) == old
-    assert remembered(old, NOW + DAY) == NO_ATTEMPTS
-    assert after(old, Event.WRONG, NOW + DAY) == Attempts(1, NOW + DAY)
+    assert unexpired(old, NOW + DAY - timedelta(microseconds=1)) == old
+    assert unexpired(old, NOW + DAY) == NO_FAILURES
+    assert after(old, Event.WRONG, NOW + DAY) == FailedSignIns(1, NOW + DAY)
 
 
 def test_a_clock_that_lags_behind_unlocks_nothing() -> None:
     """Servers' clocks differ a little: the one that is behind waits a little longer."""
-    assert remaining(Attempts(3, NOW), NOW - timedelta(seconds=2)) == timedelta(seconds=3)
+    assert remaining(FailedSignIns(3, NOW), NOW - timedelta(seconds=2)) == timedelta(seconds=3)
 
 
 @given(st.lists(st.tuples(st.sampled_from(Event), st.integers(0, 7200)), max_size=60))
 def test_whatever_comes_the_count_follows_the_answers(steps: list[tuple[Event, int]]) -> None:
     """The count is that of the wrong answers since the last right one or the last day of rest; locked never counts."""
-    attempts, now, expected = NO_ATTEMPTS, NOW, 0
+    attempts, now, expected = NO_FAILURES, NOW, 0
     for event, seconds in steps:
         now += timedelta(seconds=seconds)
-        if remembered(attempts, now) == NO_ATTEMPTS:
+        if unexpired(attempts, now) == NO_FAILURES:
             expected = 0
         if not remaining(attempts, now):
             expected = expected + 1 if event is Event.WRONG else 0
@@ -82,7 +73,7 @@ def test_whatever_comes_the_count_follows_the_answers(steps: list[tuple[Event, i
 
 def test_at_most_56_guesses_are_answered_in_a_day() -> None:
     """Whoever tries again the very moment it is allowed gets 56 answers in 24 hours."""
-    attempts, now, answered = NO_ATTEMPTS, NOW, 0
+    attempts, now, answered = NO_FAILURES, NOW, 0
     while now - NOW < DAY:
         attempts = after(attempts, Event.WRONG, now)
         answered += 1

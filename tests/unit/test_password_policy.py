@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from personae.v1 import credential_pb2
-from service.core.common_passwords import CommonPasswords, to_blob
-from service.core.password_policy import Names, PasswordPolicy, unchanged
+from service.core.passwords.common import CommonPasswords, to_blob
+from service.core.passwords.policy import Names, PasswordPolicy, unchanged
 
 COMMON = CommonPasswords(to_blob({"correcthorsebattery", "password1", "iloveyou", "abcabcabc1"}))
 POLICY = PasswordPolicy(15, COMMON)

@@ -1,13 +1,14 @@
-"""Changing users: names, flags, deletion and its undoing.
+"""Changing, deleting and purging users.
 
-Etags are compared and set in the UPDATE itself; the last superuser is kept by a lock that all who could lose one take.
+Etags are compared and set in the UPDATE itself; the last superuser is protected by a lock that every change takes that
+could remove one.
 """
 
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, false, func, literal, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, delete, false, func, literal, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.base.errors import (
@@ -15,49 +16,48 @@ from service.base.errors import (
     LastSuperuserError,
     UserAlreadyLiveError,
     UserDeletedError,
+    UserNotDeletedError,
     UserNotFoundError,
 )
 from service.core import audit
-from service.core.users.rows import COLUMNS, NEXT_EPOCH, USERS, UserRecord
+from service.core.expiry import delete_expired
+from service.core.users.rows import AUDITED_FIELDS, COLUMNS, NEXT_EPOCH, USERS, Key, UserRecord, get_user
 
-_SUPERUSER_LOCK = 0x7375  # "su": any number that no other advisory lock of this service uses
+_SUPERUSER_LOCK = 0x7375  # "su": no other advisory lock of this database has this number
 _LIVE = USERS.c.deleted_at.is_(None)
-_TOLD = ("email", "username", "is_active", "is_superuser", "deleted_at", "purge_at", "email_verified_at")
-"""The fields that can change here, by the names that the audit trail has for them."""
 
 
 def update_user(
     session: Session, user_id: int, *, email: str | None, username: str | None, version: int | None
 ) -> UserRecord:
-    """Change the names that are not None. What is so already moves neither version nor updated_at.
+    """Change the names that are not None. When nothing differs, version and updated_at stay.
 
     A new email is unverified, and voids what was issued for the user.
     Raises UserNotFoundError, UserDeletedError, EtagMismatchError; a taken name raises by its constraint.
     """
     names = {name: value for name, value in (("email", email), ("username", username)) if value is not None}
-    also: dict[str, Any] = {}
+    values: dict[str, Any] = dict(names)
     if email is not None:
-        also["email_verified_at"] = case((USERS.c.email == email, USERS.c.email_verified_at), else_=None)
-        also["access_epoch"] = case((USERS.c.email == email, USERS.c.access_epoch), else_=NEXT_EPOCH)
+        values["email_verified_at"] = case((USERS.c.email == email, USERS.c.email_verified_at), else_=None)
+        values["access_epoch"] = case((USERS.c.email == email, USERS.c.access_epoch), else_=NEXT_EPOCH)
 
-    def is_so(user: UserRecord) -> bool:
+    def is_done(user: UserRecord) -> bool:
         require_live(user)
         _require_version(user, version)
         return all(getattr(user, name) == value for name, value in names.items())
 
     differs = or_(false(), *(USERS.c[name] != value for name, value in names.items()))
-    return _change(
-        session, "UpdateUser", user_id, version, {**names, **also}, at_once=and_(_LIVE, differs), is_so=is_so
-    )
+    return _change(session, "UpdateUser", user_id, version, values, where=and_(_LIVE, differs), is_done=is_done)
 
 
 def set_active(session: Session, user_id: int, *, is_active: bool, version: int | None) -> UserRecord:
-    """Activate or deactivate. Already so: nothing happens, whatever the version. Deactivating voids what was issued.
+    """Activate or deactivate. Nothing happens when the user is in that state, whatever the version. Deactivating voids
+    what was issued for the user.
 
     Raises UserNotFoundError, UserDeletedError, EtagMismatchError, LastSuperuserError.
     """
 
-    def is_so(user: UserRecord) -> bool:
+    def is_done(user: UserRecord) -> bool:
         require_live(user)
         return user.is_active == is_active
 
@@ -67,19 +67,19 @@ def set_active(session: Session, user_id: int, *, is_active: bool, version: int 
         user_id,
         version,
         {"is_active": is_active} if is_active else {"is_active": False, "access_epoch": NEXT_EPOCH},
-        at_once=and_(_LIVE, USERS.c.is_active != is_active, or_(literal(is_active), ~USERS.c.is_superuser)),
-        is_so=is_so,
+        where=and_(_LIVE, USERS.c.is_active != is_active, or_(literal(is_active), ~USERS.c.is_superuser)),
+        is_done=is_done,
         may_lose_superuser=not is_active,
     )
 
 
 def set_superuser(session: Session, user_id: int, *, is_superuser: bool, version: int | None) -> UserRecord:
-    """Grant or revoke the superuser mark. Already so: nothing happens, whatever the version.
+    """Grant or revoke the superuser flag. Nothing happens when it is set so, whatever the version.
 
     Raises UserNotFoundError, UserDeletedError, EtagMismatchError, LastSuperuserError.
     """
 
-    def is_so(user: UserRecord) -> bool:
+    def is_done(user: UserRecord) -> bool:
         require_live(user)
         return user.is_superuser == is_superuser
 
@@ -89,29 +89,23 @@ def set_superuser(session: Session, user_id: int, *, is_superuser: bool, version
         user_id,
         version,
         {"is_superuser": is_superuser},
-        at_once=and_(_LIVE, USERS.c.is_superuser != is_superuser, or_(literal(is_superuser), ~USERS.c.is_active)),
-        is_so=is_so,
+        where=and_(_LIVE, USERS.c.is_superuser != is_superuser, or_(literal(is_superuser), ~USERS.c.is_active)),
+        is_done=is_done,
         may_lose_superuser=not is_superuser,
     )
 
 
 def delete_user(
-    session: Session,
-    user_id: int,
-    *,
-    version: int | None,
-    allow_missing: bool,
-    now: datetime,
-    purge_at: datetime,
+    session: Session, user_id: int, *, version: int | None, allow_missing: bool, now: datetime, purge_at: datetime
 ) -> UserRecord:
-    """Delete softly. A user that is deleted already is missing: returned as it is with allow_missing.
+    """Delete softly, and void what was issued for the user. A deleted user counts as missing: with allow_missing it is
+    returned as it is.
 
-    Voids what was issued for the user.
     Raises UserNotFoundError (also with allow_missing, when there never was such a user), EtagMismatchError,
     LastSuperuserError.
     """
 
-    def is_so(user: UserRecord) -> bool:
+    def is_done(user: UserRecord) -> bool:
         if user.deleted_at is not None and not allow_missing:
             raise UserNotFoundError
         return user.deleted_at is not None
@@ -122,19 +116,16 @@ def delete_user(
         user_id,
         version,
         {"deleted_at": now, "purge_at": purge_at, "access_epoch": NEXT_EPOCH},
-        at_once=and_(_LIVE, ~USERS.c.is_superuser),
-        is_so=is_so,
+        where=and_(_LIVE, ~USERS.c.is_superuser),
+        is_done=is_done,
         may_lose_superuser=True,
     )
 
 
 def undelete_user(session: Session, user_id: int, *, version: int | None) -> UserRecord:
-    """Restore a softly deleted user as it was.
+    """Restore a softly deleted user as it was. Raises UserNotFoundError, UserAlreadyLiveError, EtagMismatchError."""
 
-    Raises UserNotFoundError, UserAlreadyLiveError, EtagMismatchError.
-    """
-
-    def is_so(user: UserRecord) -> bool:
+    def is_done(user: UserRecord) -> bool:
         if user.deleted_at is None:
             raise UserAlreadyLiveError
         return False
@@ -145,9 +136,31 @@ def undelete_user(session: Session, user_id: int, *, version: int | None) -> Use
         user_id,
         version,
         {"deleted_at": None, "purge_at": None},
-        at_once=USERS.c.deleted_at.is_not(None),
-        is_so=is_so,
+        where=USERS.c.deleted_at.is_not(None),
+        is_done=is_done,
     )
+
+
+def purge_user(session: Session, user_id: int) -> None:
+    """Remove the row of a softly deleted user, and its request ids. Raises UserNotFoundError, UserNotDeletedError."""
+    purged = session.scalar(
+        delete(USERS).where(USERS.c.id == user_id, USERS.c.deleted_at.is_not(None)).returning(USERS.c.id)
+    )
+    if purged is None:
+        get_user(session, Key("id", user_id))
+        raise UserNotDeletedError
+
+
+def purge_expired(session: Session, *, now: datetime, limit: int) -> list[int]:
+    """As purge_user, for up to `limit` users whose purge_at has passed; their ids."""
+    purged = delete_expired(session, USERS, USERS.c.purge_at <= now, order_by=USERS.c.purge_at, limit=limit)
+    return [user_id for (user_id,) in purged]
+
+
+def require_live(user: UserRecord) -> None:
+    """Raises UserDeletedError for a softly deleted user."""
+    if user.deleted_at is not None:
+        raise UserDeletedError
 
 
 def _change(
@@ -157,57 +170,55 @@ def _change(
     version: int | None,
     values: dict[str, Any],
     *,
-    at_once: ColumnElement[bool],
-    is_so: Callable[[UserRecord], bool],
+    where: ColumnElement[bool],
+    is_done: Callable[[UserRecord], bool],
     may_lose_superuser: bool = False,
 ) -> UserRecord:
-    """Change a user by one compare-and-set; look closer, under a lock, only when that changed nothing.
+    """Change a user by one compare-and-set; only when that changed nothing, lock the row and find out why.
 
-    at_once: the rows that can be changed without looking. is_so: whether there is nothing to do; raises for a state
-    that forbids the change.
+    where: the state in which the change needs no closer look. is_done: whether there is nothing to change; raises for a
+    state that forbids the change.
     The lock order is row, then superuser lock: an UPDATE that waited for a row keeps it locked even when it then
     changes nothing, so the row cannot come second.
     """
-    # The row as it was, for the audit trail to name what differs: locked, so that it is the newest, as what is updated.
-    before = select(USERS.c.id, *(USERS.c[name] for name in _TOLD)).where(USERS.c.id == user_id).with_for_update()
-    was = before.subquery("was")
+    # The former values, for the audit trail to name what differs: locked, so that they are as new as the UPDATE's.
+    former = (
+        select(USERS.c.id, *(USERS.c[name] for name in AUDITED_FIELDS))
+        .where(USERS.c.id == user_id)
+        .with_for_update()
+        .subquery("former")
+    )
     change = (
         update(USERS)
-        .where(USERS.c.id == user_id, USERS.c.id == was.c.id)
+        .where(USERS.c.id == user_id, USERS.c.id == former.c.id)
         # clock_timestamp, not now(): after a wait for the row, now() would lie before the change that was waited for.
         .values(**values, version=USERS.c.version + 1, updated_at=func.clock_timestamp())
-        .returning(*COLUMNS, *(was.c[name] for name in _TOLD))
+        .returning(*COLUMNS, *(former.c[name] for name in AUDITED_FIELDS))
     )
-    compared = change.where(at_once)
+    compared = change.where(where)
     if version is not None:
         compared = compared.where(USERS.c.version == version)
     row = session.execute(compared).one_or_none()
     if row is None:
-        user = _locked(session, user_id)
-        if is_so(user):
+        user = _get_locked(session, user_id)
+        if is_done(user):
             return user
         _require_version(user, version)
         if may_lose_superuser and _is_acting_superuser(user):
             _require_another_superuser(session, user_id)
         row = session.execute(change).one()
-    changed = UserRecord._make(row[: len(COLUMNS)])
-    former = zip(_TOLD, row[len(COLUMNS) :], strict=True)
-    fields = [name for name, value in former if getattr(changed, name) != value]
+    changed = UserRecord(*row[: len(COLUMNS)])
+    were = zip(AUDITED_FIELDS, row[len(COLUMNS) :], strict=True)
+    fields = [name for name, value in were if getattr(changed, name) != value]
     audit.record(session, action, target_user_id=user_id, changed=fields)
     return changed
 
 
-def _locked(session: Session, user_id: int) -> UserRecord:
+def _get_locked(session: Session, user_id: int) -> UserRecord:
     row = session.execute(select(*COLUMNS).where(USERS.c.id == user_id).with_for_update()).one_or_none()
     if row is None:
         raise UserNotFoundError
-    return UserRecord._make(row)
-
-
-def require_live(user: UserRecord) -> None:
-    """Raises UserDeletedError for a softly deleted user."""
-    if user.deleted_at is not None:
-        raise UserDeletedError
+    return UserRecord(*row)
 
 
 def _require_version(user: UserRecord, version: int | None) -> None:
@@ -220,10 +231,11 @@ def _is_acting_superuser(user: UserRecord) -> bool:
 
 
 def _require_another_superuser(session: Session, user_id: int) -> None:
-    """Raises LastSuperuserError. The user's own row is locked already; here it waits for others who lose a superuser.
+    """Raises LastSuperuserError. The user's own row is locked already; here the transaction waits for others that
+    remove a superuser.
 
-    Who has the superuser lock waits for nothing any more, so that nobody can deadlock; and who gets it sees what the
-    one before has committed, because each statement looks at the database anew.
+    The holder of the superuser lock waits for no other lock, so there is no deadlock; and the next holder sees what the
+    one before has committed, because each statement has a snapshot of its own.
     """
     session.execute(select(func.pg_advisory_xact_lock(_SUPERUSER_LOCK)))
     acting = and_(USERS.c.is_superuser, USERS.c.is_active, _LIVE, USERS.c.id != user_id)

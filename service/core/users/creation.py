@@ -1,4 +1,4 @@
-"""Creating users, once for each request id. Uniqueness is settled by the named constraints, not by looking first."""
+"""Creating users, once for each request id. The named constraints decide whether a name is free."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from service.base.errors import ConflictError, EmailTakenError, RequestIdReusedError, UsernameTakenError
 from service.core import audit
+from service.core.expiry import delete_expired
 from service.core.users.rows import COLUMNS, REQUESTS, USERS, UserRecord
 
 REQUEST_ID_HOURS = 24
@@ -29,9 +30,9 @@ class NewUser:
 
 @dataclass(frozen=True, slots=True)
 class RequestKey:
-    """What makes a creation safe to repeat: who asked, with which id, for what.
+    """Identifies a creation, so that it can be repeated safely.
 
-    fingerprints: the keyed hash of the request under each secret key, the signing one first.
+    fingerprints: the keyed hash of the request under each secret key, the signing key first.
     """
 
     caller: str
@@ -41,9 +42,9 @@ class RequestKey:
 
 
 def find_created(session: Session, request: RequestKey, *, now: datetime) -> UserRecord | None:
-    """The user, as it is now, that this request created before; None when it is new or more than a day old.
+    """The user that this request created, as it is now; None when the request is new or older than REQUEST_ID_HOURS.
 
-    Raises RequestIdReusedError when the id belongs to another request.
+    Raises RequestIdReusedError when the id was used for another request.
     """
     row = session.execute(
         select(REQUESTS.c.fingerprint, *COLUMNS)
@@ -54,14 +55,14 @@ def find_created(session: Session, request: RequestKey, *, now: datetime) -> Use
         return None
     if row[0] not in request.fingerprints:
         raise RequestIdReusedError
-    return UserRecord._make(row[1:])
+    return UserRecord(*row[1:])
 
 
 def create_user(session: Session, new: NewUser, *, request: RequestKey | None, now: datetime) -> UserRecord:
-    """Create a user, or return the one that the same request created already.
+    """Create a user, or return the one that the same request created before.
 
-    The request is recorded first: two calls with one id meet there, where the second waits for the first and then
-    answers as it did. Raises RequestIdReusedError, EmailTakenError, UsernameTakenError.
+    The request id is inserted first: of two calls with one id the second waits there for the first, and then answers
+    as it did. Raises RequestIdReusedError, EmailTakenError, UsernameTakenError.
     """
     values: dict[str, Any] = {
         "email": new.email,
@@ -75,23 +76,23 @@ def create_user(session: Session, new: NewUser, *, request: RequestKey | None, n
         user_id = _claim(session, request, now=now)
         if user_id is None:
             created = find_created(session, request, now=now)
-            if created is None:  # cannot be: _claim keeps the record locked, and with it the user
+            if created is None:  # cannot be: _claim has locked the record, and with it the user
                 raise ConflictError
             return created
         values["id"] = user_id
-    # Not an error of the database: its log would get the statement, and with it the email and the hash.
+    # An error would put the statement into the database's log, and with it the email and the hash.
     statement = pg_insert(USERS).values(values).on_conflict_do_nothing().returning(*COLUMNS)
     row = session.execute(statement).one_or_none()
     if row is None:
         require_free_names(session, email=new.email, username=new.username)
-        raise ConflictError  # whoever had the name has let go of it meanwhile
-    user = UserRecord._make(row)
+        raise ConflictError  # the name was taken, and has become free since
+    user = UserRecord(*row)
     audit.record(session, "CreateUser", target_user_id=user.id, changed=_set_fields(user))
     return user
 
 
 def _set_fields(user: UserRecord) -> list[str]:
-    """The fields that were not left to their defaults."""
+    """The fields that differ from their defaults."""
     optional = {
         "password": user.has_password,
         "is_active": not user.is_active,
@@ -101,7 +102,7 @@ def _set_fields(user: UserRecord) -> list[str]:
 
 
 def require_free_names(session: Session, *, email: str, username: str) -> None:
-    """Raises EmailTakenError or UsernameTakenError when a user has the name. A hint: only creating settles it."""
+    """Raises EmailTakenError or UsernameTakenError when a user has the name. A hint: creating decides."""
     taken = session.execute(
         select(USERS.c.email, USERS.c.username)
         .where(or_(USERS.c.email == email, USERS.c.username == username))
@@ -111,10 +112,16 @@ def require_free_names(session: Session, *, email: str, username: str) -> None:
         raise EmailTakenError if taken.email == email else UsernameTakenError
 
 
-def _claim(session: Session, request: RequestKey, *, now: datetime) -> int | None:
-    """Record the request under the id of the user to come; None when it is recorded already.
+def delete_expired_requests(session: Session, *, now: datetime, limit: int) -> int:
+    """Delete up to `limit` expired request ids; how many."""
+    is_expired = REQUESTS.c.expires_at <= now
+    return len(delete_expired(session, REQUESTS, is_expired, order_by=REQUESTS.c.expires_at, limit=limit))
 
-    A record that is over its day is taken over, whether or not the sweeper has been there.
+
+def _claim(session: Session, request: RequestKey, *, now: datetime) -> int | None:
+    """Insert the request with the id of the user to be created; None when it was inserted before.
+
+    An expired row is taken over, whether or not a sweep has deleted it yet.
     """
     statement = pg_insert(REQUESTS).values(
         caller=request.caller,

@@ -1,7 +1,7 @@
-"""Listing users by keyset: any page costs the same, because each starts where the one before it ended."""
+"""Listing users by keyset: every page costs the same, because it starts at the key where the one before ended."""
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, or_, select, tuple_
@@ -9,9 +9,6 @@ from sqlalchemy.orm import Session
 
 from service.core.page_tokens import Position
 from service.core.users.rows import COLUMNS, USERS, UserRecord
-
-_EPOCH = datetime.fromtimestamp(0, UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +38,14 @@ ORDER_COLUMNS = ("created_at", "id", "updated_at", "email", "username")
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some users, and where the next page starts; None when this is the last."""
+    """Some users, and the position after them; None on the last page."""
 
     users: list[UserRecord]
     next: Position | None
 
 
 def list_users(session: Session, *, where: UserFilter, order: Order, after: Position | None, size: int) -> Page:
-    """One page of users. One statement, whose cost does not depend on how deep the page lies."""
+    """One page of users. One statement, whose cost does not depend on the number of the page."""
     column = USERS.c[order.column]
     is_unique = order.column in {"id", "email", "username"}
     keys: list[ColumnElement[Any]] = [column] if is_unique else [column, USERS.c.id]
@@ -58,14 +55,15 @@ def list_users(session: Session, *, where: UserFilter, order: Order, after: Posi
         statement = select(*COLUMNS).where(_beyond(keys, after, order), *_conditions(_beyond_bounds(where, order)))
     directed = [key.desc() if order.is_descending else key.asc() for key in keys]
     rows = session.execute(statement.order_by(*directed).limit(size + 1)).all()
-    users = [UserRecord._make(row) for row in rows[:size]]
-    return Page(users, _position(users[-1], order) if len(rows) > size else None)
+    users = [UserRecord(*row) for row in rows[:size]]
+    is_last = len(rows) <= size
+    return Page(users, None if is_last else Position.of(getattr(users[-1], order.column), users[-1].id))
 
 
 def _beyond_bounds(where: UserFilter, order: Order) -> UserFilter:
-    """The filter without the bound that the position of a page implies.
+    """The filter without the bound that the position implies.
 
-    With both in the WHERE the index would be entered at the bound, and read from there to the position: the deeper
+    With both in the WHERE, PostgreSQL would enter the index at the bound and read from there to the position: the later
     the page, the longer.
     """
     match order.column, order.is_descending:
@@ -83,7 +81,7 @@ def _conditions(where: UserFilter) -> list[ColumnElement[bool]]:
     live = USERS.c.deleted_at.is_(None)
     conditions: list[ColumnElement[bool]] = [] if where.show_deleted else [live]
     if where.is_active is not None:
-        # The same words as in the predicates of the partial indexes, so that the planner finds them.
+        # As in the predicates of the partial indexes, so that the planner uses them.
         inactive = (
             or_(~USERS.c.is_active, USERS.c.deleted_at.is_not(None)) if where.show_deleted else ~USERS.c.is_active
         )
@@ -103,20 +101,13 @@ def _conditions(where: UserFilter) -> list[ColumnElement[bool]]:
 
 
 def _after_prefix(prefix: str) -> str:
-    """The smallest text in byte order that is beyond all texts with this ASCII prefix."""
+    """The smallest text, in byte order, that is greater than every text with this ASCII prefix."""
     return prefix[:-1] + chr(ord(prefix[-1]) + 1)
 
 
 def _beyond(keys: list[ColumnElement[Any]], after: Position, order: Order) -> ColumnElement[bool]:
-    value: Any = after.value
-    if order.column.endswith("_at"):
-        value = _EPOCH + int(value) * _MICROSECOND
+    value = after.time if order.column.endswith("_at") else after.value
     here: Any = keys[0] if len(keys) == 1 else tuple_(*keys)
     last: Any = value if len(keys) == 1 else tuple_(value, after.id)
     beyond: ColumnElement[bool] = here < last if order.is_descending else here > last
     return beyond
-
-
-def _position(user: UserRecord, order: Order) -> Position:
-    value = getattr(user, order.column)
-    return Position((value - _EPOCH) // _MICROSECOND if isinstance(value, datetime) else value, user.id)

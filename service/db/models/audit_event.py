@@ -1,18 +1,8 @@
-"""The audit_events table: who did what to whom, when, and how it ended. Nothing is ever changed in it."""
+"""The audit_events table: who did what to whom, when, and with which outcome. Its rows are never changed."""
 
 from datetime import datetime
 
-from sqlalchemy import (
-    ARRAY,
-    BigInteger,
-    CheckConstraint,
-    DateTime,
-    Index,
-    PrimaryKeyConstraint,
-    String,
-    func,
-    text,
-)
+from sqlalchemy import ARRAY, BigInteger, CheckConstraint, Index, PrimaryKeyConstraint, String, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.db.models.base import Base
@@ -21,13 +11,13 @@ from service.db.models.base import Base
 class AuditEvent(Base):
     """A change, or a sign-in that was answered. Ids and names of fields only: no value, no secret, no address.
 
-    Partitioned by month (UTC), because retention drops whole months: triggers on the table and on every partition
-    refuse UPDATE, DELETE and TRUNCATE. They, the partitions and the two functions that make and drop partitions are in
-    the migration that made the table; a row without a month of its own lands in audit_events_default.
+    Partitioned by month (UTC): retention drops whole months, and triggers on the table and on every partition refuse
+    UPDATE, DELETE and TRUNCATE. The triggers, the partitions and the two functions that make and drop partitions are in
+    the migration that made the table; a row without a month of its own goes to audit_events_default.
 
-    There is no foreign key to users: an event outlives the purge of whom it was about, and a sign-in in a name that
-    nobody has costs the same as any other. For the same reason its index has a place for nobody too. It has no
-    created_at, because occurred_at says it, by the database's clock: one for all servers.
+    There is no foreign key to users: an event outlives the purge of its user, and a sign-in under an unknown name costs
+    the same as any other. For the same reason the index on target_user_id holds NULLs too. occurred_at stands for
+    created_at, by the database's clock: one for all servers.
     """
 
     __tablename__ = "audit_events"
@@ -36,7 +26,7 @@ class AuditEvent(Base):
         BigInteger, autoincrement=True, comment="Assigned by the database; tells events of one moment apart"
     )
     occurred_at: Mapped[datetime] = mapped_column(
-        DateTime(timezone=True), server_default=func.clock_timestamp(), comment="When the row was written"
+        server_default=func.clock_timestamp(), comment="When the row was written"
     )
     caller: Mapped[str] = mapped_column(
         String(63, collation="C"), comment="Which service called, or which part of Personae acted by itself"
@@ -68,13 +58,9 @@ class AuditEvent(Base):
         CheckConstraint("(outcome = 'refused') = (reason IS NOT NULL)", name="refused_has_reason"),
         Index(None, "target_user_id", "occurred_at", "id"),
         Index(None, "caller", "occurred_at", "id"),
-        # What is rare among successful sign-ins: a page of it would otherwise read past all of them.
+        # Rare among successful sign-ins: a page of them would otherwise read past all of those.
         Index(
-            "ix_audit_events_action",
-            "action",
-            "occurred_at",
-            "id",
-            postgresql_where=text("action <> 'Authenticate'"),
+            "ix_audit_events_action", "action", "occurred_at", "id", postgresql_where=text("action <> 'Authenticate'")
         ),
         Index(
             "ix_audit_events_acting_user_id",

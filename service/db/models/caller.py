@@ -1,4 +1,4 @@
-"""The callers: which services may call, what they may call, and how each proves who it is."""
+"""The tables of callers, their API keys and their certificate identities."""
 
 from datetime import datetime
 
@@ -21,7 +21,7 @@ from service.db.models.base import Base
 
 
 class Caller(Base):
-    """A service that calls. Never removed, so that its name in the audit trail is nobody else's."""
+    """A service that may call. Never deleted: the audit trail refers to it by name."""
 
     __tablename__ = "callers"
 
@@ -83,7 +83,7 @@ class CallerKey(Base):
 
 
 class CallerIdentity(Base):
-    """A name in client certificates that is a caller's: a SPIFFE id or a DNS name, compared as a whole."""
+    """An identity in client certificates: a SPIFFE ID or a DNS name, compared as a whole string."""
 
     __tablename__ = "caller_identities"
 

@@ -1,18 +1,18 @@
-"""The request_ids table: what makes a creation safe to repeat."""
+"""The request_ids table: it makes a creation safe to repeat."""
 
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import DateTime, ForeignKey, Integer, LargeBinary, PrimaryKeyConstraint, String, Uuid, func
+from sqlalchemy import ForeignKey, PrimaryKeyConstraint, String
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.db.models.base import Base
+from service.db.models.base import Base, CreatedAt
 
 
 class RequestId(Base):
     """A creation that was acknowledged, remembered for a day.
 
-    The row is inserted before the user it names, so that two calls with one id meet here and not at the email; the
+    The row is inserted before the user it names, so that two calls with one id conflict here and not at the email; the
     foreign key is checked at the commit.
     """
 
@@ -20,19 +20,16 @@ class RequestId(Base):
 
     caller: Mapped[str] = mapped_column(String(255, collation="C"), comment="Who called")
     method: Mapped[str] = mapped_column(String(100, collation="C"), comment="Full name of the RPC")
-    request_id: Mapped[UUID] = mapped_column(Uuid, comment="Chosen by the caller")
-    fingerprint: Mapped[bytes] = mapped_column(LargeBinary, comment="Keyed hash of the request without the password")
+    request_id: Mapped[UUID] = mapped_column(comment="Chosen by the caller")
+    fingerprint: Mapped[bytes] = mapped_column(comment="Keyed hash of the request without the password")
     user_id: Mapped[int] = mapped_column(
-        Integer,
         ForeignKey("users.id", ondelete="CASCADE", deferrable=True, initially="DEFERRED"),
         index=True,
         comment="What the call created",
     )
-    created_at: Mapped[datetime] = mapped_column(
-        DateTime(timezone=True), server_default=func.now(), comment="When the row was made"
-    )
+    created_at: Mapped[CreatedAt]
     expires_at: Mapped[datetime] = mapped_column(
-        DateTime(timezone=True), index=True, comment="From when on the id may be used for something else"
+        index=True, comment="From when on the id may be used for something else"
     )
 
     __table_args__ = (

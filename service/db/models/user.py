@@ -2,23 +2,10 @@
 
 from datetime import datetime
 
-from sqlalchemy import (
-    Boolean,
-    CheckConstraint,
-    DateTime,
-    Identity,
-    Index,
-    Integer,
-    String,
-    UniqueConstraint,
-    false,
-    func,
-    text,
-    true,
-)
+from sqlalchemy import CheckConstraint, Identity, Index, String, UniqueConstraint, false, func, text, true
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.db.models.base import Base
+from service.db.models.base import Base, CreatedAt
 
 HASH_COST = "translate(right(split_part(hashed_password, '$', 3), 2), '=', '0')"
 """The two digits of the cost that a stored bcrypt hash names, as an SQL expression that never fails.
@@ -30,7 +17,7 @@ KNOWN_HASH = (
     r"^(\$2[aby]\$(0[4-9]|1[0-6])\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}"
     r"|\$bcrypt-sha256\$v=2,t=2b,r=0?([4-9]|1[0-6])\$[./A-Za-z0-9]{21}[.Oeu]\$[./A-Za-z0-9]{31})$"
 )
-"""The hashes that can be verified, as service.core.passwords.parse_hash knows them, for PostgreSQL.
+"""The hashes that can be verified, as a regular expression for PostgreSQL; service.core.passwords.parse_hash agrees.
 
 HASH_COST of such a hash is two digits, whatever the collation.
 """
@@ -39,15 +26,13 @@ HASH_COST of such a hash is two digits, whatever the collation.
 class User(Base):
     """A user account.
 
-    Email and username are stored normalised; what is stored is what is unique and what is looked up. COLLATE "C"
-    lets one unique index serve look-ups, prefix ranges and order, and keeps it valid over upgrades of the OS.
+    Email and username are stored normalised: the stored form is unique and is looked up. COLLATE "C" lets one unique
+    index serve look-ups, prefix ranges and order, and keeps it valid over upgrades of the OS.
     """
 
     __tablename__ = "users"
 
-    id: Mapped[int] = mapped_column(
-        Integer, Identity(), primary_key=True, comment="Assigned by the database, never reused"
-    )
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True, comment="Assigned by the database, never reused")
     email: Mapped[str] = mapped_column(
         String(255, collation="C"), comment="Normalised: ASCII, lower case, domain as IDNA A-labels"
     )
@@ -55,49 +40,38 @@ class User(Base):
         String(50, collation="C"), comment="Normalised: ASCII, lower case, never with an @"
     )
     hashed_password: Mapped[str | None] = mapped_column(
-        String(255),
-        comment="bcrypt or bcrypt_sha256 with its own cost and salt; NULL while no password is set",
+        String(255), comment="bcrypt or bcrypt_sha256 with its own cost and salt; NULL while no password is set"
     )
     password_changed_at: Mapped[datetime | None] = mapped_column(
-        DateTime(timezone=True),
-        comment="When the user last got another password; a hash renewed at a sign-in does not count",
+        comment="When the user last got another password; a hash renewed at a sign-in does not count"
     )
     password_change_required: Mapped[bool] = mapped_column(
-        Boolean, server_default=false(), comment="The right password signs in only after it was changed to another"
+        server_default=false(), comment="The right password signs in only after it was changed to another"
     )
     password_expires_at: Mapped[datetime | None] = mapped_column(
-        DateTime(timezone=True), comment="From when on an initial password is nobody's; NULL: never"
+        comment="From when on an initial password is nobody's; NULL: never"
     )
     access_epoch: Mapped[int] = mapped_column(
-        Integer,
         server_default=text("1"),
         comment="Moves when email or password change and at deactivation and deletion; what was issued before is void",
     )
     is_active: Mapped[bool] = mapped_column(
-        Boolean, server_default=true(), comment="Deactivated users do not sign in; kept apart from deletion"
+        server_default=true(), comment="Deactivated users do not sign in; kept apart from deletion"
     )
     is_superuser: Mapped[bool] = mapped_column(
-        Boolean, server_default=false(), comment="Data for the callers; gives no power in this service"
+        server_default=false(), comment="Data for the callers; gives no power in this service"
     )
-    created_at: Mapped[datetime] = mapped_column(
-        DateTime(timezone=True), server_default=func.now(), comment="When the row was made"
-    )
+    created_at: Mapped[CreatedAt]
     updated_at: Mapped[datetime] = mapped_column(
-        DateTime(timezone=True),
-        server_default=func.now(),
-        comment="When a field that callers see last changed",
+        server_default=func.now(), comment="When a field that callers see last changed"
     )
     version: Mapped[int] = mapped_column(
-        Integer, server_default=text("1"), comment="Moves together with updated_at; the etag of the user"
+        server_default=text("1"), comment="Moves together with updated_at; the etag of the user"
     )
-    deleted_at: Mapped[datetime | None] = mapped_column(
-        DateTime(timezone=True), comment="When the user was deleted softly; NULL for a live one"
-    )
-    purge_at: Mapped[datetime | None] = mapped_column(
-        DateTime(timezone=True), comment="When a deleted user may be removed for good"
-    )
+    deleted_at: Mapped[datetime | None] = mapped_column(comment="When the user was deleted softly; NULL for a live one")
+    purge_at: Mapped[datetime | None] = mapped_column(comment="When a deleted user may be removed for good")
     email_verified_at: Mapped[datetime | None] = mapped_column(
-        DateTime(timezone=True), comment="When the present email was proved to be the user's"
+        comment="When the present email was proved to be the user's"
     )
 
     __table_args__ = (
@@ -107,33 +81,18 @@ class User(Base):
         CheckConstraint("position('@' in username) = 0", name="username_without_at"),
         Index(None, "created_at", "id"),
         Index(None, "updated_at", "id"),
-        # In the default order of a list: those that it shows, so that no page reads past a crowd of deleted ones, and
-        # the rare kinds, of which a page would otherwise read the whole table.
+        # In the default order of a list: live users, so that no page reads past many deleted ones; and the rare kinds,
+        # for which a page would otherwise read the whole table.
         Index("ix_users_live", "created_at", "id", postgresql_where=text("deleted_at IS NULL")),
         Index(
-            "ix_users_live_inactive",
-            "created_at",
-            "id",
-            postgresql_where=text("NOT is_active AND deleted_at IS NULL"),
+            "ix_users_live_inactive", "created_at", "id", postgresql_where=text("NOT is_active AND deleted_at IS NULL")
         ),
+        Index("ix_users_superusers", "created_at", "id", postgresql_where=text("is_superuser")),
         Index(
-            "ix_users_superusers",
-            "created_at",
-            "id",
-            postgresql_where=text("is_superuser"),
-        ),
-        Index(
-            "ix_users_inactive",
-            "created_at",
-            "id",
-            postgresql_where=text("NOT is_active OR deleted_at IS NOT NULL"),
+            "ix_users_inactive", "created_at", "id", postgresql_where=text("NOT is_active OR deleted_at IS NOT NULL")
         ),
         Index("ix_users_purge_at", "purge_at", postgresql_where=text("purge_at IS NOT NULL")),
-        # The highest cost of any stored hash is read with every sign-in: one look at the end of this index.
-        Index(
-            "ix_users_hash_cost",
-            text(HASH_COST),
-            postgresql_where=text("hashed_password IS NOT NULL"),
-        ),
+        # Every sign-in reads the highest cost of any stored hash: the last entry of this index.
+        Index("ix_users_hash_cost", text(HASH_COST), postgresql_where=text("hashed_password IS NOT NULL")),
         {"comment": "User accounts"},
     )

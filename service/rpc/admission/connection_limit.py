@@ -13,7 +13,7 @@ _OTHER_FILES = 64
 """What the process opens beside the connections of callers and of the pool: a dozen, and room for more."""
 _FILES_EACH = 2
 """Of a connection to the database: its own, and the one by which it is cut when it hangs."""
-_log = structlog.get_logger("personae.app")
+_log = structlog.get_logger("personae.server")
 
 
 def most_connections(wanted: int, *, ports: int, pooled: int, is_said: bool) -> tuple[str, int]:

@@ -1,48 +1,39 @@
-"""How many RPCs the server takes on: as many as it has threads, a bounded number that wait, and those it can refuse.
+"""Admission control: the thread pools that run RPCs, each with a bounded queue.
 
-gRPC hands a call over only when it is asked for one (see intake.py). Where the queue moves fast, the cores are
-what is short: then few calls are taken that have to wait, and the others stay in gRPC, where they cost next to nothing.
-Where it is slow, threads wait for the database: then all are taken that may wait, and beyond them as many as can be
-refused in a small share of the time. A single thread does that which does nothing else: the `admit` stage asks whether
-it runs there.
+grpc.server hands every call to a thread pool and never looks at the length of its queue. `BoundedExecutor` admits as
+many calls as it has threads and waiting room for. It runs any further call at once on the thread that submitted it,
+which is gRPC's serving thread: the `admit` stage finds that the call `is_refused` and answers SERVER_BUSY without
+waiting for anything. So a refusal costs no thread switch, is logged and counted like every other answer, and the
+serving thread takes new calls only as fast as it can refuse them.
 
-Of the threads only half may be kept by callers whose message is slow to come (service/rpc/pipeline/request_reader.py).
+A burst may fill the whole queue. A queue that does not become empty while twice as many calls come is no burst but an
+overload, in which a long queue would only make every answer late: then half as many may wait. See decision 0030.
 """
 
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Event, Lock, Semaphore, local
+from threading import Condition, local
 from typing import Any
 
 from service.base.clock import monotonic
-from service.base.errors import PersonaeError
-
-_REST = 19
-"""How many times as long as a refusal took the next one waits: one part in twenty of the time is spent on refusing."""
-_FEW_PER_THREAD = 2
-"""Enough that no thread is without work while gRPC is asked for more; more would only cost time."""
-_SLOW_PACE = 0.002
-"""Seconds for each call that was ahead, beyond which a queue is slow: several reads of one core. Not the whole wait,
-which a long queue would make long by itself."""
-_STUCK_SECONDS = 0.05
-"""After which a queue is slow that no thread has taken anything from."""
-_LONGEST_REST = 0.5
-"""Seconds: a thread that was kept from running has not refused for so long."""
 
 
-class _Here(local):
-    """What this thread is for."""
+class _Thread(local):
+    """What the current thread is doing."""
 
-    refusal: type[PersonaeError] | None = None
-    room_for_slow = Semaphore(0)
+    is_refusing = False
 
 
-_here = _Here()
+_thread = _Thread()
+
+
+def is_refused() -> bool:
+    """Whether the RPC that runs on this thread was not admitted. It must be answered without waiting for anything."""
+    return _thread.is_refusing
 
 
 class BoundedExecutor(ThreadPoolExecutor):
-    """A thread pool for RPCs that refuses when too many wait, and is handed no more than it can serve or refuse."""
+    """A thread pool that admits a bounded number of RPCs and has all others refused."""
 
     def __init__(
         self,
@@ -50,134 +41,71 @@ class BoundedExecutor(ThreadPoolExecutor):
         *,
         max_waiting: int,
         name: str,
-        refusal: type[PersonaeError],
-        note_wait: Callable[[float], None] | None = None,
+        on_start: Callable[[float], None] | None = None,
+        initializer: Callable[[], None] | None = None,
     ) -> None:
-        """max_waiting: how many wait beside the one that is on its way to a thread.
+        """max_waiting: RPCs that may wait for a thread in a burst; half as many in an overload.
 
-        refusal: what those are answered for whom there is no room. note_wait: is told of each that got a thread how
-        many seconds it waited; None: nobody wants to know.
+        on_start: is called with the seconds that an RPC waited for its thread. initializer: runs first on each thread.
         """
-        super().__init__(
-            threads,
-            thread_name_prefix=name,
-            initializer=share_room_for_slow,
-            initargs=(Semaphore(max(1, threads // 2)),),
-        )
+        super().__init__(threads, thread_name_prefix=name, initializer=initializer)
+        self.threads = threads
         self._max_waiting = max_waiting
-        self._few = min(max_waiting, _FEW_PER_THREAD * threads)
-        self._pace, self._taken_at = 0.0, monotonic()
-        self._is_watched = False
-        self._note_wait = note_wait
-        self._refuser = ThreadPoolExecutor(
-            1, thread_name_prefix=f"{name}-refuse", initializer=_refuse_here, initargs=(refusal,)
-        )
-        self._to_refuse = self._refused = 0  # each is written by one thread only: gRPC's, and the one that refuses
-        self._held_back: deque[Callable[[], None]] = deque()
-        self._asking = Lock()
-        self._is_stopping = Event()
+        self._on_start = on_start
+        self._admitted = 0
+        self._since_empty = 0
+        """How many calls have come since the queue was empty."""
+        self._changed = Condition()
+
+    @property
+    def running(self) -> int:
+        """How many RPCs have a thread."""
+        return min(self._admitted, self.threads)
 
     @property
     def waiting(self) -> int:
-        """How many wait for a thread."""
-        return self._work_queue.qsize()
-
-    @property
-    def held_back(self) -> int:
-        """Of how many methods the calls wait in gRPC."""
-        return len(self._held_back)
-
-    def ask(self, for_call: Callable[[], None]) -> None:
-        """Ask gRPC for its next call, at once or as soon as it can be served or refused. It must not block."""
-        if not self._held_back and self._may_ask():
-            for_call()
-            return
-        self._held_back.append(for_call)
-        self._ask_on()  # whoever would have done it may have looked before it was there
-        if self._held_back and not self._is_watched:
-            self._is_watched = True
-            self._refuser.submit(self._watch)
+        """How many RPCs wait for a thread."""
+        return max(0, self._admitted - self.threads)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Queue the RPC, or have it refused when the queue is full or the server stops."""
-        ahead = self._work_queue.qsize()
-        if ahead > self._max_waiting or self._is_stopping.is_set():
-            self._to_refuse += 1
-            return self._refuser.submit(self._refuse, fn, args, kwargs)
-        return super().submit(self._run, monotonic(), ahead, fn, args, kwargs)
-
-    def refuse_all(self) -> None:
-        """Ask for every call from now on, and refuse it: the server stops, and nobody must be left without answer."""
-        self._is_stopping.set()
-        self._ask_on()
+        """Queue the RPC; where the queue is full, run it here and now, to be refused."""
+        with self._changed:
+            self._since_empty = 0 if self._admitted <= self.threads else self._since_empty + 1
+            is_overload = self._since_empty > 2 * self._max_waiting
+            max_waiting = self._max_waiting // 2 if is_overload else self._max_waiting
+            is_admitted = self._admitted < self.threads + max_waiting
+            self._admitted += is_admitted
+        if not is_admitted:
+            return _refused(fn, args, kwargs)
+        future = super().submit(self._run, monotonic(), fn, args, kwargs)
+        future.add_done_callback(self._leave)
+        return future
 
     def end(self, *, patience: float) -> bool:
-        """Take no more work and wait up to `patience` seconds for what runs; whether all of it has ended."""
-        give_up_at = monotonic() + patience
-        self._is_stopping.set()
-        for pool in (self, self._refuser):
-            ThreadPoolExecutor.shutdown(pool, wait=False, cancel_futures=True)
-        threads = [*self._threads, *self._refuser._threads]  # noqa: SLF001  there is no public way to join with a timeout
-        for thread in threads:
-            thread.join(max(0.0, give_up_at - monotonic()))
-        return not any(thread.is_alive() for thread in threads)
+        """Start no more RPCs, and wait up to `patience` seconds for those that run; whether all of them have ended."""
+        self.shutdown(wait=False, cancel_futures=True)
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._admitted, timeout=patience)
 
-    def _may_ask(self) -> bool:
-        waiting = self._work_queue.qsize()
-        if waiting <= self._few or self._is_stopping.is_set():
-            return True
-        is_slow = self._pace > _SLOW_PACE or monotonic() - self._taken_at > _STUCK_SECONDS
-        return is_slow and (waiting <= self._max_waiting or self._to_refuse == self._refused)
-
-    def _ask_on(self) -> None:
-        # Under the lock, so that nobody is still about to ask when `refuse_all` has returned and gRPC is stopped.
-        with self._asking:
-            while self._held_back and self._may_ask():
-                self._held_back.popleft()()
-
-    def _run(self, since: float, ahead: int, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        self._taken_at = now = monotonic()
-        self._pace = (now - since) / (ahead + 1)
-        if self._held_back:
-            self._ask_on()
-        if self._note_wait is not None:
-            self._note_wait(now - since)
+    def _run(self, submitted_at: float, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self._on_start is not None:
+            self._on_start(monotonic() - submitted_at)
         return fn(*args, **kwargs)
 
-    def _watch(self) -> None:
-        """Look whether the queue has become slow: when no thread takes anything, nobody else does."""
-        self._is_stopping.wait(_STUCK_SECONDS)
-        self._is_watched = False
-        self._ask_on()
-        if self._held_back and not self._is_watched:
-            self._is_watched = True
-            self._refuser.submit(self._watch)
-
-    def _refuse(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        since = monotonic()
-        try:
-            return fn(*args, **kwargs)
-        finally:
-            self._is_stopping.wait(min(_REST * (monotonic() - since), _LONGEST_REST))
-            self._refused += 1
-            self._ask_on()
+    def _leave(self, _future: Future[Any]) -> None:
+        with self._changed:
+            self._admitted -= 1
+            if not self._admitted:
+                self._changed.notify_all()
 
 
-def require_room() -> None:
-    """Raises the refusal of the executor whose refusing thread this is; returns on every other thread."""
-    if _here.refusal is not None:
-        raise _here.refusal
-
-
-def room_for_slow() -> Semaphore:
-    """What a call holds on this thread while its message is slow to come. None is free on threads that do not share."""
-    return _here.room_for_slow
-
-
-def share_room_for_slow(room: Semaphore) -> None:
-    """Let this thread, one of several, wait for messages that are slow to come when there is room: the initializer."""
-    _here.room_for_slow = room
-
-
-def _refuse_here(refusal: type[PersonaeError]) -> None:
-    _here.refusal = refusal
+def _refused(fn: Callable[..., Any], args: Any, kwargs: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    _thread.is_refusing = True
+    try:
+        future.set_result(fn(*args, **kwargs))
+    except BaseException as error:  # noqa: BLE001  as a thread of the pool does with it
+        future.set_exception(error)
+    finally:
+        _thread.is_refusing = False
+    return future

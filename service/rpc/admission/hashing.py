@@ -1,148 +1,117 @@
-"""Where passwords are hashed: on as many threads as there are cores, at a lower priority than everything else.
+"""The concurrency limit of password hashing: the one queue in front of bcrypt.
 
-bcrypt is all that a sign-in costs, and it is meant to cost. So that cheap calls stay fast while sign-ins saturate every
-core, the RPCs that hash run on executors of their own, a few at once (service/rpc/admission/places.py), and what they
-hash, here: an RPC's own Python and SQL keep their priority. See docs/decisions/0016-hashing-apart.md.
+bcrypt is nearly all that a sign-in costs, and it is meant to cost. RPCs that hash run on an executor of their own, so
+that they cannot take the threads of the other RPCs. Each of them takes a permit after it was authorised and parsed,
+and hashes on its own thread; bcrypt releases the GIL meanwhile. As many permits as cores can be of use for are given
+out, a bounded number of RPCs waits for one, and further ones are refused at once: HASHING_BUSY.
+
+An RPC that could not be answered before its deadline is refused at once as well. Otherwise, under an overload that
+lasts, every permit would go to a caller that has waited nearly until its deadline, and all hashes would come too late.
 """
 
-import contextlib
-import os
-import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
-from concurrent.futures.thread import BrokenThreadPool
-from functools import partial
-from threading import get_native_id
-from typing import Any, ParamSpec, Protocol, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from threading import Condition
+from typing import ParamSpec, Protocol, TypeVar
 
 from service.base.clock import monotonic
-from service.base.cores import keep_to
-from service.base.errors import CallerGoneError, DeadlineOverError, HashingBusyError
-from service.rpc.context import CallContext, current_or_none
+from service.base.errors import DeadlineOverError, HashingBusyError
+from service.rpc.context import CallContext, current, require_wanted
 
-_NICENESS = 10
-Around = Callable[[Callable[[], object]], Callable[[], object]]
-"""Is given what is to be run, on the thread that wants it; gives back what is run in its place, on one that hashes."""
+_WEIGHT = 0.1
+"""Weight of the newest value in the moving average of how long a permit is held."""
+_MARGIN = 1.3
+"""By how much an RPC may take longer than the average: an answer that comes too late costs as much as one in time."""
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
 
-class Turn(Protocol):
-    """One that waits for its turn."""
+class Hasher(Protocol):
+    """Calls a function that hashes, on this thread: what the holder of a permit gets.
 
-    def wait(self, *, until: float) -> bool:
-        """Wait until then, in monotonic seconds; whether it has come."""
+    Raises DeadlineOverError or CallerGoneError, without hashing, when nobody waits for the answer any more.
+    """
 
-    def cancel(self) -> None:
-        """Wait no longer."""
-
-
-class Turns(Protocol):
-    """What several processes share, so that not all of them hash at once."""
-
-    def ask(self) -> Turn:
-        """Ask for a turn."""
-
-    def give_back(self) -> None:
-        """Let another one have it."""
+    def __call__(
+        self, function: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs
+    ) -> _Result: ...
 
 
-class Hashing:
-    """The threads that hash."""
+class HashLimiter:
+    """Gives out the permits to hash."""
 
     def __init__(
         self,
-        threads: int,
+        permits: int,
         *,
-        cores: frozenset[int] | None = None,
-        turns: Turns | None = None,
-        around: Sequence[Around] = (),
+        max_waiting: int,
+        instrument: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        """cores: where they run; None: where the thread runs that first needs one.
+        """permits: RPCs that may hash at a time. max_waiting: RPCs that may wait for a permit.
 
-        turns: what is waited for before each hash; None: nothing is. around: what looks at each hash, from the inside
-        out.
+        instrument: makes the context in which each hash runs, for metrics and traces.
         """
-        self._turns = turns
-        self._around = tuple(around)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="hash", initializer=_step_back, initargs=(cores,))
+        self._permits = permits
+        self._max_waiting = max_waiting
+        self._instrument = instrument
+        self._changed = Condition()
+        self._average_seconds = 0.0
+        self.running = 0
+        """How many RPCs have a permit."""
+        self.waiting = 0
+        """How many RPCs wait for one."""
 
-    @property
-    def waiting(self) -> int:
-        """How many wait for one of the threads."""
-        return self._pool._work_queue.qsize()  # noqa: SLF001  there is no public way to ask
+    @contextmanager
+    def permit(self) -> Iterator[Hasher]:
+        """Hold a permit while the block runs; it gets the function by which to hash.
 
-    def run(
-        self,
-        deadline: float,
-        function: Callable[_Arguments, _Result],
-        *arguments: _Arguments.args,
-        **options: _Arguments.kwargs,
-    ) -> _Result:
-        """Call the function on one of the threads, and wait for it.
-
-        Raises DeadlineOverError for what has not started by then (monotonic seconds), CallerGoneError for what has not
-        when its caller hangs up, HashingBusyError for what has not when the server ends. What has started is finished,
-        also beyond the deadline: work that was done is to count.
+        Raises HashingBusyError at once where too many RPCs wait, or the wait would be longer than until the caller's
+        deadline; DeadlineOverError when the deadline passes; CallerGoneError when the caller has hung up by its turn.
         """
-        if deadline <= monotonic():
-            raise DeadlineOverError
-        call = current_or_none()
-        hashes = self._watched(partial(function, *arguments, **options))
-        if self._turns is None:
-            return self._run(hashes, call, deadline)
-        turn = self._turns.ask()
-        if call is not None and not call.context.add_callback(turn.cancel):
-            turn.cancel()  # it has hung up already
-        if not turn.wait(until=deadline):
-            raise CallerGoneError if deadline > monotonic() else DeadlineOverError
+        call = current()
+        self._acquire(call)
+        acquired_at = None
         try:
-            return self._run(hashes, call, deadline)
+            require_wanted(call)
+            acquired_at = monotonic()
+            yield self._hash
         finally:
-            self._turns.give_back()
+            self._release(acquired_at)
 
-    def _run(self, hashes: Callable[[], _Result], call: CallContext | None, deadline: float) -> _Result:
-        try:
-            future = self._pool.submit(hashes)
-        except BrokenThreadPool:
-            raise
-        except RuntimeError:  # the server has ended
-            raise HashingBusyError from None
+    def _acquire(self, call: CallContext) -> None:
+        with self._changed:
+            if self.running >= self._permits and (
+                self.waiting >= self._max_waiting or self._expected_end() > call.deadline
+            ):
+                raise HashingBusyError
+            self.waiting += 1
+            try:
+                has_permit = self._changed.wait_for(
+                    lambda: self.running < self._permits, timeout=max(0.0, call.deadline - monotonic())
+                )
+            finally:
+                self.waiting -= 1
+            if not has_permit:
+                raise DeadlineOverError
+            self.running += 1
 
-        def leave() -> None:
-            future.cancel()
+    def _expected_end(self) -> float:
+        """When an RPC that begins to wait now will have been answered, in monotonic seconds."""
+        turns = 1 + (self.waiting + 1) / self._permits
+        return monotonic() + self._average_seconds * turns * _MARGIN
 
-        if call is not None and not call.context.add_callback(leave):
-            leave()  # it has hung up already
-        try:
-            return future.result(max(0.0, deadline - monotonic()))
-        except TimeoutError:
-            if future.cancel():
-                raise DeadlineOverError from None
-            return future.result()
-        except CancelledError:
-            if call is not None and not call.context.is_active():
-                raise CallerGoneError from None
-            raise HashingBusyError from None  # the server stops, and the caller has been told already
+    def _release(self, acquired_at: float | None) -> None:
+        with self._changed:
+            self.running -= 1
+            if acquired_at is not None:
+                held = monotonic() - acquired_at
+                weight = _WEIGHT if self._average_seconds else 1
+                self._average_seconds += (held - self._average_seconds) * weight
+            self._changed.notify()
 
-    def _watched(self, hashes: Callable[[], _Result]) -> Callable[[], _Result]:
-        watched: Any = hashes
-        for around in self._around:
-            watched = around(watched)
-        found: Callable[[], _Result] = watched
-        return found
-
-    def end(self) -> None:
-        """Start nothing more."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _step_back(cores: frozenset[int] | None) -> None:
-    """Use these cores, and let every other thread of the machine go first. Only Linux knows priorities of threads."""
-    if cores is not None:
-        keep_to(cores)
-    if sys.platform == "linux":
-        thread = get_native_id()
-        with contextlib.suppress(OSError):  # a sandbox may forbid it: slower reads are better than no sign-ins
-            niceness = max(_NICENESS, os.getpriority(os.PRIO_PROCESS, thread))  # never up, which takes a privilege
-            os.setpriority(os.PRIO_PROCESS, thread, niceness)
+    def _hash(
+        self, function: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs
+    ) -> _Result:
+        require_wanted(current())
+        with self._instrument():
+            return function(*args, **kwargs)

@@ -11,14 +11,6 @@ from service.base.clock import monotonic
 from service.base.errors import RateLimitedError
 from service.core.token_bucket import Rate, take
 
-CODE_METHODS = frozenset(
-    {
-        "/personae.v1.CredentialService/StartPasswordReset",
-        "/personae.v1.CredentialService/StartEmailVerification",
-    }
-)
-"""RPCs that cost no hash and still leave an event for ever, and lead to mail that somebody gets."""
-
 
 class RateLimits:
     """One bucket for each caller. There are no more than callers: strangers are refused before they get one."""

@@ -1,86 +1,72 @@
-"""What clients show: the names in a client certificate, read once for each certificate and not for each call."""
+"""Identifying a caller by the client certificate of its connection, whose signature gRPC has verified."""
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from threading import Lock
-from typing import Any
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from cryptography import x509
 
-MAX_KNOWN_PEERS = 1024
+from service.base.clock import Clock
+from service.base.errors import CertificateExpiredError, CertificateUnknownError
+from service.core.callers.index import KnownCaller
+from service.rpc.callers.directory import CallerDirectory
+from service.rpc.context import CallContext
+
 _DNS_NAME = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 
 
-@dataclass(frozen=True, slots=True)
-class PeerCertificate:
-    """What the certificate of a client says; that the client CA has signed it, gRPC has verified."""
+class ClientCertificate(NamedTuple):
+    """What a client certificate says about its owner."""
 
-    names: tuple[str, ...]
-    """By which the client can be known: its SPIFFE id, or else its DNS names in lower case. Compared as a whole."""
-    not_before: datetime
-    not_after: datetime
-    is_ambiguous: bool
-    """Whether it has no name because there is more than one URI beside a SPIFFE id."""
+    identities: tuple[str, ...]
+    """The SPIFFE ID, or else the DNS names in lower case without wildcards. Compared as whole strings."""
+    not_after: datetime | None
 
 
-_UNREADABLE = PeerCertificate(
-    (), datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC), is_ambiguous=False
-)
+def identify_by_certificate(
+    certificate: ClientCertificate, call: CallContext, directory: CallerDirectory, clock: Clock
+) -> KnownCaller:
+    """The caller with this certificate. Raises the PersonaeError that says why it is refused."""
+    if certificate.not_after is not None and clock() >= certificate.not_after:
+        raise CertificateExpiredError  # the handshake may be long past
+    found = directory.find(lambda index: index.owners(certificate.identities) or None, until=call.deadline)
+    if found is None or len(found) != 1:  # a certificate that names two callers identifies neither
+        raise CertificateUnknownError
+    return found.pop()
 
 
-class PeerCertificates:
-    """Reads the certificates of clients, each once: parsing takes longer than all else that a stranger costs."""
+def client_certificate(auth_context: Mapping[str, Any]) -> ClientCertificate | None:
+    """The client certificate of the connection with this auth_context(); None when the client has shown none.
 
-    def __init__(self, *, max_known: int = MAX_KNOWN_PEERS) -> None:
-        self._max_known = max_known
-        self._known: dict[bytes, PeerCertificate] = {}
-        self._lock = Lock()
-
-    def of(self, auth_context: Mapping[str, Any]) -> PeerCertificate | None:
-        """The certificate of the connection with this auth_context(); None when the client has shown none.
-
-        Its values are lists of bytes, whatever the stubs say.
-        """
-        pem = next(iter(auth_context.get("x509_pem_cert", ())), None)
-        if pem is None:
-            return None
-        known = self._known.get(pem)
-        return self._learn(pem) if known is None else known
-
-    def _learn(self, pem: bytes) -> PeerCertificate:
-        found = _peer(pem)
-        with self._lock:
-            while len(self._known) >= self._max_known and pem not in self._known:
-                del self._known[next(iter(self._known))]  # the oldest
-            return self._known.setdefault(pem, found)
+    The values are lists of bytes, whatever the stubs say.
+    """
+    pem = next(iter(auth_context.get("x509_pem_cert", ())), None)
+    return None if pem is None else _parse(pem)
 
 
-def _peer(pem: bytes) -> PeerCertificate:
+@lru_cache(maxsize=1024)  # parsing costs more than the rest of a refused call
+def _parse(pem: bytes) -> ClientCertificate:
     try:
         certificate = x509.load_pem_x509_certificate(pem)
         uris = alternative_names(certificate, x509.UniformResourceIdentifier)
         dns_names = alternative_names(certificate, x509.DNSName)
-        may_sign = _may_sign(certificate)
-    except Exception:  # noqa: BLE001  it is valid to gRPC, but nobody's who could be known
-        return _UNREADABLE
-    is_spiffe = any(uri.startswith("spiffe://") for uri in uris)
-    if is_spiffe:  # X.509-SVID, 2 and 5.2: one URI, and not the certificate of a CA
-        names = tuple(uris) if len(uris) == 1 and not may_sign else ()
+        is_ca = _is_ca(certificate)
+    except Exception:  # noqa: BLE001  valid for gRPC, but it identifies nobody
+        return ClientCertificate((), None)
+    if any(uri.startswith("spiffe://") for uri in uris):
+        # X.509-SVID, 2 and 5.2: exactly one URI, and not the certificate of a CA.
+        identities = tuple(uris) if len(uris) == 1 and not is_ca else ()
     else:
-        names = tuple(dict.fromkeys(name for name in map(str.lower, dns_names) if _DNS_NAME.fullmatch(name)))
-    return PeerCertificate(
-        names,
-        certificate.not_valid_before_utc,
-        certificate.not_valid_after_utc,
-        is_ambiguous=is_spiffe and len(uris) > 1,
-    )
+        identities = tuple(dict.fromkeys(name for name in map(str.lower, dns_names) if _DNS_NAME.fullmatch(name)))
+    return ClientCertificate(identities, certificate.not_valid_after_utc)
 
 
 def alternative_names(
     certificate: x509.Certificate, kind: type[x509.DNSName] | type[x509.UniformResourceIdentifier]
 ) -> list[str]:
+    """The subject alternative names of this kind."""
     try:
         found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except x509.ExtensionNotFound:
@@ -88,8 +74,7 @@ def alternative_names(
     return found.value.get_values_for_type(kind)
 
 
-def _may_sign(certificate: x509.Certificate) -> bool:
-    """Whether it is the certificate of a CA."""
+def _is_ca(certificate: x509.Certificate) -> bool:
     is_ca = False
     for extension in certificate.extensions:
         match extension.value:

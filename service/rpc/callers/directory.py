@@ -1,365 +1,217 @@
-"""Who calls: told by an API key or by a client certificate, from what the database said a moment ago.
+"""All callers, held in memory and read again in the background, so that a call needs no query to identify its caller.
 
-All callers are held in memory and read anew in the background, so that a call costs no look-up, strangers cost the
-database a look a second, and what is kept cannot grow by what strangers send. Nothing is decided by what was read
-longer ago than `max_age`: while the database cannot say who may call, nobody may.
+Nothing is decided by data that was read longer than `max_age` ago: while the database cannot be read, nobody may call.
+An unknown key or identity may have been created since the last read, so it causes one more read, within a rate limit:
+a new key works at once, and strangers cost the database about one read a second.
 """
 
-import ipaddress
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
-from threading import Condition, Lock, Thread
-from typing import Protocol, TypeVar
-from urllib.parse import unquote
+from threading import Condition, Thread
+from typing import NamedTuple, TypeVar
 
 import structlog
 
-from service.base.clock import Clock, monotonic
-from service.base.errors import (
-    CertificateExpiredError,
-    CertificateUnknownError,
-    CredentialsMissingError,
-    DatabaseUnavailableError,
-    KeyExpiredError,
-    KeyMalformedError,
-    KeyOverPlaintextError,
-    KeyRevokedError,
-    KeyUnknownError,
-    PersonaeError,
+from service.base.clock import monotonic
+from service.base.errors import DatabaseUnavailableError, PersonaeError
+from service.core.callers.index import (
+    LAST_USED_GRAIN,
+    CallerIndex,
+    Key,
+    load_callers,
+    record_uses,
 )
-from service.core import callers
-from service.core.api_keys import MalformedKeyError, hash_key, key_id_in
-from service.core.callers import LAST_USED_GRAIN, Directory, KnownCaller, KnownKey
+from service.core.token_bucket import Rate, take
 from service.db.diagnosis import Diagnosis
 from service.db.engine import Database, reading
 from service.observability.log import where_raised
-from service.rpc.callers.client_certificates import PeerCertificates
-from service.rpc.context import CallContext
-from service.rpc.methods import ALL_SCOPES
 
-REFRESHES_PER_AGE = 2.5
-"""How often everything is read anew within the age at which it counts no more: once may fail, or be late."""
-_LOAD_SECONDS = 5.0
+READS_PER_MAX_AGE = 2.5
+"""How often callers are read within `max_age`: one read may fail or be late without consequences."""
+EXTRA_READS = Rate(per_second=1, burst=5)
+"""How many reads unknown keys and identities may cause."""
 _READ_SECONDS = 2.0
-"""For one try. What hangs is cut soon enough for another one while what was read last still counts."""
-_EXTRA_LOADS = 5
-"""How many unknown names are looked for at once before they have to wait for one more each second."""
-_PATIENCE_SECONDS = 0.1
-"""How long a reading may take before calls wait for it no more, once one has failed: a database that hangs would have
-every thread wait for the same answer, and callers would be turned away without a reason.
-"""
-_RETRY_SECONDS = 0.05
-"""How long the reading thread rests after a failure, however many wait for it."""
-_NOT_YET = float("-inf")
+"""The statement timeout of a read, and how long a call waits for one before the database counts as unavailable."""
+_RETRY_SECONDS = 1.0
+"""The pause after a failed read."""
+_NEVER = float("-inf")
 _UNREADABLE = Diagnosis(
     "The database does not say who may call", "The log has the reason: look for `callers cannot be read`."
 )
-_BEARER = re.compile(r"Bearer +(\S+) *", re.IGNORECASE)
 _T = TypeVar("_T")
 _log = structlog.get_logger("personae.callers")
 
 
-class Identifies(Protocol):
-    """Says who calls."""
-
-    def __call__(self, call: CallContext) -> KnownCaller:
-        """The caller. Raises the PersonaeError that says why nobody is known."""
-
-
-def everyone_is(name: str) -> Identifies:
-    """Takes everybody for one caller that may do everything: on a developer's machine, or where CALLER_AUTH is off."""
-    caller = KnownCaller(name, ALL_SCOPES)
-    return lambda _call: caller
+class _Snapshot(NamedTuple):
+    callers: CallerIndex
+    read_at: float
+    """When the read began, in monotonic seconds."""
 
 
 class CallerDirectory:
-    """All callers, as the database said not longer than `max_age` seconds ago.
-
-    They are read by one thread, which nobody waits for without an end: a database that accepts and does not answer
-    holds that thread until the connection is cut, and no RPC.
-    """
+    """All callers as of at most `max_age` seconds ago, kept up to date by one thread."""
 
     def __init__(self, database: Database, *, max_age: float) -> None:
-        """database: one of its own, so that a busy pool keeps nobody out."""
+        """database: one for the directory alone, so that a busy connection pool does not delay its reads."""
         self._database = database
         self._max_age = max_age
-        self._changed = Condition()
-        self._is_wanted = self._is_ending = self._is_failing = False
-        self._directory = Directory({}, {})
-        self._read_at = _NOT_YET
-        self._failed_at = _NOT_YET
-        self._reading_since: float | None = None
-        self._counting = Lock()
-        self._extra_loads = float(_EXTRA_LOADS)
-        self._extra_counted_at = monotonic()
-        self._paid_at = _NOT_YET
+        self._interval = max_age / READS_PER_MAX_AGE
+        self._snapshot = _Snapshot(CallerIndex({}, {}), _NEVER)
         self._uses: dict[str, datetime] = {}
-        self._reader = Thread(target=self._run, name="callers", daemon=True)
+        self._thread = Thread(target=self._run, name="callers", daemon=True)
+        # The condition guards the attributes below and is notified of each change to them.
+        self._changed = Condition()
+        self._started_at = _NEVER
+        """When the last read began."""
+        self._requested_at = monotonic()
+        """A read that begins at this moment or later is wanted."""
+        self._is_reading = self._has_failed = self._is_stopping = False
+        self._extra_reads_full_at = _NEVER
 
     def start(self) -> None:
-        """Begin to read, and wait for the first time to end, well or badly."""
-        self._reader.start()
+        """Start reading, and wait for the first read to succeed or fail."""
+        self._thread.start()
         with suppress(DatabaseUnavailableError):
-            self._current(not_before=monotonic(), until=monotonic() + _LOAD_SECONDS)
+            self._read_since(self._requested_at, until=monotonic() + _READ_SECONDS)
 
     def end(self, *, patience: float) -> bool:
-        """Read no more; whether the reading thread ended within `patience` seconds."""
+        """Stop reading; whether the thread ended within `patience` seconds."""
         with self._changed:
-            self._is_ending = True
+            self._is_stopping = True
             self._changed.notify_all()
-        if self._reader.is_alive():
-            self._reader.join(patience)
+        if self._thread.is_alive():
+            self._thread.join(patience)
         self._database.dispose()
-        return not self._reader.is_alive()
-
-    def trouble(self) -> Diagnosis | None:
-        """Why nobody can be known: callers have not been read for longer than that counts. None while they are."""
-        self._tell_of_silence()
-        if self._is_failing and self._read_at < monotonic() - self._max_age:
-            return _UNREADABLE
-        return None
+        return not self._thread.is_alive()
 
     def reconnect(self) -> None:
-        """Read on a fresh connection from now on."""
+        """Use a new connection for the next read."""
         self._database.dispose()
 
     def cut_hung(self) -> int:
-        """As Database.cut_hung: lets a reading end that is not answered."""
+        """As Database.cut_hung: ends a read that the database does not answer."""
         return self._database.cut_hung()
 
+    def trouble(self) -> Diagnosis | None:
+        """Why no caller can be identified; None while they can."""
+        return _UNREADABLE if self.age > self._max_age and self._is_failing() else None
+
     def has_nobody(self, now: datetime) -> bool:
-        """Whether it is known that there is nothing by which anybody could be known."""
-        keys = self._directory.by_key_hash.values()
-        is_any_live = any(key.revoked_at is None and now < key.expires_at for key in keys)
-        return self._read_at > _NOT_YET and not is_any_live and not self._directory.by_identity
+        """Whether it is known that no caller has a live key or an identity."""
+        index = self._snapshot.callers
+        is_any_live = any(found.key.is_live(now) for found in index.by_key_hash.values())
+        return self._snapshot.read_at > _NEVER and not is_any_live and not index.by_identity
 
     @property
     def age(self) -> float:
-        """How many seconds ago the callers were read; infinite before the first time."""
-        return monotonic() - self._read_at
+        """How many seconds ago the callers were read; infinite before the first read."""
+        return monotonic() - self._snapshot.read_at
 
     def expiring_keys(self, now: datetime, within: timedelta) -> int:
-        """How many live keys will not be live any more when this time has passed."""
-        keys = self._directory.by_key_hash.values()
-        return sum(key.revoked_at is None and now < key.expires_at <= now + within for key in keys)
+        """How many live keys expire within this time."""
+        keys = [found.key for found in self._snapshot.callers.by_key_hash.values()]
+        return sum(key.is_live(now) and not key.is_live(now + within) for key in keys)
 
-    def key(self, key_hash: bytes, *, until: float) -> KnownKey | None:
-        """Whose key this is; None when it is nobody's.
+    def find(self, look_up: Callable[[CallerIndex], _T | None], *, until: float) -> _T | None:
+        """The result of the look-up; where it is None, its result after one more read, within the rate limit.
 
-        Raises DatabaseUnavailableError when the database has not said it before `until`, in monotonic seconds.
+        until: the deadline of the call, in monotonic seconds. Raises DatabaseUnavailableError.
         """
-        return self._find(lambda directory: directory.by_key_hash.get(key_hash), until)
+        found = look_up(self._read_since(monotonic() - self._max_age, until))
+        if found is None:
+            requested_at = self._request_read()
+            if requested_at is not None:
+                found = look_up(self._read_since(requested_at, until))
+        return found
 
-    def identities(self, names: Iterable[str], *, until: float) -> dict[str, KnownCaller]:
-        """Who has any of these names in its certificates, by the name of the caller. Raises as `key` does."""
-
-        def look_up(directory: Directory) -> dict[str, KnownCaller] | None:
-            found = (directory.by_identity.get(name) for name in names)
-            return {caller.name: caller for caller in found if caller is not None} or None
-
-        return self._find(look_up, until) or {}
-
-    def note_use(self, known: KnownKey, now: datetime) -> None:
+    def record_use(self, key: Key, now: datetime) -> None:
         """Remember that a key was used, for `write_uses`."""
-        if known.last_used_at is None or now - known.last_used_at >= LAST_USED_GRAIN:
-            self._uses[known.key_id] = now
+        if key.last_used_at is None or now - key.last_used_at >= LAST_USED_GRAIN:
+            self._uses[key.key_id] = now
 
     def write_uses(self, database: Database) -> None:
-        """Write down which keys were used. What cannot be written now is noted again when the key is used again."""
+        """Store when keys were used. What cannot be stored now is recorded again with the next use of the key."""
         uses, self._uses = self._uses, {}
         if not uses:
             return
-        until = monotonic() + _LOAD_SECONDS
         try:
-            with database.scope(deadline=until) as session, session.begin():
-                callers.record_uses(session, list(uses), now=max(uses.values()))
+            with database.scope(deadline=monotonic() + _READ_SECONDS) as session, session.begin():
+                record_uses(session, list(uses), now=max(uses.values()))
         except PersonaeError as error:
             _log.warning("uses of keys not written", reason=error.reason)
 
-    def _find(self, look_up: Callable[[Directory], _T | None], until: float) -> _T | None:
-        seen = self._current(not_before=monotonic() - self._max_age, until=until)
-        found = look_up(seen)
-        if found is not None:
-            return found
-        not_before = self._second_look(seen)  # it may have been made a moment ago
-        return None if not_before is None else look_up(self._current(not_before=not_before, until=until))
-
-    def _current(self, *, not_before: float, until: float) -> Directory:
-        """The directory, read since this moment: at once when it was, else when the reading thread has done it."""
-        if self._read_at >= not_before:
-            return self._directory
+    def _request_read(self) -> float | None:
+        """Request a read that begins from now on; the moment of the request, or None beyond the rate limit."""
         with self._changed:
-            asked_at = monotonic()
-            if self._reading_since is None or self._reading_since < not_before:  # else what is under way will do
-                self._is_wanted = True
-                self._changed.notify_all()
-            self._changed.wait_for(
-                lambda: self._read_at >= not_before or self._failed_at >= asked_at or self._is_ending,
-                timeout=max(0.0, min(until, self._gives_up_at(asked_at)) - asked_at),
-            )
-            # Also what took longer than it counts is nothing that decides.
-            if self._read_at < max(not_before, monotonic() - self._max_age):
-                self._tell_of_silence()
-                raise DatabaseUnavailableError
-            return self._directory
-
-    def _gives_up_at(self, asked_at: float) -> float:
-        """Until when a call that asks now waits for the reading thread."""
-        if not self._is_failing:
-            return asked_at + _LOAD_SECONDS
-        return (self._reading_since or asked_at) + _PATIENCE_SECONDS
-
-    def _run(self) -> None:
-        interval = self._max_age / REFRESHES_PER_AGE
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._is_wanted or self._is_ending, timeout=interval)
-                if self._is_ending:
-                    return
-                self._is_wanted = False
-                self._reading_since = started_at = monotonic()
-            self._load(started_at)
-
-    def _load(self, started_at: float) -> None:
-        try:
-            directory = self._read()
-        except Exception as error:  # noqa: BLE001  whatever it is: nobody may call, and the thread goes on
-            self._tell_of(error)
-            with self._changed:
-                self._reading_since = None
-                self._failed_at = monotonic()
-                self._changed.notify_all()
-                self._changed.wait_for(lambda: self._is_ending, timeout=_RETRY_SECONDS)
-            return
-        if self._is_failing:
-            _log.info("callers can be read again")
-        with self._changed:
-            self._is_failing = False
-            self._directory, self._read_at = directory, started_at
-            self._reading_since = None
+            now = monotonic()
+            if self._requested_at <= self._started_at:  # else the read that is about to begin serves this call as well
+                full_at, wait_seconds = take(self._extra_reads_full_at, EXTRA_READS, now)
+                if wait_seconds:
+                    return None
+                self._extra_reads_full_at = full_at
+            self._requested_at = now
             self._changed.notify_all()
-
-    def _tell_of_silence(self) -> None:
-        """Say once when a read does not end: the reading thread cannot."""
-        since = self._reading_since
-        if since is not None and monotonic() - since > _LOAD_SECONDS and not self._is_failing:
-            self._is_failing = True
-            _log.error("callers cannot be read", reason="the database does not answer", seconds=monotonic() - since)
-
-    def _tell_of(self, error: Exception) -> None:
-        """Say once for each outage that nobody can be known."""
-        if not self._is_failing:
-            more = {"reason": error.reason} if isinstance(error, PersonaeError) else {"raised": where_raised(error)}
-            _log.error("callers cannot be read", **more)
-        self._is_failing = True
-
-    def _read(self) -> Directory:
-        """All callers; once more when the connection was dropped since it was used last."""
-        try:
-            return self._read_once()
-        except DatabaseUnavailableError as fault:
-            if not fault.is_repeatable:
-                raise
-        return self._read_once()
-
-    def _read_once(self) -> Directory:
-        with self._database.scope(deadline=monotonic() + _READ_SECONDS) as session, reading(session):
-            return callers.load_directory(session)
-
-    def _second_look(self, seen: Directory) -> float | None:
-        """Since when callers must have been read to look for an unknown name again; None when it is not worth it.
-
-        A few such reads at once, then one a second; whoever comes while one is under way has it as well, so that many
-        who bring a new key at once are all known.
-        """
-        now = monotonic()
-        with self._counting:
-            if self._directory is not seen:
-                return self._read_at
-            if self._paid_at > self._read_at:
-                return self._paid_at
-            earned = now - self._extra_counted_at
-            self._extra_loads = min(_EXTRA_LOADS, self._extra_loads + earned)
-            self._extra_counted_at = now
-            if self._extra_loads < 1:
-                return None
-            self._extra_loads -= 1
-            self._paid_at = now
             return now
 
+    def _read_since(self, moment: float, until: float) -> CallerIndex:
+        """The result of a read that began at `moment` or later: wait for it if it is still to come.
 
-class Credentials:
-    """Says who calls by the key in the metadata, or else by the certificate of the connection."""
-
-    def __init__(
-        self,
-        directory: CallerDirectory,
-        *,
-        clock: Clock,
-        certificates: PeerCertificates | None,
-        keys_need_loopback: bool,
-    ) -> None:
-        """certificates: None where clients show none.
-
-        keys_need_loopback: whether a key from another machine came in clear text, and is refused unseen.
+        Raises DatabaseUnavailableError: at once while reads fail or hang, so that calls do not hold threads.
         """
-        self._directory = directory
-        self._clock = clock
-        self._certificates = certificates
-        self._keys_need_loopback = keys_need_loopback
+        if self._snapshot.read_at < moment:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._snapshot.read_at >= moment or self._is_failing(),
+                    timeout=max(0.0, min(until - monotonic(), _READ_SECONDS)),
+                )
+        snapshot = self._snapshot
+        if snapshot.read_at < max(moment, monotonic() - self._max_age):
+            raise DatabaseUnavailableError
+        return snapshot.callers
 
-    def __call__(self, call: CallContext) -> KnownCaller:
-        if call.authorization is not None:
-            return self._by_key(call.authorization, call)
-        if self._certificates is not None:
-            shown = self._certificates.of(call.context.auth_context())
-            if shown is not None:
-                return self._by_certificate(shown.names, shown.not_after, call)
-        raise CredentialsMissingError
+    def _is_failing(self) -> bool:
+        """Whether the last read failed, or the current one takes longer than it may."""
+        return self._has_failed or (self._is_reading and monotonic() - self._started_at > _READ_SECONDS)
 
-    def _by_key(self, authorization: str, call: CallContext) -> KnownCaller:
-        """A key decides also where there is a certificate: who sends one that opens nothing is told so."""
-        form = _BEARER.fullmatch(authorization)
-        text = "" if form is None else form[1]
-        call.claimed_key_id = key_id_in(text)  # of one that is refused unseen: an operator may have to revoke it
-        if self._keys_need_loopback and not is_loopback_peer(call.context.peer()):
-            raise KeyOverPlaintextError
-        try:
-            key_hash = hash_key(text)
-        except MalformedKeyError:
-            raise KeyMalformedError from None
-        known = self._directory.key(key_hash, until=call.deadline)
-        if known is None:
-            raise KeyUnknownError
-        call.key_id = known.key_id
-        if known.revoked_at is not None:
-            raise KeyRevokedError
-        now = self._clock()
-        if now >= known.expires_at:
-            raise KeyExpiredError
-        self._directory.note_use(known, now)
-        return known.caller
+    def _run(self) -> None:
+        while self._wait_until_due():
+            try:
+                index = self._read()
+            except Exception as error:  # noqa: BLE001  the thread must survive every failure
+                self._fail(error)
+            else:
+                self._succeed(index)
 
-    def _by_certificate(self, names: tuple[str, ...], not_after: datetime, call: CallContext) -> KnownCaller:
-        if self._clock() >= not_after:
-            raise CertificateExpiredError
-        found = self._directory.identities(names, until=call.deadline)
-        if len(found) != 1:  # the names of two callers say as little as none
-            raise CertificateUnknownError
-        return found.popitem()[1]
+    def _wait_until_due(self) -> bool:
+        """Wait for the next read to be due or requested; False when there is none because of `end`."""
+        with self._changed:
+            if self._has_failed:
+                self._changed.wait_for(lambda: self._is_stopping, timeout=min(self._interval, _RETRY_SECONDS))
+            else:
+                self._changed.wait_for(
+                    lambda: self._requested_at > self._started_at or self._is_stopping, timeout=self._interval
+                )
+            self._is_reading = not self._is_stopping
+            self._started_at = monotonic()
+            return self._is_reading
 
+    def _read(self) -> CallerIndex:
+        with self._database.scope(deadline=monotonic() + _READ_SECONDS) as session, reading(session):
+            return load_callers(session)
 
-def is_loopback_peer(peer: str) -> bool:
-    """Whether a peer, as gRPC names it, is on this machine."""
-    kind, _, address = peer.partition(":")
-    if kind == "unix":
-        return True
-    host = unquote(address).rpartition(":")[0].strip("[]").partition("%")[0]
-    try:
-        found = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(found, "ipv4_mapped", None)
-    return found.is_loopback if mapped is None else mapped.is_loopback
+    def _succeed(self, index: CallerIndex) -> None:
+        if self._has_failed:
+            _log.info("callers can be read again")
+        with self._changed:
+            self._snapshot = _Snapshot(index, self._started_at)
+            self._is_reading = self._has_failed = False
+            self._changed.notify_all()
+
+    def _fail(self, error: Exception) -> None:
+        if not self._has_failed:  # once for each outage
+            cause = {"reason": error.reason} if isinstance(error, PersonaeError) else {"raised": where_raised(error)}
+            _log.error("callers cannot be read", **cause)
+        with self._changed:
+            self._is_reading, self._has_failed = False, True
+            self._changed.notify_all()

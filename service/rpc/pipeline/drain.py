@@ -1,63 +1,49 @@
-"""The gate that every RPC goes through: counts who is inside, and is closed when the server ends."""
+"""The drain of a server that stops: which RPCs still run, and the refusal of new ones."""
 
 from threading import Condition
-from typing import Any
 
 from service.base.clock import monotonic
 from service.base.errors import ServerStoppingError
 from service.rpc.context import CallContext
-from service.rpc.pipeline.stages import Handler, Method
 
 
-class Gate:
-    """Lets RPCs in until it is closed."""
+class Drain:
+    """Knows the RPCs that run. Lets new ones in until the drain begins."""
 
     def __init__(self) -> None:
         self._changed = Condition()
-        self._inside: dict[int, CallContext] = {}
-        self._is_closed = False
+        self._running: dict[int, CallContext] = {}
+        self._has_begun = False
 
-    def gate(self, proceed: Handler, _method: Method) -> Handler:
-        """The stage of the pipeline. Raises ServerStoppingError once the gate is closed: nothing was done for the RPC,
-        so that it may be repeated whatever it is.
-        """
-        changed = self._changed
-
-        def run(request: Any, call: CallContext) -> Any:
-            with changed:
-                if self._is_closed:
-                    raise ServerStoppingError
-                self._inside[id(call)] = call
-            try:
-                return proceed(request, call)
-            finally:
-                self._leave(call)
-
-        return run
-
-    def _leave(self, call: CallContext) -> None:
+    def enter(self, call: CallContext) -> None:
+        """Note that an RPC begins. Raises ServerStoppingError once the drain has begun."""
         with self._changed:
-            del self._inside[id(call)]
-            if self._is_closed:
+            if self._has_begun:
+                raise ServerStoppingError
+            self._running[id(call)] = call
+
+    def leave(self, call: CallContext) -> None:
+        """Note that an RPC has ended."""
+        with self._changed:
+            self._running.pop(id(call), None)
+            if self._has_begun:
                 self._changed.notify_all()
 
-    def close(self) -> None:
-        """Let nobody in any more."""
+    def begin(self) -> None:
+        """Let no RPC in any more."""
         with self._changed:
-            self._is_closed = True
+            self._has_begun = True
 
-    def wait_until_fewer(self, *, until: float) -> bool:
-        """Wait until somebody has left, up to this moment in monotonic seconds; False when nobody is inside, or nobody
-        has left.
-        """
+    def wait_for_one(self, *, until: float) -> bool:
+        """Wait until an RPC has ended, up to this moment in monotonic seconds; False when none runs, or none ended."""
         with self._changed:
-            inside = len(self._inside)
-            return inside > 0 and self._changed.wait_for(
-                lambda: len(self._inside) < inside, timeout=max(0.0, until - monotonic())
+            running = len(self._running)
+            return running > 0 and self._changed.wait_for(
+                lambda: len(self._running) < running, timeout=max(0.0, until - monotonic())
             )
 
     def peer_ports(self) -> frozenset[int]:
-        """The ports from which those who are inside have connected. Who has hung up meanwhile has none any more."""
+        """The ports from which the callers of the running RPCs have connected."""
         with self._changed:
-            ports = {call.context.peer().rpartition(":")[2] for call in self._inside.values()}
+            ports = {call.context.peer().rpartition(":")[2] for call in self._running.values()}
         return frozenset(int(port) for port in ports if port.isdecimal())

@@ -1,14 +1,13 @@
-"""The one interceptor: wraps every handler of the service, once, in the stages of service/rpc/pipeline/stages.py.
+"""The one interceptor: wraps the handler of every method, once, in the stages of the pipeline.
 
-gRPC calls `intercept_service` on its serving thread under the server's lock, so nothing is done there but to look up
-the wrapped handler; the work happens on the thread of the RPC. Every unary method is served as one whose requests are
-a stream of raw bytes, so that they are waited for, read and parsed after the call has been authorised.
+gRPC calls `intercept_service` on its serving thread, so nothing is done there but to look up the wrapped handler; the
+work happens on the RPC's thread. Every unary method is served as one whose requests are a stream of raw bytes, so that
+its message is read and parsed after the call was authorised.
 """
 
 from __future__ import annotations  # gRPC's classes are generic in their type stubs only
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -17,25 +16,35 @@ from google.protobuf.message import DecodeError
 from service.base.clock import monotonic
 from service.base.errors import MalformedMessageError, PersonaeError
 from service.base.randomness import random_id
+from service.rpc.admission.executor import BoundedExecutor
 from service.rpc.context import REQUEST_ID_KEY, CallContext, enter, read_metadata
-from service.rpc.pipeline.request_reader import take_message
-from service.rpc.pipeline.stages import Handler, Method, Stage
+from service.rpc.methods import METHODS, Executor
+from service.rpc.pipeline.request_reader import RequestReader
+from service.rpc.pipeline.stages import Handler, Stage, WrappedMethod, require_admitted
 from service.rpc.pipeline.status import status_of
 
 
 class Pipeline(grpc.ServerInterceptor):
-    """Runs the stages around each handler. Health and reflection pass without: they have no callers to authorise."""
+    """Runs the stages around each handler. gRPC's own services (health, reflection) have no callers to authorise."""
 
     def __init__(
-        self, stages: Sequence[Stage], *, max_seconds: float, executors: Mapping[str, ThreadPoolExecutor]
+        self,
+        stages: Sequence[Stage],
+        *,
+        max_seconds: float,
+        executors: Mapping[Executor, BoundedExecutor],
+        readers: Mapping[Executor, RequestReader],
+        health_reader: RequestReader,
     ) -> None:
         """max_seconds: how long an RPC may take whose caller set no deadline, or a later one.
 
-        executors: where the methods run that do not run on the server's own executor.
+        readers: read the messages of the RPCs of each executor. health_reader: the same for health checks.
         """
         self._stages = tuple(stages)
-        self._executors = executors
         self._max_seconds = max_seconds
+        self._executors = executors
+        self._readers = readers
+        self._health_reader = health_reader
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     def intercept_service(
@@ -50,20 +59,23 @@ class Pipeline(grpc.ServerInterceptor):
         handler = continuation(handler_call_details)
         if handler is None:
             return None  # an unknown method is not remembered: anybody could fill the memory with names
-        self._wrapped[method] = _without_stages(handler) if method.startswith("/grpc.") else self._wrap(method, handler)
+        if method.startswith("/grpc."):
+            self._wrapped[method] = _reading_within_a_bound(handler, self._health_reader)
+        else:
+            self._wrapped[method] = self._wrap(method, handler)
         return self._wrapped[method]
 
-    def _wrap(self, method: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
+    def _wrap(self, name: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
         if handler.unary_unary is None:
-            raise TypeError(f"{method} streams, and the pipeline has no stages for streams")
-        described = Method(method, handler.request_deserializer, handler.unary_unary)
-        run = _composed(self._stages, described)
+            raise TypeError(f"{name} streams, and the pipeline has no stages for streams")
+        executor = METHODS[name].executor
+        method = WrappedMethod(name, METHODS[name], handler.request_deserializer, self._readers[executor])
+        run = _composed(self._stages, method, handler.unary_unary)
         max_seconds = self._max_seconds
 
         def behaviour(requests: Any, context: grpc.ServicerContext) -> Any:
-            remaining = context.time_remaining()
-            deadline = monotonic() + min(remaining, max_seconds)  # remaining is huge where the caller set none
-            call = CallContext(method, context, deadline)
+            # The time remaining is huge where the caller set no deadline.
+            call = CallContext(name, context, monotonic() + min(context.time_remaining(), max_seconds))
             read_metadata(call)
             enter(call)
             response = run(requests, call)
@@ -72,20 +84,21 @@ class Pipeline(grpc.ServerInterceptor):
             context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
             return response
 
-        if method in self._executors:  # an attribute of the function: that is where gRPC looks for it
-            behaviour.experimental_thread_pool = self._executors[method]  # type: ignore[attr-defined]
+        # gRPC looks for the executor of a method in this attribute of its function.
+        behaviour.experimental_thread_pool = self._executors[executor]  # type: ignore[attr-defined]
         return _taking_requests(handler, stream_unary=behaviour)
 
 
-def _without_stages(handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
-    """A handler of gRPC's own services, which waits for its message no longer than ours do."""
+def _reading_within_a_bound(handler: Any, reader: RequestReader) -> grpc.RpcMethodHandler[Any, Any]:
+    """A handler of gRPC's own services, with its message read as that of our RPCs is."""
     if handler.request_streaming:
         return handler  # type: ignore[no-any-return]  # a handler as it came
     method, parse = handler.unary_unary or handler.unary_stream, handler.request_deserializer
 
     def behaviour(requests: Any, context: grpc.ServicerContext) -> Any:
         try:
-            request = parse(take_message(requests, monotonic() + context.time_remaining()))
+            require_admitted()
+            request = parse(reader.read(requests, context, monotonic() + context.time_remaining()))
         except DecodeError:
             context.abort_with_status(status_of(MalformedMessageError(), random_id()))
         except PersonaeError as error:
@@ -106,8 +119,11 @@ def _taking_requests(handler: Any, **behaviour: Any) -> grpc.RpcMethodHandler[An
     return taking
 
 
-def _composed(stages: Sequence[Stage], method: Method) -> Handler:
-    run: Handler = method.handle
+def _composed(stages: Sequence[Stage], method: WrappedMethod, servicer_method: Callable[[Any, Any], Any]) -> Handler:
+    def run_servicer(request: Any, call: CallContext) -> Any:
+        return servicer_method(request, call.context)
+
+    run: Handler = run_servicer
     for stage in reversed(stages):
         run = stage(run, method)
     return run

@@ -1,63 +1,37 @@
-"""The stage that counts: each call from outside, by what its method, its code and its reason say of it.
+"""The stage that counts: each call, by what its method, its code and its reason say of it.
 
-What becomes of sign-ins, locks and codes is told from these three, so that no feature has counters in it.
+What becomes of sign-ins, locks and codes follows from these three, so no feature has counters in it.
 """
 
-from collections import Counter as Tally
-from collections import deque
-from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from service.base.clock import monotonic
-from service.rpc.admission.hashing import Around
 from service.rpc.context import CallContext
-from service.rpc.pipeline.stages import Handler, Method, Stage
+from service.rpc.methods import METHODS, CodeIssued, CodeUsed, SignIn
+from service.rpc.pipeline.stages import Handler, Stage, WrappedMethod
 
 if TYPE_CHECKING:
-    from prometheus_client import Counter, Histogram
-
     from service.observability.metrics import Metrics
 
-_STRANGER = "-"
+_UNKNOWN_CALLER = "-"
 _OK = "OK"
-_SIGN_INS = frozenset(
-    {"/personae.v1.AuthenticationService/Authenticate", "/personae.v1.CredentialService/ChangePassword"}
-)
-_CODES = {
-    ("/personae.v1.CredentialService/StartPasswordReset", _OK): ("password_reset", "issued"),
-    ("/personae.v1.CredentialService/CompletePasswordReset", _OK): ("password_reset", "used"),
-    ("/personae.v1.CredentialService/CompletePasswordReset", "INVALID_CODE"): ("password_reset", "refused"),
-    ("/personae.v1.CredentialService/StartEmailVerification", _OK): ("email_verification", "issued"),
-    ("/personae.v1.CredentialService/CompleteEmailVerification", _OK): ("email_verification", "used"),
-    ("/personae.v1.CredentialService/CompleteEmailVerification", "INVALID_CODE"): ("email_verification", "refused"),
-}
-"""What happened to a code, by method and by OK or the reason."""
-
-
-_Outcome = tuple[str, str, str | None, str]
-"""Method, code, reason and caller of a call that has ended."""
 
 
 def counting(metrics: "Metrics") -> Stage:
-    """The stage that counts in these metrics."""
-    calls = _Calls(metrics)
-    metrics.count_by(calls.count)
+    """Make the stage that counts in these metrics."""
+    _show_zeros(metrics)
 
-    def count(proceed: Handler, method: Method) -> Handler:
+    def count(proceed: Handler, method: WrappedMethod) -> Handler:
         """Count the call and how long it took."""
-        name, running = method.name, metrics.running
-        begin, end = calls.begun.append, calls.ended.append
+        labels = ("unary", *method.name[1:].split("/"))
+        started, seconds = metrics.started.labels(*labels), metrics.seconds.labels(*labels)
 
         def run(request: Any, call: CallContext) -> Any:
-            begin(name)
-            thread = get_ident()
-            running.add(thread)
-            started = monotonic()
+            started.inc()
+            began_at = monotonic()
             response = proceed(request, call)
-            seconds = monotonic() - started
-            running.discard(thread)
-            code = _OK if call.status is None else call.status.code.name
-            end(((name, code, call.reason, call.caller), seconds, call.statements, call.repeats))
+            seconds.observe(monotonic() - began_at)
+            _count_outcome(metrics, method.name, labels, call)
             return response
 
         return run
@@ -65,108 +39,50 @@ def counting(metrics: "Metrics") -> Stage:
     return count
 
 
-class _Calls:
-    """Calls that wait to be counted: some at a time, since the library's code is cold within a call, and costs it
-    three times as much there.
-    """
-
-    def __init__(self, metrics: "Metrics") -> None:
-        self.begun: deque[str] = deque()
-        self.ended: deque[tuple[_Outcome, float, int, tuple[str, ...]]] = deque()
-        self._metrics = metrics
-        self._counters: dict[_Outcome, tuple[Counter, ...]] = {}
-        self._histograms: dict[str, Histogram] = {}
-        _show_zeros(metrics)
-
-    def count(self) -> None:
-        """Count what waits. Called by one thread at a time."""
-        metrics, begun, ended = self._metrics, self.begun, self.ended
-        for name, number in Tally(begun.popleft() for _ in range(len(begun))).items():
-            metrics.started.labels(*_labels(name)).inc(number)
-        outcomes: Tally[_Outcome] = Tally()
-        statements = 0
-        for _ in range(len(ended)):
-            outcome, seconds, sent, repeats = ended.popleft()
-            outcomes[outcome] += 1
-            statements += sent
-            self._histogram(outcome[0]).observe(seconds)
-            for cause in repeats:
-                metrics.retries.labels(cause).inc()
-        metrics.statements.inc(statements)
-        for outcome, number in outcomes.items():
-            for counter in self._counters_of(outcome):
-                counter.inc(number)
-
-    def _histogram(self, name: str) -> "Histogram":
-        found = self._histograms.get(name)
-        if found is None:
-            found = self._histograms[name] = self._metrics.seconds.labels(*_labels(name))
-        return found
-
-    def _counters_of(self, outcome: _Outcome) -> "tuple[Counter, ...]":
-        found = self._counters.get(outcome)
-        if found is None:  # as many as there are callers times reasons
-            found = self._counters[outcome] = tuple(_counters(self._metrics, *outcome))
-        return found
-
-
-def _labels(name: str) -> tuple[str, str, str]:
-    service, method = name[1:].split("/")
-    return "unary", service, method
-
-
-def timing_hashes(metrics: "Metrics") -> Around:
-    """What measures each hash."""
-    took, hashing = metrics.hash_seconds.observe, metrics.hashing
-
-    def around(run: Any) -> Any:
-        def timed() -> object:
-            thread = get_ident()
-            hashing.add(thread)
-            started = monotonic()
-            try:
-                return run()
-            finally:
-                took(monotonic() - started)
-                hashing.discard(thread)
-
-        return timed
-
-    return around
-
-
 def go_spelling(code: str) -> str:
-    """A status code as gRPC's Go library, and so every dashboard, spells it: NotFound for NOT_FOUND."""
+    """Spell a status code as gRPC's Go library, and so every dashboard, does: NotFound for NOT_FOUND."""
     if code == _OK:
         return code
     return "Canceled" if code == "CANCELLED" else code.title().replace("_", "")
 
 
-def _counters(metrics: "Metrics", method: str, code: str, reason: str | None, caller: str) -> "list[Counter]":
-    """What a call counts in that ended like this."""
-    labels = _labels(method)
-    outcome = _OK if code == _OK else reason or code
-    found = [
-        metrics.handled.labels(*labels, go_spelling(code)),
-        metrics.caller_rpcs.labels(caller or _STRANGER, go_spelling(code)),
-    ]
+def _count_outcome(metrics: "Metrics", method: str, labels: tuple[str, ...], call: CallContext) -> None:
+    code = _OK if call.status is None else call.status.code.name
+    outcome = _OK if code == _OK else call.reason or code
+    caller = call.caller or _UNKNOWN_CALLER
+    metrics.handled.labels(*labels, go_spelling(code)).inc()
+    metrics.caller_rpcs.labels(caller, go_spelling(code)).inc()
+    metrics.statements.inc(call.statements)
+    for cause in call.repeats:
+        metrics.retries.labels(cause).inc()
     if outcome != _OK:
-        found.append(metrics.errors.labels(*labels[1:], outcome))
-    if method in _SIGN_INS:
-        found.append(metrics.sign_ins.labels(outcome))
+        metrics.errors.labels(*labels[1:], outcome).inc()
     if outcome == "TOO_MANY_ATTEMPTS":
-        found.append(metrics.lockout_refusals)
+        metrics.lockout_refusals.inc()
     if outcome == "RATE_LIMITED":
-        found.append(metrics.rate_limited.labels(caller or _STRANGER))
-    if (method, outcome) in _CODES:
-        found.append(metrics.codes.labels(*_CODES[method, outcome]))
-    return found
+        metrics.rate_limited.labels(caller).inc()
+    match METHODS[method].outcome:
+        case SignIn():
+            metrics.sign_ins.labels(outcome).inc()
+        case CodeIssued(purpose) if outcome == _OK:
+            metrics.codes.labels(purpose, "issued").inc()
+        case CodeUsed(purpose) if outcome in {_OK, "INVALID_CODE"}:
+            metrics.codes.labels(purpose, "used" if outcome == _OK else "refused").inc()
+        case _:
+            pass
 
 
 def _show_zeros(metrics: "Metrics") -> None:
-    """Show what has not happened yet, so that its first time is a rise from 0."""
-    for purpose, event in _CODES.values():
-        metrics.codes.labels(purpose, event)
+    """Export what has not happened yet as 0, so that its first time is an increase."""
+    for method in METHODS.values():
+        match method.outcome:
+            case CodeIssued(purpose):
+                metrics.codes.labels(purpose, "issued")
+            case CodeUsed(purpose):
+                metrics.codes.labels(purpose, "used")
+                metrics.codes.labels(purpose, "refused")
+            case _:
+                pass
     for cause in ("connection", "deadlock", "serialization"):
         metrics.retries.labels(cause)
     for outcome in (_OK, "INVALID_CREDENTIALS", "TOO_MANY_ATTEMPTS"):

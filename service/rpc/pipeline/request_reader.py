@@ -1,85 +1,85 @@
-"""How the message of a unary RPC arrives: on the RPC's thread, after the call was let in, and within a bound.
+"""Reads the message of a unary RPC: after the call was authorised, and within a bound.
 
-gRPC itself reads it before the handler runs and waits for ever: a few streams that are opened and never written to then
-hold all threads of a server, for a caller that nobody has asked who it is. So every unary method is served as one whose
-requests are a stream, which is the same on the wire, and its one message is taken from the stream here. See
-docs/decisions/0022-messages-after-authorisation.md.
+For a unary handler grpcio waits for the message on the RPC's thread, without a limit, before any code of ours runs. A
+few streams that are opened and never written to would then hold all threads of the server, for callers that nobody has
+authenticated. The pipeline therefore serves every unary method as one whose requests are a stream, which is the same on
+the wire, and takes its one message here. See docs/decisions/0022-messages-after-authorisation.md.
 """
 
-from typing import Any
+from collections.abc import Iterator
+from threading import Lock
 
 import grpc
 
 from service.base.clock import monotonic
-from service.base.errors import (
-    CallerGoneError,
-    DeadlineOverError,
-    MalformedMessageError,
-    RequestLateError,
-    SlowRequestsError,
-)
-from service.rpc.admission.executor import room_for_slow
+from service.base.errors import CallerGoneError, DeadlineOverError, MalformedMessageError, RequestLateError
 
-MESSAGE_SECONDS = 5.0
-"""How long a message may take that began to be waited for: 4 MiB at 7 Mbit/s."""
-_CANCELLED = "cancelled"
-"""As gRPC notes it of a caller."""
-PROMPT_SECONDS = 0.02
-"""How long every call may wait. Callers send header and message together, so that this is the server's own time."""
-_PROMPT_WAITS = 4
-"""In which that is spent, so that a process that was kept from running for so long has not used it up."""
+WATCH_INTERVAL = 0.25
+"""Seconds between two looks at the calls whose message has not come."""
+_SLOW_AFTER = 2
+"""Looks after which a message is slow. Looks are counted and not seconds, so that a process that was kept from running
+does not take the time that it lost for its callers' slowness."""
+_OVERDUE_AFTER = 20
+MESSAGE_SECONDS = _OVERDUE_AFTER * WATCH_INTERVAL
+"""How long a message may take: 4 MiB at 7 Mbit/s."""
 
 
-def take_message(requests: Any, deadline: float) -> bytes:
-    """The one message of the RPC that this thread serves; more messages than one are not looked at.
+class RequestReader:
+    """Reads the messages of the RPCs of one executor.
 
-    requests: gRPC's iterator of the requests, undeserialised. deadline: in monotonic seconds.
-    Raises MalformedMessageError when the caller ends its side without a message, DeadlineOverError, RequestLateError
-    after MESSAGE_SECONDS, SlowRequestsError when too many others are waited for on these threads, CallerGoneError.
+    Waiting on the iterator has no timeout. Only cancelling the call ends it: `cancel_slow` does that, and the caller
+    sees CANCELLED.
     """
-    # The iterator's own `next` has no timeout, and what would wake it, cancelling the call, leaves no way to answer:
-    # this is its body, with one.
-    with requests._state.condition:  # noqa: SLF001  see above
+
+    def __init__(self, *, max_slow: int) -> None:
+        """max_slow: threads that calls may hold whose message is slow."""
+        self._max_slow = max_slow
+        self._lock = Lock()
+        self._waiting: dict[grpc.ServicerContext, int] = {}
+        """How often each call was seen waiting; in the order in which they began to wait."""
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for their message."""
+        return len(self._waiting)
+
+    def read(self, requests: Iterator[bytes], context: grpc.ServicerContext, deadline: float) -> bytes:
+        """The message of this call; further messages are not looked at. deadline: in monotonic seconds.
+
+        Raises MalformedMessageError when the caller ends its side without a message, RequestLateError when the message
+        did not come in time, DeadlineOverError, CallerGoneError.
+        """
+        with self._lock:
+            self._waiting[context] = 0
         try:
-            requests._raise_or_start_receive_message()  # noqa: SLF001
-            message = _promptly(requests)
-            if message is None:
-                message = _slowly(requests, deadline)
-        except StopIteration:
-            # So it looks at first, too, when the caller has left: gRPC hears of the two one after the other.
-            state = requests._state  # noqa: SLF001
-            has_left = state.condition.wait_for(lambda: state.client == _CANCELLED, PROMPT_SECONDS)
-            raise (CallerGoneError if has_left else MalformedMessageError) from None
-        except grpc.RpcError:  # gRPC cancels the call also when the caller's deadline is over
+            return next(requests)
+        except (StopIteration, grpc.RpcError) as error:
+            with self._lock:
+                was_cancelled_here = context not in self._waiting
+            if was_cancelled_here:
+                raise RequestLateError(seconds=f"{MESSAGE_SECONDS:g}") from None
+            if isinstance(error, StopIteration) and context.is_active():
+                raise MalformedMessageError from None
             raise (DeadlineOverError if monotonic() >= deadline else CallerGoneError) from None
-    return message
+        finally:
+            with self._lock:
+                self._waiting.pop(context, None)
 
+    def cancel_slow(self) -> None:
+        """Cancel the calls whose message is overdue, and where too many are slow those that have waited longest.
 
-def _promptly(requests: Any) -> bytes | None:
-    for _ in range(_PROMPT_WAITS):
-        message = _within(requests, PROMPT_SECONDS / _PROMPT_WAITS)
-        if message is not None:
-            return message
-    return None
-
-
-def _slowly(requests: Any, deadline: float) -> bytes:
-    room = room_for_slow()
-    if not room.acquire(blocking=False):
-        raise SlowRequestsError
-    try:
-        message = _within(requests, min(MESSAGE_SECONDS, deadline - monotonic()))
-    finally:
-        room.release()
-    if message is None:
-        raise DeadlineOverError if monotonic() >= deadline else RequestLateError(seconds=f"{MESSAGE_SECONDS:g}")
-    return message
-
-
-def _within(requests: Any, seconds: float) -> bytes | None:
-    """The message; None when it has not come by then. Nothing but the message or the call's end wakes this thread."""
-    is_woken, message = True, None
-    while is_woken and message is None:
-        is_woken = requests._state.condition.wait(seconds)  # noqa: SLF001  see take_message
-        message = requests._look_for_request()  # noqa: SLF001  in time or not: it may have come since the time was over
-    return message
+        To be called every WATCH_INTERVAL seconds.
+        """
+        with self._lock:
+            for context in self._waiting:
+                self._waiting[context] += 1
+            too_many = len(self._waiting) - self._max_slow
+            slow = [
+                context
+                for position, (context, looks) in enumerate(self._waiting.items())
+                if looks > _OVERDUE_AFTER or (position < too_many and looks >= _SLOW_AFTER)
+            ]
+            for context in slow:
+                del self._waiting[context]
+        for context in slow:
+            context.cancel()

@@ -1,8 +1,8 @@
 """The stages of the pipeline, in their order from the outside in. Each wraps the next one, once for each method."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import grpc
 import structlog
@@ -16,18 +16,19 @@ from service.base.errors import (
     MalformedMessageError,
     PersonaeError,
     ScopeMissingError,
+    ServerBusyError,
     StoredHashError,
     Violation,
 )
 from service.base.randomness import random_id
 from service.observability.log import where_raised
-from service.rpc.admission.executor import require_room
-from service.rpc.admission.places import Places
-from service.rpc.admission.rate_limits import CODE_METHODS, RateLimits
-from service.rpc.callers.directory import Identifies
+from service.rpc.admission.executor import is_refused
+from service.rpc.admission.rate_limits import RateLimits
+from service.rpc.callers.identification import Identify
 from service.rpc.context import ACTING_USER_KEY, CallContext, require_wanted
-from service.rpc.methods import scope_of
-from service.rpc.pipeline.request_reader import take_message
+from service.rpc.methods import Method, RateLimit
+from service.rpc.pipeline.drain import Drain
+from service.rpc.pipeline.request_reader import RequestReader
 from service.rpc.pipeline.retries import after
 from service.rpc.pipeline.status import internal_status, status_of
 
@@ -37,25 +38,19 @@ _MAX_USER_ID = 2**63 - 1
 _log = structlog.get_logger("personae.rpc")
 
 
-class Method:
-    """What the stages need to know of a method: its name, its parser, and the servicer's function."""
+class WrappedMethod(NamedTuple):
+    """What the stages need to know of the method that they are composed for."""
 
-    __slots__ = ("_function", "name", "parse")
-
-    def __init__(self, name: str, parse: Callable[[bytes], Any], function: Callable[[Any, Any], Any]) -> None:
-        self.name = name
-        self.parse = parse
-        self._function = function
-
-    def handle(self, request: Any, call: CallContext) -> Any:
-        """Run the servicer's function."""
-        return self._function(request, call.context)
+    name: str
+    row: Method
+    parse: Callable[[bytes], Any]
+    reader: RequestReader
 
 
-Stage = Callable[[Handler, Method], Handler]
+Stage = Callable[[Handler, WrappedMethod], Handler]
 
 
-def log_access(proceed: Handler, method: Method) -> Handler:
+def log_access(proceed: Handler, method: WrappedMethod) -> Handler:
     """One line for each RPC: what, who, how it ended, how long it took. Never anything from the messages."""
     log = structlog.get_logger("personae.rpc").bind(method=method.name)
 
@@ -83,7 +78,7 @@ def log_access(proceed: Handler, method: Method) -> Handler:
     return run
 
 
-def answer_errors(proceed: Handler, method: Method) -> Handler:
+def answer_errors(proceed: Handler, method: WrappedMethod) -> Handler:
     """Turn whatever is raised into a status. BaseException too: gRPC would never answer, and the caller would hang."""
 
     def run(request: Any, call: CallContext) -> Any:
@@ -101,23 +96,47 @@ def answer_errors(proceed: Handler, method: Method) -> Handler:
     return run
 
 
-def admit(proceed: Handler, _method: Method) -> Handler:
-    """Refuse what the server has no room for, and what nobody waits for. See service/rpc/admission/executor.py."""
+def require_admitted() -> None:
+    """Raises ServerBusyError where the RPC of this thread was not admitted: see executor.py."""
+    if is_refused():
+        raise ServerBusyError
+
+
+def admit(proceed: Handler, _method: WrappedMethod) -> Handler:
+    """Refuse an RPC for which no thread will be free, and one whose caller has gone while it waited for its thread."""
 
     def run(request: Any, call: CallContext) -> Any:
-        require_room()
-        require_wanted(call)  # it may have waited for a thread
+        require_admitted()
+        require_wanted(call)
         return proceed(request, call)
 
     return run
 
 
-def authorisation(identify: Identifies) -> Stage:
-    """The stage that asks this who calls."""
+def draining(drain: Drain) -> Stage:
+    """The stage that refuses RPCs while the server stops, and knows which ones still run."""
 
-    def authorise(proceed: Handler, method: Method) -> Handler:
-        """Say who calls and whether they may. What is refused here has not been read."""
-        scope = scope_of(method.name)  # once, so that a method without one fails before it is ever called
+    def drain_calls(proceed: Handler, _method: WrappedMethod) -> Handler:
+        """Raises ServerStoppingError: nothing was done for the RPC, so that it may be repeated whatever it is."""
+
+        def run(request: Any, call: CallContext) -> Any:
+            drain.enter(call)
+            try:
+                return proceed(request, call)
+            finally:
+                drain.leave(call)
+
+        return run
+
+    return drain_calls
+
+
+def authorisation(identify: Identify) -> Stage:
+    """The stage that finds out who calls, by this function, and whether they may."""
+
+    def authorise(proceed: Handler, method: WrappedMethod) -> Handler:
+        """Refuse callers without credentials or without the method's scope. No byte of their message is read."""
+        scope = method.row.scope
 
         def run(request: Any, call: CallContext) -> Any:
             caller = identify(call)
@@ -134,15 +153,15 @@ def authorisation(identify: Identifies) -> Stage:
 
 
 def rate_limiting(limits: RateLimits, code_limits: RateLimits) -> Stage:
-    """The stage that counts what each caller calls by these limits. code_limits: for RPCs that make codes, as well."""
+    """The stage that applies the rate limits. code_limits: for RPCs that issue codes, in addition."""
 
-    def limit(proceed: Handler, method: Method) -> Handler:
+    def limit(proceed: Handler, method: WrappedMethod) -> Handler:
         """Refuse a caller that calls too often. Only callers that may call are counted."""
-        makes_codes = method.name in CODE_METHODS
+        issues_codes = method.row.rate_limit is RateLimit.CODES
 
         def run(request: Any, call: CallContext) -> Any:
             limits.require(call.caller, call.rate)
-            if makes_codes:
+            if issues_codes:
                 code_limits.require(call.caller)
             return proceed(request, call)
 
@@ -151,47 +170,22 @@ def rate_limiting(limits: RateLimits, code_limits: RateLimits) -> Stage:
     return limit
 
 
-def receive(proceed: Handler, _method: Method) -> Handler:
-    """Wait for the message. See service/rpc/pipeline/request_reader.py."""
+def receive(proceed: Handler, method: WrappedMethod) -> Handler:
+    """Read the message and parse it. Malformed bytes are the caller's fault, not an internal error."""
+    read, parse = method.reader.read, method.parse
 
     def run(requests: Any, call: CallContext) -> Any:
-        return proceed(take_message(requests, call.deadline), call)
-
-    return run
-
-
-def parse(proceed: Handler, method: Method) -> Handler:
-    """Make a message of the bytes. Malformed bytes are the caller's fault, not an internal error."""
-
-    def run(request: bytes, call: CallContext) -> Any:
+        message = read(requests, call.context, call.deadline)
         try:
-            message = method.parse(request)
+            request = parse(message)
         except DecodeError:
             raise MalformedMessageError from None
-        return proceed(message, call)
+        return proceed(request, call)
 
     return run
 
 
-def taking_places(places: Mapping[str, Places]) -> Stage:
-    """The stage that has a method wait for one of these places, where it needs one."""
-
-    def take_place(proceed: Handler, method: Method) -> Handler:
-        """Let a few RPCs that hash run at once, and a few more wait. See service/rpc/admission/places.py."""
-        wanted = places.get(method.name)
-        if wanted is None:
-            return proceed
-
-        def run(request: Any, call: CallContext) -> Any:
-            with wanted.place(call):
-                return proceed(request, call)
-
-        return run
-
-    return take_place
-
-
-def repeat(proceed: Handler, _method: Method) -> Handler:
+def repeat(proceed: Handler, _method: WrappedMethod) -> Handler:
     """Run the handler again when the database gave up before anything was committed: see retries.py."""
 
     def run(request: Any, call: CallContext) -> Any:
@@ -207,29 +201,23 @@ def repeat(proceed: Handler, _method: Method) -> Handler:
 
 
 def stages(
-    gate: Stage,
-    identify: Identifies,
+    drain: Drain,
+    identify: Identify,
     observers: Sequence[Stage] = (),
     *,
     limits: RateLimits,
     code_limits: RateLimits,
-    places: Mapping[str, Places],
 ) -> tuple[Stage, ...]:
-    """All stages in their order. gate: lets calls in, until the server ends. identify: says who calls. observers: look
-    at each call from outside, as its log does; none where nobody wants metrics or traces. limits, code_limits: how
-    often; places: see the stages.
-    """
+    """All stages in their order. observers: those of metrics and traces; none where they are not wanted."""
     return (
         *observers,
-        log_access,  # outermost: refusals and faults are logged like everything else
+        log_access,  # outermost: refusals and failures are logged like everything else
         answer_errors,  # inside the log, which wants the code; outside all that raises
-        gate,  # around all that is work, so that it is known when the last of it has ended
         admit,  # before any work is done for the call
-        authorisation(identify),  # before any byte is read: nobody waits for a stranger's
-        rate_limiting(limits, code_limits),  # strangers are not counted, and what is too much is not read
+        draining(drain),  # around all work, so that the server knows when the last call has ended
+        authorisation(identify),  # before any byte is read: the server waits for no message of a stranger
+        rate_limiting(limits, code_limits),  # strangers are not counted, and the message of a refused call is not read
         receive,
-        parse,
-        taking_places(places),  # after all that can refuse: who has no business here takes no place
         repeat,  # innermost: only the handler is worth repeating
     )
 
@@ -241,7 +229,7 @@ def _user_id(text: str) -> int:
     return int(text)
 
 
-def _incident(error: BaseException, method: Method, call: CallContext) -> grpc.Status:
+def _incident(error: BaseException, method: WrappedMethod, call: CallContext) -> grpc.Status:
     incident_id = random_id()
     call.reason = "INTERNAL"
     _log.error(

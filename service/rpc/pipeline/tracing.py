@@ -1,42 +1,44 @@
-"""The stage that traces, and what notes statements and hashes as parts of the call that they are for.
+"""The stage that traces calls, and the child spans for SQL statements and password hashes.
 
-Attributes hold names, codes, ids and the text of statements without their parameters; nothing that was sent.
+Attributes hold names, codes, ids and the text of statements without their parameters; nothing that a caller sent.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from service.observability.tracing import Span, Traces, template
-from service.rpc.admission.hashing import Around
-from service.rpc.context import CallContext, current_or_none, trace_parent
-from service.rpc.pipeline.stages import Handler, Method, Stage
+from opentelemetry.trace import SpanKind, StatusCode, Tracer, get_current_span, use_span
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-_MAX_STATEMENT = 1000
+from service.rpc.context import CallContext
+from service.rpc.pipeline.stages import Handler, Stage, WrappedMethod
+
+_MAX_STATEMENT_LENGTH = 1000
 _SERVER_FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
-"""Codes with which a span of a server is an error: the semantic conventions for gRPC. The rest is the caller's."""
+"""Codes with which a server span is an error, by the semantic conventions for gRPC. The others are the caller's."""
 _OK = 0
+_w3c = TraceContextTextMapPropagator()
 
 
-def tracing(traces: Traces) -> Stage:
-    """The stage that traces."""
+def tracing(tracer: Tracer) -> Stage:
+    """Make the stage that records a span for each sampled call."""
 
-    def trace(proceed: Handler, method: Method) -> Handler:
-        """Note the call from its beginning to its end, where it is sampled."""
+    def trace(proceed: Handler, method: WrappedMethod) -> Handler:
         name = method.name[1:]
         service, function = name.split("/")
-        form = template(name, "server", ("rpc.system", "grpc"), ("rpc.service", service), ("rpc.method", function))
+        attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": function}
 
         def run(request: Any, call: CallContext) -> Any:
-            parent = trace_parent(call) if call.traceparent else None
-            span = traces.begin(name, form, parent, call.tracestate)
-            if span is None:
+            parent = _w3c.extract({"traceparent": call.traceparent or "", "tracestate": call.tracestate})
+            span = tracer.start_span(name, parent, SpanKind.SERVER, attributes)
+            if not span.is_recording():
                 return proceed(request, call)
-            call.span = span
-            call.trace_id = span.trace_id.hex()
-            response = proceed(request, call)
-            span.is_error = call.status is not None and call.status.code.name in _SERVER_FAULTS
-            span.attributes = _of_call(call)
-            traces.end(span)
+            call.trace_id = f"{span.get_span_context().trace_id:032x}"
+            with use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
+                response = proceed(request, call)
+                span.set_attributes(_attributes(call))
+                if call.status is not None and call.status.code.name in _SERVER_FAULTS:
+                    span.set_status(StatusCode.ERROR)
             return response
 
         return run
@@ -44,66 +46,49 @@ def tracing(traces: Traces) -> Stage:
     return trace
 
 
-def tracing_hashes(traces: Traces) -> Around:
-    """What notes each hash, from when a thread has it, as a part of the call that wants it."""
-    form = template("hash", "internal")
+def tracing_hashes(tracer: Tracer) -> Callable[[], AbstractContextManager[object]]:
+    """Make what makes the context in which a hash runs, to be recorded as part of the current call."""
 
-    def around(run: Callable[[], object]) -> Callable[[], object]:
-        call = current_or_none()
-        if call is None or call.span is None:
-            return run
-        parent: Span = call.span
+    def instrument() -> AbstractContextManager[object]:
+        if not get_current_span().is_recording():
+            return nullcontext()
+        return tracer.start_as_current_span("hash", record_exception=False, set_status_on_exception=False)
 
-        def traced() -> object:
-            span = parent.child(form)
-            try:
-                return run()
-            finally:
-                traces.end(span)
-
-        return traced
-
-    return around
+    return instrument
 
 
-def tracing_statements(traces: Traces) -> Callable[[str, Callable[[], None]], None]:
-    """What notes each statement as a part of the call that sends it."""
+def tracing_statements(tracer: Tracer) -> Callable[[str, Callable[[], None]], None]:
+    """Make the function that runs a statement and records it as part of the current call."""
 
     def watch(statement: str, run: Callable[[], None]) -> None:
-        call = current_or_none()
-        if call is None or call.span is None:
+        if not get_current_span().is_recording():
             run()
             return
-        span: Span = call.span.child(_form_of(statement))
+        operation = statement[:20].split(None, 1)[0] if statement.strip() else ""
+        attributes = {
+            "db.system.name": "postgresql",
+            "db.operation.name": operation,
+            "db.query.text": statement[:_MAX_STATEMENT_LENGTH],
+        }
+        span = tracer.start_span(operation, kind=SpanKind.CLIENT, attributes=attributes)
         try:
             run()
-        except BaseException as error:
-            span.is_error = True
-            span.attributes = (("error.type", getattr(error, "pgcode", None) or type(error).__qualname__),)
+        except BaseException as error:  # not record_exception: the driver's text quotes what a user typed
+            span.set_status(StatusCode.ERROR)
+            span.set_attribute("error.type", getattr(error, "pgcode", None) or type(error).__qualname__)
             raise
         finally:
-            traces.end(span)
+            span.end()
 
     return watch
 
 
-def _form_of(statement: str) -> bytes:
-    """statement: with places for its parameters, as it is written in the code."""
-    operation = statement[:20].split(None, 1)[0] if statement.strip() else ""
-    return template(
-        operation,
-        "client",
-        ("db.system.name", "postgresql"),
-        ("db.operation.name", operation),
-        ("db.query.text", statement[:_MAX_STATEMENT]),
-    )
-
-
-def _of_call(call: CallContext) -> tuple[tuple[str, str | int], ...]:
-    code = _OK if call.status is None else call.status.code.value[0]
-    found = (
-        ("rpc.grpc.status_code", code),
-        ("personae.request_id", call.request_id),
-        ("personae.caller", call.caller),
-    )
-    return found if call.reason is None else (*found, ("personae.reason", call.reason))
+def _attributes(call: CallContext) -> dict[str, str | int]:
+    found: dict[str, str | int] = {
+        "rpc.grpc.status_code": _OK if call.status is None else call.status.code.value[0],
+        "personae.request_id": call.request_id,
+        "personae.caller": call.caller,
+    }
+    if call.reason is not None:
+        found["personae.reason"] = call.reason
+    return found

@@ -7,12 +7,12 @@ import grpc
 
 from personae.v1 import authentication_pb2, authentication_pb2_grpc
 from service.base.clock import Clock
-from service.core import failed_sign_ins as attempts
-from service.core import users
-from service.core.failed_sign_ins import keys_of
-from service.core.lockout import Attempts, LockoutKeys, remaining
+from service.core import failed_sign_ins, users
+from service.core.failed_sign_ins import counter_keys_of
+from service.core.lockout import FailedSignIns, LockoutKeys, remaining
 from service.core.users import Key
 from service.db.engine import Database, reading
+from service.rpc.admission.hashing import HashLimiter
 from service.rpc.context import rpc_scope
 from service.rpc.servicers.sign_in import SignIn, Subject, subject_of
 from service.rpc.validation import Violations, bounded_text, require_id, stamp, user_message
@@ -29,12 +29,14 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
         *,
         clock: Clock,
         sign_in: SignIn,
+        hashing: HashLimiter,
         lockout_keys: LockoutKeys,
         allow_special_domains: bool,
     ) -> None:
         self._database = database
         self._clock = clock
         self._sign_in = sign_in
+        self._hashing = hashing
         self._keys = lockout_keys
         self._allow_special_domains = allow_special_domains
 
@@ -42,7 +44,8 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
         self, request: authentication_pb2.AuthenticateRequest, context: grpc.ServicerContext
     ) -> authentication_pb2.AuthenticateResponse:
         subject = self._subject(request)
-        _, outcome = self._sign_in.attempt(subject, request.password, action="Authenticate")
+        with self._hashing.permit() as hash_:
+            _, outcome = self._sign_in.attempt(subject, request.password, hash_, action="Authenticate")
         return authentication_pb2.AuthenticateResponse(user=user_message(outcome.or_raise()))
 
     def GetLockout(
@@ -53,7 +56,7 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
         # Two statements: the keys of the second are made, with a secret, of the names that the first one reads.
         with rpc_scope(self._database) as session, reading(session):
             user = users.get_user(session, Key("id", user_id))
-            by_email, by_username = attempts.find_attempts(session, *keys_of(user, self._keys), now=now)
+            by_email, by_username = failed_sign_ins.read_failures(session, *counter_keys_of(user, self._keys), now=now)
         return authentication_pb2.Lockout(
             user_id=user.id, email=_attempts_message(by_email, now), username=_attempts_message(by_username, now)
         )
@@ -62,9 +65,9 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
         self, request: authentication_pb2.ClearLockoutRequest, context: grpc.ServicerContext
     ) -> authentication_pb2.Lockout:
         user_id = _user_id(request)
-        with rpc_scope(self._database, is_idempotent=True) as session, session.begin():
+        with rpc_scope(self._database) as session, session.begin():
             user = users.get_user(session, Key("id", user_id))
-            attempts.lift_lockout(session, user, self._keys)
+            failed_sign_ins.clear_lockout(session, user, self._keys)
         nothing = authentication_pb2.Lockout.Attempts()
         return authentication_pb2.Lockout(user_id=user.id, email=nothing, username=nothing)
 
@@ -90,7 +93,7 @@ def _user_id(request: authentication_pb2.GetLockoutRequest | authentication_pb2.
     return user_id
 
 
-def _attempts_message(counted: Attempts, now: datetime) -> authentication_pb2.Lockout.Attempts:
+def _attempts_message(counted: FailedSignIns, now: datetime) -> authentication_pb2.Lockout.Attempts:
     return authentication_pb2.Lockout.Attempts(
         failures=counted.failures,
         last_failed_at=stamp(counted.last_failed_at),

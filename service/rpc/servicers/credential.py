@@ -24,11 +24,11 @@ from service.core import audit, codes, credentials, users
 from service.core.codes import CODE_MAX_BYTES, Purpose
 from service.core.identifiers import to_nfc
 from service.core.lockout import LockoutKeys
-from service.core.password_policy import Names, PasswordPolicy, unchanged
 from service.core.passwords import hash_password, is_match, is_over_ceiling, parse_hash
+from service.core.passwords.policy import Names, PasswordPolicy, unchanged
 from service.core.users import Key, UserRecord
 from service.db.engine import Database, reading
-from service.rpc.admission.hashing import Hashing
+from service.rpc.admission.hashing import HashLimiter
 from service.rpc.context import current, rpc_scope
 from service.rpc.pipeline.retries import repeated
 from service.rpc.servicers.sign_in import SETTLE_SECONDS, SignIn, Subject, subject_of
@@ -65,7 +65,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         clock: Clock,
         rules: CredentialRules,
         sign_in: SignIn,
-        hashing: Hashing,
+        hashing: HashLimiter,
         lockout_keys: LockoutKeys,
     ) -> None:
         self._database = database
@@ -109,7 +109,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         violations = Violations()
         user_id = require_id(request.user_id, "user_id", violations)
         violations.check()
-        with rpc_scope(self._database, is_idempotent=True) as session, session.begin():
+        with rpc_scope(self._database) as session, session.begin():
             user = credentials.require_password_change(session, user_id)
         return user_message(user)
 
@@ -120,22 +120,18 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         user_id = require_id(request.user_id, "user_id", violations)
         _check_present(request.new_password, "new_password", violations)
         violations.check()
-        candidate, outcome = self._sign_in.attempt(
-            Subject(Key("id", user_id)),
-            request.current_password,
-            action="VerifyCurrentPassword",
-            forgives=PasswordChangeRequiredError,  # this is what it is required for
-            renews=False,
-        )
-        user = outcome.or_raise()
-        # Judged only now: what is wrong with it tells something of the user.
-        found = self._violations(request.new_password, user, "new_password")
-        if not is_over_ceiling(request.new_password) and to_nfc(request.new_password) == to_nfc(
-            request.current_password
-        ):
-            found.append(unchanged("new_password"))
-        _refuse(found)
-        hashed = self._hash(request.new_password)
+        with self._hashing.permit() as hash_:
+            candidate, outcome = self._sign_in.attempt(
+                Subject(Key("id", user_id)),
+                request.current_password,
+                hash_,
+                action="VerifyCurrentPassword",
+                forgives=PasswordChangeRequiredError,  # this is what it is required for
+                renews=False,
+            )
+            user = outcome.or_raise()
+            self._check_changed(request, user)  # only now: what is wrong with it tells something of the user
+            hashed = hash_(hash_password, request.new_password, self._rules.bcrypt_cost)
 
         def settle(session: Session) -> UserRecord:
             return credentials.change_password(
@@ -176,12 +172,12 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         subject = subject_of(request.identifier, allow_special_domains=self._rules.allow_special_domains)
         code = random_token()
         expires_at = self._clock() + self._rules.reset_valid_for
-        with rpc_scope(self._database, is_idempotent=True) as session, session.begin():
+        with rpc_scope(self._database) as session, session.begin():
             email = codes.start_for_name(
                 session,
                 Purpose.PASSWORD_RESET,
                 subject.key,
-                nobody=self._keys.of(*subject.name)[0].hex()[:32],
+                name_hash=self._keys.of(*subject.name)[0].hex()[:32],
                 code_hash=codes.hash_code(code),
                 expires_at=expires_at,
             )
@@ -201,11 +197,10 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         _refuse(self._violations(request.new_password, code.user, "new_password"))
         # Whoever has a code could try by it what the present password is. So that is asked last and a few times only,
         # and whoever asks and is wrong has reset the password, in the open, also when the caller's time is over.
-        with rpc_scope(self._database) as session, session.begin():
-            codes.count_try(session, code)
-        hashed = self._hashing.run(
-            current().deadline, _hash_another, request.new_password, code.stored_hash, self._rules.bcrypt_cost
-        )
+        with self._hashing.permit() as hash_:
+            with rpc_scope(self._database) as session, session.begin():
+                codes.count_try(session, code)
+            hashed = hash_(_hash_another, request.new_password, code.stored_hash, self._rules.bcrypt_cost)
         if hashed is None:
             # Whoever did this knows the present password by now: that must be found out by more than the counter.
             self._settled(partial(_record_refusal, user_id=code.user.id), monotonic() + SETTLE_SECONDS)
@@ -238,7 +233,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         violations.check()
         code = random_token()
         expires_at = self._clock() + self._rules.verification_valid_for
-        with rpc_scope(self._database, is_idempotent=True) as session, session.begin():
+        with rpc_scope(self._database) as session, session.begin():
             email = credentials.start_email_verification(
                 session, user_id, new_email, code_hash=codes.hash_code(code), expires_at=expires_at
             )
@@ -261,7 +256,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         user_id = require_id(request.user_id, "user_id", violations)
         email = self._email(request.email, "email", violations)
         violations.check()
-        with rpc_scope(self._database, is_idempotent=True) as session, session.begin():
+        with rpc_scope(self._database) as session, session.begin():
             user = credentials.mark_email_verified(session, user_id, email, now=self._clock())
         return user_message(user)
 
@@ -271,8 +266,18 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         names = None if user is None else Names(user.email, user.username)
         return self._rules.policy.violations(password, names, field_name=field_name)
 
+    def _check_changed(self, request: credential_pb2.ChangePasswordRequest, user: UserRecord) -> None:
+        """Raises InvalidFieldsError for a new password that breaks the policy, or is the current one."""
+        found = self._violations(request.new_password, user, "new_password")
+        if not is_over_ceiling(request.new_password) and to_nfc(request.new_password) == to_nfc(
+            request.current_password
+        ):
+            found.append(unchanged("new_password"))
+        _refuse(found)
+
     def _hash(self, password: str) -> str:
-        return self._hashing.run(current().deadline, hash_password, password, self._rules.bcrypt_cost)
+        with self._hashing.permit() as hash_:
+            return hash_(hash_password, password, self._rules.bcrypt_cost)
 
     def _email(self, typed: str, field_name: str, violations: Violations) -> str:
         return email_of(typed, field_name, violations, allow_special_domains=self._rules.allow_special_domains)

@@ -5,22 +5,22 @@ connection; settle, in one transaction. The lock that is seen first saves a hash
 decides.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
 from service.base.clock import Clock, monotonic
 from service.base.errors import InvalidCredentialsError, PersonaeError, StoredHashError
 from service.core import authn
-from service.core.authn import Candidate, Outcome, Trial
-from service.core.failed_sign_ins import Keys, hold_attempts
+from service.core.authn import Candidate, Outcome, PasswordAttempt
+from service.core.failed_sign_ins import CounterKeys, lock_failures
 from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username
 from service.core.lockout import Kind, LockoutKeys
 from service.core.passwords import hash_password, is_match, needs_rehash
 from service.core.users import Key
 from service.db.engine import Database, reading
-from service.rpc.admission.hashing import Hashing
-from service.rpc.context import current, rpc_scope
+from service.rpc.admission.hashing import Hasher
+from service.rpc.context import rpc_scope
 from service.rpc.pipeline.retries import repeated
 
 SETTLE_SECONDS = 5.0
@@ -59,12 +59,9 @@ def subject_of(identifier: str, *, allow_special_domains: bool) -> Subject:
 class SignIn:
     """Makes attempts. Every one that was hashed is settled and committed, also when its caller has gone."""
 
-    def __init__(
-        self, database: Database, *, clock: Clock, hashing: Hashing, bcrypt_cost: int, lockout_keys: LockoutKeys
-    ) -> None:
+    def __init__(self, database: Database, *, clock: Clock, bcrypt_cost: int, lockout_keys: LockoutKeys) -> None:
         self._database = database
         self._clock = clock
-        self._hashing = hashing
         self._bcrypt_cost = bcrypt_cost
         self._keys = lockout_keys
 
@@ -72,6 +69,7 @@ class SignIn:
         self,
         subject: Subject,
         password: str,
+        hash_: Hasher,
         *,
         action: str,
         forgives: type[PersonaeError] | None = None,
@@ -80,50 +78,43 @@ class SignIn:
         """Try a password. Raises TooManyAttemptsError before anything is hashed, StoredHashError after it was counted;
         every other refusal is in the outcome.
 
-        action, forgives: see authn.Trial. renews: whether a right password is hashed anew when its hash is not as it
-        would be written today.
+        action, forgives: see authn.PasswordAttempt. renews: whether a right password is hashed anew when its hash is
+        not as it would be written today.
         """
-        deadline = current().deadline
         with rpc_scope(self._database) as session, reading(session):
             now = self._clock()
             candidate = authn.look_up(session, subject.key, cost=self._bcrypt_cost, now=now)
             keys = self._keys_of(subject, candidate)
             authn.require_unlocked(session, keys, now=now)
         damage: StoredHashError | None = None
-        trial = Trial(action, is_match=False, forgives=forgives)
+        tried = PasswordAttempt(action, is_match=False, forgives=forgives)
         try:
-            is_right = self._hashing.run(
-                deadline,
-                is_match,
-                password,
-                candidate.comparable_hash,
-                reference_cost=candidate.reference_cost,
-            )
-            trial = trial._replace(is_match=is_right)
+            is_right = hash_(is_match, password, candidate.comparable_hash, reference_cost=candidate.reference_cost)
+            tried = replace(tried, is_match=is_right)
         except StoredHashError as error:
             damage = error
-            trial = trial._replace(reason=error.reason)
-        outcome = self._settled(candidate, keys, trial)
+            tried = replace(tried, reason=error.reason)
+        outcome = self._settled(candidate, keys, tried)
         if damage is not None and isinstance(outcome.refusal, InvalidCredentialsError):
             damage.metadata["user_id"] = str(candidate.user_id)
             raise damage
         if renews and outcome.user is not None:
-            self._renew(candidate, password, deadline)
+            self._renew(candidate, password, hash_)
         return candidate, outcome
 
-    def _settled(self, candidate: Candidate, keys: Keys, trial: Trial) -> Outcome:
+    def _settled(self, candidate: Candidate, keys: CounterKeys, tried: PasswordAttempt) -> Outcome:
         """Settle what was hashed: also when the caller's time is over by now, and when the database dropped the
         connection meanwhile. Never hashed again for it.
         """
-        return repeated(lambda: self._settled_once(candidate, keys, trial), until=monotonic() + SETTLE_SECONDS)
+        return repeated(lambda: self._settled_once(candidate, keys, tried), until=monotonic() + SETTLE_SECONDS)
 
-    def _settled_once(self, candidate: Candidate, keys: Keys, trial: Trial) -> Outcome:
+    def _settled_once(self, candidate: Candidate, keys: CounterKeys, tried: PasswordAttempt) -> Outcome:
         settle_by = monotonic() + SETTLE_SECONDS
         with rpc_scope(self._database, deadline=settle_by, is_idempotent=True) as session, session.begin():
-            attempts = hold_attempts(session, keys, now=self._clock())
-            return authn.settle(session, candidate, keys, attempts, trial, now=self._clock())
+            failed = lock_failures(session, keys, now=self._clock())
+            return authn.settle(session, candidate, keys, failed, tried, now=self._clock())
 
-    def _renew(self, candidate: Candidate, password: str, deadline: float) -> None:
+    def _renew(self, candidate: Candidate, password: str, hash_: Hasher) -> None:
         """Hash the right password anew when its hash is not as it would be written today.
 
         The user is signed in already: whatever prevents it now, the next sign-in makes good.
@@ -132,13 +123,13 @@ class SignIn:
         if stored is None or not needs_rehash(password, stored, self._bcrypt_cost):
             return
         try:
-            new_hash = self._hashing.run(deadline, hash_password, password, self._bcrypt_cost)
+            new_hash = hash_(hash_password, password, self._bcrypt_cost)
             with rpc_scope(self._database, deadline=monotonic() + SETTLE_SECONDS) as session, session.begin():
                 authn.renew_hash(session, candidate, new_hash)
         except PersonaeError as error:
             _log.warning("hash not renewed", reason=error.reason, user_id=candidate.user_id)
 
-    def _keys_of(self, subject: Subject, candidate: Candidate) -> Keys:
+    def _keys_of(self, subject: Subject, candidate: Candidate) -> CounterKeys:
         """Under which keys the attempt is counted: an id on its user's email, so that it is no third name to guess
         by.
         """

@@ -14,7 +14,7 @@ from service.core.page_tokens import PageTokens
 from service.core.passwords import hash_password
 from service.core.users import UserRecord
 from service.db.engine import Database, reading
-from service.rpc.admission.hashing import Hashing
+from service.rpc.admission.hashing import HashLimiter
 from service.rpc.context import current, rpc_scope
 from service.rpc.pipeline.retries import repeated
 from service.rpc.servicers.user_requests import (
@@ -38,7 +38,7 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
         *,
         clock: Clock,
         rules: UserRules,
-        hashing: Hashing,
+        hashing: HashLimiter,
         bcrypt_cost: int,
         page_tokens: PageTokens,
         fingerprint_keys: tuple[bytes, ...],
@@ -108,7 +108,8 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
             return users.create_user(session, creation.new_user(hashed, now), request=creation.request, now=now)
 
     def _hash(self, password: str) -> str:
-        return self._hashing.run(current().deadline, hash_password, password, self._bcrypt_cost)
+        with self._hashing.permit() as hash_:
+            return hash_(hash_password, password, self._bcrypt_cost)
 
     def UpdateUser(self, request: user_pb2.UpdateUserRequest, context: grpc.ServicerContext) -> user_pb2.User:
         change = update_of(request, self._rules)
@@ -166,7 +167,7 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
 
     def _set(self, feature: Callable[..., users.UserRecord], request: Targeted, **to: bool) -> user_pb2.User:
         user_id, version = target_of(request)
-        with rpc_scope(self._database, is_idempotent=True) as session, session.begin():
+        with rpc_scope(self._database) as session, session.begin():
             user = feature(session, user_id, version=version, **to)
         return user_message(user)
 

@@ -12,7 +12,7 @@ from personae.v1 import user_pb2
 from service.core import users
 from service.core.identifiers import EMAIL_MAX_BYTES, USERNAME_MAX_BYTES, BadIdentifierError, normalise_prefix
 from service.core.page_tokens import PageTokens, Position
-from service.core.password_policy import Names, PasswordPolicy
+from service.core.passwords.policy import Names, PasswordPolicy
 from service.core.users import Key, NewUser, Order, RequestKey, UserFilter
 from service.rpc.context import current
 from service.rpc.validation import (

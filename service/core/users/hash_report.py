@@ -1,4 +1,4 @@
-"""Which kinds of hashes are stored: what an operator wants to know before and after changing the cost."""
+"""How many hashes of which scheme and cost are stored: for operators, before and after changing the cost."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from sqlalchemy import ColumnElement, case, func, literal_column, select
 from sqlalchemy.orm import Session
 from sqlalchemy.types import Text
 
-from service.core.users import USERS
+from service.core.users.rows import USERS
 from service.db.models.user import HASH_COST, KNOWN_HASH
 
 NO_PASSWORD = "no password"  # noqa: S105  a label
@@ -15,7 +15,7 @@ _costs: ColumnElement[str] = literal_column(HASH_COST, Text())
 
 
 class HashCount(NamedTuple):
-    """How many users have a hash of this scheme and cost. cost is "" where there is none to tell."""
+    """How many users have a hash of this scheme and cost. cost is "" without a known hash."""
 
     scheme: str
     cost: str
@@ -23,7 +23,7 @@ class HashCount(NamedTuple):
 
 
 def count_hashes(session: Session) -> list[HashCount]:
-    """Every scheme and cost in use, with its users, deleted ones included. Reads the whole table."""
+    """Every scheme and cost in use, deleted users included. Reads the whole table."""
     stored = USERS.c.hashed_password
     scheme = case(
         (stored.is_(None), NO_PASSWORD),

@@ -1,7 +1,7 @@
-"""Which passwords may be chosen. Pure: the list of common ones is handed in.
+"""Which passwords may be chosen. Pure: the list of common passwords is an argument.
 
-After NIST SP 800-63B-4, 3.1.1.2 and OWASP ASVS 5, V6.2: a length, no control characters, not common or breached, not
-made of the user's own names. No rules of composition and no expiry: they make passwords worse.
+NIST SP 800-63B-4, 3.1.1.2 and OWASP ASVS 5, V6.2: a minimum length, no control characters, not common or breached, not
+made of the user's names. No composition rules and no expiry: they make passwords worse.
 """
 
 from collections.abc import Iterator
@@ -10,24 +10,22 @@ from typing import Protocol
 
 from service.base.errors import Violation
 from service.core.identifiers import domain_as_typed, has_control_character, to_nfc
-from service.core.passwords import is_over_ceiling
+from service.core.passwords.hashing import is_over_ceiling
 
 PASSWORD_MAX_LENGTH = 256
 _MIN_WORD_LENGTH = 5
-"""Shorter names are too likely to stand in a password by chance."""
+"""Shorter names are likely to occur in a password by chance."""
 _MAX_REPEATED_LENGTH = 4
 
 
 class PasswordList(Protocol):
-    """A list of passwords that are too well known."""
-
     def is_common(self, password: str) -> bool:
         """Whether this password is on the list, in any case."""
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """The names of the user who is to have the password, in stored form."""
+    """The names of the user who will have the password, in stored form."""
 
     email: str
     username: str
@@ -35,16 +33,15 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class PasswordPolicy:
-    """The rules, as the settings want them. min_length counts code points after NFC."""
+    """The configured rules. min_length: in code points after NFC."""
 
     min_length: int
     common: PasswordList = field(repr=False)
 
     def violations(self, password: str, names: Names | None, *, field_name: str) -> list[Violation]:
-        """Every rule that the password breaks, at once; empty when it may be chosen.
+        """Every rule that the password breaks; empty when it may be chosen.
 
-        Without names the rules about names are left out. The ceiling comes first, and alone: nothing looks closer at a
-        password that is over it.
+        Without names the rules about names are left out. A password over the ceiling is not examined further.
         """
         if is_over_ceiling(password):
             return [_too_long(field_name)]
@@ -77,7 +74,7 @@ class PasswordPolicy:
 
 
 def unchanged(field_name: str) -> Violation:
-    """What is wrong with a new password that is the present one."""
+    """The violation of a new password that is the present one."""
     return Violation(field_name, "UNCHANGED", "must differ from the present one")
 
 
@@ -86,7 +83,7 @@ def _too_long(field_name: str) -> Violation:
 
 
 def _periods(text: str) -> Iterator[int]:
-    """After how many characters the text starts again, and goes on so to its end, perhaps in the middle of a part."""
+    """The lengths after which the text repeats itself up to its end; the last repetition may be cut short."""
     if len(text) <= PASSWORD_MAX_LENGTH:  # a longer one is refused anyway
         yield from (length for length in range(1, len(text)) if text.startswith(text[length:]))
 
@@ -97,8 +94,8 @@ def _is_repetitive(text: str) -> bool:
 
 
 def _without_separators(text: str) -> str:
-    """The text without blanks, punctuation and what nobody sees, which make no password better; as it is when it is
-    mostly that.
+    """The text without blanks, punctuation and invisible characters, which make no password better; unchanged when it
+    consists mostly of them.
     """
     bare = "".join(filter(str.isalnum, text))
     return bare if len(bare) * 2 > len(text) else text

@@ -1,7 +1,7 @@
-"""Common passwords: the list that ships with the service, an operator's own, and the look-up in both. No database.
+"""Common passwords: the shipped list, an operator's own list, and the look-up in both. No database.
 
-NIST SP 800-63B-4, 3.1.1.2 and OWASP ASVS 5, 6.2.4 want new passwords compared with such a list. Where the shipped one
-comes from, and how it is built anew: `service/dev/common_passwords.py`.
+NIST SP 800-63B-4, 3.1.1.2 and OWASP ASVS 5, 6.2.4 want new passwords compared with such a list.
+`service/dev/common_passwords.py` names the source of the shipped one, and builds it.
 """
 
 import codecs
@@ -22,33 +22,33 @@ class PasswordListError(Exception):
 
 
 class CommonPasswords:
-    """Passwords that are refused because others use them.
+    """Common and breached passwords.
 
-    Each blob holds folded entries, every one ended by a line feed, sorted by their bytes. They are searched as they
-    are: a set of the same entries would take ten times the memory, in every process.
+    Each blob holds folded entries, sorted by their bytes, each followed by a line feed. Binary search needs a tenth of
+    the memory that a set would take in every process.
     """
 
     def __init__(self, *blobs: bytes) -> None:
         self._blobs = blobs
 
     def is_common(self, password: str) -> bool:
-        """Whether the password is listed, in whatever case and normal form. For text that is bounded already."""
+        """Whether the password is listed, in any case and normal form. For text of bounded length."""
         entry = fold(password).encode()
         return any(_holds(blob, entry) for blob in self._blobs)
 
 
 def fold(password: str) -> str:
-    """The form in which passwords are listed and looked up: NFC, then without case.
+    """The form in which passwords are listed and looked up: NFC, case-folded.
 
-    Attackers try a common password in every case, so that the case makes it no other password.
+    Attackers try a common password in every case.
     """
     return to_nfc(to_nfc(password).casefold())  # folding the case can leave the normal form
 
 
 def load(operator_file: Path | None) -> CommonPasswords:
-    """The shipped list and, when there is one, the operator's own.
+    """The shipped list and the operator's own, if any: UTF-8 text, plain or gzipped, one password a line in any order.
 
-    That is UTF-8 text, plain or gzipped, with one password a line in any order. Raises PasswordListError.
+    Raises PasswordListError.
     """
     if operator_file is None:
         return CommonPasswords(_shipped())
@@ -56,12 +56,12 @@ def load(operator_file: Path | None) -> CommonPasswords:
 
 
 def to_blob(entries: set[str]) -> bytes:
-    """Folded entries in the form that CommonPasswords searches."""
+    """Folded entries as a blob for CommonPasswords."""
     return b"".join(line + b"\n" for line in sorted(entry.encode() for entry in entries))
 
 
 def _holds(blob: bytes, entry: bytes) -> bool:
-    low, high = 0, len(blob)  # both always stand at the beginning of a line
+    low, high = 0, len(blob)  # both are always the start of a line
     while low < high:
         middle = (low + high) // 2
         start = max(low, blob.rfind(b"\n", low, middle) + 1)

@@ -1,4 +1,4 @@
-"""Passwords: hashing and verifying, and the work that an unknown user costs. Pure: no database.
+"""Hashing and verifying passwords, in the same time for known and unknown users. Pure: no database.
 
 Two layouts are written. Up to 72 bytes, all that bcrypt takes: the plain `$2b$`. Longer ones: bcrypt_sha256, version 2
 (`$bcrypt-sha256$v=2,t=2b,r=12$salt$digest`, as published by passlib), where bcrypt hashes the base64 of HMAC-SHA256
@@ -16,13 +16,13 @@ from service.base.errors import StoredHashError
 from service.core.identifiers import has_control_character, to_nfc
 
 PASSWORD_MAX_BYTES = 4096
-"""Ceiling of what is looked at, before any normalising. NIST SP 800-63B-4, 3.1.1.2 wants 64 characters at least."""
+"""Checked before any normalising. NIST SP 800-63B-4, 3.1.1.2 wants 64 characters at least."""
 MIN_COST = 4
 MAX_COST = 16
-"""The highest cost that is verified: a stored hash must not be able to take a core for minutes."""
+"""The highest cost that is verified: no stored hash may occupy a core for minutes."""
 
 _BCRYPT_MAX_BYTES = 72
-# In ASCII: there are other digits. A salt has 128 bits, so that its 22nd character is one of four.
+# ASCII, because \d matches other digits too. A salt has 128 bits, so that its 22nd character is one of four.
 _PLAIN = re.compile(r"\$2[aby]\$(?P<cost>\d{2})\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}", re.ASCII)
 _SHA256 = re.compile(
     r"\$bcrypt-sha256\$v=2,t=2b,r=(?P<cost>\d{1,2})"
@@ -32,13 +32,13 @@ _SHA256 = re.compile(
 
 
 def is_over_ceiling(password: str) -> bool:
-    """Whether a password is longer than anything here looks at. To be asked before it is normalised or matched."""
+    """Whether a password is over the ceiling. To be asked before it is normalised or matched."""
     return len(password) > PASSWORD_MAX_BYTES or len(password.encode()) > PASSWORD_MAX_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class StoredHash:
-    """A stored hash taken apart. Its repr shows nothing of it."""
+    """A parsed hash. Its repr shows nothing secret."""
 
     cost: int
     salt: str = field(repr=False)
@@ -47,9 +47,9 @@ class StoredHash:
 
 
 def parse_hash(stored: str) -> StoredHash:
-    """Take a stored hash apart. Raises StoredHashError for a form that is not known, or a cost out of bounds.
+    """Parse a stored hash. Raises StoredHashError for an unknown form or a cost out of bounds.
 
-    KNOWN_HASH in service/db/models/user.py is the same for the database.
+    KNOWN_HASH in service/db/models/user.py is the same rule for the database.
     """
     if found := _PLAIN.fullmatch(stored):
         parsed = StoredHash(int(found["cost"]), stored[7:29], stored[29:], is_prehashed=False)
@@ -63,7 +63,7 @@ def parse_hash(stored: str) -> StoredHash:
 
 
 def hash_password(password: str, cost: int) -> str:
-    """Hash a password that the policy has let through. Takes the time of one bcrypt; the GIL is free meanwhile."""
+    """Hash a password that the policy has accepted. Takes the time of one bcrypt, without the GIL."""
     secret = to_nfc(password).encode()
     salt = bcrypt.gensalt(cost)
     if len(secret) <= _BCRYPT_MAX_BYTES:
@@ -74,21 +74,21 @@ def hash_password(password: str, cost: int) -> str:
 
 
 def is_match(password: str, stored: str | None, *, reference_cost: int) -> bool:
-    """Whether the password belongs to the stored hash (None: to nobody).
+    """Whether the password belongs to the stored hash. None, for an unknown user, matches no password.
 
-    Always takes the time of one bcrypt of the reference cost, which must be the highest cost in use: without a hash to
-    compare with a dummy is computed, and a hash of lower cost c is topped up by one dummy at each of c …
-    reference_cost - 1 (2^c + 2^c + 2^(c+1) + … = 2^reference_cost). So the duration tells nothing about the user
-    (OWASP ASVS 5, 6.3.8), and where the name is locked by now, nothing of whether the guess was right.
-    Raises StoredHashError when the stored hash is damaged.
+    Always takes the time of one bcrypt of the reference cost, which must be the highest cost in use: without a stored
+    hash a dummy is computed, and a hash of lower cost c is topped up by one dummy at each of c … reference_cost - 1
+    (2^c + 2^c + 2^(c+1) + … = 2^reference_cost). So the duration reveals neither whether the user exists (OWASP ASVS 5,
+    6.3.8) nor, under a lock, whether the guess was right.
+    Raises StoredHashError for a damaged hash.
     """
     secret = _secret(password)
-    # Nobody's password is compared as everybody's is, with a hash that nothing fits.
+    # Without a stored hash, compare with one that no password fits.
     compared = stored if stored is not None and secret is not None else f"$2b${reference_cost:02}${'.' * 53}"
     try:
         parsed = parse_hash(compared)
     except StoredHashError:
-        _spend(secret or b"", reference_cost)  # a damaged hash must not be seen by its duration either
+        _spend(secret or b"", reference_cost)  # the duration must not reveal a damaged hash either
         raise
     is_right = _verifies(secret or b"", parsed)
     for cost in range(parsed.cost, reference_cost):
@@ -104,7 +104,7 @@ def needs_rehash(password: str, stored: str, cost: int) -> bool:
 
 
 def _secret(password: str) -> bytes | None:
-    """The bytes to verify; None for what can be nobody's password, which is a wrong one and no error."""
+    """The bytes to verify; None for a text that cannot be a password, which is a wrong one and no error."""
     if not password or is_over_ceiling(password):
         return None
     return None if has_control_character(password) else to_nfc(password).encode()
@@ -112,8 +112,7 @@ def _secret(password: str) -> bytes | None:
 
 def _verifies(secret: bytes, parsed: StoredHash) -> bool:
     if not parsed.is_prehashed and len(secret) > _BCRYPT_MAX_BYTES:
-        # No plain hash that this service writes comes from so long a password; it is compared all the same, in its
-        # hashed form, so that the time is spent, and it cannot match.
+        # This service writes no plain hash of so long a password. It is hashed all the same, to spend the time.
         secret = _prehashed(secret, parsed.salt)
         _bcrypt_digest(secret, parsed)
         return False

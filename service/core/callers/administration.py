@@ -1,0 +1,216 @@
+"""What operators do with callers from the command line: each change is one transaction with its audit event.
+
+Functions take the session first, raise CallerError for what is not possible, and never commit.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import delete, func, or_, select, update
+from sqlalchemy.dialects.postgresql import insert as pg_insert
+from sqlalchemy.orm import Session
+
+from service.core import audit
+from service.core.api_keys import NewKey
+from service.core.callers.index import CALLER_COLUMNS, CALLERS, IDENTITIES, KEY_COLUMNS, KEYS, Key, rate_in
+from service.core.callers.rules import CallerError, require_identity, require_name, require_rate
+from service.core.token_bucket import Rate
+
+MAX_CALLERS = 1000
+"""How many callers may exist: every server holds all of them in memory."""
+MAX_LIVE_KEYS = 2
+
+
+class CallerExistsError(CallerError):
+    """There is already a caller with that name."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallerRecord:
+    """A caller as an operator sees it; the newest key first."""
+
+    name: str
+    scopes: Sequence[str]
+    rate: Rate | None
+    created_at: datetime
+    identities: Sequence[str]
+    keys: Sequence[Key]
+
+
+def list_callers(session: Session) -> list[CallerRecord]:
+    """All callers, ordered by name."""
+    keys: defaultdict[int, list[Key]] = defaultdict(list)
+    newest_first = (KEYS.c.created_at.desc(), KEYS.c.key_id)
+    for caller_id, *values in session.execute(select(KEYS.c.caller_id, *KEY_COLUMNS).order_by(*newest_first)):
+        keys[caller_id].append(Key(*values))
+    identities: defaultdict[int, list[str]] = defaultdict(list)
+    columns = (IDENTITIES.c.caller_id, IDENTITIES.c.identity)
+    for caller_id, identity in session.execute(select(*columns).order_by(IDENTITIES.c.identity)):
+        identities[caller_id].append(identity)
+    return [
+        CallerRecord(row.name, row.scopes, rate_in(row), row.created_at, identities[row.id], keys[row.id])
+        for row in session.execute(select(CALLERS.c.id, CALLERS.c.created_at, *CALLER_COLUMNS).order_by(CALLERS.c.name))
+    ]
+
+
+def get_caller(session: Session, name: str) -> CallerRecord:
+    """One caller. Raises CallerError when it does not exist."""
+    for caller in list_callers(session):
+        if caller.name == name:
+            return caller
+    raise CallerError(f"There is no caller {name}.")
+
+
+def create_caller(session: Session, name: str, *, scopes: Iterable[str], identities: Iterable[str] = ()) -> None:
+    """Create a caller with these scopes and certificate identities.
+
+    Raises CallerExistsError, and CallerError for an invalid name or identity, one that is taken, or too many callers.
+    """
+    require_name(name)
+    if (session.scalar(select(func.count()).select_from(CALLERS)) or 0) >= MAX_CALLERS:
+        raise CallerError(f"There are {MAX_CALLERS} callers already, and every server holds all of them in memory.")
+    granted = sorted(set(scopes))
+    created = session.scalar(
+        pg_insert(CALLERS).values(name=name, scopes=granted).on_conflict_do_nothing().returning(CALLERS.c.id)
+    )
+    if created is None:
+        raise CallerExistsError(f"There is a caller {name} already.")
+    audit.record(session, "CreateCaller", target_caller=name, changed=_scope_fields(granted))
+    for identity in identities:
+        add_identity(session, name, identity)
+
+
+def add_key(session: Session, name: str, key: NewKey, *, expires_at: datetime, now: datetime) -> None:
+    """Give a caller another key. Raises CallerError when it has MAX_LIVE_KEYS already, and for an unknown caller."""
+    caller_id = _lock_caller(session, name)
+    is_live = (KEYS.c.caller_id == caller_id, KEYS.c.revoked_at.is_(None), KEYS.c.expires_at > now)
+    if (session.scalar(select(func.count()).where(*is_live)) or 0) >= MAX_LIVE_KEYS:
+        raise CallerError(
+            f"{name} has {MAX_LIVE_KEYS} live keys already. Revoke the one that is not used any more first."
+        )
+    session.execute(
+        pg_insert(KEYS).values(key_hash=key.key_hash, key_id=key.key_id, caller_id=caller_id, expires_at=expires_at)
+    )
+    audit.record(session, "CreateCallerKey", target_caller=name, changed=[f"keys.{key.key_id}"])
+
+
+def change_scopes(session: Session, name: str, *, add: Iterable[str] = (), remove: Iterable[str] = ()) -> list[str]:
+    """Grant and withdraw scopes; the scopes that the caller has afterwards. Granting one again changes nothing.
+
+    Raises CallerError, also for withdrawing a scope that the caller does not have: the name may be mistyped.
+    """
+    caller_id = _lock_caller(session, name)
+    before = set(session.execute(select(CALLERS.c.scopes).where(CALLERS.c.id == caller_id)).scalar_one())
+    add, remove = set(add), set(remove)
+    if remove - before:
+        has = ", ".join(sorted(before)) or "no scope"
+        raise CallerError(f"{name} does not have {', '.join(sorted(remove - before))}. It has: {has}.")
+    if add & remove:
+        raise CallerError("The same scope cannot be granted and withdrawn.")
+    after = (before | add) - remove
+    if after != before:
+        session.execute(
+            update(CALLERS)
+            .where(CALLERS.c.id == caller_id)
+            .values(scopes=sorted(after), updated_at=func.clock_timestamp())
+        )
+    for action, changed in (("GrantScopes", after - before), ("WithdrawScopes", before - after)):
+        if changed:
+            audit.record(session, action, target_caller=name, changed=_scope_fields(changed))
+    return sorted(after)
+
+
+def change_rate(session: Session, name: str, rate: Rate | None) -> None:
+    """Set the rate limit of a caller; None: the server's default. The same rate again changes nothing.
+
+    Raises CallerError, also for a rate out of range.
+    """
+    limit: int | None = None
+    burst: int | None = None
+    if rate is not None:
+        require_rate(rate)
+        limit, burst = (rate.per_second, rate.burst) if rate.is_limited else (0, None)
+    caller_id = _lock_caller(session, name)
+    differs = or_(CALLERS.c.rate_limit.is_distinct_from(limit), CALLERS.c.rate_burst.is_distinct_from(burst))
+    changed = session.scalar(
+        update(CALLERS)
+        .where(CALLERS.c.id == caller_id, differs)
+        .values(rate_limit=limit, rate_burst=burst, updated_at=func.clock_timestamp())
+        .returning(CALLERS.c.id)
+    )
+    if changed is not None:
+        audit.record(session, "LimitCaller", target_caller=name, changed=["rate_limit"])
+
+
+def add_identity(session: Session, name: str, identity: str) -> None:
+    """Let certificates with this identity identify the caller. Raises CallerError: invalid, taken, unknown caller."""
+    require_identity(identity)
+    added = session.scalar(
+        pg_insert(IDENTITIES)
+        .values(identity=identity, caller_id=_lock_caller(session, name))
+        .on_conflict_do_nothing()
+        .returning(IDENTITIES.c.identity)
+    )
+    if added is None:
+        raise CallerError(f"The identity {identity} belongs to a caller already.")
+    audit.record(session, "AddCallerIdentity", target_caller=name, changed=["identities"])
+
+
+def remove_identity(session: Session, name: str, identity: str) -> None:
+    """Take an identity from a caller. Raises CallerError when the caller does not have it."""
+    caller_id = _lock_caller(session, name)
+    removed = session.scalar(
+        delete(IDENTITIES)
+        .where(IDENTITIES.c.caller_id == caller_id, IDENTITIES.c.identity == identity)
+        .returning(IDENTITIES.c.identity)
+    )
+    if removed is None:
+        raise CallerError(f"{name} has no identity {identity}.")
+    audit.record(session, "RemoveCallerIdentity", target_caller=name, changed=["identities"])
+
+
+def revoke_key(session: Session, key_id: str, *, of: str | None = None, now: datetime) -> str:
+    """Revoke a key; the name of its caller. Raises CallerError when there is no such key, or it is revoked already.
+
+    of: the caller that the key must belong to; None: any, for an operator who knows nothing but the key.
+    """
+    key = update(KEYS).where(KEYS.c.key_id == key_id, KEYS.c.revoked_at.is_(None), KEYS.c.caller_id == CALLERS.c.id)
+    if of is not None:
+        key = key.where(CALLERS.c.name == of)
+    name: str | None = session.scalar(key.values(revoked_at=now).returning(CALLERS.c.name))
+    if name is None:
+        raise CallerError(f"There is no key {key_id} {f'of {of} ' if of else ''}that could be revoked.")
+    audit.record(session, "RevokeCallerKey", target_caller=name, changed=[f"keys.{key_id}"])
+    return name
+
+
+def revoke_all(session: Session, name: str, *, now: datetime) -> tuple[int, int]:
+    """Revoke all live keys of a caller and remove all its identities; how many of each. Raises CallerError."""
+    caller_id = _lock_caller(session, name)
+    keys = session.scalars(
+        update(KEYS)
+        .where(KEYS.c.caller_id == caller_id, KEYS.c.revoked_at.is_(None), KEYS.c.expires_at > now)
+        .values(revoked_at=now)
+        .returning(KEYS.c.key_id)
+    ).all()
+    identities = session.scalars(
+        delete(IDENTITIES).where(IDENTITIES.c.caller_id == caller_id).returning(IDENTITIES.c.identity)
+    ).all()
+    if keys or identities:
+        changed = [*(f"keys.{key_id}" for key_id in keys), *(["identities"] if identities else [])]
+        audit.record(session, "RevokeCaller", target_caller=name, changed=changed)
+    return len(keys), len(identities)
+
+
+def _lock_caller(session: Session, name: str) -> int:
+    """Lock a caller's row until the transaction ends, so that changes to one caller are serialized; its id."""
+    caller_id: int | None = session.scalar(select(CALLERS.c.id).where(CALLERS.c.name == name).with_for_update())
+    if caller_id is None:
+        raise CallerError(f"There is no caller {name}.")
+    return caller_id
+
+
+def _scope_fields(scopes: Iterable[str]) -> list[str]:
+    return [f"scopes.{scope}" for scope in sorted(scopes)]

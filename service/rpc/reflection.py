@@ -1,0 +1,55 @@
+"""Reflection, by which grpcurl and other tools learn the API from the server."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool
+from grpc_health.v1 import health
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from service.rpc.health import on_pool
+
+_V1ALPHA = "grpc.reflection.v1alpha"
+_V1 = "grpc.reflection.v1"
+_V1_SERVICE = f"{_V1}.ServerReflection"
+_THREADS = 4
+
+
+def enable_reflection(server: grpc.Server, services: tuple[str, ...]) -> None:
+    """Serve reflection, v1alpha from the library and v1, which newer tools ask for and the library lacks.
+
+    Both versions have the same messages but for their package, so v1 is served by the same servicer; its descriptors
+    are added to the pool, so that reflection can describe itself.
+    """
+    names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME, _V1_SERVICE)
+    _describe_v1()
+    servicer = reflection.ReflectionServicer(names)
+    # An open stream holds a thread for as long as a tool likes: not one of those that serve RPCs.
+    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="reflection")
+    handler = grpc.stream_stream_rpc_method_handler(
+        on_pool(servicer.ServerReflectionInfo, pool),
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    for service in (reflection.SERVICE_NAME, _V1_SERVICE):
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(service, {"ServerReflectionInfo": handler}),)
+        )
+
+
+def _describe_v1() -> None:
+    pool = descriptor_pool.Default()
+    try:
+        pool.FindServiceByName(_V1_SERVICE)
+    except KeyError:
+        file = descriptor_pb2.FileDescriptorProto()
+        reflection_pb2.DESCRIPTOR.CopyToProto(file)
+        file.name = "grpc/reflection/v1/reflection.proto"
+        file.package = _V1
+        for message in file.message_type:
+            for field in filter(lambda found: found.type_name, message.field):
+                field.type_name = field.type_name.replace(_V1ALPHA, _V1)
+        for method in file.service[0].method:
+            method.input_type = method.input_type.replace(_V1ALPHA, _V1)
+            method.output_type = method.output_type.replace(_V1ALPHA, _V1)
+        pool.Add(file)

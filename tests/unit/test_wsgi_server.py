@@ -1,0 +1,94 @@
+"""The HTTP server beside gRPC: clients that are idle or large, and its end."""
+
+import contextlib
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+
+from service.observability.wsgi_server import MAX_CONNECTIONS, WsgiServer
+from tests.support.scrapes import get, request
+
+
+def hello(_environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"hello"]
+
+
+@contextmanager
+def served(app: Any = hello, host: str = "127.0.0.1") -> Iterator[WsgiServer]:
+    server = WsgiServer(app, host, 0, idle_seconds=1)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def connection(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=60)
+
+
+def test_idle_clients_keep_nobody_out() -> None:
+    """As many connect and say nothing as may: they are closed after a while, and the next client is answered."""
+    with served() as server, ExitStack() as stack:
+        idle = [stack.enter_context(closing(connection(server.port))) for _ in range(MAX_CONNECTIONS)]
+        assert get(server.port, "/")[0] == 200
+        assert idle[0].recv(1) == b""
+
+
+def test_slow_clients_are_closed() -> None:
+    """A request that comes bit by bit does not keep its connection open."""
+    sent = 0
+    with served() as server, closing(connection(server.port)) as slow:
+        with contextlib.suppress(ConnectionError):
+            while True:  # ends, or the suite's own limit ends it
+                sent += slow.send(b"G")
+                assert get(server.port, "/")[0] == 200  # takes a while
+    assert sent < 16_384, "closed for being slow, not for being large"
+
+
+@pytest.mark.parametrize(
+    "method, header, value, status",
+    [("GET", "Accept", "*/*", 200), ("POST", "Content-Length", "100000", 413), ("GET", "X-Large", "x" * 17_000, 431)],
+)
+def test_large_requests_are_refused(method: str, header: str, value: str, status: int) -> None:
+    """They would fill the memory or the disk. No answer names the software that serves."""
+    with served() as server:
+        found, headers, body = request(server.port, "/", method=method, headers={header: value})
+    assert (found, headers["Server"], b"waitress" in body) == (status, "personae", False)
+
+
+def test_ipv6() -> None:
+    with served(host="[::1]") as server, closing(socket.create_connection(("::1", server.port), timeout=60)):
+        assert server.port > 0
+
+
+def test_closing_finishes_what_runs() -> None:
+    """A request that runs gets its answer; then the port and idle connections are closed."""
+    is_running, may_end = Event(), Event()
+
+    def slow(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        is_running.set()
+        may_end.wait(60)
+        return hello(environ, start_response)
+
+    server = WsgiServer(slow, "127.0.0.1", 0)
+    idle = connection(server.port)
+    answers: list[int] = []
+    client = Thread(target=lambda: answers.append(get(server.port, "/")[0]))
+    client.start()
+    assert is_running.wait(60)
+    closer = Thread(target=server.close)
+    closer.start()
+    may_end.set()
+    closer.join()
+    client.join()
+
+    assert answers == [200]
+    assert idle.recv(1) == b""
+    idle.close()
+    with pytest.raises(ConnectionRefusedError):
+        connection(server.port)
