@@ -1,6 +1,6 @@
 """Whether calls fail while workers are replaced, killed and restarted under reads, writes and sign-ins.
 
-Not part of the usual run: it is a demonstration, whose counts are to be 0.
+A demonstration, whose counts have to be 0. It runs only when it is named.
 """
 
 import os
@@ -26,7 +26,7 @@ _COST = "10"
 
 
 def measure(bench: Bench) -> Findings:
-    """Each on a server of its own, as an operator starts it, with a worker for each core."""
+    """Measure each on a server of its own, started as operators start it, with a worker for each core."""
     findings = Findings()
     for what, measured in (("reload", _reload), ("restart", _restart), ("kill -9 of a worker", _kill)):
         with ExitStack() as stack:
@@ -49,14 +49,14 @@ def _start(bench: Bench, stack: ExitStack, port: int) -> Process:
 
 
 def _reload(findings: Findings, what: str, bench: Bench, stack: ExitStack) -> None:
-    """SIGHUP twice, callers that repeat nothing."""
+    """SIGHUP twice, with callers without retries."""
     server = _start(bench, stack, port := free_port())
     server.wait_for("all workers serve")
     started = time.monotonic()
     with Load(f"127.0.0.1:{port}", threads=_THREADS) as load:
         for times in (1, 2):
             server.process.send_signal(signal.SIGHUP)
-            server.wait_for_count("reload done", times)
+            server.wait_for("reload done", times)
             load.wait_for_calls(100)
     _note(findings, f"{what} (SIGHUP), callers without retries", load, f"2 in {time.monotonic() - started:.0f} s")
     findings.at_most(f"{what}: failed calls of callers without retries", sum(load.failures.values()), 0, digits=0)
@@ -81,7 +81,7 @@ def _restart(findings: Findings, what: str, bench: Bench, stack: ExitStack) -> N
 
 
 def _kill(findings: Findings, what: str, bench: Bench, stack: ExitStack) -> None:
-    """One worker after the other, callers that repeat nothing."""
+    """SIGKILL of one worker after the other, with callers without retries."""
     server = _start(bench, stack, port := free_port())
     server.wait_for("all workers serve")
     victims = [child.pid for child in psutil.Process(server.process.pid).children()]
@@ -90,7 +90,7 @@ def _kill(findings: Findings, what: str, bench: Bench, stack: ExitStack) -> None
         for number, victim in enumerate(victims, 1):
             started = time.monotonic()
             os.kill(victim, signal.SIGKILL)
-            server.wait_for_count("worker serves", len(victims) + number)
+            server.wait_for("worker serves", len(victims) + number)
             gaps.append(time.monotonic() - started)
             load.wait_for_calls(100)
     _note(findings, what, load, f"{len(victims)} of {len(victims)}")

@@ -1,4 +1,4 @@
-"""What a worker on each core is worth: reads beside one worker, sign-ins beside the machine's own bcrypt."""
+"""The throughput of reads with a worker on each core, compared with one worker."""
 
 from contextlib import AbstractContextManager, ExitStack
 from itertools import product
@@ -16,14 +16,14 @@ from benchmarks.table import Findings, MeasurementError, spread
 
 _USERS = range(1, 33)
 _IN_FLIGHT = (4, 14)
-"""At each worker, on two connections: few calls, which suit one worker that is free to move between the cores, and one
-less than the pool has connections, which keep two workers busy. Each server counts with what it does best."""
+"""Calls in flight at each worker, on two connections: few, which suit one worker that may use all cores, and one less
+than the pool has connections, which keep two workers busy. Each server counts with its better rate."""
 _STAYING = {"GRPC_MAX_CONNECTION_AGE": "0"}
-"""Nobody is sent away while calls are counted."""
+"""No connection reaches its age while calls are counted."""
 
 
 def measure(bench: Bench) -> Findings:
-    """All cores for one worker, and a worker on each; callers and database share them. In turns, round by round."""
+    """Measure one worker on all cores, and a worker on each, round by round. Callers and database share the cores."""
     findings = Findings()
     cores = len(bench.cores.all)
     if cores == 1:
@@ -68,7 +68,7 @@ def _server(bench: Bench, workers: str) -> AbstractContextManager[Server]:
 
 
 def _answers(server: Server) -> dict[bytes, bytes]:
-    """What the server answers to each request, as it does now."""
+    """Return the right answer to each request, which the measured ones are compared with."""
     with grpc.insecure_channel(server.target) as channel:
         call: Any = channel.unary_unary(GET_USER)
         try:

@@ -1,20 +1,22 @@
-"""How long connections of callers last, and how long it takes until the last of them has gone."""
+"""How long callers' connections live, and how long it takes until a retired server has none left."""
 
 from service.base.settings import Settings
 
 _JITTER = 1.1
-"""gRPC spreads the ages at which it sends connections away by a tenth."""
+"""gRPC spreads the age of connections by up to a tenth."""
 _BEYOND_RPC_TIMEOUT = 5.0
 
 
 def age_grace(settings: Settings) -> float:
-    """How many seconds calls go on that run when their connection is sent away: longer than any may take."""
+    """Return for how many seconds RPCs may go on after their connection has reached its age: longer than any RPC may
+    take.
+    """
     return settings.rpc_timeout + _BEYOND_RPC_TIMEOUT
 
 
 def retirement_seconds(settings: Settings) -> float:
-    """How many seconds it takes at the most until a server that takes no connections any more has none; 0 where they
-    are never sent away.
+    """Return after how many seconds the last connection of a server that accepts no new ones has closed; 0 where
+    connections have no maximum age.
     """
     age = settings.grpc_max_connection_age
     return age * _JITTER + age_grace(settings) if age else 0.0

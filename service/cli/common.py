@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from service.db.engine import Database
 
 
-def settings_or_fail(*, worker: int | None = None, code: int = 1) -> Settings:
-    """The settings, with the log set up as they say. worker: see log.configure. code: see fail."""
+def settings_or_fail(*, worker: int | None = None, code: int = 1, **overrides: object) -> Settings:
+    """The settings, with the log set up as they say. worker: see log.configure. code: see fail. overrides: settings
+    that win over the environment and .env.
+    """
     try:
-        settings = load_settings()
+        settings = load_settings(**overrides)
     except SettingsError as error:
         fail(str(error), code)
     configure(settings.log_level, settings.log_format, worker=worker)

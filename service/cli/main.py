@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from service.base.actor import COMMAND_LINE, LOCAL_CALLER
-from service.base.settings import Settings, SettingsError
+from service.base.settings import Settings, SettingsError, load_settings
 from service.cli.callers import callers
 from service.cli.common import database_url, fail, settings_or_fail, upgrade, working_database
 from service.observability.log import drain
@@ -33,14 +33,14 @@ def main() -> None:
 def serve() -> None:
     """Serve on DATABASE_URL with GRPC_WORKERS processes until SIGTERM or SIGINT; SIGHUP replaces them one by one."""
     from service.base.ports import PortInUseError
-    from service.workers.start import keep_workers
+    from service.workers.serve import serve as run_workers
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there are workers to replace
     settings = settings_or_fail()
     if settings.url is None:
         fail("DATABASE_URL is not set. (On a developer's machine `make run` brings a database of its own.)")
     try:
-        code = keep_workers(settings, settings.url)
+        code = run_workers(settings, settings.url)
     except PortInUseError as error:
         fail(str(error))
     drain()
@@ -48,36 +48,34 @@ def serve() -> None:
 
 
 @main.command(hidden=True)
-@click.option("--slot", type=int, required=True)
-@click.option("--line", type=int, required=True)
-@click.option("--host", required=True)
-@click.option("--port", type=int, required=True)
-@click.option("--mtls-port", type=int, required=True)
-@click.option("--metrics-port", type=int, required=True)
+@click.option("--number", type=int, required=True)
+@click.option("--channel", type=int, required=True)
 @click.option("--core", type=int)
-def worker(slot: int, line: int, core: int | None, **addresses: Any) -> None:
-    """Serve on a port that others share. For `serve`, which starts as many of them as there are to be."""
+@click.option("--grpc-host", required=True)
+@click.option("--grpc-port", type=int, required=True)
+@click.option("--grpc-mtls-port", type=int, required=True)
+@click.option("--metrics-port", type=int, required=True)
+def worker(number: int, channel: int, core: int | None, **overrides: Any) -> None:
+    """Serve on a port that several processes share. For `serve`, which starts this verb once for each worker."""
     from service.base.ports import PortInUseError
     from service.db.schema import SchemaBehindError
-    from service.workers.supervisor import EXIT_CANNOT_START
 
-    settings = settings_or_fail(worker=slot, code=EXIT_CANNOT_START)
-    if settings.url is None:
-        fail("DATABASE_URL is not set.", EXIT_CANNOT_START)
-    if settings.client_certificates == "optional" and not addresses["mtls_port"]:
-        fail("TLS_CLIENT_CERTIFICATES=optional opens a port, which takes a restart.", EXIT_CANNOT_START)
+    settings = settings_or_fail(worker=number, code=os.EX_CONFIG, **overrides)
+    url = settings.url
+    if url is None:
+        fail("DATABASE_URL is not set.", os.EX_CONFIG)
+    if settings.client_certificates == "optional" and not settings.grpc_mtls_port:
+        fail("TLS_CLIENT_CERTIFICATES=optional opens a port, which takes a restart.", os.EX_CONFIG)
     from service.workers.worker import keep_metrics, work
 
-    if addresses["metrics_port"] and not keep_metrics(slot):
-        addresses["metrics_port"] = 0
-
-    changes = {name if name == "metrics_port" else f"grpc_{name}": value for name, value in addresses.items()}
+    if settings.metrics_port and not keep_metrics(number):
+        settings = load_settings(**overrides | {"metrics_port": 0})
     try:
-        failure = work(settings.model_copy(update=changes), settings.url, line=line, core=core)
+        failure = work(settings, url, channel=channel, core=core)
     except (SettingsError, PortInUseError, SchemaBehindError) as error:
-        fail(str(error), EXIT_CANNOT_START)
+        fail(str(error), os.EX_CONFIG)
     if failure is not None:
-        fail(str(failure), EXIT_CANNOT_START)
+        fail(str(failure), os.EX_CONFIG)
 
 
 @main.command()
@@ -301,9 +299,9 @@ def _serve(settings: Settings, url: "URL", *, assumed_caller: str | None) -> boo
 
     assumed_caller: see service.server.wiring.build_server. False when the process can only be left by os._exit.
     """
-    if not settings.has_tls:  # as the workers of `serve` have it: see service/workers/sizing.py; before gRPC is loaded
+    if not settings.has_tls:  # as the workers of `serve` have it: see service/workers/serve.py; before gRPC is loaded
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251
-    from service.base.gc_tuning import spare_what_stays
+    from service.base.gc_tuning import freeze_startup_objects
     from service.base.ports import PortInUseError
     from service.db.schema import SchemaBehindError
     from service.server.wiring import build_server
@@ -311,7 +309,7 @@ def _serve(settings: Settings, url: "URL", *, assumed_caller: str | None) -> boo
     try:
         server = build_server(settings, url, assumed_caller=assumed_caller)
         _on_signals(server.end)
-        spare_what_stays()
+        freeze_startup_objects()
         server.start()
     except (SettingsError, PortInUseError, SchemaBehindError) as error:
         fail(str(error))

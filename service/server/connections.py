@@ -1,8 +1,7 @@
-"""The sockets of this process that gRPC has opened and gives nobody a hold on: to leave without hurting callers.
+"""The TCP sockets that gRPC has opened in this process: to stop listening, and to close connections, without `stop`.
 
-gRPC can stop to listen, and send callers away, only together with refusing their calls: what arrives meanwhile ends as
-CANCELLED, which no caller repeats. So listening is ended here, on the socket itself, while what is connected goes on.
-See docs/decisions/0027-leaving-without-a-failed-call.md.
+gRPC can stop listening only together with refusing RPCs: those that arrive meanwhile end as CANCELLED, which no client
+retries. See docs/decisions/0027-leaving-without-a-failed-call.md.
 """
 
 import os
@@ -15,30 +14,31 @@ import psutil
 
 
 def stop_listening(ports: Collection[int]) -> None:
-    """Take no more connections on these ports. Those that are open go on. Without effect where the system cannot."""
-    for found, sock in _sockets(ports, psutil.CONN_LISTEN):
-        with suppress(OSError), sock:
-            if sock.getsockname()[1] == found.laddr.port:
-                sock.shutdown(socket.SHUT_RD)
+    """Accept no more connections on these ports; those that are open stay. Only Linux can do this."""
+    for found, duplicate in _sockets(ports, psutil.CONN_LISTEN):
+        with suppress(OSError), duplicate:
+            if duplicate.getsockname()[1] == found.laddr.port:
+                duplicate.shutdown(socket.SHUT_RD)
 
 
 def count_connections(ports: Collection[int]) -> int:
-    """How many callers are connected to these ports of this process."""
+    """Return how many connections to these ports of this process are open."""
     return sum(1 for _ in _connections(ports, psutil.CONN_ESTABLISHED))
 
 
-def cut(ports: Collection[int], *, sparing: Collection[int]) -> None:
-    """Close the connections to these ports at once, but for those from the ports that are spared: their callers see
-    UNAVAILABLE, and connect anew elsewhere.
+def close_connections(ports: Collection[int], *, sparing: Collection[int]) -> None:
+    """Close the connections to these ports at once, except those from the peer ports in `sparing`.
+
+    The clients see UNAVAILABLE, and connect to another server.
     """
-    for found, sock in _sockets(ports, psutil.CONN_ESTABLISHED):
-        with suppress(OSError), sock:
-            if sock.getpeername()[1] == found.raddr.port and found.raddr.port not in sparing:
-                sock.shutdown(socket.SHUT_RDWR)
+    for found, duplicate in _sockets(ports, psutil.CONN_ESTABLISHED):
+        with suppress(OSError), duplicate:
+            if duplicate.getpeername()[1] == found.raddr.port and found.raddr.port not in sparing:
+                duplicate.shutdown(socket.SHUT_RDWR)
 
 
 def _sockets(ports: Collection[int], status: str) -> Iterator[tuple[Any, socket.socket]]:
-    """These sockets, as doubles: gRPC may close its own at any moment, and its number may then be another's."""
+    """Yield these sockets as duplicates: gRPC may close its own at any moment, and the system reuse the file number."""
     for found in _connections(ports, status):
         with suppress(OSError):
             yield found, socket.socket(fileno=os.dup(found.fd))

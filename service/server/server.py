@@ -245,5 +245,5 @@ class Server:
         while is_waiting:
             Event().wait(flush_seconds)
             # Callers of the closed connections go elsewhere while the others wait for their answers.
-            connections.cut(self._ports, sparing=drain.peer_ports())
+            connections.close_connections(self._ports, sparing=drain.peer_ports())
             is_waiting = drain.wait_for_one(until=give_up_at)

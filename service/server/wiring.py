@@ -26,7 +26,7 @@ from personae.v1 import (
 from service.base.actor import ANONYMOUS_CALLER
 from service.base.clock import Clock, utc_now
 from service.base.connection_age import age_grace, retirement_seconds
-from service.base.cores import keep_to, usable_cores
+from service.base.cores import pin_thread, usable_cores
 from service.base.settings import Settings, SettingsError
 from service.core.lockout import LockoutKeys
 from service.core.page_tokens import PageTokens
@@ -230,7 +230,7 @@ def _executors(
 ) -> dict[Executor, BoundedExecutor]:
     def on_hash_cores() -> None:
         if hash_cores is not None:
-            keep_to(hash_cores)
+            pin_thread(hash_cores)
 
     hashing = hash_threads + _SPARE_PERMITS + settings.hash_max_waiting + _SPARE_THREADS
     bounded = partial(BoundedExecutor, max_waiting=settings.grpc_max_waiting, on_start=telemetry.observe_wait)

@@ -1,134 +1,49 @@
-"""The line between a worker and its supervisor: a pair of sockets, and messages of one byte.
+"""The channel between a worker and its supervisor: a pair of connected sockets.
 
-    worker -> supervisor    SERVING, NOT_SERVING    what its health says now
-                            WANT, DONE              a place to hash on is wanted, given back
-    supervisor -> worker    PLACE                   a place to hash on
-                            RETIRE                  another one serves in your place: leave without hurting anybody
-    either way              the end of the line     the other one has died
-
-The supervisor has as many places to hash on as there are cores, for all workers together, so that any one of them can
-hash on all cores and all of them never more than that. What a worker holds when it dies comes back with its line.
+worker -> supervisor   one line: within how many seconds it reports again, at the latest
+                       then SERVING or NOT_SERVING, one byte, after each health probe: the heartbeat
+supervisor -> worker   RETIRE: a new worker serves instead; stop listening, and exit after the last connection
+end of file            the other process has died
 """
 
 import socket
-from collections import deque
 from collections.abc import Callable
-from threading import Event, Lock, Thread
-
-from service.base.clock import monotonic
+from contextlib import suppress
+from threading import Thread
 
 SERVING = b"s"
 NOT_SERVING = b"n"
-WANT = b"w"
-DONE = b"d"
-PLACE = b"p"
 RETIRE = b"r"
-_CHUNK = 4096
 
 
-class Turn:
-    """One that waits for a place."""
-
-    def __init__(self, link: "Link") -> None:
-        self._link = link
-        self._is_woken = Event()
-        self.has_come = False
-
-    def come(self) -> None:
-        """Let it have a place."""
-        self.has_come = True
-        self._is_woken.set()
-
-    def cancel(self) -> None:
-        """Wait no longer, from any thread."""
-        if self._link.leave(self):
-            self._is_woken.set()
-
-    def wait(self, *, until: float) -> bool:
-        """Wait until this moment in monotonic seconds; whether there is a place now."""
-        self._is_woken.wait(max(0.0, until - monotonic()))
-        return not self._link.leave(self)
-
-
-class Link:
+class SupervisorChannel:
     """The worker's end."""
 
-    def __init__(self, line: socket.socket) -> None:
-        self._line = line
-        self._waiting: deque[Turn] = deque()
-        self._changing = Lock()
-        self._is_over = False
-        self._reader = Thread(target=self._read, name="supervisor", daemon=True)
-        self._on_end: Callable[[], None] = lambda: None
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
         self.is_retired = False
-        """Whether another worker serves in this one's place."""
-        self.is_alone = False
-        """Whether the supervisor has gone."""
+        self.is_orphaned = False
+        """Whether the supervisor has died."""
 
-    def start(self, on_end: Callable[[], None]) -> None:
-        """Begin to listen. on_end: called when the worker is to leave, because it is retired or left alone."""
-        self._on_end = on_end
-        self._reader.start()
+    def start(self, *, report_seconds: float, on_stop: Callable[[], None]) -> None:
+        """Promise a report at least this often, and start to receive. on_stop: called when the worker is to exit."""
+        self._send(f"{report_seconds}\n".encode())
+        Thread(target=self._receive, args=(on_stop,), name="supervisor-channel", daemon=True).start()
 
-    def tell_serving(self, *, is_serving: bool) -> None:
-        """Say what health says now."""
+    def report_status(self, is_serving: bool) -> None:  # noqa: FBT001  a callback with one argument
+        """Tell the supervisor the health status."""
         self._send(SERVING if is_serving else NOT_SERVING)
 
-    def ask(self) -> "Turn":
-        """Ask for a place to hash on. Whoever got one has to `give_back`; without a supervisor everybody gets one."""
-        turn = Turn(self)
-        with self._changing:
-            if self._is_over:
-                turn.come()
-                return turn
-            self._waiting.append(turn)
-            self._send(WANT)
-        return turn
-
-    def leave(self, turn: "Turn") -> bool:
-        """Wait no longer; False when the turn has come before. What comes for it goes to the next, or back."""
-        with self._changing:
-            if turn.has_come:
-                return False
-            if turn in self._waiting:
-                self._waiting.remove(turn)
-            return True
-
-    def give_back(self) -> None:
-        """Give a place back."""
-        self._send(DONE)
-
-    def _read(self) -> None:
-        while True:
-            try:
-                messages = self._line.recv(_CHUNK)
-            except OSError:
-                messages = b""
-            if not messages:
-                self._end()
-                return
-            for _ in range(messages.count(PLACE)):
-                self._pass_on()
-            if RETIRE in messages:
+    def _receive(self, on_stop: Callable[[], None]) -> None:
+        with suppress(OSError):
+            while self._connection.recv(1) == RETIRE:
                 self.is_retired = True
-                self._on_end()
-
-    def _pass_on(self) -> None:
-        with self._changing:
-            if self._waiting:
-                self._waiting.popleft().come()
-                return
-        self._send(DONE)
-
-    def _end(self) -> None:
-        with self._changing:
-            self._is_over = self.is_alone = True
-            while self._waiting:
-                self._waiting.popleft().come()
-        self._on_end()
+                on_stop()
+        self.is_orphaned = True
+        on_stop()
 
     def _send(self, message: bytes) -> None:
-        try:
-            self._line.sendall(message)
-        except OSError:
-            return  # the supervisor has gone, which the reading thread finds out
+        # Never wait: a supervisor that is stopped (SIGSTOP) must not block a thread that serves. A report is lost then;
+        # the next one says the same.
+        with suppress(OSError):
+            self._connection.send(message, socket.MSG_DONTWAIT)

@@ -1,4 +1,4 @@
-"""One worker: a server that shares its port with others, and leaves when its supervisor says so or has gone."""
+"""A worker: a server that shares its port with others, and exits when its supervisor says so or has died."""
 
 import os
 import signal
@@ -7,58 +7,57 @@ import socket
 import structlog
 from sqlalchemy.engine import URL
 
-from service.base.cores import allowed_cores, keep_to
-from service.base.gc_tuning import spare_what_stays
+from service.base.cores import allowed_cores, pin_thread
+from service.base.gc_tuning import freeze_startup_objects
 from service.base.settings import Settings
 from service.observability.log import drain
 from service.server.wiring import build_server
-from service.workers.channel import Link
+from service.workers.channel import SupervisorChannel
 
 _log = structlog.get_logger("personae.worker")
 
 
-def keep_metrics(slot: int) -> bool:
-    """Keep metrics in the files of this slot; False, said in the log, where they cannot be kept. Then there are none:
-    a full disk is no reason to turn callers away.
+def keep_metrics(number: int) -> bool:
+    """Write the metrics to the files of this worker number; return False, after logging why, if that is impossible.
+
+    The worker then serves without metrics: a full disk is no reason to refuse callers.
     """
     from service.observability.metrics import use_slot
 
     try:
-        use_slot(slot)
+        use_slot(number)
     except OSError as error:
         _log.error("no metrics of this worker", why=error.strerror, remedy="room in the directory for temporary files")
         return False
     return True
 
 
-def work(settings: Settings, url: URL, *, line: int, core: int | None) -> Exception | None:
-    """Serve until told to end; why it cannot go on, None when it was told so. Raises as Server and its start.
+def work(settings: Settings, url: URL, *, channel: int, core: int | None) -> Exception | None:
+    """Serve until told to exit; return why the server cannot go on, or None. Raises what Server and its start raise.
 
-    line: the number of the socket to the supervisor. core: which one to keep to; None: to none. Leaves the process
-    itself when a call does not end.
+    channel: the file descriptor of the socket to the supervisor. core: the one to be pinned to. Ends the process
+    itself if a call does not end.
     """
-    everywhere = allowed_cores()
+    cores = allowed_cores()
     if core is not None:
-        keep_to(frozenset((core,)))  # before gRPC and the pool start threads, which inherit it
-    link = Link(socket.socket(fileno=line))
-    server = build_server(
-        settings,
-        url,
-        shares_port=True,
-        report_status=link.tell_serving,
-        hash_cores=everywhere,
-    )
+        pin_thread(frozenset((core,)))  # before gRPC and the pool start their threads, which inherit it
+    supervisor = SupervisorChannel(socket.socket(fileno=channel))
+    server = build_server(settings, url, report_status=supervisor.report_status, shares_port=True, hash_cores=cores)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.end())
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it is for the supervisor, whoever else got it
-    link.start(server.end)
-    spare_what_stays()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # only the supervisor reloads, also if a whole process group gets it
+    supervisor.start(
+        # A probe is followed by the next one after the interval, and takes as long as it may take to connect.
+        report_seconds=settings.health_probe_interval + settings.db_connect_timeout,
+        on_stop=server.end,
+    )
+    freeze_startup_objects()
     server.start()
     server.wait()
-    if link.is_retired:
+    if supervisor.is_retired:
         server.retire()
     failure = server.failure
-    if not server.stop(drain=0.0 if link.is_alone else None):  # alone: another supervisor waits for the port
+    if not server.stop(drain=0.0 if supervisor.is_orphaned else None):  # a new supervisor waits for an orphan's port
         drain()
         os._exit(0)
     return failure

@@ -6,8 +6,7 @@ from prometheus_client import Counter, Histogram
 
 from service.observability.metrics import GAUGES, Metrics
 from service.workers.metrics import SupervisorCollector
-from service.workers.plan import Plan, Ports, worker_command
-from service.workers.supervisor import Supervisor
+from service.workers.supervisor import Limits, Supervisor
 from tests.house.test_docs import DOCS, rows
 
 _SUFFIXES = {"counter": "_total", "gauge": "", "histogram": ""}
@@ -32,7 +31,7 @@ def exported() -> dict[str, set[str]]:
     for one in vars(metrics).values():
         if isinstance(one, Counter | Histogram):
             found[f"{one._name}{_SUFFIXES[one._type]}"] = set(one._labelnames)  # the library has no public way to ask
-    supervisor = Supervisor(Plan(ports=Ports(0), cores=[None], hash_places=1, leave_seconds=0), worker_command)
+    supervisor = Supervisor(lambda *_: [], [None], Limits(stop=0))
     for family in SupervisorCollector(supervisor).collect():
         labels = {label for sample in family.samples for label in sample.labels}
         found[f"{family.name}{_SUFFIXES[family.type]}"] = labels

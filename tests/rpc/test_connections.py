@@ -1,4 +1,4 @@
-"""How many connections there may be, and that what has gone leaves its place to others."""
+"""The limit of open connections: what happens beyond it, and that closed connections make room."""
 
 import resource
 import socket
@@ -11,22 +11,21 @@ import pytest
 from sqlalchemy.engine import URL
 
 from benchmarks.http2 import PREFACE
-from service.base.clock import monotonic
 from service.rpc.admission.connection_limit import places
-from tests.support import certificates
 from tests.support.callers import PATIENCE, tls_settings
-from tests.support.certificates import Pair, new_ca, server_certificate, tls_context
+from tests.support.certificates import Pair, connected, new_ca, server_certificate, tls_context
 from tests.support.factories import new_user
 from tests.support.servers import running
+from tests.support.waiting import until
 
-PLACES = 4
+LIMIT = 4
 GARBAGE = (b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\xff\x01", b"\0" * 100, PREFACE, PREFACE + b"\xff" * 50)
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-Dial = Callable[[], AbstractContextManager[socket.socket]]
+Connect = Callable[[], AbstractContextManager[socket.socket]]
 
 
 @pytest.mark.parametrize(
-    "most_files, ports, found",
+    "most_files, ports, expected",
     [
         (100_000, 1, 4096),
         (100_000, 2, 2048),
@@ -36,69 +35,58 @@ Dial = Callable[[], AbstractContextManager[socket.socket]]
         (resource.RLIM_INFINITY, 1, 4096),
     ],
 )
-def test_as_many_as_wanted_or_as_there_are_files(most_files: int, ports: int, found: int) -> None:
-    """What the process opens beside is kept free."""
-    assert places(4096, ports=ports, other_files=79, most_files=most_files) == found
+def test_the_limit_leaves_files_for_everything_else(most_files: int, ports: int, expected: int) -> None:
+    """As many connections as wanted, or as the limit of open files allows; shared by the ports."""
+    assert places(4096, ports=ports, other_files=79, most_files=most_files) == expected
 
 
-def test_beyond_them_a_new_one_is_closed(shared_url: URL) -> None:
-    """Those that are there go on, also with the database; and one that leaves makes room."""
-    with running(shared_url, grpc_max_connections=PLACES) as server, ExitStack() as held:
+def test_beyond_the_limit_a_new_connection_is_closed(shared_url: URL) -> None:
+    """Open connections stay, and the database is not affected; each one that closes makes room for another one."""
+    with running(shared_url, grpc_max_connections=LIMIT) as server, ExitStack() as held:
         assert new_user(server.users).id
-        others = [held.enter_context(dialled(server.server.port)) for _ in range(PLACES - 1)]
+        others = [held.enter_context(connection_to(server.server.port)) for _ in range(LIMIT - 1)]
         assert all(map(is_served, others))
 
-        with dialled(server.server.port) as one_too_many:
+        with connection_to(server.server.port) as one_too_many:
             assert not is_served(one_too_many)
         assert new_user(server.users).id
         others[0].close()
-        held.enter_context(served(lambda: dialled(server.server.port)))
+        until(lambda: connects(lambda: connection_to(server.server.port), held))
 
 
-def test_what_was_dropped_takes_no_place(shared_url: URL) -> None:
-    """However it ended, and whatever it had said."""
-    with running(shared_url, grpc_max_connections=PLACES) as server:
-        drop_many(server.server.port)
-
-        with ExitStack() as held:
-            for _ in range(PLACES):
-                held.enter_context(served(lambda: dialled(server.server.port)))
-
-
-def test_nor_does_a_handshake_that_failed(shared_url: URL, tmp_path: Path) -> None:
-    """The same where TLS is spoken."""
+@pytest.mark.parametrize("tls", [False, True])
+def test_connections_that_were_dropped_do_not_count(shared_url: URL, tmp_path: Path, tls: bool) -> None:
+    """However they ended, and whatever they sent; nor do failed TLS handshakes."""
     ca = new_ca()
-    pair = Pair(tmp_path)
-    pair.write(server_certificate(ca), ca)
-    settings = tls_settings(pair, tls_client_ca_file=None, grpc_max_connections=PLACES)
-    with running(shared_url, **settings) as server:
-        drop_many(server.server.port)
-
-        with ExitStack() as held:
-            for _ in range(PLACES):
-                held.enter_context(served(lambda: certificates.connected(server.server.port, tls_context(ca))))
+    settings: dict[str, object] = {}
+    if tls:
+        pair = Pair(tmp_path)
+        pair.write(server_certificate(ca), ca)
+        settings = tls_settings(pair, tls_client_ca_file=None)
+    with running(shared_url, **settings, grpc_max_connections=LIMIT) as server, ExitStack() as held:
+        port = server.server.port
+        drop_many(port)
+        for _ in range(LIMIT):
+            until(lambda: connects(lambda: connected(port, tls_context(ca)) if tls else connection_to(port), held))
 
 
 @contextmanager
-def dialled(port: int) -> Iterator[socket.socket]:
+def connection_to(port: int) -> Iterator[socket.socket]:
     with socket.create_connection(("127.0.0.1", port), PATIENCE) as found:
         yield found
 
 
-@contextmanager
-def served(dial: Dial) -> Iterator[socket.socket]:
-    """A connection that has a place, as soon as there is one."""
-    give_up_at = monotonic() + PATIENCE
-    while monotonic() < give_up_at:
-        with ExitStack() as stack:
-            try:
-                found = stack.enter_context(dial())
-            except OSError:
-                continue
-            if is_served(found):
-                yield found
-                return
-    pytest.fail("no place became free")
+def connects(connect: Connect, held: ExitStack) -> bool:
+    """Whether the server serves a new connection, which then stays open as long as `held`."""
+    with ExitStack() as attempt:
+        try:
+            connection = attempt.enter_context(connect())
+        except OSError:
+            return False
+        if is_served(connection):
+            held.push(attempt.pop_all())
+            return True
+    return False
 
 
 def is_served(connection: socket.socket) -> bool:
@@ -111,12 +99,12 @@ def is_served(connection: socket.socket) -> bool:
 
 
 def drop_many(port: int) -> None:
-    """Far more than there are places, one after the other and a few at once."""
+    """Drop far more connections than the limit, one after the other and a few at once."""
     for _ in range(10):
         with ExitStack() as held:
             for number, garbage in enumerate(GARBAGE):
                 try:
-                    connection = held.enter_context(dialled(port))
+                    connection = held.enter_context(connection_to(port))
                     connection.sendall(garbage)
                 except OSError:  # one too many
                     continue

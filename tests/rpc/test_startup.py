@@ -17,7 +17,7 @@ from service.base.ports import PortInUseError
 from service.db.schema import SchemaBehindError
 from tests.support.databases import Postgres, libpq_url, wait_until_blocked
 from tests.support.factories import PASSWORD, new_user
-from tests.support.processes import process, set_revision
+from tests.support.processes import PATIENCE, process, set_revision
 from tests.support.proxy import PostgresProxy
 from tests.support.servers import KEY, running
 
@@ -32,13 +32,13 @@ def channel_to(port: int) -> Iterator[grpc.Channel]:
 
 
 def statuses(channel: grpc.Channel) -> Iterator[int]:
-    for answer in health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60):
+    for answer in health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE):
         yield answer.status
 
 
 class TestDatabaseAtStart:
     def test_unreachable_then_there(self, private_url: URL) -> None:
-        """The server comes up NOT_SERVING, says why once, and serves as soon as the database is there."""
+        """The server starts as NOT_SERVING, logs the reason once, and serves as soon as the database can be reached."""
         with PostgresProxy(private_url) as proxy:
             proxy.refuse()
             url = libpq_url(proxy.proxied)
@@ -57,22 +57,22 @@ class TestDatabaseAtStart:
                 assert "database is back" in " ".join(server.lines)
 
     def test_schema_behind(self, postgres: Postgres) -> None:
-        """A database that is older than the code is refused, with the command to run."""
+        """A schema that is older than the code is refused, with the command to run."""
         with postgres.scratch() as url:
             with process("serve", DATABASE_URL=libpq_url(url)) as server:
-                assert server.process.wait(60) == 1
+                assert server.process.wait(PATIENCE) == 1
                 assert "Run: make migrate" in server.wait_for("schema")
             with pytest.raises(SchemaBehindError), running(url):
                 pass
 
     def test_schema_ahead(self, private_url: URL) -> None:
-        """While a newer release is rolled out, the older one goes on."""
+        """While a newer release is rolled out, the older one serves on."""
         set_revision(private_url, "9999")
         with running(private_url) as server:
             assert new_user(server.users).id
 
     def test_schema_found_behind_later(self, private_url: URL) -> None:
-        """A database that comes back older than the code ends the server, with the reason."""
+        """A database that comes back with an older schema ends the server, with the reason."""
         with PostgresProxy(private_url) as proxy:
             with process("serve", DATABASE_URL=libpq_url(proxy.proxied), HEALTH_PROBE_INTERVAL="0.05") as server:
                 server.wait_for("listening")
@@ -81,31 +81,31 @@ class TestDatabaseAtStart:
                 server.wait_for("database cannot be used")
                 set_revision(private_url, "0000")
                 proxy.refuse(refusing=False)
-                assert server.process.wait(60) == 1
+                assert server.process.wait(PATIENCE) == 1
                 assert "make migrate" in server.wait_for("schema")
 
 
 class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_calls_that_run_are_finished(self, private_url: URL, number: int) -> None:
-        """Health turns NOT_SERVING, a sign-in under way gets its answer, then the process exits with 0."""
+        """Health turns NOT_SERVING, a sign-in that runs gets its answer, then the process exits with 0."""
         with process("serve", DATABASE_URL=libpq_url(private_url), BCRYPT_COST="13") as server:
             with channel_to(server.port) as channel:
                 new_user(user_pb2_grpc.UserServiceStub(channel), name="slow", password=PASSWORD)
                 seen = statuses(channel)
                 assert next(seen) == SERVING
                 answer = authentication_pb2_grpc.AuthenticationServiceStub(channel).Authenticate.future(
-                    authentication_pb2.AuthenticateRequest(identifier="slow", password=PASSWORD), timeout=60
+                    authentication_pb2.AuthenticateRequest(identifier="slow", password=PASSWORD), timeout=PATIENCE
                 )
                 _wait_until_hashing(channel)
                 server.process.send_signal(number)
                 assert next(seen) == NOT_SERVING
                 assert answer.result().user.username == "slow"
-            assert server.process.wait(60) == 0
+            assert server.process.wait(PATIENCE) == 0
             assert orjson.loads(server.wait_for('"stopped"'))["clean"] is True
 
     def test_a_second_signal_ends_it_at_once(self, private_url: URL) -> None:
-        """Ctrl-C twice: no more waiting for the call that hangs."""
+        """Ctrl-C twice does not wait for a call that hangs."""
         engine = create_engine(private_url)
         with process("serve", DATABASE_URL=libpq_url(private_url), SHUTDOWN_GRACE="600") as server:
             with channel_to(server.port) as channel, engine.connect() as holder:
@@ -123,13 +123,13 @@ class TestSignals:
 
 
 def _wait_until_hashing(channel: grpc.Channel) -> None:
-    """Calls of one channel arrive in order: when a later one is answered, the earlier one has started."""
+    """Calls of one channel arrive in order: when this one is answered, the one before has started."""
     user_pb2_grpc.UserServiceStub(channel).ListUsers(user_pb2.ListUsersRequest())
 
 
 class TestRefusedStarts:
     def test_a_port_in_use(self, private_url: URL) -> None:
-        """The address is named, and how to choose another one."""
+        """The text names the address, and the settings that choose another one."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             with (
@@ -151,9 +151,9 @@ class TestRefusedStarts:
         ],
     )
     def test_bad_settings(self, environment: dict[str, str], words: str) -> None:
-        """Each is named, in one short text without a traceback and without a secret."""
+        """One short text names each, without a traceback and without a secret."""
         with process("serve", **environment) as server:
-            assert server.process.wait(60) == 1
+            assert server.process.wait(PATIENCE) == 1
             server.close()
             printed = "\n".join(server.lines)
             assert words in printed
@@ -162,7 +162,7 @@ class TestRefusedStarts:
 
 
 def test_the_access_log_is_json_and_says_nothing_private(private_url: URL) -> None:
-    """One line for each call with method, code, reason and time; no address, no password, no hash."""
+    """One line for each RPC has method, code, reason and duration, but no email address, password or hash."""
     with process("serve", DATABASE_URL=libpq_url(private_url)) as server:
         with channel_to(server.port) as channel:
             users = user_pb2_grpc.UserServiceStub(channel)
@@ -183,8 +183,8 @@ def test_the_access_log_is_json_and_says_nothing_private(private_url: URL) -> No
         assert secret not in printed
 
 
-def test_users_are_purged_when_their_time_has_come(private_url: URL) -> None:
-    """Thirty days after the deletion, not a day earlier; the sweeper forgets old request ids too."""
+def test_deleted_users_are_purged_after_thirty_days(private_url: URL) -> None:
+    """Not an hour earlier."""
     from datetime import timedelta  # noqa: PLC0415  used here alone
 
     with running(private_url) as server:

@@ -1,4 +1,4 @@
-"""The service as a process of its own, as an operator starts it, and the schema that it finds."""
+"""The service as a process of its own, as an operator starts it."""
 
 import contextlib
 import os
@@ -17,12 +17,15 @@ from tests.support.servers import KEY
 from tests.support.witness import WITNESS
 
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 120
+"""Seconds after which a wait fails: they end a test that hangs."""
 
 
 class Process:
-    """`python -m service …` with its log, line by line."""
+    """`python -m service …`, and what it prints, line by line."""
 
     def __init__(self, *arguments: str, **environment: str) -> None:
+        """environment: wins over the defaults of the tests; of this process' own, only what Python needs is passed."""
         clean = {
             key: value for key, value in os.environ.items() if key in {"PATH", "HOME", "LD_LIBRARY_PATH", "PG_BINDIR"}
         }
@@ -43,23 +46,18 @@ class Process:
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
-    def wait_for(self, word: str) -> str:
-        """The first line with this word."""
+    def wait_for(self, word: str, count: int = 1) -> str:
+        """Wait until so many lines contain the word; return the last of them."""
         with self._changed:
-            assert self._changed.wait_for(lambda: self._with(word) or not self._reader.is_alive(), 60)
+            self._changed.wait_for(lambda: len(self._with(word)) >= count or not self._reader.is_alive(), PATIENCE)
         found = self._with(word)
-        assert found, self.lines
-        return found
-
-    def wait_for_count(self, word: str, count: int) -> None:
-        """Until so many lines have this word."""
-        with self._changed:
-            assert self._changed.wait_for(lambda: sum(word in line for line in self.lines) >= count, 60), self.lines
+        assert len(found) >= count, self.lines
+        return found[count - 1]
 
     def end(self, number: int = signal.SIGTERM) -> int:
-        """Signal it, and its exit code."""
+        """Send it a signal; return its exit code."""
         self.process.send_signal(number)
-        return self.process.wait(60)
+        return self.process.wait(PATIENCE)
 
     @property
     def port(self) -> int:
@@ -74,8 +72,8 @@ class Process:
             assert pipe is not None
             pipe.close()
 
-    def _with(self, word: str) -> str:
-        return next((line for line in self.lines if word in line), "")
+    def _with(self, word: str) -> list[str]:
+        return [line for line in self.lines if word in line]
 
     def _read(self) -> None:
         assert self.process.stdout is not None

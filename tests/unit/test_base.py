@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.base.gc_tuning import spare_what_stays
+from service.base.gc_tuning import freeze_startup_objects
 from service.base.secret_keys import generate_secret_key, load_or_create, parse_secret_keys
 from service.base.settings import SettingsError, load_settings, psycopg2_url
 from service.core.page_tokens import BadPageTokenError, PageTokens, Position
@@ -160,7 +160,7 @@ def test_the_garbage_collector_spares_what_stays() -> None:
     """A process that serves does not go through all its modules again and again."""
     before = gc.get_freeze_count()
     try:
-        spare_what_stays()
+        freeze_startup_objects()
         assert gc.get_freeze_count() > before + 10_000
     finally:
         gc.unfreeze()

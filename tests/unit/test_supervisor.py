@@ -1,233 +1,180 @@
-"""The supervisor with workers that are small programs: what it does when they die, and how they share places."""
+"""The supervisor with workers that are small programs: what it does when they crash, hang, and are replaced."""
 
-import itertools
 import os
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from service.workers.plan import Plan, Ports
-from service.workers.supervisor import EXIT_CANNOT_START, Supervisor
+import pytest
+from structlog.testing import capture_logs
+from structlog.typing import EventDict
+
+from service.workers.channel import SupervisorChannel
+from service.workers.supervisor import Limits, Supervisor
+from tests.support.waiting import until
 
 _PREAMBLE = """
 import os, signal, socket, sys
-line = socket.socket(fileno=int(sys.argv[1]))
-slot = sys.argv[2]
-class log:
-    write = lambda text: os.write(os.open(sys.argv[3], os.O_APPEND | os.O_WRONLY), text.encode())
+channel = socket.socket(fileno=int(sys.argv[1]))
+number = sys.argv[2]
+def write(text):
+    os.write(os.open(sys.argv[3], os.O_APPEND | os.O_WRONLY), text.encode())
+def serve(report_seconds=0.1):
+    channel.sendall(f"{report_seconds}\\ns".encode())
+    write("up" + number + " ")
 """
-_SERVES = "line.sendall(b's')\n"
+_SERVES = "serve(); signal.pause()"
+_HANGS = "signal.signal(signal.SIGTERM, lambda *_: write('told '))\nserve()\nwhile True: signal.pause()"
+_RETIRES = "serve()\nassert channel.recv(1) == b'r'\nwrite('left' + number + ' ')"
+_LONG = 600.0
+Step = signal.Signals | str | tuple[str, int]
 
 
-def supervisor(
-    program: str,
-    log: Path,
-    *,
-    workers: int = 1,
-    places: int = 1,
-    pauses: Sequence[float] = (0.0, 0.0),
-    silent_seconds: float = 60.0,
-    interpreters: Iterable[str] = itertools.repeat(sys.executable),
-) -> Supervisor:
-    """One whose workers run this program, and write into this file."""
+class Workers:
+    """A supervisor whose workers run this program, and what they write."""
 
-    def command(slot: int, _core: int | None, _ports: Ports, line: int) -> Sequence[str]:
-        return [next(programs), "-S", "-c", _PREAMBLE + program, str(line), str(slot), str(log)]
+    def __init__(self, program: str, directory: Path, limits: Limits, *, count: int = 1) -> None:
+        self._output = directory / "output"
+        self._output.touch()
+        self.interpreters: list[str] = []
+        """Of the first workers; all others have the one of this test."""
 
-    programs = iter(interpreters)
-    log.touch()
-    plan = Plan(
-        ports=Ports(1),
-        cores=[None] * workers,
-        hash_places=places,
-        leave_seconds=0.1,
-        kill_after=0.1,
-        silent_seconds=silent_seconds,
-    )
-    return Supervisor(plan, command, pauses=pauses)
+        def command(number: int, _core: int | None, channel: int) -> list[str]:
+            interpreter = self.interpreters.pop(0) if self.interpreters else sys.executable
+            return [interpreter, "-S", "-c", _PREAMBLE + program, str(channel), str(number), str(self._output)]
 
+        self.supervisor = Supervisor(command, [None] * count, limits)
 
-def run(found: Supervisor, meanwhile: Callable[[], None] = lambda: None) -> int:
-    """Run it here, where signals arrive, and something else beside it; its exit code."""
-    faults: list[BaseException] = []
+    @property
+    def wrote(self) -> list[str]:
+        return self._output.read_text().split()
 
-    def watched() -> None:
-        try:
-            meanwhile()
-        except BaseException as fault:  # noqa: BLE001  told in the thread of the test
-            faults.append(fault)
-            os.kill(os.getpid(), signal.SIGINT)
+    def run(self, *steps: Step) -> int:
+        """Run the supervisor; return its exit code. Meanwhile another thread takes the steps: send a signal, wait for a
+        line in the supervisor's log, or wait until the workers have written so many words that begin like this.
+        """
+        failures: list[AssertionError] = []
 
-    beside = threading.Thread(target=watched)
-    beside.start()
-    code = found.run()
-    beside.join()
-    assert not faults, faults
-    return code
+        def take_steps(log: Sequence[EventDict]) -> None:
+            try:
+                for step in steps:
+                    self._take(step, log)
+            except AssertionError as failure:
+                failures.append(failure)
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
 
+        with capture_logs() as log:
+            thread = threading.Thread(target=take_steps, args=(log,))
+            thread.start()
+            code = self.supervisor.run()  # in this thread, which receives the signals
+            thread.join()
+        assert not failures, (failures, self.wrote, log)
+        return code
 
-def wait_for(log: Path, text: str, count: int = 1) -> None:
-    """Until the workers have written it so often."""
-    pause = threading.Event()
-    for _ in range(3000):
-        if log.read_text().count(text) >= count:
-            return
-        pause.wait(0.01)
-    raise AssertionError(f"{text} is not there {count} times in {log.read_text()}")
+    def _take(self, step: Step, log: Sequence[EventDict]) -> None:
+        match step:
+            case signal.Signals():
+                os.kill(os.getpid(), step)
+            case str():
+                until(lambda: any(step in line["event"] for line in log))
+            case text, count:
+                until(lambda: sum(word.startswith(text) for word in self.wrote) >= count)
 
 
-def test_a_worker_that_dies_again_and_again_ends_the_service(tmp_path: Path) -> None:
-    """It is started as often as there are pauses, and once more; then the others are ended too."""
-    log = tmp_path / "log"
-    found = supervisor("log.write('started\\n'); os.kill(os.getpid(), signal.SIGSEGV)", log, pauses=(0.0, 0.0, 0.0))
-    assert run(found) == 1
-    assert log.read_text().count("started") == 4
-    assert found.restarts == {"crash": 3, "reload": 0}
+def test_a_worker_that_crashes_again_and_again_ends_the_service(tmp_path: Path) -> None:
+    """It is restarted after each back-off, and then the exit code says that the service failed."""
+    limits = Limits(stop=_LONG, back_off=(0.0, 0.0))
+    workers = Workers("write('started '); os.kill(os.getpid(), signal.SIGSEGV)", tmp_path, limits)
+    assert workers.run() == 1
+    assert workers.wrote == ["started"] * 3
+    assert workers.supervisor.restarts == {"crash": 2, "reload": 0}
 
 
-def test_a_worker_that_cannot_start_ends_the_service_at_once(tmp_path: Path) -> None:
-    """What is wrong with its settings is wrong with those of all."""
-    log = tmp_path / "log"
-    assert run(supervisor(f"log.write('started\\n'); sys.exit({EXIT_CANNOT_START})", log)) == 1
-    assert log.read_text().count("started") == 1
+@pytest.mark.parametrize("before", ["", "serve(); "])
+def test_a_worker_that_cannot_start_ends_the_service_at_once(tmp_path: Path, before: str) -> None:
+    """What is wrong with its settings, or with the schema that it finds later, is wrong with those of all."""
+    workers = Workers(f"{before}write('started '); sys.exit(os.EX_CONFIG)", tmp_path, Limits(stop=_LONG))
+    assert workers.run() == 1
+    assert workers.wrote.count("started") == 1
 
 
-def test_a_worker_that_finds_out_later_that_it_cannot_go_on_ends_the_service(tmp_path: Path) -> None:
-    """As when the database comes back with an older schema."""
-    log = tmp_path / "log"
-    program = f"{_SERVES}log.write('started\\n'); sys.exit({EXIT_CANNOT_START})"
-    assert run(supervisor(program, log, workers=2)) == 1
-    assert log.read_text().count("started") <= 2
+@pytest.mark.parametrize("code", [3, os.EX_CONFIG])
+def test_while_another_worker_serves_the_service_goes_on(tmp_path: Path, code: int) -> None:
+    """A worker that crashes again and again, or cannot start any more, is tried again after a long pause."""
+    program = f"""
+if number == '0': {_SERVES}
+while 'up0' not in open(sys.argv[3]).read(): pass
+write('crashed '); sys.exit({code})
+"""
+    workers = Workers(program, tmp_path, Limits(stop=_LONG, back_off=(0.0,)), count=2)
+    assert workers.run(("crashed", 2), "worker died", signal.SIGTERM) == 0
 
 
-def test_one_that_dies_again_and_again_does_not_take_the_others_with_it(tmp_path: Path) -> None:
-    """It is tried on, with a long pause, while another one serves."""
-    log = tmp_path / "log"
-    found = supervisor(
-        f"if slot != '0': log.write('died '); sys.exit(3)\n{_SERVES}log.write('up '); signal.pause()", log, workers=2
-    )
-
-    def end() -> None:
-        wait_for(log, "died", 3)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    assert run(found, end) == 0
+def test_a_worker_that_the_system_cannot_start_is_tried_again(tmp_path: Path) -> None:
+    """As when no process is left, or while the program is being replaced."""
+    workers = Workers(_SERVES, tmp_path, Limits(stop=_LONG, back_off=(0.0, 0.0)))
+    workers.interpreters = [str(tmp_path / "missing")] * 2
+    assert workers.run(("up", 1), signal.SIGTERM) == 0
+    assert workers.supervisor.restarts["crash"] == 2
 
 
-def test_a_worker_that_cannot_be_made_is_tried_again(tmp_path: Path) -> None:
-    """As when the system has no process left, or the program is being replaced: the supervisor lives on."""
-    log = tmp_path / "log"
-    gone = str(tmp_path / "gone")
-    found = supervisor(f"{_SERVES}log.write('up '); signal.pause()", log, interpreters=[gone, gone, sys.executable])
-
-    def end() -> None:
-        wait_for(log, "up")
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    assert run(found, end) == 0
-    assert found.restarts["crash"] == 2
+def test_a_worker_that_does_not_start_is_killed(tmp_path: Path) -> None:
+    """Another one is started."""
+    limits = Limits(stop=_LONG, start=0.0, back_off=[0.0] * 100)
+    workers = Workers("write('started '); signal.pause()", tmp_path, limits)
+    assert workers.run(("started", 2), signal.SIGTERM) == 0
 
 
-def test_a_worker_that_hangs_is_killed(tmp_path: Path) -> None:
-    """Whoever has said nothing for too long does not answer callers either."""
-    log = tmp_path / "log"
-    found = supervisor(f"{_SERVES}log.write('up '); signal.pause()", log, silent_seconds=0.2)
-
-    def end() -> None:
-        wait_for(log, "up", 2)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    assert run(found, end) == 0
+def test_a_worker_that_reports_later_than_it_promised_is_killed(tmp_path: Path) -> None:
+    """It does not answer callers either. Each has promised its own interval: a reload may change the setting."""
+    program = f"serve({_LONG} if number == '0' else 0); signal.pause()"
+    workers = Workers(program, tmp_path, Limits(stop=_LONG, silence=0.0), count=2)
+    assert workers.run(("up1", 2), signal.SIGTERM) == 0
+    assert workers.wrote.count("up0") == 1
 
 
-def test_a_worker_that_does_not_leave_holds_up_no_reload(tmp_path: Path) -> None:
-    """It is killed when its time is over, and the next place is next."""
-    log = tmp_path / "log"
-    found = supervisor(
-        f"signal.signal(signal.SIGTERM, signal.SIG_IGN)\n{_SERVES}log.write('up ')\nwhile True: signal.pause()",
-        log,
-        workers=2,
-    )
-
-    def reload() -> None:
-        wait_for(log, "up", 2)
-        os.kill(os.getpid(), signal.SIGHUP)
-        wait_for(log, "up", 4)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    assert run(found, reload) == 1
-    assert found.restarts == {"crash": 0, "reload": 2}
+def test_a_supervisor_that_does_not_read_blocks_no_worker() -> None:
+    """As when it is stopped by SIGSTOP: reports that do not fit into the channel are dropped."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        channel = SupervisorChannel(theirs)
+        for _ in range(100_000):
+            channel.report_status(True)  # noqa: FBT003
 
 
-def test_workers_that_do_not_leave_are_killed_by_the_second_signal(tmp_path: Path) -> None:
-    """Ctrl-C twice."""
-    log = tmp_path / "log"
-    found = supervisor(
-        f"signal.signal(signal.SIGTERM, lambda *_: log.write('told\\n'))\n{_SERVES}log.write('up\\n')\n"
-        "while True: signal.pause()",
-        log,
-        workers=2,
-    )
-
-    def interrupt() -> None:
-        wait_for(log, "up", 2)
-        os.kill(os.getpid(), signal.SIGINT)
-        wait_for(log, "told", 2)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    assert run(found, interrupt) == 130
+def test_a_reload_replaces_one_worker_after_the_other(tmp_path: Path) -> None:
+    """A worker retires when its successor serves; the next one is replaced when it has exited."""
+    workers = Workers(_RETIRES, tmp_path, Limits(stop=_LONG), count=2)
+    assert workers.run("all workers serve", signal.SIGHUP, "reload done", signal.SIGTERM) == 0
+    old = [word.replace("left", "up") for word in workers.wrote[3::2]]
+    assert sorted(old) == ["up0", "up1"]
+    assert workers.wrote[2::2] == ["up2", old[0]]  # it has the number of the one that has exited
+    assert workers.supervisor.restarts == {"crash": 0, "reload": 2}
 
 
-def test_places_to_hash_on_are_shared_and_come_back_from_the_dead(tmp_path: Path) -> None:
-    """Three workers want one place: each has it in turn, also after one has died with it."""
-    log = tmp_path / "log"
-    dead = tmp_path / "dead"
-    found = supervisor(
-        f"""
-{_SERVES}
-line.sendall(b"w")
-assert line.recv(1) == b"p"
-log.write("taken ")
-if not os.path.exists({str(dead)!r}):
-    open({str(dead)!r}, "w").close()
-    os.kill(os.getpid(), signal.SIGKILL)
-log.write("given ")
-line.sendall(b"d")
-line.recv(1)
-""",
-        log,
-        workers=3,
-    )
-
-    def end() -> None:
-        wait_for(log, "given", 3)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    assert run(found, end) == 0
-    assert log.read_text() == "taken " + "taken given " * 3
+@pytest.mark.parametrize("failure", ["sys.exit(os.EX_CONFIG)", "signal.pause()"])
+def test_a_failed_reload_leaves_the_old_workers(tmp_path: Path, failure: str) -> None:
+    """The new one exits, or does not serve in time."""
+    program = f"if number == '2': {failure}\n{_SERVES}"
+    workers = Workers(program, tmp_path, Limits(stop=_LONG, start=3.0, silence=_LONG), count=2)
+    assert workers.run("all workers serve", signal.SIGHUP, "reload given up", signal.SIGTERM) == 0
+    assert sorted(workers.wrote) == ["up0", "up1"]
+    assert workers.supervisor.restarts == {"crash": 0, "reload": 1}
 
 
-def test_a_reload_takes_one_place_after_the_other(tmp_path: Path) -> None:
-    """A worker is told to retire when its successor serves, and the next one only when it has left."""
-    log = tmp_path / "log"
-    found = supervisor(
-        f"log.write('up' + slot + ' ')\n{_SERVES}\nassert line.recv(1) == b'r'\nlog.write('left' + slot + ' ')",
-        log,
-        workers=2,
-    )
+def test_workers_that_do_not_exit_are_killed(tmp_path: Path) -> None:
+    """When their time is over, at a reload and at the end."""
+    workers = Workers(_HANGS, tmp_path, Limits(stop=0.0, kill_after=0.1), count=2)
+    assert workers.run("all workers serve", signal.SIGHUP, "reload done", signal.SIGTERM) == 1
+    assert workers.supervisor.restarts == {"crash": 0, "reload": 2}
 
-    def reload() -> None:
-        wait_for(log, "up", 2)
-        os.kill(os.getpid(), signal.SIGHUP)
-        wait_for(log, "left", 2)
-        os.kill(os.getpid(), signal.SIGTERM)
 
-    assert run(found, reload) == 0
-    said = log.read_text().split()
-    assert said[2] == "up2"
-    assert said[3][:4] == "left"
-    assert said[4][:2] == "up"
-    assert said[5][:4] == "left"
-    assert found.restarts["reload"] == 2
+def test_a_second_signal_kills_the_workers_at_once(tmp_path: Path) -> None:
+    """As by Ctrl-C pressed twice."""
+    workers = Workers(_HANGS, tmp_path, Limits(stop=_LONG), count=2)
+    assert workers.run(("up", 2), signal.SIGINT, ("told", 2), signal.SIGINT) == 130
