@@ -17,7 +17,7 @@ _INTERVAL_SECONDS = 0.01
 _T = TypeVar("_T")
 
 
-def eventually(condition: Callable[[], _T], what: str = "the condition", *, within: float = PATIENCE) -> _T:
+def eventually(condition: Callable[[], _T | None], what: str = "the condition", *, within: float = PATIENCE) -> _T:
     """The first true value that the condition returns. Raises AssertionError, which names `what`, after `within`
     seconds.
     """
@@ -28,7 +28,7 @@ def eventually(condition: Callable[[], _T], what: str = "the condition", *, with
     return found
 
 
-until = eventually  # for rpc/test_hashing.py and rpc/test_pipeline.py, until they are rewritten
+until = eventually  # for tests that are being rewritten
 
 
 def code_of(call: Any) -> grpc.StatusCode:
