@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import bcrypt
 import grpc
 
 from benchmarks.answers import Answer, ask
@@ -113,6 +114,21 @@ def sign_in_storm(target: str, requests: Sequence[Request], *, seconds: float) -
         refused=[answer.seconds for answer in refused],
         without_pushback=sum(answer.pushback is None for answer in refused),
     )
+
+
+def bcrypt_storm(*, threads: int, password: str, cost: int, seconds: float) -> float:
+    """Check a password again and again on so many threads; how many checks a second."""
+    stored = bcrypt.hashpw(password.encode(), bcrypt.gensalt(cost))
+    checked = [0] * threads
+    started = time.perf_counter()
+
+    def check(number: int) -> None:
+        while time.perf_counter() < started + seconds:
+            bcrypt.checkpw(password.encode(), stored)
+            checked[number] += 1
+
+    _run_all([threading.Thread(target=check, args=(number,), daemon=True) for number in range(threads)])
+    return sum(checked) / (time.perf_counter() - started)
 
 
 def _read(call: Any, request: Request, due: float, reads: Reads) -> None:

@@ -91,7 +91,7 @@ def _find(bench: Bench, server: Server, kind: _Kind, where: str, findings: Findi
     goodputs = {load: [one.goodput for one in floods] for load, floods in found.items()}
     middle = {load: median(values) for load, values in goodputs.items()}
     peak = max(middle.values())
-    findings.at_least(f"{kind.name} on {where}: goodput at twice the capacity / its peak", middle[2.0] / peak, 0.9)
+    findings.at_least(f"{kind.name} on {where}: goodput at twice the capacity / its peak", middle[2.0] / peak, 0.7)
     loads = " ".join(
         f"At {load:g} x: {spread(goodputs[load], unit='/s')} in time; {_named(floods)}."
         for load, floods in found.items()

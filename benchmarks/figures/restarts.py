@@ -64,7 +64,7 @@ def _reload(findings: Findings, what: str, bench: Bench, stack: ExitStack) -> No
 
 
 def _restart(findings: Findings, what: str, bench: Bench, stack: ExitStack) -> None:
-    """SIGTERM and a new process three times, callers with the retry policy of docs/python.md."""
+    """SIGTERM and a new process three times, with callers that have the retry policy of docs/python.md."""
     server = _start(bench, stack, port := free_port())
     server.wait_for("all workers serve")
     times = 3

@@ -13,7 +13,7 @@ from benchmarks.load import Callers, callers
 from benchmarks.machine import cpu_seconds, first_in_line
 from benchmarks.processes import SERVICE, Server, running
 from benchmarks.requests import authenticate, get_user
-from benchmarks.storms import Reads, Storm, read_on_schedule, sign_in_storm
+from benchmarks.storms import Reads, Storm, bcrypt_storm, read_on_schedule, sign_in_storm
 from benchmarks.table import Findings, MeasurementError, spread
 
 _SIGN_INS_AT_ONCE = 320
@@ -38,6 +38,8 @@ class _Rounds:
     idle: list[Reads]
     stormy: list[Reads]
     storms: list[Storm]
+    bare: list[float]
+    """Hashes a second of bcrypt alone, on as many threads as cores, beside the same reads."""
     busy: list[float]
     """The cores that the server used during each storm."""
 
@@ -75,7 +77,7 @@ def _in_turns(bench: Bench, server: Server, readers: Callers, crowd: Callers) ->
             read_on_schedule, server.target, reads, readers=_READERS, every=_READ_EVERY_SECONDS, seconds=seconds
         )
 
-    rounds = _Rounds([], [], [], [])
+    rounds = _Rounds([], [], [], [], [])
     read()  # warms up
     for _ in range(bench.sizes.storm_rounds):
         rounds.idle.append(read())
@@ -87,6 +89,9 @@ def _in_turns(bench: Bench, server: Server, readers: Callers, crowd: Callers) ->
         rounds.busy.append((cpu_seconds(server.pid) - cpu) / (time.perf_counter() - started))
         rounds.storms.append(storm.result())
         time.sleep(_CALM_SECONDS)
+        bare = crowd.start(bcrypt_storm, threads=len(bench.cores.all), password=PASSWORD, cost=COST, seconds=seconds)
+        read()
+        rounds.bare.append(bare.result())
     return rounds
 
 
@@ -101,6 +106,11 @@ def _findings(bench: Bench, rounds: _Rounds) -> Findings:
     findings.at_most("p99 of GetUser under a saturating sign-in storm / idle", median(stormy) / median(calm), 5)
     findings.at_most("reads that failed during the storm", faults.total(), 0, digits=0)
     findings.at_most("refused sign-ins without pushback", without_pushback, 0, digits=0)
+    findings.at_least(
+        "sign-ins/s in the storm / bare bcrypt beside the same reads",
+        median(storm.signed_in_per_second for storm in rounds.storms) / median(rounds.bare),
+        0.9,
+    )
     for name, found, p99s in (("idle", rounds.idle, calm), ("in the storm", rounds.stormy, stormy)):
         p50s = [median(reads.latencies) for reads in found]
         findings.note(
@@ -112,7 +122,8 @@ def _findings(bench: Bench, rounds: _Rounds) -> Findings:
     rates = [storm.signed_in_per_second for storm in rounds.storms]
     findings.note(
         f"The storm: {_SIGN_INS_AT_ONCE} callers, {spread(rates, unit=' sign-ins/s', digits=1)}, the server on "
-        f"{spread(rounds.busy, digits=2)} cores; {len(refused):,} refused{took}, "
+        f"{spread(rounds.busy, digits=2)} cores; bare bcrypt {spread(rounds.bare, unit='/s', digits=1)}; "
+        f"{len(refused):,} refused{took}, "
         f"{len(refused) - without_pushback:,} of them with pushback; all answers: "
         f"{', '.join(f'{name} {count:,}' for name, count in answers.most_common())}."
     )

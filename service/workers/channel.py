@@ -30,7 +30,7 @@ class SupervisorChannel:
         self._send(f"{report_seconds}\n".encode())
         Thread(target=self._receive, args=(on_stop,), name="supervisor-channel", daemon=True).start()
 
-    def report_status(self, is_serving: bool) -> None:  # noqa: FBT001  a callback with one argument
+    def report_status(self, *, is_serving: bool) -> None:
         """Tell the supervisor the health status."""
         self._send(SERVING if is_serving else NOT_SERVING)
 

@@ -33,7 +33,7 @@ def keep_metrics(number: int) -> bool:
 
 
 def work(settings: Settings, url: URL, *, channel: int, core: int | None) -> Exception | None:
-    """Serve until told to exit; return why the server cannot go on, or None. Raises what Server and its start raise.
+    """Serve until told to exit; return why the server cannot go on, or None. Raises as build_server and Server.start.
 
     channel: the file descriptor of the socket to the supervisor. core: the one to be pinned to. Ends the process
     itself if a call does not end.

@@ -144,7 +144,7 @@ def test_a_supervisor_that_does_not_read_blocks_no_worker() -> None:
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
         channel = SupervisorChannel(theirs)
         for _ in range(100_000):
-            channel.report_status(True)  # noqa: FBT003
+            channel.report_status(is_serving=True)
 
 
 def test_a_reload_replaces_one_worker_after_the_other(tmp_path: Path) -> None:

@@ -1,0 +1,40 @@
+"""The verbs `migrate` and `purge-deleted`."""
+
+from datetime import timedelta
+
+import click
+
+from service.base.actor import COMMAND_LINE
+from service.cli.common import database_url, settings_or_fail, upgrade, working_database
+
+
+@click.command()
+def migrate() -> None:
+    """Bring the database to the newest schema."""
+    settings = settings_or_fail()
+    if settings.migration_url is not None:
+        click.echo(upgrade(settings.migration_url))
+        return
+    with database_url(settings) as url:
+        click.echo(upgrade(url))
+
+
+@click.command("purge-deleted")
+def purge_deleted() -> None:
+    """Remove the users whose purge_at has come, and old request ids, codes and failed sign-ins.
+
+    The server does it by itself as well.
+    """
+    from service.base.clock import utc_now
+    from service.server.sweeper import sweep
+
+    settings = settings_or_fail()
+    keep_events = timedelta(days=settings.audit_retention_days)
+    with working_database(settings) as database:
+        removed = sweep(database, utc_now, keep_events=keep_events, actor=COMMAND_LINE)
+    click.echo(
+        f"Purged {removed['purged_users']} users, forgot {removed['forgotten_request_ids']} request ids, "
+        f"{removed['forgotten_codes']} codes, {removed['forgotten_lockouts']} lockouts and "
+        f"{removed['forgotten_caller_keys']} keys of callers, dropped {removed['dropped_audit_months']} months of the "
+        "audit trail."
+    )

@@ -1,0 +1,37 @@
+"""The verb `health`: the health probe of a container."""
+
+import sys
+
+import click
+
+from service.base.settings import SettingsError, load_settings
+from service.cli.common import fail, settings_or_fail
+
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1"}  # noqa: S104  where to connect when all is bound
+
+
+@click.command()
+@click.option("--address", help="host:port; by default GRPC_HOST and GRPC_PORT.")
+@click.option("--timeout", default=3.0, show_default=True, help="Seconds.")
+def health(address: str | None, timeout: float) -> None:
+    """Exit with 0 when the server says SERVING, with 1 otherwise. For container health checks."""
+    import grpc
+
+    from service.rpc.health_client import ask
+
+    settings = settings_or_fail()
+    if settings.grpc_host in _EVERYWHERE:
+        settings = load_settings(grpc_host=_EVERYWHERE[settings.grpc_host])
+    target = address or settings.address(settings.grpc_port)
+    try:
+        status = ask(settings, target, timeout=timeout)
+    except grpc.RpcError as error:
+        hint = (
+            ". TLS_CLIENT_CERTIFICATES=required: this check shows the server's own certificate, which "
+            "TLS_CLIENT_CA_FILE must have signed, and which must be good for clients"
+        )
+        fail(f"{target}: {error.code().name}{hint if settings.client_certificates == 'required' else ''}")
+    except SettingsError as error:
+        fail(str(error))
+    click.echo(status)
+    sys.exit(0 if status == "SERVING" else 1)
