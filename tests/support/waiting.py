@@ -17,13 +17,11 @@ _INTERVAL_SECONDS = 0.01
 _T = TypeVar("_T")
 
 
-def eventually(condition: Callable[[], _T | None], what: str = "the condition", *, within: float = PATIENCE) -> _T:
-    """The first true value that the condition returns. Raises AssertionError, which names `what`, after `within`
-    seconds.
-    """
-    give_up_at = monotonic() + within
+def eventually(condition: Callable[[], _T | None], what: str = "the condition") -> _T:
+    """The first true value that the condition returns. Raises AssertionError, which names `what`, after PATIENCE."""
+    give_up_at = monotonic() + PATIENCE
     while not (found := condition()):
-        assert monotonic() < give_up_at, f"not within {within} s: {what}"
+        assert monotonic() < give_up_at, f"not within {PATIENCE} s: {what}"
         time.sleep(_INTERVAL_SECONDS)
     return found
 
