@@ -17,7 +17,7 @@ from benchmarks.storms import Reads, Storm, bcrypt_storm, read_on_schedule, sign
 from benchmarks.table import Findings, MeasurementError, spread
 
 _SIGN_INS_AT_ONCE = 320
-"""More than the server takes on in any way: its 16 threads and the 256 RPCs of any kind that may wait."""
+"""Far more than the RPCs that hash or wait to hash."""
 _READERS = 20
 _READ_EVERY_SECONDS = 0.1
 """For each reader. 200 reads a second leave the cores idle most of the time, as the name of the round says; and where

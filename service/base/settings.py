@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     grpc_workers: Annotated[int, Field(ge=0, le=1000)] = 0
     grpc_pin_workers: bool = True
     grpc_max_connection_age: Annotated[Seconds, Field(ge=0, le=86_400)] = 60
-    grpc_threads: Annotated[int, Field(ge=1, le=1000)] = 16
+    grpc_threads: Annotated[int, Field(ge=1, le=1000)] = 5
     grpc_max_waiting: Annotated[int, Field(ge=0, le=100_000)] = 512
     grpc_max_connections: Annotated[int, Field(ge=2, le=1_000_000)] = 4096
     hash_threads: Annotated[int, Field(ge=0, le=1000)] = 0

@@ -1,4 +1,4 @@
-"""What the pipeline knows about the RPC that runs on this thread: who calls, until when, under which request id."""
+"""The context of the RPC that runs on this thread: caller, deadline, request id, and what the log and metrics need."""
 
 import re
 from contextvars import ContextVar
@@ -13,7 +13,7 @@ from service.base.randomness import random_id
 from service.core.api_keys import PREFIX as _KEY_PREFIX
 from service.core.token_bucket import Rate
 from service.db.engine import Database, Scope
-from service.rpc.methods import METHODS, Repeat
+from service.rpc.methods import METHODS, Retry
 
 REQUEST_ID_KEY = "x-request-id"
 ACTING_USER_KEY = "x-acting-user-id"
@@ -26,32 +26,32 @@ _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16}
 
 @dataclass(slots=True)
 class CallContext:
-    """One RPC on its way through the pipeline. `deadline` is in monotonic seconds."""
+    """One RPC in the pipeline. `deadline` is in monotonic seconds."""
 
     method: str
     context: grpc.ServicerContext
     deadline: float
     request_id: str = ""
-    """The caller's own when it is fit for a log line, else a random one."""
+    """The caller's own if it is safe to log, else a random one."""
     authorization: str | None = field(default=None, repr=False)
-    """What the caller sent to prove who it is; "" when it sent several."""
+    """The authorization metadata; "" when several were sent."""
     acting_user: str | None = None
-    """Who is said to have pressed the button, as sent; "" when several are."""
+    """The metadata that names the user for whom the caller acts; "" when several were sent."""
     acting_user_id: int | None = None
     caller: str = ""
     rate: Rate | None = None
-    """How often the caller may call; None: as often as the default says."""
+    """The caller's own rate limit; None: the default."""
     key_id: str | None = None
-    """The public part of the API key that was used."""
+    """The public part of the accepted API key."""
     claimed_key_id: str | None = None
-    """That of one that was sent and opened nothing: anybody may have made it up."""
+    """The public part of a refused API key, which anybody may have made up."""
     status: grpc.Status | None = None
-    """The failure to answer with; None while there is none."""
+    """The status of the failure; None: success."""
     reason: str | None = None
     statements: int = 0
-    """How many were sent to the database; BEGIN and COMMIT are not among them."""
+    """SQL statements sent, without BEGIN and COMMIT."""
     repeats: tuple[str, ...] = ()
-    """Why something was done once more: "connection", "serialization" or "deadlock", one for each time."""
+    """The cause of each retry: "connection", "serialization" or "deadlock"."""
     traceparent: str | None = None
     """As the caller sent it; "" when it sent several."""
     tracestate: str = ""
@@ -60,12 +60,12 @@ class CallContext:
 
     @property
     def actor(self) -> Actor:
-        """On whose behalf the call changes something."""
+        """The audit actor of the call."""
         return Actor(self.caller, self.acting_user_id, self.request_id)
 
 
 def read_metadata(call: CallContext) -> None:
-    """Note what the caller's metadata says to the pipeline; the rest of it is nobody's business."""
+    """Read the metadata that the pipeline uses, and no other."""
     for key, value in call.context.invocation_metadata():
         if key == REQUEST_ID_KEY:
             if isinstance(value, str) and _REQUEST_ID.fullmatch(value) and not value.startswith(_KEY_PREFIX):
@@ -96,28 +96,28 @@ _current: ContextVar[CallContext] = ContextVar("call")
 
 
 def enter(call: CallContext) -> None:
-    """Make this the current call. gRPC gives every RPC a fresh context, so there is nothing to restore."""
+    """Make this the current call. gRPC runs every RPC in a fresh context, so nothing needs to be restored."""
     _current.set(call)
 
 
 def rpc_scope(database: Database, *, deadline: float | None = None, is_idempotent: bool | None = None) -> Scope:
-    """The session of the RPC that this thread serves, on behalf of its caller and until its deadline.
+    """The database session of the current RPC, with its actor and its deadline.
 
-    deadline: another one, in monotonic seconds; for what must be written although the caller's deadline has passed.
-    is_idempotent: whether a client may repeat it when it is unknown whether its commit was made; None: as the method's
+    deadline: another one, in monotonic seconds, for writes that must be made even after the caller's deadline.
+    is_idempotent: whether a client may retry the RPC when the outcome of its commit is unknown; None: as the method's
     row says.
     """
     call = current()
     return database.scope(
         deadline=call.deadline if deadline is None else deadline,
-        is_idempotent=METHODS[call.method].repeat is Repeat.SAFE if is_idempotent is None else is_idempotent,
+        is_idempotent=METHODS[call.method].retry is Retry.SAFE if is_idempotent is None else is_idempotent,
         actor=call.actor,
         tally=call,
     )
 
 
 def require_wanted(call: CallContext) -> None:
-    """Raises DeadlineOverError or CallerGoneError when nobody waits for the answer any more."""
+    """Raises DeadlineOverError when the deadline has passed, CallerGoneError when the caller has hung up."""
     if monotonic() >= call.deadline:
         raise DeadlineOverError
     if not call.context.is_active():
@@ -125,10 +125,10 @@ def require_wanted(call: CallContext) -> None:
 
 
 def current() -> CallContext:
-    """The call that this thread serves."""
+    """The call that runs on this thread."""
     return _current.get()
 
 
 def current_or_none() -> CallContext | None:
-    """The same, for what may also run for nobody."""
+    """As `current`; None outside a call."""
     return _current.get(None)

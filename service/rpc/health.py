@@ -11,70 +11,70 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service.rpc.admission.executor import BoundedExecutor
 
 CHECK_THREADS = 128
-"""More than health checks need: half of them may be held by checks whose message is slow to come."""
+"""More than health checks need: slow messages may hold half of them."""
 _MAX_CHECKS_WAITING = 1000
-"""Many, since anybody may open checks and send no message: a check of the operator must not find the queue full."""
+"""Many, because anybody may open checks without sending a message, and the operator's checks must not be refused."""
 MAX_WATCHERS = 64
-"""How many health watchers a server has at a time: each holds a thread."""
+"""Health watchers at a time: each holds a thread."""
 _Status = health_pb2.HealthCheckResponse
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-health-checking is untyped
-    """Says whether the server can do its work. Answers on threads of its own, so also under full load.
+    """Says whether the server can serve. It has its own threads, so that it answers under full load.
 
-    The library's servicer is not used: it sends to its watchers while it holds the lock that gRPC's serving thread
-    needs when a watcher leaves, so that one slow watcher can stop the whole server.
+    The servicer of grpcio-health-checking is not used: it sends to watchers under the lock that gRPC's serving thread
+    takes when a watcher leaves, so that one slow watcher can block the whole server.
     """
 
     def __init__(self, services: tuple[str, ...]) -> None:
         self._services = frozenset(("", *services))
         self._status = _Status.NOT_SERVING
-        self._is_over = False
+        self._is_stopping = False
         self._watchers = 0
         self._changed = Condition()
-        # More threads than watchers, so that there is one to refuse the watcher that is too many.
+        # More threads than watchers: one watcher too many needs a thread to be refused on.
         watching = ThreadPoolExecutor(MAX_WATCHERS + 4, thread_name_prefix="health-watch")
         self.executor = BoundedExecutor(CHECK_THREADS, max_waiting=_MAX_CHECKS_WAITING, name="health")
-        """Where health checks are answered."""
+        """Runs the health checks."""
         for name, pool in (("Check", self.executor), ("List", self.executor), ("Watch", watching)):
             setattr(self, name, on_pool(getattr(self, name), pool))
 
     def set_serving(self, *, is_serving: bool) -> None:
-        """Say the same of the server as a whole and of each service. Without effect once the server stops."""
+        """Set the status of the server and of each service. Without effect once the server stops."""
         with self._changed:
-            if not self._is_over:
+            if not self._is_stopping:
                 self._status = _Status.SERVING if is_serving else _Status.NOT_SERVING
                 self._changed.notify_all()
 
     @property
     def is_serving(self) -> bool:
-        """Whether that is what it says."""
+        """Whether the status is SERVING."""
         return bool(self._status == _Status.SERVING)
 
     def enter_graceful_shutdown(self) -> None:
-        """Turn NOT_SERVING for good, tell the watchers, and let them go: the server does not wait for them."""
+        """Turn NOT_SERVING for good, and end the watchers' streams, so that the server does not wait for them."""
         self.set_serving(is_serving=False)
         with self._changed:
-            self._is_over = True
+            self._is_stopping = True
             self._changed.notify_all()
 
     def Check(self, request: Any, context: grpc.ServicerContext) -> Any:
-        """The status of one service; NOT_FOUND for one that is not served here."""
+        """The status of one service. Aborts with NOT_FOUND for an unknown one."""
         if request.service not in self._services:
             context.abort(grpc.StatusCode.NOT_FOUND, "There is no such service here.")
         return health_pb2.HealthCheckResponse(status=self._status)
 
     def List(self, request: Any, context: grpc.ServicerContext) -> Any:
-        """Every service with its status."""
+        """The status of every service."""
         status = health_pb2.HealthCheckResponse(status=self._status)
         return health_pb2.HealthListResponse(statuses=dict.fromkeys(self._services, status))
 
     def Watch(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         """The status of one service now, and whenever it changes, until the watcher leaves or the server stops."""
         with self._changed:
-            is_too_many = self._watchers >= MAX_WATCHERS
-            self._watchers += not is_too_many
-        if is_too_many:
+            is_admitted = self._watchers < MAX_WATCHERS
+            self._watchers += is_admitted
+        if not is_admitted:
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"There are {MAX_WATCHERS} watchers already.")
         try:
             context.add_callback(self._wake)
@@ -87,13 +87,13 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-he
         sent: int | None = None
         while True:
             with self._changed:
-                while not self._is_over and self._status_of(service) == sent and context.is_active():
+                while not self._is_stopping and self._status_of(service) == sent and context.is_active():
                     self._changed.wait()
-                is_last, status = self._is_over, self._status_of(service)
+                is_last, status = self._is_stopping, self._status_of(service)
             if not context.is_active():
                 return
             if status != sent:
-                yield health_pb2.HealthCheckResponse(status=status)  # never under the lock: it may take for ever
+                yield health_pb2.HealthCheckResponse(status=status)  # outside the lock, because it may block
                 sent = status
             if is_last:
                 return
@@ -108,7 +108,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-he
 
 
 def on_pool(method: Callable[[Any, grpc.ServicerContext], Any], pool: ThreadPoolExecutor) -> Any:
-    """The method with its own thread pool, as an attribute: that is where gRPC looks for it."""
+    """The method as a function with its own thread pool, which gRPC reads from an attribute."""
 
     def run(request: Any, context: grpc.ServicerContext) -> Any:
         return method(request, context)

@@ -1,7 +1,7 @@
-"""The table of methods: what the edge must know of each RPC, one row for each.
+"""The table of methods: one row for each RPC, with everything that the pipeline needs to know about it.
 
-The pipeline, the executors, the rate limits and the metrics read it, and so do the tests of the docs. A method that is
-served without a row stops the server at its start; so does a row that names no method.
+The pipeline, the executors, the rate limits, the metrics and the tests of the docs read it. The server does not start
+when a served method has no row, or when a row names no served method.
 """
 
 from collections.abc import Iterable
@@ -10,28 +10,28 @@ from enum import Enum, auto
 
 
 class Executor(Enum):
-    """Which threads an RPC runs on."""
+    """The thread pool that an RPC runs on."""
 
     USUAL = auto()
     HASHING = auto()
-    """RPCs that hash a password, always or sometimes, so that they cannot take the threads of the others."""
+    """For RPCs that may hash a password, so that they cannot take the threads of the others."""
 
 
 class RateLimit(Enum):
-    """Which limits a call of an RPC counts against."""
+    """The rate limits that a call of an RPC counts against."""
 
     CALLS = auto()
     CODES = auto()
-    """Also the limit of RPCs that issue codes: they cost no hash, write an audit event, and lead to mail."""
+    """Also the limit of RPCs that issue codes: they cost no hash, but write an audit event and cause an email."""
 
 
-class Repeat(Enum):
-    """Whether a client may repeat an RPC when it is unknown whether its commit was made."""
+class Retry(Enum):
+    """Whether a client may retry an RPC when the outcome of its commit is unknown."""
 
     SAFE = auto()
     UNSAFE = auto()
     DEPENDS = auto()
-    """The servicer tells, by the request."""
+    """On the request: the servicer decides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class CodeUsed:
 
 
 class Response(Enum):
-    """What an RPC answers with."""
+    """The kind of response of an RPC."""
 
     MESSAGE = auto()
     STREAM = auto()
@@ -62,21 +62,21 @@ class Response(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One RPC. No field has a default, so that none can be forgotten."""
+    """The row of one RPC. No field has a default, so that none can be forgotten."""
 
     scope: str
-    """What a caller must have been granted."""
+    """The scope that a caller needs."""
     executor: Executor
     rate_limit: RateLimit
-    repeat: Repeat
+    retry: Retry
     outcome: SignIn | CodeIssued | CodeUsed | None
-    """Which metric it counts in, beside those of every RPC."""
+    """The metric that it counts in, besides those of every RPC."""
     response: Response
 
 
 _USUAL, _HASHING = Executor
 _CALLS, _CODES = RateLimit
-_SAFE, _UNSAFE, _DEPENDS = Repeat
+_SAFE, _UNSAFE, _DEPENDS = Retry
 _MESSAGE = Response.MESSAGE
 _RESET, _VERIFICATION = "password_reset", "email_verification"
 
@@ -134,11 +134,11 @@ ALL_SCOPES = frozenset(method.scope for method in METHODS.values())
 
 
 class UnlistedMethodError(Exception):
-    """A served method has no row, or a row names no served method. The server must not start."""
+    """The table and the served methods differ. The server must not start."""
 
 
 def require_rows(served: Iterable[str]) -> None:
-    """Raises UnlistedMethodError unless the table has a row for each of these methods and no other row."""
+    """Raises UnlistedMethodError unless the table has exactly one row for each of these methods."""
     different = set(served) ^ set(METHODS)
     if different:
         raise UnlistedMethodError(f"table of methods and served methods differ in: {', '.join(sorted(different))}")

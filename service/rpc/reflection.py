@@ -1,4 +1,4 @@
-"""Reflection, by which grpcurl and other tools learn the API from the server."""
+"""Server reflection, from which grpcurl and other tools learn the API."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,15 +16,15 @@ _THREADS = 4
 
 
 def enable_reflection(server: grpc.Server, services: tuple[str, ...]) -> None:
-    """Serve reflection, v1alpha from the library and v1, which newer tools ask for and the library lacks.
+    """Serve reflection v1alpha, and v1, which newer tools use and grpcio-reflection lacks.
 
-    Both versions have the same messages but for their package, so v1 is served by the same servicer; its descriptors
-    are added to the pool, so that reflection can describe itself.
+    The messages of both versions differ only in their package, so the same servicer serves v1. Its descriptors are
+    added to the pool, so that reflection can describe itself.
     """
     names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME, _V1_SERVICE)
     _describe_v1()
     servicer = reflection.ReflectionServicer(names)
-    # An open stream holds a thread for as long as a tool likes: not one of those that serve RPCs.
+    # An open stream holds a thread as long as the client likes, so it must not be one that serves RPCs.
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="reflection")
     handler = grpc.stream_stream_rpc_method_handler(
         on_pool(servicer.ServerReflectionInfo, pool),
@@ -47,7 +47,7 @@ def _describe_v1() -> None:
         file.name = "grpc/reflection/v1/reflection.proto"
         file.package = _V1
         for message in file.message_type:
-            for field in filter(lambda found: found.type_name, message.field):
+            for field in filter(lambda candidate: candidate.type_name, message.field):
                 field.type_name = field.type_name.replace(_V1ALPHA, _V1)
         for method in file.service[0].method:
             method.input_type = method.input_type.replace(_V1ALPHA, _V1)

@@ -1,14 +1,14 @@
-"""Field checks and conversions that servicers share: from the wire to values, and back.
+"""Field checks and conversions between messages and values that servicers share.
 
-All violations of a request are collected and raised together. Ceilings come first: nothing is normalised or matched
-before its size is known to be harmless.
+All violations of a request are collected and raised together. Sizes are checked first: no text is normalised or matched
+before its length is known to be harmless.
 """
 
 import hashlib
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -27,7 +27,7 @@ _ETAG_MAX_BYTES = 64
 _REQUEST_ID_MAX_BYTES = 64
 _ETAG = re.compile(r"v([1-9][0-9]{0,9})")
 _NO_VERSION = 0
-"""What no user has: an etag that is not of our making never matches."""
+"""The version for an etag that this service did not make. No user has it, so the etag never matches."""
 _UUID4 = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-4[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}")
 _MIN_SECONDS = -62_135_596_800  # 0001-01-01
 _MAX_SECONDS = 253_402_300_799  # 9999-12-31
@@ -37,17 +37,16 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class Violations:
-    """The violations of one request, as they are found."""
+    """Collects the violations of one request."""
 
     def __init__(self) -> None:
         self.found: list[Violation] = []
 
     def add(self, field: str, reason: str, description: str) -> None:
-        """Note a violation."""
         self.found.append(Violation(field, reason, description))
 
     def check(self) -> None:
-        """Raises InvalidFieldsError with all that were noted, if any."""
+        """Raises InvalidFieldsError with all violations, if there are any."""
         if self.found:
             raise InvalidFieldsError(self.found)
 
@@ -55,16 +54,16 @@ class Violations:
 # ------------------------------------------------------------------------------------------------ validated models
 
 
-class Shaped(BaseModel):
-    """A request's values in normal form. Its errors never repeat the input."""
+class RequestModel(BaseModel):
+    """Normalised values of a request. Its errors never repeat the input."""
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True, strict=True)
 
 
-def _refusing(check: Callable[[str, ValidationInfo], Any]) -> AfterValidator:
-    def validate(value: str, info: ValidationInfo) -> Any:
+def _normalised_by(normalise: Callable[[str, ValidationInfo], str]) -> AfterValidator:
+    def validate(value: str, info: ValidationInfo) -> str:
         try:
-            return check(value, info)
+            return normalise(value, info)
         except BadIdentifierError as error:
             raise PydanticCustomError(error.reason, "{text}", {"text": str(error)}) from None
 
@@ -79,36 +78,44 @@ def _username(value: str, _info: ValidationInfo) -> str:
     return normalise_username(value)
 
 
-Email = Annotated[str, _refusing(_email)]
-Username = Annotated[str, _refusing(_username)]
+Email = Annotated[str, _normalised_by(_email)]
+Username = Annotated[str, _normalised_by(_username)]
 
-Model = TypeVar("Model", bound=Shaped)
+_Model = TypeVar("_Model", bound=RequestModel)
 
 
-def shaped(
-    model: type[Model], values: Mapping[str, Any], violations: Violations, *, allow_special_domains: bool
-) -> Model | None:
-    """The values as the model wants them, by their paths on the wire; None after adding what is wrong with them."""
+def validated(
+    model: type[_Model], values: Mapping[str, object], violations: Violations, *, allow_special_domains: bool
+) -> _Model | None:
+    """The model of these values, by their paths in the request; None after adding violations."""
     try:
         return model.model_validate(values, context={"allow_special_domains": allow_special_domains})
     except ValidationError as error:
-        for fault in error.errors(include_input=False, include_url=False):
-            violations.add(".".join(map(str, fault["loc"])), fault["type"].upper(), fault["msg"])
+        for detail in error.errors(include_input=False, include_url=False):
+            violations.add(".".join(map(str, detail["loc"])), detail["type"].upper(), detail["msg"])
         return None
 
 
 # ------------------------------------------------------------------------------------------------- single fields
 
 
+def user_id_of(value: int, field: str = "user_id") -> int:
+    """The user id of a request that has no other field to check. Raises InvalidFieldsError."""
+    violations = Violations()
+    require_id(value, field, violations)
+    violations.check()
+    return value
+
+
 def require_id(value: int, field: str, violations: Violations) -> int:
-    """The id of a user: positive. One beyond what the database can hold is nobody's, and no error."""
+    """A positive user id. One that is too large for the database is no violation: no user has it."""
     if value <= 0:
         violations.add(field, "INVALID_ID", "must be a positive number")
     return value
 
 
 def user_key(message: user_pb2.UserKey, field: str, violations: Violations, *, allow_special_domains: bool) -> Key:
-    """Which user a UserKey names, in stored form. An email or username that nobody can have is a violation."""
+    """A UserKey in stored form. A malformed email or username is a violation."""
     try:
         match message.WhichOneof("key"):
             case "id":
@@ -125,7 +132,7 @@ def user_key(message: user_pb2.UserKey, field: str, violations: Violations, *, a
 
 
 def email_of(text: str, field: str, violations: Violations, *, allow_special_domains: bool) -> str:
-    """An email in stored form; "" after adding what is wrong with it."""
+    """An email in stored form; "" after adding a violation."""
     try:
         return normalise_email(text, allow_special_domains=allow_special_domains)
     except BadIdentifierError as error:
@@ -134,7 +141,7 @@ def email_of(text: str, field: str, violations: Violations, *, allow_special_dom
 
 
 def etag_version(etag: str, field: str, violations: Violations) -> int | None:
-    """The version that an etag stands for; None when there is no etag. A foreign etag stands for no version."""
+    """The version that an etag stands for; None without an etag. See _NO_VERSION."""
     if not etag:
         return None
     bounded_text(etag, field, violations, max_bytes=_ETAG_MAX_BYTES)
@@ -143,7 +150,7 @@ def etag_version(etag: str, field: str, violations: Violations) -> int | None:
 
 
 def bounded_text(text: str, field: str, violations: Violations, *, max_bytes: int) -> str:
-    """The text, or "" after adding what is wrong with it: over its ceiling, or with control characters."""
+    """The text; "" after adding a violation for one that is too long or has control characters."""
     try:
         require_bounded(text, max_bytes)
     except BadIdentifierError as error:
@@ -153,7 +160,7 @@ def bounded_text(text: str, field: str, violations: Violations, *, max_bytes: in
 
 
 def uuid4(text: str, field: str, violations: Violations) -> UUID | None:
-    """The UUID4 in the text; None when it is empty or, after adding a violation, something else (RFC 9562)."""
+    """A UUID of version 4 (RFC 9562); None for an empty text, or after adding a violation."""
     if not text:
         return None
     if len(text) <= _REQUEST_ID_MAX_BYTES and _UUID4.fullmatch(text):
@@ -163,23 +170,23 @@ def uuid4(text: str, field: str, violations: Violations) -> UUID | None:
 
 
 def page_size(value: int, field: str, violations: Violations) -> int:
-    """How many rows a page has: the default for 0, coerced to the maximum above it (AIP-158)."""
+    """The number of rows on a page: the default for 0, at most the maximum (AIP-158)."""
     if value < 0:
         violations.add(field, "NEGATIVE", "must not be negative")
     return min(value, MAX_PAGE_SIZE) if value > 0 else DEFAULT_PAGE_SIZE
 
 
-def page_binding(*decisive: object) -> str:
-    """What a page token is bound to: everything that decides what is listed, and in which order."""
-    return hashlib.sha256(repr(decisive).encode()).hexdigest()
+def page_binding(*query: object) -> str:
+    """The binding of a page token: a hash of the filter and order of the list."""
+    return hashlib.sha256(repr(query).encode()).hexdigest()
 
 
 def page_start(
     token: str, page_tokens: PageTokens, violations: Violations, *, binding: str, decided_by: str
 ) -> Position | None:
-    """Where the page starts that the token is for; None for the first, or after adding what is wrong with the token.
+    """The position after which the page starts; None for the first page, or after adding a violation.
 
-    decided_by: the fields that the binding is made of, for people.
+    decided_by: the names of the fields in the binding, for the description of the violation.
     """
     if not bounded_text(token, "page_token", violations, max_bytes=TOKEN_MAX_BYTES):
         return None
@@ -192,33 +199,33 @@ def page_start(
         return None
 
 
-def instant(message: Timestamp, field: str, violations: Violations) -> datetime | None:
-    """The time in a Timestamp, to the microsecond; None after adding a violation for one that is no time."""
+def to_datetime(message: Timestamp, field: str, violations: Violations) -> datetime | None:
+    """A Timestamp as a datetime, truncated to microseconds; None after adding a violation for one out of range."""
     if not (_MIN_SECONDS <= message.seconds <= _MAX_SECONDS and 0 <= message.nanos < _NANOS_PER_SECOND):
         violations.add(field, "INVALID_TIMESTAMP", "must lie between the years 1 and 9999, with 0 to 999,999,999 nanos")
         return None
     return _EPOCH + timedelta(seconds=message.seconds, microseconds=message.nanos // 1000)
 
 
-# ------------------------------------------------------------------------------------------------- to the wire
+# ------------------------------------------------------------------------------------------------------- messages
 
 
 def user_message(user: UserRecord) -> user_pb2.User:
-    """A user as callers see it: the fields of the record under their own names, and the version as the etag.
+    """The User message of a record: the same fields by the same names, with the version as the etag.
 
-    A deleted user is not active, whatever its stored flag, which returns with an undelete.
+    A deleted user is shown as inactive. Its stored flag counts again after an undelete.
     """
     fields = user.as_dict()
     fields["etag"] = f"v{fields.pop('version')}"
     fields["is_active"] = user.is_active and user.deleted_at is None
     for name, value in fields.items():
         if isinstance(value, datetime):
-            fields[name] = stamp(value)
+            fields[name] = to_timestamp(value)
     return user_pb2.User(**fields)
 
 
-def stamp(time: datetime | None) -> Timestamp | None:
-    """A time as a Timestamp; None, for no time, leaves the field unset."""
+def to_timestamp(time: datetime | None) -> Timestamp | None:
+    """A datetime as a Timestamp. None leaves the field unset."""
     if time is None:
         return None
     since = time - _EPOCH

@@ -1,4 +1,4 @@
-"""Watches the database for health: a probe on a connection of its own, and what the server does about its result."""
+"""The health probe of the database, and how the server reacts to its result."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ _log = structlog.get_logger("personae.database")
 
 
 class DatabaseProbe:
-    """Asks the database whether the service can work on it. Has its own connection: a busy pool is no outage."""
+    """Checks that the service can use the database. It has its own connection, because a busy pool is no outage."""
 
     def __init__(self, url: URL, *, connect_timeout: int) -> None:
         self._connections = Connections()
@@ -39,33 +39,36 @@ class DatabaseProbe:
         self._connections.attach(self._engine)
         self._is_schema_known = False
         self.revision: str | None = None
-        """Of the database's schema; None until it was seen once."""
+        """The revision of the schema; None until it was read."""
 
     def check(self) -> Diagnosis | None:
-        """What is wrong; None when nothing is. Raises SchemaBehindError, looked at anew after each outage."""
-        started_at = monotonic()
-        try:
-            return self._look()
-        except (DBAPIError, DeadlineOverError) as error:
-            if self._is_late(started_at) or not getattr(error, "connection_invalidated", False):
-                return self._diagnosis(error, started_at)
-        started_at = monotonic()
-        try:
-            return self._look()  # the connection was cut while idle: that alone is no outage
-        except (DBAPIError, DeadlineOverError) as error:
-            return self._diagnosis(error, started_at)
+        """Probe the database; None: it can be used. Raises SchemaBehindError: the schema is read after each outage."""
+        is_retry = False
+        while True:
+            started_at = monotonic()
+            try:
+                return self._probe()
+            except DeadlineOverError:
+                self._is_schema_known = False
+                return _SILENT
+            except DBAPIError as error:
+                is_timeout = monotonic() - started_at >= _PROBE_SECONDS
+                if is_retry or is_timeout or not error.connection_invalidated:
+                    self._is_schema_known = False
+                    return _SILENT if is_timeout else diagnose(error)
+                is_retry = True  # a connection that was closed while idle is no outage
 
     def cut_hung(self) -> int:
-        """As Database.cut_hung: lets a look end that is not answered."""
+        """As Database.cut_hung, for the connection of the probe."""
         return self._connections.cut_hung()
 
-    def _look(self) -> Diagnosis | None:
+    def _probe(self) -> Diagnosis | None:
         with self._engine.connect() as connection:
             driver: Any = connection.connection.dbapi_connection
             driver.autocommit, driver.grace, driver.deadline = True, 0.0, monotonic() + _PROBE_SECONDS
             standby = connection.scalar(text("SELECT pg_is_in_recovery()"))
             if standby:
-                connection.invalidate()  # what is reached anew may be another server
+                connection.invalidate()  # a new connection may reach another server
                 self._is_schema_known = False
                 return _STANDBY
             if not self._is_schema_known:
@@ -76,26 +79,19 @@ class DatabaseProbe:
                 self._is_schema_known = True
         return None
 
-    def _diagnosis(self, error: DBAPIError | DeadlineOverError, started_at: float) -> Diagnosis:
-        self._is_schema_known = False
-        return _SILENT if isinstance(error, DeadlineOverError) or self._is_late(started_at) else diagnose(error)
-
-    def _is_late(self, started_at: float) -> bool:
-        return monotonic() - started_at >= _PROBE_SECONDS
-
     def close(self) -> None:
         """Close the connection."""
         self._engine.dispose()
 
 
 class ReportStatus(Protocol):
-    """Tells the supervisor, again and again, whether the server serves."""
+    """Tells the supervisor whether the server serves."""
 
     def __call__(self, *, is_serving: bool) -> None: ...
 
 
 class DatabaseMonitor:
-    """Probes the database, and tells health, the log and the supervisor when its state changes."""
+    """Probes the database, and reports its state to health, the log and the supervisor."""
 
     def __init__(
         self,
@@ -107,30 +103,30 @@ class DatabaseMonitor:
         report_status: ReportStatus,
         on_up: Callable[[], object],
     ) -> None:
-        """directory: None where callers are not authenticated. report_status: is called after each probe with whether
-        the server serves. on_up: is called when the database can be used for the first time, or again.
+        """directory: None without caller authentication. report_status: called after each probe. on_up: called whenever
+        the database becomes usable.
         """
         self.probe = probe
         self._database = database
         self._directory = directory
         self._health = health
-        self._report_status = report_status
+        self.report_status = report_status
         self._on_up = on_up
         self.trouble: Diagnosis | None = None
         """Why the server cannot serve; None while it can."""
         self.is_up = False
         """Whether the database can be used."""
         self.failure: SchemaBehindError | None = None
-        """Why the server cannot go on, whatever comes: the schema is older than the code."""
+        """Why the server must end: the schema is older than the code."""
 
     def check_first(self) -> None:
-        """Probe the database before the server serves. Raises SchemaBehindError."""
+        """Probe the database before the start. Raises SchemaBehindError."""
         self.check()
         if self.failure is not None:
             raise self.failure
 
     def check(self) -> None:
-        """Probe the database, and tell health, the log and the supervisor."""
+        """Probe the database, and report the result."""
         try:
             trouble = self.probe.check() or (None if self._directory is None else self._directory.trouble())
         except SchemaBehindError as error:
@@ -145,17 +141,18 @@ class DatabaseMonitor:
         if self.is_up and not was_up:
             self._on_up()
         self._health.set_serving(is_serving=self.is_up)
-        self._report_status(is_serving=self.is_up)
+        self.report_status(is_serving=self.is_up)
 
     def cut_hung(self) -> None:
-        """Close the connections on which the database should have answered by now, so that no thread waits for ever."""
-        everyone = (self._database, self.probe, self._directory)
-        hung = sum(one.cut_hung() for one in everyone if one is not None)
+        """Cut connections whose answer is overdue, so that no thread waits for ever."""
+        hung = self._database.cut_hung() + self.probe.cut_hung()
+        if self._directory is not None:
+            hung += self._directory.cut_hung()
         if hung:
             _log.warning("connections cut that were not answered", connections=hung)
 
     def _reconnect(self) -> None:
-        """Give up all open connections: they may lead to a server that was demoted, or to none."""
+        """Close all connections: their server may be down, or demoted to a standby."""
         self._database.dispose()
         if self._directory is not None:
             self._directory.reconnect()

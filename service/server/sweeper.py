@@ -1,8 +1,9 @@
-"""Removes what has expired: users past their purge date, codes, request ids, failed sign-ins, old audit months."""
+"""The sweeper: deletes expired users, codes, request ids, failed sign-ins, caller keys and audit months."""
 
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
+from typing import TypeVar
 
 import structlog
 from sqlalchemy.exc import DBAPIError
@@ -21,6 +22,7 @@ from service.observability.log import where_raised
 
 SWEEP_BATCH = 500
 _BATCH_SECONDS = 30.0
+_T = TypeVar("_T")
 _log = structlog.get_logger("personae.sweeper")
 
 _SWEEPS: Mapping[str, Callable[..., int]] = {
@@ -30,10 +32,10 @@ _SWEEPS: Mapping[str, Callable[..., int]] = {
     "forgotten_lockouts": delete_expired_failures,
     "forgotten_caller_keys": forget_keys,
 }
-"""What is removed when its time has come, by the name that the log has for it. Each takes session, now and limit."""
+"""What a sweep deletes, by the name in the log. Each function takes session, now and limit."""
 _DROPPED_MONTHS = "dropped_audit_months"
 SWEPT = (*_SWEEPS, _DROPPED_MONTHS)
-"""What a sweep counts."""
+"""The names in the result of a sweep."""
 
 
 def sweep(
@@ -44,11 +46,10 @@ def sweep(
     keep_events: timedelta,
     actor: Actor = SWEEPER,
 ) -> dict[str, int]:
-    """Remove what is due: users, old request ids, expired codes, failed sign-ins of long ago, keys of callers that have
-    long been over, months of the audit trail; how many of each.
+    """Delete what has expired, in short transactions; how many of each kind.
 
-    keep_events: for how long the trail is kept. actor: on whose behalf. Any number of servers may do it at once: each
-    takes what no other holds, in short transactions. Between two of them it asks whether to end.
+    keep_events: how long audit events are kept. Several servers may sweep at once: each skips rows that another has
+    locked. Stops between two transactions once `is_ending` returns True.
     """
     now = clock()
     removed = {
@@ -56,26 +57,26 @@ def sweep(
         for name, remove in _SWEEPS.items()
     }
     if not is_ending():
-        removed[_DROPPED_MONTHS] = _drop_months(
-            database, actor, partial(audit.drop_partitions, now=now, keep=keep_events)
-        )
+        # It fails while somebody reads a month, or if another object depends on it: the next sweep tries again.
+        drop = partial(audit.drop_partitions, now=now, keep=keep_events)
+        dropped = _try_batch(database, actor, drop, failure="months of the audit trail not dropped")
+        removed[_DROPPED_MONTHS] = dropped or 0
     return removed
 
 
 def make_audit_months(database: Database) -> bool | None:
-    """Make the months of the audit trail that are missing, this one and some to come; failures are in the log.
+    """Create the missing partitions of the audit trail, for this month and some to come. Failures are logged.
 
-    Whether this one is missing all the same; None when that could not be found out.
+    Returns whether this month is still missing; None: unknown, because the database failed.
     """
-    try:
-        made = _one_batch(database, SWEEPER, audit.make_partitions)
-        is_late = bool(_one_batch(database, SWEEPER, audit.is_month_missing))
-    except PersonaeError as error:
-        _log.warning("months of the audit trail not made", reason=error.reason)
+
+    def make(session: Session) -> tuple[int, bool]:
+        return audit.make_partitions(session), audit.is_month_missing(session)
+
+    result = _try_batch(database, SWEEPER, make, failure="months of the audit trail not made")
+    if result is None:
         return None
-    except DBAPIError as error:
-        _log.error("months of the audit trail not made", raised=where_raised(error))
-        return None
+    made, is_late = result
     if made:
         _log.info("made months of the audit trail", made=made)
     if is_late:
@@ -86,23 +87,10 @@ def make_audit_months(database: Database) -> bool | None:
     return is_late
 
 
-def _drop_months(database: Database, actor: Actor, drop: Callable[[Session], int]) -> int:
-    """Drop the months of the audit trail that are due; later, when somebody reads it just now."""
-    try:
-        return _one_batch(database, actor, drop)
-    except PersonaeError as error:
-        _log.warning("months of the audit trail not dropped", reason=error.reason)
-    except DBAPIError as error:  # the floor, by a clock that is not ours; or what others made hangs on it
-        _log.error("months of the audit trail not dropped", raised=where_raised(error))
-    return 0
-
-
 def sweep_and_log(
     database: Database, clock: Clock, is_ending: Callable[[], bool], *, keep_events: timedelta
 ) -> dict[str, int] | None:
-    """As `sweep`, for the background: says in the log what was done, and shrugs at an outage that the probe reports:
-    then None.
-    """
+    """As `sweep`, for the background job: logs the result. None in an outage, which the probe reports."""
     try:
         removed = sweep(database, clock, is_ending, keep_events=keep_events)
     except PersonaeError as error:
@@ -125,6 +113,17 @@ def _in_batches(
     return total
 
 
-def _one_batch(database: Database, actor: Actor, remove: Callable[[Session], int]) -> int:
+def _try_batch(database: Database, actor: Actor, work: Callable[[Session], _T], *, failure: str) -> _T | None:
+    """Run one transaction; None after logging its failure."""
+    try:
+        return _one_batch(database, actor, work)
+    except PersonaeError as error:
+        _log.warning(failure, reason=error.reason)
+    except DBAPIError as error:
+        _log.error(failure, raised=where_raised(error))
+    return None
+
+
+def _one_batch(database: Database, actor: Actor, work: Callable[[Session], _T]) -> _T:
     with database.scope(deadline=monotonic() + _BATCH_SECONDS, actor=actor) as session, session.begin():
-        return remove(session)
+        return work(session)

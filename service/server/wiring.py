@@ -1,9 +1,10 @@
-"""The composition root: settings in, a server out.
+"""The composition root: builds a server from the settings.
 
-Apart from the command line this is the only module that sees the settings whole. It hands every other module the values
+Besides the command line this is the only module that sees the settings whole. It hands every other module the values
 that it uses.
 """
 
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from threading import Event
@@ -24,7 +25,7 @@ from personae.v1 import (
     user_pb2_grpc,
 )
 from service.base.actor import ANONYMOUS_CALLER
-from service.base.clock import Clock, utc_now
+from service.base.clock import Clock, monotonic, utc_now
 from service.base.connection_age import age_grace, retirement_seconds
 from service.base.cores import pin_thread, usable_cores
 from service.base.settings import Settings, SettingsError
@@ -36,17 +37,16 @@ from service.core.passwords.policy import PasswordPolicy
 from service.core.token_bucket import rate_of
 from service.db.connections import Watch
 from service.db.engine import Database
-from service.rpc.admission.connection_limit import most_connections
+from service.rpc.admission.connection_limit import connection_limit_option
 from service.rpc.admission.executor import BoundedExecutor
 from service.rpc.admission.hashing import HashLimiter
 from service.rpc.admission.rate_limits import RateLimits
 from service.rpc.callers.directory import CallerDirectory
 from service.rpc.callers.identification import Identify, assume_caller, identify_callers
-from service.rpc.health import CHECK_THREADS, Health
+from service.rpc.health import Health
 from service.rpc.methods import Executor, require_rows
 from service.rpc.pipeline.drain import Drain
 from service.rpc.pipeline.interceptor import Pipeline
-from service.rpc.pipeline.request_reader import RequestReader
 from service.rpc.pipeline.stages import stages
 from service.rpc.reflection import enable_reflection
 from service.rpc.servicers.audit import AuditServicer
@@ -57,8 +57,8 @@ from service.rpc.servicers.user import UserServicer
 from service.rpc.servicers.user_requests import UserRules
 from service.rpc.tls import CertificateError, Certificates, TlsFiles
 from service.server.database_probe import DatabaseMonitor, DatabaseProbe, ReportStatus
-from service.server.jobs import JobFunctions, background_jobs, guards
-from service.server.server import Components, Listener, Server, Timing
+from service.server.jobs import background_jobs
+from service.server.server import Listener, Server
 from service.server.sweeper import make_audit_months, sweep_and_log
 from service.server.telemetry import ServerState, Telemetry
 
@@ -73,19 +73,19 @@ SERVICE_NAMES = tuple(service.full_name for service in SERVICES)
 SERVED_METHODS = tuple(f"/{service.full_name}/{method.name}" for service in SERVICES for method in service.methods)
 
 _SPARE_PERMITS = 1
-"""Permits beyond the cores that hash, so that no core is idle while an RPC that has a permit is at the database."""
+"""Permits beyond the cores that hash, so that no core idles while the holder of a permit waits for the database."""
 _SPARE_THREADS = 4
-"""Threads of the hashing executor beyond the RPCs that hash or wait to: for those that are refused, and for CreateUser
+"""Threads of the hashing executor beyond the permits and their queue: for RPCs that are refused, and for CreateUser
 without a password."""
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # Further calls of a connection wait at the caller. As many as may wait here, so that a lone caller is not refused.
-    # Not fewer: streams that a client opens before it has heard of the limit are reset (decision 0030).
+    # Further calls of a connection wait at the client. As many as may wait here, so that a lone client is not refused.
+    # Not fewer: streams that a client opens before it has received the limit are reset (decision 0030).
     ("grpc.max_concurrent_streams", 512),
-    # gRPC never refuses a call by itself: it would do so without a reason, as CANCELLED.
+    # gRPC must not refuse calls by itself: it would do so as CANCELLED, without a reason.
     ("grpc.server.max_pending_requests", 1_000_000),
     ("grpc.server.max_pending_requests_hard_limit", 1_000_000),
-    ("grpc.enable_channelz", 0),  # statistics that nobody reads
+    ("grpc.enable_channelz", 0),  # unused statistics
     ("grpc.server_handshake_timeout_ms", 10_000),
     # A client may ping an idle connection every 20 s; a connection whose peer is gone is closed within a minute.
     ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
@@ -104,13 +104,15 @@ def build_server(
     shares_port: bool = False,
     report_status: ReportStatus = lambda *, is_serving: None,  # noqa: ARG005
     hash_cores: frozenset[int] | None = None,
+    rate_clock: Callable[[], float] = monotonic,
 ) -> Server:
-    """A server that is not started or connected yet. Raises SettingsError for missing SECRET_KEYS, an unusable
-    PASSWORD_BLOCKLIST_FILE and unusable certificates.
+    """Build a server, without starting or connecting anything. Raises SettingsError for missing SECRET_KEYS, an
+    unusable PASSWORD_BLOCKLIST_FILE and unusable certificates.
 
-    assumed_caller: the caller that every call is attributed to, without credentials; None: callers prove who they are,
-    unless CALLER_AUTH is off. shares_port: whether other processes listen on the port too. report_status: is told again
-    and again whether the server serves. hash_cores: where passwords are hashed; None: where everything else runs.
+    assumed_caller: attribute every call to this caller, without credentials; None: callers need credentials, unless
+    CALLER_AUTH is off. shares_port: other processes listen on the same port. report_status: called with whether the
+    server serves, after each health probe. hash_cores: the cores to hash on; None: those of the process. rate_clock:
+    the monotonic seconds of the rate limits.
     """
     require_rows(SERVED_METHODS)
     if settings.caller_auth == "off":
@@ -127,9 +129,6 @@ def build_server(
     drain, stopping = Drain(), Event()
     hash_threads = settings.hash_threads or usable_cores(hash_cores)
     executors = _executors(settings, hash_threads, hash_cores, telemetry)
-    readers = {name: RequestReader(max_slow=max(1, executor.threads // 2)) for name, executor in executors.items()}
-    health_reader = RequestReader(max_slow=CHECK_THREADS // 2)
-    all_readers = (*readers.values(), health_reader)
     hashing = HashLimiter(
         hash_threads + _SPARE_PERMITS, max_waiting=settings.hash_max_waiting, instrument=telemetry.instrument_hash
     )
@@ -138,13 +137,14 @@ def build_server(
             drain,
             _identification(settings, directory, clock=clock, assumed_caller=assumed_caller),
             telemetry.stages,
-            limits=RateLimits(rate_of(settings.caller_rate_limit, settings.caller_rate_burst)),
-            code_limits=RateLimits(rate_of(settings.caller_code_rate_limit, settings.caller_code_rate_burst)),
+            limits=RateLimits(rate_of(settings.caller_rate_limit, settings.caller_rate_burst), clock=rate_clock),
+            code_limits=RateLimits(
+                rate_of(settings.caller_code_rate_limit, settings.caller_code_rate_burst), clock=rate_clock
+            ),
         ),
         max_seconds=settings.rpc_timeout,
         executors=executors,
-        readers=readers,
-        health_reader=health_reader,
+        health_executor=health.executor,
     )
     server = grpc.server(
         executors[Executor.USUAL], interceptors=[pipeline], options=_grpc_options(settings, shares_port=shares_port)
@@ -158,10 +158,8 @@ def build_server(
         telemetry.looked_at_months(is_missing=make_audit_months(database))
 
     def sweep() -> None:
-        removed = sweep_and_log(
-            database, clock, stopping.is_set, keep_events=timedelta(days=settings.audit_retention_days)
-        )
-        telemetry.swept(removed, clock)
+        keep_events = timedelta(days=settings.audit_retention_days)
+        telemetry.swept(sweep_and_log(database, clock, stopping.is_set, keep_events=keep_events), clock)
 
     monitor = DatabaseMonitor(
         DatabaseProbe(url, connect_timeout=settings.db_connect_timeout),
@@ -171,72 +169,54 @@ def build_server(
         report_status=report_status,
         on_up=make_months,
     )
-
-    def cancel_slow_messages() -> None:
-        for reader in all_readers:
-            reader.cancel_slow()
-
-    functions = JobFunctions(
-        probe_database=monitor.check,
-        make_audit_months=make_months,
-        sweep=sweep,
-        write_api_key_uses=None if directory is None else partial(directory.write_uses, database),
-        refresh_certificates=None if certificates is None else certificates.refresh,
-        cut_hung_connections=monitor.cut_hung,
-        cancel_slow_messages=cancel_slow_messages,
-    )
     return Server(
-        Components(
-            grpc=server,
-            listeners=_listeners(settings, certificates),
-            timing=Timing(
-                drain=settings.shutdown_drain, grace=settings.shutdown_grace, retirement=retirement_seconds(settings)
-            ),
+        grpc=server,
+        listeners=_listeners(settings, certificates),
+        database=database,
+        directory=directory,
+        monitor=monitor,
+        health=health,
+        executors=(*executors.values(), health.executor),
+        drain=drain,
+        jobs=background_jobs(
+            cut_hung_connections=monitor.cut_hung,
+            cancel_slow_messages=pipeline.cancel_slow_messages,
+            probe_database=monitor.check,
+            probe_interval=settings.health_probe_interval,
+            write_api_key_uses=None if directory is None else partial(directory.write_uses, database),
+            refresh_certificates=None if certificates is None else certificates.refresh,
+            make_audit_months=make_months,
+            sweep=sweep,
+            sweep_interval=settings.purge_interval,
+        ),
+        stopping=stopping,
+        telemetry=telemetry,
+        state=ServerState(
+            clock=clock,
             database=database,
-            directory=directory,
-            monitor=monitor,
-            executors=(*executors.values(), health.executor),
+            probe=monitor.probe,
+            executors=tuple(executors.values()),
             hashing=hashing,
-            readers=all_readers,
-            health=health,
-            drain=drain,
-            jobs=background_jobs(
-                functions, probe_interval=settings.health_probe_interval, sweep_interval=settings.purge_interval
-            ),
-            guards=guards(functions),
-            stopping=stopping,
-            telemetry=telemetry,
-            state=ServerState(
-                clock=clock,
-                database=database,
-                probe=monitor.probe,
-                executors=tuple(executors.values()),
-                hashing=hashing,
-                directory=directory,
-                certificates=certificates,
-                is_up=lambda: monitor.is_up,
-            ),
-            report_status=report_status,
-            describe=partial(_description, settings, directory, clock, assumed_caller),
-        )
+            directory=directory,
+            certificates=certificates,
+            is_up=lambda: monitor.is_up,
+        ),
+        describe=partial(_description, settings, directory, clock, assumed_caller),
+        drain_seconds=settings.shutdown_drain,
+        grace_seconds=settings.shutdown_grace,
+        retirement_seconds=retirement_seconds(settings),
     )
-
-
-# ------------------------------------------------------------------------------------------------- parts of a server
 
 
 def _executors(
     settings: Settings, hash_threads: int, hash_cores: frozenset[int] | None, telemetry: Telemetry
 ) -> dict[Executor, BoundedExecutor]:
-    def on_hash_cores() -> None:
-        if hash_cores is not None:
-            pin_thread(hash_cores)
-
     hashing = hash_threads + _SPARE_PERMITS + settings.hash_max_waiting + _SPARE_THREADS
+    initializer = None if hash_cores is None else partial(pin_thread, hash_cores)
     bounded = partial(BoundedExecutor, max_waiting=settings.grpc_max_waiting, on_start=telemetry.observe_wait)
     return {
         Executor.USUAL: bounded(settings.grpc_threads, name="rpc"),
-        Executor.HASHING: bounded(hashing, name="rpc-hash", initializer=on_hash_cores),
+        Executor.HASHING: bounded(hashing, name="rpc-hash", initializer=initializer),
     }
 
 
@@ -253,11 +233,11 @@ def _add_servicers(
         clock=clock,
         rules=UserRules(
             policy=policy,
+            bcrypt_cost=settings.bcrypt_cost,
             allow_special_domains=settings.email_allow_special_domains,
             purge_after=timedelta(days=settings.purge_after_days),
         ),
         hashing=hashing,
-        bcrypt_cost=settings.bcrypt_cost,
         page_tokens=page_tokens,
         fingerprint_keys=keys.derive("request-fingerprint"),
     )
@@ -292,13 +272,13 @@ def _add_servicers(
 def _grpc_options(settings: Settings, *, shares_port: bool) -> tuple[tuple[str, int], ...]:
     options = [
         *_OPTIONS,
-        # Where the port is not shared, a second server on it is an error.
+        # Unless the port is shared, a second server on it is an error.
         ("grpc.so_reuseport", int(shares_port)),
-        most_connections(
+        connection_limit_option(
             settings.grpc_max_connections,
             ports=2 if settings.client_certificates == "optional" else 1,
-            pooled=settings.db_pool_size + settings.db_max_overflow,
-            is_said="grpc_max_connections" in settings.model_fields_set,
+            pool_size=settings.db_pool_size + settings.db_max_overflow,
+            is_explicit="grpc_max_connections" in settings.model_fields_set,
         ),
     ]
     if settings.grpc_max_connection_age:
@@ -310,7 +290,7 @@ def _grpc_options(settings: Settings, *, shares_port: bool) -> tuple[tuple[str, 
 
 
 def _listeners(settings: Settings, certificates: Certificates | None) -> list[Listener]:
-    """The port, and a second one where client certificates are optional: see decision 0018."""
+    """The port, and a second one if client certificates are optional: see decision 0018."""
     address = settings.address(settings.grpc_port)
     if certificates is None:
         return [Listener("GRPC_PORT", address, None)]
@@ -325,7 +305,7 @@ def _listeners(settings: Settings, certificates: Certificates | None) -> list[Li
 def _identification(
     settings: Settings, directory: CallerDirectory | None, *, clock: Clock, assumed_caller: str | None
 ) -> Identify:
-    """How the pipeline finds out who calls."""
+    """How the pipeline identifies callers."""
     if directory is None:
         return assume_caller(assumed_caller or ANONYMOUS_CALLER)
     return identify_callers(
@@ -339,7 +319,7 @@ def _identification(
 def _description(
     settings: Settings, directory: CallerDirectory | None, clock: Clock, assumed_caller: str | None
 ) -> dict[str, object]:
-    """What the log says of the server when it listens; warns when anybody may call, or nobody can."""
+    """What the log says of a listening server. Warns when anybody or nobody can call."""
     if assumed_caller is not None:
         why = "CALLER_AUTH=off" if settings.caller_auth == "off" else "a developer's server on loopback"
         _log.warning("callers are not authenticated", all_are=assumed_caller, why=why)
@@ -352,11 +332,11 @@ def _description(
     }
 
 
-# ------------------------------------------------------------------------------------------------- also for commands
+# ------------------------------------------------------------------------------------- also for the command line
 
 
 def password_policy(settings: Settings) -> PasswordPolicy:
-    """Which passwords may be chosen. Raises SettingsError when the operator's list cannot be used."""
+    """The policy for new passwords. Raises SettingsError for an unusable PASSWORD_BLOCKLIST_FILE."""
     try:
         common = common_passwords.load(settings.password_blocklist_file)
     except PasswordListError as error:
@@ -365,7 +345,7 @@ def password_policy(settings: Settings) -> PasswordPolicy:
 
 
 def server_certificates(settings: Settings, clock: Clock) -> Certificates | None:
-    """The certificates to serve with; None without TLS. Raises SettingsError when they cannot be used."""
+    """The certificates to serve with; None without TLS. Raises SettingsError for unusable ones."""
     certificate, private_key = settings.tls_certificate_file, settings.tls_private_key_file
     if certificate is None or private_key is None:
         return None
@@ -376,7 +356,7 @@ def server_certificates(settings: Settings, clock: Clock) -> Certificates | None
 
 
 def caller_directory(settings: Settings, url: URL) -> CallerDirectory:
-    """The directory of callers. Its only connection is pinged before each read, since a read is not repeated."""
+    """The directory of callers. Its only connection is pinged before each read, because a read is not retried."""
     database = Database(
         url,
         pool_size=1,
@@ -391,7 +371,7 @@ def caller_directory(settings: Settings, url: URL) -> CallerDirectory:
 
 
 def open_database(settings: Settings, url: URL, *, watch: Watch | None = None) -> Database:
-    """The engine with its pool. Connects when it is first used. watch: see Database."""
+    """The engine with its pool. It connects on first use. watch: see Database."""
     return Database(
         url,
         pool_size=settings.db_pool_size,

@@ -190,7 +190,7 @@ def test_a_burst_on_an_idle_server_fails_nothing(opened: Opens) -> None:
     """The default pool has a connection less than there are threads: one thread waits for a moment."""
     database = opened(db_pool_timeout=60, db_connect_timeout=60)
     assert database.max_connections == 15
-    assert Settings.model_fields["grpc_threads"].default == 16
+    assert Settings.model_fields["grpc_threads"].default == 5
 
     assert len(at_once(16, lambda _index: backend(database))) == 16
 

@@ -15,7 +15,7 @@ from personae.v1 import credential_pb2 as pb
 from personae.v1 import user_pb2
 from service.base.clock import monotonic
 from service.base.errors import ConflictError, DatabaseUnavailableError
-from service.rpc.pipeline.retries import PAUSES, repeated
+from service.rpc.pipeline.retries import PAUSES, retry
 from tests.support.credentials import NEW, by_id, change, execute, fail, reset, start_reset
 from tests.support.databases import wait_until_blocked
 from tests.support.errors import fails
@@ -141,7 +141,7 @@ class TestRetries:
             raise fault
 
         with pytest.raises(ConflictError) as caught:
-            repeated(piece, until=monotonic())
+            retry(piece, until=monotonic())
 
         assert (len(runs), caught.value.is_repeatable) == (1, False)
 
@@ -156,7 +156,7 @@ class TestRetries:
             raise fault
 
         with pytest.raises(DatabaseUnavailableError):
-            repeated(piece, until=monotonic() + PATIENCE)
+            retry(piece, until=monotonic() + PATIENCE)
 
         assert not faults
 

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy.engine import URL
 
 from benchmarks.http2 import PREFACE
-from service.rpc.admission.connection_limit import places
+from service.rpc.admission.connection_limit import connections_per_port
 from tests.support.callers import PATIENCE, tls_settings
 from tests.support.certificates import Pair, connected, new_ca, server_certificate, tls_context
 from tests.support.factories import new_user
@@ -37,7 +37,7 @@ Connect = Callable[[], AbstractContextManager[socket.socket]]
 )
 def test_the_limit_leaves_files_for_everything_else(most_files: int, ports: int, expected: int) -> None:
     """As many connections as wanted, or as the limit of open files allows; shared by the ports."""
-    assert places(4096, ports=ports, other_files=79, most_files=most_files) == expected
+    assert connections_per_port(4096, ports=ports, other_files=79, max_files=most_files) == expected
 
 
 def test_beyond_the_limit_a_new_connection_is_closed(shared_url: URL) -> None:

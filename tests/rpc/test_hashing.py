@@ -1,4 +1,4 @@
-"""RPCs that hash: what waits for a permit, what is refused, what stays fast, and what is settled whatever happens."""
+"""RPCs that hash: the queue for permits, refusals, RPCs beside them, and that a finished hash is always settled."""
 
 import contextlib
 import threading
@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy import text
 from sqlalchemy.engine import URL
 
@@ -34,18 +35,18 @@ WAITS_FOR_LOCK = text(
 
 @pytest.fixture
 def narrow(private_url: URL) -> Iterator[RunningServer]:
-    """A server that hashes few passwords at a time and lets few wait."""
+    """A server with few permits to hash and a short queue."""
     with running(private_url, hash_threads=1, hash_max_waiting=WAITING) as found:
         yield found
 
 
 def limiter(server: RunningServer) -> HashLimiter:
-    return server.server.components.hashing
+    return server.server.state.hashing
 
 
 @contextlib.contextmanager
-def nothing_hashes(server: RunningServer) -> Iterator[None]:
-    """Hold all permits until the block ends."""
+def all_permits_held(server: RunningServer) -> Iterator[None]:
+    """Hold all permits while the block runs."""
     is_over, holding = threading.Event(), threading.Semaphore(0)
 
     def hold() -> None:
@@ -69,7 +70,7 @@ def nothing_hashes(server: RunningServer) -> Iterator[None]:
 
 
 def waiting_sign_ins(server: RunningServer, request: pb.AuthenticateRequest, count: int) -> list[Any]:
-    """So many at once, when all of them wait for a permit."""
+    """Start so many sign-ins, and return when all of them wait for a permit."""
     calls = [server.authentication.Authenticate.future(request, timeout=PATIENCE) for _ in range(count)]
     until(lambda: limiter(server).waiting == count)
     return calls
@@ -81,10 +82,10 @@ def failures(server: RunningServer, user: user_pb2.User) -> int:
 
 class TestOverload:
     def test_beyond_the_queue_sign_ins_are_refused_at_once(self, narrow: RunningServer) -> None:
-        """HASHING_BUSY with pushback; what is in the queue is answered when its turn comes."""
+        """HASHING_BUSY with pushback; the queued ones are answered later."""
         user = new_user(narrow.users, password=PASSWORD)
         request = pb.AuthenticateRequest(user_id=user.id, password=PASSWORD)
-        with nothing_hashes(narrow):
+        with all_permits_held(narrow):
             waiting = waiting_sign_ins(narrow, request, WAITING)
             refused = [fails(narrow.authentication.Authenticate, request) for _ in range(10)]
 
@@ -95,10 +96,10 @@ class TestOverload:
         assert [call.result(PATIENCE).user for call in waiting] == [user] * WAITING
 
     def test_everything_else_goes_on(self, narrow: RunningServer) -> None:
-        """Reads, changes, and users without a password, while no password can be hashed."""
+        """Reads, updates, and creations without a password, while no permit is free."""
         user = new_user(narrow.users, password=PASSWORD)
         request = pb.AuthenticateRequest(user_id=user.id, password=PASSWORD)
-        with nothing_hashes(narrow):
+        with all_permits_held(narrow):
             calls = [narrow.authentication.Authenticate.future(request, timeout=PATIENCE) for _ in range(20)]
             created = new_user(narrow.users)
             key = user_pb2.UserKey(id=created.id)
@@ -109,7 +110,7 @@ class TestOverload:
             call.exception()
 
     def test_strangers_take_no_room_in_the_queue(self, private_url: URL) -> None:
-        """However many come while nothing can be hashed, each is refused as a stranger, and honest callers wait."""
+        """Calls without credentials or scope are refused as such, however many come, and never queue."""
         settings = {"hash_threads": 1, "hash_max_waiting": WAITING, "caller_auth": "required"}
         with operating(private_url) as operator, running(private_url, **settings) as server:
             known, weak = operator.create_with_key("auth.verify", "users.write"), operator.create_with_key("users.read")
@@ -127,7 +128,7 @@ class TestOverload:
                 credentials = others[index % 3][1:]
                 return told(server.channel, *credentials, method="/personae.v1.AuthenticationService/Authenticate")
 
-            with nothing_hashes(server):
+            with all_permits_held(server):
                 told_strangers = at_once(60, told_stranger)
                 waiting = [honest.future(request, timeout=PATIENCE) for _ in range(WAITING)]
                 until(lambda: limiter(server).waiting == WAITING)
@@ -139,25 +140,27 @@ class TestOverload:
 
 
 class TestWhoeverHasGone:
-    """A caller that hung up, or whose deadline passed, made no guess: nothing is asked of the database or counted."""
+    """A caller that hung up, or whose deadline passed, made no guess: no statement is sent, no failure is counted."""
 
     def test_because_it_hung_up(self, narrow: RunningServer) -> None:
-        """It is passed over when its turn comes."""
+        """It gets no hash when it gets its permit."""
         user = new_user(narrow.users, password=PASSWORD)
         wrong = pb.AuthenticateRequest(user_id=user.id, password="not this one")
-        with statements(narrow) as made, nothing_hashes(narrow):
+        with statements(narrow) as made, all_permits_held(narrow):
             leaving = waiting_sign_ins(narrow, wrong, WAITING)
             for call in leaving:
                 call.cancel()
+            # The server handles the events of a connection in order, so it has seen the cancellations when it answers.
+            health_pb2_grpc.HealthStub(narrow.channel).Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE)
         until(lambda: (limiter(narrow).running, limiter(narrow).waiting) == (0, 0))
         assert made == []
         assert failures(narrow, user) == 0
 
     def test_because_its_deadline_passed(self, narrow: RunningServer) -> None:
-        """It leaves the queue then."""
+        """It leaves the queue at its deadline."""
         user = new_user(narrow.users, password=PASSWORD)
         wrong = pb.AuthenticateRequest(user_id=user.id, password="not this one")
-        with nothing_hashes(narrow), statements(narrow) as made:
+        with all_permits_held(narrow), statements(narrow) as made:
             late = [narrow.authentication.Authenticate.future(wrong, timeout=0.1) for _ in range(WAITING)]
             assert {code_of(call) for call in late} == {Code.DEADLINE_EXCEEDED}
             until(lambda: limiter(narrow).waiting == 0)
@@ -165,10 +168,10 @@ class TestWhoeverHasGone:
         assert failures(narrow, user) == 0
 
     def test_because_rpc_timeout_ended_it(self, narrow: RunningServer, private_url: URL) -> None:
-        """The caller is told the reason."""
+        """The reason is DEADLINE_OVER."""
         user = new_user(narrow.users, password=PASSWORD)
         wrong = pb.AuthenticateRequest(user_id=user.id, password="not this one")
-        with running(private_url, hash_threads=1, rpc_timeout=0.2) as hasty, nothing_hashes(hasty):
+        with running(private_url, hash_threads=1, rpc_timeout=0.2) as hasty, all_permits_held(hasty):
             calls = [hasty.authentication.Authenticate.future(wrong) for _ in range(5)]
             reasons = [failure_of(call).reason for call in calls if call.exception(PATIENCE) is not None]
         assert reasons == ["DEADLINE_OVER"] * len(calls)
@@ -176,7 +179,7 @@ class TestWhoeverHasGone:
 
 
 def test_a_hash_that_was_made_is_settled_though_its_caller_has_gone(private_server: RunningServer) -> None:
-    """The caller leaves while the failure is being written: it is counted all the same."""
+    """The caller hangs up while the failure is being written: it is counted."""
     user = new_user(private_server.users, password=PASSWORD)
     wrong = pb.AuthenticateRequest(user_id=user.id, password="not this one")
     fails(private_server.authentication.Authenticate, wrong)

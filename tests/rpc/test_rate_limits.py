@@ -1,6 +1,7 @@
-"""How often a caller may call, over the wire: its own rate, the default, and that of RPCs that make codes."""
+"""Rate limits over the wire: the default, a caller's own rate, and that of RPCs that issue codes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -12,12 +13,29 @@ from service.core.callers.administration import change_rate
 from service.core.token_bucket import Rate
 from tests.support.callers import Operator, bearer, call, new_key, operating, told
 from tests.support.credentials import rows_of
-from tests.support.errors import Failure, failure_of
+from tests.support.errors import failure_of
 from tests.support.factories import new_user
 from tests.support.servers import RunningServer, running
+from tests.support.waiting import until
 
-TRIES = 5000
+BURST = 3
+DELETE_USER = "/personae.v1.UserService/DeleteUser"
 START_RESET = "/personae.v1.CredentialService/StartPasswordReset"
+
+
+class Seconds:
+    """A monotonic clock that only the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def seconds() -> Seconds:
+    return Seconds()
 
 
 @pytest.fixture
@@ -27,126 +45,127 @@ def operator(private_url: URL) -> Iterator[Operator]:
 
 
 @pytest.fixture
-def server(private_url: URL, operator: Operator) -> Iterator[RunningServer]:
-    """Its default is one call a second and three at once."""
-    with running(
-        private_url,
-        caller_auth="required",
-        caller_cache_seconds=0.5,
-        caller_rate_limit=1,
-        caller_rate_burst=3,
-    ) as found:
+def server(private_url: URL, operator: Operator, seconds: Seconds) -> Iterator[RunningServer]:
+    """A server whose default rate is one call a second, and a few at once."""
+    settings = {"caller_auth": "required", "caller_cache_seconds": 0.1}
+    with running(private_url, None, seconds, **settings, caller_rate_limit=1, caller_rate_burst=BURST) as found:
         yield found
 
 
-def limit(operator: Operator, name: str, rate: Rate | None) -> None:
+def set_rate(operator: Operator, name: str, rate: Rate | None) -> None:
     with operator.changing() as session:
         change_rate(session, name, rate)
 
 
-def until(outcome: str, call: Callable[[], str]) -> int:
-    """Call until it ends so; how many calls ended otherwise before."""
-    for count in range(TRIES):
-        if call() == outcome:
-            return count
-    raise AssertionError(f"never {outcome}")
+def outcomes(count: int, server: RunningServer, *authorization: str, **options: Any) -> list[str]:
+    return [told(server.channel, *authorization, **options) for _ in range(count)]
 
 
-def first_failure(call: Callable[[], object]) -> Failure:
-    """Call until it fails; how it did."""
+def exhaust(server: RunningServer, *authorization: str) -> None:
+    assert outcomes(BURST, server, *authorization) == ["OK"] * BURST
+
+
+def limit_met(server: RunningServer, *authorization: str) -> str | None:
+    """The calls a second of the rate that a call exceeds; None: it exceeds none."""
     try:
-        for _ in range(TRIES):
-            call()
+        call(server.channel, *authorization)
     except grpc.RpcError as error:
-        return failure_of(error)
-    raise AssertionError("no call failed")
+        return failure_of(error).error_metadata["per_second"]
+    return None
 
 
 class TestDefault:
-    def test_beyond_it_a_caller_is_pushed_back(self, server: RunningServer, operator: Operator) -> None:
-        """RATE_LIMITED, with the time until the next call may be made, which channels with a retry policy wait for."""
+    def test_beyond_it_a_caller_is_pushed_back(
+        self, server: RunningServer, operator: Operator, seconds: Seconds
+    ) -> None:
+        """RATE_LIMITED, with a pushback until the next call is admitted, which channels with a retry policy obey."""
         key = operator.create_with_key("users.read")
-        assert until("RATE_LIMITED", lambda: told(server.channel, bearer(key))) >= 3
+        exhaust(server, bearer(key))
 
-        failure = first_failure(lambda: call(server.channel, bearer(key)))
+        with pytest.raises(grpc.RpcError) as caught:
+            call(server.channel, bearer(key))
+        failure = failure_of(caught.value)
 
-        assert failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert 0 < int(failure.trailers["grpc-retry-pushback-ms"]) <= 1000
+        assert (failure.code, failure.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED")
+        assert failure.trailers["grpc-retry-pushback-ms"] == "1000"
         assert failure.retry_after is not None
-        assert failure.retry_after.total_seconds() == int(failure.trailers["grpc-retry-pushback-ms"]) / 1000
+        assert failure.retry_after.total_seconds() == 1
         assert failure.error_metadata == {"per_second": "1"}
+        seconds.now += 1
+        assert outcomes(2, server, bearer(key)) == ["OK", "RATE_LIMITED"]
+        seconds.now += 3600
+        assert outcomes(BURST + 1, server, bearer(key)) == ["OK"] * BURST + ["RATE_LIMITED"]
 
-    def test_others_are_not_concerned(self, server: RunningServer, operator: Operator) -> None:
-        """Neither another caller nor another's key: all keys of a caller are counted together."""
+    def test_each_caller_is_counted_apart(self, server: RunningServer, operator: Operator) -> None:
+        """All keys of a caller are counted together, and those of another caller are not."""
         name = operator.create("users.read")
         first, second = operator.add_key(name), operator.add_key(name)
         other = operator.create_with_key("users.read")
-        until("RATE_LIMITED", lambda: told(server.channel, bearer(first)))
+        exhaust(server, bearer(first))
 
-        assert until("RATE_LIMITED", lambda: told(server.channel, bearer(second))) <= 1
+        assert told(server.channel, bearer(second)) == "RATE_LIMITED"
         assert told(server.channel, bearer(other)) == "OK"
 
-    def test_strangers_and_who_lacks_the_scope_are_not_counted(self, server: RunningServer, operator: Operator) -> None:
-        """They are refused before that, and told so each time."""
+    def test_unauthorised_calls_are_not_counted(self, server: RunningServer, operator: Operator) -> None:
+        """Calls without a known key or without the scope are refused before the rate limit."""
         key = operator.create_with_key("users.read")
-        stranger = bearer(new_key())
-        assert {told(server.channel, stranger) for _ in range(20)} == {"KEY_UNKNOWN"}
-        deleting = "/personae.v1.UserService/DeleteUser"
-        assert {told(server.channel, bearer(key), method=deleting) for _ in range(20)} == {"SCOPE_MISSING users.write"}
+        assert set(outcomes(20, server, bearer(new_key()))) == {"KEY_UNKNOWN"}
+        assert set(outcomes(20, server, bearer(key), method=DELETE_USER)) == {"SCOPE_MISSING users.write"}
 
-        assert told(server.channel, bearer(key)) == "OK"
+        exhaust(server, bearer(key))
 
-    def test_what_is_too_much_is_not_read(self, server: RunningServer, operator: Operator) -> None:
-        """Malformed bytes of a caller that calls too often are not looked at."""
+    def test_the_message_of_a_refused_call_is_not_read(self, server: RunningServer, operator: Operator) -> None:
+        """Malformed bytes of a caller beyond its rate are not parsed."""
         key = operator.create_with_key("users.read")
-        until("RATE_LIMITED", lambda: told(server.channel, bearer(key)))
+        exhaust(server, bearer(key))
 
-        assert until("RATE_LIMITED", lambda: told(server.channel, bearer(key), request=b"\xff")) <= 1
+        assert told(server.channel, bearer(key), request=b"\xff") == "RATE_LIMITED"
 
 
 class TestOwn:
-    def test_a_rate_of_its_own_holds_soon_and_goes_again(self, server: RunningServer, operator: Operator) -> None:
-        """Without a restart: within CALLER_CACHE_SECONDS."""
+    def test_a_changed_rate_applies_without_a_restart(self, server: RunningServer, operator: Operator) -> None:
+        """Within CALLER_CACHE_SECONDS: an unlimited rate, a limited one, and the default again."""
         name = operator.create("users.read")
-        key = operator.add_key(name)
-        limit(operator, name, Rate(0, 0))
-        until("OK", lambda: "OK" if {told(server.channel, bearer(key)) for _ in range(10)} == {"OK"} else "")
+        key = bearer(operator.add_key(name))
+        exhaust(server, key)
 
-        limit(operator, name, Rate(1, 1))
-        until("RATE_LIMITED", lambda: told(server.channel, bearer(key)))
-
-        limit(operator, name, Rate(1000, 500))
-        until("OK", lambda: "OK" if {told(server.channel, bearer(key)) for _ in range(10)} == {"OK"} else "")
-        limit(operator, name, None)
-        until("RATE_LIMITED", lambda: told(server.channel, bearer(key)))
+        set_rate(operator, name, Rate(0, 0))
+        until(lambda: limit_met(server, key) is None)
+        assert outcomes(2 * BURST, server, key) == ["OK"] * 2 * BURST
+        set_rate(operator, name, Rate(2, 1))
+        until(lambda: limit_met(server, key) == "2")
+        set_rate(operator, name, None)
+        until(lambda: limit_met(server, key) is None)
+        until(lambda: limit_met(server, key) == "1")
         assert operator.caller(name).rate is None
 
-    def test_one_that_changes_nothing_leaves_no_event(self, operator: Operator, private_url: URL) -> None:
-        """What is so already is no change."""
+    def test_setting_the_same_rate_leaves_no_event(self, operator: Operator, private_url: URL) -> None:
+        """The audit trail has changes only."""
         name = operator.create("users.read")
         for rate in (Rate(5, 9), Rate(5, 9), None, None):
-            limit(operator, name, rate)
+            set_rate(operator, name, rate)
 
         events = [row for row in rows_of(private_url, "audit_events ORDER BY id") if row["action"] == "LimitCaller"]
         assert [(row["target_caller"], row["changed_fields"]) for row in events] == [(name, ["rate_limit"])] * 2
 
 
 class TestCodes:
-    def test_have_a_lower_limit_of_their_own(self, private_url: URL) -> None:
-        """They cost no hash and each leaves an event for ever; beyond it nothing is written, all else goes on."""
-        with running(private_url, caller_code_rate_limit=1, caller_code_rate_burst=2) as server:
+    def start_reset(self, email: str) -> dict[str, Any]:
+        request = credential_pb2.StartPasswordResetRequest(identifier=email)
+        return {"method": START_RESET, "request": request.SerializeToString()}
+
+    def test_have_a_lower_limit_of_their_own(self, private_url: URL, seconds: Seconds) -> None:
+        """They cost no hash, and each leaves an audit event: beyond the limit nothing is written, and reads go on."""
+        with running(private_url, None, seconds, caller_code_rate_limit=1, caller_code_rate_burst=2) as server:
             user = new_user(server.users)
-            request = credential_pb2.StartPasswordResetRequest(identifier=user.email).SerializeToString()
-            started = until("RATE_LIMITED", lambda: told(server.channel, method=START_RESET, request=request))
+            assert outcomes(5, server, **self.start_reset(user.email)) == ["OK"] * 2 + ["RATE_LIMITED"] * 3
             assert server.users.GetUser(user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id))) == user
 
-        assert started >= 2
-        events = [row["action"] for row in rows_of(private_url, "audit_events")]
-        assert events.count("StartPasswordReset") == started
+        assert [row["action"] for row in rows_of(private_url, "audit_events")].count("StartPasswordReset") == 2
 
-    def test_by_default_a_hundred_at_once(self, private_url: URL) -> None:
-        """Ten a second after that: an abused key fills no disk."""
-        defaults = {name: Settings.model_fields[name].default for name in ("caller_code_rate_limit",)}
-        with running(private_url, **defaults) as server:
-            request = credential_pb2.StartPasswordResetRequest(identifier="nobody@example.com").SerializeToString()
-            assert until("RATE_LIMITED", lambda: told(server.channel, method=START_RESET, request=request)) >= 100
+    def test_by_default_a_hundred_at_once(self, private_url: URL, seconds: Seconds) -> None:
+        """A stolen key cannot fill the disk."""
+        default = Settings.model_fields["caller_code_rate_limit"].default
+        with running(private_url, None, seconds, caller_code_rate_limit=default) as server:
+            found = outcomes(101, server, **self.start_reset("nobody@example.com"))
+        assert found == ["OK"] * 100 + ["RATE_LIMITED"]

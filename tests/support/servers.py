@@ -1,7 +1,7 @@
 """The real server on a port of its own, with a clock that tests move and cheap hashes."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy.engine import URL
 
 from personae.v1 import audit_pb2_grpc, authentication_pb2_grpc, credential_pb2_grpc, user_pb2, user_pb2_grpc
+from service.base.clock import monotonic
 from service.base.settings import Settings
 from service.db.engine import Database
 from service.server.server import Server
@@ -105,13 +106,16 @@ class RunningServer(Services):
 
 
 @contextlib.contextmanager
-def running(url: URL, clock: MovableClock | None = None, /, **changes: object) -> Iterator[RunningServer]:
-    """Start a server on this database; stop it, and make sure that nothing of it still runs.
+def running(
+    url: URL, clock: MovableClock | None = None, rate_clock: Callable[[], float] = monotonic, /, **changes: object
+) -> Iterator[RunningServer]:
+    """Start a server on this database; stop it, and require that nothing of it still runs.
 
-    clock: one that servers share, for the times that they write for each other.
+    clock: one that servers share, for the times that they write for each other. rate_clock: the monotonic seconds of
+    the rate limits.
     """
     clock = clock or MovableClock()
-    server = build_server(settings_for(url, **changes), url, clock=clock)
+    server = build_server(settings_for(url, **changes), url, clock=clock, rate_clock=rate_clock)
     server.start()
     address = f"127.0.0.1:{server.port}"
     try:

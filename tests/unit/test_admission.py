@@ -1,4 +1,4 @@
-"""Admission control: the bounded executor and the concurrency limit of hashing, without a wire."""
+"""Admission control: the bounded executor and the concurrency limit of hashing, without gRPC."""
 
 import contextlib
 import threading
@@ -29,8 +29,8 @@ def bounded(threads: int, max_waiting: int, **options: Any) -> Iterator[BoundedE
 
 
 class TestBoundedExecutor:
-    def test_admits_what_has_a_thread_or_may_wait(self) -> None:
-        """All others are refused at once, on the thread that submits them, so that nothing piles up."""
+    def test_admits_as_many_as_threads_and_queue(self) -> None:
+        """All others are refused at once, on the submitting thread."""
         may_end, threads = Event(), list[str]()
 
         def serve() -> str:
@@ -50,8 +50,8 @@ class TestBoundedExecutor:
             assert executor.submit(serve).result(PATIENCE) == "served"
             assert not is_refused()
 
-    def test_in_an_overload_half_as_many_wait(self) -> None:
-        """From the moment on at which twice as many have come as may wait while the queue was not empty."""
+    def test_an_overload_halves_the_queue(self) -> None:
+        """Once twice the size of the queue has arrived without the queue becoming empty."""
         may_end = Semaphore(0)
 
         def serve() -> bool:
@@ -74,7 +74,7 @@ class TestBoundedExecutor:
                 future.result(PATIENCE)
 
     def test_a_refusal_that_fails_leaves_the_submitting_thread_alone(self) -> None:
-        """It is gRPC's serving thread."""
+        """The submitting thread is gRPC's serving thread, which must survive."""
         may_end = Event()
         with bounded(1, 0) as executor:
             executor.submit(may_end.wait, PATIENCE)
@@ -82,8 +82,7 @@ class TestBoundedExecutor:
             assert isinstance(refused.exception(0), ZeroDivisionError)
             may_end.set()
 
-    def test_tells_how_long_each_waited(self) -> None:
-        """Only of admitted calls."""
+    def test_reports_the_wait_of_each_admitted_call(self) -> None:
         waits = list[float]()
         with bounded(1, 5, on_start=waits.append) as executor:
             for future in [executor.submit(int) for _ in range(6)]:
@@ -91,8 +90,8 @@ class TestBoundedExecutor:
         assert len(waits) == 6
         assert all(wait >= 0 for wait in waits)
 
-    def test_says_at_the_end_that_a_call_still_runs(self) -> None:
-        """Then the process can only be left by os._exit."""
+    def test_end_reports_a_running_call(self) -> None:
+        """Then only os._exit ends the process."""
         may_end = Event()
         executor = BoundedExecutor(1, max_waiting=0, name="test")
         running = executor.submit(may_end.wait, PATIENCE)
@@ -102,8 +101,8 @@ class TestBoundedExecutor:
 
 
 class TestHashLimiter:
-    def test_first_come_first_served(self) -> None:
-        """In the order in which they began to wait."""
+    def test_is_fair(self) -> None:
+        """First come, first served."""
         limiter, order = HashLimiter(1, max_waiting=10), list[int]()
 
         def enter_as(number: int) -> None:
@@ -120,23 +119,23 @@ class TestHashLimiter:
         assert order == [0, 1, 2, 3, 4]
         assert (limiter.running, limiter.waiting) == (0, 0)
 
-    def test_who_is_too_many_is_refused_at_once(self) -> None:
-        """However much time it has."""
+    def test_a_full_queue_refuses_at_once(self) -> None:
+        """However late the deadline is."""
         limiter = HashLimiter(1, max_waiting=0)
         with permitted(limiter), pytest.raises(HashingBusyError), permitted(limiter):
             pass
         with permitted(limiter):
             pass
 
-    def test_whose_deadline_passes_while_it_waits_is_not_hashed(self) -> None:
-        """The wait ends with the deadline."""
+    def test_the_wait_ends_with_the_deadline(self) -> None:
+        """Without a permit."""
         limiter = HashLimiter(1, max_waiting=5)
         with permitted(limiter), pytest.raises(DeadlineOverError), permitted(limiter, patience=0.01):
             pass
         assert (limiter.running, limiter.waiting) == (0, 0)
 
-    def test_who_could_not_be_answered_in_time_is_refused_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """As far as can be told from how long permits were held, also by RPCs that failed."""
+    def test_a_wait_beyond_the_deadline_is_refused_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The expected wait follows from how long permits were held, also by RPCs that failed."""
         now = [1000.0]
         monkeypatch.setattr("service.rpc.admission.hashing.monotonic", lambda: now[0])
         monkeypatch.setattr("service.rpc.context.monotonic", lambda: now[0])
@@ -145,7 +144,7 @@ class TestHashLimiter:
             now[0] += 2
             raise ZeroDivisionError
         with (
-            permitted(limiter, deadline=now[0] + 1),  # a free permit is taken whatever is to be expected
+            permitted(limiter, deadline=now[0] + 1),  # a free permit is given whatever the expected wait
             pytest.raises(HashingBusyError),
             permitted(limiter, deadline=now[0] + 4),
         ):
@@ -154,15 +153,14 @@ class TestHashLimiter:
     @pytest.mark.parametrize(
         "active, patience, refusal", [(False, PATIENCE, CallerGoneError), (True, 0, DeadlineOverError)]
     )
-    def test_nobody_is_hashed_for_who_has_gone(self, active: bool, patience: float, refusal: type[Exception]) -> None:
-        """Neither after a wait nor without one."""
+    def test_no_hash_for_a_caller_that_has_gone(self, active: bool, patience: float, refusal: type[Exception]) -> None:
+        """The caller hung up, or its deadline passed."""
         limiter = HashLimiter(1, max_waiting=5)
         with pytest.raises(refusal), permitted(limiter, patience=patience, is_active=active):
             pass
         assert limiter.running == 0
 
-    def test_what_has_started_is_finished(self) -> None:
-        """The deadline may pass meanwhile: the result counts."""
+    def test_instruments_each_hash(self) -> None:
         calls = list[str]()
 
         @contextlib.contextmanager
@@ -181,7 +179,7 @@ class TestHashLimiter:
         assert calls == ["begun", "ended"]
 
     def test_no_permit_is_ever_lost(self) -> None:
-        """Many come, some fail, some run out of time: in the end all are free, and never were there too many."""
+        """Many RPCs, some of which fail or time out: never too many hold a permit, and in the end all are free."""
         limiter, holding, most, lock = HashLimiter(3, max_waiting=50), [0], [0], Lock()
 
         def work(number: int) -> None:
@@ -208,7 +206,7 @@ class TestHashLimiter:
 def permitted(
     limiter: HashLimiter, *, patience: float = PATIENCE, deadline: float | None = None, is_active: bool = True
 ) -> Iterator[Hasher]:
-    """Hold a permit for an RPC without a wire."""
+    """Hold a permit for an RPC without gRPC."""
     context: Any = SimpleNamespace(is_active=lambda: is_active)
     enter(CallContext("", context, monotonic() + patience if deadline is None else deadline))
     with limiter.permit() as hasher:

@@ -1,4 +1,4 @@
-"""The drain of a server that stops."""
+"""The drain of a stopping server."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,7 @@ def call_from(peer: str) -> Any:
     [("ipv4:127.0.0.1:40001", {40001}), ("ipv6:[::1]:40002", {40002}), ("unix:", set()), ("", set())],
 )
 def test_the_ports_of_running_calls(peer: str, ports: set[int]) -> None:
-    """GRPC names no peer for a call whose connection has gone, which must not end the drain."""
+    """GRPC has no peer for a call whose connection is closed: that must not break the drain."""
     drain, call = Drain(), call_from(peer)
     drain.enter(call)
     assert drain.peer_ports() == ports
@@ -27,8 +27,8 @@ def test_the_ports_of_running_calls(peer: str, ports: set[int]) -> None:
     assert drain.peer_ports() == set()
 
 
-def test_lets_nobody_in_once_it_has_begun() -> None:
-    """Calls that run are waited for; there is nothing to wait for when none runs."""
+def test_refuses_new_calls_once_begun() -> None:
+    """Running calls are waited for; without one the wait ends at once."""
     drain, running = Drain(), call_from("")
     drain.enter(running)
     drain.begin()

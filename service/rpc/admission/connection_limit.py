@@ -1,7 +1,7 @@
-"""How many connections the server takes on. Each costs a file descriptor and some 13 kB while it does nothing at all.
+"""The limit on open connections. Each costs a file descriptor, and about 13 kB while it is idle.
 
-When a process has no file descriptor left, new connections hang without an answer, and so do those to the database.
-Beyond this number gRPC closes a new one at once, which its peer sees as UNAVAILABLE.
+When a process has no file descriptor left, new connections hang without an answer, also those to the database. Beyond
+the limit gRPC closes a new connection at once, which the client sees as UNAVAILABLE.
 """
 
 import resource
@@ -10,30 +10,28 @@ import structlog
 
 _OPTION = "grpc.max_allowed_incoming_connections"
 _OTHER_FILES = 64
-"""What the process opens beside the connections of callers and of the pool: a dozen, and room for more."""
-_FILES_EACH = 2
-"""Of a connection to the database: its own, and the one by which it is cut when it hangs."""
+"""Files besides connections: a dozen, and a reserve."""
+_FILES_PER_DATABASE_CONNECTION = 2
+"""The socket, and the duplicate by which it is closed when it hangs."""
 _log = structlog.get_logger("personae.server")
 
 
-def most_connections(wanted: int, *, ports: int, pooled: int, is_said: bool) -> tuple[str, int]:
-    """The option for gRPC that bounds the connections, which counts for each port apart.
+def connection_limit_option(wanted: int, *, ports: int, pool_size: int, is_explicit: bool) -> tuple[str, int]:
+    """The gRPC option that limits the connections of each port.
 
-    wanted: how many there may be in all. pooled: how many the pool may open to the database. is_said: whether the
-    operator said how many; then the log says when the limit of open files leaves fewer.
+    wanted: connections on all ports. pool_size: most connections to the database. is_explicit: the operator has set the
+    limit, so log a warning when the limit of open files allows fewer.
     """
-    most_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    found = places(wanted, ports=ports, other_files=_OTHER_FILES + _FILES_EACH * pooled, most_files=most_files)
-    if is_said and found < wanted // ports:
-        _log.warning("fewer connections than GRPC_MAX_CONNECTIONS", on_each_port=found, remedy="raise ulimit -n")
-    return _OPTION, found
+    max_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    other_files = _OTHER_FILES + _FILES_PER_DATABASE_CONNECTION * pool_size
+    limit = connections_per_port(wanted, ports=ports, other_files=other_files, max_files=max_files)
+    if is_explicit and limit < wanted // ports:
+        _log.warning("fewer connections than GRPC_MAX_CONNECTIONS", on_each_port=limit, remedy="raise ulimit -n")
+    return _OPTION, limit
 
 
-def places(wanted: int, *, ports: int, other_files: int, most_files: int) -> int:
-    """How many connections each of so many ports may have: at least one.
-
-    most_files: how many this process may open, `ulimit -n`. other_files: how many of them are for other things.
-    """
-    if most_files != resource.RLIM_INFINITY:
-        wanted = min(wanted, most_files - other_files)
+def connections_per_port(wanted: int, *, ports: int, other_files: int, max_files: int) -> int:
+    """The limit for each port: at least one. max_files: `ulimit -n`. other_files: those that are not connections."""
+    if max_files != resource.RLIM_INFINITY:
+        wanted = min(wanted, max_files - other_files)
     return max(1, wanted // ports)

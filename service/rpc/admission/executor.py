@@ -1,13 +1,12 @@
 """Admission control: the thread pools that run RPCs, each with a bounded queue.
 
-grpc.server hands every call to a thread pool and never looks at the length of its queue. `BoundedExecutor` admits as
-many calls as it has threads and waiting room for. It runs any further call at once on the thread that submitted it,
-which is gRPC's serving thread: the `admit` stage finds that the call `is_refused` and answers SERVER_BUSY without
-waiting for anything. So a refusal costs no thread switch, is logged and counted like every other answer, and the
-serving thread takes new calls only as fast as it can refuse them.
+grpc.server submits every RPC to a thread pool and does not bound its queue. `BoundedExecutor` admits as many RPCs as it
+has threads and room in its queue. It runs any further RPC at once on the submitting thread, gRPC's serving thread,
+where the `admit` stage finds that the RPC `is_refused` and answers SERVER_BUSY without blocking. So a refusal costs no
+thread switch, is logged and counted like every other answer, and slows down the serving thread when too many come.
 
-A burst may fill the whole queue. A queue that does not become empty while twice as many calls come is no burst but an
-overload, in which a long queue would only make every answer late: then half as many may wait. See decision 0030.
+A burst may fill the whole queue. A queue that does not become empty while twice its size in RPCs arrives is an
+overload, in which a long queue only makes every answer late: then half of the queue may be used. See decision 0030.
 """
 
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from service.base.clock import monotonic
 
 
 class _Thread(local):
-    """What the current thread is doing."""
+    """The state of the current thread."""
 
     is_refusing = False
 
@@ -28,12 +27,12 @@ _thread = _Thread()
 
 
 def is_refused() -> bool:
-    """Whether the RPC that runs on this thread was not admitted. It must be answered without waiting for anything."""
+    """Whether the RPC on this thread was not admitted. It must be answered without blocking."""
     return _thread.is_refusing
 
 
 class BoundedExecutor(ThreadPoolExecutor):
-    """A thread pool that admits a bounded number of RPCs and has all others refused."""
+    """A thread pool that admits a bounded number of RPCs and refuses all others."""
 
     def __init__(
         self,
@@ -42,11 +41,11 @@ class BoundedExecutor(ThreadPoolExecutor):
         max_waiting: int,
         name: str,
         on_start: Callable[[float], None] | None = None,
-        initializer: Callable[[], None] | None = None,
+        initializer: Callable[[], object] | None = None,
     ) -> None:
         """max_waiting: RPCs that may wait for a thread in a burst; half as many in an overload.
 
-        on_start: is called with the seconds that an RPC waited for its thread. initializer: runs first on each thread.
+        on_start: gets the seconds that each RPC waited for its thread. initializer: runs first on each thread.
         """
         super().__init__(threads, thread_name_prefix=name, initializer=initializer)
         self.threads = threads
@@ -54,21 +53,21 @@ class BoundedExecutor(ThreadPoolExecutor):
         self._on_start = on_start
         self._admitted = 0
         self._since_empty = 0
-        """How many calls have come since the queue was empty."""
+        """RPCs submitted since the queue was last empty."""
         self._changed = Condition()
 
     @property
     def running(self) -> int:
-        """How many RPCs have a thread."""
+        """The number of RPCs that have a thread."""
         return min(self._admitted, self.threads)
 
     @property
     def waiting(self) -> int:
-        """How many RPCs wait for a thread."""
+        """The number of RPCs that wait for a thread."""
         return max(0, self._admitted - self.threads)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Queue the RPC; where the queue is full, run it here and now, to be refused."""
+        """Queue the RPC; if the queue is full, run it on this thread, to be refused."""
         with self._changed:
             self._since_empty = 0 if self._admitted <= self.threads else self._since_empty + 1
             is_overload = self._since_empty > 2 * self._max_waiting
@@ -76,13 +75,13 @@ class BoundedExecutor(ThreadPoolExecutor):
             is_admitted = self._admitted < self.threads + max_waiting
             self._admitted += is_admitted
         if not is_admitted:
-            return _refused(fn, args, kwargs)
+            return _run_refused(fn, args, kwargs)
         future = super().submit(self._run, monotonic(), fn, args, kwargs)
         future.add_done_callback(self._leave)
         return future
 
     def end(self, *, patience: float) -> bool:
-        """Start no more RPCs, and wait up to `patience` seconds for those that run; whether all of them have ended."""
+        """Start no more RPCs, and wait up to `patience` seconds for those that run. Returns whether all have ended."""
         self.shutdown(wait=False, cancel_futures=True)
         with self._changed:
             return self._changed.wait_for(lambda: not self._admitted, timeout=patience)
@@ -99,12 +98,12 @@ class BoundedExecutor(ThreadPoolExecutor):
                 self._changed.notify_all()
 
 
-def _refused(fn: Callable[..., Any], args: Any, kwargs: Any) -> Future[Any]:
+def _run_refused(fn: Callable[..., Any], args: Any, kwargs: Any) -> Future[Any]:
     future: Future[Any] = Future()
     _thread.is_refusing = True
     try:
         future.set_result(fn(*args, **kwargs))
-    except BaseException as error:  # noqa: BLE001  as a thread of the pool does with it
+    except BaseException as error:  # noqa: BLE001  as the pool does
         future.set_exception(error)
     finally:
         _thread.is_refusing = False

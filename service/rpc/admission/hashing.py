@@ -1,12 +1,11 @@
 """The concurrency limit of password hashing: the one queue in front of bcrypt.
 
-bcrypt is nearly all that a sign-in costs, and it is meant to cost. RPCs that hash run on an executor of their own, so
-that they cannot take the threads of the other RPCs. Each of them takes a permit after it was authorised and parsed,
-and hashes on its own thread; bcrypt releases the GIL meanwhile. As many permits as cores can be of use for are given
-out, a bounded number of RPCs waits for one, and further ones are refused at once: HASHING_BUSY.
+RPCs that hash run on an executor of their own, so that they cannot take the threads of other RPCs. After authorisation
+and parsing each acquires a permit, then hashes on its own thread, where bcrypt releases the GIL. There are about as
+many permits as cores. A bounded number of RPCs waits for a permit; further ones are refused at once: HASHING_BUSY.
 
-An RPC that could not be answered before its deadline is refused at once as well. Otherwise, under an overload that
-lasts, every permit would go to a caller that has waited nearly until its deadline, and all hashes would come too late.
+An RPC that could not be answered before its deadline is refused at once as well. Otherwise, in a long overload, every
+permit would go to an RPC that has waited until just before its deadline, and all hashes would come too late.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,15 +20,15 @@ from service.rpc.context import CallContext, current, require_wanted
 _WEIGHT = 0.1
 """Weight of the newest value in the moving average of how long a permit is held."""
 _MARGIN = 1.3
-"""By how much an RPC may take longer than the average: an answer that comes too late costs as much as one in time."""
+"""Safety factor on the expected wait: an answer that comes too late costs as much as one in time."""
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
 
 class Hasher(Protocol):
-    """Calls a function that hashes, on this thread: what the holder of a permit gets.
+    """Calls a function that hashes, on this thread, for the holder of a permit.
 
-    Raises DeadlineOverError or CallerGoneError, without hashing, when nobody waits for the answer any more.
+    Raises DeadlineOverError or CallerGoneError, without hashing, when the caller waits no longer.
     """
 
     def __call__(
@@ -38,7 +37,7 @@ class Hasher(Protocol):
 
 
 class HashLimiter:
-    """Gives out the permits to hash."""
+    """A semaphore with a bounded queue and deadlines."""
 
     def __init__(
         self,
@@ -49,7 +48,7 @@ class HashLimiter:
     ) -> None:
         """permits: RPCs that may hash at a time. max_waiting: RPCs that may wait for a permit.
 
-        instrument: makes the context in which each hash runs, for metrics and traces.
+        instrument: makes the context manager around each hash, for metrics and traces.
         """
         self._permits = permits
         self._max_waiting = max_waiting
@@ -63,10 +62,10 @@ class HashLimiter:
 
     @contextmanager
     def permit(self) -> Iterator[Hasher]:
-        """Hold a permit while the block runs; it gets the function by which to hash.
+        """Hold a permit while the block runs, which gets the function to hash with.
 
-        Raises HashingBusyError at once where too many RPCs wait, or the wait would be longer than until the caller's
-        deadline; DeadlineOverError when the deadline passes; CallerGoneError when the caller has hung up by its turn.
+        Raises HashingBusyError at once when the queue is full or the wait would exceed the caller's deadline;
+        DeadlineOverError when the deadline passes; CallerGoneError when the caller has hung up meanwhile.
         """
         call = current()
         self._acquire(call)
@@ -77,6 +76,13 @@ class HashLimiter:
             yield self._hash
         finally:
             self._release(acquired_at)
+
+    def run(
+        self, function: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs
+    ) -> _Result:
+        """Hash once under a permit. Raises as `permit`."""
+        with self.permit() as hash_:
+            return hash_(function, *args, **kwargs)
 
     def _acquire(self, call: CallContext) -> None:
         with self._changed:
@@ -96,9 +102,9 @@ class HashLimiter:
             self.running += 1
 
     def _expected_end(self) -> float:
-        """When an RPC that begins to wait now will have been answered, in monotonic seconds."""
-        turns = 1 + (self.waiting + 1) / self._permits
-        return monotonic() + self._average_seconds * turns * _MARGIN
+        """When an RPC that starts to wait now will probably be answered, in monotonic seconds."""
+        rounds = 1 + (self.waiting + 1) / self._permits
+        return monotonic() + self._average_seconds * rounds * _MARGIN
 
     def _release(self, acquired_at: float | None) -> None:
         with self._changed:

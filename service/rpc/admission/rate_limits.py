@@ -1,6 +1,6 @@
-"""Limits on how often each caller calls: buckets in the memory of this process.
+"""Rate limits for callers: token buckets in the memory of this process.
 
-Each process counts for itself. A caller whose connections are spread over several may call as often in each: see
+Each process counts for itself, so that a caller with connections to several processes gets the rate in each: see
 docs/decisions/0024-rate-limits-and-queues.md.
 """
 
@@ -13,27 +13,27 @@ from service.core.token_bucket import Rate, take
 
 
 class RateLimits:
-    """One bucket for each caller. There are no more than callers: strangers are refused before they get one."""
+    """One bucket for each caller. Unknown callers are refused earlier, so that they cannot fill the memory."""
 
     def __init__(self, default: Rate, *, clock: Callable[[], float] = monotonic) -> None:
-        """default: of callers that have no rate of their own. clock: in seconds that never go back."""
+        """default: the rate of callers without their own. clock: monotonic seconds."""
         self._default = default
         self._clock = clock
-        self._counting = Lock()
+        self._lock = Lock()
         self._full_at: dict[str, tuple[Rate, float]] = {}
 
     def require(self, caller: str, own: Rate | None = None) -> None:
-        """Count a call of this caller. Raises RateLimitedError for one too many, which is not counted.
+        """Count a call of this caller. Raises RateLimitedError when its bucket is empty; such a call is not counted.
 
-        own: its rate, where it is not the default. A bucket whose rate was changed begins full.
+        own: the caller's own rate; None: the default. A bucket starts full again when its rate was changed.
         """
         rate = self._default if own is None else own
         if not rate.per_second:
             return
         now = self._clock()
-        with self._counting:
-            before, full_at = self._full_at.get(caller, (rate, now))
-            if before != rate:
+        with self._lock:
+            old_rate, full_at = self._full_at.get(caller, (rate, now))
+            if old_rate != rate:
                 full_at = now
             full_at, wait = take(full_at, rate, now)
             self._full_at[caller] = rate, full_at

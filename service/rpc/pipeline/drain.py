@@ -1,4 +1,4 @@
-"""The drain of a server that stops: which RPCs still run, and the refusal of new ones."""
+"""The drain of a stopping server: it refuses new RPCs, and waits for those that run."""
 
 from threading import Condition
 
@@ -8,7 +8,7 @@ from service.rpc.context import CallContext
 
 
 class Drain:
-    """Knows the RPCs that run. Lets new ones in until the drain begins."""
+    """The RPCs that run. Refuses new ones once the drain has begun."""
 
     def __init__(self) -> None:
         self._changed = Condition()
@@ -16,26 +16,26 @@ class Drain:
         self._has_begun = False
 
     def enter(self, call: CallContext) -> None:
-        """Note that an RPC begins. Raises ServerStoppingError once the drain has begun."""
+        """Register an RPC. Raises ServerStoppingError once the drain has begun."""
         with self._changed:
             if self._has_begun:
                 raise ServerStoppingError
             self._running[id(call)] = call
 
     def leave(self, call: CallContext) -> None:
-        """Note that an RPC has ended."""
+        """Unregister an RPC that has ended."""
         with self._changed:
             self._running.pop(id(call), None)
             if self._has_begun:
                 self._changed.notify_all()
 
     def begin(self) -> None:
-        """Let no RPC in any more."""
+        """Refuse RPCs from now on."""
         with self._changed:
             self._has_begun = True
 
     def wait_for_one(self, *, until: float) -> bool:
-        """Wait until an RPC has ended, up to this moment in monotonic seconds; False when none runs, or none ended."""
+        """Wait until an RPC has ended; False when none runs, or none has ended by `until`, in monotonic seconds."""
         with self._changed:
             running = len(self._running)
             return running > 0 and self._changed.wait_for(
@@ -43,7 +43,7 @@ class Drain:
             )
 
     def peer_ports(self) -> frozenset[int]:
-        """The ports from which the callers of the running RPCs have connected."""
+        """The client's TCP ports of the connections with running RPCs."""
         with self._changed:
             ports = {call.context.peer().rpartition(":")[2] for call in self._running.values()}
         return frozenset(int(port) for port in ports if port.isdecimal())

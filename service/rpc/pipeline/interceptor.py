@@ -1,8 +1,8 @@
 """The one interceptor: wraps the handler of every method, once, in the stages of the pipeline.
 
-gRPC calls `intercept_service` on its serving thread, so nothing is done there but to look up the wrapped handler; the
-work happens on the RPC's thread. Every unary method is served as one whose requests are a stream of raw bytes, so that
-its message is read and parsed after the call was authorised.
+gRPC calls `intercept_service` on its serving thread, so it only looks up the wrapped handler; the work happens on the
+RPC's thread. Every unary method is served as one with a stream of raw requests, so that its message is read and parsed
+after authorisation.
 """
 
 from __future__ import annotations  # gRPC's classes are generic in their type stubs only
@@ -25,7 +25,7 @@ from service.rpc.pipeline.status import status_of
 
 
 class Pipeline(grpc.ServerInterceptor):
-    """Runs the stages around each handler. gRPC's own services (health, reflection) have no callers to authorise."""
+    """Runs the stages around each handler. Health and reflection are served without authorisation."""
 
     def __init__(
         self,
@@ -33,19 +33,23 @@ class Pipeline(grpc.ServerInterceptor):
         *,
         max_seconds: float,
         executors: Mapping[Executor, BoundedExecutor],
-        readers: Mapping[Executor, RequestReader],
-        health_reader: RequestReader,
+        health_executor: BoundedExecutor,
     ) -> None:
-        """max_seconds: how long an RPC may take whose caller set no deadline, or a later one.
-
-        readers: read the messages of the RPCs of each executor. health_reader: the same for health checks.
-        """
+        """max_seconds: the deadline of RPCs whose caller set none or a later one."""
         self._stages = tuple(stages)
         self._max_seconds = max_seconds
         self._executors = executors
-        self._readers = readers
-        self._health_reader = health_reader
+        # Slow messages may hold half of the threads of each executor.
+        self._readers = {
+            name: RequestReader(max_slow=max(1, executor.threads // 2)) for name, executor in executors.items()
+        }
+        self._health_reader = RequestReader(max_slow=max(1, health_executor.threads // 2))
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    def cancel_slow_messages(self) -> None:
+        """Cancel calls whose message does not come in time. Called every CHECK_INTERVAL seconds."""
+        for reader in (*self._readers.values(), self._health_reader):
+            reader.cancel_slow()
 
     def intercept_service(
         self,
@@ -58,9 +62,9 @@ class Pipeline(grpc.ServerInterceptor):
             return wrapped
         handler = continuation(handler_call_details)
         if handler is None:
-            return None  # an unknown method is not remembered: anybody could fill the memory with names
+            return None  # not cached: anybody could fill the memory with names of unknown methods
         if method.startswith("/grpc."):
-            self._wrapped[method] = _reading_within_a_bound(handler, self._health_reader)
+            self._wrapped[method] = _with_reader(handler, self._health_reader)
         else:
             self._wrapped[method] = self._wrap(method, handler)
         return self._wrapped[method]
@@ -70,29 +74,29 @@ class Pipeline(grpc.ServerInterceptor):
             raise TypeError(f"{name} streams, and the pipeline has no stages for streams")
         executor = METHODS[name].executor
         method = WrappedMethod(name, METHODS[name], handler.request_deserializer, self._readers[executor])
-        run = _composed(self._stages, method, handler.unary_unary)
+        run = _compose(self._stages, method, handler.unary_unary)
         max_seconds = self._max_seconds
 
         def behaviour(requests: Any, context: grpc.ServicerContext) -> Any:
-            # The time remaining is huge where the caller set no deadline.
+            # Without a deadline of the caller time_remaining() is huge.
             call = CallContext(name, context, monotonic() + min(context.time_remaining(), max_seconds))
             read_metadata(call)
             enter(call)
             response = run(requests, call)
             if call.status is not None:
-                context.abort_with_status(call.status)  # raises: nothing may come after it
+                context.abort_with_status(call.status)  # always raises
             context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
             return response
 
-        # gRPC looks for the executor of a method in this attribute of its function.
+        # gRPC reads the executor of a method from this attribute.
         behaviour.experimental_thread_pool = self._executors[executor]  # type: ignore[attr-defined]
-        return _taking_requests(handler, stream_unary=behaviour)
+        return _with_raw_requests(handler, stream_unary=behaviour)
 
 
-def _reading_within_a_bound(handler: Any, reader: RequestReader) -> grpc.RpcMethodHandler[Any, Any]:
-    """A handler of gRPC's own services, with its message read as that of our RPCs is."""
+def _with_reader(handler: Any, reader: RequestReader) -> grpc.RpcMethodHandler[Any, Any]:
+    """A handler of health or reflection, with its message read by the reader."""
     if handler.request_streaming:
-        return handler  # type: ignore[no-any-return]  # a handler as it came
+        return handler  # type: ignore[no-any-return]  # unchanged
     method, parse = handler.unary_unary or handler.unary_stream, handler.request_deserializer
 
     def behaviour(requests: Any, context: grpc.ServicerContext) -> Any:
@@ -108,18 +112,18 @@ def _reading_within_a_bound(handler: Any, reader: RequestReader) -> grpc.RpcMeth
     if hasattr(method, "experimental_thread_pool"):
         behaviour.experimental_thread_pool = method.experimental_thread_pool  # type: ignore[attr-defined]  # as above
     kind = "stream_stream" if handler.response_streaming else "stream_unary"
-    return _taking_requests(handler, **{kind: behaviour})
+    return _with_raw_requests(handler, **{kind: behaviour})
 
 
-def _taking_requests(handler: Any, **behaviour: Any) -> grpc.RpcMethodHandler[Any, Any]:
-    """The handler with another behaviour, which is given the stream of requests, undeserialised."""
-    taking: grpc.RpcMethodHandler[Any, Any] = handler._replace(
+def _with_raw_requests(handler: Any, **behaviour: Any) -> grpc.RpcMethodHandler[Any, Any]:
+    """The handler with another behaviour, which gets the stream of requests as raw bytes."""
+    replaced: grpc.RpcMethodHandler[Any, Any] = handler._replace(
         unary_unary=None, unary_stream=None, request_streaming=True, request_deserializer=None, **behaviour
     )
-    return taking
+    return replaced
 
 
-def _composed(stages: Sequence[Stage], method: WrappedMethod, servicer_method: Callable[[Any, Any], Any]) -> Handler:
+def _compose(stages: Sequence[Stage], method: WrappedMethod, servicer_method: Callable[[Any, Any], Any]) -> Handler:
     def run_servicer(request: Any, call: CallContext) -> Any:
         return servicer_method(request, call.context)
 

@@ -1,9 +1,9 @@
-"""Reads the message of a unary RPC: after the call was authorised, and within a bound.
+"""Reads the message of a unary RPC: after authorisation, and within a time limit.
 
-For a unary handler grpcio waits for the message on the RPC's thread, without a limit, before any code of ours runs. A
-few streams that are opened and never written to would then hold all threads of the server, for callers that nobody has
-authenticated. The pipeline therefore serves every unary method as one whose requests are a stream, which is the same on
-the wire, and takes its one message here. See docs/decisions/0022-messages-after-authorisation.md.
+For a unary handler grpcio waits for the message on the RPC's thread, without a limit, before any code of this service
+runs. A few streams that are opened and never written to would hold all threads, for callers that nobody has
+authenticated. The pipeline therefore serves every unary method as one with a stream of requests, which is the same on
+the wire, and reads its one message here. See docs/decisions/0022-messages-after-authorisation.md.
 """
 
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ import grpc
 from service.base.clock import monotonic
 from service.base.errors import CallerGoneError, DeadlineOverError, MalformedMessageError, RequestLateError
 
-WATCH_INTERVAL = 0.25
-"""Seconds between two looks at the calls whose message has not come."""
+CHECK_INTERVAL = 0.25
+"""Seconds between two checks of the calls that wait for their message."""
 _SLOW_AFTER = 2
-"""Looks after which a message is slow. Looks are counted and not seconds, so that a process that was kept from running
-does not take the time that it lost for its callers' slowness."""
+"""Checks after which a message is slow. Checks are counted instead of seconds, so that a process that was suspended
+does not blame its callers for the lost time."""
 _OVERDUE_AFTER = 20
-MESSAGE_SECONDS = _OVERDUE_AFTER * WATCH_INTERVAL
-"""How long a message may take: 4 MiB at 7 Mbit/s."""
+MESSAGE_SECONDS = _OVERDUE_AFTER * CHECK_INTERVAL
+"""How long a message may take: enough for 4 MiB at 7 Mbit/s."""
 
 
 class RequestReader:
@@ -32,19 +32,14 @@ class RequestReader:
     """
 
     def __init__(self, *, max_slow: int) -> None:
-        """max_slow: threads that calls may hold whose message is slow."""
+        """max_slow: threads that calls with a slow message may hold."""
         self._max_slow = max_slow
         self._lock = Lock()
         self._waiting: dict[grpc.ServicerContext, int] = {}
-        """How often each call was seen waiting; in the order in which they began to wait."""
-
-    @property
-    def waiting(self) -> int:
-        """How many calls wait for their message."""
-        return len(self._waiting)
+        """For each call in how many checks it was waiting; the oldest call first."""
 
     def read(self, requests: Iterator[bytes], context: grpc.ServicerContext, deadline: float) -> bytes:
-        """The message of this call; further messages are not looked at. deadline: in monotonic seconds.
+        """Read the first message of this call. deadline: in monotonic seconds.
 
         Raises MalformedMessageError when the caller ends its side without a message, RequestLateError when the message
         did not come in time, DeadlineOverError, CallerGoneError.
@@ -66,9 +61,9 @@ class RequestReader:
                 self._waiting.pop(context, None)
 
     def cancel_slow(self) -> None:
-        """Cancel the calls whose message is overdue, and where too many are slow those that have waited longest.
+        """Cancel the calls whose message is overdue and, while too many are slow, those that have waited longest.
 
-        To be called every WATCH_INTERVAL seconds.
+        Called every CHECK_INTERVAL seconds.
         """
         with self._lock:
             for context in self._waiting:
@@ -76,8 +71,8 @@ class RequestReader:
             too_many = len(self._waiting) - self._max_slow
             slow = [
                 context
-                for position, (context, looks) in enumerate(self._waiting.items())
-                if looks > _OVERDUE_AFTER or (position < too_many and looks >= _SLOW_AFTER)
+                for position, (context, checks) in enumerate(self._waiting.items())
+                if checks > _OVERDUE_AFTER or (position < too_many and checks >= _SLOW_AFTER)
             ]
             for context in slow:
                 del self._waiting[context]

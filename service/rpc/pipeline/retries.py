@@ -1,64 +1,66 @@
-"""Running a piece of an RPC again when the database gave up on it before anything was committed.
+"""Retries on the server: run an RPC, or one transaction of it, again after a database failure that committed nothing.
 
-The innermost stage of the pipeline does it with the whole handler. What must not be run again as a whole, because a
-password was hashed or something was committed before, is a piece of its own, and the stage then leaves it alone.
+The innermost stage of the pipeline retries the whole handler. A handler that has hashed a password or committed
+something must not run again as a whole: it retries its last transaction alone, and the stage then does nothing.
 """
 
 from collections.abc import Callable
 from threading import Event
 from typing import TypeVar
 
+from sqlalchemy.orm import Session
+
 from service.base.clock import monotonic
 from service.base.errors import ConflictError, DatabaseUnavailableError
 from service.base.randomness import jitter
-from service.rpc.context import current_or_none
+from service.db.engine import Database
+from service.rpc.context import current_or_none, rpc_scope
 
 PAUSES = (0.02, 0.08)
-"""Seconds before the second and the third run, give or take half, so that two who met do not meet again."""
+"""Seconds before the first and the second retry after a conflict, with jitter, so that the two do not meet again."""
 _T = TypeVar("_T")
-_never = Event()
 
 
-def repeated(piece: Callable[[], _T], *, until: float) -> _T:
-    """What the piece returns: run again on a fresh connection after a dead one, once, and after a conflict, twice.
+def retry(attempt: Callable[[], _T], *, until: float) -> _T:
+    """Run the attempt; retry it once after a lost connection, and twice after a conflict between transactions.
 
-    until: monotonic seconds from when on nothing is begun again. Raises the last error, marked as one that nobody else
-    repeats. The piece makes a session of its own each time.
+    until: monotonic seconds after which no retry starts. Each attempt needs a session of its own. Raises the last
+    error, marked as not repeatable, so that an enclosing retry leaves it alone.
     """
-    try:
-        return piece()
-    except (DatabaseUnavailableError, ConflictError) as fault:
-        if not fault.is_repeatable:
-            raise
-        first = fault
-    return after(first, piece, until=until)
-
-
-def after(fault: DatabaseUnavailableError | ConflictError, piece: Callable[[], _T], *, until: float) -> _T:
-    """As `repeated`, of a piece that has failed by this for the first time."""
     pauses, has_reconnected = iter(PAUSES), False
     while True:
-        if isinstance(fault, DatabaseUnavailableError):
-            pause, has_reconnected = (None if has_reconnected else 0.0), True
-        else:
-            pause = next(pauses, None)
-        if pause is None or not fault.is_repeatable or not _rested(pause, until):
-            fault.is_repeatable = False
-            raise fault
+        try:
+            return attempt()
+        except (DatabaseUnavailableError, ConflictError) as error:
+            if not error.is_repeatable:
+                raise
+            if isinstance(error, ConflictError):
+                pause = next(pauses, None)
+            else:
+                pause, has_reconnected = None if has_reconnected else 0.0, True
+            if pause is not None:
+                pause = jitter(pause)
+            if pause is None or monotonic() + pause >= until:
+                error.is_repeatable = False
+                raise
+            cause = error.cause
         call = current_or_none()
         if call is not None:
-            call.repeats += (fault.cause,)
-        try:
-            return piece()
-        except (DatabaseUnavailableError, ConflictError) as another:
-            fault = another
+            call.repeats += (cause,)
+        if pause:
+            Event().wait(pause)
 
 
-def _rested(pause: float, until: float) -> bool:
-    """Wait; False, without waiting, when it would be too late then."""
-    pause = jitter(pause)
-    if monotonic() + pause >= until:
-        return False
-    if pause:
-        _never.wait(pause)
-    return True
+def retry_transaction(
+    database: Database, write: Callable[[Session], _T], *, deadline: float, is_idempotent: bool | None = None
+) -> _T:
+    """Commit what `write` does in a transaction of its own, which is retried alone until the deadline.
+
+    deadline: in monotonic seconds. is_idempotent: see rpc_scope.
+    """
+
+    def attempt() -> _T:
+        with rpc_scope(database, deadline=deadline, is_idempotent=is_idempotent) as session, session.begin():
+            return write(session)
+
+    return retry(attempt, until=deadline)

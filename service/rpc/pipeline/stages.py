@@ -1,7 +1,8 @@
-"""The stages of the pipeline, in their order from the outside in. Each wraps the next one, once for each method."""
+"""The stages of the pipeline, from the outermost to the innermost. Each wraps the next one, once for each method."""
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import grpc
@@ -10,8 +11,6 @@ from google.protobuf.message import DecodeError
 
 from service.base.clock import monotonic
 from service.base.errors import (
-    ConflictError,
-    DatabaseUnavailableError,
     InvalidFieldsError,
     MalformedMessageError,
     PersonaeError,
@@ -29,7 +28,7 @@ from service.rpc.context import ACTING_USER_KEY, CallContext, require_wanted
 from service.rpc.methods import Method, RateLimit
 from service.rpc.pipeline.drain import Drain
 from service.rpc.pipeline.request_reader import RequestReader
-from service.rpc.pipeline.retries import after
+from service.rpc.pipeline.retries import retry
 from service.rpc.pipeline.status import internal_status, status_of
 
 Handler = Callable[[Any, CallContext], Any]
@@ -39,7 +38,7 @@ _log = structlog.get_logger("personae.rpc")
 
 
 class WrappedMethod(NamedTuple):
-    """What the stages need to know of the method that they are composed for."""
+    """A method, for the stages that are composed for it."""
 
     name: str
     row: Method
@@ -51,7 +50,7 @@ Stage = Callable[[Handler, WrappedMethod], Handler]
 
 
 def log_access(proceed: Handler, method: WrappedMethod) -> Handler:
-    """One line for each RPC: what, who, how it ended, how long it took. Never anything from the messages."""
+    """Write one access log line for each RPC. It never has data from the messages."""
     log = structlog.get_logger("personae.rpc").bind(method=method.name)
 
     def run(request: Any, call: CallContext) -> Any:
@@ -79,31 +78,31 @@ def log_access(proceed: Handler, method: WrappedMethod) -> Handler:
 
 
 def answer_errors(proceed: Handler, method: WrappedMethod) -> Handler:
-    """Turn whatever is raised into a status. BaseException too: gRPC would never answer, and the caller would hang."""
+    """Turn exceptions into a status. Also BaseException: gRPC would not answer, and the caller would wait for ever."""
 
     def run(request: Any, call: CallContext) -> Any:
         try:
             return proceed(request, call)
         except StoredHashError as error:
-            call.status = _incident(error, method, call)
+            call.status = _internal_error(error, method, call)
         except PersonaeError as error:
             call.status = status_of(error, call.request_id, remaining=call.context.time_remaining())
             call.reason = error.reason
         except BaseException as error:  # noqa: BLE001  see above
-            call.status = _incident(error, method, call)
+            call.status = _internal_error(error, method, call)
         return None
 
     return run
 
 
 def require_admitted() -> None:
-    """Raises ServerBusyError where the RPC of this thread was not admitted: see executor.py."""
+    """Raises ServerBusyError when the RPC on this thread was not admitted: see executor.py."""
     if is_refused():
         raise ServerBusyError
 
 
 def admit(proceed: Handler, _method: WrappedMethod) -> Handler:
-    """Refuse an RPC for which no thread will be free, and one whose caller has gone while it waited for its thread."""
+    """Refuse an RPC that was not admitted, and one whose caller has gone while it waited for a thread."""
 
     def run(request: Any, call: CallContext) -> Any:
         require_admitted()
@@ -114,10 +113,10 @@ def admit(proceed: Handler, _method: WrappedMethod) -> Handler:
 
 
 def draining(drain: Drain) -> Stage:
-    """The stage that refuses RPCs while the server stops, and knows which ones still run."""
+    """The stage that counts running RPCs for the drain."""
 
     def drain_calls(proceed: Handler, _method: WrappedMethod) -> Handler:
-        """Raises ServerStoppingError: nothing was done for the RPC, so that it may be repeated whatever it is."""
+        """Refuse RPCs while the server stops. Nothing was done for them, so that a client may retry any of them."""
 
         def run(request: Any, call: CallContext) -> Any:
             drain.enter(call)
@@ -132,10 +131,10 @@ def draining(drain: Drain) -> Stage:
 
 
 def authorisation(identify: Identify) -> Stage:
-    """The stage that finds out who calls, by this function, and whether they may."""
+    """The stage that identifies the caller, and requires the scope of the method."""
 
     def authorise(proceed: Handler, method: WrappedMethod) -> Handler:
-        """Refuse callers without credentials or without the method's scope. No byte of their message is read."""
+        """Refuse callers without credentials or without the method's scope, before their message is read."""
         scope = method.row.scope
 
         def run(request: Any, call: CallContext) -> Any:
@@ -171,7 +170,7 @@ def rate_limiting(limits: RateLimits, code_limits: RateLimits) -> Stage:
 
 
 def receive(proceed: Handler, method: WrappedMethod) -> Handler:
-    """Read the message and parse it. Malformed bytes are the caller's fault, not an internal error."""
+    """Read the message and parse it. Malformed bytes are INVALID_ARGUMENT, not INTERNAL."""
     read, parse = method.reader.read, method.parse
 
     def run(requests: Any, call: CallContext) -> Any:
@@ -185,17 +184,11 @@ def receive(proceed: Handler, method: WrappedMethod) -> Handler:
     return run
 
 
-def repeat(proceed: Handler, _method: WrappedMethod) -> Handler:
-    """Run the handler again when the database gave up before anything was committed: see retries.py."""
+def retry_database_failures(proceed: Handler, _method: WrappedMethod) -> Handler:
+    """Retry the handler when the database failed before anything was committed: see retries.py."""
 
     def run(request: Any, call: CallContext) -> Any:
-        try:
-            return proceed(request, call)
-        except (DatabaseUnavailableError, ConflictError) as fault:
-            if not fault.is_repeatable:
-                raise
-            first = fault
-        return after(first, lambda: proceed(request, call), until=call.deadline)
+        return retry(partial(proceed, request, call), until=call.deadline)
 
     return run
 
@@ -208,36 +201,36 @@ def stages(
     limits: RateLimits,
     code_limits: RateLimits,
 ) -> tuple[Stage, ...]:
-    """All stages in their order. observers: those of metrics and traces; none where they are not wanted."""
+    """All stages in their order. observers: the stages of metrics and traces, if enabled."""
     return (
         *observers,
-        log_access,  # outermost: refusals and failures are logged like everything else
-        answer_errors,  # inside the log, which wants the code; outside all that raises
-        admit,  # before any work is done for the call
-        draining(drain),  # around all work, so that the server knows when the last call has ended
-        authorisation(identify),  # before any byte is read: the server waits for no message of a stranger
-        rate_limiting(limits, code_limits),  # strangers are not counted, and the message of a refused call is not read
+        log_access,  # outside all that refuses or fails, so that every RPC is logged
+        answer_errors,  # inside the log, which needs the status; outside all that raises
+        admit,  # before any work for the RPC
+        draining(drain),  # around all work, so that the drain ends with the last RPC
+        authorisation(identify),  # before reading, so that no thread waits for the message of an unknown caller
+        rate_limiting(limits, code_limits),  # needs the caller; before reading, which a refused RPC is not worth
         receive,
-        repeat,  # innermost: only the handler is worth repeating
+        retry_database_failures,  # innermost: retries the handler alone
     )
 
 
 def _user_id(text: str) -> int:
-    """The acting user. What is said of them must be readable, or the audit trail would keep quiet about it."""
+    """Parse the acting user. A malformed id is refused, because the audit trail would miss the user."""
     if not _USER_ID.fullmatch(text) or int(text) > _MAX_USER_ID:
         raise InvalidFieldsError([Violation(ACTING_USER_KEY, "INVALID_ID", "must be one positive id of a user")])
     return int(text)
 
 
-def _incident(error: BaseException, method: WrappedMethod, call: CallContext) -> grpc.Status:
-    incident_id = random_id()
+def _internal_error(error: BaseException, method: WrappedMethod, call: CallContext) -> grpc.Status:
+    error_id = random_id()
     call.reason = "INTERNAL"
     _log.error(
         "internal error",
         **(error.metadata if isinstance(error, PersonaeError) else {}),
-        error_id=incident_id,
+        error_id=error_id,
         method=method.name,
         request_id=call.request_id,
         raised=where_raised(error),
     )
-    return internal_status(incident_id, call.request_id)
+    return internal_status(error_id, call.request_id)

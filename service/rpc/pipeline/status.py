@@ -1,11 +1,11 @@
-"""Which status each error becomes: a total table, and the google.rpc.Status that carries the details.
+"""Error mapping: the status of each error (a total table), with details in google.rpc.Status.
 
 Details stay under 4 kB: clients drop a response whose metadata is larger than 8 kB.
 """
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import grpc
 from google.protobuf.any_pb2 import Any
@@ -67,21 +67,20 @@ CODES: dict[type[PersonaeError], grpc.StatusCode] = {
 }
 
 
-class _StatusValues(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class RpcStatus(grpc.Status):
+    """A status as gRPC sends it."""
+
     code: grpc.StatusCode
     details: str
     trailing_metadata: tuple[tuple[str, str | bytes], ...]
 
 
-class RpcStatus(_StatusValues, grpc.Status):
-    """A status as gRPC sends it: code, message, and trailing metadata."""
-
-
 def status_of(error: PersonaeError, request_id: str, *, remaining: float = math.inf) -> RpcStatus:
     """The status of an expected failure.
 
-    remaining: seconds until the caller's deadline. Channels wait as long as they are told, also beyond it, and then
-    know of nothing but the deadline: where the wait is longer they are told not to repeat, and the caller hears why.
+    remaining: seconds until the caller's deadline. A channel obeys a pushback that ends after the deadline, and then
+    reports DEADLINE_EXCEEDED without the reason. Such a pushback is replaced by "do not retry".
     """
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
     if error.violations:
@@ -90,16 +89,16 @@ def status_of(error: PersonaeError, request_id: str, *, remaining: float = math.
     if error.pushback_ms is not None:
         pushback_ms = error.pushback_ms if error.pushback_ms < remaining * 1000 else errors.DO_NOT_RETRY_MS
         trailing.append((PUSHBACK_KEY, str(pushback_ms)))
-    wait = _wait(error)
+    wait = _retry_delay(error)
     if wait is not None:
         details.append(error_details_pb2.RetryInfo(retry_delay=wait))
     return _packed(CODES[type(error)], _message(error), details, request_id, trailing)
 
 
-def internal_status(incident_id: str, request_id: str) -> RpcStatus:
-    """The status of a bug: it says nothing but an id that is also in the log."""
-    message = f"Internal error. The server's log has more under the error_id {incident_id}."
-    info = error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN, metadata={"error_id": incident_id})
+def internal_status(error_id: str, request_id: str) -> RpcStatus:
+    """The status of a bug. It reveals nothing but an id that is also in the log."""
+    message = f"Internal error. The server's log has more under the error_id {error_id}."
+    info = error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN, metadata={"error_id": error_id})
     return _packed(Code.INTERNAL, message, [info], request_id, [])
 
 
@@ -119,8 +118,8 @@ def _packed(
     return RpcStatus(code, message, metadata)
 
 
-def _wait(error: PersonaeError) -> Duration | None:
-    """How long whoever repeats the call should wait; None when a repeat does not help."""
+def _retry_delay(error: PersonaeError) -> Duration | None:
+    """How long to wait before a retry; None when a retry does not help."""
     wait = Duration()
     if error.retry_after is not None:
         wait.FromTimedelta(error.retry_after)

@@ -1,4 +1,4 @@
-"""AuditService: unpacks the request into values, reads one page of the trail, packs it."""
+"""AuditService: listing the audit trail."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,12 +15,12 @@ from service.rpc.context import rpc_scope
 from service.rpc.validation import (
     Violations,
     bounded_text,
-    instant,
     page_binding,
     page_size,
     page_start,
     require_id,
-    stamp,
+    to_datetime,
+    to_timestamp,
 )
 
 _NAME_MAX_BYTES = 64
@@ -29,12 +29,12 @@ _OUTCOMES = {
     audit_pb2.AuditEvent.OUTCOME_SUCCEEDED: Outcome.SUCCEEDED,
     audit_pb2.AuditEvent.OUTCOME_REFUSED: Outcome.REFUSED,
 }
-_ON_THE_WIRE = {outcome: number for number, outcome in _OUTCOMES.items() if outcome is not None}
+_OUTCOME_NUMBERS = {outcome: number for number, outcome in _OUTCOMES.items() if outcome is not None}
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Which page of which list."""
+    """The page that a request asks for."""
 
     where: AuditFilter
     after: Position | None
@@ -60,7 +60,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
 
 
 def listing_of(request: audit_pb2.ListAuditEventsRequest, page_tokens: PageTokens) -> Listing:
-    """Which page of which list ListAuditEvents asks for."""
+    """Validate ListAuditEvents. Raises InvalidFieldsError."""
     violations = Violations()
     where = _filter(request.filter, violations)
     size = page_size(request.page_size, "page_size", violations)
@@ -71,7 +71,7 @@ def listing_of(request: audit_pb2.ListAuditEventsRequest, page_tokens: PageToken
 
 
 def _filter(message: Any, violations: Violations) -> AuditFilter:
-    """message: a Filter, read by names, which its type stubs do not allow."""
+    """message: a Filter; Any, because its stubs do not allow reading fields by name."""
 
     def user_id(name: str) -> int | None:
         return require_id(getattr(message, name), f"filter.{name}", violations) if message.HasField(name) else None
@@ -80,7 +80,7 @@ def _filter(message: Any, violations: Violations) -> AuditFilter:
         return bounded_text(getattr(message, name), f"filter.{name}", violations, max_bytes=_NAME_MAX_BYTES)
 
     def time(name: str) -> datetime | None:
-        return instant(getattr(message, name), f"filter.{name}", violations) if message.HasField(name) else None
+        return to_datetime(getattr(message, name), f"filter.{name}", violations) if message.HasField(name) else None
 
     if message.outcome not in _OUTCOMES:  # enums are open: any number can be sent
         violations.add("filter.outcome", "INVALID_OUTCOME", "must be one of the outcomes of AuditEvent")
@@ -96,16 +96,16 @@ def _filter(message: Any, violations: Violations) -> AuditFilter:
 
 
 def event_message(event: AuditRecord) -> audit_pb2.AuditEvent:
-    """An event as callers see it."""
+    """The message of an audit event."""
     return audit_pb2.AuditEvent(
         id=event.id,
-        occurred_at=stamp(event.occurred_at),
+        occurred_at=to_timestamp(event.occurred_at),
         caller=event.caller,
         acting_user_id=event.acting_user_id or 0,
         action=event.action,
         user_id=event.target_user_id or 0,
         target_caller=event.target_caller or "",
-        outcome=_ON_THE_WIRE[Outcome(event.outcome)],
+        outcome=_OUTCOME_NUMBERS[Outcome(event.outcome)],
         reason=event.reason or "",
         request_id=event.request_id,
         changed_fields=event.changed_fields,

@@ -1,4 +1,4 @@
-"""AuthenticationService: unpacks an attempt, has it made, packs the answer; shows and lifts lockouts."""
+"""AuthenticationService: signing in with a password, and reading and clearing lockouts."""
 
 import ipaddress
 from datetime import datetime
@@ -15,7 +15,7 @@ from service.db.engine import Database, reading
 from service.rpc.admission.hashing import HashLimiter
 from service.rpc.context import rpc_scope
 from service.rpc.servicers.sign_in import SignIn, Subject, subject_of
-from service.rpc.validation import Violations, bounded_text, require_id, stamp, user_message
+from service.rpc.validation import Violations, bounded_text, require_id, to_timestamp, user_id_of, user_message
 
 _IP_ADDRESS_MAX_BYTES = 64
 _USER_AGENT_MAX_BYTES = 2048
@@ -51,9 +51,9 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
     def GetLockout(
         self, request: authentication_pb2.GetLockoutRequest, context: grpc.ServicerContext
     ) -> authentication_pb2.Lockout:
-        user_id = _user_id(request)
+        user_id = user_id_of(request.user_id)
         now = self._clock()
-        # Two statements: the keys of the second are made, with a secret, of the names that the first one reads.
+        # Two statements: the counter keys are HMACs of the names that the first statement reads.
         with rpc_scope(self._database) as session, reading(session):
             user = users.get_user(session, Key("id", user_id))
             by_email, by_username = failed_sign_ins.read_failures(session, *counter_keys_of(user, self._keys), now=now)
@@ -64,7 +64,7 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
     def ClearLockout(
         self, request: authentication_pb2.ClearLockoutRequest, context: grpc.ServicerContext
     ) -> authentication_pb2.Lockout:
-        user_id = _user_id(request)
+        user_id = user_id_of(request.user_id)
         with rpc_scope(self._database) as session, session.begin():
             user = users.get_user(session, Key("id", user_id))
             failed_sign_ins.clear_lockout(session, user, self._keys)
@@ -86,18 +86,11 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
         return subject
 
 
-def _user_id(request: authentication_pb2.GetLockoutRequest | authentication_pb2.ClearLockoutRequest) -> int:
-    violations = Violations()
-    user_id = require_id(request.user_id, "user_id", violations)
-    violations.check()
-    return user_id
-
-
 def _attempts_message(counted: FailedSignIns, now: datetime) -> authentication_pb2.Lockout.Attempts:
     return authentication_pb2.Lockout.Attempts(
         failures=counted.failures,
-        last_failed_at=stamp(counted.last_failed_at),
-        locked_until=stamp(counted.locked_until) if remaining(counted, now) else None,
+        last_failed_at=to_timestamp(counted.last_failed_at),
+        locked_until=to_timestamp(counted.locked_until) if remaining(counted, now) else None,
     )
 
 
@@ -105,7 +98,7 @@ def _check_client(client: authentication_pb2.Client, violations: Violations) -> 
     address = bounded_text(client.ip_address, "client.ip_address", violations, max_bytes=_IP_ADDRESS_MAX_BYTES)
     if address:
         try:
-            ipaddress.ip_address(address.replace("%", "zone"))  # a zone means nothing on another machine
+            ipaddress.ip_address(address.replace("%", "zone"))  # a zone index has no meaning on another machine
         except ValueError:
             violations.add("client.ip_address", "INVALID_IP_ADDRESS", "must be an IPv4 or IPv6 address")
     agent = bounded_text(client.user_agent, "client.user_agent", violations, max_bytes=_USER_AGENT_MAX_BYTES)

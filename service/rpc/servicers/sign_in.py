@@ -1,13 +1,13 @@
-"""One attempt to sign in, from the name that was given to its outcome: what Authenticate and ChangePassword share.
+"""One password attempt: the steps that Authenticate and ChangePassword share.
 
-Three steps with nothing held in between: look up who it may be and whether the name is locked; hash, without a
-connection; settle, in one transaction. The lock that is seen first saves a hash; the one under which it is settled
-decides.
+1. Look up the user and check the lockout. 2. Hash, without a transaction or connection. 3. Settle, in one transaction
+that checks the lockout again under a row lock. The first check only saves a hash; the second one decides.
 """
 
 from dataclasses import dataclass, field, replace
 
 import structlog
+from sqlalchemy.orm import Session
 
 from service.base.clock import Clock, monotonic
 from service.base.errors import InvalidCredentialsError, PersonaeError, StoredHashError
@@ -21,23 +21,23 @@ from service.core.users import Key
 from service.db.engine import Database, reading
 from service.rpc.admission.hashing import Hasher
 from service.rpc.context import rpc_scope
-from service.rpc.pipeline.retries import repeated
+from service.rpc.pipeline.retries import retry_transaction
 
 SETTLE_SECONDS = 5.0
-"""How long the database has for what must be written although the caller's time is over."""
+"""Seconds that the database has for writes that must be made even after the caller's deadline."""
 _log = structlog.get_logger("personae.sign_in")
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Who says they are whom. key None: what was typed can be nobody's name."""
+    """The user that an attempt is for. key None: the identifier is malformed, so that it names no user."""
 
     key: Key | None
     typed: str = field(default="", repr=False)
 
     @property
     def name(self) -> tuple[Kind, str | int]:
-        """What stands for the name where it must not be stored: see LockoutKeys."""
+        """The arguments of LockoutKeys.of, which hashes the name."""
         match self.key:
             case Key("email" | "username" | "id" as kind, value):
                 return kind, value
@@ -46,7 +46,7 @@ class Subject:
 
 
 def subject_of(identifier: str, *, allow_special_domains: bool) -> Subject:
-    """Whose name a person typed. What is nobody's possible name is no error here, but a name that nobody has."""
+    """The subject of a typed identifier. A malformed one is treated like that of an unknown user, not as an error."""
     try:
         if "@" in identifier:
             email = normalise_email(identifier, allow_special_domains=allow_special_domains)
@@ -57,7 +57,7 @@ def subject_of(identifier: str, *, allow_special_domains: bool) -> Subject:
 
 
 class SignIn:
-    """Makes attempts. Every one that was hashed is settled and committed, also when its caller has gone."""
+    """Makes password attempts. Once hashed, an attempt is settled and committed, even if its caller has gone."""
 
     def __init__(self, database: Database, *, clock: Clock, bcrypt_cost: int, lockout_keys: LockoutKeys) -> None:
         self._database = database
@@ -75,11 +75,10 @@ class SignIn:
         forgives: type[PersonaeError] | None = None,
         renews: bool = True,
     ) -> tuple[Candidate, Outcome]:
-        """Try a password. Raises TooManyAttemptsError before anything is hashed, StoredHashError after it was counted;
-        every other refusal is in the outcome.
+        """Verify a password. Raises TooManyAttemptsError before hashing, and StoredHashError after the attempt is
+        counted; every other refusal is in the outcome.
 
-        action, forgives: see authn.PasswordAttempt. renews: whether a right password is hashed anew when its hash is
-        not as it would be written today.
+        action, forgives: see authn.PasswordAttempt. renews: whether to rehash a right password whose hash is outdated.
         """
         with rpc_scope(self._database) as session, reading(session):
             now = self._clock()
@@ -94,7 +93,7 @@ class SignIn:
         except StoredHashError as error:
             damage = error
             tried = replace(tried, reason=error.reason)
-        outcome = self._settled(candidate, keys, tried)
+        outcome = self._settle(candidate, keys, tried)
         if damage is not None and isinstance(outcome.refusal, InvalidCredentialsError):
             damage.metadata["user_id"] = str(candidate.user_id)
             raise damage
@@ -102,23 +101,17 @@ class SignIn:
             self._renew(candidate, password, hash_)
         return candidate, outcome
 
-    def _settled(self, candidate: Candidate, keys: CounterKeys, tried: PasswordAttempt) -> Outcome:
-        """Settle what was hashed: also when the caller's time is over by now, and when the database dropped the
-        connection meanwhile. Never hashed again for it.
-        """
-        return repeated(lambda: self._settled_once(candidate, keys, tried), until=monotonic() + SETTLE_SECONDS)
+    def _settle(self, candidate: Candidate, keys: CounterKeys, tried: PasswordAttempt) -> Outcome:
+        """Commit the outcome of a hash, even after the caller's deadline. Retries do not hash again."""
 
-    def _settled_once(self, candidate: Candidate, keys: CounterKeys, tried: PasswordAttempt) -> Outcome:
-        settle_by = monotonic() + SETTLE_SECONDS
-        with rpc_scope(self._database, deadline=settle_by, is_idempotent=True) as session, session.begin():
+        def write(session: Session) -> Outcome:
             failed = lock_failures(session, keys, now=self._clock())
             return authn.settle(session, candidate, keys, failed, tried, now=self._clock())
 
-    def _renew(self, candidate: Candidate, password: str, hash_: Hasher) -> None:
-        """Hash the right password anew when its hash is not as it would be written today.
+        return retry_transaction(self._database, write, deadline=monotonic() + SETTLE_SECONDS, is_idempotent=True)
 
-        The user is signed in already: whatever prevents it now, the next sign-in makes good.
-        """
+    def _renew(self, candidate: Candidate, password: str, hash_: Hasher) -> None:
+        """Rehash the right password if its hash is outdated. A failure is only logged: the next sign-in tries again."""
         stored = candidate.comparable_hash
         if stored is None or not needs_rehash(password, stored, self._bcrypt_cost):
             return
@@ -130,9 +123,7 @@ class SignIn:
             _log.warning("hash not renewed", reason=error.reason, user_id=candidate.user_id)
 
     def _keys_of(self, subject: Subject, candidate: Candidate) -> CounterKeys:
-        """Under which keys the attempt is counted: an id on its user's email, so that it is no third name to guess
-        by.
-        """
+        """The keys of the failure counters. An id counts as its user's email, so that it allows no extra guesses."""
         kind, name = subject.name
         if kind == "id" and candidate.user_id:
             kind, name = "email", candidate.email

@@ -1,10 +1,11 @@
-"""UserService: unpacks requests into values, runs one feature function in one transaction, packs the answer."""
+"""UserService: each RPC validates its request, runs one feature function in one transaction, and packs the answer."""
 
 from collections.abc import Callable
 from datetime import datetime
 
 import grpc
 from google.protobuf.empty_pb2 import Empty
+from sqlalchemy.orm import Session
 
 from personae.v1 import user_pb2, user_pb2_grpc
 from service.base.clock import Clock
@@ -16,7 +17,7 @@ from service.core.users import UserRecord
 from service.db.engine import Database, reading
 from service.rpc.admission.hashing import HashLimiter
 from service.rpc.context import current, rpc_scope
-from service.rpc.pipeline.retries import repeated
+from service.rpc.pipeline.retries import retry_transaction
 from service.rpc.servicers.user_requests import (
     Creation,
     Targeted,
@@ -28,7 +29,7 @@ from service.rpc.servicers.user_requests import (
     target_of,
     update_of,
 )
-from service.rpc.validation import Violations, require_id, user_message
+from service.rpc.validation import user_id_of, user_message
 
 
 class UserServicer(user_pb2_grpc.UserServiceServicer):
@@ -39,7 +40,6 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
         clock: Clock,
         rules: UserRules,
         hashing: HashLimiter,
-        bcrypt_cost: int,
         page_tokens: PageTokens,
         fingerprint_keys: tuple[bytes, ...],
     ) -> None:
@@ -47,7 +47,6 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
         self._clock = clock
         self._rules = rules
         self._hashing = hashing
-        self._bcrypt_cost = bcrypt_cost
         self._page_tokens = page_tokens
         self._fingerprint_keys = fingerprint_keys
 
@@ -97,19 +96,17 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
             with rpc_scope(self._database) as session, reading(session):
                 users.require_free_names(session, email=creation.email, username=creation.username)
             return _preview(creation, now)
-        hashed = None if creation.password is None else self._hash(creation.password)
-        return user_message(repeated(lambda: self._created(creation, hashed), until=current().deadline))
+        hashed = None
+        if creation.password is not None:
+            hashed = self._hashing.run(hash_password, creation.password, self._rules.bcrypt_cost)
 
-    def _created(self, creation: Creation, hashed: str | None) -> UserRecord:
-        """Make the user. A piece of its own: what was hashed is not hashed again."""
-        now = self._clock()
-        is_idempotent = creation.request is not None
-        with rpc_scope(self._database, is_idempotent=is_idempotent) as session, session.begin():
+        def write(session: Session) -> UserRecord:
+            now = self._clock()
             return users.create_user(session, creation.new_user(hashed, now), request=creation.request, now=now)
 
-    def _hash(self, password: str) -> str:
-        with self._hashing.permit() as hash_:
-            return hash_(hash_password, password, self._bcrypt_cost)
+        is_idempotent = creation.request is not None
+        deadline = current().deadline
+        return user_message(retry_transaction(self._database, write, deadline=deadline, is_idempotent=is_idempotent))
 
     def UpdateUser(self, request: user_pb2.UpdateUserRequest, context: grpc.ServicerContext) -> user_pb2.User:
         change = update_of(request, self._rules)
@@ -146,9 +143,7 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
         return user_message(user)
 
     def PurgeUser(self, request: user_pb2.PurgeUserRequest, context: grpc.ServicerContext) -> Empty:
-        violations = Violations()
-        user_id = require_id(request.id, "id", violations)
-        violations.check()
+        user_id = user_id_of(request.id, "id")
         with rpc_scope(self._database) as session, session.begin():
             lifecycle.purge_user(session, user_id)
         return Empty()
@@ -165,7 +160,7 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
     def RevokeSuperuser(self, request: user_pb2.RevokeSuperuserRequest, context: grpc.ServicerContext) -> user_pb2.User:
         return self._set(users.set_superuser, request, is_superuser=False)
 
-    def _set(self, feature: Callable[..., users.UserRecord], request: Targeted, **to: bool) -> user_pb2.User:
+    def _set(self, feature: Callable[..., UserRecord], request: Targeted, **to: bool) -> user_pb2.User:
         user_id, version = target_of(request)
         with rpc_scope(self._database) as session, session.begin():
             user = feature(session, user_id, version=version, **to)

@@ -1,4 +1,4 @@
-"""What the requests of UserService mean, as values: one function for each, with all violations raised together."""
+"""Validation of the requests of UserService: one function for each. All violations are raised together."""
 
 import hmac
 import re
@@ -17,18 +17,18 @@ from service.core.users import Key, NewUser, Order, RequestKey, UserFilter
 from service.rpc.context import current
 from service.rpc.validation import (
     Email,
-    Shaped,
+    RequestModel,
     Username,
     Violations,
     etag_version,
-    instant,
     page_binding,
     page_size,
     page_start,
     require_id,
-    shaped,
+    to_datetime,
     user_key,
     uuid4,
+    validated,
 )
 
 MAX_BATCH = 1000
@@ -37,25 +37,28 @@ _MAX_MASK_PATHS = 100
 _ORDER_BY_MAX_BYTES = 64
 _ORDER_BY = re.compile(r" *(?P<column>[a-z_]+)(?: +(?P<direction>asc|desc))? *")
 _WRITABLE = ("email", "username")
-_OWN_RPCS = {"is_active": "ActivateUser or DeactivateUser", "is_superuser": "GrantSuperuser or RevokeSuperuser"}
+_RPC_OF_FIELD = {"is_active": "ActivateUser or DeactivateUser", "is_superuser": "GrantSuperuser or RevokeSuperuser"}
 _FIELDS = frozenset(user_pb2.User.DESCRIPTOR.fields_by_name)
 
 
 @dataclass(frozen=True, slots=True)
 class UserRules:
-    """The settings that decide what a valid user is."""
+    """The settings for users."""
 
     policy: PasswordPolicy
+    bcrypt_cost: int
     allow_special_domains: bool
     purge_after: timedelta
 
 
-class _Names(Shaped):
+class _Names(RequestModel):
     email: Email = Field(alias="user.email")
     username: Username = Field(alias="user.username")
 
 
-class _NameChange(Shaped):
+class Update(RequestModel):
+    id: int
+    version: int | None
     email: Email | None = Field(alias="user.email", default=None)
     username: Username | None = Field(alias="user.username", default=None)
 
@@ -73,14 +76,6 @@ class Creation:
         return NewUser(
             self.email, self.username, hashed_password, self.is_active, now if self.is_email_verified else None
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    id: int
-    email: str | None
-    username: str | None
-    version: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +98,7 @@ Targeted = (
 
 
 def key_of(request: user_pb2.GetUserRequest, rules: UserRules) -> Key:
-    """Which user GetUser asks for."""
+    """Validate GetUser. Raises InvalidFieldsError, like the functions below."""
     violations = Violations()
     key = user_key(request.key, "key", violations, allow_special_domains=rules.allow_special_domains)
     violations.check()
@@ -111,7 +106,7 @@ def key_of(request: user_pb2.GetUserRequest, rules: UserRules) -> Key:
 
 
 def keys_of(request: user_pb2.BatchGetUsersRequest, rules: UserRules) -> list[Key]:
-    """Which users BatchGetUsers asks for."""
+    """Validate BatchGetUsers."""
     violations = Violations()
     if len(request.keys) > MAX_BATCH:
         violations.add("keys", "TOO_MANY", f"must not be more than {MAX_BATCH}")
@@ -120,13 +115,13 @@ def keys_of(request: user_pb2.BatchGetUsersRequest, rules: UserRules) -> list[Ke
     for index, key in enumerate(request.keys):
         keys.append(user_key(key, f"keys[{index}]", violations, allow_special_domains=rules.allow_special_domains))
         if len(violations.found) >= _MAX_BAD_KEYS:
-            break  # nobody reads more of them, and each takes time
+            break  # enough for an answer, and checking each key takes time
     violations.check()
     return keys
 
 
 def listing_of(request: user_pb2.ListUsersRequest, page_tokens: PageTokens) -> Listing:
-    """Which page of which list ListUsers asks for."""
+    """Validate ListUsers."""
     violations = Violations()
     where = _filter(request, violations)
     order = _order(request.order_by, where, violations)
@@ -140,9 +135,9 @@ def listing_of(request: user_pb2.ListUsersRequest, page_tokens: PageTokens) -> L
 
 
 def creation_of(request: user_pb2.CreateUserRequest, rules: UserRules, fingerprint_keys: tuple[bytes, ...]) -> Creation:
-    """The user that CreateUser is to create."""
+    """Validate CreateUser. fingerprint_keys: for the fingerprint that a repeated request_id is compared by."""
     violations = Violations()
-    names = shaped(
+    names = validated(
         _Names,
         {"user.email": request.user.email, "user.username": request.user.username},
         violations,
@@ -171,7 +166,7 @@ def creation_of(request: user_pb2.CreateUserRequest, rules: UserRules, fingerpri
 
 
 def _fingerprints(request: user_pb2.CreateUserRequest, keys: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """The keyed hash of the request under each key, without what a repeat may change."""
+    """The HMAC of the request under each key, without the fields that a retry may change."""
     bare = user_pb2.CreateUserRequest()
     bare.CopyFrom(request)
     for name in ("password", "request_id", "validate_only"):
@@ -181,23 +176,28 @@ def _fingerprints(request: user_pb2.CreateUserRequest, keys: tuple[bytes, ...]) 
 
 
 def update_of(request: user_pb2.UpdateUserRequest, rules: UserRules) -> Update:
-    """What UpdateUser is to change."""
+    """Validate UpdateUser."""
     violations = Violations()
     user_id = require_id(request.user.id, "user.id", violations)
     version = etag_version(request.user.etag, "user.etag", violations)
-    if request.update_mask.paths:  # a mask that is there but empty is what some languages send for none
-        names = _masked(request.update_mask.paths, violations)
+    if request.update_mask.paths:  # some languages send an empty mask for none
+        names = _mask_paths(request.update_mask.paths, violations)
     else:
         names = {name for name in _WRITABLE if getattr(request.user, name)}
     values = {f"user.{name}": getattr(request.user, name) for name in _WRITABLE if name in names}
-    change = shaped(_NameChange, values, violations, allow_special_domains=rules.allow_special_domains)
+    update = validated(
+        Update,
+        {"id": user_id, "version": version, **values},
+        violations,
+        allow_special_domains=rules.allow_special_domains,
+    )
     violations.check()
-    assert change is not None  # noqa: S101  for the type checker: violations.check() has raised otherwise
-    return Update(user_id, change.email, change.username, version)
+    assert update is not None  # noqa: S101  for the type checker: violations.check() has raised otherwise
+    return update
 
 
 def target_of(request: Targeted) -> tuple[int, int | None]:
-    """Which user a transition is for, and the version that its etag stands for."""
+    """Validate a change of state: the id of the user, and the version that the etag stands for."""
     violations = Violations()
     user_id = require_id(request.id, "id", violations)
     version = etag_version(request.etag, "etag", violations)
@@ -205,7 +205,7 @@ def target_of(request: Targeted) -> tuple[int, int | None]:
     return user_id, version
 
 
-def _masked(paths: Any, violations: Violations) -> set[str]:
+def _mask_paths(paths: Any, violations: Violations) -> set[str]:
     """The writable fields that a mask names (AIP-134, AIP-161)."""
     if len(paths) > _MAX_MASK_PATHS:
         violations.add("update_mask", "TOO_MANY", f"must not have more than {_MAX_MASK_PATHS} paths")
@@ -214,8 +214,8 @@ def _masked(paths: Any, violations: Violations) -> set[str]:
         return set(_WRITABLE)
     for index, path in enumerate(paths):
         field = f"update_mask.paths[{index}]"
-        if path in _OWN_RPCS:
-            violations.add(field, "NOT_WRITABLE", f"names {path}, which is changed by {_OWN_RPCS[path]} only")
+        if path in _RPC_OF_FIELD:
+            violations.add(field, "NOT_WRITABLE", f"names {path}, which is changed by {_RPC_OF_FIELD[path]} only")
         elif path == "*":
             violations.add(field, "STAR_NOT_ALONE", "must be the only path when it is *")
         elif path not in _FIELDS:
@@ -224,10 +224,10 @@ def _masked(paths: Any, violations: Violations) -> set[str]:
 
 
 def _filter(request: user_pb2.ListUsersRequest, violations: Violations) -> UserFilter:
-    message: Any = request.filter  # read by names, which its type stubs do not allow
+    message: Any = request.filter  # its stubs do not allow reading fields by name
 
     def time(name: str) -> datetime | None:
-        return instant(getattr(message, name), f"filter.{name}", violations) if message.HasField(name) else None
+        return to_datetime(getattr(message, name), f"filter.{name}", violations) if message.HasField(name) else None
 
     def flag(name: str) -> bool | None:
         return getattr(message, name) if message.HasField(name) else None
@@ -251,28 +251,30 @@ def _filter(request: user_pb2.ListUsersRequest, violations: Violations) -> UserF
     )
 
 
-def _usual_order(own: str | None, where: UserFilter) -> Order:
-    """The order that the filter can be read in without passing others by."""
-    if own is not None:
-        return Order(own)
+def _default_order(prefix_column: str | None, where: UserFilter) -> Order:
+    """The order in which an index serves the filter."""
+    if prefix_column is not None:
+        return Order(prefix_column)
     return Order("updated_at") if where.updated_after is not None else Order("created_at", is_descending=True)
 
 
 def _order(text: str, where: UserFilter, violations: Violations) -> Order:
-    """The order of a list. A prefix filter orders by its own column: any other would read all that it matches."""
+    """The order of a list. A prefix filter allows only its own column: any other would read and sort all matches."""
     prefixes = [
         column for column, prefix in (("email", where.email_prefix), ("username", where.username_prefix)) if prefix
     ]
     if len(prefixes) > 1:
         violations.add("filter.username_prefix", "TWO_PREFIXES", "cannot be combined with email_prefix")
-    own = prefixes[0] if prefixes else None
+    prefix_column = prefixes[0] if prefixes else None
     if not text:
-        return _usual_order(own, where)
+        return _default_order(prefix_column, where)
     found = _ORDER_BY.fullmatch(text) if len(text) <= _ORDER_BY_MAX_BYTES else None
     if found is None or found["column"] not in users.ORDER_COLUMNS:
         columns = ", ".join(users.ORDER_COLUMNS)
         violations.add("order_by", "INVALID_ORDER", f'must be one of {columns}, with " desc" behind it if wanted')
         return Order("id")
-    if own and found["column"] != own:
-        violations.add("order_by", "INVALID_ORDER", f"must be {own}, the column of the prefix filter, or unset")
+    if prefix_column and found["column"] != prefix_column:
+        violations.add(
+            "order_by", "INVALID_ORDER", f"must be {prefix_column}, the column of the prefix filter, or unset"
+        )
     return Order(found["column"], is_descending=found["direction"] == "desc")
