@@ -11,17 +11,18 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 import grpc
 import pytest
 import structlog
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from sqlalchemy.engine import URL
 
-from personae.v1 import audit_pb2_grpc, authentication_pb2_grpc, credential_pb2_grpc, user_pb2_grpc
 from service.base.settings import Settings, psycopg2_url
 from service.dev.postgres import EmbeddedPostgres
 from tests.support.databases import Postgres, migrate
-from tests.support.servers import RunningServer, running
+from tests.support.servers import RunningServer, Services, running
 from tests.support.witness import WITNESS, Handler, Interceptor, heard
 
-# Most of what a server in this process logs would drown the report of a failed test, but all of it is heard: nothing
-# secret may be in it.
+# Most of what a server in this process logs would drown the report of a failed test. All of it is recorded, though:
+# nothing secret may be in it.
 structlog.configure(
     processors=[
         structlog.processors.add_log_level,
@@ -32,10 +33,14 @@ structlog.configure(
 )
 logging.getLogger().addHandler(Handler())
 
+# How long an example takes says more about the machine than about the service.
+hypothesis_settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("any machine")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_secret_was_said() -> Iterator[None]:
-    """Looks back on all tests that this process has run: see tests/house/test_nothing_secret.py."""
+    """Checks after all tests of this process: see tests/house/test_nothing_secret.py."""
     yield
     assert list(WITNESS.leaks()) == []
 
@@ -52,7 +57,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
         directory, bindir=settings.pg_bindir, durable=False, settings={"max_connections": "300"}
     ) as server:
         yield Postgres(psycopg2_url(server.url))
-    shutil.rmtree(server.home, ignore_errors=True)  # for root it lies elsewhere, and nobody else removes it
+    shutil.rmtree(server.home, ignore_errors=True)  # for root it is not in tmp_path, and is not removed with it
 
 
 @pytest.fixture(scope="session")
@@ -93,36 +98,11 @@ def private_server(private_url: URL) -> Iterator[RunningServer]:
 
 
 @pytest.fixture(scope="session")
-def target(request: pytest.FixtureRequest) -> Iterator[grpc.Channel]:
+def api(request: pytest.FixtureRequest) -> Iterator[Services]:
     """Where the contract is tested: TARGET=host:port (a built image, say), or the shared server."""
     address = os.environ.get("TARGET")
     if address is None:
-        found: RunningServer = request.getfixturevalue("server")
-        yield found.channel
+        yield request.getfixturevalue("server")
         return
     with grpc.insecure_channel(address) as channel:
-        yield grpc.intercept_channel(channel, Interceptor())
-
-
-@pytest.fixture
-def users(target: grpc.Channel) -> user_pb2_grpc.UserServiceStub:
-    """UserService of the target."""
-    return user_pb2_grpc.UserServiceStub(target)
-
-
-@pytest.fixture
-def authentication(target: grpc.Channel) -> authentication_pb2_grpc.AuthenticationServiceStub:
-    """AuthenticationService of the target."""
-    return authentication_pb2_grpc.AuthenticationServiceStub(target)
-
-
-@pytest.fixture
-def credentials(target: grpc.Channel) -> credential_pb2_grpc.CredentialServiceStub:
-    """CredentialService of the target."""
-    return credential_pb2_grpc.CredentialServiceStub(target)
-
-
-@pytest.fixture
-def audit(target: grpc.Channel) -> audit_pb2_grpc.AuditServiceStub:
-    """AuditService of the target."""
-    return audit_pb2_grpc.AuditServiceStub(target)
+        yield Services(grpc.intercept_channel(channel, Interceptor()))

@@ -17,8 +17,8 @@ from personae.v1 import user_pb2_grpc
 from service.base.settings import Settings
 from tests.support.crash import crash
 from tests.support.databases import migrate
+from tests.support.load import Writers, missing
 from tests.support.pair import replicating
-from tests.support.writers import Writers, missing
 
 _ROUNDS = 3
 _WRITERS = 4
@@ -34,8 +34,8 @@ def measure(bench: Bench) -> Findings:
         writers, gone = _round(bench.directory / f"pair-{number}", bindir, bench)
         gaps.append(writers.longest_gap)
         lost += len(gone)
-        acknowledged += len(writers.acknowledged)
-        refused |= writers.refused
+        acknowledged += len(writers.created)
+        refused |= {how.split()[2] for how in writers.failures}
     findings = Findings()
     findings.at_most("acknowledged writes lost in a failover", lost, 0, digits=0)
     findings.note(
@@ -46,7 +46,7 @@ def measure(bench: Bench) -> Findings:
     return findings
 
 
-def _round(directory: Path, bindir: Path | None, bench: Bench) -> tuple[Writers, list[str]]:
+def _round(directory: Path, bindir: Path | None, bench: Bench) -> tuple[Writers, list[int]]:
     directory.mkdir(mode=0o711)
     with replicating(directory, bindir) as pair:
         migrate(pair.url)
@@ -56,6 +56,6 @@ def _round(directory: Path, bindir: Path | None, bench: Bench) -> tuple[Writers,
                 time.sleep(_SECONDS)
                 crash(pair.primary)
                 pair.promote()
-                writers.wait_for_more(1)
+                writers.wait_for_calls(1)
                 time.sleep(_SECONDS)
-            return writers, missing(users, writers.acknowledged)
+            return writers, missing(users, writers.created)

@@ -1,87 +1,249 @@
-"""The contract of AuthenticationService, as callers see it."""
+"""The contract of AuthenticationService: signing in, and the lockout.
 
-import grpc
+Only the first lock, of one second, is met here; the longer ones are in tests/rpc/test_lockout_details.py.
+"""
+
+import secrets
+from datetime import timedelta
+
 import pytest
 
 from personae.v1 import authentication_pb2 as pb
-from personae.v1 import authentication_pb2_grpc, user_pb2, user_pb2_grpc
+from personae.v1 import credential_pb2, user_pb2
+from tests.support.credentials import NEW, by, by_id, change, counted, fail, lockout_of, refused, reset, start_reset
 from tests.support.errors import fails
-from tests.support.factories import PASSWORD, new_user, unique_name
+from tests.support.factories import PASSWORD, new_user, unique_email, unique_name
+from tests.support.servers import Services
 
-Code = grpc.StatusCode
 LONG = "".join(f"{number} ways to say it, " for number in range(20))
 EMOJI = "".join(chr(0x1F600 + number) for number in range(24))
-Users = user_pb2_grpc.UserServiceStub
-Authentication = authentication_pb2_grpc.AuthenticationServiceStub
+NO_SUCH_ID = 2**63 - 1
+SECOND = timedelta(seconds=1)
+
+
+def unused_id() -> int:
+    """An id that no user has, and that no other test has guessed at."""
+    return 2**62 + secrets.randbits(60)
 
 
 class TestAuthenticate:
     @pytest.mark.parametrize("password", [PASSWORD, *(LONG[:length] for length in (72, 73, 256)), EMOJI])
-    def test_by_email_username_and_id(self, users: Users, authentication: Authentication, password: str) -> None:
-        """The right password signs in under each name, in any case and of any allowed length."""
-        user = new_user(users, password=password)
+    def test_by_email_username_and_id(self, api: Services, password: str) -> None:
+        """The right password signs in under each name, in any case and of any allowed length; the user is unchanged."""
+        user = new_user(api.users, password=password)
         requests = [
-            pb.AuthenticateRequest(identifier=user.email.upper(), password=password),
-            pb.AuthenticateRequest(identifier=user.username.upper(), password=password),
+            by(user.email.upper(), password),
+            by(user.username.upper(), password),
             pb.AuthenticateRequest(user_id=user.id, password=password, client=pb.Client(ip_address="::1")),
         ]
 
-        assert [authentication.Authenticate(request).user for request in requests] == [user, user, user]
+        assert [api.authentication.Authenticate(request).user for request in requests] == [user, user, user]
+        assert api.read(user) == user
 
-    def test_signing_in_changes_nothing_of_the_user(self, users: Users, authentication: Authentication) -> None:
-        """Neither etag nor updated_at move."""
-        user = new_user(users, password=PASSWORD)
-        authentication.Authenticate(pb.AuthenticateRequest(user_id=user.id, password=PASSWORD))
-
-        assert users.GetUser(user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id))) == user
-
-    def test_every_refusal_is_the_same_answer(self, users: Users, authentication: Authentication) -> None:
-        """Unknown, wrong, no password set, deleted, malformed, empty, over-long: nobody can tell them apart."""
-        without, deleted = new_user(users), new_user(users, password=PASSWORD)
-        users.DeleteUser(user_pb2.DeleteUserRequest(id=deleted.id))
+    def test_every_refusal_is_the_same_answer(self, api: Services) -> None:
+        """Unknown, wrong, without a password, deleted, malformed, empty, over-long: nobody can tell them apart."""
+        without, deleted = new_user(api.users), new_user(api.users, password=PASSWORD)
+        api.users.DeleteUser(user_pb2.DeleteUserRequest(id=deleted.id))
         wrong = ["the wrong password", "", "x" * 5000, "x" * 3_000_000, PASSWORD + "\x00"]
+        identifiers = [
+            without.email,
+            deleted.email,
+            unique_email(),
+            unique_name(),
+            "",
+            f"not an email {unique_name()}@",
+            f"nul {unique_name()}\x00",
+            unique_name() + "x" * 3_000_000,
+        ]
         requests = [
-            *(  # a user for each: after three a name is locked
-                pb.AuthenticateRequest(identifier=new_user(users, password=PASSWORD).email, password=password)
-                for password in wrong
-            ),
-            pb.AuthenticateRequest(identifier=without.email, password=PASSWORD),
-            pb.AuthenticateRequest(identifier=deleted.email, password=PASSWORD),
-            pb.AuthenticateRequest(identifier=f"{unique_name()}@example.com", password=PASSWORD),
-            pb.AuthenticateRequest(identifier=unique_name(), password=PASSWORD),
-            pb.AuthenticateRequest(identifier="", password=PASSWORD),
-            pb.AuthenticateRequest(identifier=f"not an email {unique_name()}@", password=PASSWORD),
-            pb.AuthenticateRequest(identifier=f"nul {unique_name()}\x00", password=PASSWORD),
-            pb.AuthenticateRequest(identifier=unique_name() + "x" * 3_000_000, password=PASSWORD),
-            pb.AuthenticateRequest(user_id=2**63 - 1, password=PASSWORD),
+            *(by(new_user(api.users, password=PASSWORD).email, one) for one in wrong),  # after three a name is locked
+            *(by(identifier, PASSWORD) for identifier in identifiers),
+            pb.AuthenticateRequest(user_id=NO_SUCH_ID, password=PASSWORD),
         ]
 
-        failures = [fails(authentication.Authenticate, request) for request in requests]
+        failures = [fails(api.authentication.Authenticate, request) for request in requests]
 
-        seen = {(f.code, f.message, f.reason, tuple(f.violations), tuple(sorted(f.error_metadata))) for f in failures}
-        assert len(seen) == 1
-        assert (failures[0].code, failures[0].reason) == (Code.UNAUTHENTICATED, "INVALID_CREDENTIALS")
+        assert failures[0].reason == "INVALID_CREDENTIALS"
+        assert [failure.visible for failure in failures] == [failures[0].visible] * len(requests)
 
-    def test_inactive_shows_only_after_the_right_password(self, users: Users, authentication: Authentication) -> None:
-        """Whoever does not know the password learns nothing of the user's state."""
-        user = new_user(users, password=PASSWORD, inactive=True)
+    @pytest.mark.parametrize("state", ["USER_INACTIVE", "PASSWORD_CHANGE_REQUIRED"])
+    def test_a_state_shows_only_after_the_right_password(self, api: Services, state: str) -> None:
+        """A right password that signs nobody in is no guess: it clears the count."""
+        user = new_user(api.users, password=PASSWORD, inactive=state == "USER_INACTIVE")
+        api.credentials.RequirePasswordChange(credential_pb2.RequirePasswordChangeRequest(user_id=user.id))
 
-        right = fails(authentication.Authenticate, pb.AuthenticateRequest(user_id=user.id, password=PASSWORD))
-        wrong = fails(authentication.Authenticate, pb.AuthenticateRequest(user_id=user.id, password="wrong"))
+        fail(api, by_id(user))
+        assert counted(api, user) == (1, 0)
 
-        assert (right.code, right.reason) == (Code.FAILED_PRECONDITION, "USER_INACTIVE")
-        assert (wrong.code, wrong.reason) == (Code.UNAUTHENTICATED, "INVALID_CREDENTIALS")
+        assert fails(api.authentication.Authenticate, by_id(user, PASSWORD)).reason == state
+        assert counted(api, user) == (0, 0)
 
-    def test_a_caller_that_names_nobody(self, authentication: Authentication) -> None:
+    def test_bad_fields(self, api: Services) -> None:
         """A missing subject, an impossible id or a bad address is the caller's mistake, not a person's."""
         client = pb.Client(ip_address="not an address", user_agent="x" * 600)
+        for request, violations in (
+            (
+                pb.AuthenticateRequest(password=PASSWORD, client=client),
+                {
+                    "client.ip_address": ["INVALID_IP_ADDRESS"],
+                    "client.user_agent": ["TOO_LONG"],
+                    "identifier": ["REQUIRED"],
+                },
+            ),
+            (pb.AuthenticateRequest(user_id=0, password=PASSWORD), {"user_id": ["INVALID_ID"]}),
+        ):
+            assert fails(api.authentication.Authenticate, request).violations == violations
 
-        nobody = fails(authentication.Authenticate, pb.AuthenticateRequest(password=PASSWORD, client=client))
-        zero = fails(authentication.Authenticate, pb.AuthenticateRequest(user_id=0, password=PASSWORD))
 
-        assert nobody.violations == {
-            "client.ip_address": ["INVALID_IP_ADDRESS"],
-            "client.user_agent": ["TOO_LONG"],
-            "identifier": ["REQUIRED"],
-        }
-        assert zero.violations == {"user_id": ["INVALID_ID"]}
+class TestLockout:
+    @pytest.mark.parametrize("kind", ["email", "username", "id"])
+    def test_three_failures_lock_the_name_for_a_second(self, api: Services, kind: str) -> None:
+        """The right password is refused as well. What is refused is not counted, and does not prolong the lock."""
+        user = new_user(api.users, password=PASSWORD)
+        name = None if kind == "id" else getattr(user, kind)
+        attempts = [by_id(user, password) if name is None else by(name, password) for password in ("wrong", PASSWORD)]
+        fail(api, attempts[0], times=3)
+        before = lockout_of(api, user)
+
+        failures = [refused(api.authentication.Authenticate, request) for request in attempts]
+
+        assert all(timedelta() < wait <= SECOND for _, wait in failures)
+        assert failures[0][0].visible == failures[1][0].visible
+        assert lockout_of(api, user) == before
+        locked, other = (before.username, before.email) if kind == "username" else (before.email, before.username)
+        assert locked.failures == 3
+        assert locked.locked_until.ToDatetime() - locked.last_failed_at.ToDatetime() == SECOND
+        assert other == pb.Lockout.Attempts()
+
+    def test_two_failures_do_not_lock(self, api: Services) -> None:
+        """A person may mistype twice; the right password then starts the count anew."""
+        user = new_user(api.users, password=PASSWORD)
+        for _ in range(2):
+            fail(api, by(user.username), times=2)
+            assert api.authentication.Authenticate(by(user.username, PASSWORD)).user == user
+
+        assert counted(api, user) == (0, 0)
+
+    def test_names_without_a_user_are_locked_alike(self, api: Services) -> None:
+        """Unknown, malformed, deleted, inactive, without a password: the lock does not tell who exists."""
+        user, without, inactive = (
+            new_user(api.users, password=PASSWORD),
+            new_user(api.users),
+            new_user(api.users, inactive=True),
+        )
+        deleted = new_user(api.users, password=PASSWORD)
+        api.users.DeleteUser(user_pb2.DeleteUserRequest(id=deleted.id))
+        requests = [
+            by(user.email),
+            by(without.email),
+            by(inactive.username),
+            by(deleted.username),
+            by(unique_name()),
+            by(unique_email()),
+            by(f"{unique_name()}@"),
+            by(f"{unique_name()}\x00"),
+            by(unique_name() * 200_000),
+            by_id(deleted),
+            pb.AuthenticateRequest(user_id=unused_id(), password="wrong"),
+        ]
+
+        failures = []
+        for request in requests:
+            fail(api, request, times=3)
+            failure, wait = refused(api.authentication.Authenticate, request)
+            assert timedelta() < wait <= SECOND
+            failures.append(failure)
+
+        assert [failure.visible for failure in failures] == [failures[0].visible] * len(requests)
+        assert counted(api, deleted) == (3, 3)
+
+    def test_other_names_are_not_locked(self, api: Services) -> None:
+        """Neither the user's other name nor another user; an id is not a username of the same digits."""
+        user, number = new_user(api.users, password=PASSWORD), unused_id()
+        other = new_user(api.users, name=str(number), password=PASSWORD)
+        for request in (by(user.email), pb.AuthenticateRequest(user_id=number, password="wrong")):
+            fail(api, request, times=3)
+            refused(api.authentication.Authenticate, request)
+
+        for one in (user, other):
+            assert api.authentication.Authenticate(by(one.username, PASSWORD)).user == one
+
+    def test_changing_the_password_counts_and_is_locked_too(self, api: Services) -> None:
+        """ChangePassword is no second way to guess: it counts on the email."""
+        user = new_user(api.users, password=PASSWORD)
+        for _ in range(3):
+            assert fails(api.credentials.ChangePassword, change(user, "wrong")).reason == "INVALID_CREDENTIALS"
+
+        _, wait = refused(api.credentials.ChangePassword, change(user, PASSWORD))
+
+        assert timedelta() < wait <= SECOND
+        refused(api.authentication.Authenticate, by_id(user, PASSWORD))
+        assert counted(api, user) == (3, 0)
+
+    def test_a_reset_lifts_a_lock(self, api: Services) -> None:
+        """A lock keeps guesses out, not the user."""
+        user = new_user(api.users, password=PASSWORD)
+        fail(api, by(user.email), times=3)
+
+        api.credentials.CompletePasswordReset(reset(start_reset(api, user).code))
+
+        assert api.authentication.Authenticate(by(user.email, NEW)).user == user
+
+    def test_email_and_username_are_counted_apart(self, api: Services) -> None:
+        """In any case of letters; sign-ins by id count on the email, and a right password clears its own name only.
+        Counting changes nothing of the user.
+        """
+        user = new_user(api.users, password=PASSWORD)
+        nothing = pb.Lockout(user_id=user.id, email=pb.Lockout.Attempts(), username=pb.Lockout.Attempts())
+        assert lockout_of(api, user) == nothing
+
+        for request in (by(user.email.upper()), by_id(user), by(user.username.upper())):
+            fail(api, request)
+
+        lockout = lockout_of(api, user)
+        assert (lockout.email.failures, lockout.username.failures) == (2, 1)
+        for attempts in (lockout.email, lockout.username):
+            assert attempts.last_failed_at.seconds >= user.created_at.seconds - 60
+            assert not attempts.HasField("locked_until")
+        api.authentication.Authenticate(by_id(user, PASSWORD))
+        assert counted(api, user) == (0, 1)
+        assert api.read(user) == user
+
+    def test_clearing_lets_the_user_in_at_once(self, api: Services) -> None:
+        """By both names; what is counted on other users stays."""
+        user, other = new_user(api.users, password=PASSWORD), new_user(api.users, password=PASSWORD)
+        fail(api, by(other.email))
+        for name in (user.email, user.username):
+            fail(api, by(name), times=3)
+
+        cleared = api.authentication.ClearLockout(pb.ClearLockoutRequest(user_id=user.id))
+
+        assert cleared == lockout_of(api, user)
+        assert cleared == pb.Lockout(user_id=user.id, email=pb.Lockout.Attempts(), username=pb.Lockout.Attempts())
+        for request in (by(user.email, PASSWORD), by(user.username, PASSWORD), by_id(user, PASSWORD)):
+            assert api.authentication.Authenticate(request).user == user
+        assert counted(api, other) == (1, 0)
+
+    def test_clearing_is_repeatable(self, api: Services) -> None:
+        """For inactive and deleted users too."""
+        user = new_user(api.users, inactive=True)
+        api.users.DeleteUser(user_pb2.DeleteUserRequest(id=user.id))
+        request = pb.ClearLockoutRequest(user_id=user.id)
+
+        assert api.authentication.ClearLockout(request) == api.authentication.ClearLockout(request)
+
+    def test_unknown_users_and_impossible_ids(self, api: Services) -> None:
+        """There is nothing to read or clear, even if failures were counted on the id."""
+        unknown = unused_id()
+        fail(api, pb.AuthenticateRequest(user_id=unknown, password="wrong"))
+
+        assert fails(api.authentication.GetLockout, pb.GetLockoutRequest(user_id=unknown)).reason == "USER_NOT_FOUND"
+        assert (
+            fails(api.authentication.ClearLockout, pb.ClearLockoutRequest(user_id=unknown)).reason == "USER_NOT_FOUND"
+        )
+        for user_id in (0, -1):
+            for failure in (
+                fails(api.authentication.GetLockout, pb.GetLockoutRequest(user_id=user_id)),
+                fails(api.authentication.ClearLockout, pb.ClearLockoutRequest(user_id=user_id)),
+            ):
+                assert failure.violations == {"user_id": ["INVALID_ID"]}

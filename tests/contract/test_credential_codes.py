@@ -1,262 +1,164 @@
-"""The contract of CredentialService, as callers see it: codes that reset passwords."""
+"""The contract of CredentialService: one-time codes, for passwords that are reset and emails that are verified."""
 
 import re
 import secrets
 from collections.abc import Callable
+from dataclasses import dataclass
 
-import grpc
 import pytest
 
-from personae.v1 import authentication_pb2, authentication_pb2_grpc, credential_pb2_grpc, user_pb2, user_pb2_grpc
 from personae.v1 import credential_pb2 as pb
-from tests.support.errors import Failure, fails, failure_of
-from tests.support.factories import PASSWORD, new_user, unique_name
+from personae.v1 import user_pb2
+from tests.support.credentials import (
+    NEW,
+    OTHER,
+    UNLIKE_ANY,
+    by,
+    change,
+    counted,
+    fail,
+    outcome,
+    reset,
+    signing_in,
+    start_reset,
+    start_verification,
+)
+from tests.support.errors import fails
+from tests.support.factories import PASSWORD, new_user, unique_email, unique_name
+from tests.support.servers import Services
 
-Code = grpc.StatusCode
-Users = user_pb2_grpc.UserServiceStub
-Authentication = authentication_pb2_grpc.AuthenticationServiceStub
-Credentials = credential_pb2_grpc.CredentialServiceStub
-
-NEW = "glass tugboat nine o'clock"
-OTHER = "seven umbrellas in a canoe"
-UNLIKE_ANY = "".join(chr(0x4E00 + number) for number in range(257))
-"""257 characters that do not repeat: one too many."""
-
-
-def signing_in(authentication: Authentication, identifier: str, password: str) -> str:
-    """How a sign-in ends: OK, or the reason of the refusal."""
-    try:
-        authentication.Authenticate(authentication_pb2.AuthenticateRequest(identifier=identifier, password=password))
-    except grpc.RpcError as error:
-        return failure_of(error).reason
-    return "OK"
-
-
-def read(users: Users, user: user_pb2.User) -> user_pb2.User:
-    return users.GetUser(user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id)))
-
-
-def renamed(users: Users, user: user_pb2.User, *, email: str = "", username: str = "") -> user_pb2.User:
-    changed = user_pb2.User(id=user.id, email=email, username=username)
-    return users.UpdateUser(user_pb2.UpdateUserRequest(user=changed))
-
-
-def unique_email() -> str:
-    return f"{unique_name()}@example.com"
-
-
-def start_reset(credentials: Credentials, identifier: str) -> pb.StartPasswordResetResponse:
-    return credentials.StartPasswordReset(pb.StartPasswordResetRequest(identifier=identifier))
-
-
-def reset(code: str, new_password: str = NEW) -> pb.CompletePasswordResetRequest:
-    return pb.CompletePasswordResetRequest(code=code, new_password=new_password)
-
-
-def start_verification(
-    credentials: Credentials, user: user_pb2.User, new_email: str | None = None
-) -> pb.StartEmailVerificationResponse:
-    return credentials.StartEmailVerification(pb.StartEmailVerificationRequest(user_id=user.id, new_email=new_email))
+NO_SUCH_ID = 2**63 - 1
+CODE = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
 def proof(code: str) -> pb.CompleteEmailVerificationRequest:
     return pb.CompleteEmailVerificationRequest(code=code)
 
 
-def summary(failure: Failure) -> tuple[object, ...]:
-    """All that a caller could tell two failures apart by."""
-    return failure.code, failure.message, failure.reason, failure.violations, failure.error_metadata
+def verify(api: Services, code: str) -> user_pb2.User:
+    return api.credentials.CompleteEmailVerification(proof(code))
 
 
-def assert_opens_nothing(credentials: Credentials, code: str) -> None:
-    failure = fails(credentials.CompletePasswordReset, reset(code))
-    assert (failure.code, failure.reason) == (Code.FAILED_PRECONDITION, "INVALID_CODE")
+def complete_reset(api: Services, code: str) -> user_pb2.User:
+    return api.credentials.CompletePasswordReset(reset(code))
 
 
-def assert_proves_nothing(credentials: Credentials, code: str) -> None:
-    failure = fails(credentials.CompleteEmailVerification, proof(code))
-    assert (failure.code, failure.reason) == (Code.FAILED_PRECONDITION, "INVALID_CODE")
+@dataclass(frozen=True)
+class Kind:
+    """A kind of code: how it is issued, and how it is used."""
+
+    start: Callable[[Services, user_pb2.User], str]
+    complete: Callable[[Services, str], user_pb2.User]
 
 
-def change_email(users: Users, user: user_pb2.User) -> None:
-    renamed(users, user, email=unique_email())
+RESET = Kind(lambda api, user: start_reset(api, user).code, complete_reset)
+PRESENT_EMAIL = Kind(lambda api, user: start_verification(api, user).code, verify)
+NEW_EMAIL = Kind(lambda api, user: start_verification(api, user, unique_email()).code, verify)
+KINDS = {"reset": RESET, "present email": PRESENT_EMAIL, "new email": NEW_EMAIL}
+every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 
-def deactivate(users: Users, user: user_pb2.User) -> None:
-    users.DeactivateUser(user_pb2.DeactivateUserRequest(id=user.id))
+# ------------------------------------------------------------- what voids codes, and what leaves them as they are
 
 
-def delete(users: Users, user: user_pb2.User) -> None:
-    users.DeleteUser(user_pb2.DeleteUserRequest(id=user.id))
+def deactivate(api: Services, user: user_pb2.User) -> user_pb2.User:
+    return api.users.DeactivateUser(user_pb2.DeactivateUserRequest(id=user.id))
 
 
-def _deactivate_and_activate(users: Users, user: user_pb2.User) -> None:
-    deactivate(users, user)
-    users.ActivateUser(user_pb2.ActivateUserRequest(id=user.id))
+def activate(api: Services, user: user_pb2.User) -> user_pb2.User:
+    return api.users.ActivateUser(user_pb2.ActivateUserRequest(id=user.id))
 
 
-def _delete_and_undelete(users: Users, user: user_pb2.User) -> None:
-    delete(users, user)
-    users.UndeleteUser(user_pb2.UndeleteUserRequest(id=user.id))
+def delete(api: Services, user: user_pb2.User) -> user_pb2.User:
+    return api.users.DeleteUser(user_pb2.DeleteUserRequest(id=user.id))
 
 
-def _purge(users: Users, user: user_pb2.User) -> None:
-    delete(users, user)
-    users.PurgeUser(user_pb2.PurgeUserRequest(id=user.id))
+def require_a_change(api: Services, user: user_pb2.User) -> None:
+    api.credentials.RequirePasswordChange(pb.RequirePasswordChangeRequest(user_id=user.id))
 
 
-def _change_username(users: Users, user: user_pb2.User) -> None:
-    renamed(users, user, username=unique_name())
+def choose_a_password_that_is_refused(api: Services, user: user_pb2.User) -> None:
+    request = pb.SetPasswordRequest(user_id=user.id, password="quite short")
+    assert fails(api.credentials.SetPassword, request).reason == "INVALID_FIELDS"
+    for current, new, reason in ((PASSWORD, "quite short", "INVALID_FIELDS"), ("wrong", NEW, "INVALID_CREDENTIALS")):
+        assert fails(api.credentials.ChangePassword, change(user, current, new)).reason == reason
 
 
-def _send_the_same_email(users: Users, user: user_pb2.User) -> None:
-    renamed(users, user, email=user.email.upper())
+Act = Callable[[Services, user_pb2.User], object]
+VOIDING: dict[str, Act] = {
+    "deactivate": deactivate,
+    "deactivate and activate": lambda api, user: (deactivate(api, user), activate(api, user)),
+    "delete": delete,
+    "delete and undelete": lambda api, user: (
+        delete(api, user),
+        api.users.UndeleteUser(user_pb2.UndeleteUserRequest(id=user.id)),
+    ),
+    "purge": lambda api, user: (delete(api, user), api.users.PurgeUser(user_pb2.PurgeUserRequest(id=user.id))),
+    "change the email": lambda api, user: api.update(user, email=unique_email()),
+    "verify another email": lambda api, user: verify(api, NEW_EMAIL.start(api, user)),
+    "set a password": lambda api, user: api.credentials.SetPassword(
+        pb.SetPasswordRequest(user_id=user.id, password=OTHER)
+    ),
+    "change the password": lambda api, user: api.credentials.ChangePassword(change(user, PASSWORD)),
+    "reset the password": lambda api, user: complete_reset(api, RESET.start(api, user)),
+}
+HARMLESS: dict[str, Act] = {
+    "activate": activate,
+    "change the username": lambda api, user: api.update(user, username=unique_name()),
+    "send the same email": lambda api, user: api.update(user, email=user.email.upper()),
+    "mark the email verified": lambda api, user: api.credentials.MarkEmailVerified(
+        pb.MarkEmailVerifiedRequest(user_id=user.id, email=user.email)
+    ),
+    "sign in, once wrongly": lambda api, user: (signing_in(api, user, "wrong"), signing_in(api, user, PASSWORD)),
+    "require a change": require_a_change,
+    "choose a password that is refused": choose_a_password_that_is_refused,
+}
 
 
-def _activate_again(users: Users, user: user_pb2.User) -> None:
-    users.ActivateUser(user_pb2.ActivateUserRequest(id=user.id))
+class TestEveryCode:
+    @every_kind
+    @pytest.mark.parametrize("act", VOIDING.values(), ids=VOIDING)
+    def test_void_after(self, api: Services, kind: Kind, act: Act) -> None:
+        """What changes the email or the password, or stops the user, voids the code for good."""
+        user = new_user(api.users, password=PASSWORD)
+        code = kind.start(api, user)
 
+        act(api, user)
 
-Act = Callable[[Users, user_pb2.User], None]
-VOIDING: list[Act] = [change_email, deactivate, _deactivate_and_activate, delete, _delete_and_undelete, _purge]
-"""What leaves no code of a user open."""
-HARMLESS: list[Act] = [_change_username, _send_the_same_email, _activate_again]
-"""What leaves the codes of a user as they are."""
+        assert fails(kind.complete, api, code).reason == "INVALID_CODE"
 
+    @every_kind
+    @pytest.mark.parametrize("act", HARMLESS.values(), ids=HARMLESS)
+    def test_not_void_after(self, api: Services, kind: Kind, act: Act) -> None:
+        """What leaves email and password alone leaves the code alone."""
+        user = new_user(api.users, password=PASSWORD)
+        code = kind.start(api, user)
 
-class TestStartPasswordReset:
-    def test_by_each_name_in_any_case(self, users: Users, credentials: Credentials) -> None:
-        """The code goes to the stored email, never to what was typed; nothing of the user changes."""
-        name = unique_name()
-        user = users.CreateUser(
-            user_pb2.CreateUserRequest(user=user_pb2.User(email=f"{name}@b\u00fccher.de", username=name))
-        )
-        stored = f"{name}@xn--bcher-kva.de"
-        typed = [user.email, f"{name.upper()}@B\u00dcCHER.DE", user.username, user.username.upper()]
+        act(api, user)
 
-        answers = [start_reset(credentials, identifier) for identifier in typed]
+        assert kind.complete(api, code) == api.read(user)
 
-        assert [answer.deliver_to for answer in answers] == [stored] * 4
-        assert len({answer.code for answer in answers}) == 4
-        assert all(answer.expires_at.seconds > user.created_at.seconds for answer in answers)
-        assert read(users, user) == user
+    @every_kind
+    def test_works_once_and_until_a_newer_one_is_issued(self, api: Services, kind: Kind) -> None:
+        """A user has one open code of a purpose; other users and the other purpose do not matter."""
+        user, another = new_user(api.users), new_user(api.users)
+        older, newer = kind.start(api, user), kind.start(api, user)
+        kind.start(api, another)
+        (PRESENT_EMAIL if kind is RESET else RESET).start(api, user)
 
-    def test_nobody_is_answered_like_everybody(self, users: Users, credentials: Credentials) -> None:
-        """Unknown, deleted, deactivated, malformed: a code of the same shape that opens nothing and goes nowhere."""
-        deleted, inactive = new_user(users, password=PASSWORD), new_user(users, password=PASSWORD, inactive=True)
-        delete(users, deleted)
-        known = start_reset(credentials, new_user(users).email)
-        identifiers = [
-            unique_name(),
-            unique_email(),
-            deleted.email,
-            deleted.username,
-            inactive.email,
-            inactive.username,
-            "not an email@",
-            "a@b@c",
-            "no username!",
-            "x" * 1024,
-        ]
+        assert fails(kind.complete, api, older).reason == "INVALID_CODE"
+        assert kind.complete(api, newer).id == user.id
+        assert fails(kind.complete, api, newer).reason == "INVALID_CODE"
 
-        for identifier in identifiers:
-            answer = start_reset(credentials, identifier)
-            assert answer.deliver_to == "", identifier
-            assert re.fullmatch(r"[A-Za-z0-9_-]{43}", answer.code), identifier
-            assert abs(answer.expires_at.seconds - known.expires_at.seconds) < 60
-            assert_opens_nothing(credentials, answer.code)
-        assert re.fullmatch(r"[A-Za-z0-9_-]{43}", known.code)
-
-    @pytest.mark.parametrize(
-        "identifier, reason",
-        [("", "REQUIRED"), ("nul\x00", "CONTROL_CHARACTER"), ("x" * 1025, "TOO_LONG"), ("x" * 3_000_000, "TOO_LONG")],
-    )
-    def test_what_no_person_types(self, credentials: Credentials, identifier: str, reason: str) -> None:
-        """Nothing, NUL and whole books are the caller's mistake, whoever there is."""
-        failure = fails(credentials.StartPasswordReset, pb.StartPasswordResetRequest(identifier=identifier))
-
-        assert (failure.code, failure.reason) == (Code.INVALID_ARGUMENT, "INVALID_FIELDS")
-        assert failure.violations == {"identifier": [reason]}
-
-
-class TestCompletePasswordReset:
-    def test_the_new_password_signs_in(
-        self, users: Users, authentication: Authentication, credentials: Credentials
-    ) -> None:
-        """The present one need not be known, and does not work any more; no field of the user changes."""
-        user = new_user(users, password=PASSWORD)
-        code = start_reset(credentials, user.username).code
-
-        assert credentials.CompletePasswordReset(reset(code)) == user == read(users, user)
-
-        assert signing_in(authentication, user.email, NEW) == "OK"
-        assert signing_in(authentication, user.email, PASSWORD) == "INVALID_CREDENTIALS"
-
-    def test_a_first_password(self, users: Users, authentication: Authentication, credentials: Credentials) -> None:
-        """A user without a password gets one so, and has_password moves etag and updated_at."""
-        user = new_user(users)
-
-        changed = credentials.CompletePasswordReset(reset(start_reset(credentials, user.email).code))
-
-        assert (user.has_password, changed.has_password) == (False, True)
-        assert changed.etag != user.etag
-        assert changed.updated_at.ToNanoseconds() > user.updated_at.ToNanoseconds()
-        assert signing_in(authentication, user.email, NEW) == "OK"
-
-    def test_lifts_a_required_change(
-        self, users: Users, authentication: Authentication, credentials: Credentials
-    ) -> None:
-        """A password that was chosen through the email was chosen by the user."""
-        user = new_user(users)
-        credentials.SetPassword(pb.SetPasswordRequest(user_id=user.id, password=PASSWORD, require_change=True))
-
-        credentials.CompletePasswordReset(reset(start_reset(credentials, user.email).code))
-
-        assert signing_in(authentication, user.email, NEW) == "OK"
-
-    def test_clears_the_lockout(self, users: Users, authentication: Authentication, credentials: Credentials) -> None:
-        """Who has forgotten the password has guessed before: both names start from nothing."""
-        user = new_user(users, password=PASSWORD)
-        lockout = authentication_pb2.GetLockoutRequest(user_id=user.id)
-        for name in (user.email, user.username):
-            assert signing_in(authentication, name, "wrong") == "INVALID_CREDENTIALS"
-        code = start_reset(credentials, user.email).code
-        before = authentication.GetLockout(lockout)
-
-        credentials.CompletePasswordReset(reset(code))
-
-        assert (before.email.failures, before.username.failures) == (1, 1)
-        after = authentication.GetLockout(lockout)
-        assert (after.email.failures, after.username.failures) == (0, 0)
-
-    def test_a_code_works_once(self, users: Users, authentication: Authentication, credentials: Credentials) -> None:
-        """The second time it is not valid any more, and the password stays."""
-        user = new_user(users)
-        code = start_reset(credentials, user.email).code
-        credentials.CompletePasswordReset(reset(code))
-
-        failure = fails(credentials.CompletePasswordReset, reset(code, OTHER))
-
-        assert (failure.code, failure.reason) == (Code.FAILED_PRECONDITION, "INVALID_CODE")
-        assert signing_in(authentication, user.email, NEW) == "OK"
-
-    def test_a_newer_code_voids_the_older(self, users: Users, credentials: Credentials) -> None:
-        """There is one open code for each user, by whatever name it was asked for."""
-        user, another = new_user(users), new_user(users)
-        first, second = start_reset(credentials, user.email).code, start_reset(credentials, user.username).code
-        start_reset(credentials, another.email)
-        start_verification(credentials, user)
-
-        assert_opens_nothing(credentials, first)
-        assert credentials.CompletePasswordReset(reset(second)).id == user.id
-
-    def test_every_code_that_opens_nothing_is_the_same_answer(self, users: Users, credentials: Credentials) -> None:
+    @every_kind
+    def test_every_code_that_is_not_open_is_the_same_answer(self, api: Services, kind: Kind) -> None:
         """Truncated, mistyped, made up, for another purpose, used, replaced, void: nobody can tell them apart."""
-        user, void, used = new_user(users), new_user(users), new_user(users)
-        void_code, used_code = start_reset(credentials, void.email).code, start_reset(credentials, used.email).code
-        change_email(users, void)
-        credentials.CompletePasswordReset(reset(used_code))
-        replaced, code = start_reset(credentials, user.email).code, start_reset(credentials, user.email).code
+        user, void, used = new_user(api.users), new_user(api.users), new_user(api.users)
+        void_code, used_code = kind.start(api, void), kind.start(api, used)
+        deactivate(api, void)
+        kind.complete(api, used_code)
+        replaced, code = kind.start(api, user), kind.start(api, user)
+        for_nobody = pb.StartPasswordResetRequest(identifier="nobody-has-this")
         codes = [
             code[:-1],
             code + code[-1],
@@ -265,8 +167,8 @@ class TestCompletePasswordReset:
             f"{code}\n",
             f"{code}=",
             secrets.token_urlsafe(32),
-            start_verification(credentials, user).code,
-            start_reset(credentials, "nobody-has-this").code,
+            (PRESENT_EMAIL if kind is RESET else RESET).start(api, user),
+            api.credentials.StartPasswordReset(for_nobody).code,
             replaced,
             void_code,
             used_code,
@@ -276,40 +178,103 @@ class TestCompletePasswordReset:
             "x" * 128,
         ]
 
-        failures = [fails(credentials.CompletePasswordReset, reset(one)) for one in codes]
+        failures = [fails(kind.complete, api, one) for one in codes]
 
-        assert (failures[0].code, failures[0].reason) == (Code.FAILED_PRECONDITION, "INVALID_CODE")
-        assert [summary(failure) for failure in failures] == [summary(failures[0])] * len(codes)
-        assert credentials.CompletePasswordReset(reset(code)).id == user.id
+        assert failures[0].reason == "INVALID_CODE"
+        assert [failure.visible for failure in failures] == [failures[0].visible] * len(codes)
+        assert kind.complete(api, code).id == user.id
 
     @pytest.mark.parametrize(
         "code, reason",
         [("", "REQUIRED"), ("x" * 129, "TOO_LONG"), ("\u00fc" * 65, "TOO_LONG"), ("x" * 3_000_000, "TOO_LONG")],
     )
-    def test_what_cannot_be_a_code(self, credentials: Credentials, code: str, reason: str) -> None:
-        """No code, or a book, is the caller's mistake; no new password is named with it."""
-        failure = fails(credentials.CompletePasswordReset, reset(code, ""))
+    def test_what_cannot_be_a_code(self, api: Services, code: str, reason: str) -> None:
+        """It is the caller's mistake, and named together with a missing password."""
+        resetting = fails(api.credentials.CompletePasswordReset, reset(code, ""))
+        assert resetting.violations == {"code": [reason], "new_password": ["REQUIRED"]}
+        assert fails(api.credentials.CompleteEmailVerification, proof(code)).violations == {"code": [reason]}
 
-        assert (failure.code, failure.reason) == (Code.INVALID_ARGUMENT, "INVALID_FIELDS")
-        assert failure.violations == {"code": [reason], "new_password": ["REQUIRED"]}
+
+class TestPasswordReset:
+    def test_by_each_name_in_any_case(self, api: Services) -> None:
+        """The code goes to the stored email, never to what was typed; nothing of the user changes."""
+        name = unique_name()
+        user = api.users.CreateUser(
+            user_pb2.CreateUserRequest(user=user_pb2.User(email=f"{name}@b\u00fccher.de", username=name))
+        )
+        typed = [user.email, f"{name.upper()}@B\u00dcCHER.DE", user.username, user.username.upper()]
+
+        answers = [api.credentials.StartPasswordReset(pb.StartPasswordResetRequest(identifier=one)) for one in typed]
+
+        assert [answer.deliver_to for answer in answers] == [f"{name}@xn--bcher-kva.de"] * 4
+        assert len({answer.code for answer in answers}) == 4
+        assert all(answer.expires_at.seconds > user.created_at.seconds for answer in answers)
+        assert api.read(user) == user
+
+    def test_an_unknown_user_is_answered_like_a_known_one(self, api: Services) -> None:
+        """Unknown, deleted, inactive, malformed: a code of the same form that opens nothing and goes nowhere."""
+        deleted = new_user(api.users, password=PASSWORD)
+        inactive = new_user(api.users, password=PASSWORD, inactive=True)
+        delete(api, deleted)
+        known = start_reset(api, new_user(api.users))
+        nobodies = [one for user in (deleted, inactive) for one in (user.email, user.username)]
+        nobodies += [unique_name(), unique_email(), "not an email@", "a@b@c", "no username!", "x" * 1024]
+
+        for identifier in nobodies:
+            answer = api.credentials.StartPasswordReset(pb.StartPasswordResetRequest(identifier=identifier))
+            assert answer.deliver_to == "", identifier
+            assert CODE.fullmatch(answer.code), identifier
+            assert abs(answer.expires_at.seconds - known.expires_at.seconds) < 60
+            assert fails(complete_reset, api, answer.code).reason == "INVALID_CODE"
+        assert CODE.fullmatch(known.code)
+
+    @pytest.mark.parametrize(
+        "identifier, reason",
+        [("", "REQUIRED"), ("nul\x00", "CONTROL_CHARACTER"), ("x" * 1025, "TOO_LONG"), ("x" * 3_000_000, "TOO_LONG")],
+    )
+    def test_what_no_person_types(self, api: Services, identifier: str, reason: str) -> None:
+        failure = fails(api.credentials.StartPasswordReset, pb.StartPasswordResetRequest(identifier=identifier))
+
+        assert failure.violations == {"identifier": [reason]}
+
+    @pytest.mark.parametrize("password", [PASSWORD, None])
+    def test_the_new_password_signs_in(self, api: Services, password: str | None) -> None:
+        """The present one does not any more, and a required change and the lockout are lifted. Only a first password
+        moves etag and updated_at.
+        """
+        user = new_user(api.users, password=password)
+        if password is not None:
+            require_a_change(api, user)
+        for name in (user.email, user.username):
+            fail(api, by(name))
+        code = start_reset(api, user).code
+        assert counted(api, user) == (1, 1)
+
+        changed = complete_reset(api, code)
+
+        assert changed == api.read(user)
+        assert changed.has_password
+        assert (changed == user) is user.has_password
+        assert (changed.etag == user.etag) is user.has_password
+        assert counted(api, user) == (0, 0)
+        assert signing_in(api, user, NEW) == "OK"
+        assert signing_in(api, user, PASSWORD) == "INVALID_CREDENTIALS"
 
     @pytest.mark.parametrize("password", ["quite short", UNLIKE_ANY, "abc" * 10, "PasswordPassword", NEW + "\x00"])
-    def test_the_new_password_is_judged_only_for_a_code_that_opens(
-        self, credentials: Credentials, password: str
-    ) -> None:
+    def test_a_password_is_judged_only_with_an_open_code(self, api: Services, password: str) -> None:
         """A bad choice with a wrong code is INVALID_CODE, as if it were a good one."""
-        bad = fails(credentials.CompletePasswordReset, reset(secrets.token_urlsafe(32), password))
-        good = fails(credentials.CompletePasswordReset, reset(secrets.token_urlsafe(32)))
+        bad, good = (
+            fails(api.credentials.CompletePasswordReset, reset(secrets.token_urlsafe(32), one))
+            for one in (password, NEW)
+        )
 
         assert bad.reason == "INVALID_CODE"
-        assert summary(bad) == summary(good)
+        assert bad.visible == good.visible
 
-    def test_a_refused_password_does_not_use_up_the_code(
-        self, users: Users, authentication: Authentication, credentials: Credentials
-    ) -> None:
+    def test_a_refused_password_does_not_use_up_the_code(self, api: Services) -> None:
         """The person chooses another one; until then the present one stays."""
-        user = new_user(users, password="caf\u00e9 stra\u00dfe vier acht")
-        code = start_reset(credentials, user.email).code
+        user = new_user(api.users, password="caf\u00e9 stra\u00dfe vier acht")
+        code = start_reset(api, user).code
         refused = {
             "quite short": {"TOO_SHORT"},
             UNLIKE_ANY: {"TOO_LONG"},
@@ -323,88 +288,151 @@ class TestCompletePasswordReset:
         }
 
         for password, reasons in refused.items():
-            failure = fails(credentials.CompletePasswordReset, reset(code, password))
-            assert (failure.code, failure.reason) == (Code.INVALID_ARGUMENT, "INVALID_FIELDS")
-            assert {field: set(found) for field, found in failure.violations.items()} == {"new_password": reasons}
-        assert signing_in(authentication, user.email, "caf\u00e9 stra\u00dfe vier acht") == "OK"
-        assert credentials.CompletePasswordReset(reset(code)) == user
+            violations = fails(api.credentials.CompletePasswordReset, reset(code, password)).violations
+            assert {field: set(found) for field, found in violations.items()} == {"new_password": reasons}
+        assert signing_in(api, user, "caf\u00e9 stra\u00dfe vier acht") == "OK"
+        assert complete_reset(api, code) == user
 
-    @pytest.mark.parametrize("act", VOIDING, ids=lambda act: act.__name__)
-    def test_void_after(self, users: Users, credentials: Credentials, act: Act) -> None:
-        """What changes who reads the email, or stops the user, voids the code for good."""
-        user = new_user(users, password=PASSWORD)
-        code = start_reset(credentials, user.email).code
 
-        act(users, user)
+class TestEmailVerification:
+    @pytest.mark.parametrize("is_named", [False, True])
+    def test_the_present_email(self, api: Services, is_named: bool) -> None:
+        """The code goes to the stored email. Once it comes back the email is verified, and etag and updated_at move;
+        an open reset code stays open.
+        """
+        user = new_user(api.users, password=PASSWORD)
+        answer = start_verification(api, user, user.email.upper() if is_named else None)
+        assert answer.deliver_to == user.email
+        assert CODE.fullmatch(answer.code)
+        assert answer.expires_at.seconds > user.created_at.seconds
+        assert api.read(user) == user
+        open_code = start_reset(api, user).code
 
-        assert_opens_nothing(credentials, code)
+        verified = verify(api, answer.code)
 
-    @pytest.mark.parametrize("act", HARMLESS, ids=lambda act: act.__name__)
-    def test_not_void_after(self, users: Users, credentials: Credentials, act: Act) -> None:
-        """What leaves email and password alone leaves the code alone."""
-        user = new_user(users, password=PASSWORD)
-        code = start_reset(credentials, user.email).code
+        assert verified.email == user.email
+        assert abs(verified.email_verified_at.seconds - verified.updated_at.seconds) < 60
+        assert verified.etag != user.etag
+        assert verified.updated_at.ToNanoseconds() > user.updated_at.ToNanoseconds()
+        assert complete_reset(api, open_code) == api.read(user) == verified
 
-        act(users, user)
+    def test_a_new_email(self, api: Services) -> None:
+        """The code goes to the new one, in stored form. Once it comes back the new email replaces the present one,
+        verified; the new one signs in, and the old one is free.
+        """
+        user, name = new_user(api.users, password=PASSWORD), unique_name()
+        answer = start_verification(api, user, f"{name.upper()}@B\u00dcCHER.de")
+        assert answer.deliver_to == f"{name}@xn--bcher-kva.de"
+        assert api.read(user) == user
+        assert outcome(api.authentication.Authenticate, by(answer.deliver_to, PASSWORD)) == "INVALID_CREDENTIALS"
 
-        assert credentials.CompletePasswordReset(reset(code)) == read(users, user)
+        changed = verify(api, answer.code)
 
-    def test_not_void_after_a_sign_in(
-        self, users: Users, authentication: Authentication, credentials: Credentials
-    ) -> None:
-        """Neither a right password nor a wrong one spends the code."""
-        user = new_user(users, password=PASSWORD)
-        code = start_reset(credentials, user.email).code
+        assert (changed.id, changed.email, changed.username) == (user.id, answer.deliver_to, user.username)
+        assert changed.HasField("email_verified_at")
+        assert changed.etag != user.etag
+        assert outcome(api.authentication.Authenticate, by(changed.email, PASSWORD)) == "OK"
+        assert outcome(api.authentication.Authenticate, by(user.email, PASSWORD)) == "INVALID_CREDENTIALS"
+        assert api.update(new_user(api.users), email=user.email).email == user.email
 
-        assert signing_in(authentication, user.email, "wrong") == "INVALID_CREDENTIALS"
-        assert signing_in(authentication, user.email, PASSWORD) == "OK"
+    def test_an_email_that_is_taken(self, api: Services) -> None:
+        """By another user, perhaps a deleted one. The refusal leaves the open code."""
+        user, other, deleted = new_user(api.users), new_user(api.users), new_user(api.users)
+        delete(api, deleted)
+        code = start_verification(api, user).code
 
-        assert credentials.CompletePasswordReset(reset(code)) == user
+        for email in (other.email.upper(), deleted.email):
+            assert fails(start_verification, api, user, email).reason == "EMAIL_TAKEN"
+        assert verify(api, code).HasField("email_verified_at")
 
-    def test_a_reset_voids_an_open_verification(self, users: Users, credentials: Credentials) -> None:
-        """All codes of the user go with the password that they were issued under."""
-        user = new_user(users, password=PASSWORD)
-        pending = start_verification(credentials, user, unique_email()).code
+    def test_who_cannot_verify_an_email(self, api: Services) -> None:
+        inactive = new_user(api.users, inactive=True)
+        deleted, both = new_user(api.users), new_user(api.users, inactive=True)
+        delete(api, deleted)
+        delete(api, both)
+        users = [inactive, deleted, both, user_pb2.User(id=NO_SUCH_ID)]
 
-        credentials.CompletePasswordReset(reset(start_reset(credentials, user.email).code))
+        reasons = [fails(start_verification, api, user).reason for user in users]
 
-        assert_proves_nothing(credentials, pending)
+        assert reasons == ["USER_INACTIVE", "USER_DELETED", "USER_DELETED", "USER_NOT_FOUND"]
 
-    def test_void_after_another_password(self, users: Users, credentials: Credentials) -> None:
-        """What was issued while the password was another one opens nothing any more."""
-        user = new_user(users)
-        code, pending = start_reset(credentials, user.email).code, start_verification(credentials, user).code
-        credentials.SetPassword(pb.SetPasswordRequest(user_id=user.id, password=PASSWORD))
-        assert_opens_nothing(credentials, code)
-        assert_proves_nothing(credentials, pending)
+    def test_a_verified_email_is_verified_again(self, api: Services) -> None:
+        """The time is that of the last proof; a new email is verified though the one before was too."""
+        user = new_user(api.users)
 
-        code, pending = start_reset(credentials, user.email).code, start_verification(credentials, user).code
-        credentials.ChangePassword(
-            pb.ChangePasswordRequest(user_id=user.id, current_password=PASSWORD, new_password=OTHER)
-        )
-        assert_opens_nothing(credentials, code)
-        assert_proves_nothing(credentials, pending)
+        verified = [verify(api, kind.start(api, user)) for kind in (PRESENT_EMAIL, PRESENT_EMAIL, NEW_EMAIL)]
 
-    def test_not_void_after_a_password_that_was_refused(self, users: Users, credentials: Credentials) -> None:
-        """Only what is done voids: neither a bad choice nor a wrong present password does."""
-        user = new_user(users, password=PASSWORD)
-        code = start_reset(credentials, user.email).code
-        request = pb.SetPasswordRequest(user_id=user.id, password="quite short")
-        assert fails(credentials.SetPassword, request).reason == "INVALID_FIELDS"
-        for current, new, reason in (
-            (PASSWORD, "quite short", "INVALID_FIELDS"),
-            ("wrong", NEW, "INVALID_CREDENTIALS"),
+        times = [one.email_verified_at.ToNanoseconds() for one in verified]
+        assert times == sorted(set(times))
+
+    def test_a_new_email_that_was_taken_meanwhile(self, api: Services) -> None:
+        """EMAIL_TAKEN changes nothing and leaves the code: it works when the email is free again."""
+        user, faster = new_user(api.users), new_user(api.users)
+        email = unique_email()
+        code, faster_code = (start_verification(api, one, email).code for one in (user, faster))
+        verify(api, faster_code)
+
+        assert fails(verify, api, code).reason == "EMAIL_TAKEN"
+
+        assert api.read(user) == user
+        api.update(faster, email=unique_email())
+        assert verify(api, code).email == email
+
+
+class TestMarkEmailVerified:
+    def test_the_present_email_in_any_case(self, api: Services) -> None:
+        """It is verified from now on, and etag and updated_at move. The second time nothing moves."""
+        user = new_user(api.users, inactive=True)
+        request = pb.MarkEmailVerifiedRequest(user_id=user.id, email=user.email.upper())
+
+        marked = api.credentials.MarkEmailVerified(request)
+
+        assert (marked.email, marked.is_active) == (user.email, False)
+        assert abs(marked.email_verified_at.seconds - marked.updated_at.seconds) < 60
+        assert marked.etag != user.etag
+        assert marked.updated_at.ToNanoseconds() > user.updated_at.ToNanoseconds()
+        assert api.credentials.MarkEmailVerified(request) == marked == api.read(user)
+
+    def test_refusals(self, api: Services) -> None:
+        """Another email than the present one, a deleted user, an unknown one; nothing is changed."""
+        user, deleted, other = new_user(api.users), new_user(api.users), new_user(api.users)
+        delete(api, deleted)
+        changed = api.update(user, email=unique_email())
+
+        for user_id, email, reason in (
+            (user.id, user.email, "EMAIL_MISMATCH"),
+            (user.id, other.email, "EMAIL_MISMATCH"),
+            (user.id, unique_email(), "EMAIL_MISMATCH"),
+            (deleted.id, deleted.email, "USER_DELETED"),
+            (deleted.id, unique_email(), "USER_DELETED"),
+            (NO_SUCH_ID, user.email, "USER_NOT_FOUND"),
         ):
-            change = pb.ChangePasswordRequest(user_id=user.id, current_password=current, new_password=new)
-            assert fails(credentials.ChangePassword, change).reason == reason
+            request = pb.MarkEmailVerifiedRequest(user_id=user_id, email=email)
+            assert fails(api.credentials.MarkEmailVerified, request).reason == reason
+        assert api.read(user) == changed
 
-        assert credentials.CompletePasswordReset(reset(code)) == user
 
-    def test_not_void_after_a_required_change(self, users: Users, credentials: Credentials) -> None:
-        """A reset is one way to do what is required."""
-        user = new_user(users, password=PASSWORD)
-        code = start_reset(credentials, user.email).code
-
-        credentials.RequirePasswordChange(pb.RequirePasswordChangeRequest(user_id=user.id))
-
-        assert credentials.CompletePasswordReset(reset(code)) == user
+@pytest.mark.parametrize("user_id", [0, -1])
+@pytest.mark.parametrize(
+    "email, reason",
+    [
+        ("", "INVALID_EMAIL"),
+        ("not an email", "INVALID_EMAIL"),
+        ("\u212a@example.com", "INVALID_EMAIL"),
+        ("a@localhost", "INVALID_EMAIL"),
+        ("nul\x00@example.com", "CONTROL_CHARACTER"),
+        ("x" * 3_000_000, "TOO_LONG"),
+    ],
+)
+def test_bad_emails_and_ids_are_named_together(api: Services, user_id: int, email: str, reason: str) -> None:
+    """An empty email is not an unset one."""
+    starting = pb.StartEmailVerificationRequest(user_id=user_id, new_email=email)
+    assert fails(api.credentials.StartEmailVerification, starting).violations == {
+        "user_id": ["INVALID_ID"],
+        "new_email": [reason],
+    }
+    marking = pb.MarkEmailVerifiedRequest(user_id=user_id, email=email)
+    assert fails(api.credentials.MarkEmailVerified, marking).violations == {
+        "user_id": ["INVALID_ID"],
+        "email": [reason],
+    }

@@ -15,7 +15,7 @@ import pytest
 from service.dev.postgres import EmbeddedPostgres, EmbeddedPostgresError
 from tests.dev.servers import home_of, is_alive, query, started_by, starter
 from tests.support.crash import crash
-from tests.support.waiting import until
+from tests.support.waiting import eventually
 
 CRASH_SAFE = {"synchronous_commit": "on"}  # fsync stays off: that only matters when the machine crashes
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a child when its parent dies")
@@ -138,7 +138,7 @@ def test_no_orphan_is_left_when_the_parent_is_killed(cluster: Path, number: sign
     assert pid is not None
     process.send_signal(number)
     process.communicate()
-    until(lambda: not is_alive(pid))
+    eventually(lambda: not is_alive(pid))
     assert "database system is shut down" in (home_of(cluster) / "server.log").read_text(encoding="utf-8")
 
 
@@ -186,7 +186,7 @@ def test_a_process_with_the_number_of_a_dead_server_is_left_alone(cluster: Path)
 def test_an_interrupted_initdb_heals_itself(fresh: Path) -> None:
     """A process that is killed in the middle of the first start leaves nothing that disturbs the next one."""
     process = starter(fresh)
-    until(lambda: bool(list(home_of(fresh).glob("data.new-*/global"))))
+    eventually(lambda: bool(list(home_of(fresh).glob("data.new-*/global"))))
     process.kill()
     process.communicate()
     for _ in range(2):  # the interrupted initdb may still be ending during the first

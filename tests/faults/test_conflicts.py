@@ -1,250 +1,207 @@
-"""Changes that met others: the database rolls one back, and the server makes it again within the caller's time."""
+"""Conflicts between transactions: the database rolls one back, and the server retries it within the caller's time."""
 
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, ClassVar
+from typing import Any
 
-import grpc
 import pytest
 from sqlalchemy import Connection, create_engine
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import OperationalError
 
-from personae.v1 import authentication_pb2, user_pb2
 from personae.v1 import credential_pb2 as pb
+from personae.v1 import user_pb2
 from service.base.clock import monotonic
 from service.base.errors import ConflictError, DatabaseUnavailableError
 from service.rpc.pipeline.retries import PAUSES, retry
-from tests.support.credentials import NEW, fail
+from tests.support.credentials import NEW, by_id, change, execute, fail, reset, start_reset
+from tests.support.databases import wait_until_blocked
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, new_user, unique_name
-from tests.support.proxy import PostgresProxy
-from tests.support.servers import RunningServer, running
+from tests.support.proxy import Proxied, serving_through_a_proxy
+from tests.support.servers import RunningServer
+from tests.support.waiting import PATIENCE
 
-Code = grpc.StatusCode
 RUNS = 1 + len(PAUSES)
-
-
-@dataclass(frozen=True)
-class Proxied:
-    server: RunningServer
-    proxy: PostgresProxy
-
-    def count(self, part: str) -> int:
-        """How many statements went by that have this part."""
-        return len([one for one in self.proxy.statements if part in one])
 
 
 @pytest.fixture(scope="module")
 def proxied(shared_url: URL) -> Iterator[Proxied]:
-    with PostgresProxy(shared_url) as proxy, running(proxy.proxied, health_probe_interval=60) as server:
-        yield Proxied(server, proxy)
-
-
-@pytest.fixture
-def private(private_url: URL) -> Iterator[Proxied]:
-    with PostgresProxy(private_url) as proxy, running(proxy.proxied, health_probe_interval=60) as server:
-        yield Proxied(server, proxy)
-
-
-def rename(user: user_pb2.User, name: str) -> user_pb2.UpdateUserRequest:
-    return user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, username=name))
-
-
-def set_for_all(url: URL, setting: str) -> None:
-    """Set something for all connections that are opened from now on."""
-    engine = create_engine(url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f'ALTER DATABASE "{url.database}" SET {setting}')
-    engine.dispose()
+    with serving_through_a_proxy(shared_url) as found:
+        yield found
 
 
 @pytest.fixture
 def holder(private_url: URL) -> Iterator[Connection]:
-    """Somebody else who works on the database."""
+    """Another client of the database, which takes locks."""
     engine = create_engine(private_url)
     with engine.connect() as connection:
         yield connection
     engine.dispose()
 
 
-def wait_for_a_waiter(holder: Connection) -> None:
-    """Until somebody on this database waits for a lock."""
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    pause = threading.Event()
-    while not holder.exec_driver_sql(waiting).scalar():  # ends, or the caller's deadline ends it
-        pause.wait(0.01)
-
-
-def begun(call: Callable[..., Any], request: Any) -> "Future[Any]":
+def begun(call: Callable[..., Any], *args: Any, **kwargs: Any) -> "Future[Any]":
     """The call, on a thread of its own."""
     pool = ThreadPoolExecutor(1)
-    future = pool.submit(call, request, timeout=20)
+    future = pool.submit(call, *args, **kwargs)
     pool.shutdown(wait=False)
     return future
+
+
+def configure(url: URL, setting: str) -> None:
+    """Configure every connection to the database that is opened from now on."""
+    execute(url, f'ALTER DATABASE "{url.database}" SET {setting}')
 
 
 class TestReal:
     """Conflicts that PostgreSQL itself finds."""
 
     def test_a_serialization_failure(self, private_url: URL, holder: Connection) -> None:
-        """Where the isolation is stricter than the default, the change is made again on what the other one left."""
-        set_for_all(private_url, "default_transaction_isolation = 'repeatable read'")
-        with PostgresProxy(private_url) as proxy, running(proxy.proxied, health_probe_interval=60) as server:
-            user, name = new_user(server.users), unique_name()
+        """Where the isolation is stricter than the default, the change is retried on what the other one left."""
+        configure(private_url, "default_transaction_isolation = 'repeatable read'")
+        with serving_through_a_proxy(private_url) as private:
+            user, name = new_user(private.server.users), unique_name()
             holder.exec_driver_sql(f"UPDATE users SET is_active = is_active WHERE id = {user.id}")
-            del proxy.statements[:]
-            changing = begun(server.users.UpdateUser, rename(user, name))
-            wait_for_a_waiter(holder)
+            del private.proxy.statements[:]
+            changing = begun(private.server.update, user, username=name)
+            wait_until_blocked(private_url)
             holder.commit()
 
-            assert changing.result(20).username == name
-            assert Proxied(server, proxy).count("UPDATE users") == 2
+            assert changing.result(PATIENCE).username == name
+            assert private.count("UPDATE users") == 2
 
-    def test_a_deadlock(self, private: Proxied, holder: Connection) -> None:
-        """The change is the victim, and is made again when the other one has ended. What was hashed stays hashed."""
-        user = new_user(private.server.users, password=PASSWORD)
-        fail(private.server, authentication_pb2.AuthenticateRequest(user_id=user.id, password="wrong"))
-        for _ in range(10):  # until it is not the holder that finds the deadlock
-            del private.proxy.statements[:]
-            holder.exec_driver_sql("SET LOCAL deadlock_timeout = '3s'")
-            holder.exec_driver_sql(f"SELECT 1 FROM users WHERE id = {user.id} FOR UPDATE")
-            request = pb.SetPasswordRequest(user_id=user.id, password=NEW)
-            changing = begun(private.server.credentials.SetPassword, request)
-            wait_for_a_waiter(holder)
-            with suppress(OperationalError):  # the holder was the victim
-                holder.exec_driver_sql("SELECT 1 FROM lockouts FOR UPDATE")  # the change has these rows
-            holder.rollback()
-            assert changing.result(20).id == user.id
-            if private.count("BEGIN") == 2:
-                break
-        assert private.count("BEGIN") == 2
-        assert len([one for one in private.proxy.statements if one.split("; ")[-1].startswith("SELECT users")]) == 1
+    def test_a_deadlock(self, private_url: URL, holder: Connection) -> None:
+        """The change is the victim, and is retried once the other one has ended. Nothing is hashed again."""
+        with serving_through_a_proxy(private_url) as private:
+            user = new_user(private.server.users, password=PASSWORD)
+            fail(private.server, by_id(user))
+            for _ in range(10):  # until it is not the holder that finds the deadlock
+                del private.proxy.statements[:]
+                holder.exec_driver_sql("SET LOCAL deadlock_timeout = '3s'")
+                holder.exec_driver_sql(f"SELECT 1 FROM users WHERE id = {user.id} FOR UPDATE")
+                request = pb.SetPasswordRequest(user_id=user.id, password=NEW)
+                changing = begun(private.server.credentials.SetPassword, request)
+                wait_until_blocked(private_url)
+                with suppress(OperationalError):  # the holder was the victim
+                    holder.exec_driver_sql("SELECT 1 FROM lockouts FOR UPDATE")  # the change has these rows
+                holder.rollback()
+                assert changing.result(PATIENCE).id == user.id
+                if private.count("BEGIN") == 2:
+                    break
+            assert private.count("BEGIN") == 2
+            looked_up = [one for one in private.proxy.statements if one.split("; ")[-1].startswith("SELECT users")]
+            assert len(looked_up) == 1
 
     def test_a_lock_timeout(self, private_url: URL, holder: Connection) -> None:
-        """Where the operator has set one, whoever waits longer is told to come back, and the server does not wait
-        again.
-        """
-        set_for_all(private_url, "lock_timeout = '50ms'")
-        with PostgresProxy(private_url) as proxy, running(proxy.proxied, health_probe_interval=60) as server:
-            user = new_user(server.users)
+        """Where the operator has set one, the caller is told to retry; the server does not wait a second time."""
+        configure(private_url, "lock_timeout = '50ms'")
+        with serving_through_a_proxy(private_url) as private:
+            user = new_user(private.server.users)
             holder.exec_driver_sql(f"SELECT 1 FROM users WHERE id = {user.id} FOR UPDATE")
-            del proxy.statements[:]
+            del private.proxy.statements[:]
 
-            failure = fails(server.users.UpdateUser, rename(user, unique_name()))
+            failure = fails(private.server.update, user, username=unique_name())
 
-            assert (failure.code, failure.reason) == (Code.ABORTED, "CONFLICT")
-            assert failure.retry_after == timedelta(milliseconds=50)
-            assert Proxied(server, proxy).count("UPDATE users") == 1
+            assert (failure.reason, failure.retry_after) == ("CONFLICT", timedelta(milliseconds=50))
+            assert private.count("UPDATE users") == 1
 
 
-class TestRuns:
+class TestRetries:
     @pytest.mark.parametrize("sqlstate", ["40001", "40P01"])
-    def test_three_times_at_the_most(self, proxied: Proxied, sqlstate: str) -> None:
+    def test_at_most_three_runs(self, proxied: Proxied, sqlstate: str) -> None:
         """Then ABORTED, and the caller decides."""
-        users, user, name = proxied.server.users, new_user(proxied.server.users), unique_name()
-        proxied.proxy.answer("UPDATE users", sqlstate, times=RUNS)
+        server, user, name = proxied.server, new_user(proxied.server.users), unique_name()
+        proxied.proxy.answer("UPDATE users", sqlstate, times=3)
         del proxied.proxy.statements[:]
 
-        failure = fails(users.UpdateUser, rename(user, name))
+        failure = fails(server.update, user, username=name)
 
-        assert RUNS == 3
-        assert (failure.code, failure.reason) == (Code.ABORTED, "CONFLICT")
-        assert failure.trailers["grpc-retry-pushback-ms"] == "50"
-        assert proxied.count("UPDATE users") == RUNS
-        proxied.proxy.answer("UPDATE users", sqlstate, times=RUNS - 1)
-        assert users.UpdateUser(rename(user, name)).username == name
+        assert (failure.reason, failure.trailers["grpc-retry-pushback-ms"]) == ("CONFLICT", "50")
+        assert proxied.count("UPDATE users") == RUNS == 3
+        proxied.proxy.answer("UPDATE users", sqlstate, times=2)
+        assert server.update(user, username=name).username == name
 
     def test_a_conflict_at_the_commit(self, proxied: Proxied) -> None:
-        """Also then nothing was changed, and it is known."""
-        users, user, name = proxied.server.users, new_user(proxied.server.users), unique_name()
+        """Nothing was changed, and that is known: the change is retried."""
+        user = new_user(proxied.server.users)
         proxied.proxy.answer("COMMIT", "40001")
 
-        assert users.UpdateUser(rename(user, name)).etag == "v2"
+        assert proxied.server.update(user, username=unique_name()).etag == "v2"
 
-    def test_not_beyond_the_deadline(self) -> None:
-        """What would begin too late is not begun."""
-        runs = []
+    def test_none_after_the_deadline(self) -> None:
+        """And no other layer retries it."""
+        runs: list[ConflictError] = []
+        fault = ConflictError()
+        fault.is_repeatable = True
 
         def piece() -> None:
-            runs.append(monotonic())
-            fault = ConflictError()
-            fault.is_repeatable = True
+            runs.append(fault)
             raise fault
 
         with pytest.raises(ConflictError) as caught:
-            retry(piece, until=monotonic() + min(PAUSES) / 4)
+            retry(piece, until=monotonic())
 
-        assert len(runs) == 1
-        assert not caught.value.is_repeatable  # nobody else repeats it either
+        assert (len(runs), caught.value.is_repeatable) == (1, False)
 
     def test_a_dead_connection_and_a_conflict(self) -> None:
-        """Each is made good as often as it would be alone."""
-        left: list[DatabaseUnavailableError | ConflictError] = [
-            DatabaseUnavailableError(),
-            ConflictError(),
-            ConflictError(),
-            DatabaseUnavailableError(),
-        ]
+        """Each is retried as often as it would be alone."""
+        kinds = (DatabaseUnavailableError, ConflictError, ConflictError, DatabaseUnavailableError)
+        faults: list[DatabaseUnavailableError | ConflictError] = [kind() for kind in kinds]
 
         def piece() -> None:
-            fault = left.pop(0)
+            fault = faults.pop(0)
             fault.is_repeatable = True
             raise fault
 
         with pytest.raises(DatabaseUnavailableError):
-            retry(piece, until=monotonic() + 60)
+            retry(piece, until=monotonic() + PATIENCE)
 
-        assert not left
+        assert not faults
 
 
-class TestHashes:
-    """An RPC that hashes repeats what it writes, alone: it looks nobody up again, and so hashes nothing again."""
+def create(server: RunningServer, _: user_pb2.User) -> None:
+    new_user(server.users, password=PASSWORD)
 
-    def create(self, server: RunningServer, _: user_pb2.User) -> None:
-        new_user(server.users, password=PASSWORD)
 
-    def choose(self, server: RunningServer, user: user_pb2.User) -> None:
-        server.credentials.SetPassword(pb.SetPasswordRequest(user_id=user.id, password=NEW))
+def choose(server: RunningServer, user: user_pb2.User) -> None:
+    server.credentials.SetPassword(pb.SetPasswordRequest(user_id=user.id, password=NEW))
 
-    def change(self, server: RunningServer, user: user_pb2.User) -> None:
-        server.credentials.ChangePassword(
-            pb.ChangePasswordRequest(user_id=user.id, current_password=PASSWORD, new_password=NEW)
-        )
 
-    def reset(self, server: RunningServer, user: user_pb2.User) -> None:
-        started = server.credentials.StartPasswordReset(pb.StartPasswordResetRequest(identifier=user.email))
-        server.credentials.CompletePasswordReset(pb.CompletePasswordResetRequest(code=started.code, new_password=NEW))
+def replace(server: RunningServer, user: user_pb2.User) -> None:
+    server.credentials.ChangePassword(change(user, PASSWORD))
 
-    def sign_in(self, server: RunningServer, user: user_pb2.User) -> None:
-        server.authentication.Authenticate(authentication_pb2.AuthenticateRequest(user_id=user.id, password=PASSWORD))
 
-    HOW: ClassVar = {
-        "CreateUser": create,
-        "SetPassword": choose,
-        "ChangePassword": change,
-        "CompletePasswordReset": reset,
-        "Authenticate": sign_in,
-    }
+def reset_password(server: RunningServer, user: user_pb2.User) -> None:
+    server.credentials.CompletePasswordReset(reset(start_reset(server, user).code))
 
-    @pytest.mark.parametrize("action", HOW)
-    @pytest.mark.parametrize("sqlstate", ["40001", "57P01"], ids=["conflict", "dead connection"])
-    def test_are_made_once(self, proxied: Proxied, action: str, sqlstate: str) -> None:
-        """Whatever befalls the transaction that comes after the hash."""
-        user, other = (new_user(proxied.server.users, password=PASSWORD) for _ in range(2))
-        usual = self.sent(proxied, action, other)
-        last = [index for index, verb in enumerate(usual) if verb == "BEGIN"][-1]
-        proxied.proxy.answer(f"'{action}'", sqlstate)  # the event, right before the COMMIT
 
-        assert self.sent(proxied, action, user) == [*usual[:-1], *usual[last:]]
+def sign_in(server: RunningServer, user: user_pb2.User) -> None:
+    server.authentication.Authenticate(by_id(user, PASSWORD))
 
-    def sent(self, proxied: Proxied, action: str, user: user_pb2.User) -> list[str]:
-        """The verbs that went by."""
-        del proxied.proxy.statements[:]
-        self.HOW[action](self, proxied.server, user)
-        verbs = [one.split("; ")[-1].split(None, 1)[0] for one in proxied.proxy.statements]
+
+HASHING: dict[str, Callable[[RunningServer, user_pb2.User], None]] = {
+    "CreateUser": create,
+    "SetPassword": choose,
+    "ChangePassword": replace,
+    "CompletePasswordReset": reset_password,
+    "Authenticate": sign_in,
+}
+
+
+@pytest.mark.parametrize("action", HASHING)
+@pytest.mark.parametrize("sqlstate", ["40001", "57P01"], ids=["conflict", "dead connection"])
+def test_a_retry_hashes_nothing_again(proxied: Proxied, action: str, sqlstate: str) -> None:
+    """An RPC that hashes retries only the transaction that comes after the hash."""
+
+    def sent(user: user_pb2.User) -> list[str]:
+        verbs = proxied.sent_by(lambda user: HASHING[action](proxied.server, user), user)
         return [verb for verb in verbs if verb != "ROLLBACK"]
+
+    user, other = (new_user(proxied.server.users, password=PASSWORD) for _ in range(2))
+    usual = sent(other)
+    last = [index for index, verb in enumerate(usual) if verb == "BEGIN"][-1]
+    proxied.proxy.answer(f"'{action}'", sqlstate)  # the event, right before the COMMIT
+
+    assert sent(user) == [*usual[:-1], *usual[last:]]

@@ -12,7 +12,7 @@ from service.server.sweeper import make_audit_months
 from tests.support.bouncer import bouncing
 from tests.support.callers import bearer, operating, told
 from tests.support.credentials import NEW, signing_in
-from tests.support.factories import PASSWORD, new_user, unique_name
+from tests.support.factories import PASSWORD, creation, new_user, unique_name
 from tests.support.servers import running
 from tests.support.threads import at_once
 
@@ -20,26 +20,21 @@ CALLERS = 12
 
 
 def test_everything_works_through_it(private_url: URL) -> None:
-    """Users, sign-ins, lists, the trail, the sweeper, from many callers at once on three connections; and nothing of
-    one transaction stays for the next.
+    """Users, sign-ins, lists, the trail, the sweeper, from many callers at once on three connections; and no setting
+    of one transaction stays for the next.
     """
     with bouncing(private_url, servers=3) as url, running(url) as server:
 
         def use(_: int) -> str:
-            user = new_user(server.users, password=PASSWORD)
-            name = unique_name()
+            user, name = new_user(server.users, password=PASSWORD), unique_name()
             for _ in range(5):
-                get = user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id))
-                assert server.users.GetUser(get, timeout=20) == user
+                assert server.read(user) == user
             assert signing_in(server, user, PASSWORD) == "OK"
             assert signing_in(server, user, "wrong") == "INVALID_CREDENTIALS"
             server.credentials.SetPassword(pb.SetPasswordRequest(user_id=user.id, password=NEW))
             server.users.GrantSuperuser(user_pb2.GrantSuperuserRequest(id=user.id))
-            update = user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, username=name))
-            assert server.users.UpdateUser(update, timeout=20).username == name
-            created = user_pb2.CreateUserRequest(
-                user=user_pb2.User(email=f"{name}x@example.com", username=f"{name}x"), request_id=str(uuid.uuid4())
-            )
+            assert server.update(user, username=name).username == name
+            created = creation(request_id=str(uuid.uuid4()))
             assert server.users.CreateUser(created).id == server.users.CreateUser(created).id
             return signing_in(server, user, NEW)
 

@@ -1,4 +1,4 @@
-"""A database that is there and refuses: out of connections, disk or memory, or on its way down."""
+"""A database that answers with errors: out of connections, disk or memory, or shutting down."""
 
 import os
 import secrets
@@ -10,22 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy import Connection, create_engine
 from sqlalchemy.engine import URL
 
-from personae.v1 import user_pb2
 from service.db.privileges import grant
 from tests.support.errors import Failure, fails
 from tests.support.factories import new_user, unique_name
-from tests.support.proxy import PostgresProxy
-from tests.support.servers import RunningServer, running
+from tests.support.proxy import Proxied, serving_through_a_proxy
+from tests.support.servers import NOT_SERVING, SERVING, RunningServer, running
+from tests.support.witness import Log
 
-Code = grpc.StatusCode
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 RESOURCES = ["53100", "53200", "53400"]  # disk full, out of memory, a limit of the configuration
 
 
@@ -39,58 +34,43 @@ def operator(private_url: URL) -> Iterator[Connection]:
 
 
 @pytest.fixture(scope="module")
-def proxy(shared_url: URL) -> Iterator[PostgresProxy]:
-    with PostgresProxy(shared_url) as found:
+def proxied(shared_url: URL) -> Iterator[Proxied]:
+    with serving_through_a_proxy(shared_url) as found:
         yield found
-
-
-@pytest.fixture(scope="module")
-def server(proxy: PostgresProxy) -> Iterator[RunningServer]:
-    with running(proxy.proxied, health_probe_interval=60) as found:
-        yield found
-
-
-def rename(user: user_pb2.User) -> user_pb2.UpdateUserRequest:
-    return user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, username=unique_name()))
 
 
 def is_unavailable(failure: Failure) -> None:
-    assert (failure.code, failure.reason) == (Code.UNAVAILABLE, "DATABASE_UNAVAILABLE")
-    assert failure.trailers["grpc-retry-pushback-ms"] == "1000"
+    assert (failure.reason, failure.trailers["grpc-retry-pushback-ms"]) == ("DATABASE_UNAVAILABLE", "1000")
 
 
 @pytest.mark.parametrize("statement", ["UPDATE users", "COMMIT"])
 @pytest.mark.parametrize("sqlstate", [*RESOURCES, "57014"])
-def test_an_error_is_unavailable_and_changes_nothing(
-    server: RunningServer, proxy: PostgresProxy, sqlstate: str, statement: str
-) -> None:
+def test_an_error_is_unavailable_and_changes_nothing(proxied: Proxied, sqlstate: str, statement: str) -> None:
     """With pushback. At the COMMIT as well: one that is answered by an error was not made. (57014: an administrator
     has cancelled it.)
     """
-    user = new_user(server.users)
-    proxy.answer(statement, sqlstate)
+    user = new_user(proxied.server.users)
+    proxied.proxy.answer(statement, sqlstate)
 
-    is_unavailable(fails(server.users.UpdateUser, rename(user)))
+    is_unavailable(fails(proxied.server.update, user, username=unique_name()))
 
-    assert server.users.GetUser(user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id))) == user
+    assert proxied.server.read(user) == user
 
 
 @pytest.mark.parametrize("sqlstate", ["57P01", "57P02", "57P03"])
-def test_a_backend_that_is_shut_down(server: RunningServer, proxy: PostgresProxy, sqlstate: str) -> None:
-    """Before the commit another one does the work; at the commit nobody knows whether it was made."""
-    user = new_user(server.users)
-    proxy.answer("UPDATE users", sqlstate)
-    assert server.users.UpdateUser(rename(user)).etag == "v2"
-    proxy.answer("COMMIT", sqlstate)
+def test_a_backend_that_is_shut_down(proxied: Proxied, sqlstate: str) -> None:
+    """Before the commit the change is retried on another one; at the commit its outcome is unknown."""
+    user = new_user(proxied.server.users)
+    proxied.proxy.answer("UPDATE users", sqlstate)
+    assert proxied.server.update(user, username=unique_name()).etag == "v2"
+    proxied.proxy.answer("COMMIT", sqlstate)
 
-    failure = fails(server.users.UpdateUser, rename(user))
-
-    assert (failure.code, failure.reason) == (Code.UNAVAILABLE, "COMMIT_OUTCOME_UNKNOWN")
+    assert fails(proxied.server.update, user, username=unique_name()).reason == "COMMIT_OUTCOME_UNKNOWN"
 
 
 @contextmanager
 def limited_role(operator: Connection) -> Iterator[tuple[str, str]]:
-    """A role that may do what the service does, and its password. It is no superuser, so that limits hold for it."""
+    """A role with the rights of the service, and its password. It is no superuser, so that limits hold for it."""
     role, password = f"personae_test_{secrets.token_hex(6)}", secrets.token_hex(16)
     operator.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD '{password}'")
     try:
@@ -102,25 +82,24 @@ def limited_role(operator: Connection) -> Iterator[tuple[str, str]]:
 
 
 def test_no_connection_is_left(private_url: URL, operator: Connection) -> None:
-    """53300: UNAVAILABLE, and health says why; as soon as there are some again all is well."""
+    """53300: UNAVAILABLE, and the log says why; as soon as there are connections again all is well."""
+    log = Log()
     with limited_role(operator) as (role, password):
         with running(private_url.set(username=role, password=password)) as server:
-            user = new_user(server.users)
-            get = user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id))
-            seen = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
-            assert next(seen).status == SERVING
+            user, health = new_user(server.users), server.health()
+            assert next(health) == SERVING
             operator.exec_driver_sql(f"ALTER ROLE {role} CONNECTION LIMIT 0")
             operator.exec_driver_sql(
                 f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE usename = '{role}'"
             )
 
-            assert next(seen).status == NOT_SERVING
-            assert "no connection left" in str(server.server.trouble)
-            is_unavailable(fails(server.users.GetUser, get))
+            assert next(health) == NOT_SERVING
+            assert "no connection left" in log
+            is_unavailable(fails(server.read, user))
             operator.exec_driver_sql(f"ALTER ROLE {role} CONNECTION LIMIT -1")
 
-            assert next(seen).status == SERVING
-            assert server.users.GetUser(get) == user
+            assert next(health) == SERVING
+            assert server.read(user) == user
 
 
 @contextmanager
@@ -164,8 +143,7 @@ def test_a_full_disk(private_url: URL, operator: Connection) -> None:
 
                 is_unavailable(fails(_create_until_it_fails, server))
 
-                get = user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id))
-                assert server.users.GetUser(get) == user
+                assert server.read(user) == user
                 filler.unlink()
                 assert new_user(server.users).id > user.id
         finally:

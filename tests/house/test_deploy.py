@@ -20,7 +20,7 @@ from tests.house.test_docs import rows
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
-ALERTS = DEPLOY / "prometheus/alerts.yml"
+RULES_FILE = DEPLOY / "prometheus/alerts.yml"
 DASHBOARD = DEPLOY / "grafana/personae.json"
 KUBERNETES = DEPLOY / "kubernetes"
 METRICS = ROOT / "docs/metrics.md"
@@ -28,19 +28,65 @@ EXPORTED = re.compile(r"\b(?:personae|grpc_server)_[a-z0-9_]+\b")
 RECORDED = re.compile(r"\bpersonae(?::[a-z0-9_]+)+\b")
 SEVERITIES = {"critical", "warning", "info"}
 
+DOCUMENTS = [
+    one for path in sorted(KUBERNETES.glob("*.yaml")) for one in yaml.safe_load_all(path.read_text()) if one is not None
+]
+RULES = [rule for group in yaml.safe_load(RULES_FILE.read_text())["groups"] for rule in group["rules"]]
+ALERTS = [rule for rule in RULES if "alert" in rule]
+
+
+def texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """All texts in a document, each with the key above it."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            yield from texts(one, name)
+    elif isinstance(value, list):
+        for one in value:
+            yield from texts(one, key)
+
+
+EXPRESSIONS = [rule["expr"] for rule in RULES] + [
+    text for key, text in texts(json.loads(DASHBOARD.read_text())) if key in {"expr", "query"}
+]
+"""What the rules and the dashboard, with its variables, ask of Prometheus."""
+
+
+def manifests(kind: str) -> list[dict[str, Any]]:
+    return [one for one in DOCUMENTS if one["kind"] == kind]
+
+
+def manifest(kind: str) -> dict[str, Any]:
+    (found,) = manifests(kind)
+    return found
+
+
+def template(kind: str) -> Any:
+    return manifest(kind)["spec"]["template"]
+
+
+def container(kind: str) -> Any:
+    (found,) = template(kind)["spec"]["containers"]
+    return found
+
+
+CONFIGURED: dict[str, str] = manifest("ConfigMap")["data"]
+"""The settings that are no secret."""
+
 
 # -------------------------------------------------------------------------------------------------- metrics
 
 
 def test_every_metric_that_is_drawn_or_alerted_on_is_exported() -> None:
     exported = {row[0].split("{")[0] for row in rows(METRICS)}
-    for name in {name for expression in [*rule_expressions(), *drawn()] for name in EXPORTED.findall(expression)}:
+    for name in {name for expression in EXPRESSIONS for name in EXPORTED.findall(expression)}:
         assert exported & {name, re.sub(r"_(?:bucket|sum|count)$", "", name)}, name
 
 
 def test_every_recorded_metric_that_is_used_is_recorded() -> None:
-    recorded = {rule["record"] for rule in rules() if "record" in rule}
-    used = {name for expression in [*rule_expressions(), *drawn()] for name in RECORDED.findall(expression)}
+    recorded = {rule["record"] for rule in RULES if "record" in rule}
+    used = {name for expression in EXPRESSIONS for name in RECORDED.findall(expression)}
     assert used == recorded
 
 
@@ -50,7 +96,7 @@ def test_reasons_codes_and_methods_in_expressions_exist() -> None:
         "grpc_code": {"".join(word.capitalize() for word in code.name.split("_")) for code in grpc.StatusCode},
         "grpc_method": {method.rpartition("/")[2] for method in SERVED_METHODS},
     }
-    for expression in [*rule_expressions(), *drawn()]:
+    for expression in EXPRESSIONS:
         for label, values in re.findall(r'\b(reason|grpc_code|grpc_method)[!=]~?"([A-Za-z_|]+)"', expression):
             assert set(values.split("|")) <= known[label], expression
 
@@ -59,7 +105,7 @@ def test_reasons_codes_and_methods_in_expressions_exist() -> None:
 
 
 def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
-    for alert in alerts():
+    for alert in ALERTS:
         assert alert["labels"]["severity"] in SEVERITIES, alert["alert"]
         assert alert.keys() >= {"expr", "for"}, alert["alert"]
         assert alert["annotations"].keys() == {"summary", "description", "runbook_url"}, alert["alert"]
@@ -68,20 +114,23 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
 
 def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:
     page = (ROOT / "docs/alerts.md").read_text()
-    assert re.findall(r"^## (.*)$", page, re.MULTILINE) == list(dict.fromkeys(one["alert"] for one in alerts()))
+    assert re.findall(r"^## (.*)$", page, re.MULTILINE) == list(dict.fromkeys(one["alert"] for one in ALERTS))
 
 
 def test_every_alert_is_proven() -> None:
     proofs = (DEPLOY / "prometheus/alerts_test.yml").read_text()
-    assert {one["alert"] for one in alerts()} == set(re.findall(r"\bPersonae[A-Z]\w+", proofs))
+    assert {one["alert"] for one in ALERTS} == set(re.findall(r"\bPersonae[A-Z]\w+", proofs))
 
 
 def test_the_alerts_fire_when_they_should() -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not on PATH")
-    for words in (["check", "rules", "--lint=all", "--lint-fatal", ALERTS.name], ["test", "rules", "alerts_test.yml"]):
-        subprocess.run([promtool, *words], cwd=ALERTS.parent, check=True, stdin=subprocess.DEVNULL)
+    for words in (
+        ["check", "rules", "--lint=all", "--lint-fatal", RULES_FILE.name],
+        ["test", "rules", "alerts_test.yml"],
+    ):
+        subprocess.run([promtool, *words], cwd=RULES_FILE.parent, check=True, stdin=subprocess.DEVNULL)
 
 
 # ----------------------------------------------------------------------------------------------- kubernetes
@@ -113,10 +162,9 @@ def test_selectors_find_the_pods() -> None:
 
 def test_ports_are_those_of_the_settings() -> None:
     declared = {port["name"]: port["containerPort"] for port in container("Deployment")["ports"]}
-    settings = configured()
-    assert declared["metrics"] == int(settings["METRICS_PORT"])
+    assert declared["metrics"] == int(CONFIGURED["METRICS_PORT"])
     for name, setting in (("grpc", "grpc_port"), ("grpc-mtls", "grpc_mtls_port")):
-        assert declared[name] == int(settings.get(setting.upper(), Settings.model_fields[setting].default))
+        assert declared[name] == int(CONFIGURED.get(setting.upper(), Settings.model_fields[setting].default))
     service = manifest("Service")["spec"]["ports"]
     offered = {port["targetPort"]: port["port"] for port in service}
     assert offered == {name: port for name, port in declared.items() if name != "metrics"}
@@ -135,7 +183,9 @@ def test_probes_ask_the_port_of_the_metrics() -> None:
 def test_every_setting_of_the_pods_exists_and_fits() -> None:
     secrets = {one["metadata"]["name"]: one["stringData"] for one in manifests("Secret")}
     assert secrets.keys() == {"personae", "personae-migrate", "personae-tls"}
-    assert {*configured(), *secrets["personae"], *secrets["personae-migrate"]} <= known_settings()
+    assert {*CONFIGURED, *secrets["personae"], *secrets["personae-migrate"]} <= {
+        row[0] for row in rows(ROOT / "docs/settings.md")
+    }
     assert not any(value for data in secrets.values() for value in data.values()), "a template holds no secret"
     referred = container("Deployment")["envFrom"]
     assert [next(iter(one.values()))["name"] for one in referred] == ["personae-settings", "personae"]
@@ -144,7 +194,7 @@ def test_every_setting_of_the_pods_exists_and_fits() -> None:
         assert variable["name"] == reference["key"]
         assert reference["key"] in secrets[reference["name"]]
     known: dict[str, Any] = {
-        name.lower(): value for name, value in configured().items() if name.lower() in Settings.model_fields
+        name.lower(): value for name, value in CONFIGURED.items() if name.lower() in Settings.model_fields
     }
     settings = Settings(_env_file=None, database_url="postgresql://db.example.com/personae", **known)
     assert settings.has_tls
@@ -160,16 +210,15 @@ def test_files_of_the_settings_are_mounted() -> None:
     (mounted,) = [one for one in container("Deployment")["volumeMounts"] if one["name"] == "tls"]
     (volume,) = [one for one in template("Deployment")["spec"]["volumes"] if one["name"] == "tls"]
     (secret,) = [one for one in manifests("Secret") if one["metadata"]["name"] == volume["secret"]["secretName"]]
-    for name, path in configured().items():
+    for name, path in CONFIGURED.items():
         if name.endswith("_FILE"):
             assert path.startswith(mounted["mountPath"] + "/")
             assert path.rpartition("/")[2] in secret["stringData"]
 
 
 def test_a_pod_has_time_to_end() -> None:
-    settings = configured()
     spec = template("Deployment")["spec"]
-    needed = float(settings["SHUTDOWN_DRAIN"]) + float(settings["SHUTDOWN_GRACE"])
+    needed = float(CONFIGURED["SHUTDOWN_DRAIN"]) + float(CONFIGURED["SHUTDOWN_GRACE"])
     assert spec["terminationGracePeriodSeconds"] > needed + 15, "the service kills its workers 15 s after that"
     assert manifest("Deployment")["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
 
@@ -198,72 +247,3 @@ def test_migrations_run_with_the_image_that_serves() -> None:
     (image,) = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())["images"]
     assert container("Deployment")["image"] == image["name"]
     assert container("Job")["image"] == f"{image['newName']}:{image['newTag']}"
-
-
-# ------------------------------------------------------------------------------------------------- reading
-
-
-def manifests(kind: str) -> list[dict[str, Any]]:
-    """All manifests of a kind."""
-    documents = [one for path in KUBERNETES.glob("*.yaml") for one in yaml.safe_load_all(path.read_text()) if one]
-    return [one for one in documents if one["kind"] == kind]
-
-
-def manifest(kind: str) -> dict[str, Any]:
-    """The one of this kind."""
-    (found,) = manifests(kind)
-    return found
-
-
-def template(kind: str) -> dict[str, Any]:
-    """What its pods look like."""
-    found: dict[str, Any] = manifest(kind)["spec"]["template"]
-    return found
-
-
-def container(kind: str) -> dict[str, Any]:
-    """The container of these pods."""
-    (found,) = template(kind)["spec"]["containers"]
-    return dict(found)
-
-
-def configured() -> dict[str, str]:
-    """The settings that are no secret."""
-    return dict(manifest("ConfigMap")["data"])
-
-
-def known_settings() -> set[str]:
-    """Those that docs/settings.md describes."""
-    return {row[0] for row in rows(ROOT / "docs/settings.md")}
-
-
-def rules() -> list[dict[str, Any]]:
-    """The rules for Prometheus, in order."""
-    return [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
-
-
-def alerts() -> list[dict[str, Any]]:
-    """Those of them that alert."""
-    return [rule for rule in rules() if "alert" in rule]
-
-
-def rule_expressions() -> list[str]:
-    """What the rules ask."""
-    return [rule["expr"] for rule in rules()]
-
-
-def drawn() -> list[str]:
-    """What the dashboard asks, its variables included."""
-    return [text for key, text in texts(json.loads(DASHBOARD.read_text())) if key in {"expr", "query"}]
-
-
-def texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """All texts in a document, each with the key above it."""
-    if isinstance(value, str):
-        yield key, value
-    elif isinstance(value, dict):
-        for name, one in value.items():
-            yield from texts(one, name)
-    elif isinstance(value, list):
-        for one in value:
-            yield from texts(one, key)

@@ -31,7 +31,6 @@ MIGRATION_TARGETS = {"migrate", "migrate-new", "migrate-down", "migrate-history"
 
 
 def test_the_calls_of_the_cookbook_answer_as_shown(private_server: RunningServer, tmp_path: Path) -> None:
-    private_server.clock.stop()  # so that a lock of one second does not end between two commands
     found = [block for block in blocks(DOCS / "grpcurl.md") if block.language == "console"]
     complaints = replay(found, Terminal(tmp_path, Servers(private_server.channel)))
     assert not complaints, "\n".join(complaints)
@@ -52,7 +51,6 @@ def test_the_commands_of_the_tour_and_of_tls_answer_as_shown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The tour; then, with the users it made, the page on TLS; then the Python example that calls over TLS."""
-    private_server.clock.stop()
     with terminal(tmp_path, private_url, plaintext=private_server.channel) as typing:
         complaints = replay([*blocks(DOCS / "tour.md"), *blocks(DOCS / "tls-and-callers.md")], typing)
         assert not complaints, "\n".join(complaints)

@@ -1,6 +1,7 @@
-"""Nothing secret is said: in no line of the log, no error, no detail, through the whole suite.
+"""Nothing secret is logged or returned: in no line of the log, no error and no detail, through the whole suite.
 
-A fixture in tests/conftest.py looks for leaks when a process has run all its tests. Here is shown that it has ears.
+A fixture in tests/conftest.py searches for leaks when a process has run all its tests. These tests show that it would
+find one.
 """
 
 import pytest
@@ -16,7 +17,7 @@ from tests.support.witness import WITNESS, Witness
 
 
 def test_keys_are_looked_for(private_url: URL) -> None:
-    """In the end: those that open something and those that do not, what is nearly one, and the secret in each."""
+    """Valid, unknown and malformed ones, and the secret part of each."""
     with operating(private_url) as operator, running(private_url, caller_auth="required") as server:
         name = operator.create("users.read")
         key, unknown = operator.add_key(name), new_key()
@@ -41,9 +42,7 @@ def test_keys_are_looked_for(private_url: URL) -> None:
 
 
 def test_no_password_code_hash_or_address_was_logged_or_answered(server: RunningServer) -> None:
-    """What every test has sent and got is looked for in what every server has logged and every failed call answered.
-    Keys of callers too.
-    """
+    """What the tests have sent and received is searched for in the log of every server and in every failed call."""
     user = new_user(server.users, password=PASSWORD)
     started = server.credentials.StartPasswordReset(credential_pb2.StartPasswordResetRequest(identifier=user.email))
     taken = user_pb2.CreateUserRequest(user=user_pb2.User(email=user.email, username=unique_name()))

@@ -10,7 +10,6 @@ import pytest
 from sqlalchemy.engine import URL
 
 from personae.v1 import user_pb2, user_pb2_grpc
-from service.base.clock import monotonic
 from service.core.api_keys import NewKey
 from service.core.callers.administration import MAX_LIVE_KEYS, create_caller
 from service.core.callers.rules import CallerError
@@ -19,10 +18,11 @@ from tests.support.databases import Postgres
 from tests.support.factories import new_user
 from tests.support.servers import RunningServer, running
 from tests.support.threads import at_once
+from tests.support.waiting import eventually
 
 THREADS = 8
 OPERATORS = 8
-CACHE_SECONDS = 1.0
+CACHE_SECONDS = 3.0
 """Longer than a read takes on a busy machine: calls would be refused otherwise."""
 ONE = Counter(done=1, refused=OPERATORS - 1)
 
@@ -95,14 +95,12 @@ def test_no_call_fails_while_a_key_is_rotated(url: URL, operator: Operator) -> N
             load.wait_until_all_use(key)
             for _ in range(2):
                 old, key = key, operator.add_key(name)
-                made = monotonic()
-                while monotonic() < made + CACHE_SECONDS:  # until every server knows it
-                    load.wait_until_all_use(old)
+                load.wait_until_all_use(old)
                 load.key = key
                 load.wait_until_all_use(key)
                 operator.revoke(old)
-            revoked = monotonic()
-            while monotonic() < revoked + CACHE_SECONDS:
+                for server in (one, other):
+                    eventually(lambda: told(server.channel, bearer(old)) == "KEY_REVOKED")  # noqa: B023
                 load.wait_until_all_use(key)
         finally:
             load.stop()

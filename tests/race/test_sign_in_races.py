@@ -1,12 +1,9 @@
 """Attackers and users on many threads: the lockout counts exactly, codes are used once, old passwords stay old."""
 
-import base64
 import contextlib
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from threading import Event
-from typing import Any
 
 import grpc
 import pytest
@@ -16,37 +13,53 @@ from personae.v1 import authentication_pb2 as pb
 from personae.v1 import credential_pb2, user_pb2
 from service.core.lockout import NO_FAILURES, after, remaining
 from service.core.lockout import Event as Tried
-from tests.support.errors import fails, failure_of
-from tests.support.factories import PASSWORD, new_user, unique_name
-from tests.support.servers import KEY, RunningServer, running
-from tests.support.threads import at_once
+from tests.support.clocks import MovableClock
+from tests.support.credentials import (
+    NEW,
+    NEW_KEY,
+    OLD_KEY,
+    by,
+    change,
+    counted,
+    fail,
+    outcome,
+    reset,
+    signing_in,
+    start_reset,
+    start_verification,
+)
+from tests.support.errors import failure_of
+from tests.support.factories import PASSWORD, new_user, unique_email
+from tests.support.servers import RunningServer, running
+from tests.support.threads import at_once, outcomes
 
 THREADS = 64
 MARGIN = timedelta(milliseconds=5)
-"""More than the ticks of the stopped clock: the server counted its failures a few of them later than the test."""
-OTHER_KEY = "other:" + base64.urlsafe_b64encode(b"o" * 32).decode()
-NEW_PASSWORD = "an entirely different secret"
+"""More than the ticks of the clock: the server counted its failures a few of them later than the test."""
+LOCKED_OUT = {"INVALID_CREDENTIALS", "TOO_MANY_ATTEMPTS"}
 
 
-def outcomes(results: list[Any]) -> Counter[str]:
-    """How often each reason came, successes as "OK"."""
-    return Counter(failure_of(one).reason if isinstance(one, grpc.RpcError) else "OK" for one in results)
+@contextlib.contextmanager
+def wide(url: URL, clock: MovableClock | None = None, /, **changes: object) -> Iterator[RunningServer]:
+    """A server on which every racer can hash at once."""
+    threads = {"hash_threads": THREADS, "hash_max_waiting": THREADS, "db_pool_size": THREADS, "rpc_timeout": 600}
+    with running(url, clock, **(threads | changes)) as found:
+        yield found
 
 
 @pytest.fixture
 def racing(private_url: URL) -> Iterator[RunningServer]:
-    """A server on which every racer hashes at once, and time stands still."""
-    with running(private_url, hash_threads=THREADS, hash_max_waiting=THREADS, db_pool_size=THREADS) as found:
-        found.clock.stop()
+    with wide(private_url) as found:
         yield found
 
 
 def attempt(server: RunningServer, user: user_pb2.User, password: str) -> pb.AuthenticateResponse:
-    return server.authentication.Authenticate(pb.AuthenticateRequest(identifier=user.email, password=password))
+    return server.authentication.Authenticate(by(user.email, password))
 
 
-def failures(server: RunningServer, user: user_pb2.User) -> int:
-    return server.authentication.GetLockout(pb.GetLockoutRequest(user_id=user.id)).email.failures
+def winner_of(results: list[object]) -> int:
+    (winner,) = [index for index, one in enumerate(results) if not isinstance(one, grpc.RpcError)]
+    return winner
 
 
 def test_parallel_guesses_get_no_more_answers_than_the_schedule_has(racing: RunningServer) -> None:
@@ -62,13 +75,13 @@ def test_parallel_guesses_get_no_more_answers_than_the_schedule_has(racing: Runn
         results = at_once(THREADS, lambda index: attempt(racing, user, f"a wrong guess {index}"))
 
         assert outcomes(results) == {"INVALID_CREDENTIALS": allowed, "TOO_MANY_ATTEMPTS": THREADS - allowed}
-        assert failures(racing, user) == expected.failures
+        assert counted(racing, user) == (expected.failures, 0)
         racing.clock.advance(remaining(expected, racing.clock()) + MARGIN)
     assert expected.failures == 5
 
 
 def test_the_right_password_among_parallel_guesses(racing: RunningServer) -> None:
-    """Whoever knows the password while others guess is let in or told to wait, and never told that it is wrong."""
+    """A user who signs in while others guess is let in or told to wait, and never told that the password is wrong."""
     user = new_user(racing.users, password=PASSWORD)
 
     results = at_once(
@@ -81,150 +94,120 @@ def test_the_right_password_among_parallel_guesses(racing: RunningServer) -> Non
 
 
 @pytest.mark.parametrize("failed_before", [0, 2])
-def test_right_passwords_never_refuse_each_other(racing: RunningServer, failed_before: int) -> None:
-    """64 right sign-ins at one moment: 64 successes, also when somebody mistyped before."""
-    user = new_user(racing.users, password=PASSWORD)
-    at_once(failed_before or 1, lambda _: failed_before and attempt(racing, user, "mistyped, sorry"))
+@pytest.mark.parametrize("cost_of_another_server", [4, 5])
+def test_right_passwords_never_refuse_each_other(
+    private_url: URL, failed_before: int, cost_of_another_server: int
+) -> None:
+    """64 right sign-ins at one moment: 64 successes, also after failures, and while the hash is renewed."""
+    clock = MovableClock()
+    with (
+        wide(private_url, clock) as racing,
+        wide(private_url, clock, bcrypt_cost=cost_of_another_server) as another,
+    ):
+        user = new_user(racing.users, password=PASSWORD)
+        fail(racing, by(user.email), times=failed_before)
 
-    assert outcomes(at_once(THREADS, lambda _: attempt(racing, user, PASSWORD))) == {"OK": THREADS}
-    assert failures(racing, user) == 0
+        results = at_once(THREADS, lambda index: attempt((racing, another)[index % 2], user, PASSWORD))
+
+        assert outcomes(results) == {"OK": THREADS}
+        assert counted(racing, user) == (0, 0)
 
 
 def test_one_reset_code_is_used_once(racing: RunningServer) -> None:
     """32 threads complete with one code: one sets its password, which alone signs in."""
     user = new_user(racing.users, password=PASSWORD)
-    started = racing.credentials.StartPasswordReset(credential_pb2.StartPasswordResetRequest(identifier=user.email))
+    code = start_reset(racing, user).code
 
-    def complete(index: int) -> user_pb2.User:
-        return racing.credentials.CompletePasswordReset(
-            credential_pb2.CompletePasswordResetRequest(code=started.code, new_password=f"{NEW_PASSWORD} {index}")
-        )
-
-    results = at_once(32, complete)
+    results = at_once(32, lambda index: racing.credentials.CompletePasswordReset(reset(code, f"{NEW} {index}")))
 
     assert outcomes(results) == {"OK": 1, "INVALID_CODE": 31}
-    (winner,) = [index for index, one in enumerate(results) if not isinstance(one, grpc.RpcError)]
-    assert attempt(racing, user, f"{NEW_PASSWORD} {winner}").user.id == user.id
+    assert signing_in(racing, user, f"{NEW} {winner_of(list(results))}") == "OK"
 
 
 def test_one_verification_code_is_used_once(racing: RunningServer) -> None:
-    """32 threads complete with one code: the email is proved once, and the version moves once."""
+    """32 threads complete with one code: the email is verified once, and the version moves once."""
     user = new_user(racing.users)
-    started = racing.credentials.StartEmailVerification(credential_pb2.StartEmailVerificationRequest(user_id=user.id))
-    request = credential_pb2.CompleteEmailVerificationRequest(code=started.code)
+    request = credential_pb2.CompleteEmailVerificationRequest(code=start_verification(racing, user).code)
 
-    assert outcomes(at_once(32, lambda _: racing.credentials.CompleteEmailVerification(request))) == {
-        "OK": 1,
-        "INVALID_CODE": 31,
-    }
-    now = racing.users.GetUser(user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id)))
-    assert (user.etag, now.etag) == ("v1", "v2")
+    results = at_once(32, lambda _: racing.credentials.CompleteEmailVerification(request))
+
+    assert outcomes(results) == {"OK": 1, "INVALID_CODE": 31}
+    assert (user.etag, racing.read(user).etag) == ("v1", "v2")
 
 
-def test_one_email_is_proved_by_one_user(racing: RunningServer) -> None:
-    """Eight users bring back codes for the same new email: one gets it, the others hear that it is taken."""
-    name = unique_name()
-    codes = [
-        racing.credentials.StartEmailVerification(
-            credential_pb2.StartEmailVerificationRequest(
-                user_id=new_user(racing.users).id, new_email=f"{name}@example.com"
-            )
-        ).code
+def test_one_email_is_verified_by_one_user(racing: RunningServer) -> None:
+    """Eight users complete with codes for the same new email: one gets it, for the others it is taken."""
+    email = unique_email()
+    requests = [
+        credential_pb2.CompleteEmailVerificationRequest(
+            code=start_verification(racing, new_user(racing.users), email).code
+        )
         for _ in range(8)
     ]
 
-    results = at_once(
-        8,
-        lambda index: racing.credentials.CompleteEmailVerification(
-            credential_pb2.CompleteEmailVerificationRequest(code=codes[index])
-        ),
-    )
+    results = at_once(8, lambda index: racing.credentials.CompleteEmailVerification(requests[index]))
 
     assert outcomes(results) == {"OK": 1, "EMAIL_TAKEN": 7}
 
 
-@pytest.mark.parametrize("way", ["change", "reset", "set"])
-def test_no_old_password_is_accepted_after_the_change(racing: RunningServer, way: str) -> None:
+def change_password(server: RunningServer, user: user_pb2.User) -> None:
+    server.credentials.ChangePassword(change(user, PASSWORD))
+
+
+def reset_password(server: RunningServer, user: user_pb2.User) -> None:
+    server.credentials.CompletePasswordReset(reset(start_reset(server, user).code))
+
+
+def set_password(server: RunningServer, user: user_pb2.User) -> None:
+    server.credentials.SetPassword(credential_pb2.SetPasswordRequest(user_id=user.id, password=NEW))
+
+
+@pytest.mark.parametrize("way", [change_password, reset_password, set_password])
+def test_no_old_password_is_accepted_after_the_change(
+    racing: RunningServer, way: Callable[[RunningServer, user_pb2.User], None]
+) -> None:
     """A sign-in that begins after the change was acknowledged never succeeds with the old password."""
     user = new_user(racing.users, password=PASSWORD)
     is_acknowledged = Event()
-    signed_in_before: list[bool] = []
-
-    def change() -> None:
-        stub = racing.credentials
-        match way:
-            case "change":
-                stub.ChangePassword(
-                    credential_pb2.ChangePasswordRequest(
-                        user_id=user.id, current_password=PASSWORD, new_password=NEW_PASSWORD
-                    )
-                )
-            case "reset":
-                code = stub.StartPasswordReset(credential_pb2.StartPasswordResetRequest(identifier=user.username)).code
-                stub.CompletePasswordReset(
-                    credential_pb2.CompletePasswordResetRequest(code=code, new_password=NEW_PASSWORD)
-                )
-            case _:
-                stub.SetPassword(credential_pb2.SetPasswordRequest(user_id=user.id, password=NEW_PASSWORD))
-        is_acknowledged.set()
 
     def race(index: int) -> str:
         if index == 0:
-            change()
+            way(racing, user)
+            is_acknowledged.set()
             return "changed"
         while True:
             was_acknowledged = is_acknowledged.is_set()
-            try:
-                attempt(racing, user, PASSWORD)
-            except grpc.RpcError as error:
-                reason = failure_of(error).reason
-            else:
-                reason = "OK"
-                signed_in_before.append(not was_acknowledged)
+            ended = outcome(racing.authentication.Authenticate, by(user.email, PASSWORD))
             if was_acknowledged:
-                return reason
+                return ended
 
     results = at_once(12, race)
 
-    assert set(results[1:]) <= {"INVALID_CREDENTIALS", "TOO_MANY_ATTEMPTS"}
-    assert all(signed_in_before)
+    assert results[0] == "changed"
+    assert set(map(str, results[1:])) <= LOCKED_OUT
     racing.authentication.ClearLockout(pb.ClearLockoutRequest(user_id=user.id))
-    assert attempt(racing, user, NEW_PASSWORD).user.id == user.id
+    assert signing_in(racing, user, NEW) == "OK"
 
 
 def test_one_password_change_wins(racing: RunningServer) -> None:
     """16 changes from one password at once: one is made, and for the others it is the old password."""
     user = new_user(racing.users, password=PASSWORD)
 
-    results = at_once(
-        16,
-        lambda index: racing.credentials.ChangePassword(
-            credential_pb2.ChangePasswordRequest(
-                user_id=user.id, current_password=PASSWORD, new_password=f"{NEW_PASSWORD} {index}"
-            )
-        ),
-    )
+    results = at_once(16, lambda index: racing.credentials.ChangePassword(change(user, PASSWORD, f"{NEW} {index}")))
 
-    counted = outcomes(results)
-    assert counted["OK"] == 1
-    assert set(counted) <= {"OK", "INVALID_CREDENTIALS", "TOO_MANY_ATTEMPTS"}
-    (winner,) = [index for index, one in enumerate(results) if not isinstance(one, grpc.RpcError)]
+    assert outcomes(results)["OK"] == 1
+    assert set(outcomes(results)) <= {"OK", *LOCKED_OUT}
     racing.authentication.ClearLockout(pb.ClearLockoutRequest(user_id=user.id))
-    assert attempt(racing, user, f"{NEW_PASSWORD} {winner}").user.id == user.id
+    assert signing_in(racing, user, f"{NEW} {winner_of(list(results))}") == "OK"
 
 
 def test_a_sign_in_that_clears_and_renews_never_deadlocks_with_another_password(private_url: URL) -> None:
     """Both touch the counter and the user: in one order, so that neither is refused for the other."""
-    with (
-        running(private_url, hash_threads=THREADS, hash_max_waiting=THREADS, db_pool_size=THREADS) as cheap,
-        running(private_url, hash_threads=THREADS, db_pool_size=THREADS, bcrypt_cost=5) as costlier,
-    ):
-        cheap.clock.stop()
-        costlier.clock.stop()
+    clock = MovableClock()
+    with wide(private_url, clock) as cheap, wide(private_url, clock, bcrypt_cost=5) as costlier:
         for _ in range(8):
             user = new_user(cheap.users, password=PASSWORD)
-            for _ in range(2):
-                fails(attempt, cheap, user, "mistyped, sorry")
+            fail(cheap, by(user.email), times=2)
 
             def race(index: int, user: user_pb2.User = user) -> object:
                 if index % 4 == 0:
@@ -232,45 +215,41 @@ def test_a_sign_in_that_clears_and_renews_never_deadlocks_with_another_password(
                     return cheap.credentials.SetPassword(request)
                 return attempt(costlier, user, PASSWORD)
 
-            assert set(outcomes(at_once(8, race))) <= {"OK", "INVALID_CREDENTIALS", "TOO_MANY_ATTEMPTS"}
+            assert set(outcomes(at_once(8, race))) <= {"OK", *LOCKED_OUT}
 
 
 def test_servers_in_the_middle_of_a_rotation_count_together(private_url: URL) -> None:
     """One has the new key in front already, the other has not: of 64 guesses at both three are answered and counted."""
-    wide = {"hash_threads": THREADS, "hash_max_waiting": THREADS, "db_pool_size": THREADS}
+    clock = MovableClock()
     with (
-        running(private_url, secret_keys=f"{KEY},{OTHER_KEY}", **wide) as one,
-        running(private_url, secret_keys=f"{OTHER_KEY},{KEY}", **wide) as other,
+        wide(private_url, clock, secret_keys=f"{NEW_KEY},{OLD_KEY}") as one,
+        wide(private_url, clock, secret_keys=f"{OLD_KEY},{NEW_KEY}") as other,
     ):
-        one.clock.stop()
-        other.clock.stop()
         user = new_user(one.users, password=PASSWORD)
 
         results = at_once(THREADS, lambda index: attempt((one, other)[index % 2], user, f"a wrong guess {index}"))
 
         assert outcomes(results) == {"INVALID_CREDENTIALS": 3, "TOO_MANY_ATTEMPTS": THREADS - 3}
-        assert failures(one, user) == failures(other, user) == 3
+        assert counted(one, user) == counted(other, user) == (3, 0)
 
 
 def test_a_verification_that_meets_an_email_change_does_not_undo_it(racing: RunningServer) -> None:
-    """The code is for the new email, or for none: the old one never comes back by it."""
+    """The code is for the new email, or for none: the old one never comes back."""
     for _ in range(16):
-        user, name = new_user(racing.users), unique_name()
+        user, email = new_user(racing.users), unique_email()
 
-        def race(index: int, user: user_pb2.User = user, name: str = name) -> str:
+        def race(index: int, user: user_pb2.User = user, email: str = email) -> str:
             if index == 0:
-                renamed = user_pb2.User(id=user.id, email=f"{name}@example.com")
-                return racing.users.UpdateUser(user_pb2.UpdateUserRequest(user=renamed)).email
-            request = credential_pb2.StartEmailVerificationRequest(user_id=user.id)
-            return racing.credentials.StartEmailVerification(request).code
+                return racing.update(user, email=email).email
+            return start_verification(racing, user).code
 
         changed, *codes = at_once(4, race)
-        assert changed == f"{name}@example.com"
+        assert changed == email
         for code in codes:
             if isinstance(code, grpc.RpcError):
                 assert failure_of(code).reason == "CONFLICT"
                 continue
             request = credential_pb2.CompleteEmailVerificationRequest(code=code)
             with contextlib.suppress(grpc.RpcError):
-                assert racing.credentials.CompleteEmailVerification(request).email == changed
-        assert racing.users.GetUser(user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id))).email == changed
+                assert racing.credentials.CompleteEmailVerification(request).email == email
+        assert racing.read(user).email == email

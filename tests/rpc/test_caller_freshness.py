@@ -1,6 +1,5 @@
 """How soon a change is known: a new key at once, everything else within CALLER_CACHE_SECONDS, in every process."""
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,10 +27,10 @@ from tests.support.databases import Postgres, libpq_url
 from tests.support.processes import process
 from tests.support.servers import running
 from tests.support.threads import at_once
+from tests.support.waiting import eventually
 
 CACHE_SECONDS = 0.5
 PROCESSES = 3
-POLLS = 5000
 LATE = "DATABASE_UNAVAILABLE"
 """The answer on a machine so busy that reading the callers takes longer than CACHE_SECONDS."""
 
@@ -73,18 +72,19 @@ def processes(postgres: Postgres, template: str) -> Iterator[Processes]:
 
 def call_until(after: str, call: Callable[[], str], *, before: str) -> float:
     """Call until the answer is the new one; when the last call began that got the old one."""
-    pause = threading.Event()
     last = float("-inf")
-    for _ in range(POLLS):
-        began = monotonic()
-        answer = call()
-        if answer == after:
-            assert {call() for _ in range(20)} <= {after, LATE}  # and never the old one again
-            return last
-        assert answer in {before, LATE}
-        last = last if answer == LATE else began
-        pause.wait(0.01)
-    pytest.fail(f"still {before} after {POLLS} calls")
+
+    def is_new() -> bool:
+        nonlocal last
+        began, answer = monotonic(), call()
+        assert answer in {before, after, LATE}
+        if answer == before:
+            last = began
+        return answer == after
+
+    eventually(is_new, f"{after} instead of {before}")
+    assert {call() for _ in range(20)} <= {after, LATE}  # and never the old one again
+    return last
 
 
 class TestEveryProcess:

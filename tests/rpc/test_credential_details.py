@@ -1,12 +1,11 @@
-"""What the contract tests of credentials cannot show: time that passes, and what is in the database."""
+"""What the contract tests of credentials cannot show: expiry, and what is in the database."""
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-import grpc
 import pytest
-from sqlalchemy import create_engine, text
 from sqlalchemy.engine import URL
 
 from personae.v1 import credential_pb2 as pb
@@ -36,8 +35,6 @@ from tests.support.factories import PASSWORD, new_user, unique_name
 from tests.support.servers import RunningServer, running
 from tests.support.threads import at_once
 
-Code = grpc.StatusCode
-
 
 class TestPasswordsThatExpire:
     def test_the_time_comes(self, private_server: RunningServer) -> None:
@@ -48,14 +45,13 @@ class TestPasswordsThatExpire:
         assert signing_in(server, user, PASSWORD) == "OK"
         server.clock.advance(timedelta(minutes=1))
 
-        expired = [
+        failures = [
+            fails(server.authentication.Authenticate, by_id(wrong)),
             fails(server.authentication.Authenticate, by_id(user, PASSWORD)),
             fails(server.credentials.ChangePassword, change(user, PASSWORD)),
         ]
 
-        failure = fails(server.authentication.Authenticate, by_id(wrong))
-        for one in expired:
-            assert (one.code, one.reason, one.message) == (Code.UNAUTHENTICATED, failure.reason, failure.message)
+        assert [failure.visible for failure in failures] == [failures[0].visible] * 3
         assert counted(server, user) == (2, 0)
 
     def test_a_reset_still_works(self, private_server: RunningServer) -> None:
@@ -68,17 +64,22 @@ class TestPasswordsThatExpire:
         server.clock.advance(timedelta(days=365))
         assert signing_in(server, user, NEW) == "OK"
 
-    @pytest.mark.parametrize("way", ["change", "reset", "set"])
-    def test_another_password_before_its_time(self, private_server: RunningServer, way: str) -> None:
+    @pytest.mark.parametrize(
+        "replace",
+        [
+            lambda server, user: server.credentials.ChangePassword(change(user, PASSWORD)),
+            lambda server, user: server.credentials.CompletePasswordReset(reset(start_reset(server, user).code)),
+            lambda server, user: server.credentials.SetPassword(pb.SetPasswordRequest(user_id=user.id, password=NEW)),
+        ],
+        ids=["change", "reset", "set"],
+    )
+    def test_another_password_before_its_time(
+        self, private_server: RunningServer, replace: Callable[[RunningServer, user_pb2.User], object]
+    ) -> None:
         """The expiry was that of the password before."""
         server, user = private_server, with_expiring_password(private_server, hours=1)
 
-        if way == "change":
-            server.credentials.ChangePassword(change(user, PASSWORD))
-        elif way == "reset":
-            server.credentials.CompletePasswordReset(reset(start_reset(server, user).code))
-        else:
-            server.credentials.SetPassword(pb.SetPasswordRequest(user_id=user.id, password=NEW))
+        replace(server, user)
 
         server.clock.advance(timedelta(hours=2))
         assert signing_in(server, user, NEW) == "OK"
@@ -106,9 +107,8 @@ class TestPasswordsThatExpire:
         assert fails(server.credentials.ChangePassword, change(user, PASSWORD)).reason == "INVALID_CREDENTIALS"
 
     def test_the_end_of_time_in_another_time_zone(self, private_url: URL) -> None:
-        """The last second that a Timestamp has is beyond what Python can tell east of Greenwich: nobody computes it."""
-        with create_engine(private_url).begin() as connection:
-            connection.execute(text(f"ALTER DATABASE \"{private_url.database}\" SET timezone = 'Asia/Tokyo'"))
+        """The last second of a Timestamp, east of Greenwich, is out of Python's range: it is never converted."""
+        execute(private_url, f"ALTER DATABASE \"{private_url.database}\" SET timezone = 'Asia/Tokyo'")
         with running(private_url) as server:
             user = new_user(server.users)
             last = stamp(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
@@ -117,56 +117,46 @@ class TestPasswordsThatExpire:
             assert signing_in(server, user, PASSWORD) == "OK"
             assert signing_in(server, user, "wrong") == "INVALID_CREDENTIALS"
 
-    def test_now_is_not_the_future(self, private_server: RunningServer) -> None:
-        """The clock is that of the service, not of the database or the caller."""
-        server, user = private_server, new_user(private_server.users)
-        tomorrow = stamp(server.clock() + timedelta(days=1))
-        request = pb.SetPasswordRequest(user_id=user.id, password=PASSWORD, expires_at=tomorrow)
-        server.clock.advance(timedelta(days=1))
-
-        failure = fails(server.credentials.SetPassword, request)
-
-        assert failure.violations == {"expires_at": ["NOT_IN_THE_FUTURE"]}
-
 
 class TestCodesThatExpire:
     def test_a_reset_code_is_open_for_ten_minutes(self, private_server: RunningServer) -> None:
-        """Then it looks like one that never was; a new one works."""
+        """Then it is refused like a made-up one, whatever the new password is; a new code works."""
         server, user = private_server, new_user(private_server.users)
         before = server.clock()
         answer = start_reset(server, user)
-        opened_for = answer.expires_at.ToDatetime(UTC) - before
-        assert timedelta(minutes=10) <= opened_for < timedelta(minutes=11)
+        assert timedelta(minutes=10) <= answer.expires_at.ToDatetime(UTC) - before < timedelta(minutes=10, seconds=1)
 
         server.clock.advance(timedelta(minutes=10))
-        expired = fails(server.credentials.CompletePasswordReset, reset(answer.code))
-        made_up = fails(server.credentials.CompletePasswordReset, reset("x" * 43))
+        made_up, expired, short = (
+            fails(server.credentials.CompletePasswordReset, request)
+            for request in (reset("x" * 43), reset(answer.code), reset(answer.code, "quite short"))
+        )
 
-        assert (expired.code, expired.reason) == (Code.FAILED_PRECONDITION, "INVALID_CODE")
-        assert (expired.message, expired.error_metadata) == (made_up.message, made_up.error_metadata)
-        short = fails(server.credentials.CompletePasswordReset, reset(answer.code, "quite short"))
-        assert (short.reason, short.violations) == ("INVALID_CODE", {})
+        assert made_up.reason == "INVALID_CODE"
+        assert made_up.visible == expired.visible == short.visible
         code = start_reset(server, user).code
         server.clock.advance(timedelta(minutes=9))
         assert server.credentials.CompletePasswordReset(reset(code)).has_password
 
     def test_a_verification_code_is_open_for_a_day(self, private_server: RunningServer) -> None:
-        """Then it looks like one that never was; a new one works, and the email is verified when it comes back."""
+        """When it has expired, an older one that it voided is still void. A new one works, and the email is verified
+        when it comes back.
+        """
         server, user = private_server, new_user(private_server.users)
         before = server.clock()
-        answer = start_verification(server, user)
-        opened_for = answer.expires_at.ToDatetime(UTC) - before
-        assert timedelta(hours=24) <= opened_for < timedelta(hours=24, minutes=1)
+        answers = [start_verification(server, user) for _ in range(2)]
+        open_for = answers[-1].expires_at.ToDatetime(UTC) - before
+        assert timedelta(hours=24) <= open_for < timedelta(hours=24, seconds=1)
 
         server.clock.advance(timedelta(hours=24))
-        request = pb.CompleteEmailVerificationRequest(code=answer.code)
-        failure = fails(server.credentials.CompleteEmailVerification, request)
 
-        assert (failure.code, failure.reason) == (Code.FAILED_PRECONDITION, "INVALID_CODE")
+        for answer in answers:
+            request = pb.CompleteEmailVerificationRequest(code=answer.code)
+            assert fails(server.credentials.CompleteEmailVerification, request).reason == "INVALID_CODE"
         code = start_verification(server, user).code
         server.clock.advance(timedelta(hours=23))
-        proved = server.credentials.CompleteEmailVerification(pb.CompleteEmailVerificationRequest(code=code))
-        assert timedelta() <= server.clock() - proved.email_verified_at.ToDatetime(UTC) < timedelta(minutes=1)
+        verified = server.credentials.CompleteEmailVerification(pb.CompleteEmailVerificationRequest(code=code))
+        assert timedelta() <= server.clock() - verified.email_verified_at.ToDatetime(UTC) < timedelta(seconds=1)
 
     def test_as_long_as_the_settings_say(self, private_url: URL) -> None:
         """PASSWORD_RESET_VALID and EMAIL_VERIFICATION_VALID."""
@@ -178,38 +168,26 @@ class TestCodesThatExpire:
             request = pb.CompleteEmailVerificationRequest(code=proof)
             assert server.credentials.CompleteEmailVerification(request).HasField("email_verified_at")
 
-    def test_an_older_code_does_not_come_back(self, private_server: RunningServer) -> None:
-        """When the newer one has expired, the one that it voided is still void."""
-        server, user = private_server, new_user(private_server.users)
-        codes = [start_verification(server, user).code for _ in range(2)]
-        server.clock.advance(timedelta(hours=24))
-
-        for code in codes:
-            request = pb.CompleteEmailVerificationRequest(code=code)
-            assert fails(server.credentials.CompleteEmailVerification, request).reason == "INVALID_CODE"
-
 
 class TestCodesInTheDatabase:
-    def test_only_their_hashes(self, private_server: RunningServer, private_url: URL) -> None:
-        """Who reads the table can reset nothing."""
+    def test_only_their_hashes(self, private_server: RunningServer) -> None:
+        """Read access to the table resets no password."""
         server, user = private_server, new_user(private_server.users)
         codes = {start_reset(server, user).code, start_verification(server, user).code}
 
-        rows = rows_of(private_url, "codes")
+        rows = rows_of(server.url, "codes")
 
         assert {bytes(row["code_hash"]) for row in rows} == {hashlib.sha256(one.encode()).digest() for one in codes}
         assert not any(code in str(rows) for code in codes)
 
-    def test_one_row_of_each_purpose_for_a_user_and_none_once_used(
-        self, private_server: RunningServer, private_url: URL
-    ) -> None:
-        """However often somebody asks, the table does not grow."""
+    def test_one_row_of_each_purpose_for_a_user_and_none_once_used(self, private_server: RunningServer) -> None:
+        """However many codes are requested, the table does not grow."""
         server, user = private_server, new_user(private_server.users)
         for _ in range(2):
             start_reset(server, user)
             start_verification(server, user)
         code, proof = start_reset(server, user).code, start_verification(server, user).code
-        assert sorted(row["purpose"] for row in rows_of(private_url, "codes")) == [
+        assert sorted(row["purpose"] for row in rows_of(server.url, "codes")) == [
             "email_verification",
             "password_reset",
         ]
@@ -217,23 +195,23 @@ class TestCodesInTheDatabase:
         server.credentials.CompleteEmailVerification(pb.CompleteEmailVerificationRequest(code=proof))
         server.credentials.CompletePasswordReset(reset(code))
 
-        assert rows_of(private_url, "codes") == []
+        assert rows_of(server.url, "codes") == []
 
-    def test_a_code_for_nobody_is_stored_without_a_name(self, private_server: RunningServer, private_url: URL) -> None:
-        """The row is there for the time that it takes, says nothing of what was typed, and is swept."""
+    def test_a_code_for_an_unknown_user_is_stored_without_a_name(self, private_server: RunningServer) -> None:
+        """The row makes both answers take equally long. It does not contain what was typed, and is swept."""
         server, inactive = private_server, new_user(private_server.users, inactive=True)
         for identifier in ("nobody", "nobody@example.com", "not an email@", inactive.email):
             server.credentials.StartPasswordReset(pb.StartPasswordResetRequest(identifier=identifier))
 
-        rows = rows_of(private_url, "codes")
+        rows = rows_of(server.url, "codes")
         assert [(row["user_id"], row["access_epoch"]) for row in rows] == [(0, 0)] * 4
         assert not any("@" in str(row) for row in rows)
         server.clock.advance(timedelta(minutes=10))
         server.sweep()
 
-        assert rows_of(private_url, "codes") == []
+        assert rows_of(server.url, "codes") == []
 
-    def test_they_go_with_a_purged_user(self, private_server: RunningServer, private_url: URL) -> None:
+    def test_they_go_with_a_purged_user(self, private_server: RunningServer) -> None:
         """Nothing personal stays."""
         server, user = private_server, new_user(private_server.users)
         start_reset(server, user)
@@ -242,14 +220,14 @@ class TestCodesInTheDatabase:
         server.users.DeleteUser(user_pb2.DeleteUserRequest(id=user.id))
         server.users.PurgeUser(user_pb2.PurgeUserRequest(id=user.id))
 
-        assert rows_of(private_url, "codes") == []
+        assert rows_of(server.url, "codes") == []
 
 
 class TestPresentPasswords:
-    def test_a_code_is_no_way_to_try_them(self, private_server: RunningServer, private_url: URL) -> None:
+    def test_a_code_does_not_reveal_them(self, private_server: RunningServer) -> None:
         """A password that is refused by another rule is not compared with the present one, however weak that is."""
         server, user = private_server, new_user(private_server.users, password=PASSWORD)
-        store(private_url, user, hash_password("hunter22", 4))
+        store(server.url, user, hash_password("hunter22", 4))
         code = start_reset(server, user).code
 
         found = [
@@ -261,7 +239,7 @@ class TestPresentPasswords:
         assert signing_in(server, user, "hunter22") == "OK"
 
     def test_a_code_is_good_for_five_tries(self, private_server: RunningServer) -> None:
-        """Sixteen at once with the present password: five learn that it is, and the code opens nothing any more."""
+        """Sixteen at once with the present password: five are told that it is unchanged, then the code is void."""
         server, user = private_server, new_user(private_server.users, password=PASSWORD)
         code = start_reset(server, user).code
 
@@ -277,12 +255,10 @@ class TestPresentPasswords:
 
 class TestRowsThatTheServiceDidNotWrite:
     @pytest.mark.parametrize("changed_at", ["NULL", "'1970-01-01T00:00:00Z'"])
-    def test_a_password_of_unknown_age_is_one_like_others(
-        self, private_server: RunningServer, private_url: URL, changed_at: str
-    ) -> None:
+    def test_a_password_of_unknown_age(self, private_server: RunningServer, changed_at: str) -> None:
         """An import may not know when a password was chosen: it signs in, and can be changed."""
         server, user = private_server, new_user(private_server.users, password=PASSWORD)
-        execute(private_url, f"UPDATE users SET password_changed_at = {changed_at} WHERE id = {user.id}")
+        execute(server.url, f"UPDATE users SET password_changed_at = {changed_at} WHERE id = {user.id}")
 
         assert signing_in(server, user, PASSWORD) == "OK"
         assert server.credentials.ChangePassword(change(user, PASSWORD)).id == user.id
@@ -299,12 +275,10 @@ class TestRowsThatTheServiceDidNotWrite:
             "$2b$31$" + "." * 53,
         ],
     )
-    def test_a_damaged_hash_makes_nobody_elses_sign_in_dear(
-        self, private_server: RunningServer, private_url: URL, stored: str
-    ) -> None:
-        """The work of every refusal is that of the highest cost in use: only hashes that can be verified are in use."""
+    def test_a_damaged_hash_does_not_raise_the_cost(self, private_server: RunningServer, stored: str) -> None:
+        """Every refusal hashes at the highest cost in use. A hash that cannot be verified is not in use."""
         server = private_server
-        store(private_url, new_user(server.users), stored)
+        store(server.url, new_user(server.users), stored)
 
         with server.database.scope() as session, reading(session):
             found = look_up(session, None, cost=4, now=server.clock())
@@ -313,29 +287,24 @@ class TestRowsThatTheServiceDidNotWrite:
 
 
 class TestDamagedHashes:
-    def test_are_counted_and_healed_by_another_password(self, private_server: RunningServer, private_url: URL) -> None:
-        """No password fits one, the operator is told by INTERNAL, and both ways to another password work."""
+    def test_are_counted_and_replaced_by_another_password(self, private_server: RunningServer) -> None:
+        """No password fits one, the caller gets INTERNAL, and both ways to another password work."""
         server, user = private_server, new_user(private_server.users, password=PASSWORD)
-        damage(private_url, user)
-        for call, request in (
-            (server.authentication.Authenticate, by_id(user, PASSWORD)),
-            (server.credentials.ChangePassword, change(user, PASSWORD)),
-        ):
-            failure = fails(call, request)
-            assert (failure.code, failure.reason) == (Code.INTERNAL, "INTERNAL")
+        damage(server.url, user)
+        assert fails(server.authentication.Authenticate, by_id(user, PASSWORD)).reason == "INTERNAL"
+        assert fails(server.credentials.ChangePassword, change(user, PASSWORD)).reason == "INTERNAL"
         assert counted(server, user) == (2, 0)
 
         server.credentials.CompletePasswordReset(reset(start_reset(server, user).code))
         assert signing_in(server, user, NEW) == "OK"
-        damage(private_url, user)
+        damage(server.url, user)
         server.credentials.SetPassword(pb.SetPasswordRequest(user_id=user.id, password=OTHER))
         assert signing_in(server, user, OTHER) == "OK"
 
-    def test_are_locked_like_all_others(self, private_server: RunningServer, private_url: URL) -> None:
+    def test_are_locked_like_all_others(self, private_server: RunningServer) -> None:
         """Of eight guesses at once three are answered, here by INTERNAL, and the others told to wait."""
         server, user = private_server, new_user(private_server.users, password=PASSWORD)
-        server.clock.stop()
-        damage(private_url, user)
+        damage(server.url, user)
 
         results = at_once(8, lambda _: signing_in(server, user, "wrong"))
 

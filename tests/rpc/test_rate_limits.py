@@ -48,7 +48,7 @@ def operator(private_url: URL) -> Iterator[Operator]:
 def server(private_url: URL, operator: Operator, seconds: Seconds) -> Iterator[RunningServer]:
     """A server whose default rate is one call a second, and a few at once."""
     settings = {"caller_auth": "required", "caller_cache_seconds": 0.1}
-    with running(private_url, seconds, **settings, caller_rate_limit=1, caller_rate_burst=BURST) as found:
+    with running(private_url, None, seconds, **settings, caller_rate_limit=1, caller_rate_burst=BURST) as found:
         yield found
 
 
@@ -156,7 +156,7 @@ class TestCodes:
 
     def test_have_a_lower_limit_of_their_own(self, private_url: URL, seconds: Seconds) -> None:
         """They cost no hash, and each leaves an audit event: beyond the limit nothing is written, and reads go on."""
-        with running(private_url, seconds, caller_code_rate_limit=1, caller_code_rate_burst=2) as server:
+        with running(private_url, None, seconds, caller_code_rate_limit=1, caller_code_rate_burst=2) as server:
             user = new_user(server.users)
             assert outcomes(5, server, **self.start_reset(user.email)) == ["OK"] * 2 + ["RATE_LIMITED"] * 3
             assert server.users.GetUser(user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id))) == user
@@ -166,6 +166,6 @@ class TestCodes:
     def test_by_default_a_hundred_at_once(self, private_url: URL, seconds: Seconds) -> None:
         """A stolen key cannot fill the disk."""
         default = Settings.model_fields["caller_code_rate_limit"].default
-        with running(private_url, seconds, caller_code_rate_limit=default) as server:
+        with running(private_url, None, seconds, caller_code_rate_limit=default) as server:
             found = outcomes(101, server, **self.start_reset("nobody@example.com"))
         assert found == ["OK"] * 100 + ["RATE_LIMITED"]

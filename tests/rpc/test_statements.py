@@ -1,45 +1,27 @@
 """What goes over the wire to the database, counted by a proxy in between."""
 
-import threading
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import grpc
 import pytest
 from sqlalchemy.engine import URL
 
 from personae.v1 import authentication_pb2, credential_pb2, user_pb2
+from tests.support.credentials import by_id
+from tests.support.databases import wait_until_blocked
 from tests.support.errors import fails
-from tests.support.factories import PASSWORD, new_user, unique_name
-from tests.support.proxy import PostgresProxy
+from tests.support.factories import PASSWORD, creation, new_user, unique_email, unique_name
+from tests.support.proxy import Proxied, serving_through_a_proxy
 from tests.support.servers import RunningServer, running
-
-Code = grpc.StatusCode
-
-
-@dataclass(frozen=True)
-class Proxied:
-    server: RunningServer
-    proxy: PostgresProxy
-
-    def sent_by(self, call: Any, request: Any, **options: Any) -> list[str]:
-        """The statements of one RPC, each cut to its first words, without the deadline in front."""
-        del self.proxy.statements[:]
-        call(request, **options)
-        return [_verb(one) for one in self.proxy.statements if "pg_is_in_recovery" not in one]
-
-
-def _verb(statement: str) -> str:
-    return statement.split("; ", 1)[-1].split(None, 1)[0]
+from tests.support.waiting import code_of
 
 
 @pytest.fixture
 def proxied(private_url: URL) -> Iterator[Proxied]:
-    with PostgresProxy(private_url) as proxy, running(proxy.proxied, health_probe_interval=60) as server:
-        new_user(server.users)  # the first use of a connection asks the server who it is
-        yield Proxied(server, proxy)
+    with serving_through_a_proxy(private_url) as found:
+        new_user(found.server.users)  # the first use of a connection asks the server who it is
+        yield found
 
 
 def key(user: user_pb2.User) -> user_pb2.UserKey:
@@ -68,61 +50,39 @@ def test_reads_and_writes_alternate_without_stray_statements(proxied: Proxied) -
 def test_what_each_change_sends(proxied: Proxied) -> None:
     """The usual path of a change is one statement and one for the audit trail, between BEGIN and COMMIT."""
     users, user = proxied.server.users, new_user(proxied.server.users)
-    name = unique_name()
-    plain = user_pb2.CreateUserRequest(user=user_pb2.User(email=f"{name}@example.com", username=name))
-    again = unique_name()
-    repeatable = user_pb2.CreateUserRequest(
-        user=user_pb2.User(email=f"{again}@example.com", username=again), request_id=str(uuid.uuid4())
-    )
-
-    assert proxied.sent_by(users.CreateUser, plain) == ["BEGIN", "INSERT", "INSERT", "COMMIT"]
-    assert proxied.sent_by(users.CreateUser, repeatable) == ["SELECT", "BEGIN", "INSERT", "INSERT", "INSERT", "COMMIT"]
-    assert proxied.sent_by(users.CreateUser, repeatable) == ["SELECT"]
+    partly = user_pb2.User(id=user.id, email=unique_email(), username=user.username)
     for call, request in (
         (users.DeactivateUser, user_pb2.DeactivateUserRequest(id=user.id)),
         (users.ActivateUser, user_pb2.ActivateUserRequest(id=user.id)),
         (users.GrantSuperuser, user_pb2.GrantSuperuserRequest(id=user.id)),
+        (users.UpdateUser, user_pb2.UpdateUserRequest(user=partly)),
+        (users.DeleteUser, user_pb2.DeleteUserRequest(id=new_user(users).id)),
     ):
         assert proxied.sent_by(call, request) == ["BEGIN", "UPDATE", "INSERT", "COMMIT"]
-    both = user_pb2.User(id=user.id, email=f"{unique_name()}@example.com", username=user.username)
-    partly = user_pb2.UpdateUserRequest(user=both)
-    assert proxied.sent_by(users.UpdateUser, partly) == ["BEGIN", "UPDATE", "INSERT", "COMMIT"]
-    other = new_user(users)
-    assert proxied.sent_by(users.DeleteUser, user_pb2.DeleteUserRequest(id=other.id)) == [
-        "BEGIN",
-        "UPDATE",
-        "INSERT",
-        "COMMIT",
-    ]
+    repeatable = creation(request_id=str(uuid.uuid4()))
+    assert proxied.sent_by(users.CreateUser, creation()) == ["BEGIN", "INSERT", "INSERT", "COMMIT"]
+    assert proxied.sent_by(users.CreateUser, repeatable) == ["SELECT", "BEGIN", "INSERT", "INSERT", "INSERT", "COMMIT"]
+    assert proxied.sent_by(users.CreateUser, repeatable) == ["SELECT"]
 
 
 def test_sign_in_holds_no_transaction_while_it_hashes(proxied: Proxied) -> None:
-    """Two reads before the hash, one short transaction after it, which counts a wrong one; none when locked."""
-    authentication = proxied.server.authentication
+    """Two reads before the hash, one short transaction after it, which counts a wrong one; none when locked. When the
+    connection is lost in between, the transaction runs on another one, and nothing is hashed again.
+    """
+    authenticate = proxied.server.authentication.Authenticate
     user = new_user(proxied.server.users, password=PASSWORD)
-    right = authentication_pb2.AuthenticateRequest(user_id=user.id, password=PASSWORD)
-    wrong = authentication_pb2.AuthenticateRequest(user_id=user.id, password="wrong")
 
     def refused(request: authentication_pb2.AuthenticateRequest) -> None:
-        fails(authentication.Authenticate, request)
+        fails(authenticate, request)
 
-    settled = ["BEGIN", "SELECT", "SELECT", "INSERT", "COMMIT"]
+    before, settled = ["SELECT", "SELECT"], ["BEGIN", "SELECT", "SELECT", "INSERT", "COMMIT"]
     counted = ["BEGIN", "SELECT", "INSERT", "UPDATE", "INSERT", "COMMIT"]
-    assert proxied.sent_by(authentication.Authenticate, right) == ["SELECT", "SELECT", *settled]
-    for _ in range(3):
-        assert proxied.sent_by(refused, wrong) == ["SELECT", "SELECT", *counted]
-    assert proxied.sent_by(refused, wrong) == ["SELECT", "SELECT"]
-
-
-def test_what_was_hashed_is_settled_on_another_connection(proxied: Proxied) -> None:
-    """The connection is dropped between hash and settling: it is settled on a fresh one, and nothing hashed again."""
-    user = new_user(proxied.server.users, password=PASSWORD)
-    right = authentication_pb2.AuthenticateRequest(user_id=user.id, password=PASSWORD)
+    assert proxied.sent_by(authenticate, by_id(user, PASSWORD)) == [*before, *settled]
     proxied.proxy.cut_before = "BEGIN"
-
-    sent = proxied.sent_by(proxied.server.authentication.Authenticate, right)
-
-    assert sent == ["SELECT", "SELECT", "BEGIN", "BEGIN", "SELECT", "SELECT", "INSERT", "COMMIT"]
+    assert proxied.sent_by(authenticate, by_id(user, PASSWORD)) == [*before, "BEGIN", *settled]
+    for _ in range(3):
+        assert proxied.sent_by(refused, by_id(user)) == [*before, *counted]
+    assert proxied.sent_by(refused, by_id(user)) == before
 
 
 def test_a_lockout_is_two_statements(proxied: Proxied) -> None:
@@ -134,7 +94,7 @@ def test_a_lockout_is_two_statements(proxied: Proxied) -> None:
 
 
 def test_starting_a_reset_is_the_same_for_everybody(proxied: Proxied) -> None:
-    """Somebody or nobody, the first time or again: one row and one event, by one statement each."""
+    """Known or unknown user, the first time or again: one row and one event, by one statement each."""
     user, inactive = new_user(proxied.server.users), new_user(proxied.server.users, inactive=True)
     for identifier in (user.email, user.username, inactive.email, "nobody", "no@body@") * 2:
         request = credential_pb2.StartPasswordResetRequest(identifier=identifier)
@@ -142,124 +102,101 @@ def test_starting_a_reset_is_the_same_for_everybody(proxied: Proxied) -> None:
         assert sent == ["BEGIN", "INSERT", "INSERT", "COMMIT"]
 
 
-def test_the_deadline_goes_with_the_statement(proxied: Proxied) -> None:
-    """The caller's deadline is the statement's timeout, rounded up, in the same message."""
-    user = new_user(proxied.server.users)
-    del proxied.proxy.statements[:]
+def test_the_deadline_goes_with_the_statement(private_url: URL) -> None:
+    """The caller's deadline, or RPC_TIMEOUT, is the statement's timeout, rounded up, in the same message."""
+    with serving_through_a_proxy(private_url, rpc_timeout=600) as proxied:
+        user = new_user(proxied.server.users)
+        del proxied.proxy.statements[:]
 
-    proxied.server.users.GetUser(user_pb2.GetUserRequest(key=key(user)), timeout=1.9)
-    proxied.server.users.GetUser(user_pb2.GetUserRequest(key=key(user)))
+        proxied.server.users.GetUser(user_pb2.GetUserRequest(key=key(user)), timeout=199.9)
+        proxied.server.read(user)
 
-    starts = [one.split("; ")[0] for one in proxied.proxy.statements if "pg_is_in_recovery" not in one]
-    assert len(starts) == 2
-    timeouts = [int(start.removeprefix("SET LOCAL statement_timeout = ")) for start in starts]
-    assert timeouts[0] <= 2000 < timeouts[1] <= 50_000
+        starts = [one.split("; ")[0] for one in proxied.proxy.statements if "pg_is_in_recovery" not in one]
+        timeouts = [int(start.removeprefix("SET LOCAL statement_timeout = ")) for start in starts]
+        assert len(timeouts) == 2
+        assert timeouts[0] <= 200_000 < timeouts[1] <= 1_000_000
 
 
 def test_a_dead_connection_costs_no_read(proxied: Proxied) -> None:
     """A connection that died in the pool is replaced without the caller noticing, for reads and for writes."""
-    users, user = proxied.server.users, new_user(proxied.server.users)
+    server, user = proxied.server, new_user(proxied.server.users)
     for _ in range(3):
         proxied.proxy.cut()
-        assert users.GetUser(user_pb2.GetUserRequest(key=key(user))).id == user.id
+        assert server.read(user).id == user.id
         proxied.proxy.cut()
-        update = user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, username=unique_name()))
-        assert users.UpdateUser(update).id == user.id
+        assert server.update(user, username=unique_name()).id == user.id
 
 
 def test_a_connection_lost_within_a_transaction(proxied: Proxied) -> None:
-    """Before COMMIT nothing has happened: the change is made anew on a fresh connection, once."""
-    users, user = proxied.server.users, new_user(proxied.server.users)
+    """Before COMMIT nothing has happened: the change is retried on a fresh connection, once."""
+    user, name = new_user(proxied.server.users), unique_name()
     proxied.proxy.cut_before = "SET LOCAL"
-    name = unique_name()
 
-    changed = users.UpdateUser(user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, username=name)))
+    changed = proxied.server.update(user, username=name)
 
     assert (changed.username, changed.etag) == (name, "v2")
 
 
 @pytest.mark.parametrize("cut", ["cut_before", "cut_after"])
 def test_a_commit_without_an_answer(proxied: Proxied, cut: str) -> None:
-    """Whether the change was made is unknown, and the caller is told so; channels must not repeat it by themselves."""
-    users, user = proxied.server.users, new_user(proxied.server.users)
+    """Its outcome is unknown, and the caller is told so. Channels must not repeat the change by themselves, unless it
+    has a request_id: then the repeat finds or makes the user.
+    """
+    server, user = proxied.server, new_user(proxied.server.users)
     setattr(proxied.proxy, cut, "COMMIT")
+    failure = fails(server.update, user, username=unique_name(), etag=user.etag)
+    assert (failure.reason, failure.trailers["grpc-retry-pushback-ms"]) == ("COMMIT_OUTCOME_UNKNOWN", "-1")
 
-    failure = fails(
-        users.UpdateUser,
-        user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, username=unique_name(), etag=user.etag)),
-    )
-
-    assert (failure.code, failure.reason) == (Code.UNAVAILABLE, "COMMIT_OUTCOME_UNKNOWN")
-    assert failure.trailers["grpc-retry-pushback-ms"] == "-1"
-
-
-@pytest.mark.parametrize("cut", ["cut_before", "cut_after"])
-def test_a_lost_commit_of_what_can_be_repeated(proxied: Proxied, cut: str) -> None:
-    """A creation with a request_id may be repeated: the pushback says so, and the repeat finds or makes the user."""
-    users, name = proxied.server.users, unique_name()
-    request = user_pb2.CreateUserRequest(
-        user=user_pb2.User(email=f"{name}@example.com", username=name), request_id=str(uuid.uuid4())
-    )
+    request = creation(request_id=str(uuid.uuid4()))
     setattr(proxied.proxy, cut, "COMMIT")
-
-    failure = fails(users.CreateUser, request)
-
+    failure = fails(server.users.CreateUser, request)
     assert failure.reason == "COMMIT_OUTCOME_UNKNOWN"
     assert int(failure.trailers["grpc-retry-pushback-ms"]) > 0
-    assert users.CreateUser(request).username == name
+    assert server.users.CreateUser(request).username == request.user.username
 
 
 def test_an_outage_is_unavailable_with_pushback(proxied: Proxied) -> None:
     """While nothing answers: UNAVAILABLE with a time to wait; afterwards all is well without a restart."""
-    users, user = proxied.server.users, new_user(proxied.server.users)
+    user = new_user(proxied.server.users)
     proxied.proxy.refuse()
     proxied.proxy.cut()
 
-    failure = fails(users.GetUser, user_pb2.GetUserRequest(key=key(user)))
+    failure = fails(proxied.server.read, user)
     proxied.proxy.refuse(refusing=False)
 
-    assert (failure.code, failure.reason) == (Code.UNAVAILABLE, "DATABASE_UNAVAILABLE")
+    assert failure.reason == "DATABASE_UNAVAILABLE"
     assert int(failure.trailers["grpc-retry-pushback-ms"]) > 0
-    assert users.GetUser(user_pb2.GetUserRequest(key=key(user))).id == user.id
+    assert proxied.server.read(user).id == user.id
 
 
-def test_a_blocked_statement_ends_with_the_deadline(proxied: Proxied) -> None:
+def test_a_blocked_statement_ends_with_the_deadline(private_server: RunningServer) -> None:
     """A change that waits for a row lock is cancelled in the database when its caller's time is over."""
-    user = new_user(proxied.server.users)
-    with proxied.server.database.engine.connect() as holder:
+    server, user = private_server, new_user(private_server.users)
+    with server.database.engine.connect() as holder:
         holder.exec_driver_sql(f"SELECT 1 FROM users WHERE id = {user.id} FOR UPDATE")
         update = user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, username=unique_name()))
-        with pytest.raises(grpc.RpcError) as failure:
-            proxied.server.users.UpdateUser(update, timeout=0.2)
-        assert failure.value.code() is Code.DEADLINE_EXCEEDED
-        waiting = (
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        )
-        pause = threading.Event()
-        while holder.exec_driver_sql(waiting).scalar():  # ends, or the suite's own limit ends it
-            pause.wait(0.01)
-    assert proxied.server.users.GetUser(user_pb2.GetUserRequest(key=key(user))) == user
+        call = server.users.UpdateUser.future(update, timeout=3)  # long enough to come as far as the lock
+        wait_until_blocked(server.url)
+        assert code_of(call) is grpc.StatusCode.DEADLINE_EXCEEDED
+        wait_until_blocked(server.url, blocked=False)
+    assert server.read(user) == user
 
 
-def test_the_server_s_own_limit(private_url: URL) -> None:
+def test_the_server_s_own_limit(private_server: RunningServer) -> None:
     """Without a deadline of the caller's RPC_TIMEOUT ends a blocked call, as DEADLINE_EXCEEDED with its details."""
-    with running(private_url, rpc_timeout=0.2) as server:
-        user = new_user(server.users)
-        with server.database.engine.connect() as holder:
-            holder.exec_driver_sql(f"SELECT 1 FROM users WHERE id = {user.id} FOR UPDATE")
-            failure = fails(
-                server.users.UpdateUser,
-                user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, username=unique_name())),
-            )
-        assert (failure.code, failure.reason) == (Code.DEADLINE_EXCEEDED, "DEADLINE_OVER")
+    user = new_user(private_server.users)
+    with running(private_server.url, rpc_timeout=0.2) as hasty, private_server.database.engine.connect() as holder:
+        holder.exec_driver_sql(f"SELECT 1 FROM users WHERE id = {user.id} FOR UPDATE")
+
+        assert fails(hasty.update, user, username=unique_name()).reason == "DEADLINE_OVER"
 
 
 def test_an_exhausted_pool_pushes_back(private_url: URL) -> None:
     """When all connections are in use: RESOURCE_EXHAUSTED with a time to wait, after DB_POOL_TIMEOUT."""
-    with running(private_url, db_pool_size=1, db_max_overflow=0, db_pool_timeout=0.05) as server:
+    with running(private_url, db_pool_size=1, db_max_overflow=0, db_pool_timeout=0.5) as server:
         user = new_user(server.users)
         with server.database.engine.connect():
-            failure = fails(server.users.GetUser, user_pb2.GetUserRequest(key=key(user)))
-        assert (failure.code, failure.reason) == (Code.RESOURCE_EXHAUSTED, "DATABASE_BUSY")
+            failure = fails(server.read, user)
+        assert failure.reason == "DATABASE_BUSY"
         assert int(failure.trailers["grpc-retry-pushback-ms"]) > 0
-        assert server.users.GetUser(user_pb2.GetUserRequest(key=key(user))) == user
+        assert server.read(user) == user

@@ -5,21 +5,19 @@ import pwd
 import shutil
 import socket
 import tempfile
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg2
 import pytest
 from sqlalchemy.engine import URL
 
-from service.base.clock import monotonic
 from service.dev.postgres_install import Account
 from tests.support.databases import libpq_url
 from tests.support.proxy import socket_address
+from tests.support.waiting import eventually
 
-_SECONDS = 20
 _SETTINGS = """\
 [databases]
 * = host={host} port={port}
@@ -59,7 +57,7 @@ def bouncing(url: URL, *, servers: int) -> Iterator[URL]:
         process = account.start(program, directory / "ini", output=log)
     bounced = url.set(host="127.0.0.1", port=listen, query={"sslmode": "disable"})
     try:
-        _wait_for(bounced, directory / "log")
+        eventually(lambda: _answers(bounced), f"PgBouncer answers; its log: {directory / 'log'}")
         yield bounced
     finally:
         process.kill()
@@ -68,7 +66,7 @@ def bouncing(url: URL, *, servers: int) -> Iterator[URL]:
 
 
 def _account(host: object) -> Account:
-    """It refuses root, and the socket of the embedded server lets in nobody but its owner."""
+    """The account that it runs as: it refuses root, and the socket of the embedded server lets in its owner alone."""
     uid = os.geteuid()
     if uid == 0:
         uid = Path(str(host)).stat().st_uid if str(host).startswith("/") else pwd.getpwnam("nobody").pw_uid
@@ -80,11 +78,9 @@ def _free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def _wait_for(url: URL, log: Path) -> None:
-    give_up_at, pause = monotonic() + _SECONDS, threading.Event()
-    while monotonic() < give_up_at:
-        with suppress(psycopg2.OperationalError):
-            psycopg2.connect(libpq_url(url)).close()
-            return
-        pause.wait(0.05)
-    raise AssertionError(log.read_text())
+def _answers(url: URL) -> bool:
+    try:
+        psycopg2.connect(libpq_url(url)).close()
+    except psycopg2.OperationalError:
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""A clock that tests move by hand."""
+"""A clock that only tests move."""
 
 import itertools
 from datetime import UTC, datetime, timedelta
@@ -7,26 +7,18 @@ _TICK = timedelta(microseconds=1)
 
 
 class MovableClock:
-    """Runs with real time, from where a test has moved it to, until it is stopped: then only the test moves it."""
+    """Stands still at the time at which it was made: however slow the machine is, nothing expires in between.
+
+    Each reading is a microsecond later than the one before, so that no two moments are equal.
+    """
 
     def __init__(self) -> None:
-        self._ahead = timedelta()
-        self._stopped_at: datetime | None = None
+        self._now = datetime.now(UTC)
         self._ticks = itertools.count()
 
     def __call__(self) -> datetime:
-        if self._stopped_at is None:
-            return datetime.now(UTC) + self._ahead
-        return self._stopped_at + self._ahead + next(self._ticks) * _TICK  # no two moments are the same, even so
+        return self._now + next(self._ticks) * _TICK
 
     def advance(self, by: timedelta) -> None:
         """Let time pass."""
-        self._ahead += by
-
-    def stop(self) -> None:
-        """Let no time pass any more but by `advance`."""
-        self._stopped_at = datetime.now(UTC)
-
-    def go_on(self) -> None:
-        """Run with real time again."""
-        self._stopped_at = None
+        self._now += by

@@ -1,8 +1,7 @@
-"""Scratch databases on a real PostgreSQL: a migrated template once, a copy for whoever wants one of their own."""
+"""Scratch databases on a real PostgreSQL: one migrated template, and copies of it."""
 
 import contextlib
 import secrets
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from alembic.config import Config
 from psycopg2 import sql
 from sqlalchemy import create_engine
 from sqlalchemy.engine import URL
+
+from tests.support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -62,16 +63,10 @@ def libpq_url(url: URL) -> str:
     return url.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
-def wait_until_blocked(url: URL) -> None:
-    """Until a statement there waits for a lock."""
-    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+def wait_until_blocked(url: URL, *, blocked: bool = True) -> None:
+    """Return when a statement in this database waits for a lock; or, with blocked=False, when none does any more."""
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    pause = threading.Event()
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
-        for _ in range(3000):
-            if connection.exec_driver_sql(waiting).scalar():
-                break
-            pause.wait(0.01)
-        else:
-            raise AssertionError("nothing waits for a lock")
+        eventually(lambda: bool(connection.exec_driver_sql(waiting).scalar()) is blocked, f"{blocked=}: {waiting}")
     engine.dispose()

@@ -17,7 +17,6 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import grpc
@@ -31,8 +30,6 @@ from tests.support.docs_verbs import ROOT, Verbs, verbs
 from tests.support.servers import KEY
 from tests.support.witness import WITNESS
 
-SETTLES_WITHIN = 10.0
-"""Seconds within which servers must know of a changed caller; CALLER_CACHE_SECONDS of these servers is shorter."""
 STARTS_WITHIN = 120.0
 """Seconds within which a server must listen."""
 _VERB = re.compile(r"(?:([A-Z_]+)=\$\()?(?:\.venv/bin/)?python -m service ([^|;&<>()]+)\)?", re.DOTALL)
@@ -64,7 +61,7 @@ class Terminal:
         self._runner = runner
         self._administered = administered
         self._names = dict(names or {})
-        self._settled_at = 0.0
+        self._has_changed_callers = False
         self._started = contextlib.ExitStack()
 
     def type(self, command: str) -> Answer:
@@ -78,8 +75,8 @@ class Terminal:
         return Answer(lines=self._shell(command, stderr=subprocess.STDOUT, check=False).splitlines())
 
     def is_settling(self, command: str) -> bool:
-        """Whether callers were changed a moment ago, so that the servers may not know the change yet."""
-        return command.startswith("grpcurl ") and monotonic() < self._settled_at
+        """Whether callers were changed, so that the servers may not know the change yet."""
+        return command.startswith("grpcurl ") and self._has_changed_callers
 
     def source(self, block: str) -> None:
         """Run a block of commands and keep its exports. A server that the last command starts runs until `close`."""
@@ -127,7 +124,7 @@ class Terminal:
         if variable:
             self.variables[variable] = printed.read_text().strip()
         if arguments[0] == "callers":
-            self._settled_at = monotonic() + SETTLES_WITHIN
+            self._has_changed_callers = True
         return said.read_text().splitlines()
 
     def _shell(self, command: str, *, stderr: int | None, check: bool) -> str:

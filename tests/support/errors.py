@@ -10,7 +10,10 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from service.rpc.pipeline.status import DETAILS_KEY
+from service.rpc.pipeline.status import CODES, DETAILS_KEY
+
+DOCUMENTED = {(kind.reason, code) for kind, code in CODES.items()}
+"""The table of docs/errors.md: the code of each reason. USER_NOT_DELETED alone has two."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,15 @@ class Failure:
     error_metadata: dict[str, str]
     retry_after: timedelta | None
 
+    @property
+    def visible(self) -> tuple[object, ...]:
+        """All that a caller could tell two failures apart by."""
+        trailers = {key: value for key, value in self.trailers.items() if key != "x-request-id"}
+        return self.code, self.message, self.reason, self.violations, self.error_metadata, trailers
+
 
 def failure_of(error: Any) -> Failure:
-    """The failure in an RpcError. Every error of the pipeline has an ErrorInfo of our domain."""
+    """The failure in an RpcError. Every failure carries an ErrorInfo of our domain, with the code of its reason."""
     status = rpc_status.from_call(error)
     assert status is not None, f"{error.code()} without details: {error.details()}"
     found: dict[str, Any] = {}
@@ -38,6 +47,7 @@ def failure_of(error: Any) -> Failure:
                 found[kind.__name__] = kind.FromString(detail.value)
     info = found["ErrorInfo"]
     assert info.domain == "personae"
+    assert (info.reason, error.code()) in DOCUMENTED
     violations: dict[str, list[str]] = {}
     for violation in found["BadRequest"].field_violations if "BadRequest" in found else ():
         violations.setdefault(violation.field, []).append(violation.reason)
@@ -58,7 +68,7 @@ def failure_of(error: Any) -> Failure:
 
 
 def fails(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Failure:
-    """Call an RPC that must fail; how it did."""
+    """The failure of a call that must fail."""
     with pytest.raises(grpc.RpcError) as caught:
         call(*args, **kwargs)
     return failure_of(caught.value)

@@ -1,21 +1,30 @@
-"""Callers that call without a pause: reads, writes and sign-ins, and count how every call ends."""
+"""Callers that call without a pause, and count how every call ends."""
 
-import contextlib
 import json
 import re
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
 import grpc
+from grpc_status import rpc_status
 
 from personae.v1 import authentication_pb2, authentication_pb2_grpc, user_pb2, user_pb2_grpc
-from tests.support.factories import PASSWORD, new_user, unique_name
+from service.base.clock import monotonic
+from tests.support.errors import failure_of
+from tests.support.factories import PASSWORD, creation, new_user
 
+Call = tuple[str, Callable[[], Any]]
+"""The name of an RPC, and how to call it."""
 _ROOT = Path(__file__).parents[2]
+_PATIENCE = 60
+"""Seconds after which a call, or a wait for calls, fails."""
 
 
 def _documented() -> dict[str, Any]:
@@ -32,35 +41,39 @@ RETRIES = json.dumps(_documented())
 """What docs/python.md tells callers to configure."""
 
 
-class Load:
-    """Threads with a connection each, until `stop`."""
+class Callers:
+    """Threads that make one call after another until the block ends."""
 
-    def __init__(self, address: str, *, threads: int = 6, retries: bool = False) -> None:
-        self._address = address
-        self._config = RETRIES if retries else None
+    def __init__(self, calls: Callable[[int], Generator[Call]], *, threads: int) -> None:
+        """calls: the endless calls of the thread with this number."""
+        self._calls = calls
         self.ended: Counter[str] = Counter()
-        """How many calls ended how: method, code and details."""
+        """How many calls ended how: the RPC, the code, and the reason or what else was said."""
         self.created: list[int] = []
-        """The users that were acknowledged."""
+        """The users whose creation was acknowledged."""
+        self._created_at: list[float] = []
         self._changed = threading.Condition()
         self._is_over = threading.Event()
-        with grpc.insecure_channel(address) as channel:
-            self._user = new_user(user_pb2_grpc.UserServiceStub(channel), password=PASSWORD)
         self._threads = [threading.Thread(target=self._work, args=(number,)) for number in range(threads)]
 
     @property
     def failures(self) -> dict[str, int]:
         """What did not end with OK."""
-        return {how: count for how, count in self.ended.items() if not how.endswith(" OK")}
+        return {how: count for how, count in self.ended.items() if how.split()[1] != "OK"}
 
-    def wait_for_calls(self, more: int) -> None:
-        """Until so many more calls have ended well."""
+    @property
+    def longest_gap(self) -> float:
+        """The longest time in seconds between two creations that were acknowledged."""
+        return max(later - earlier for earlier, later in pairwise(sorted(self._created_at)))
+
+    def wait_for_calls(self, more: int, *, code: str = "OK") -> None:
+        """Return when so many more calls have ended with this code."""
         with self._changed:
-            wanted = self._good() + more
-            assert self._changed.wait_for(lambda: self._good() >= wanted, 60), self.ended
+            wanted = self._count(code) + more
+            assert self._changed.wait_for(lambda: self._count(code) >= wanted, _PATIENCE), self.ended
 
-    def _good(self) -> int:
-        return sum(count for how, count in self.ended.items() if how.endswith(" OK"))
+    def _count(self, code: str) -> int:
+        return sum(count for how, count in self.ended.items() if how.split()[1] == code)
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -71,45 +84,77 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self._is_over.set()
         for thread in self._threads:
-            thread.join(60)
+            thread.join(_PATIENCE)
+            assert not thread.is_alive()
 
     def _work(self, number: int) -> None:
-        with self._channel() as channel:
-            users = user_pb2_grpc.UserServiceStub(channel)
-            sign_ins = authentication_pb2_grpc.AuthenticationServiceStub(channel)
-            turn = number
-            while not self._is_over.is_set():
-                turn += 1
-                name = ("GetUser", "CreateUser", "Authenticate")[turn % 3]
+        with closing(self._calls(number)) as calls:
+            for name, call in calls:
+                if self._is_over.is_set():
+                    return
                 try:
-                    if name == "GetUser":
-                        users.GetUser(user_pb2.GetUserRequest(key=user_pb2.UserKey(id=self._user.id)), timeout=20)
-                    elif name == "CreateUser":
-                        self.created.append(self._create(users))
-                    else:
-                        sign_ins.Authenticate(
-                            authentication_pb2.AuthenticateRequest(user_id=self._user.id, password=PASSWORD),
-                            timeout=20,
-                        )
+                    answer = call()
                     how = f"{name} OK"
                 except grpc.RpcError as error:
-                    how = f"{name} {error.code().name} {error.details()}"
+                    answer = None
+                    said = error.details() if rpc_status.from_call(error) is None else failure_of(error).reason
+                    how = f"{name} {error.code().name} {said}"
                 with self._changed:
                     self.ended[how] += 1
+                    if answer is not None and name == "CreateUser":
+                        self.created.append(answer.id)
+                        self._created_at.append(monotonic())
                     self._changed.notify_all()
 
-    @contextlib.contextmanager
-    def _channel(self) -> Iterator[grpc.Channel]:
-        options: list[tuple[str, object]] = [("grpc.use_local_subchannel_pool", 1)]
-        if self._config is not None:
-            options += [("grpc.service_config", self._config)]
-        with grpc.insecure_channel(self._address, options=options) as channel:
-            yield channel
 
-    @staticmethod
-    def _create(users: user_pb2_grpc.UserServiceStub) -> int:
-        name = unique_name()
-        request = user_pb2.CreateUserRequest(
-            user=user_pb2.User(email=f"{name}@example.com", username=name), request_id=str(uuid.uuid4())
-        )
-        return users.CreateUser(request, timeout=20).id
+class Load(Callers):
+    """Reads, writes and sign-ins from threads with a connection each."""
+
+    def __init__(self, address: str, *, threads: int = 6, retries: bool = False) -> None:
+        super().__init__(self._mixed, threads=threads)
+        self._address = address
+        self._options: list[tuple[str, object]] = [("grpc.use_local_subchannel_pool", 1)]
+        if retries:
+            self._options.append(("grpc.service_config", RETRIES))
+        with grpc.insecure_channel(address) as channel:
+            self._user = new_user(user_pb2_grpc.UserServiceStub(channel), password=PASSWORD)
+
+    def _mixed(self, number: int) -> Generator[Call]:
+        with grpc.insecure_channel(self._address, options=self._options) as channel:
+            users = user_pb2_grpc.UserServiceStub(channel)
+            authenticate = authentication_pb2_grpc.AuthenticationServiceStub(channel).Authenticate
+            get = user_pb2.GetUserRequest(key=user_pb2.UserKey(id=self._user.id))
+            sign_in = authentication_pb2.AuthenticateRequest(user_id=self._user.id, password=PASSWORD)
+            calls: list[Call] = [
+                ("GetUser", partial(users.GetUser, get, timeout=_PATIENCE)),
+                ("CreateUser", lambda: users.CreateUser(creation(request_id=str(uuid.uuid4())), timeout=_PATIENCE)),
+                ("Authenticate", partial(authenticate, sign_in, timeout=_PATIENCE)),
+            ]
+            while True:
+                number += 1
+                yield calls[number % len(calls)]
+
+
+class Writers(Callers):
+    """Threads that create users."""
+
+    def __init__(self, users: user_pb2_grpc.UserServiceStub, *, threads: int) -> None:
+        super().__init__(self._creations, threads=threads)
+        self._users = users
+
+    def _creations(self, _: int) -> Generator[Call]:
+        while True:
+            yield "CreateUser", partial(self._users.CreateUser, creation(), timeout=_PATIENCE)
+
+
+def missing(users: user_pb2_grpc.UserServiceStub, ids: Iterable[int]) -> list[int]:
+    """Those of these users that do not exist."""
+    found = []
+    for user_id in ids:
+        try:
+            users.GetUser(user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user_id)), timeout=_PATIENCE)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
+            found.append(user_id)
+    return found

@@ -1,11 +1,10 @@
 """Two PostgreSQL servers, one the standby of the other: made of the binaries that the embedded server has, on loopback.
 
 The replication is synchronous: what the primary acknowledges, the standby has. The primary can be killed and the
-standby promoted, as whoever watches over such a pair does.
+standby promoted, as a failover manager does.
 """
 
 import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -14,18 +13,17 @@ from pathlib import Path
 import psycopg2
 from sqlalchemy.engine import URL, make_url
 
-from service.base.clock import monotonic
 from service.base.settings import psycopg2_url
 from service.dev.postgres import EmbeddedPostgres, find_bindir
 from service.dev.postgres_install import open_home, usable_bindir
+from tests.support.waiting import eventually
 
 _SETTINGS = {"synchronous_commit": "on", "max_connections": "100"}
-_SECONDS = 60
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The two of them. `url` names both: libpq finds the one that can be written to."""
+    """Both servers. `url` names both: libpq finds the one that can be written to."""
 
     primary: EmbeddedPostgres
     standby: EmbeddedPostgres
@@ -58,7 +56,7 @@ def replicating(directory: Path, bindir: Path | None) -> Iterator[Pair]:
             _wait_until(primary, "SELECT count(*) = 1 FROM pg_stat_replication WHERE sync_state = 'sync'")
             yield Pair(primary, standby)
     for one in (primary, standby):
-        shutil.rmtree(one.home, ignore_errors=True)  # for root they lie elsewhere, and nobody else removes them
+        shutil.rmtree(one.home, ignore_errors=True)  # for root they are not in `directory`, and are not removed with it
 
 
 def _copy(primary: EmbeddedPostgres, directory: Path, bindir: Path) -> None:
@@ -86,8 +84,4 @@ def _ask(server: EmbeddedPostgres, statement: str) -> object:
 
 
 def _wait_until(server: EmbeddedPostgres, statement: str) -> None:
-    give_up_at, pause = monotonic() + _SECONDS, threading.Event()
-    while _ask(server, statement) != (True,):
-        if monotonic() > give_up_at:
-            raise AssertionError(f"{server.home} never came to {statement}")
-        pause.wait(0.02)
+    eventually(lambda: _ask(server, statement) == (True,), statement)

@@ -1,16 +1,19 @@
-"""A TCP proxy in front of PostgreSQL: counts the statements on the wire, and breaks the connection on request."""
+"""A TCP proxy in front of PostgreSQL: notes the statements on the wire, and breaks connections on request."""
 
 import contextlib
 import socket
 import struct
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 from sqlalchemy.engine import URL
 
-_SSL_REQUEST = 80877103
-_GSS_REQUEST = 80877104
+from tests.support.servers import RunningServer, running
+
+_ENCRYPTION_REQUESTS = {80877103, 80877104}
+"""The codes of SSLRequest and GSSENCRequest, after which the startup message comes."""
 
 
 def socket_address(url: URL) -> tuple[int, str | tuple[str, int]]:
@@ -23,13 +26,16 @@ def socket_address(url: URL) -> tuple[int, str | tuple[str, int]]:
 
 
 @dataclass
-class _Link:
+class _Connection:
     client: socket.socket
     server: socket.socket
-    buffer: bytes = b""
-    is_started: bool = False
     is_mute: bool = False
-    """Whatever comes from either side is swallowed: as of a peer that is there and has hung."""
+    """What either side sends is swallowed, as by a peer that hangs."""
+    is_cut_at_the_answer: bool = False
+
+    def close(self) -> None:
+        _close(self.client)
+        _close(self.server)
 
 
 @dataclass
@@ -41,7 +47,7 @@ class _Refusal:
     times: int
 
     def query(self, *, is_commit: bool) -> bytes:
-        """What the database gets in place of the statement, and fails at as it would at the statement itself."""
+        """A statement that fails with this SQLSTATE, and is sent to the database in place of the caller's."""
         raising = f"DO $$BEGIN RAISE EXCEPTION 'simulated' USING ERRCODE = '{self.sqlstate}'; END$$"
         if is_commit:  # one that fails ends the transaction
             raising = f"ROLLBACK; {raising}"
@@ -49,7 +55,7 @@ class _Refusal:
 
     @property
     def fatal(self) -> bytes:
-        """What a backend says before it ends."""
+        """What a backend sends before it ends."""
         fields = {"S": "FATAL", "V": "FATAL", "C": self.sqlstate, "M": "simulated"}
         body = b"".join(f"{key}{value}".encode() + b"\0" for key, value in fields.items()) + b"\0"
         return b"E" + struct.pack("!I", len(body) + 4) + body
@@ -66,11 +72,10 @@ class PostgresProxy:
     cut_after: str | None = None
     """Forward a statement that starts with this, but drop the connection instead of the answer."""
     hang_at: str | None = None
-    """Swallow the first statement that starts with this, and whatever follows on its connection."""
+    """Swallow the first statement that starts with this, and everything after it on its connection."""
 
     def __post_init__(self) -> None:
-        self._links: list[_Link] = []
-        self._silenced: set[int] = set()
+        self._connections: list[_Connection] = []
         self._lock = threading.Lock()
         self._is_refusing = False
         self._is_hanging = False
@@ -88,10 +93,9 @@ class PostgresProxy:
     def cut(self) -> None:
         """Drop every connection that is open now."""
         with self._lock:
-            links, self._links = self._links, []
-        for link in links:
-            _close(link.client)
-            _close(link.server)
+            dropped, self._connections = self._connections, []
+        for connection in dropped:
+            connection.close()
 
     def refuse(self, *, refusing: bool = True) -> None:
         """Drop new connections at once, until told otherwise."""
@@ -99,21 +103,21 @@ class PostgresProxy:
 
     def hang(self, *, hanging: bool = True) -> None:
         """Swallow what goes through the connections that are open now, for good; and through new ones, which are
-        still accepted, until told otherwise. Nobody is told that anything has ended.
+        still accepted, until told otherwise. No peer learns that anything has ended.
         """
         self._is_hanging = hanging
         if hanging:
             with self._lock:
-                for link in self._links:
-                    link.is_mute = True
+                for connection in self._connections:
+                    connection.is_mute = True
 
     def is_hanging(self) -> bool:
-        """Whether what `hang_at` names has come."""
+        """Whether the statement of `hang_at` has come."""
         return self.hang_at is None
 
     def answer(self, part: str, sqlstate: str, *, times: int = 1) -> None:
-        """Let the next statements that have this part end with this SQLSTATE: as an ERROR of the database, which gets
-        another statement that fails so; or, in class 57P, as the FATAL one with which a backend ends.
+        """Let the next statements that contain `part` end with this SQLSTATE: as an ERROR of the database, which gets
+        another statement that fails; or, in class 57P, as the FATAL error with which a backend ends.
         """
         self._refusals.append(_Refusal(part, sqlstate, times))
 
@@ -125,7 +129,7 @@ class PostgresProxy:
         """End the proxy and all that goes through it."""
         _close(self._listener)
         self.cut()
-        self._thread.join(5)
+        self._thread.join(60)
 
     def __enter__(self) -> Self:
         return self
@@ -143,98 +147,104 @@ class PostgresProxy:
                 _close(client)
                 continue
             family, address = socket_address(self.url)
-            server = socket.socket(family)
+            connection = _Connection(client, socket.socket(family), is_mute=self._is_hanging)
             try:
-                server.connect(address)
+                connection.server.connect(address)
             except OSError:
-                _close(client)
+                connection.close()
                 continue
-            link = _Link(client, server, is_mute=self._is_hanging)
             with self._lock:
-                self._links.append(link)
-            threading.Thread(target=self._forward, args=(link,), daemon=True).start()
-            threading.Thread(target=self._backward, args=(link,), daemon=True).start()
+                self._connections.append(connection)
+            for direction in (self._forward, self._backward):
+                threading.Thread(target=direction, args=(connection,), daemon=True).start()
 
-    def _forward(self, link: _Link) -> None:
+    def _forward(self, connection: _Connection) -> None:
         with contextlib.suppress(OSError):
-            while data := link.client.recv(65536):
-                if link.is_mute or self._hangs_at(link, data):
+            for message in _messages(connection.client):
+                if connection.is_mute:
                     continue
-                if self._is_answered(link, data):
-                    continue
-                if not self._read(link, data):
-                    break
-                link.server.sendall(data)
-        _close(link.server)
-        _close(link.client)
+                if message[:1] == b"Q":
+                    self._forward_query(connection, message)
+                else:
+                    connection.server.sendall(message)
+        connection.close()
 
-    def _backward(self, link: _Link) -> None:
+    def _backward(self, connection: _Connection) -> None:
         with contextlib.suppress(OSError):
-            while data := link.server.recv(65536):
-                if id(link) in self._silenced:
+            while data := connection.server.recv(65536):
+                if connection.is_cut_at_the_answer:
                     break
-                if not link.is_mute:
-                    link.client.sendall(data)
-        _close(link.client)
-        _close(link.server)
+                if not connection.is_mute:
+                    connection.client.sendall(data)
+        connection.close()
 
-    def _hangs_at(self, link: _Link, data: bytes) -> bool:
-        if self.hang_at is None or not data.startswith(b"Q") or not data[5:].startswith(self.hang_at.encode()):
-            return False
-        self.hang_at = None
-        link.is_mute = True
-        return True
-
-    def _is_answered(self, link: _Link, data: bytes) -> bool:
-        """Whether a statement was not forwarded, but failed. Statements of the service fit into one read."""
-        if not link.is_started or link.buffer or data[:1] != b"Q":
-            return False
-        statement = data[5:].rstrip(b"\0").decode()
+    def _forward_query(self, connection: _Connection, message: bytes) -> None:
+        """Raises ConnectionError when the connection is to be dropped."""
+        statement = message[5:].rstrip(b"\0").decode()
+        if self.hang_at is not None and statement.startswith(self.hang_at):
+            connection.is_mute, self.hang_at = True, None
+            return
+        self.statements.append(statement)
         refusal = next((one for one in self._refusals if one.times and one.part in statement), None)
-        if refusal is None:
-            return False
-        refusal.times -= 1
-        self.statements.append(statement)
-        if refusal.sqlstate.startswith("57P"):
-            link.client.sendall(refusal.fatal)
-            _close(link.client)
-        else:
-            link.server.sendall(refusal.query(is_commit=statement == "COMMIT"))
-        return True
-
-    def _read(self, link: _Link, data: bytes) -> bool:
-        """Note the statements in what the client sends; False to drop the connection before they are forwarded."""
-        link.buffer += data
-        while True:
-            if not link.is_started:
-                if len(link.buffer) < 8:
-                    return True
-                length, code = struct.unpack("!II", link.buffer[:8])
-                link.buffer = link.buffer[length:]
-                link.is_started = code not in {_SSL_REQUEST, _GSS_REQUEST}
-                continue
-            if len(link.buffer) < 5:
-                return True
-            (length,) = struct.unpack("!I", link.buffer[1:5])
-            if len(link.buffer) < length + 1:
-                return True
-            kind, body = link.buffer[:1], link.buffer[5 : length + 1]
-            link.buffer = link.buffer[length + 1 :]
-            if kind == b"Q" and not self._note(link, body.rstrip(b"\0").decode()):
-                return False
-
-    def _note(self, link: _Link, statement: str) -> bool:
-        self.statements.append(statement)
+        if refusal is not None:
+            refusal.times -= 1
+            if refusal.sqlstate.startswith("57P"):
+                connection.client.sendall(refusal.fatal)
+                raise ConnectionAbortedError
+            message = refusal.query(is_commit=statement == "COMMIT")
         if self.cut_before is not None and statement.startswith(self.cut_before):
             self.cut_before = None
-            return False
+            raise ConnectionAbortedError
         if self.cut_after is not None and statement.startswith(self.cut_after):
-            self.cut_after = None
-            self._silenced.add(id(link))
-        return True
+            connection.is_cut_at_the_answer, self.cut_after = True, None
+        connection.server.sendall(message)
+
+
+def _messages(client: socket.socket) -> Iterator[bytes]:
+    """The whole messages that a client sends. The first ones have no type: requests for encryption, and the startup."""
+    with client.makefile("rb") as stream:
+        code = next(iter(_ENCRYPTION_REQUESTS))
+        while code in _ENCRYPTION_REQUESTS:
+            head = stream.read(8)
+            if len(head) < 8:
+                return
+            length, code = struct.unpack("!II", head)
+            yield head + stream.read(length - 8)
+        while len(head := stream.read(5)) == 5:
+            (length,) = struct.unpack("!I", head[1:])
+            yield head + stream.read(length - 4)
 
 
 def _close(sock: socket.socket) -> None:
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
     sock.close()
+
+
+@dataclass(frozen=True)
+class Proxied:
+    """A server whose database is behind a proxy."""
+
+    server: RunningServer
+    proxy: PostgresProxy
+
+    def count(self, part: str) -> int:
+        """How many statements went by that contain this part."""
+        return len([one for one in self.proxy.statements if part in one])
+
+    def sent_by(self, call: Any, request: Any, **options: Any) -> list[str]:
+        """The first words of the statements of one RPC, without the deadline that is sent with them."""
+        del self.proxy.statements[:]
+        call(request, **options)
+        sent = [one.split("; ", 1)[-1] for one in self.proxy.statements if "pg_is_in_recovery" not in one]
+        return [one.split(None, 1)[0] for one in sent]
+
+
+@contextlib.contextmanager
+def serving_through_a_proxy(url: URL, **changes: object) -> Iterator[Proxied]:
+    """A server on this database, with a proxy in between. The probe of the database runs rarely: its statements are
+    not the RPCs'.
+    """
+    settings = {"health_probe_interval": 60, **changes}
+    with PostgresProxy(url) as proxy, running(proxy.proxied, **settings) as server:
+        yield Proxied(server, proxy)

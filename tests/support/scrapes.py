@@ -2,12 +2,13 @@
 
 import http.client
 import socket
-import threading
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from email.message import Message
 
 from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.waiting import eventually
 
 Series = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -51,14 +52,7 @@ def scrape(port: int) -> Series:
 
 def wait_until(port: int, is_so: Callable[[Series], bool]) -> Series:
     """The metrics once this is so; gauges are set every two seconds."""
-    pause = threading.Event()
-    found = scrape(port)
-    for _ in range(3000):
-        if is_so(found):
-            return found
-        pause.wait(0.02)
-        found = scrape(port)
-    raise AssertionError(found)
+    return eventually(lambda: found if is_so(found := scrape(port)) else None, f"metrics on port {port}")
 
 
 def value(series: Series, name: str, **labels: str) -> float:

@@ -4,11 +4,13 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy.engine import URL
 
-from personae.v1 import audit_pb2_grpc, authentication_pb2_grpc, credential_pb2_grpc, user_pb2_grpc
+from personae.v1 import audit_pb2_grpc, authentication_pb2_grpc, credential_pb2_grpc, user_pb2, user_pb2_grpc
 from service.base.clock import monotonic
 from service.base.settings import Settings
 from service.db.engine import Database
@@ -20,6 +22,10 @@ from tests.support.witness import Interceptor
 
 KEY = "test:MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY"
 BCRYPT_COST = 4
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_WATCH_SECONDS = 300
+"""After which a test that hangs ends."""
 
 
 def settings_for(url: URL, **changes: object) -> Settings:
@@ -43,19 +49,11 @@ def settings_for(url: URL, **changes: object) -> Settings:
     return Settings(_env_file=None, **(values | changes))  # type: ignore[arg-type]  # validated by the model
 
 
-@dataclass(frozen=True)
-class RunningServer:
-    """A server with a channel to it."""
+class Services:
+    """A stub of each service on one channel."""
 
-    server: Server
-    address: str
-    channel: grpc.Channel
-    database: Database
-    clock: MovableClock
-
-    def sweep(self) -> dict[str, int]:
-        """Remove what is due, as the server does by itself now and then."""
-        return sweep(self.database, self.clock, keep_events=timedelta(days=400))
+    def __init__(self, channel: grpc.Channel) -> None:
+        self.channel = channel
 
     @property
     def users(self) -> user_pb2_grpc.UserServiceStub:
@@ -73,14 +71,50 @@ class RunningServer:
     def credentials(self) -> credential_pb2_grpc.CredentialServiceStub:
         return credential_pb2_grpc.CredentialServiceStub(self.channel)
 
+    def read(self, user: user_pb2.User) -> user_pb2.User:
+        """The user as it is now."""
+        return self.users.GetUser(user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id)))
+
+    def update(self, user: user_pb2.User, **fields: Any) -> user_pb2.User:
+        """Change these fields of a user."""
+        return self.users.UpdateUser(user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, **fields)))
+
+
+@dataclass(frozen=True)
+class RunningServer(Services):
+    """A server with a channel to it."""
+
+    server: Server
+    address: str
+    channel: grpc.Channel
+    database: Database
+    clock: MovableClock
+
+    @property
+    def url(self) -> URL:
+        """Of the database, to look into it."""
+        return self.database.engine.url
+
+    def sweep(self) -> dict[str, int]:
+        """Remove what is due, as the server does in the background."""
+        return sweep(self.database, self.clock, keep_events=timedelta(days=400))
+
+    def health(self) -> Iterator[int]:
+        """The status that the health service reports, now and at every change."""
+        watch = health_pb2_grpc.HealthStub(self.channel).Watch(health_pb2.HealthCheckRequest(), timeout=_WATCH_SECONDS)
+        return (answer.status for answer in watch)
+
 
 @contextlib.contextmanager
-def running(url: URL, rate_clock: Callable[[], float] = monotonic, /, **changes: object) -> Iterator[RunningServer]:
+def running(
+    url: URL, clock: MovableClock | None = None, rate_clock: Callable[[], float] = monotonic, /, **changes: object
+) -> Iterator[RunningServer]:
     """Start a server on this database; stop it, and require that nothing of it still runs.
 
-    rate_clock: the monotonic seconds of the rate limits.
+    clock: one that servers share, for the times that they write for each other. rate_clock: the monotonic seconds of
+    the rate limits.
     """
-    clock = MovableClock()
+    clock = clock or MovableClock()
     server = build_server(settings_for(url, **changes), url, clock=clock, rate_clock=rate_clock)
     server.start()
     address = f"127.0.0.1:{server.port}"

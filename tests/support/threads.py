@@ -1,18 +1,22 @@
-"""Many threads that start at the same moment."""
+"""Many threads that start at the same moment, and how their calls ended."""
 
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import grpc
 
+from tests.support.errors import failure_of
+
 T = TypeVar("T")
+_PATIENCE = 60
 
 
 def at_once(count: int, call: Callable[[int], T]) -> list[T | grpc.RpcError]:
-    """Run call(0) … call(count - 1) on as many threads, let go together; results and RpcErrors in order."""
-    barrier = threading.Barrier(count)
+    """Run call(0) … call(count - 1) on as many threads, released together; results and RpcErrors in order."""
+    barrier = threading.Barrier(count, timeout=_PATIENCE)
 
     def run(index: int) -> T | grpc.RpcError:
         barrier.wait()
@@ -23,3 +27,8 @@ def at_once(count: int, call: Callable[[int], T]) -> list[T | grpc.RpcError]:
 
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(run, range(count)))
+
+
+def outcomes(results: Iterable[object]) -> Counter[str]:
+    """How often each reason came, successes as "OK"."""
+    return Counter(failure_of(one).reason if isinstance(one, grpc.RpcError) else "OK" for one in results)

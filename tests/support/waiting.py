@@ -1,8 +1,9 @@
-"""Waiting for something to come to be so, and what happened meanwhile."""
+"""Waiting for a condition: the one place in the tests that polls. And what an RPC did meanwhile."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from sqlalchemy import event
@@ -10,26 +11,33 @@ from sqlalchemy import event
 from service.base.clock import monotonic
 from tests.support.servers import RunningServer
 
-PATIENCE = 20
-"""Seconds."""
+PATIENCE = 60
+"""Seconds after which a wait fails. They end a test that hangs; no test measures them."""
+_INTERVAL_SECONDS = 0.01
+_T = TypeVar("_T")
 
 
-def until(is_so: Callable[[], bool]) -> None:
-    """Look again and again; fails when it does not come to be so."""
+def eventually(condition: Callable[[], _T | None], what: str = "the condition") -> _T:
+    """The first true value that the condition returns. Raises AssertionError, which names `what`, after PATIENCE."""
     give_up_at = monotonic() + PATIENCE
-    while not is_so():
-        assert monotonic() < give_up_at
+    while not (found := condition()):
+        assert monotonic() < give_up_at, f"not within {PATIENCE} s: {what}"
+        time.sleep(_INTERVAL_SECONDS)
+    return found
+
+
+until = eventually  # for tests that are being rewritten
 
 
 def code_of(call: Any) -> grpc.StatusCode:
-    """How a call failed, when it has."""
+    """The status code with which a call failed, once it has."""
     error: Any = call.exception(PATIENCE)
     return grpc.StatusCode(error.code())
 
 
 @contextlib.contextmanager
 def statements(server: RunningServer) -> Iterator[list[str]]:
-    """What is asked of the database for RPCs while the block runs."""
+    """The statements that the server sends for RPCs while the block runs."""
     made: list[str] = []
 
     def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:

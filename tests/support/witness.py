@@ -1,9 +1,9 @@
-"""Hears whatever the servers of the suite say, and remembers every secret that the suite tells them.
+"""Leak detection: records the output of the servers of the suite, and the secrets that the suite sends and receives.
 
-What is said: every event of the log at every level, and the message, details and trailers of every failed call. What is
-secret: passwords and codes, wherever they stand in a message, emails, and the keys of callers. Keys are told by their
-shape, whosever they are; what callers send in the place of one is a secret too, since it is often nearly one.
-A fixture in tests/conftest.py looks for the one in the other when all tests have run.
+Output is every event of the log at every level, and the message, details and trailers of every failed call. Secrets are
+passwords, codes and emails, wherever they stand in a message, and what callers send as an API key. Anything that looks
+like a key, an email or a hash is a leak as well, even if the suite has never sent it.
+A fixture in tests/conftest.py searches the output for secrets when all tests have run.
 """
 
 import logging
@@ -19,23 +19,23 @@ from structlog.typing import EventDict, WrappedLogger
 from service.core.api_keys import KEY_PATTERN
 
 MIN_LENGTH = 10
-"""Shorter texts stand in a log by chance."""
+"""Shorter texts occur in a log by chance."""
 _SECRET_FIELDS = frozenset(
     {"password", "current_password", "new_password", "code", "email", "new_email", "deliver_to", "identifier"}
 )
 _SHAPES = re.compile(rf"\$2[aby]\$\d\d\$|\$bcrypt-sha256\$|[\w.+-]+@[\w-]+\.\w+|{KEY_PATTERN}")
-"""What a bcrypt hash, an email and a key look like, whosever they are."""
+"""What a bcrypt hash, an email and a key look like."""
 
 
 class Witness:
-    """What was said and what was secret, in one run of the tests."""
+    """The output and the secrets of one run of the tests."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
         self.secrets: set[str] = set()
 
     def learn(self, message: Message) -> None:
-        """Remember the secrets in a message of ours."""
+        """Record the secrets in a message of this API."""
         if not message.DESCRIPTOR.full_name.startswith("personae."):
             return
         for field, value in message.ListFields():
@@ -47,18 +47,18 @@ class Witness:
                 self.secrets |= {one for one in values if isinstance(one, str) and len(one) >= MIN_LENGTH}
 
     def learn_credentials(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        """Remember what a caller sends to prove who it is: each word, and of what has the form of a key its secret."""
+        """Record what a caller sends as `authorization`: each word, and the secret part of an API key."""
         for name, value in metadata:
             if name == "authorization" and isinstance(value, str):
                 words = [*value.split(), *value.rsplit("_", 1)]
                 self.secrets |= {word for word in words if len(word) >= MIN_LENGTH}
 
     def hear(self, *texts: object) -> None:
-        """Note what was said."""
+        """Record output."""
         self.said += [str(text) for text in texts]
 
     def leaks(self) -> Iterator[str]:
-        """What was said and holds a secret, or looks like one."""
+        """The output that contains a secret, or looks like one."""
         for text in self.said:
             if _SHAPES.search(text):
                 yield text
@@ -71,8 +71,18 @@ class Witness:
 WITNESS = Witness()
 
 
+class Log:
+    """The output since this object was made."""
+
+    def __init__(self) -> None:
+        self._start = len(WITNESS.said)
+
+    def __contains__(self, words: str) -> bool:
+        return any(words in text for text in WITNESS.said[self._start :])
+
+
 def heard(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
-    """A processor of structlog: hears every event, and lets those through that are worth a look."""
+    """A processor of structlog: records every event, and lets only errors through to the terminal."""
     WITNESS.hear(event)
     if event["level"] not in {"error", "critical"}:
         raise structlog.DropEvent
@@ -80,20 +90,20 @@ def heard(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
 
 
 class Handler(logging.Handler):
-    """Hears what libraries log."""
+    """Records what libraries log."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Note the whole record, arguments and traceback included."""
+        """Record all of it, arguments and traceback included."""
         WITNESS.hear(self.format(record))
 
 
 class Interceptor(grpc.UnaryUnaryClientInterceptor):
-    """Learns what is sent and answered, and hears how calls fail."""
+    """Records the secrets in requests and responses, and how calls fail."""
 
     def intercept_unary_unary(
         self, continuation: Callable[[Any, Any], Any], client_call_details: Any, request: Any
     ) -> Any:
-        """Look at the request, then at the outcome, when it is there."""
+        """Record the request now, and the outcome once it is there."""
         if isinstance(request, Message):
             WITNESS.learn(request)
         WITNESS.learn_credentials(client_call_details.metadata or ())

@@ -1,4 +1,4 @@
-"""The token bucket: never more than it may, and never less; and one for each caller."""
+"""The token bucket: exactly its rate and burst, and one bucket for each caller."""
 
 import pytest
 from hypothesis import given
@@ -12,11 +12,11 @@ from tests.support.threads import at_once
 RATES = st.builds(Rate, st.integers(1, 2000), st.integers(1, 500))
 PAUSES = st.lists(st.floats(0, 3, allow_nan=False), min_size=1, max_size=200)
 BEGINNING = st.floats(0, 1e7, allow_nan=False)
-"""Of the clock: seconds since a machine was started."""
+"""Readings of a monotonic clock, in seconds."""
 
 
 def taken(rate: Rate, beginning: float, pauses: list[float]) -> list[float]:
-    """When tokens were to be had, of all the times at which one was asked for."""
+    """The times at which a token was granted, of those at which one was requested."""
     now = full_at = beginning
     found = []
     for pause in pauses:
@@ -28,8 +28,8 @@ def taken(rate: Rate, beginning: float, pauses: list[float]) -> list[float]:
 
 
 @given(RATES, BEGINNING, PAUSES)
-def test_never_more_than_the_burst_and_what_came_since(rate: Rate, beginning: float, pauses: list[float]) -> None:
-    """Between any two calls that got through."""
+def test_never_more_than_the_burst_and_the_refill(rate: Rate, beginning: float, pauses: list[float]) -> None:
+    """Between any two calls that were admitted."""
     times = taken(rate, beginning, pauses)
     for first, start in enumerate(times):
         for last in range(first, len(times)):
@@ -38,7 +38,7 @@ def test_never_more_than_the_burst_and_what_came_since(rate: Rate, beginning: fl
 
 @given(RATES, BEGINNING)
 def test_the_whole_burst_at_once_and_then_one_after_the_other(rate: Rate, beginning: float) -> None:
-    """Whoever then waits as long as told gets exactly one more."""
+    """After the wait that a refusal names, exactly one more is admitted."""
     assert len(taken(rate, beginning, [0.0] * (rate.burst + 5))) == rate.burst
 
     full_at, now = beginning, beginning
@@ -55,19 +55,19 @@ def test_the_whole_burst_at_once_and_then_one_after_the_other(rate: Rate, beginn
 
 
 @given(RATES, BEGINNING)
-def test_who_keeps_to_the_rate_is_never_refused(rate: Rate, beginning: float) -> None:
-    """With a burst of one as well: rounding takes nothing away."""
+def test_a_caller_within_the_rate_is_never_refused(rate: Rate, beginning: float) -> None:
+    """Not with a burst of one either: rounding takes nothing away."""
     pauses = [1 / rate.per_second] * 300
     assert len(taken(rate, beginning, pauses)) == len(pauses)
 
 
 def test_a_rest_fills_it_and_no_more() -> None:
-    """An hour without a call is worth one burst."""
+    """After an hour without a call there is one burst."""
     assert len(taken(Rate(10, 3), 0.0, [0.0] * 4 + [3600.0] + [0.0] * 10)) == 6
 
 
-def test_a_burst_that_is_not_said_is_a_second_s_worth() -> None:
-    """And 0 is no limit at all."""
+def test_the_default_burst_is_one_second_of_the_rate() -> None:
+    """A rate of 0 is no limit."""
     assert rate_of(50, None) == Rate(50, 50)
     assert rate_of(50, 7) == Rate(50, 7)
     assert rate_of(0, None) == rate_of(0, 7) == UNLIMITED
@@ -81,7 +81,7 @@ class Limited:
         self.limits = RateLimits(default, clock=lambda: self.now)
 
     def calls(self, caller: str, count: int, own: Rate | None = None) -> int:
-        """How many of so many calls get through."""
+        """How many of so many calls are admitted."""
         return sum(self.refusal(caller, own) is None for _ in range(count))
 
     def refusal(self, caller: str, own: Rate | None = None) -> RateLimitedError | None:
@@ -94,7 +94,7 @@ class Limited:
 
 class TestCallers:
     def test_each_has_a_bucket(self) -> None:
-        """One that calls too often takes nothing from the others; a rate of its own goes before the default."""
+        """A caller over its rate takes nothing from the others; its own rate precedes the default."""
         limited = Limited(Rate(10, 3))
 
         assert limited.calls("greedy", 10) == 3
@@ -102,8 +102,8 @@ class TestCallers:
         assert limited.calls("trusted", 10, Rate(100, 8)) == 8
         assert limited.calls("free", 1000, UNLIMITED) == 1000
 
-    def test_are_told_when_to_come_again(self) -> None:
-        """In milliseconds, rounded up; who comes then gets through."""
+    def test_are_told_when_to_retry(self) -> None:
+        """In milliseconds, rounded up; a retry at that time is admitted."""
         limited = Limited(Rate(3, 1))
         assert limited.calls("one", 1) == 1
         refusal = limited.refusal("one")
@@ -114,15 +114,15 @@ class TestCallers:
         limited.now += refusal.pushback_ms / 1000
         assert limited.refusal("one") is None
 
-    def test_begin_anew_when_their_rate_is_changed(self) -> None:
-        """An operator who lifts a limit does not wait for the old one to be worked off."""
+    def test_start_with_a_full_bucket_when_their_rate_is_changed(self) -> None:
+        """A limit that an operator has raised holds at once."""
         limited = Limited(UNLIMITED)
         assert limited.calls("one", 2000, Rate(1, 1000)) == 1000
 
         assert limited.calls("one", 10, Rate(100, 5)) == 5
 
     def test_are_counted_right_by_many_threads(self) -> None:
-        """Nobody gets through twice on one token."""
+        """No token admits two calls."""
         limited = Limited(Rate(1, 100))
 
         assert sum(one for one in at_once(16, lambda _: limited.calls("one", 20)) if isinstance(one, int)) == 100
