@@ -98,6 +98,7 @@ def _serve(settings: Settings, url: "URL", *, assumed_caller: str | None) -> boo
         server.start()
     except (SettingsError, PortInUseError, SchemaBehindError) as error:
         fail(str(error))
+    drain()  # so that the log does not come in between
     _print_banner(server, settings)
     server.wait()
     failure = server.failure

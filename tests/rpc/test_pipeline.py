@@ -23,7 +23,7 @@ from tests.support.databases import wait_until_blocked
 from tests.support.errors import fails, failure_of
 from tests.support.factories import new_user
 from tests.support.servers import RunningServer, running
-from tests.support.waiting import PATIENCE, until
+from tests.support.waiting import PATIENCE, eventually
 
 Code = grpc.StatusCode
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -148,7 +148,7 @@ class TestOverload:
             update = update_of(new_user(server.users))
             with locked_users(server) as release:
                 calls = [server.users.UpdateUser.future(update, timeout=PATIENCE) for _ in range(20)]
-                until(lambda: sum(call.done() for call in calls) >= 10)
+                eventually(lambda: sum(call.done() for call in calls) >= 10)
                 release()
                 ends = Counter(call.code() for call in calls)
             refused = [failure_of(call) for call in calls if call.code() is Code.RESOURCE_EXHAUSTED]
@@ -176,7 +176,7 @@ class TestOverload:
             with locked_users(server) as release:
                 update = update_of(user)
                 calls = [stub.UpdateUser.future(update, timeout=PATIENCE) for stub in stubs for _ in range(100)]
-                until(lambda: sum(call.done() for call in calls) >= 799)
+                eventually(lambda: sum(call.done() for call in calls) >= 799)
                 release()
                 ends = Counter(call.code() for call in calls)
             assert server.users.GetUser(user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id))).id == user.id
@@ -207,7 +207,7 @@ class TestOverload:
                 wait_until_blocked(private_url)
                 stopping = threading.Thread(target=partial(server.server.stop, drain=0))
                 stopping.start()
-                until(lambda: sum(call.done() for call in calls) >= 99)
+                eventually(lambda: sum(call.done() for call in calls) >= 99)
                 release()
                 stopping.join(PATIENCE)
                 ends = {call.code() for call in calls}
