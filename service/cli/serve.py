@@ -34,11 +34,12 @@ def serve() -> None:
 @click.option("--number", type=int, required=True)
 @click.option("--channel", type=int, required=True)
 @click.option("--core", type=int)
+@click.option("--workers", type=int, required=True)
 @click.option("--grpc-host", required=True)
 @click.option("--grpc-port", type=int, required=True)
 @click.option("--grpc-mtls-port", type=int, required=True)
 @click.option("--metrics-port", type=int, required=True)
-def worker(number: int, channel: int, core: int | None, **overrides: Any) -> None:
+def worker(number: int, channel: int, core: int | None, workers: int, **overrides: Any) -> None:
     """Serve on a port that several processes share. For `serve`, which starts this verb once for each worker."""
     from service.base.ports import PortInUseError
     from service.db.schema import SchemaBehindError
@@ -54,7 +55,7 @@ def worker(number: int, channel: int, core: int | None, **overrides: Any) -> Non
     if settings.metrics_port and not keep_metrics(number):
         settings = load_settings(**overrides | {"metrics_port": 0})
     try:
-        failure = work(settings, url, channel=channel, core=core)
+        failure = work(settings, url, channel=channel, core=core, workers=workers)
     except (SettingsError, PortInUseError, SchemaBehindError) as error:
         fail(str(error), os.EX_CONFIG)
     if failure is not None:

@@ -72,8 +72,6 @@ SERVICES = (
 SERVICE_NAMES = tuple(service.full_name for service in SERVICES)
 SERVED_METHODS = tuple(f"/{service.full_name}/{method.name}" for service in SERVICES for method in service.methods)
 
-_SPARE_PERMITS = 1
-"""Permits beyond the cores that hash, so that no core idles while the holder of a permit waits for the database."""
 _SPARE_THREADS = 4
 """Threads of the hashing executor beyond the permits and their queue: for RPCs that are refused, and for CreateUser
 without a password."""
@@ -104,6 +102,7 @@ def build_server(
     shares_port: bool = False,
     report_status: ReportStatus = lambda *, is_serving: None,  # noqa: ARG005
     hash_cores: frozenset[int] | None = None,
+    workers: int = 1,
     rate_clock: Callable[[], float] = monotonic,
 ) -> Server:
     """Build a server, without starting or connecting anything. Raises SettingsError for missing SECRET_KEYS, an
@@ -111,8 +110,8 @@ def build_server(
 
     assumed_caller: attribute every call to this caller, without credentials; None: callers need credentials, unless
     CALLER_AUTH is off. shares_port: other processes listen on the same port. report_status: called with whether the
-    server serves, after each health probe. hash_cores: the cores to hash on; None: those of the process. rate_clock:
-    the monotonic seconds of the rate limits.
+    server serves, after each health probe. hash_cores: the cores to hash on; None: those of the process. workers: how
+    many processes share them. rate_clock: the monotonic seconds of the rate limits.
     """
     require_rows(SERVED_METHODS)
     if settings.caller_auth == "off":
@@ -127,11 +126,10 @@ def build_server(
     database = open_database(settings, url, watch=telemetry.watch)
     health = Health(SERVICE_NAMES)
     drain, stopping = Drain(), Event()
-    hash_threads = settings.hash_threads or usable_cores(hash_cores)
+    # One more than this worker's share of the cores: no core idles while the holder of a permit is at the database.
+    hash_threads = settings.hash_threads or usable_cores(hash_cores) // workers + 1
     executors = _executors(settings, hash_threads, hash_cores, telemetry)
-    hashing = HashLimiter(
-        hash_threads + _SPARE_PERMITS, max_waiting=settings.hash_max_waiting, instrument=telemetry.instrument_hash
-    )
+    hashing = HashLimiter(hash_threads, max_waiting=settings.hash_max_waiting, instrument=telemetry.instrument_hash)
     pipeline = Pipeline(
         stages(
             drain,
@@ -211,7 +209,7 @@ def build_server(
 def _executors(
     settings: Settings, hash_threads: int, hash_cores: frozenset[int] | None, telemetry: Telemetry
 ) -> dict[Executor, BoundedExecutor]:
-    hashing = hash_threads + _SPARE_PERMITS + settings.hash_max_waiting + _SPARE_THREADS
+    hashing = hash_threads + settings.hash_max_waiting + _SPARE_THREADS
     initializer = None if hash_cores is None else partial(pin_thread, hash_cores)
     bounded = partial(BoundedExecutor, max_waiting=settings.grpc_max_waiting, on_start=telemetry.observe_wait)
     return {

@@ -36,9 +36,11 @@ def serve(settings: Settings, url: URL) -> int:
         directory = stack.enter_context(_metrics_directory()) if settings.metrics_port else None
         if directory is not None:
             environment["PROMETHEUS_MULTIPROC_DIR"] = directory
+        cores = choose_cores(settings, url)
+        overrides = {"grpc_host": host, "grpc_port": port, "grpc_mtls_port": mtls_port}
         supervisor = Supervisor(
-            _command(grpc_host=host, grpc_port=port, grpc_mtls_port=mtls_port, metrics_port=settings.metrics_port),
-            choose_cores(settings, url),
+            _command(len(cores), **overrides, metrics_port=settings.metrics_port),
+            cores,
             Limits(stop=settings.shutdown_drain + settings.shutdown_grace, retire=retirement_seconds(settings)),
             environment=environment,
             port=port,
@@ -48,7 +50,7 @@ def serve(settings: Settings, url: URL) -> int:
         return supervisor.run()
 
 
-def _command(**overrides: object) -> Callable[[int, int | None, int], Sequence[str]]:
+def _command(workers: int, **overrides: object) -> Callable[[int, int | None, int], Sequence[str]]:
     """Return the function that makes the command line of a worker from its number, its core and its channel.
 
     overrides: settings that stay for all workers until the service is restarted, whatever a reload reads.
@@ -57,7 +59,7 @@ def _command(**overrides: object) -> Callable[[int, int | None, int], Sequence[s
 
     def command(number: int, core: int | None, channel: int) -> list[str]:
         pinned = [] if core is None else ["--core", str(core)]
-        own = ["--number", str(number), "--channel", str(channel), *pinned]
+        own = ["--number", str(number), "--channel", str(channel), "--workers", str(workers), *pinned]
         return [sys.executable, "-m", "service", "worker", *own, *settings]
 
     return command

@@ -32,17 +32,19 @@ def keep_metrics(number: int) -> bool:
     return True
 
 
-def work(settings: Settings, url: URL, *, channel: int, core: int | None) -> Exception | None:
+def work(settings: Settings, url: URL, *, channel: int, core: int | None, workers: int) -> Exception | None:
     """Serve until told to exit; return why the server cannot go on, or None. Raises as build_server and Server.start.
 
-    channel: the file descriptor of the socket to the supervisor. core: the one to be pinned to. Ends the process
-    itself if a call does not end.
+    channel: the file descriptor of the socket to the supervisor. core: the one to be pinned to. workers: how
+    many there are. Ends the process itself if a call does not end.
     """
     cores = allowed_cores()
     if core is not None:
         pin_thread(frozenset((core,)))  # before gRPC and the pool start their threads, which inherit it
     supervisor = SupervisorChannel(socket.socket(fileno=channel))
-    server = build_server(settings, url, report_status=supervisor.report_status, shares_port=True, hash_cores=cores)
+    server = build_server(
+        settings, url, report_status=supervisor.report_status, shares_port=True, hash_cores=cores, workers=workers
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.end())
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # only the supervisor reloads, also if a whole process group gets it

@@ -27,7 +27,7 @@ from tests.support.waiting import PATIENCE, code_of, eventually, statements
 
 Code = grpc.StatusCode
 WAITING = 3
-PERMITS = 2
+PERMITS = 1
 WAITS_FOR_LOCK = text(
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 )
