@@ -181,7 +181,14 @@ def test_workers_share_the_port_with_no_other_server_and_outlive_no_supervisor(p
 
 def test_a_reload_cannot_lose_tls_where_other_machines_reach_the_port() -> None:
     """The host of the supervisor is validated together with the settings that a new worker reads."""
-    options = {"number": "1", "channel": "0", "grpc-host": "0.0.0.0", "grpc-port": "1", "grpc-mtls-port": "0"}
+    options = {
+        "number": "1",
+        "channel": "0",
+        "grpc-host": "0.0.0.0",
+        "grpc-port": "1",
+        "grpc-mtls-port": "0",
+        "workers": "1",
+    }
     arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
     settings = {"DATABASE_URL": "postgresql://u@127.0.0.1/d", "GRPC_HOST": "127.0.0.1"}
     with process("worker", *arguments, "--metrics-port", "0", **settings) as worker:
