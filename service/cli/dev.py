@@ -104,7 +104,9 @@ def _serve(settings: Settings, url: "URL", *, assumed_caller: str | None) -> boo
     failure = server.failure
     is_clean = server.stop()
     if failure is not None:
-        fail(str(failure))
+        click.echo(f"personae: {failure}", err=True)
+        drain()
+        os._exit(1)  # a call that still runs must not hold up the end
     return is_clean
 
 

@@ -34,7 +34,7 @@ def serve() -> None:
 @click.option("--number", type=int, required=True)
 @click.option("--channel", type=int, required=True)
 @click.option("--core", type=int)
-@click.option("--workers", type=int, required=True)
+@click.option("--workers", type=int, default=1)
 @click.option("--grpc-host", required=True)
 @click.option("--grpc-port", type=int, required=True)
 @click.option("--grpc-mtls-port", type=int, required=True)

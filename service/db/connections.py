@@ -65,6 +65,14 @@ class Connection(psycopg2.extensions.connection):
             self.autocommit = False
             self.deadline = self.tally = None
 
+    def cut_if_overdue(self, now: float) -> bool:
+        """Cut the connection if its server should have answered by now; whether it was cut."""
+        answer_by = self.answer_by  # read once: the connection may be handed to another RPC meanwhile
+        if answer_by is None or answer_by > now:
+            return False
+        self.cut()
+        return True
+
     def cut(self) -> None:
         """Shut the socket, from any thread: a thread that waits for an answer gets an error."""
         self.answer_by = None
@@ -146,9 +154,7 @@ class Connections:
             connections = list(self._open)
         hung = 0
         for connection in connections:
-            if connection.answer_by is not None and connection.answer_by <= now:
-                connection.cut()
-                hung += 1
+            hung += connection.cut_if_overdue(now)
         return hung
 
 

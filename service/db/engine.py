@@ -148,7 +148,10 @@ class Database:
         """Close the connections in the pool, and those in use when they come back. New ones can be opened."""
         self.engine.dispose()
 
-    def _ping_if_idle(self, connection: Any, _entry: ConnectionPoolEntry, _proxy: Any) -> None:
+    def _ping_if_idle(self, connection: Any, entry: ConnectionPoolEntry, _proxy: Any) -> None:
+        if not entry.info.setdefault("was_used", False):  # it has just been opened
+            entry.info["was_used"] = True
+            return
         now = monotonic()
         if now - connection.used_at < self._ping_idle:
             return

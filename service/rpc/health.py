@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.rpc.admission.executor import BoundedExecutor
 
-CHECK_THREADS = 128
+CHECK_THREADS = 32
 """More than health checks need: slow messages may hold half of them."""
 _MAX_CHECKS_WAITING = 1000
 """Many, because anybody may open checks without sending a message, and the operator's checks must not be refused."""
@@ -33,9 +33,10 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-he
         self._watchers = 0
         self._changed = Condition()
         # More threads than watchers: one watcher too many needs a thread to be refused on.
-        watching = ThreadPoolExecutor(MAX_WATCHERS + 4, thread_name_prefix="health-watch")
+        watching = BoundedExecutor(MAX_WATCHERS + 4, max_waiting=_MAX_CHECKS_WAITING, name="health-watch")
         self.executor = BoundedExecutor(CHECK_THREADS, max_waiting=_MAX_CHECKS_WAITING, name="health")
         """Runs the health checks."""
+        self.executors = (self.executor, watching)
         for name, pool in (("Check", self.executor), ("List", self.executor), ("Watch", watching)):
             setattr(self, name, on_pool(getattr(self, name), pool))
 

@@ -121,12 +121,16 @@ class DatabaseMonitor:
 
     def check_first(self) -> None:
         """Probe the database before the start. Raises SchemaBehindError."""
-        self.check()
+        self._probe()
         if self.failure is not None:
             raise self.failure
 
     def check(self) -> None:
-        """Probe the database, and report the result."""
+        """Probe the database, and report the result to the supervisor."""
+        self._probe()
+        self.report_status(is_serving=self._health.is_serving)  # health stays NOT_SERVING while the server stops
+
+    def _probe(self) -> None:
         try:
             trouble = self.probe.check() or (None if self._directory is None else self._directory.trouble())
         except SchemaBehindError as error:
@@ -138,10 +142,9 @@ class DatabaseMonitor:
         elif trouble is None and self.trouble is not None:
             _log.info("database is back")
         was_up, self.is_up, self.trouble = self.is_up, trouble is None, trouble
+        self._health.set_serving(is_serving=self.is_up)
         if self.is_up and not was_up:
             self._on_up()
-        self._health.set_serving(is_serving=self.is_up)
-        self.report_status(is_serving=self.is_up)
 
     def cut_hung(self) -> None:
         """Cut connections whose answer is overdue, so that no thread waits for ever."""

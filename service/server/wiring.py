@@ -174,7 +174,7 @@ def build_server(
         directory=directory,
         monitor=monitor,
         health=health,
-        executors=(*executors.values(), health.executor),
+        executors=(*executors.values(), *health.executors),
         drain=drain,
         jobs=background_jobs(
             cut_hung_connections=monitor.cut_hung,

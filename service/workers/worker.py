@@ -61,5 +61,5 @@ def work(settings: Settings, url: URL, *, channel: int, core: int | None, worker
     failure = server.failure
     if not server.stop(drain=0.0 if supervisor.is_orphaned else None):  # a new supervisor waits for an orphan's port
         drain()
-        os._exit(0)
+        os._exit(os.EX_OK if failure is None else os.EX_CONFIG)
     return failure

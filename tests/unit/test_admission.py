@@ -50,18 +50,14 @@ class TestBoundedExecutor:
             assert executor.submit(serve).result(PATIENCE) == "served"
             assert not is_refused()
 
-    def test_in_an_overload_one_rpc_for_each_thread_waits(self) -> None:
-        """From the first refusal on, until a whole queue's worth was admitted without another one."""
+    def test_in_an_overload_one_rpc_for_each_thread_waits(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """From a refusal on, until nothing was refused for a quarter of a second. Then a burst is served again."""
+        now = [1000.0]
+        monkeypatch.setattr("service.rpc.admission.executor.monotonic", lambda: now[0])
         may_end = Semaphore(0)
 
         def serve() -> bool:
             return is_refused() or not may_end.acquire(timeout=PATIENCE)
-
-        def serve_all(futures: list[Future[bool]]) -> None:
-            may_end.release(len(futures))
-            for future in futures:
-                assert not future.result(PATIENCE)
-            eventually(lambda: executor.running == 0)
 
         with bounded(1, 4) as executor:
             burst = [executor.submit(serve) for _ in range(5)]
@@ -69,13 +65,16 @@ class TestBoundedExecutor:
             may_end.release(3)
             eventually(lambda: executor.waiting == 1)
             assert executor.submit(serve).result(0)
-            may_end.release(2)
-            for future in burst:
-                assert not future.result(PATIENCE)
-            eventually(lambda: executor.running == 0)
-            for _ in range(2):
-                serve_all([executor.submit(serve) for _ in range(2)])
-            serve_all([executor.submit(serve) for _ in range(5)])
+            now[0] += 0.3
+            burst += [executor.submit(serve) for _ in range(3)]
+            may_end.release(5)
+            assert not any(future.result(PATIENCE) for future in burst)
+
+    def test_starts_its_threads_when_told_to(self) -> None:
+        """So that none has to be started on gRPC's serving thread."""
+        with bounded(7, 0) as executor:
+            executor.start_threads()
+            assert sum(thread.name.startswith("test_") for thread in threading.enumerate()) == 7
 
     def test_a_refusal_that_fails_leaves_the_submitting_thread_alone(self) -> None:
         """The submitting thread is gRPC's serving thread, which must survive."""
@@ -105,6 +104,25 @@ class TestBoundedExecutor:
 
 
 class TestHashLimiter:
+    def test_a_newcomer_does_not_overtake(self) -> None:
+        """Not even one that comes while a permit is handed on."""
+        limiter, order = HashLimiter(1, max_waiting=100), list[int]()
+
+        def enter_as(number: int) -> None:
+            with permitted(limiter):
+                order.append(number)
+                if number < 40:  # a newcomer begins to wait before this permit is free
+                    pool.submit(enter_as, number + 4)
+                    eventually(lambda: limiter.waiting >= 4)
+
+        with ThreadPoolExecutor(10) as pool:
+            with permitted(limiter):
+                for number in range(4):
+                    pool.submit(enter_as, number)
+                    eventually(lambda: limiter.waiting == number + 1)  # noqa: B023  asked at once
+            eventually(lambda: len(order) == 44)
+        assert order == sorted(order)
+
     def test_is_fair(self) -> None:
         """First come, first served."""
         limiter, order = HashLimiter(1, max_waiting=10), list[int]()

@@ -7,15 +7,19 @@ thread switch, is logged and counted like every other answer, and slows down the
 
 A burst may fill the queue. Once the queue is full the server is overloaded: a long queue would only make every answer
 late, and keep the threads so busy that the serving thread cannot refuse calls as fast as they come. Then one RPC for
-each thread may wait, until a whole queue's worth of RPCs was admitted without a refusal. See decision 0030.
+each thread may wait, until nothing was refused for a moment. See decision 0030.
 """
 
+import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Condition, local
+from threading import Barrier, Condition, local
 from typing import Any
 
 from service.base.clock import monotonic
+
+_OVERLOAD_SECONDS = 0.25
+"""How long an overload lasts after a refusal. While it goes on calls are refused all the time."""
 
 
 class _Thread(local):
@@ -53,9 +57,8 @@ class BoundedExecutor(ThreadPoolExecutor):
         self._max_waiting = max_waiting
         self._on_start = on_start
         self._admitted = 0
-        self._is_overloaded = False
-        self._admitted_in_a_row = 0
-        """RPCs admitted since the last refusal."""
+        self._refused_at = -math.inf
+        """When an RPC was refused last, in monotonic seconds."""
         self._changed = Condition()
 
     @property
@@ -70,19 +73,29 @@ class BoundedExecutor(ThreadPoolExecutor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Queue the RPC; if the queue is full, run it on this thread, to be refused."""
+        now = monotonic()
         with self._changed:
-            max_waiting = min(self.threads, self._max_waiting) if self._is_overloaded else self._max_waiting
+            is_overloaded = now - self._refused_at < _OVERLOAD_SECONDS
+            max_waiting = min(self.threads, self._max_waiting) if is_overloaded else self._max_waiting
             is_admitted = self._admitted < self.threads + max_waiting
             self._admitted += is_admitted
-            self._admitted_in_a_row = self._admitted_in_a_row + 1 if is_admitted else 0
-            self._is_overloaded = not is_admitted or (
-                self._is_overloaded and self._admitted_in_a_row < self._max_waiting
-            )
+            if not is_admitted:
+                self._refused_at = now
         if not is_admitted:
             return _run_refused(fn, args, kwargs)
-        future = super().submit(self._run, monotonic(), fn, args, kwargs)
+        future = super().submit(self._run, now, fn, args, kwargs)
         future.add_done_callback(self._leave)
         return future
+
+    def start_threads(self) -> None:
+        """Start all threads now. Raises RuntimeError when the system has none to give.
+
+        The pool would start them when they are needed, on gRPC's serving thread, which would not survive a failure.
+        """
+        all_started = Barrier(self.threads + 1)
+        for _ in range(self.threads):
+            super().submit(all_started.wait)
+        all_started.wait()
 
     def end(self, *, patience: float) -> bool:
         """Start no more RPCs, and wait up to `patience` seconds for those that run. Returns whether all have ended."""

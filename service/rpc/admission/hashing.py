@@ -8,6 +8,7 @@ An RPC that could not be answered before its deadline is refused at once as well
 permit would go to an RPC that has waited until just before its deadline, and all hashes would come too late.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import Condition
@@ -57,8 +58,13 @@ class HashLimiter:
         self._average_seconds = 0.0
         self.running = 0
         """How many RPCs have a permit."""
-        self.waiting = 0
-        """How many RPCs wait for one."""
+        self._queue: deque[object] = deque()
+        """One ticket for each RPC that waits: first come, first served."""
+
+    @property
+    def waiting(self) -> int:
+        """How many RPCs wait for a permit."""
+        return len(self._queue)
 
     @contextmanager
     def permit(self) -> Iterator[Hasher]:
@@ -85,18 +91,21 @@ class HashLimiter:
             return hash_(function, *args, **kwargs)
 
     def _acquire(self, call: CallContext) -> None:
+        ticket = object()
         with self._changed:
-            if self.running >= self._permits and (
+            if (self._queue or self.running >= self._permits) and (
                 self.waiting >= self._max_waiting or self._expected_end() > call.deadline
             ):
                 raise HashingBusyError
-            self.waiting += 1
+            self._queue.append(ticket)
             try:
                 has_permit = self._changed.wait_for(
-                    lambda: self.running < self._permits, timeout=max(0.0, call.deadline - monotonic())
+                    lambda: self.running < self._permits and self._queue[0] is ticket,
+                    timeout=max(0.0, call.deadline - monotonic()),
                 )
             finally:
-                self.waiting -= 1
+                self._queue.remove(ticket)
+                self._changed.notify_all()
             if not has_permit:
                 raise DeadlineOverError
             self.running += 1
@@ -113,7 +122,7 @@ class HashLimiter:
                 held = monotonic() - acquired_at
                 weight = _WEIGHT if self._average_seconds else 1
                 self._average_seconds += (held - self._average_seconds) * weight
-            self._changed.notify()
+            self._changed.notify_all()
 
     def _hash(
         self, function: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs

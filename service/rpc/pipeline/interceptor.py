@@ -8,6 +8,7 @@ after authorisation.
 from __future__ import annotations  # gRPC's classes are generic in their type stubs only
 
 from collections.abc import Callable, Mapping, Sequence
+from threading import Event
 from typing import Any
 
 import grpc
@@ -19,7 +20,7 @@ from service.base.randomness import random_id
 from service.rpc.admission.executor import BoundedExecutor
 from service.rpc.context import REQUEST_ID_KEY, CallContext, enter, read_metadata
 from service.rpc.methods import METHODS, Executor
-from service.rpc.pipeline.request_reader import RequestReader
+from service.rpc.pipeline.request_reader import CHECK_INTERVAL, RequestReader
 from service.rpc.pipeline.stages import Handler, Stage, WrappedMethod, require_admitted
 from service.rpc.pipeline.status import status_of
 
@@ -40,14 +41,18 @@ class Pipeline(grpc.ServerInterceptor):
         self._max_seconds = max_seconds
         self._executors = executors
         # Slow messages may hold half of the threads of each executor.
+        self._crowded = Event()
         self._readers = {
-            name: RequestReader(max_slow=max(1, executor.threads // 2)) for name, executor in executors.items()
+            name: RequestReader(max_slow=max(1, executor.threads // 2), crowded=self._crowded)
+            for name, executor in executors.items()
         }
-        self._health_reader = RequestReader(max_slow=max(1, health_executor.threads // 2))
+        self._health_reader = RequestReader(max_slow=max(1, health_executor.threads // 2), crowded=self._crowded)
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     def cancel_slow_messages(self) -> None:
-        """Cancel calls whose message does not come in time. Called every CHECK_INTERVAL seconds."""
+        """Cancel calls whose message does not come in time. Waits until too many calls wait, at most CHECK_INTERVAL."""
+        self._crowded.wait(CHECK_INTERVAL)
+        self._crowded.clear()
         for reader in (*self._readers.values(), self._health_reader):
             reader.cancel_slow()
 
@@ -90,7 +95,7 @@ class Pipeline(grpc.ServerInterceptor):
 
         # gRPC reads the executor of a method from this attribute.
         behaviour.experimental_thread_pool = self._executors[executor]  # type: ignore[attr-defined]
-        return _with_raw_requests(handler, stream_unary=behaviour)
+        return _with_raw_requests(handler, behaviour)
 
 
 def _with_reader(handler: Any, reader: RequestReader) -> grpc.RpcMethodHandler[Any, Any]:
@@ -111,15 +116,13 @@ def _with_reader(handler: Any, reader: RequestReader) -> grpc.RpcMethodHandler[A
 
     if hasattr(method, "experimental_thread_pool"):
         behaviour.experimental_thread_pool = method.experimental_thread_pool  # type: ignore[attr-defined]  # as above
-    kind = "stream_stream" if handler.response_streaming else "stream_unary"
-    return _with_raw_requests(handler, **{kind: behaviour})
+    return _with_raw_requests(handler, behaviour)
 
 
-def _with_raw_requests(handler: Any, **behaviour: Any) -> grpc.RpcMethodHandler[Any, Any]:
+def _with_raw_requests(handler: Any, behaviour: Callable[..., Any]) -> grpc.RpcMethodHandler[Any, Any]:
     """The handler with another behaviour, which gets the stream of requests as raw bytes."""
-    replaced: grpc.RpcMethodHandler[Any, Any] = handler._replace(
-        unary_unary=None, unary_stream=None, request_streaming=True, request_deserializer=None, **behaviour
-    )
+    make = grpc.stream_stream_rpc_method_handler if handler.response_streaming else grpc.stream_unary_rpc_method_handler
+    replaced: grpc.RpcMethodHandler[Any, Any] = make(behaviour, None, handler.response_serializer)
     return replaced
 
 

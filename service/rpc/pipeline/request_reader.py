@@ -7,7 +7,7 @@ the wire, and reads its one message here. See docs/decisions/0022-messages-after
 """
 
 from collections.abc import Iterator
-from threading import Lock
+from threading import Event, Lock
 
 import grpc
 
@@ -24,6 +24,10 @@ MESSAGE_SECONDS = _OVERDUE_AFTER * CHECK_INTERVAL
 """How long a message may take: enough for 4 MiB at 7 Mbit/s."""
 
 
+_GONE_SECONDS = 0.05
+_MAX_SLOW_PEERS = 1000
+
+
 class RequestReader:
     """Reads the messages of the RPCs of one executor.
 
@@ -31,9 +35,12 @@ class RequestReader:
     sees CANCELLED.
     """
 
-    def __init__(self, *, max_slow: int) -> None:
-        """max_slow: threads that calls with a slow message may hold."""
+    def __init__(self, *, max_slow: int, crowded: Event) -> None:
+        """max_slow: threads that calls with a slow message may hold. crowded: is set when more calls than that wait."""
         self._max_slow = max_slow
+        self._crowded = crowded
+        self._checked_at = monotonic()
+        self._slow_peers: set[str] = set()
         self._lock = Lock()
         self._waiting: dict[grpc.ServicerContext, int] = {}
         """For each call in how many checks it was waiting; the oldest call first."""
@@ -46,35 +53,60 @@ class RequestReader:
         """
         with self._lock:
             self._waiting[context] = 0
+            if len(self._waiting) > self._max_slow:
+                self._crowded.set()
         try:
-            return next(requests)
+            message = next(requests)
         except (StopIteration, grpc.RpcError) as error:
             with self._lock:
                 was_cancelled_here = context not in self._waiting
             if was_cancelled_here:
                 raise RequestLateError(seconds=f"{MESSAGE_SECONDS:g}") from None
-            if isinstance(error, StopIteration) and context.is_active():
+            if isinstance(error, StopIteration) and not _has_gone(context):
                 raise MalformedMessageError from None
             raise (DeadlineOverError if monotonic() >= deadline else CallerGoneError) from None
         finally:
             with self._lock:
-                self._waiting.pop(context, None)
+                was_waiting = self._waiting.pop(context, None) is not None
+        if not was_waiting:  # it was cancelled at the moment at which the message came: its caller sees CANCELLED
+            raise RequestLateError(seconds=f"{MESSAGE_SECONDS:g}")
+        return message
 
     def cancel_slow(self) -> None:
         """Cancel the calls whose message is overdue and, while too many are slow, those that have waited longest.
 
-        Called every CHECK_INTERVAL seconds.
+        Called every CHECK_INTERVAL seconds, and sooner when too many calls wait.
         """
+        now = monotonic()
         with self._lock:
-            for context in self._waiting:
-                self._waiting[context] += 1
+            if now - self._checked_at >= CHECK_INTERVAL:
+                self._checked_at = now
+                for context in self._waiting:
+                    self._waiting[context] += 1
             too_many = len(self._waiting) - self._max_slow
             slow = [
                 context
                 for position, (context, checks) in enumerate(self._waiting.items())
-                if checks > _OVERDUE_AFTER or (position < too_many and checks >= _SLOW_AFTER)
+                if checks > _OVERDUE_AFTER
+                or (position < too_many and (checks >= _SLOW_AFTER or self._was_slow(context)))
             ]
             for context in slow:
                 del self._waiting[context]
         for context in slow:
             context.cancel()
+        self._note_slow(slow)
+
+    def _was_slow(self, context: grpc.ServicerContext) -> bool:
+        """Whether a call of this connection was slow before. Then no further one is given any time."""
+        return context.peer() in self._slow_peers
+
+    def _note_slow(self, contexts: list[grpc.ServicerContext]) -> None:
+        if len(self._slow_peers) > _MAX_SLOW_PEERS:
+            self._slow_peers.clear()
+        self._slow_peers.update(context.peer() for context in contexts)
+
+
+def _has_gone(context: grpc.ServicerContext) -> bool:
+    """Whether the caller has left. gRPC ends the stream of requests a moment before it marks the call as ended."""
+    gone = Event()
+    return not context.add_callback(gone.set) or gone.wait(_GONE_SECONDS)
