@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AuthenticationServiceStub(object):
-    """Answers one question: is this the user's password? And keeps those out who guess.
+    """Verifies passwords, and locks out guessers.
     """
 
     def __init__(self, channel):
@@ -53,7 +53,7 @@ class AuthenticationServiceStub(object):
 
 
 class AuthenticationServiceServicer(object):
-    """Answers one question: is this the user's password? And keeps those out who guess.
+    """Verifies passwords, and locks out guessers.
     """
 
     def Authenticate(self, request, context):
@@ -117,7 +117,7 @@ def add_AuthenticationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AuthenticationService(object):
-    """Answers one question: is this the user's password? And keeps those out who guess.
+    """Verifies passwords, and locks out guessers.
     """
 
     @staticmethod

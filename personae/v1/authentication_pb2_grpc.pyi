@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AuthenticationServiceStub:
-    """Answers one question: is this the user's password? And keeps those out who guess."""
+    """Verifies passwords, and locks out guessers."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -58,7 +58,7 @@ class AuthenticationServiceStub:
 
 @_typing.type_check_only
 class AuthenticationServiceAsyncStub(AuthenticationServiceStub):
-    """Answers one question: is this the user's password? And keeps those out who guess."""
+    """Verifies passwords, and locks out guessers."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Authenticate: _aio.UnaryUnaryMultiCallable[_authentication_pb2.AuthenticateRequest, _authentication_pb2.AuthenticateResponse]  # type: ignore[assignment]
@@ -85,7 +85,7 @@ class AuthenticationServiceAsyncStub(AuthenticationServiceStub):
     """
 
 class AuthenticationServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Answers one question: is this the user's password? And keeps those out who guess."""
+    """Verifies passwords, and locks out guessers."""
 
     @_abc_1.abstractmethod
     def Authenticate(

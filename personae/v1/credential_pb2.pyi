@@ -41,8 +41,8 @@ class PasswordViolation(_message.Message):
         REASON_CONTROL_CHARACTER: PasswordViolation._Reason.ValueType  # 3
         """It has NUL or another control character."""
         REASON_COMMON: PasswordViolation._Reason.ValueType  # 4
-        """It is on a list of common or breached passwords, in any case, or repeats one that is, whole or ragged; also with
-        blanks and punctuation left out.
+        """It is on a list of common or breached passwords, in any case, or repeats one that is, in full or cut off; also
+        with blanks and punctuation left out.
         """
         REASON_REPETITIVE: PasswordViolation._Reason.ValueType  # 5
         """It is a few characters, repeated; also with blanks and punctuation left out."""
@@ -65,8 +65,8 @@ class PasswordViolation(_message.Message):
     REASON_CONTROL_CHARACTER: PasswordViolation.Reason.ValueType  # 3
     """It has NUL or another control character."""
     REASON_COMMON: PasswordViolation.Reason.ValueType  # 4
-    """It is on a list of common or breached passwords, in any case, or repeats one that is, whole or ragged; also with
-    blanks and punctuation left out.
+    """It is on a list of common or breached passwords, in any case, or repeats one that is, in full or cut off; also
+    with blanks and punctuation left out.
     """
     REASON_REPETITIVE: PasswordViolation.Reason.ValueType  # 5
     """It is a few characters, repeated; also with blanks and punctuation left out."""
@@ -115,7 +115,7 @@ class SetPasswordRequest(_message.Message):
     """Makes the user choose another password before the first sign-in."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
-        """From when on the password is nobody's, unless the user has changed it. In the future. Unset: never."""
+        """When the password expires, unless changed before. In the future. Unset: never."""
 
     def __init__(
         self,

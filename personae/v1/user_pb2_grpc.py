@@ -113,8 +113,7 @@ class UserServiceServicer(object):
 
         ALREADY_EXISTS with the reason EMAIL_TAKEN or USERNAME_TAKEN when another user, deleted ones included, has the
         name. With a request_id the call can be repeated safely: the repeat returns the user as it is now.
-        RESOURCE_EXHAUSTED with the reason HASHING_BUSY, also without a password, when more creations wait than the server
-        takes on.
+        RESOURCE_EXHAUSTED with the reason HASHING_BUSY, only with a password, when too many calls wait to hash one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

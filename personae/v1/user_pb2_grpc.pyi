@@ -43,8 +43,7 @@ class UserServiceStub:
 
     ALREADY_EXISTS with the reason EMAIL_TAKEN or USERNAME_TAKEN when another user, deleted ones included, has the
     name. With a request_id the call can be repeated safely: the repeat returns the user as it is now.
-    RESOURCE_EXHAUSTED with the reason HASHING_BUSY, also without a password, when more creations wait than the server
-    takes on.
+    RESOURCE_EXHAUSTED with the reason HASHING_BUSY, only with a password, when too many calls wait to hash one.
     """
     GetUser: _grpc.UnaryUnaryMultiCallable[_user_pb2.GetUserRequest, _user_pb2.User]
     """Returns one user by id, email or username; a soft-deleted user too (see User.deleted_at).
@@ -99,8 +98,7 @@ class UserServiceAsyncStub(UserServiceStub):
 
     ALREADY_EXISTS with the reason EMAIL_TAKEN or USERNAME_TAKEN when another user, deleted ones included, has the
     name. With a request_id the call can be repeated safely: the repeat returns the user as it is now.
-    RESOURCE_EXHAUSTED with the reason HASHING_BUSY, also without a password, when more creations wait than the server
-    takes on.
+    RESOURCE_EXHAUSTED with the reason HASHING_BUSY, only with a password, when too many calls wait to hash one.
     """
     GetUser: _aio.UnaryUnaryMultiCallable[_user_pb2.GetUserRequest, _user_pb2.User]  # type: ignore[assignment]
     """Returns one user by id, email or username; a soft-deleted user too (see User.deleted_at).
@@ -158,8 +156,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
 
         ALREADY_EXISTS with the reason EMAIL_TAKEN or USERNAME_TAKEN when another user, deleted ones included, has the
         name. With a request_id the call can be repeated safely: the repeat returns the user as it is now.
-        RESOURCE_EXHAUSTED with the reason HASHING_BUSY, also without a password, when more creations wait than the server
-        takes on.
+        RESOURCE_EXHAUSTED with the reason HASHING_BUSY, only with a password, when too many calls wait to hash one.
         """
 
     @_abc_1.abstractmethod

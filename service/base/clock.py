@@ -1,4 +1,4 @@
-"""Clocks: read at the edge, once per RPC, and passed down as values."""
+"""Clocks: read at the edge, once for each transaction, and passed down as values."""
 
 import time
 from collections.abc import Callable

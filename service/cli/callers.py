@@ -130,9 +130,9 @@ def revoke(name: str | None, key_id: str | None, identity: str | None, everythin
     from service.core.callers.administration import remove_identity, revoke_all, revoke_key
 
     if (key_id is not None) + (identity is not None) + everything != 1:
-        fail("Say one of --key, --identity and --all.")
+        fail("Give exactly one of --key, --identity and --all.")
     if name is None and key_id is None:
-        fail("Say whose: callers revoke NAME …")
+        fail("Give the name of the caller: callers revoke NAME …")
     if key_id is not None:
         key_id = _key_id_in(key_id)
     with _session(changes=True) as (session, now):
@@ -141,12 +141,12 @@ def revoke(name: str | None, key_id: str | None, identity: str | None, everythin
             done = f"Revoked the key {key_id} of {owner}."
         elif identity is not None:
             remove_identity(session, name or "", identity)
-            done = f"{identity} is not {name} any more."
+            done = f"{identity} no longer identifies {name}."
         else:
             name = name or ""
             keys, identities = revoke_all(session, name, now=now)
             done = f"Revoked {keys} keys and {identities} names in certificates of {name}."
-    click.echo(f"{done} Every server knows it within its CALLER_CACHE_SECONDS.")
+    click.echo(f"{done} Takes effect on every server within CALLER_CACHE_SECONDS.")
 
 
 @callers.command()
@@ -160,13 +160,13 @@ def limit(name: str, rate: int | None, burst: int | None, is_default: bool) -> N
     from service.core.token_bucket import rate_of
 
     if (rate is not None) == is_default:
-        fail("Say one of --rate and --default.")
+        fail("Give exactly one of --rate and --default.")
     if burst is not None and not rate:
         fail("--burst goes with a --rate that is not 0.")
     own = None if rate is None else rate_of(rate, burst)
     with _session(changes=True) as (session, _):
         change_rate(session, name, own)
-    click.echo(f"The rate of {name}: {_format_rate(own)}. Every server knows it within its CALLER_CACHE_SECONDS.")
+    click.echo(f"The rate of {name}: {_format_rate(own)}. Takes effect on every server within CALLER_CACHE_SECONDS.")
 
 
 @callers.command()

@@ -41,7 +41,7 @@ def database_url(settings: Settings) -> "Iterator[URL]":
         yield settings.url
         return
     if settings.migration_database_url is not None:
-        fail("MIGRATION_DATABASE_URL is set and DATABASE_URL is not: say on which database to work.")
+        fail("MIGRATION_DATABASE_URL is set and DATABASE_URL is not: set DATABASE_URL too.")
 
     from service.base.settings import psycopg2_url
     from service.dev.postgres import EmbeddedPostgres, EmbeddedPostgresError

@@ -49,7 +49,10 @@ def worker(number: int, channel: int, core: int | None, workers: int, **override
     if url is None:
         fail("DATABASE_URL is not set.", os.EX_CONFIG)
     if settings.client_certificates == "optional" and not settings.grpc_mtls_port:
-        fail("TLS_CLIENT_CERTIFICATES=optional opens a port, which takes a restart.", os.EX_CONFIG)
+        fail(
+            "TLS_CLIENT_CERTIFICATES=optional needs a second port: restart the service, a reload cannot open it.",
+            os.EX_CONFIG,
+        )
     from service.workers.worker import keep_metrics, work
 
     if settings.metrics_port and not keep_metrics(number):

@@ -75,8 +75,8 @@ class Candidate:
 class PasswordAttempt:
     """A password that was compared, and the result.
 
-    action: its name in the audit trail. reason: of the error for a wrong password. forgives: the error that others get
-    after the right password, and this attempt does not.
+    action: its name in the audit trail. reason: of the error for a wrong password. forgives: an error that the right
+    password usually leads to, but that does not refuse this attempt (ChangePassword: PASSWORD_CHANGE_REQUIRED).
     """
 
     action: str

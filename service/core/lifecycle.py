@@ -1,6 +1,6 @@
-"""What ends with a user: flows over several features. A feature that keeps rows about users joins in here.
+"""Purging users: deletes the rows of every feature that stores data about them.
 
-What only has to become void, by deactivation or another password, needs no flow: see access_epoch.
+Deactivation and a new password need no such flow: they make codes void by a new access_epoch.
 """
 
 from datetime import datetime

@@ -44,7 +44,7 @@ class CallContext:
     key_id: str | None = None
     """The public part of the accepted API key."""
     claimed_key_id: str | None = None
-    """The public part of a refused API key, which anybody may have made up."""
+    """The key id as the caller sent it, unverified; logged only if the key was refused."""
     status: grpc.Status | None = None
     """The status of the failure; None: success."""
     reason: str | None = None

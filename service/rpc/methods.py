@@ -1,10 +1,10 @@
 """The table of methods: one row for each RPC, with everything that the pipeline needs to know about it.
 
 The pipeline, the executors, the rate limits, the metrics and the tests of the docs read it. The server does not start
-when a served method has no row, or when a row names no served method.
+when a served method has no row, when a row names no served method, or when they differ in the kind of response.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -137,8 +137,9 @@ class UnlistedMethodError(Exception):
     """The table and the served methods differ. The server must not start."""
 
 
-def require_rows(served: Iterable[str]) -> None:
-    """Raises UnlistedMethodError unless the table has exactly one row for each of these methods."""
-    different = set(served) ^ set(METHODS)
+def require_rows(served: Mapping[str, Response]) -> None:
+    """Raises UnlistedMethodError unless the table has a row with its kind of response for each method, and no other."""
+    rows = {name: row.response for name, row in METHODS.items()}
+    different = {name for name, _ in served.items() ^ rows.items()}
     if different:
         raise UnlistedMethodError(f"table of methods and served methods differ in: {', '.join(sorted(different))}")

@@ -152,7 +152,7 @@ class DatabaseMonitor:
         if self._directory is not None:
             hung += self._directory.cut_hung()
         if hung:
-            _log.warning("connections cut that were not answered", connections=hung)
+            _log.warning("hung database connections closed", connections=hung)
 
     def _reconnect(self) -> None:
         """Close all connections: their server may be down, or demoted to a standby."""

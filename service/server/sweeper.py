@@ -59,7 +59,7 @@ def sweep(
     if not is_ending():
         # It fails while somebody reads a month, or if another object depends on it: the next sweep tries again.
         drop = partial(audit.drop_partitions, now=now, keep=keep_events)
-        dropped = _try_batch(database, actor, drop, failure="months of the audit trail not dropped")
+        dropped = _try_batch(database, actor, drop, failure="audit partitions not dropped")
         removed[_DROPPED_MONTHS] = dropped or 0
     return removed
 
@@ -73,12 +73,12 @@ def make_audit_months(database: Database) -> bool | None:
     def make(session: Session) -> tuple[int, bool]:
         return audit.make_partitions(session), audit.is_month_missing(session)
 
-    result = _try_batch(database, SWEEPER, make, failure="months of the audit trail not made")
+    result = _try_batch(database, SWEEPER, make, failure="audit partitions not created")
     if result is None:
         return None
     made, is_late = result
     if made:
-        _log.info("made months of the audit trail", made=made)
+        _log.info("audit partitions created", made=made)
     if is_late:
         _log.warning(
             "this month of the audit trail lies in audit_events_default, and would be kept for ever",
@@ -94,7 +94,7 @@ def sweep_and_log(
     try:
         removed = sweep(database, clock, is_ending, keep_events=keep_events)
     except PersonaeError as error:
-        _log.warning("sweep put off", reason=error.reason)
+        _log.warning("sweep postponed", reason=error.reason)
         return None
     if any(removed.values()):
         _log.info("swept", **removed)

@@ -1,7 +1,6 @@
 """The composition root: builds a server from the settings.
 
-Besides the command line this is the only module that sees the settings whole. It hands every other module the values
-that it uses.
+`Settings` itself goes no further: every object below gets the values that it uses.
 """
 
 from collections.abc import Callable
@@ -44,7 +43,7 @@ from service.rpc.admission.rate_limits import RateLimits
 from service.rpc.callers.directory import CallerDirectory
 from service.rpc.callers.identification import Identify, assume_caller, identify_callers
 from service.rpc.health import Health
-from service.rpc.methods import Executor, require_rows
+from service.rpc.methods import Executor, Response, require_rows
 from service.rpc.pipeline.drain import Drain
 from service.rpc.pipeline.interceptor import Pipeline
 from service.rpc.pipeline.stages import stages
@@ -70,7 +69,12 @@ SERVICES = (
     audit_pb2.DESCRIPTOR.services_by_name["AuditService"],
 )
 SERVICE_NAMES = tuple(service.full_name for service in SERVICES)
-SERVED_METHODS = tuple(f"/{service.full_name}/{method.name}" for service in SERVICES for method in service.methods)
+SERVED_METHODS = {
+    f"/{service.full_name}/{method.name}": Response.STREAM if method.server_streaming else Response.MESSAGE
+    for service in SERVICES
+    for method in service.methods
+}
+"""The kind of response of each RPC, as the proto declares it."""
 
 _SPARE_THREADS = 4
 """Threads of the hashing executor beyond the permits and their queue: for RPCs that are refused, and for CreateUser
@@ -322,7 +326,7 @@ def _description(
         why = "CALLER_AUTH=off" if settings.caller_auth == "off" else "a developer's server on loopback"
         _log.warning("callers are not authenticated", all_are=assumed_caller, why=why)
     elif directory is not None and directory.has_nobody(clock()):
-        _log.warning("nobody can call yet", remedy="python -m service callers create NAME --scope …")
+        _log.warning("no caller has a valid key or identity", remedy="python -m service callers create NAME --scope …")
     return {
         "host": settings.grpc_host,
         "tls": settings.has_tls,

@@ -163,7 +163,7 @@ class Supervisor:
         slot.crashes += 1
         pauses = self._limits.back_off
         if slot.crashes > len(pauses) and not self.serving:
-            _log.error("worker dies again and again: the service ends", deaths=slot.crashes, last=why)
+            _log.error("worker keeps crashing: giving up", deaths=slot.crashes, last=why)
             self._stop(1)
             return
         seconds = pauses[slot.crashes - 1] if slot.crashes <= len(pauses) else _LONG_BACK_OFF_SECONDS

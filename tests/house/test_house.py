@@ -18,7 +18,7 @@ from service.base.errors import PersonaeError
 from service.core.users import COLUMNS, UserRecord
 from service.db.error_mapping import UNIQUE_CONSTRAINTS
 from service.db.models import Base
-from service.rpc.methods import METHODS, UnlistedMethodError, require_rows
+from service.rpc.methods import Response, UnlistedMethodError, require_rows
 from service.rpc.pipeline.status import CODES
 from service.server.wiring import SERVED_METHODS
 from tests.support.servers import Services
@@ -56,12 +56,14 @@ def test_reasons_are_stable_names() -> None:
 
 
 def test_every_rpc_has_a_method_row() -> None:
-    """A method without a row, or a row without a method, stops the server."""
-    assert set(METHODS) == set(SERVED_METHODS)
+    """A method without a row, a row without a method, or one with another kind of response stops the server."""
+    require_rows(SERVED_METHODS)
     with pytest.raises(UnlistedMethodError, match="NewMethod"):
-        require_rows([*SERVED_METHODS, "/personae.v1.UserService/NewMethod"])
-    with pytest.raises(UnlistedMethodError):
-        require_rows(SERVED_METHODS[1:])
+        require_rows({**SERVED_METHODS, "/personae.v1.UserService/NewMethod": Response.MESSAGE})
+    with pytest.raises(UnlistedMethodError, match="GetUser"):
+        require_rows({name: kind for name, kind in SERVED_METHODS.items() if not name.endswith("/GetUser")})
+    with pytest.raises(UnlistedMethodError, match="ListUsers"):
+        require_rows({**SERVED_METHODS, "/personae.v1.UserService/ListUsers": Response.STREAM})
 
 
 def contract_calls() -> set[str]:

@@ -24,7 +24,7 @@ from tests.support.processes import Process, process
 from tests.support.servers import KEY, running
 from tests.support.witness import WITNESS
 
-NOT_ASKED, NOBODY = "callers are not authenticated", "nobody can call yet"
+NOT_ASKED, NOBODY = "callers are not authenticated", "no caller has a valid key or identity"
 
 
 def warnings(server: Process) -> list[dict[str, object]]:

@@ -168,7 +168,7 @@ class TestVerbs:
     def test_rates(self, verbs: Verbs) -> None:
         """Its own rate, no limit, the default again; each change leaves one event."""
         verbs.run("create", "mailer", "--no-key")
-        known = "Every server knows it within its CALLER_CACHE_SECONDS.\n"
+        known = "Takes effect on every server within CALLER_CACHE_SECONDS.\n"
         for options, rate, listed in (
             (["--rate", "100", "--burst", "200"], "100 calls a second, 200 at once, to each server process", "100/s"),
             (["--rate", "7"], "7 calls a second, 7 at once, to each server process", "7/s"),
@@ -206,7 +206,7 @@ class TestVerbs:
         none = ("grant", "billing", "--remove", "users.read", "--remove", "users.write")
         assert verbs.done(*none) == "billing has no scope.\n"
         revoke = ("revoke", "billing", "--identity", "billing.internal")
-        assert verbs.done(*revoke).startswith("billing.internal is not billing any more.")
+        assert verbs.done(*revoke).startswith("billing.internal no longer identifies billing.")
         assert verbs.done("show", "billing").splitlines()[1::2] == ["scopes      -", f"identity    {SPIFFE}"]
         assert verbs.events() == [
             ("CreateCaller", "billing", []),
@@ -288,9 +288,9 @@ class TestRefusals:
                 "belongs to a caller already",
             ),
             (["revoke", "nobody", "--all"], 1, "There is no caller nobody"),
-            (["revoke", name], 1, "Say one of --key, --identity and --all"),
-            (["revoke", name, "--all", "--key", key.key_id], 1, "Say one of --key, --identity and --all"),
-            (["revoke", "--all"], 1, "Say whose"),
+            (["revoke", name], 1, "Give exactly one of --key, --identity and --all"),
+            (["revoke", name, "--all", "--key", key.key_id], 1, "Give exactly one of --key, --identity and --all"),
+            (["revoke", "--all"], 1, "Give the name of the caller"),
             (["revoke", name, "--identity", "other.internal"], 1, f"{name} has no identity other.internal"),
             (["revoke", name, "--key", "aaaaaaaa"], 1, f"There is no key aaaaaaaa of {name} that could be revoked"),
             (["revoke", name, "--key", revoked.key_id], 1, f"There is no key {revoked.key_id} of {name}"),

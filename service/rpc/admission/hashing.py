@@ -1,7 +1,8 @@
 """The concurrency limit of password hashing: the one queue in front of bcrypt.
 
-RPCs that hash run on an executor of their own, so that they cannot take the threads of other RPCs. After authorisation
-and parsing each acquires a permit, then hashes on its own thread, where bcrypt releases the GIL. There are about as
+RPCs that hash run on an executor of their own, so that they cannot take the threads of other RPCs. It has a thread for
+each permit, for each RPC that may wait for one, and a few more, so that its own queue stays empty. After authorisation
+and parsing each RPC acquires a permit, then hashes on its own thread, where bcrypt releases the GIL. There are about as
 many permits as cores. A bounded number of RPCs waits for a permit; further ones are refused at once: HASHING_BUSY.
 
 An RPC that could not be answered before its deadline is refused at once as well. Otherwise, in a long overload, every

@@ -139,7 +139,7 @@ class CallerDirectory:
             with database.scope(deadline=monotonic() + _READ_SECONDS) as session, session.begin():
                 record_uses(session, list(uses), now=max(uses.values()))
         except PersonaeError as error:
-            _log.warning("uses of keys not written", reason=error.reason)
+            _log.warning("last use of API keys not stored", reason=error.reason)
 
     def _request_read(self) -> float | None:
         """Request a read that begins from now on; the moment of the request, or None beyond the rate limit."""

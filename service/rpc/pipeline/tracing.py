@@ -47,7 +47,7 @@ def tracing(tracer: Tracer) -> Stage:
 
 
 def tracing_hashes(tracer: Tracer) -> Callable[[], AbstractContextManager[object]]:
-    """Make what makes the context in which a hash runs, to be recorded as part of the current call."""
+    """Return the function that opens a span for a hash, as a child of the current call's span."""
 
     def instrument() -> AbstractContextManager[object]:
         if not get_current_span().is_recording():
@@ -58,7 +58,7 @@ def tracing_hashes(tracer: Tracer) -> Callable[[], AbstractContextManager[object
 
 
 def tracing_statements(tracer: Tracer) -> Callable[[str, Callable[[], None]], None]:
-    """Make the function that runs a statement and records it as part of the current call."""
+    """Return the function that runs a statement in a span, as a child of the current call's span."""
 
     def watch(statement: str, run: Callable[[], None]) -> None:
         if not get_current_span().is_recording():
