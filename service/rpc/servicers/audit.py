@@ -42,18 +42,18 @@ class Listing:
     binding: str
 
 
+@dataclass(eq=False)
 class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
-    def __init__(self, database: Database, *, page_tokens: PageTokens) -> None:
-        self._database = database
-        self._page_tokens = page_tokens
+    database: Database
+    page_tokens: PageTokens
 
     def ListAuditEvents(
         self, request: audit_pb2.ListAuditEventsRequest, context: grpc.ServicerContext
     ) -> audit_pb2.ListAuditEventsResponse:
-        listing = listing_of(request, self._page_tokens)
-        with rpc_scope(self._database) as session, reading(session):
+        listing = listing_of(request, self.page_tokens)
+        with rpc_scope(self.database) as session, reading(session):
             page = audit.list_events(session, where=listing.where, after=listing.after, size=listing.size)
-        token = "" if page.next is None else self._page_tokens.seal(page.next, binding=listing.binding)
+        token = "" if page.next is None else self.page_tokens.seal(page.next, binding=listing.binding)
         return audit_pb2.ListAuditEventsResponse(
             events=[event_message(event) for event in page.events], next_page_token=token
         )

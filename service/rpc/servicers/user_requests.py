@@ -3,7 +3,7 @@
 import hmac
 import re
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from pydantic import Field
@@ -12,9 +12,10 @@ from personae.v1 import user_pb2
 from service.core import users
 from service.core.identifiers import EMAIL_MAX_BYTES, USERNAME_MAX_BYTES, BadIdentifierError, normalise_prefix
 from service.core.page_tokens import PageTokens, Position
-from service.core.passwords.policy import Names, PasswordPolicy
+from service.core.passwords.policy import Names
 from service.core.users import Key, NewUser, Order, RequestKey, UserFilter
 from service.rpc.context import current
+from service.rpc.servicers.rules import Rules
 from service.rpc.validation import (
     Email,
     RequestModel,
@@ -39,16 +40,6 @@ _ORDER_BY = re.compile(r" *(?P<column>[a-z_]+)(?: +(?P<direction>asc|desc))? *")
 _WRITABLE = ("email", "username")
 _RPC_OF_FIELD = {"is_active": "ActivateUser or DeactivateUser", "is_superuser": "GrantSuperuser or RevokeSuperuser"}
 _FIELDS = frozenset(user_pb2.User.DESCRIPTOR.fields_by_name)
-
-
-@dataclass(frozen=True, slots=True)
-class UserRules:
-    """The settings for users."""
-
-    policy: PasswordPolicy
-    bcrypt_cost: int
-    allow_special_domains: bool
-    purge_after: timedelta
 
 
 class _Names(RequestModel):
@@ -97,7 +88,7 @@ Targeted = (
 )
 
 
-def key_of(request: user_pb2.GetUserRequest, rules: UserRules) -> Key:
+def key_of(request: user_pb2.GetUserRequest, rules: Rules) -> Key:
     """Validate GetUser. Raises InvalidFieldsError, like the functions below."""
     violations = Violations()
     key = user_key(request.key, "key", violations, allow_special_domains=rules.allow_special_domains)
@@ -105,7 +96,7 @@ def key_of(request: user_pb2.GetUserRequest, rules: UserRules) -> Key:
     return key
 
 
-def keys_of(request: user_pb2.BatchGetUsersRequest, rules: UserRules) -> list[Key]:
+def keys_of(request: user_pb2.BatchGetUsersRequest, rules: Rules) -> list[Key]:
     """Validate BatchGetUsers."""
     violations = Violations()
     if len(request.keys) > MAX_BATCH:
@@ -134,7 +125,7 @@ def listing_of(request: user_pb2.ListUsersRequest, page_tokens: PageTokens) -> L
     return Listing(where, order, after, size, binding)
 
 
-def creation_of(request: user_pb2.CreateUserRequest, rules: UserRules, fingerprint_keys: tuple[bytes, ...]) -> Creation:
+def creation_of(request: user_pb2.CreateUserRequest, rules: Rules, fingerprint_keys: tuple[bytes, ...]) -> Creation:
     """Validate CreateUser. fingerprint_keys: for the fingerprint that a repeated request_id is compared by."""
     violations = Violations()
     names = validated(
@@ -175,7 +166,7 @@ def _fingerprints(request: user_pb2.CreateUserRequest, keys: tuple[bytes, ...]) 
     return tuple(hmac.digest(key, data, "sha256") for key in keys)
 
 
-def update_of(request: user_pb2.UpdateUserRequest, rules: UserRules) -> Update:
+def update_of(request: user_pb2.UpdateUserRequest, rules: Rules) -> Update:
     """Validate UpdateUser."""
     violations = Violations()
     user_id = require_id(request.user.id, "user.id", violations)
