@@ -66,13 +66,13 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
     def ListUsers(
         self, request: user_pb2.ListUsersRequest, context: grpc.ServicerContext
     ) -> user_pb2.ListUsersResponse:
-        listing = listing_of(request, self.page_tokens)
+        where, order, page = listing_of(request, self.page_tokens)
         with rpc_scope(self.database) as session, reading(session):
-            page = users.list_users(
-                session, where=listing.where, order=listing.order, after=listing.after, size=listing.size
-            )
-        token = "" if page.next is None else self.page_tokens.seal(page.next, binding=listing.binding)
-        return user_pb2.ListUsersResponse(users=[user_message(user) for user in page.users], next_page_token=token)
+            found = users.list_users(session, where=where, order=order, after=page.after, size=page.size)
+        return user_pb2.ListUsersResponse(
+            users=[user_message(user) for user in found.users],
+            next_page_token=page.token(found.next, self.page_tokens),
+        )
 
     # ------------------------------------------------------------------------------------------------- writing
 

@@ -11,20 +11,19 @@ from pydantic import Field
 from personae.v1 import user_pb2
 from service.core import users
 from service.core.identifiers import EMAIL_MAX_BYTES, USERNAME_MAX_BYTES, BadIdentifierError, normalise_prefix
-from service.core.page_tokens import PageTokens, Position
+from service.core.page_tokens import PageTokens
 from service.core.passwords.policy import Names
 from service.core.users import Key, NewUser, Order, RequestKey, UserFilter
 from service.rpc.context import current
 from service.rpc.servicers.rules import Rules
 from service.rpc.validation import (
     Email,
+    PageRequest,
     RequestModel,
     Username,
     Violations,
     etag_version,
-    page_binding,
-    page_size,
-    page_start,
+    page_of,
     require_id,
     to_datetime,
     user_key,
@@ -69,15 +68,6 @@ class Creation:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
-    where: UserFilter
-    order: Order
-    after: Position | None
-    size: int
-    binding: str
-
-
 Targeted = (
     user_pb2.DeleteUserRequest
     | user_pb2.UndeleteUserRequest
@@ -111,18 +101,21 @@ def keys_of(request: user_pb2.BatchGetUsersRequest, rules: Rules) -> list[Key]:
     return keys
 
 
-def listing_of(request: user_pb2.ListUsersRequest, page_tokens: PageTokens) -> Listing:
+def listing_of(request: user_pb2.ListUsersRequest, page_tokens: PageTokens) -> tuple[UserFilter, Order, PageRequest]:
     """Validate ListUsers."""
     violations = Violations()
     where = _filter(request, violations)
     order = _order(request.order_by, where, violations)
-    size = page_size(request.page_size, "page_size", violations)
-    binding = page_binding(where, order)
-    after = page_start(
-        request.page_token, page_tokens, violations, binding=binding, decided_by="filter, order_by and show_deleted"
+    page = page_of(
+        request,
+        where,
+        order,
+        page_tokens=page_tokens,
+        violations=violations,
+        decided_by="filter, order_by and show_deleted",
     )
     violations.check()
-    return Listing(where, order, after, size, binding)
+    return where, order, page
 
 
 def creation_of(request: user_pb2.CreateUserRequest, rules: Rules, fingerprint_keys: tuple[bytes, ...]) -> Creation:
