@@ -194,12 +194,11 @@ def build_server(
         state=ServerState(
             clock=clock,
             database=database,
-            probe=monitor.probe,
+            monitor=monitor,
             executors=tuple(executors.values()),
             hashing=hashing,
             directory=directory,
             certificates=certificates,
-            is_up=lambda: monitor.is_up,
         ),
         describe=partial(_description, settings, directory, clock, assumed_caller),
         drain_seconds=settings.shutdown_drain,
