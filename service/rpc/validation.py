@@ -6,7 +6,7 @@ before its length is known to be harmless.
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, TypeVar
@@ -14,7 +14,6 @@ from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo
-from pydantic_core import PydanticCustomError
 
 from personae.v1 import audit_pb2, user_pb2
 from service.base.errors import InvalidFieldsError, Violation
@@ -61,26 +60,12 @@ class RequestModel(BaseModel):
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True, strict=True)
 
 
-def _normalised_by(normalise: Callable[[str, ValidationInfo], str]) -> AfterValidator:
-    def validate(value: str, info: ValidationInfo) -> str:
-        try:
-            return normalise(value, info)
-        except BadIdentifierError as error:
-            raise PydanticCustomError(error.reason, "{text}", {"text": str(error)}) from None
-
-    return AfterValidator(validate)
-
-
 def _email(value: str, info: ValidationInfo) -> str:
     return normalise_email(value, allow_special_domains=(info.context or {}).get("allow_special_domains", False))
 
 
-def _username(value: str, _info: ValidationInfo) -> str:
-    return normalise_username(value)
-
-
-Email = Annotated[str, _normalised_by(_email)]
-Username = Annotated[str, _normalised_by(_username)]
+Email = Annotated[str, AfterValidator(_email)]
+Username = Annotated[str, AfterValidator(normalise_username)]
 
 _Model = TypeVar("_Model", bound=RequestModel)
 
@@ -93,7 +78,8 @@ def validated(
         return model.model_validate(values, context={"allow_special_domains": allow_special_domains})
     except ValidationError as error:
         for detail in error.errors(include_input=False, include_url=False):
-            violations.add(".".join(map(str, detail["loc"])), detail["type"].upper(), detail["msg"])
+            found: BadIdentifierError = detail["ctx"]["error"]
+            violations.add(".".join(map(str, detail["loc"])), found.reason, str(found))
         return None
 
 
