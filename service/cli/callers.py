@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING
 import click
 
 from service.base.actor import COMMAND_LINE
+from service.base.clock import utc_now
+from service.base.randomness import random_bytes
 from service.cli.common import fail, settings_or_fail, working_database
+from service.core.api_keys import RANDOM_BYTES, NewKey, key_id_in, make_key
+from service.core.callers.rules import CallerError
+from service.core.token_bucket import Rate, rate_of
+from service.rpc.methods import ALL_SCOPES
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from service.core.api_keys import NewKey
     from service.core.callers.administration import CallerRecord
     from service.core.callers.index import Key
-    from service.core.token_bucket import Rate
 
 _EXPIRES_IN = click.option(
     "--expires-in",
@@ -57,7 +61,6 @@ def create(  # noqa: PLR0917  click calls it by name
 ) -> None:
     """Create a caller, and print its API key: once, alone on standard output."""
     from service.core.callers.administration import CallerExistsError, add_key, create_caller
-    from service.rpc.methods import ALL_SCOPES
 
     granted = _require_known(ALL_SCOPES if all_scopes else scopes)
     with _session(changes=True) as (session, now):
@@ -68,7 +71,7 @@ def create(  # noqa: PLR0917  click calls it by name
                 raise
             click.echo(error, err=True)
             return
-        key = None if no_key else _new_key()
+        key = None if no_key else make_key(random_bytes(RANDOM_BYTES))
         if key is not None:
             add_key(session, name, key, expires_at=now + timedelta(days=days), now=now)
     click.echo(f"Created caller {name} with {_format_scopes(sorted(granted))}.", err=True)
@@ -114,7 +117,7 @@ def rotate(name: str, days: int) -> None:
     """
     from service.core.callers.administration import add_key
 
-    key = _new_key()
+    key = make_key(random_bytes(RANDOM_BYTES))
     with _session(changes=True) as (session, now):
         add_key(session, name, key, expires_at=now + timedelta(days=days), now=now)
     _print_key(key, now + timedelta(days=days))
@@ -157,7 +160,6 @@ def revoke(name: str | None, key_id: str | None, identity: str | None, everythin
 def limit(name: str, rate: int | None, burst: int | None, is_default: bool) -> None:  # noqa: FBT001
     """Set the rate limit of a caller."""
     from service.core.callers.administration import change_rate
-    from service.core.token_bucket import rate_of
 
     if (rate is not None) == is_default:
         fail("Give exactly one of --rate and --default.")
@@ -191,8 +193,6 @@ def grant(name: str, scopes: Sequence[str], removed: Sequence[str], identities: 
 @contextmanager
 def _session(*, changes: bool = False) -> "Iterator[tuple[Session, datetime]]":
     """A session with the current time: a transaction for changes, else for reading only."""
-    from service.base.clock import utc_now
-    from service.core.callers.rules import CallerError
     from service.db.engine import reading
 
     with working_database(settings_or_fail()) as database:
@@ -204,22 +204,13 @@ def _session(*, changes: bool = False) -> "Iterator[tuple[Session, datetime]]":
 
 
 def _require_known(scopes: Iterable[str]) -> frozenset[str]:
-    from service.rpc.methods import ALL_SCOPES
-
     unknown = sorted(set(scopes) - ALL_SCOPES)
     if unknown:
         fail(f"There is no scope {', '.join(unknown)}. There are: {', '.join(sorted(ALL_SCOPES))}.")
     return frozenset(scopes)
 
 
-def _new_key() -> "NewKey":
-    from service.base.randomness import random_bytes
-    from service.core.api_keys import RANDOM_BYTES, make_key
-
-    return make_key(random_bytes(RANDOM_BYTES))
-
-
-def _print_key(key: "NewKey", expires_at: datetime) -> None:
+def _print_key(key: NewKey, expires_at: datetime) -> None:
     until = _format_time(expires_at)
     click.echo(f"Key {key.key_id}, valid until {until} UTC. It is shown now and never again:", err=True)
     click.echo(key.text)
@@ -227,8 +218,6 @@ def _print_key(key: "NewKey", expires_at: datetime) -> None:
 
 def _key_id_in(text: str) -> str:
     """The key id in an argument that is a key id or a whole key. Other input is not echoed: it may be secret."""
-    from service.core.api_keys import key_id_in
-
     key_id = text if re.fullmatch(r"[a-z2-7]{8}", text) else key_id_in(text)
     if key_id is None:
         fail("--key is neither the id of a key, 8 letters and digits, nor a key.")
@@ -251,7 +240,7 @@ def _format_state(key: "Key", now: datetime) -> str:
     return f"{'live until' if key.is_live(now) else 'expired'} {_format_time(key.expires_at)}"
 
 
-def _format_rate(rate: "Rate | None") -> str:
+def _format_rate(rate: Rate | None) -> str:
     if rate is None:
         return "the server's default"
     if not rate.is_limited:

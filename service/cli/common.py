@@ -3,16 +3,20 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
 
-from service.base.settings import Settings, SettingsError, load_settings
+from service.base.errors import PersonaeError
+from service.base.settings import Settings, SettingsError, load_settings, psycopg2_url
+from service.db.diagnosis import diagnose
+from service.db.schema import SchemaBehindError, connect, database_revision, needed_revision, require_schema
 from service.observability.log import configure
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import URL
-
     from service.db.engine import Database
 
 
@@ -35,7 +39,7 @@ def fail(text: str, code: int = 1) -> NoReturn:
 
 
 @contextmanager
-def database_url(settings: Settings) -> "Iterator[URL]":
+def database_url(settings: Settings) -> Iterator[URL]:
     """The database to work on, for as long as the block runs: DATABASE_URL, else the embedded one, which is started."""
     if settings.url is not None:
         yield settings.url
@@ -43,7 +47,6 @@ def database_url(settings: Settings) -> "Iterator[URL]":
     if settings.migration_database_url is not None:
         fail("MIGRATION_DATABASE_URL is set and DATABASE_URL is not: set DATABASE_URL too.")
 
-    from service.base.settings import psycopg2_url
     from service.dev.postgres import EmbeddedPostgres, EmbeddedPostgresError
 
     try:
@@ -55,32 +58,22 @@ def database_url(settings: Settings) -> "Iterator[URL]":
 
 
 @contextmanager
-def migrated_database(settings: Settings) -> "Iterator[URL]":
-    """As database_url, with the schema in place: the embedded one is migrated, another one has to be."""
-    from sqlalchemy.exc import DBAPIError
-
-    from service.db.diagnosis import diagnose
-    from service.db.schema import SchemaBehindError, require_schema_at
+def working_database(settings: Settings) -> "Iterator[Database]":
+    """As database_url, with the schema in place and ready for sessions: the embedded one is migrated, another one has
+    to be. What the service refuses ends the command with its text.
+    """
+    from service.server.wiring import open_database
 
     with database_url(settings) as url:
         if settings.url is None:
             upgrade(url)
         try:
-            require_schema_at(url)
+            with connect(url) as connection:
+                require_schema(connection)
         except SchemaBehindError as error:
             fail(str(error))
         except DBAPIError as error:
             fail(str(diagnose(error)))
-        yield url
-
-
-@contextmanager
-def working_database(settings: Settings) -> "Iterator[Database]":
-    """As migrated_database, ready for sessions. What the service refuses ends the command with its text."""
-    from service.base.errors import PersonaeError
-    from service.server.wiring import open_database
-
-    with migrated_database(settings) as url:
         database = open_database(settings, url)
         try:
             yield database
@@ -90,27 +83,23 @@ def working_database(settings: Settings) -> "Iterator[Database]":
             database.dispose()
 
 
-def upgrade(url: "URL") -> str:
+def upgrade(url: URL) -> str:
     """Run the migrations up to the newest, as `alembic upgrade head` does; what was done, in words.
 
     A database that is newer than this code is left alone: that is how a release that was rolled back finds it.
     """
-    from pathlib import Path
-
     from alembic import command
     from alembic.config import Config
-    from sqlalchemy.exc import DBAPIError
 
-    from service.db.diagnosis import diagnose
     from service.db.migrator import MigratorBusyError
     from service.db.privileges import GrantsError
-    from service.db.schema import needed_revision, revision_at
 
     config = Config(Path(__file__).resolve().parents[2] / "alembic.ini")
     config.attributes["url"] = url
     needed = needed_revision()
     try:
-        found = revision_at(url)
+        with connect(url) as connection:
+            found = database_revision(connection)
         if found is not None and found > needed:
             return f"The database has schema {found}, newer than this code's {needed}: nothing to do."
         command.upgrade(config, "head")

@@ -5,6 +5,7 @@ from datetime import timedelta
 import click
 
 from service.base.actor import COMMAND_LINE
+from service.base.clock import utc_now
 from service.cli.common import database_url, settings_or_fail, upgrade, working_database
 
 
@@ -25,7 +26,6 @@ def purge_deleted() -> None:
 
     The server does it by itself as well.
     """
-    from service.base.clock import utc_now
     from service.server.sweeper import sweep
 
     settings = settings_or_fail()

@@ -2,20 +2,25 @@
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from sqlalchemy.engine import URL
 
 from service.base.actor import LOCAL_CALLER
+from service.base.clock import utc_now
+from service.base.gc_tuning import freeze_startup_objects
+from service.base.ports import PortInUseError
 from service.base.settings import Settings, SettingsError, load_settings
 from service.cli.common import database_url, fail, settings_or_fail, upgrade
+from service.db.schema import SchemaBehindError
 from service.observability.log import drain
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import URL
-
     from service.server.server import Server
 
 _SECOND_SIGNAL = 130
@@ -53,9 +58,6 @@ def dev_certs(directory: str, names: Sequence[str]) -> None:
 
     Done again it keeps the CA and renews the others, which a running server takes by itself.
     """
-    from pathlib import Path
-
-    from service.base.clock import utc_now
     from service.dev.certificates import DevCertificateError, make_dev_certificates
 
     try:
@@ -70,8 +72,6 @@ def dev_certs(directory: str, names: Sequence[str]) -> None:
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def with_database(command: Sequence[str]) -> None:
     """Run a command with DATABASE_URL set: to the embedded database where it is not set already."""
-    import subprocess
-
     settings = settings_or_fail()
     with database_url(settings) as url:
         environment = os.environ | {"DATABASE_URL": url.render_as_string(hide_password=False)}  # noqa: TID251
@@ -79,16 +79,13 @@ def with_database(command: Sequence[str]) -> None:
     sys.exit(done.returncode)
 
 
-def _serve(settings: Settings, url: "URL", *, assumed_caller: str | None) -> bool:
+def _serve(settings: Settings, url: URL, *, assumed_caller: str | None) -> bool:
     """Serve in this process until a signal, then stop gracefully; a second signal ends the process at once.
 
     assumed_caller: see service.server.wiring.build_server. False when the process can only be left by os._exit.
     """
     if not settings.has_tls:  # as the workers of `serve` have it: see service/workers/serve.py; before gRPC is loaded
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251
-    from service.base.gc_tuning import freeze_startup_objects
-    from service.base.ports import PortInUseError
-    from service.db.schema import SchemaBehindError
     from service.server.wiring import build_server
 
     try:

@@ -1,7 +1,10 @@
 """The verb `generate-key`, for SECRET_KEYS."""
 
+from pathlib import Path
+
 import click
 
+from service.base.secret_keys import generate_secret_key, load_or_create
 from service.cli.common import fail
 
 
@@ -10,10 +13,6 @@ from service.cli.common import fail
 @click.option("--file", "path", type=click.Path(), help="Write it to this file, unless the file is there already.")
 def generate_key(key_id: str, path: str | None) -> None:
     """Print a new entry for SECRET_KEYS, or make a SECRET_KEYS_FILE."""
-    from pathlib import Path
-
-    from service.base.secret_keys import generate_secret_key, load_or_create
-
     if path is None:
         click.echo(generate_secret_key(key_id))
         return

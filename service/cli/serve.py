@@ -7,15 +7,16 @@ from typing import Any
 
 import click
 
+from service.base.ports import PortInUseError
 from service.base.settings import SettingsError, load_settings
 from service.cli.common import fail, settings_or_fail
+from service.db.schema import SchemaBehindError
 from service.observability.log import drain
 
 
 @click.command()
 def serve() -> None:
     """Serve on DATABASE_URL with GRPC_WORKERS processes until SIGTERM or SIGINT; SIGHUP replaces them one by one."""
-    from service.base.ports import PortInUseError
     from service.workers.serve import serve as run_workers
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there are workers to replace
@@ -41,9 +42,6 @@ def serve() -> None:
 @click.option("--metrics-port", type=int, required=True)
 def worker(number: int, channel: int, core: int | None, workers: int, **overrides: Any) -> None:
     """Serve on a port that several processes share. For `serve`, which starts this verb once for each worker."""
-    from service.base.ports import PortInUseError
-    from service.db.schema import SchemaBehindError
-
     settings = settings_or_fail(worker=number, code=os.EX_CONFIG, **overrides)
     url = settings.url
     if url is None:

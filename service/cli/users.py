@@ -5,6 +5,8 @@ import sys
 import click
 
 from service.base.actor import COMMAND_LINE
+from service.base.clock import utc_now
+from service.base.cores import usable_cores
 from service.base.settings import SettingsError
 from service.cli.common import fail, settings_or_fail, working_database
 
@@ -15,7 +17,6 @@ from service.cli.common import fail, settings_or_fail, working_database
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input, for scripts.")
 def create_superuser(email: str, username: str, password_stdin: bool) -> None:  # noqa: FBT001  click's convention
     """Create an active user with the superuser mark and a password."""
-    from service.base.clock import utc_now
     from service.core import users
     from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username
     from service.core.passwords import hash_password
@@ -68,7 +69,6 @@ def hash_report() -> None:
 @click.option("--target", default=250, show_default=True, help="Milliseconds that one sign-in may take to hash.")
 def calibrate(target: int) -> None:
     """Measure how fast this machine hashes, and propose a BCRYPT_COST."""
-    from service.base.cores import usable_cores
     from service.cli.calibration import measure, propose
 
     settings = settings_or_fail()

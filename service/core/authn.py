@@ -81,8 +81,8 @@ class PasswordAttempt:
 
     action: str
     is_match: bool
-    reason: str = InvalidCredentialsError.reason
-    forgives: type[PersonaeError] | None = None
+    reason: str
+    forgives: type[PersonaeError] | None
 
 
 @dataclass(frozen=True, slots=True)

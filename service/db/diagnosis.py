@@ -1,5 +1,6 @@
 """What is wrong with a database, for an operator: one sentence on the problem, one on the remedy."""
 
+import re
 from dataclasses import dataclass
 
 from sqlalchemy.exc import DBAPIError
@@ -14,77 +15,57 @@ class Diagnosis:
         return f"{self.what}. {self.remedy}"
 
 
-_NO_CONNECTION_LEFT = Diagnosis(
-    "The server has no connection left", "Raise max_connections, or lower DB_POOL_SIZE and DB_MAX_OVERFLOW."
-)
 # libpq reports a failed connection without an SQLSTATE, so these are told apart by its messages, which have not changed
-# for decades. The first entry whose words are all in the message counts.
-_BY_MESSAGE: tuple[tuple[tuple[str, ...], Diagnosis], ...] = (
-    (
-        ("password authentication failed",),
-        Diagnosis("The server refused the password", "Check user and password in DATABASE_URL."),
+# for decades. The first pattern that is found in the message counts.
+_BY_MESSAGE = {
+    "password authentication failed": Diagnosis(
+        "The server refused the password", "Check user and password in DATABASE_URL."
     ),
-    (
-        ("no password supplied",),
-        Diagnosis("The server wants a password", "Put it into DATABASE_URL: postgresql://user:password@host/database"),
+    "no password supplied": Diagnosis(
+        "The server wants a password", "Put it into DATABASE_URL: postgresql://user:password@host/database"
     ),
-    (
-        ("no pg_hba.conf entry",),
-        Diagnosis(
-            "The server does not let this user connect from this host", "Add a line to its pg_hba.conf and reload it."
-        ),
+    "no pg_hba.conf entry": Diagnosis(
+        "The server does not let this user connect from this host", "Add a line to its pg_hba.conf and reload it."
     ),
-    (
-        ("role ", "does not exist"),
-        Diagnosis("The user does not exist", "Create it: CREATE ROLE … LOGIN PASSWORD …, or check DATABASE_URL."),
+    "role .*does not exist": Diagnosis(
+        "The user does not exist", "Create it: CREATE ROLE … LOGIN PASSWORD …, or check DATABASE_URL."
     ),
-    (
-        ("database ", "does not exist"),
-        Diagnosis("The database does not exist", "Create it: createdb …, or check the name in DATABASE_URL."),
+    "database .*does not exist": Diagnosis(
+        "The database does not exist", "Create it: createdb …, or check the name in DATABASE_URL."
     ),
-    (
-        ("session is read-only",),
-        Diagnosis(
-            "No server of DATABASE_URL can be written to", "Wait for a standby to be promoted, or name the primary."
-        ),
+    "session is read-only": Diagnosis(
+        "No server of DATABASE_URL can be written to", "Wait for a standby to be promoted, or name the primary."
     ),
-    (("starting up",), Diagnosis("The server is starting up", "Wait a moment.")),
-    (("shutting down",), Diagnosis("The server is shutting down", "Wait until it is back.")),
-    (("recovery mode",), Diagnosis("The server is recovering from a crash", "Wait a moment.")),
-    (("too many clients",), _NO_CONNECTION_LEFT),
-    (("remaining connection slots",), _NO_CONNECTION_LEFT),
-    (
-        ("too many connections for",),
-        Diagnosis(
-            "The role or the database has no connection left",
-            "Raise its CONNECTION LIMIT, or lower DB_POOL_SIZE and DB_MAX_OVERFLOW.",
-        ),
+    "starting up": Diagnosis("The server is starting up", "Wait a moment."),
+    "shutting down": Diagnosis("The server is shutting down", "Wait until it is back."),
+    "recovery mode": Diagnosis("The server is recovering from a crash", "Wait a moment."),
+    "too many clients|remaining connection slots": Diagnosis(
+        "The server has no connection left", "Raise max_connections, or lower DB_POOL_SIZE and DB_MAX_OVERFLOW."
     ),
-    (
-        ("could not translate host name",),
-        Diagnosis("The host name in DATABASE_URL is not known", "Check the name, and the DNS of this machine."),
+    "too many connections for": Diagnosis(
+        "The role or the database has no connection left",
+        "Raise its CONNECTION LIMIT, or lower DB_POOL_SIZE and DB_MAX_OVERFLOW.",
     ),
-    (
-        ("Connection refused",),
-        Diagnosis("Nothing listens there", "Start the server, or check host and port in DATABASE_URL."),
+    "could not translate host name": Diagnosis(
+        "The host name in DATABASE_URL is not known", "Check the name, and the DNS of this machine."
     ),
-    (
-        ("No such file or directory",),
-        Diagnosis("There is no server behind that socket", "Start the server, or check the host in DATABASE_URL."),
+    "Connection refused": Diagnosis(
+        "Nothing listens there", "Start the server, or check host and port in DATABASE_URL."
     ),
-    (
-        ("timeout expired",),
-        Diagnosis("The server does not answer", "Check host, port and firewalls between here and there."),
+    "No such file or directory": Diagnosis(
+        "There is no server behind that socket", "Start the server, or check the host in DATABASE_URL."
     ),
-    (
-        ("server does not support SSL",),
-        Diagnosis("The two sides do not agree on TLS", "Check sslmode in DATABASE_URL against the server's settings."),
+    "timeout expired": Diagnosis(
+        "The server does not answer", "Check host, port and firewalls between here and there."
     ),
-)
+    "server does not support SSL": Diagnosis(
+        "The two sides do not agree on TLS", "Check sslmode in DATABASE_URL against the server's settings."
+    ),
+}
 _UNKNOWN = Diagnosis("The database cannot be used", "Look into the server's log.")
 
 
 def diagnose(error: DBAPIError) -> Diagnosis:
     """What a failed connection or statement means. Shows nothing of the URL."""
     message = str(error.orig)
-    return next((found for words, found in _BY_MESSAGE if all(word in message for word in words)), _UNKNOWN)
+    return next((found for pattern, found in _BY_MESSAGE.items() if re.search(pattern, message)), _UNKNOWN)

@@ -39,17 +39,6 @@ def require_schema(connection: Connection) -> str:
     return found
 
 
-def revision_at(url: URL) -> str | None:
-    """As database_revision, on a connection of its own."""
-    with _connected(url) as connection:
-        return database_revision(connection)
-
-
-def require_schema_at(url: URL) -> None:
-    """As require_schema, on a connection of its own."""
-    with _connected(url) as connection:
-        require_schema(connection)
-
-
-def _connected(url: URL) -> Connection:
+def connect(url: URL) -> Connection:
+    """A connection of its own, to ask for the revision."""
     return create_engine(url, poolclass=NullPool, hide_parameters=True).connect()

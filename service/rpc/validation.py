@@ -6,16 +6,16 @@ before its length is known to be harmless.
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, TypeVar
 from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo
-from pydantic_core import PydanticCustomError
 
-from personae.v1 import user_pb2
+from personae.v1 import audit_pb2, user_pb2
 from service.base.errors import InvalidFieldsError, Violation
 from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username, require_bounded
 from service.core.page_tokens import TOKEN_MAX_BYTES, BadPageTokenError, PageTokens, Position
@@ -60,26 +60,12 @@ class RequestModel(BaseModel):
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True, strict=True)
 
 
-def _normalised_by(normalise: Callable[[str, ValidationInfo], str]) -> AfterValidator:
-    def validate(value: str, info: ValidationInfo) -> str:
-        try:
-            return normalise(value, info)
-        except BadIdentifierError as error:
-            raise PydanticCustomError(error.reason, "{text}", {"text": str(error)}) from None
-
-    return AfterValidator(validate)
-
-
 def _email(value: str, info: ValidationInfo) -> str:
     return normalise_email(value, allow_special_domains=(info.context or {}).get("allow_special_domains", False))
 
 
-def _username(value: str, _info: ValidationInfo) -> str:
-    return normalise_username(value)
-
-
-Email = Annotated[str, _normalised_by(_email)]
-Username = Annotated[str, _normalised_by(_username)]
+Email = Annotated[str, AfterValidator(_email)]
+Username = Annotated[str, AfterValidator(normalise_username)]
 
 _Model = TypeVar("_Model", bound=RequestModel)
 
@@ -92,7 +78,8 @@ def validated(
         return model.model_validate(values, context={"allow_special_domains": allow_special_domains})
     except ValidationError as error:
         for detail in error.errors(include_input=False, include_url=False):
-            violations.add(".".join(map(str, detail["loc"])), detail["type"].upper(), detail["msg"])
+            found: BadIdentifierError = detail["ctx"]["error"]
+            violations.add(".".join(map(str, detail["loc"])), found.reason, str(found))
         return None
 
 
@@ -169,34 +156,43 @@ def uuid4(text: str, field: str, violations: Violations) -> UUID | None:
     return None
 
 
-def page_size(value: int, field: str, violations: Violations) -> int:
-    """The number of rows on a page: the default for 0, at most the maximum (AIP-158)."""
-    if value < 0:
-        violations.add(field, "NEGATIVE", "must not be negative")
-    return min(value, MAX_PAGE_SIZE) if value > 0 else DEFAULT_PAGE_SIZE
+@dataclass(frozen=True, slots=True)
+class PageRequest:
+    """The page that a request asks for: how many rows, after which position (None: the first page)."""
+
+    size: int
+    after: Position | None
+    binding: str
+
+    def token(self, position: Position | None, page_tokens: PageTokens) -> str:
+        """The next_page_token of this list for a position; "" after the last page."""
+        return "" if position is None else page_tokens.seal(position, binding=self.binding)
 
 
-def page_binding(*query: object) -> str:
-    """The binding of a page token: a hash of the filter and order of the list."""
-    return hashlib.sha256(repr(query).encode()).hexdigest()
+def page_of(
+    request: user_pb2.ListUsersRequest | audit_pb2.ListAuditEventsRequest,
+    *query: object,
+    page_tokens: PageTokens,
+    violations: Violations,
+    decided_by: str,
+) -> PageRequest:
+    """Validate page_size (0: the default, AIP-158) and page_token.
 
-
-def page_start(
-    token: str, page_tokens: PageTokens, violations: Violations, *, binding: str, decided_by: str
-) -> Position | None:
-    """The position after which the page starts; None for the first page, or after adding a violation.
-
-    decided_by: the names of the fields in the binding, for the description of the violation.
+    query: the filter and order of the list, to which its tokens are bound by a hash. decided_by: the names of their
+    fields, for the description of the violation.
     """
-    if not bounded_text(token, "page_token", violations, max_bytes=TOKEN_MAX_BYTES):
-        return None
-    try:
-        return page_tokens.open(token, binding=binding)
-    except BadPageTokenError:
-        violations.add(
-            "page_token", "INVALID_PAGE_TOKEN", f"must be a next_page_token of a list with the same {decided_by}"
-        )
-        return None
+    size = request.page_size
+    if size < 0:
+        violations.add("page_size", "NEGATIVE", "must not be negative")
+    binding, after = hashlib.sha256(repr(query).encode()).hexdigest(), None
+    if bounded_text(request.page_token, "page_token", violations, max_bytes=TOKEN_MAX_BYTES):
+        try:
+            after = page_tokens.open(request.page_token, binding=binding)
+        except BadPageTokenError:
+            violations.add(
+                "page_token", "INVALID_PAGE_TOKEN", f"must be a next_page_token of a list with the same {decided_by}"
+            )
+    return PageRequest(min(size, MAX_PAGE_SIZE) if size > 0 else DEFAULT_PAGE_SIZE, after, binding)
 
 
 def to_datetime(message: Timestamp, field: str, violations: Violations) -> datetime | None:

@@ -7,6 +7,8 @@ from threading import Event, Thread
 import structlog
 
 from service.observability.log import where_raised
+from service.rpc.pipeline.interceptor import Pipeline
+from service.server.database_probe import DatabaseMonitor
 
 _HUNG_CONNECTIONS_INTERVAL = 0.25
 _SLOW_MESSAGES_INTERVAL = 0.02
@@ -30,15 +32,14 @@ class Job:
 
 
 def background_jobs(
+    monitor: DatabaseMonitor,
+    pipeline: Pipeline,
     *,
-    cut_hung_connections: Callable[[], object],
-    cancel_slow_messages: Callable[[], object],
-    probe_database: Callable[[], object],
-    probe_interval: float,
     write_api_key_uses: Callable[[], object] | None,
     refresh_certificates: Callable[[], object] | None,
     make_audit_months: Callable[[], object],
     sweep: Callable[[], object],
+    probe_interval: float,
     sweep_interval: float,
 ) -> tuple[Job, ...]:
     """The table of jobs. A job with interval 0 or without a function is left out.
@@ -46,9 +47,9 @@ def background_jobs(
     refresh_certificates: handshakes refresh them as well; the job is for a server to which nobody connects.
     """
     table = (
-        ("hung-connections", _HUNG_CONNECTIONS_INTERVAL, cut_hung_connections, True),
-        ("slow-messages", _SLOW_MESSAGES_INTERVAL, cancel_slow_messages, True),
-        ("database-probe", probe_interval, probe_database, False),
+        ("hung-connections", _HUNG_CONNECTIONS_INTERVAL, monitor.cut_hung, True),
+        ("slow-messages", _SLOW_MESSAGES_INTERVAL, pipeline.cancel_slow_messages, True),
+        ("database-probe", probe_interval, monitor.check, False),
         ("api-key-uses", _API_KEY_USES_INTERVAL, write_api_key_uses, False),
         ("certificates", _CERTIFICATES_INTERVAL, refresh_certificates, False),
         ("audit-months", _AUDIT_MONTHS_INTERVAL, make_audit_months, False),

@@ -11,7 +11,6 @@ import structlog
 
 from service.base.clock import monotonic
 from service.base.ports import PortInUseError
-from service.db.diagnosis import Diagnosis
 from service.db.engine import Database
 from service.db.schema import SchemaBehindError
 from service.rpc.admission.executor import BoundedExecutor
@@ -107,11 +106,6 @@ class Server:
     def authenticates_callers(self) -> bool:
         """Whether callers need credentials."""
         return self.directory is not None
-
-    @property
-    def trouble(self) -> Diagnosis | None:
-        """Why the server does not serve; None while it serves."""
-        return self.monitor.trouble
 
     @property
     def failure(self) -> SchemaBehindError | None:

@@ -21,7 +21,7 @@ from service.rpc.admission.hashing import HashLimiter
 from service.rpc.callers.directory import CallerDirectory
 from service.rpc.pipeline.stages import Stage
 from service.rpc.tls import Certificates
-from service.server.database_probe import DatabaseProbe
+from service.server.database_probe import DatabaseMonitor
 from service.server.jobs import Job, JobThread
 from service.server.sweeper import SWEPT
 
@@ -43,13 +43,11 @@ class ServerState:
 
     clock: Clock
     database: Database
-    probe: DatabaseProbe
+    monitor: DatabaseMonitor
     executors: Sequence[BoundedExecutor]
     hashing: HashLimiter
     directory: CallerDirectory | None
     certificates: Certificates | None
-    is_up: Callable[[], bool]
-    """Whether the database can be used."""
 
 
 class Telemetry:
@@ -153,9 +151,10 @@ def _set_server_gauges(metrics: "Metrics", state: ServerState) -> None:
         metrics.set_gauge("personae_db_connections", pool.checkedout(), "in_use")
         metrics.set_gauge("personae_db_connections", pool.checkedin(), "idle")
     metrics.set_gauge("personae_db_connections_max", state.database.max_connections)
-    metrics.set_gauge("personae_database_up", state.is_up())
-    if state.probe.revision is not None:
-        metrics.set_gauge("personae_schema_revision", int(state.probe.revision))
+    metrics.set_gauge("personae_database_up", state.monitor.is_up)
+    revision = state.monitor.probe.revision
+    if revision is not None:
+        metrics.set_gauge("personae_schema_revision", int(revision))
     if state.directory is not None:
         metrics.set_gauge("personae_callers_age_seconds", state.directory.age)
         for within, time in _KEY_EXPIRY.items():

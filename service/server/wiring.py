@@ -50,10 +50,10 @@ from service.rpc.pipeline.stages import stages
 from service.rpc.reflection import enable_reflection
 from service.rpc.servicers.audit import AuditServicer
 from service.rpc.servicers.authentication import AuthenticationServicer
-from service.rpc.servicers.credential import CredentialRules, CredentialServicer
+from service.rpc.servicers.credential import CredentialServicer
+from service.rpc.servicers.rules import Rules
 from service.rpc.servicers.sign_in import SignIn
 from service.rpc.servicers.user import UserServicer
-from service.rpc.servicers.user_requests import UserRules
 from service.rpc.tls import CertificateError, Certificates, TlsFiles
 from service.server.database_probe import DatabaseMonitor, DatabaseProbe, ReportStatus
 from service.server.jobs import background_jobs
@@ -181,14 +181,13 @@ def build_server(
         executors=(*executors.values(), *health.executors),
         drain=drain,
         jobs=background_jobs(
-            cut_hung_connections=monitor.cut_hung,
-            cancel_slow_messages=pipeline.cancel_slow_messages,
-            probe_database=monitor.check,
-            probe_interval=settings.health_probe_interval,
+            monitor,
+            pipeline,
             write_api_key_uses=None if directory is None else partial(directory.write_uses, database),
             refresh_certificates=None if certificates is None else certificates.refresh,
             make_audit_months=make_months,
             sweep=sweep,
+            probe_interval=settings.health_probe_interval,
             sweep_interval=settings.purge_interval,
         ),
         stopping=stopping,
@@ -196,12 +195,11 @@ def build_server(
         state=ServerState(
             clock=clock,
             database=database,
-            probe=monitor.probe,
+            monitor=monitor,
             executors=tuple(executors.values()),
             hashing=hashing,
             directory=directory,
             certificates=certificates,
-            is_up=lambda: monitor.is_up,
         ),
         describe=partial(_description, settings, directory, clock, assumed_caller),
         drain_seconds=settings.shutdown_drain,
@@ -226,49 +224,25 @@ def _add_servicers(
     server: grpc.Server, database: Database, settings: Settings, *, clock: Clock, hashing: HashLimiter
 ) -> None:
     keys = settings.keys()
-    policy = password_policy(settings)
     lockout_keys = LockoutKeys(keys.derive("lockout"))
     page_tokens = PageTokens(keys.derive("page-token"))
-    sign_in = SignIn(database, clock=clock, bcrypt_cost=settings.bcrypt_cost, lockout_keys=lockout_keys)
-    users = UserServicer(
-        database,
-        clock=clock,
-        rules=UserRules(
-            policy=policy,
-            bcrypt_cost=settings.bcrypt_cost,
-            allow_special_domains=settings.email_allow_special_domains,
-            purge_after=timedelta(days=settings.purge_after_days),
-        ),
-        hashing=hashing,
-        page_tokens=page_tokens,
-        fingerprint_keys=keys.derive("request-fingerprint"),
-    )
-    authentication = AuthenticationServicer(
-        database,
-        clock=clock,
-        sign_in=sign_in,
-        hashing=hashing,
-        lockout_keys=lockout_keys,
+    fingerprint_keys = keys.derive("request-fingerprint")
+    rules = Rules(
+        policy=password_policy(settings),
+        bcrypt_cost=settings.bcrypt_cost,
         allow_special_domains=settings.email_allow_special_domains,
+        purge_after=timedelta(days=settings.purge_after_days),
+        reset_valid_for=timedelta(seconds=settings.password_reset_valid),
+        verification_valid_for=timedelta(seconds=settings.email_verification_valid),
     )
-    credentials = CredentialServicer(
-        database,
-        clock=clock,
-        rules=CredentialRules(
-            policy=policy,
-            bcrypt_cost=settings.bcrypt_cost,
-            allow_special_domains=settings.email_allow_special_domains,
-            reset_valid_for=timedelta(seconds=settings.password_reset_valid),
-            verification_valid_for=timedelta(seconds=settings.email_verification_valid),
-        ),
-        sign_in=sign_in,
-        hashing=hashing,
-        lockout_keys=lockout_keys,
-    )
+    sign_in = SignIn(database, clock=clock, bcrypt_cost=settings.bcrypt_cost, lockout_keys=lockout_keys)
+    users = UserServicer(database, clock, rules, hashing, page_tokens, fingerprint_keys)
+    authentication = AuthenticationServicer(database, clock, rules, hashing, sign_in, lockout_keys)
+    credentials = CredentialServicer(database, clock, rules, hashing, sign_in, lockout_keys)
     user_pb2_grpc.add_UserServiceServicer_to_server(users, server)
     authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(authentication, server)
     credential_pb2_grpc.add_CredentialServiceServicer_to_server(credentials, server)
-    audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(database, page_tokens=page_tokens), server)
+    audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(database, page_tokens), server)
 
 
 def _grpc_options(settings: Settings, *, shares_port: bool) -> tuple[tuple[str, int], ...]:

@@ -15,7 +15,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 def test_page_sizes() -> None:
     """50 by default, 1,000 at the most."""
     tokens = PageTokens((b"k" * 32,))
-    sizes = [listing_of(pb.ListAuditEventsRequest(page_size=asked), tokens).size for asked in (0, 7, 5000)]
+    sizes = [listing_of(pb.ListAuditEventsRequest(page_size=asked), tokens)[1].size for asked in (0, 7, 5000)]
     assert sizes == [50, 7, 1000]
 
 

@@ -6,21 +6,16 @@ made of the user's names. No composition rules and no expiry: they make password
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from service.base.errors import Violation
 from service.core.identifiers import domain_as_typed, has_control_character, to_nfc
+from service.core.passwords.common import CommonPasswords
 from service.core.passwords.hashing import is_over_ceiling
 
 PASSWORD_MAX_LENGTH = 256
 _MIN_WORD_LENGTH = 5
 """Shorter names are likely to occur in a password by chance."""
 _MAX_REPEATED_LENGTH = 4
-
-
-class PasswordList(Protocol):
-    def is_common(self, password: str) -> bool:
-        """Whether this password is on the list, in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +31,7 @@ class PasswordPolicy:
     """The configured rules. min_length: in code points after NFC."""
 
     min_length: int
-    common: PasswordList = field(repr=False)
+    common: CommonPasswords = field(repr=False)
 
     def violations(self, password: str, names: Names | None, *, field_name: str) -> list[Violation]:
         """Every rule that the password breaks; empty when it may be chosen.

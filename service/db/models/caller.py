@@ -2,22 +2,10 @@
 
 from datetime import datetime
 
-from sqlalchemy import (
-    ARRAY,
-    CheckConstraint,
-    DateTime,
-    ForeignKey,
-    Identity,
-    Integer,
-    LargeBinary,
-    String,
-    UniqueConstraint,
-    func,
-    text,
-)
+from sqlalchemy import ARRAY, CheckConstraint, ForeignKey, Identity, String, UniqueConstraint, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.db.models.base import Base
+from service.db.models.base import Base, CreatedAt
 
 
 class Caller(Base):
@@ -25,22 +13,20 @@ class Caller(Base):
 
     __tablename__ = "callers"
 
-    id: Mapped[int] = mapped_column(Integer, Identity(), primary_key=True, comment="Assigned by the database")
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True, comment="Assigned by the database")
     name: Mapped[str] = mapped_column(String(63, collation="C"), comment="Chosen by the operator; never changed")
     scopes: Mapped[list[str]] = mapped_column(
         ARRAY(String(64)), server_default=text("'{}'"), comment="What it may call, in alphabetical order"
     )
     rate_limit: Mapped[int | None] = mapped_column(
-        Integer, comment="How often a second it may call each server process; 0: no limit; NULL: the default"
+        comment="How often a second it may call each server process; 0: no limit; NULL: the default"
     )
     rate_burst: Mapped[int | None] = mapped_column(
-        Integer, comment="How many calls at once before that counts; NULL: a second's worth"
+        comment="How many calls at once before that counts; NULL: a second's worth"
     )
-    created_at: Mapped[datetime] = mapped_column(
-        DateTime(timezone=True), server_default=func.now(), comment="When the row was made"
-    )
+    created_at: Mapped[CreatedAt]
     updated_at: Mapped[datetime] = mapped_column(
-        DateTime(timezone=True), server_default=func.now(), comment="When its scopes or its rate last changed"
+        server_default=func.now(), comment="When its scopes or its rate last changed"
     )
 
     __table_args__ = (
@@ -58,22 +44,18 @@ class CallerKey(Base):
 
     __tablename__ = "caller_keys"
 
-    key_hash: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True, comment="SHA-256 of the whole key")
+    key_hash: Mapped[bytes] = mapped_column(primary_key=True, comment="SHA-256 of the whole key")
     key_id: Mapped[str] = mapped_column(
         String(8, collation="C"), comment="The part of the key that is no secret, by which operators name it"
     )
     caller_id: Mapped[int] = mapped_column(
-        Integer, ForeignKey("callers.id", ondelete="CASCADE"), index=True, comment="Whose key it is"
+        ForeignKey("callers.id", ondelete="CASCADE"), index=True, comment="Whose key it is"
     )
-    created_at: Mapped[datetime] = mapped_column(
-        DateTime(timezone=True), server_default=func.now(), comment="When the row was made"
-    )
-    expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), comment="From when on it opens nothing")
-    revoked_at: Mapped[datetime | None] = mapped_column(
-        DateTime(timezone=True), comment="When an operator revoked it; NULL while it is live"
-    )
+    created_at: Mapped[CreatedAt]
+    expires_at: Mapped[datetime] = mapped_column(comment="From when on it opens nothing")
+    revoked_at: Mapped[datetime | None] = mapped_column(comment="When an operator revoked it; NULL while it is live")
     last_used_at: Mapped[datetime | None] = mapped_column(
-        DateTime(timezone=True), comment="When it was last used, up to an hour late; NULL: never"
+        comment="When it was last used, up to an hour late; NULL: never"
     )
 
     __table_args__ = (
@@ -91,11 +73,9 @@ class CallerIdentity(Base):
         String(2048, collation="C"), primary_key=True, comment="spiffe://… or a DNS name in lower case"
     )
     caller_id: Mapped[int] = mapped_column(
-        Integer, ForeignKey("callers.id", ondelete="CASCADE"), index=True, comment="Whose name it is"
+        ForeignKey("callers.id", ondelete="CASCADE"), index=True, comment="Whose name it is"
     )
-    created_at: Mapped[datetime] = mapped_column(
-        DateTime(timezone=True), server_default=func.now(), comment="When the row was made"
-    )
+    created_at: Mapped[CreatedAt]
 
     __table_args__ = (
         CheckConstraint("position('*' in identity) = 0", name="without_wildcard"),

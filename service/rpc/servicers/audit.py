@@ -9,15 +9,14 @@ import grpc
 from personae.v1 import audit_pb2, audit_pb2_grpc
 from service.core import audit
 from service.core.audit import AuditFilter, AuditRecord, Outcome
-from service.core.page_tokens import PageTokens, Position
+from service.core.page_tokens import PageTokens
 from service.db.engine import Database, reading
 from service.rpc.context import rpc_scope
 from service.rpc.validation import (
+    PageRequest,
     Violations,
     bounded_text,
-    page_binding,
-    page_size,
-    page_start,
+    page_of,
     require_id,
     to_datetime,
     to_timestamp,
@@ -32,42 +31,32 @@ _OUTCOMES = {
 _OUTCOME_NUMBERS = {outcome: number for number, outcome in _OUTCOMES.items() if outcome is not None}
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """The page that a request asks for."""
-
-    where: AuditFilter
-    after: Position | None
-    size: int
-    binding: str
-
-
+@dataclass(eq=False)
 class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
-    def __init__(self, database: Database, *, page_tokens: PageTokens) -> None:
-        self._database = database
-        self._page_tokens = page_tokens
+    database: Database
+    page_tokens: PageTokens
 
     def ListAuditEvents(
         self, request: audit_pb2.ListAuditEventsRequest, context: grpc.ServicerContext
     ) -> audit_pb2.ListAuditEventsResponse:
-        listing = listing_of(request, self._page_tokens)
-        with rpc_scope(self._database) as session, reading(session):
-            page = audit.list_events(session, where=listing.where, after=listing.after, size=listing.size)
-        token = "" if page.next is None else self._page_tokens.seal(page.next, binding=listing.binding)
+        where, page = listing_of(request, self.page_tokens)
+        with rpc_scope(self.database) as session, reading(session):
+            found = audit.list_events(session, where=where, after=page.after, size=page.size)
         return audit_pb2.ListAuditEventsResponse(
-            events=[event_message(event) for event in page.events], next_page_token=token
+            events=[event_message(event) for event in found.events],
+            next_page_token=page.token(found.next, self.page_tokens),
         )
 
 
-def listing_of(request: audit_pb2.ListAuditEventsRequest, page_tokens: PageTokens) -> Listing:
+def listing_of(request: audit_pb2.ListAuditEventsRequest, page_tokens: PageTokens) -> tuple[AuditFilter, PageRequest]:
     """Validate ListAuditEvents. Raises InvalidFieldsError."""
     violations = Violations()
     where = _filter(request.filter, violations)
-    size = page_size(request.page_size, "page_size", violations)
-    binding = page_binding("ListAuditEvents", where)
-    after = page_start(request.page_token, page_tokens, violations, binding=binding, decided_by="filter")
+    page = page_of(
+        request, "ListAuditEvents", where, page_tokens=page_tokens, violations=violations, decided_by="filter"
+    )
     violations.check()
-    return Listing(where, after, size, binding)
+    return where, page
 
 
 def _filter(message: Any, violations: Violations) -> AuditFilter:

@@ -1,6 +1,7 @@
 """AuthenticationService: signing in with a password, and reading and clearing lockouts."""
 
 import ipaddress
+from dataclasses import dataclass
 from datetime import datetime
 
 import grpc
@@ -14,6 +15,7 @@ from service.core.users import Key
 from service.db.engine import Database, reading
 from service.rpc.admission.hashing import HashLimiter
 from service.rpc.context import rpc_scope
+from service.rpc.servicers.rules import Rules
 from service.rpc.servicers.sign_in import SignIn, Subject, subject_of
 from service.rpc.validation import Violations, bounded_text, require_id, to_timestamp, user_id_of, user_message
 
@@ -22,41 +24,34 @@ _USER_AGENT_MAX_BYTES = 2048
 _USER_AGENT_MAX_LENGTH = 512
 
 
+@dataclass(eq=False)
 class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServicer):
-    def __init__(
-        self,
-        database: Database,
-        *,
-        clock: Clock,
-        sign_in: SignIn,
-        hashing: HashLimiter,
-        lockout_keys: LockoutKeys,
-        allow_special_domains: bool,
-    ) -> None:
-        self._database = database
-        self._clock = clock
-        self._sign_in = sign_in
-        self._hashing = hashing
-        self._keys = lockout_keys
-        self._allow_special_domains = allow_special_domains
+    database: Database
+    clock: Clock
+    rules: Rules
+    hashing: HashLimiter
+    sign_in: SignIn
+    lockout_keys: LockoutKeys
 
     def Authenticate(
         self, request: authentication_pb2.AuthenticateRequest, context: grpc.ServicerContext
     ) -> authentication_pb2.AuthenticateResponse:
         subject = self._subject(request)
-        with self._hashing.permit() as hash_:
-            _, outcome = self._sign_in.attempt(subject, request.password, hash_, action="Authenticate")
+        with self.hashing.permit() as hash_:
+            _, outcome = self.sign_in.attempt(subject, request.password, hash_, action="Authenticate")
         return authentication_pb2.AuthenticateResponse(user=user_message(outcome.or_raise()))
 
     def GetLockout(
         self, request: authentication_pb2.GetLockoutRequest, context: grpc.ServicerContext
     ) -> authentication_pb2.Lockout:
         user_id = user_id_of(request.user_id)
-        now = self._clock()
+        now = self.clock()
         # Two statements: the counter keys are HMACs of the names that the first statement reads.
-        with rpc_scope(self._database) as session, reading(session):
+        with rpc_scope(self.database) as session, reading(session):
             user = users.get_user(session, Key("id", user_id))
-            by_email, by_username = failed_sign_ins.read_failures(session, *counter_keys_of(user, self._keys), now=now)
+            by_email, by_username = failed_sign_ins.read_failures(
+                session, *counter_keys_of(user, self.lockout_keys), now=now
+            )
         return authentication_pb2.Lockout(
             user_id=user.id, email=_attempts_message(by_email, now), username=_attempts_message(by_username, now)
         )
@@ -65,9 +60,9 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
         self, request: authentication_pb2.ClearLockoutRequest, context: grpc.ServicerContext
     ) -> authentication_pb2.Lockout:
         user_id = user_id_of(request.user_id)
-        with rpc_scope(self._database) as session, session.begin():
+        with rpc_scope(self.database) as session, session.begin():
             user = users.get_user(session, Key("id", user_id))
-            failed_sign_ins.clear_lockout(session, user, self._keys)
+            failed_sign_ins.clear_lockout(session, user, self.lockout_keys)
         nothing = authentication_pb2.Lockout.Attempts()
         return authentication_pb2.Lockout(user_id=user.id, email=nothing, username=nothing)
 
@@ -79,7 +74,7 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
             case "user_id":
                 subject = Subject(Key("id", require_id(request.user_id, "user_id", violations)))
             case "identifier":
-                subject = subject_of(request.identifier, allow_special_domains=self._allow_special_domains)
+                subject = subject_of(request.identifier, allow_special_domains=self.rules.allow_special_domains)
             case None:
                 violations.add("identifier", "REQUIRED", "or user_id must say who signs in")
         violations.check()

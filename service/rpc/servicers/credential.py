@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import grpc
 from sqlalchemy.orm import Session
@@ -22,12 +22,13 @@ from service.core.codes import CODE_MAX_BYTES, Purpose
 from service.core.identifiers import to_nfc
 from service.core.lockout import LockoutKeys
 from service.core.passwords import hash_password, is_match, is_over_ceiling, parse_hash
-from service.core.passwords.policy import Names, PasswordPolicy, unchanged
+from service.core.passwords.policy import Names, unchanged
 from service.core.users import Key, UserRecord
 from service.db.engine import Database, reading
 from service.rpc.admission.hashing import HashLimiter
 from service.rpc.context import current, rpc_scope
 from service.rpc.pipeline.retries import retry_transaction
+from service.rpc.servicers.rules import Rules
 from service.rpc.servicers.sign_in import SETTLE_SECONDS, SignIn, Subject, subject_of
 from service.rpc.validation import (
     Violations,
@@ -43,34 +44,14 @@ from service.rpc.validation import (
 _IDENTIFIER_MAX_BYTES = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class CredentialRules:
-    """The settings for passwords, emails and the lifetimes of codes."""
-
-    policy: PasswordPolicy
-    bcrypt_cost: int
-    allow_special_domains: bool
-    reset_valid_for: timedelta
-    verification_valid_for: timedelta
-
-
+@dataclass(eq=False)
 class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
-    def __init__(
-        self,
-        database: Database,
-        *,
-        clock: Clock,
-        rules: CredentialRules,
-        sign_in: SignIn,
-        hashing: HashLimiter,
-        lockout_keys: LockoutKeys,
-    ) -> None:
-        self._database = database
-        self._clock = clock
-        self._rules = rules
-        self._sign_in = sign_in
-        self._hashing = hashing
-        self._keys = lockout_keys
+    database: Database
+    clock: Clock
+    rules: Rules
+    hashing: HashLimiter
+    sign_in: SignIn
+    lockout_keys: LockoutKeys
 
     # ------------------------------------------------------------------------------------------------- passwords
 
@@ -78,8 +59,8 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         violations = Violations()
         user_id = require_id(request.user_id, "user_id", violations)
         _check_present(request.password, "password", violations)
-        expires_at = _expires_at(request, violations, now=self._clock())
-        with rpc_scope(self._database) as session, reading(session):
+        expires_at = _expires_at(request, violations, now=self.clock())
+        with rpc_scope(self.database) as session, reading(session):
             user = users.find_user(session, Key("id", user_id))
         if request.password:
             violations.found += self._violations(request.password, user, "password")
@@ -87,7 +68,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         if user is None:
             raise UserNotFoundError
         users.require_live(user)
-        hashed = self._hashing.run(hash_password, request.password, self._rules.bcrypt_cost)
+        hashed = self.hashing.run(hash_password, request.password, self.rules.bcrypt_cost)
 
         def write(session: Session) -> UserRecord:
             return credentials.set_password(
@@ -96,17 +77,17 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
                 hashed,
                 is_change_required=request.require_change,
                 expires_at=expires_at,
-                now=self._clock(),
-                keys=self._keys,
+                now=self.clock(),
+                keys=self.lockout_keys,
             )
 
-        return user_message(retry_transaction(self._database, write, deadline=current().deadline))
+        return user_message(retry_transaction(self.database, write, deadline=current().deadline))
 
     def RequirePasswordChange(
         self, request: credential_pb2.RequirePasswordChangeRequest, context: grpc.ServicerContext
     ) -> user_pb2.User:
         user_id = user_id_of(request.user_id)
-        with rpc_scope(self._database) as session, session.begin():
+        with rpc_scope(self.database) as session, session.begin():
             user = credentials.require_password_change(session, user_id)
         return user_message(user)
 
@@ -117,8 +98,8 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         user_id = require_id(request.user_id, "user_id", violations)
         _check_present(request.new_password, "new_password", violations)
         violations.check()
-        with self._hashing.permit() as hash_:
-            candidate, outcome = self._sign_in.attempt(
+        with self.hashing.permit() as hash_:
+            candidate, outcome = self.sign_in.attempt(
                 Subject(Key("id", user_id)),
                 request.current_password,
                 hash_,
@@ -128,7 +109,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
             )
             user = outcome.or_raise()
             self._check_new_password(request, user)  # not earlier: the violations reveal data of the user
-            hashed = hash_(hash_password, request.new_password, self._rules.bcrypt_cost)
+            hashed = hash_(hash_password, request.new_password, self.rules.bcrypt_cost)
 
         def write(session: Session) -> UserRecord:
             return credentials.change_password(
@@ -136,11 +117,11 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
                 user,
                 hashed,
                 changed_at=candidate.password_changed_at,
-                now=self._clock(),
-                keys=self._keys,
+                now=self.clock(),
+                keys=self.lockout_keys,
             )
 
-        return user_message(retry_transaction(self._database, write, deadline=current().deadline))
+        return user_message(retry_transaction(self.database, write, deadline=current().deadline))
 
     def CheckPassword(
         self, request: credential_pb2.CheckPasswordRequest, context: grpc.ServicerContext
@@ -148,7 +129,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         user = None
         if request.HasField("user_id"):
             key = Key("id", user_id_of(request.user_id))
-            with rpc_scope(self._database) as session, reading(session):
+            with rpc_scope(self.database) as session, reading(session):
                 user = users.get_user(session, key)
         return credential_pb2.CheckPasswordResponse(
             violations=[
@@ -170,15 +151,15 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
             violations.add("identifier", "REQUIRED", "must say whose password is to be reset")
         bounded_text(request.identifier, "identifier", violations, max_bytes=_IDENTIFIER_MAX_BYTES)
         violations.check()
-        subject = subject_of(request.identifier, allow_special_domains=self._rules.allow_special_domains)
+        subject = subject_of(request.identifier, allow_special_domains=self.rules.allow_special_domains)
         code = random_token()
-        expires_at = self._clock() + self._rules.reset_valid_for
-        with rpc_scope(self._database) as session, session.begin():
+        expires_at = self.clock() + self.rules.reset_valid_for
+        with rpc_scope(self.database) as session, session.begin():
             email = codes.start_for_name(
                 session,
                 Purpose.PASSWORD_RESET,
                 subject.key,
-                name_hash=self._keys.of(*subject.name)[0].hex()[:32],
+                name_hash=self.lockout_keys.of(*subject.name)[0].hex()[:32],
                 code_hash=codes.hash_code(code),
                 expires_at=expires_at,
             )
@@ -195,26 +176,26 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         if violations.found and request.new_password:  # no lookup follows, so report the password's violations now
             violations.found += self._violations(request.new_password, None, "new_password")
         violations.check()
-        with rpc_scope(self._database) as session, reading(session):
-            code = codes.require_open(session, Purpose.PASSWORD_RESET, request.code, now=self._clock())
+        with rpc_scope(self.database) as session, reading(session):
+            code = codes.require_open(session, Purpose.PASSWORD_RESET, request.code, now=self.clock())
         violations.found += self._violations(request.new_password, code.user, "new_password")
         violations.check()
         # The comparison with the current password could serve as an oracle for the holder of a code. It therefore comes
         # last, and each try is counted and committed before it. A wrong guess resets the password, which the user
         # notices, and it does so even when the caller's deadline has passed.
-        with self._hashing.permit() as hash_:
-            with rpc_scope(self._database) as session, session.begin():
+        with self.hashing.permit() as hash_:
+            with rpc_scope(self.database) as session, session.begin():
                 codes.count_try(session, code)
-            hashed = hash_(_hash_if_changed, request.new_password, code.stored_hash, self._rules.bcrypt_cost)
+            hashed = hash_(_hash_if_changed, request.new_password, code.stored_hash, self.rules.bcrypt_cost)
 
         def write(session: Session) -> UserRecord | None:
             if hashed is None:  # a right guess: the caller now knows the current password, so it must leave an event
                 refusal = InvalidFieldsError.reason
                 audit.record(session, "CompletePasswordReset", target_user_id=code.user.id, refusal=refusal)
                 return None
-            return credentials.reset_password(session, code, hashed, now=self._clock(), keys=self._keys)
+            return credentials.reset_password(session, code, hashed, now=self.clock(), keys=self.lockout_keys)
 
-        user = retry_transaction(self._database, write, deadline=monotonic() + SETTLE_SECONDS)
+        user = retry_transaction(self.database, write, deadline=monotonic() + SETTLE_SECONDS)
         if user is None:
             raise InvalidFieldsError([unchanged("new_password")])
         return user_message(user)
@@ -231,8 +212,8 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
             new_email = self._email(request.new_email, "new_email", violations)
         violations.check()
         code = random_token()
-        expires_at = self._clock() + self._rules.verification_valid_for
-        with rpc_scope(self._database) as session, session.begin():
+        expires_at = self.clock() + self.rules.verification_valid_for
+        with rpc_scope(self.database) as session, session.begin():
             email = credentials.start_email_verification(
                 session, user_id, new_email, code_hash=codes.hash_code(code), expires_at=expires_at
             )
@@ -246,8 +227,8 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         violations = Violations()
         _check_code(request.code, violations)
         violations.check()
-        with rpc_scope(self._database) as session, session.begin():
-            user = credentials.complete_email_verification(session, request.code, now=self._clock())
+        with rpc_scope(self.database) as session, session.begin():
+            user = credentials.complete_email_verification(session, request.code, now=self.clock())
         return user_message(user)
 
     def MarkEmailVerified(
@@ -257,15 +238,15 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         user_id = require_id(request.user_id, "user_id", violations)
         email = self._email(request.email, "email", violations)
         violations.check()
-        with rpc_scope(self._database) as session, session.begin():
-            user = credentials.mark_email_verified(session, user_id, email, now=self._clock())
+        with rpc_scope(self.database) as session, session.begin():
+            user = credentials.mark_email_verified(session, user_id, email, now=self.clock())
         return user_message(user)
 
     # ------------------------------------------------------------------------------------------------- shared
 
     def _violations(self, password: str, user: UserRecord | None, field_name: str) -> list[Violation]:
         names = None if user is None else Names(user.email, user.username)
-        return self._rules.policy.violations(password, names, field_name=field_name)
+        return self.rules.policy.violations(password, names, field_name=field_name)
 
     def _check_new_password(self, request: credential_pb2.ChangePasswordRequest, user: UserRecord) -> None:
         """Raises InvalidFieldsError for a new password that violates the policy or equals the current one."""
@@ -278,7 +259,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
             raise InvalidFieldsError(found)
 
     def _email(self, typed: str, field_name: str, violations: Violations) -> str:
-        return email_of(typed, field_name, violations, allow_special_domains=self._rules.allow_special_domains)
+        return email_of(typed, field_name, violations, allow_special_domains=self.rules.allow_special_domains)
 
 
 def _expires_at(

@@ -4,7 +4,7 @@
 that checks the lockout again under a row lock. The first check only saves a hash; the second one decides.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import structlog
 from sqlalchemy.orm import Session
@@ -86,14 +86,13 @@ class SignIn:
             keys = self._keys_of(subject, candidate)
             authn.require_unlocked(session, keys, now=now)
         damage: StoredHashError | None = None
-        tried = PasswordAttempt(action, is_match=False, forgives=forgives)
+        is_right = False
         try:
             is_right = hash_(is_match, password, candidate.comparable_hash, reference_cost=candidate.reference_cost)
-            tried = replace(tried, is_match=is_right)
         except StoredHashError as error:
             damage = error
-            tried = replace(tried, reason=error.reason)
-        outcome = self._settle(candidate, keys, tried)
+        reason = InvalidCredentialsError.reason if damage is None else damage.reason
+        outcome = self._settle(candidate, keys, PasswordAttempt(action, is_right, reason, forgives))
         if damage is not None and isinstance(outcome.refusal, InvalidCredentialsError):
             damage.metadata["user_id"] = str(candidate.user_id)
             raise damage

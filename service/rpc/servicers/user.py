@@ -1,6 +1,7 @@
 """UserService: each RPC validates its request, runs one feature function in one transaction, and packs the answer."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 
 import grpc
@@ -18,10 +19,10 @@ from service.db.engine import Database, reading
 from service.rpc.admission.hashing import HashLimiter
 from service.rpc.context import current, rpc_scope
 from service.rpc.pipeline.retries import retry_transaction
+from service.rpc.servicers.rules import Rules
 from service.rpc.servicers.user_requests import (
     Creation,
     Targeted,
-    UserRules,
     creation_of,
     key_of,
     keys_of,
@@ -32,39 +33,30 @@ from service.rpc.servicers.user_requests import (
 from service.rpc.validation import user_id_of, user_message
 
 
+@dataclass(eq=False)
 class UserServicer(user_pb2_grpc.UserServiceServicer):
-    def __init__(
-        self,
-        database: Database,
-        *,
-        clock: Clock,
-        rules: UserRules,
-        hashing: HashLimiter,
-        page_tokens: PageTokens,
-        fingerprint_keys: tuple[bytes, ...],
-    ) -> None:
-        self._database = database
-        self._clock = clock
-        self._rules = rules
-        self._hashing = hashing
-        self._page_tokens = page_tokens
-        self._fingerprint_keys = fingerprint_keys
+    database: Database
+    clock: Clock
+    rules: Rules
+    hashing: HashLimiter
+    page_tokens: PageTokens
+    fingerprint_keys: tuple[bytes, ...]
 
     # ------------------------------------------------------------------------------------------------- reading
 
     def GetUser(self, request: user_pb2.GetUserRequest, context: grpc.ServicerContext) -> user_pb2.User:
-        key = key_of(request, self._rules)
-        with rpc_scope(self._database) as session, reading(session):
+        key = key_of(request, self.rules)
+        with rpc_scope(self.database) as session, reading(session):
             user = users.get_user(session, key)
         return user_message(user)
 
     def BatchGetUsers(
         self, request: user_pb2.BatchGetUsersRequest, context: grpc.ServicerContext
     ) -> user_pb2.BatchGetUsersResponse:
-        keys = keys_of(request, self._rules)
+        keys = keys_of(request, self.rules)
         if not keys:
             return user_pb2.BatchGetUsersResponse()
-        with rpc_scope(self._database) as session, reading(session):
+        with rpc_scope(self.database) as session, reading(session):
             found = users.batch_get_users(session, keys)
         entry = user_pb2.BatchGetUsersResponse.Entry
         return user_pb2.BatchGetUsersResponse(
@@ -74,44 +66,44 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
     def ListUsers(
         self, request: user_pb2.ListUsersRequest, context: grpc.ServicerContext
     ) -> user_pb2.ListUsersResponse:
-        listing = listing_of(request, self._page_tokens)
-        with rpc_scope(self._database) as session, reading(session):
-            page = users.list_users(
-                session, where=listing.where, order=listing.order, after=listing.after, size=listing.size
-            )
-        token = "" if page.next is None else self._page_tokens.seal(page.next, binding=listing.binding)
-        return user_pb2.ListUsersResponse(users=[user_message(user) for user in page.users], next_page_token=token)
+        where, order, page = listing_of(request, self.page_tokens)
+        with rpc_scope(self.database) as session, reading(session):
+            found = users.list_users(session, where=where, order=order, after=page.after, size=page.size)
+        return user_pb2.ListUsersResponse(
+            users=[user_message(user) for user in found.users],
+            next_page_token=page.token(found.next, self.page_tokens),
+        )
 
     # ------------------------------------------------------------------------------------------------- writing
 
     def CreateUser(self, request: user_pb2.CreateUserRequest, context: grpc.ServicerContext) -> user_pb2.User:
-        now = self._clock()
-        creation = creation_of(request, self._rules, self._fingerprint_keys)
+        now = self.clock()
+        creation = creation_of(request, self.rules, self.fingerprint_keys)
         if creation.request is not None:
-            with rpc_scope(self._database) as session, reading(session):
+            with rpc_scope(self.database) as session, reading(session):
                 created = users.find_created(session, creation.request, now=now)
             if created is not None:
                 return user_message(created)
         if request.validate_only:
-            with rpc_scope(self._database) as session, reading(session):
+            with rpc_scope(self.database) as session, reading(session):
                 users.require_free_names(session, email=creation.email, username=creation.username)
             return _preview(creation, now)
         hashed = None
         if creation.password is not None:
-            hashed = self._hashing.run(hash_password, creation.password, self._rules.bcrypt_cost)
+            hashed = self.hashing.run(hash_password, creation.password, self.rules.bcrypt_cost)
 
         def write(session: Session) -> UserRecord:
-            now = self._clock()
+            now = self.clock()
             return users.create_user(session, creation.new_user(hashed, now), request=creation.request, now=now)
 
         is_idempotent = creation.request is not None
         deadline = current().deadline
-        return user_message(retry_transaction(self._database, write, deadline=deadline, is_idempotent=is_idempotent))
+        return user_message(retry_transaction(self.database, write, deadline=deadline, is_idempotent=is_idempotent))
 
     def UpdateUser(self, request: user_pb2.UpdateUserRequest, context: grpc.ServicerContext) -> user_pb2.User:
-        change = update_of(request, self._rules)
+        change = update_of(request, self.rules)
         is_idempotent = change.version is None
-        with rpc_scope(self._database, is_idempotent=is_idempotent) as session, session.begin():
+        with rpc_scope(self.database, is_idempotent=is_idempotent) as session, session.begin():
             user = users.update_user(
                 session, change.id, email=change.email, username=change.username, version=change.version
             )
@@ -119,8 +111,8 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
 
     def DeleteUser(self, request: user_pb2.DeleteUserRequest, context: grpc.ServicerContext) -> user_pb2.User:
         user_id, version = target_of(request)
-        now = self._clock()
-        with rpc_scope(self._database, is_idempotent=request.allow_missing) as session, session.begin():
+        now = self.clock()
+        with rpc_scope(self.database, is_idempotent=request.allow_missing) as session, session.begin():
             try:
                 user = users.delete_user(
                     session,
@@ -128,7 +120,7 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
                     version=version,
                     allow_missing=request.allow_missing,
                     now=now,
-                    purge_at=now + self._rules.purge_after,
+                    purge_at=now + self.rules.purge_after,
                 )
             except UserNotFoundError:
                 if not request.allow_missing:
@@ -138,13 +130,13 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
 
     def UndeleteUser(self, request: user_pb2.UndeleteUserRequest, context: grpc.ServicerContext) -> user_pb2.User:
         user_id, version = target_of(request)
-        with rpc_scope(self._database) as session, session.begin():
+        with rpc_scope(self.database) as session, session.begin():
             user = users.undelete_user(session, user_id, version=version)
         return user_message(user)
 
     def PurgeUser(self, request: user_pb2.PurgeUserRequest, context: grpc.ServicerContext) -> Empty:
         user_id = user_id_of(request.id, "id")
-        with rpc_scope(self._database) as session, session.begin():
+        with rpc_scope(self.database) as session, session.begin():
             lifecycle.purge_user(session, user_id)
         return Empty()
 
@@ -162,7 +154,7 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
 
     def _set(self, feature: Callable[..., UserRecord], request: Targeted, **to: bool) -> user_pb2.User:
         user_id, version = target_of(request)
-        with rpc_scope(self._database) as session, session.begin():
+        with rpc_scope(self.database) as session, session.begin():
             user = feature(session, user_id, version=version, **to)
         return user_message(user)
 

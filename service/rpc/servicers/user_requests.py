@@ -3,7 +3,7 @@
 import hmac
 import re
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from pydantic import Field
@@ -11,19 +11,19 @@ from pydantic import Field
 from personae.v1 import user_pb2
 from service.core import users
 from service.core.identifiers import EMAIL_MAX_BYTES, USERNAME_MAX_BYTES, BadIdentifierError, normalise_prefix
-from service.core.page_tokens import PageTokens, Position
-from service.core.passwords.policy import Names, PasswordPolicy
+from service.core.page_tokens import PageTokens
+from service.core.passwords.policy import Names
 from service.core.users import Key, NewUser, Order, RequestKey, UserFilter
 from service.rpc.context import current
+from service.rpc.servicers.rules import Rules
 from service.rpc.validation import (
     Email,
+    PageRequest,
     RequestModel,
     Username,
     Violations,
     etag_version,
-    page_binding,
-    page_size,
-    page_start,
+    page_of,
     require_id,
     to_datetime,
     user_key,
@@ -39,16 +39,6 @@ _ORDER_BY = re.compile(r" *(?P<column>[a-z_]+)(?: +(?P<direction>asc|desc))? *")
 _WRITABLE = ("email", "username")
 _RPC_OF_FIELD = {"is_active": "ActivateUser or DeactivateUser", "is_superuser": "GrantSuperuser or RevokeSuperuser"}
 _FIELDS = frozenset(user_pb2.User.DESCRIPTOR.fields_by_name)
-
-
-@dataclass(frozen=True, slots=True)
-class UserRules:
-    """The settings for users."""
-
-    policy: PasswordPolicy
-    bcrypt_cost: int
-    allow_special_domains: bool
-    purge_after: timedelta
 
 
 class _Names(RequestModel):
@@ -78,15 +68,6 @@ class Creation:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
-    where: UserFilter
-    order: Order
-    after: Position | None
-    size: int
-    binding: str
-
-
 Targeted = (
     user_pb2.DeleteUserRequest
     | user_pb2.UndeleteUserRequest
@@ -97,7 +78,7 @@ Targeted = (
 )
 
 
-def key_of(request: user_pb2.GetUserRequest, rules: UserRules) -> Key:
+def key_of(request: user_pb2.GetUserRequest, rules: Rules) -> Key:
     """Validate GetUser. Raises InvalidFieldsError, like the functions below."""
     violations = Violations()
     key = user_key(request.key, "key", violations, allow_special_domains=rules.allow_special_domains)
@@ -105,7 +86,7 @@ def key_of(request: user_pb2.GetUserRequest, rules: UserRules) -> Key:
     return key
 
 
-def keys_of(request: user_pb2.BatchGetUsersRequest, rules: UserRules) -> list[Key]:
+def keys_of(request: user_pb2.BatchGetUsersRequest, rules: Rules) -> list[Key]:
     """Validate BatchGetUsers."""
     violations = Violations()
     if len(request.keys) > MAX_BATCH:
@@ -120,21 +101,24 @@ def keys_of(request: user_pb2.BatchGetUsersRequest, rules: UserRules) -> list[Ke
     return keys
 
 
-def listing_of(request: user_pb2.ListUsersRequest, page_tokens: PageTokens) -> Listing:
+def listing_of(request: user_pb2.ListUsersRequest, page_tokens: PageTokens) -> tuple[UserFilter, Order, PageRequest]:
     """Validate ListUsers."""
     violations = Violations()
     where = _filter(request, violations)
     order = _order(request.order_by, where, violations)
-    size = page_size(request.page_size, "page_size", violations)
-    binding = page_binding(where, order)
-    after = page_start(
-        request.page_token, page_tokens, violations, binding=binding, decided_by="filter, order_by and show_deleted"
+    page = page_of(
+        request,
+        where,
+        order,
+        page_tokens=page_tokens,
+        violations=violations,
+        decided_by="filter, order_by and show_deleted",
     )
     violations.check()
-    return Listing(where, order, after, size, binding)
+    return where, order, page
 
 
-def creation_of(request: user_pb2.CreateUserRequest, rules: UserRules, fingerprint_keys: tuple[bytes, ...]) -> Creation:
+def creation_of(request: user_pb2.CreateUserRequest, rules: Rules, fingerprint_keys: tuple[bytes, ...]) -> Creation:
     """Validate CreateUser. fingerprint_keys: for the fingerprint that a repeated request_id is compared by."""
     violations = Violations()
     names = validated(
@@ -175,7 +159,7 @@ def _fingerprints(request: user_pb2.CreateUserRequest, keys: tuple[bytes, ...]) 
     return tuple(hmac.digest(key, data, "sha256") for key in keys)
 
 
-def update_of(request: user_pb2.UpdateUserRequest, rules: UserRules) -> Update:
+def update_of(request: user_pb2.UpdateUserRequest, rules: Rules) -> Update:
     """Validate UpdateUser."""
     violations = Violations()
     user_id = require_id(request.user.id, "user.id", violations)
