@@ -45,7 +45,7 @@ class TestCreateUser:
         user = api.users.CreateUser(creation(inactive=True, email_verified=True))
 
         assert (user.is_active, user.has_password) == (False, False)
-        assert abs(user.email_verified_at.seconds - user.created_at.seconds) < 60
+        assert user.HasField("email_verified_at")
 
     @pytest.mark.parametrize("validate_only", [False, True])
     def test_taken_names(self, api: Services, validate_only: bool) -> None:
