@@ -225,7 +225,6 @@ class TestLockout:
         assert counted(api, other) == (1, 0)
 
     def test_clearing_is_repeatable(self, api: Services) -> None:
-        """For inactive and deleted users too."""
         user = new_user(api.users, inactive=True)
         api.users.DeleteUser(user_pb2.DeleteUserRequest(id=user.id))
         request = pb.ClearLockoutRequest(user_id=user.id)

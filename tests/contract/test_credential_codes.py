@@ -394,7 +394,6 @@ class TestMarkEmailVerified:
         assert api.credentials.MarkEmailVerified(request) == marked == api.read(user)
 
     def test_refusals(self, api: Services) -> None:
-        """Another email than the present one, a deleted user, an unknown one; nothing is changed."""
         user, deleted, other = new_user(api.users), new_user(api.users), new_user(api.users)
         delete(api, deleted)
         changed = api.update(user, email=unique_email())

@@ -30,7 +30,6 @@ MONTHS = [datetime(2020, month, 1, tzinfo=UTC) for month in range(1, 7)]
 
 @pytest.fixture
 def database(private_url: URL) -> Iterator[Database]:
-    """An empty trail."""
     found = open_database(settings_for(private_url), private_url)
     yield found
     found.dispose()
@@ -245,7 +244,6 @@ def test_months_are_those_of_utc_whoever_asks(database: Database) -> None:
 
 @pytest.mark.parametrize("months", ["0", "25", "NULL"])
 def test_how_many_months_are_made_is_bounded(database: Database, months: str) -> None:
-    """Nobody fills the catalogue."""
     connection = connect(database.engine.url)
     with pytest.raises(psycopg2.errors.InvalidParameterValue):
         connection.cursor().execute(f"SELECT audit_make_partitions({months})")
@@ -366,7 +364,6 @@ def test_retention_waits_for_nobody_for_long(database: Database) -> None:
 
 
 def fill(database: Database, times: list[datetime], seed: int = 1) -> None:
-    """An event for each of these times."""
     pick = random.Random(seed)
     events = [
         {
@@ -401,7 +398,6 @@ def filled(database: Database) -> Database:
 
 
 def walk(database: Database, where: AuditFilter, size: int) -> list[AuditRecord]:
-    """All pages of a list."""
     found: list[AuditRecord] = []
     after: Position | None = None
     while True:
@@ -462,7 +458,6 @@ def test_a_page_reads_no_younger_month(filled: Database) -> None:
 
 
 def touched(database: Database, sent: tuple[str, Any]) -> set[str]:
-    """The partitions in the plan of a statement."""
     statement, parameters = sent
     with database.engine.connect() as connection:
         plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN {statement}", parameters).scalars())
@@ -470,7 +465,6 @@ def touched(database: Database, sent: tuple[str, Any]) -> set[str]:
 
 
 def test_a_page_is_one_statement(filled: Database) -> None:
-    """With a filter and a position too."""
     sent = statements_of(filled)
     with filled.scope() as session, reading(session):
         audit.list_events(session, where=AuditFilter(caller="shop", action="UpdateUser"), after=Position(0, 1), size=5)

@@ -46,8 +46,6 @@ def test_timeouts_round_up_to_few_values(seconds: float) -> None:
 
 
 class _DriverError(Exception):
-    """A driver's error, with what the mapping reads of it."""
-
     def __init__(self, pgcode: str | None, constraint: str | None = None) -> None:
         super().__init__("DETAIL: Key (email)=(ada@example.com) already exists.")
         self.pgcode = pgcode
@@ -127,7 +125,6 @@ Opens = Callable[..., Database]
 
 @pytest.fixture
 def opened(shared_url: URL) -> Iterator[Opens]:
-    """Opens databases with these settings, and closes them after the test."""
     with contextlib.ExitStack() as stack:
 
         def opening(**changes: object) -> Database:

@@ -84,7 +84,6 @@ def roles(postgres: Postgres) -> Iterator[Roles]:
 
 @pytest.fixture
 def fresh(postgres: Postgres) -> Iterator[Roles]:
-    """Empty, for one test."""
     with two_roles(postgres) as found:
         yield found
 
@@ -105,7 +104,6 @@ def run(url: URL, statement: str | sql.Composed) -> list[Any]:
 
 
 def test_the_service_can_do_all_that_it_does(roles: Roles) -> None:
-    """Serve, know callers, change, sign in, count, reset, sweep: each table is read and written."""
     with operating(roles.service) as operator:
         name = operator.create(*ALL_SCOPES)
         key = operator.add_key(name)
@@ -147,7 +145,6 @@ def test_the_service_can_do_all_that_it_does(roles: Roles) -> None:
     ],
 )
 def test_missing_privileges_are_diagnosed(roles: Roles, table: str, revoke: str, grant_again: str) -> None:
-    """The table is named, and what to do."""
     service = sql.Identifier(roles.service.username or "")
     engine = create_engine(roles.service, poolclass=NullPool, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
@@ -357,7 +354,6 @@ def test_every_migration_grants_exactly_what_is_needed(fresh: Roles) -> None:
 
 
 def test_an_older_schema_is_granted_as_far_as_it_goes(fresh: Roles) -> None:
-    """A step at a time."""
     fresh.migrate("0003")
     assert {table for table, _, _ in privileges(fresh)} == {"alembic_version", "users", "request_ids", "lockouts"}
     fresh.migrate()
@@ -365,7 +361,6 @@ def test_an_older_schema_is_granted_as_far_as_it_goes(fresh: Roles) -> None:
 
 
 def test_looking_grants_nothing(fresh: Roles) -> None:
-    """`alembic check` and `current` change nothing."""
     migrate(fresh.owner)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DATABASE_URL", fresh.service.render_as_string(hide_password=False))
@@ -376,7 +371,6 @@ def test_looking_grants_nothing(fresh: Roles) -> None:
 
 
 def test_one_role_grants_itself_nothing(fresh: Roles) -> None:
-    """Where the role is its own there is nothing to do."""
     migrate(fresh.owner)
     engine = create_engine(fresh.owner)
     with engine.connect() as connection:

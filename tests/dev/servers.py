@@ -23,7 +23,6 @@ with EmbeddedPostgres.start(Path(sys.argv[1]), durable=False) as server:
 
 
 def home_of(directory: Path) -> Path:
-    """Where the files of the cluster are."""
     return (directory / "cluster").resolve() if (directory / "cluster").is_symlink() else directory
 
 

@@ -22,7 +22,6 @@ needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux sig
 
 
 def test_the_second_start_finds_the_rows(fresh: Path) -> None:
-    """The first start creates cluster and database; the second has the same URL and the rows."""
     with EmbeddedPostgres.start(fresh, durable=False) as server:
         query(server.url, "CREATE TABLE kept (name text)")
         query(server.url, "INSERT INTO kept VALUES ('é'), ('Z'), ('a')")
@@ -42,7 +41,6 @@ def test_the_second_start_finds_the_rows(fresh: Path) -> None:
 
 
 def test_nobody_else_gets_in(cluster: Path) -> None:
-    """No network, files and a socket directory for the owner alone, and no session without the password."""
     with EmbeddedPostgres.start(cluster, durable=False) as server:
         assert server.tcp_url is None
         assert query(server.url, "SELECT current_setting('listen_addresses')") == [("",)]
@@ -97,14 +95,12 @@ def test_of_two_at_once_one_starts_and_the_others_use_it(fresh: Path) -> None:
 
 
 def test_a_server_that_runs_without_tcp_is_said(cluster: Path) -> None:
-    """Asked for TCP, a server that another program runs without is an error."""
     with EmbeddedPostgres.start(cluster, durable=False):
         with pytest.raises(EmbeddedPostgresError, match="without a TCP port"):
             EmbeddedPostgres.start(cluster, tcp=True)
 
 
 def test_a_server_on_another_socket_is_named(cluster: Path) -> None:
-    """One that runs with TCP is not used; the error has its process id."""
     with EmbeddedPostgres.start(cluster, durable=False, tcp=True) as first:
         with pytest.raises(EmbeddedPostgresError, match=f"If process {first.pid} is a PostgreSQL"):
             EmbeddedPostgres.start(cluster)
@@ -113,7 +109,6 @@ def test_a_server_on_another_socket_is_named(cluster: Path) -> None:
 
 @pytest.mark.parametrize("text", ["another", None])
 def test_a_wrong_or_lost_password_is_said(cluster: Path, text: str | None) -> None:
-    """The error speaks of the password; the server goes on."""
     with EmbeddedPostgres.start(cluster, durable=False) as server:
         password_file = server.home / "password"
         secret = password_file.read_text(encoding="utf-8")
@@ -143,7 +138,6 @@ def test_no_orphan_is_left_when_the_parent_is_killed(cluster: Path, number: sign
 
 
 def test_a_thread_that_ends_does_not_take_the_server_along(cluster: Path) -> None:
-    """Started outside the main thread, the server outlives the thread."""
     started: list[EmbeddedPostgres] = []
     thread = threading.Thread(target=lambda: started.append(EmbeddedPostgres.start(cluster, durable=False)))
     thread.start()
@@ -153,7 +147,6 @@ def test_a_thread_that_ends_does_not_take_the_server_along(cluster: Path) -> Non
 
 
 def test_the_start_after_a_crash_recovers(cluster: Path) -> None:
-    """What was committed is there, under the same URL."""
     server = EmbeddedPostgres.start(cluster, durable=False, settings=CRASH_SAFE)
     query(server.url, "CREATE TABLE survived (x int)")
     query(server.url, "INSERT INTO survived VALUES (1)")
@@ -196,14 +189,12 @@ def test_an_interrupted_initdb_heals_itself(fresh: Path) -> None:
 
 
 def test_a_server_that_does_not_start_shows_its_log(cluster: Path) -> None:
-    """The end of the log is in the error, and no process is left."""
     with pytest.raises(EmbeddedPostgresError, match='invalid value for parameter "shared_buffers": "plenty"'):
         EmbeddedPostgres.start(cluster, settings={"shared_buffers": "plenty"})
     assert not (home_of(cluster) / "data" / "postmaster.pid").exists()
 
 
 def test_tcp_is_for_this_machine_alone(cluster: Path) -> None:
-    """It listens on 127.0.0.1, beside the socket."""
     with EmbeddedPostgres.start(cluster, durable=False, tcp=True) as server:
         assert server.tcp_url is not None
         assert query(server.tcp_url, "SELECT host(inet_server_addr())") == [("127.0.0.1",)]

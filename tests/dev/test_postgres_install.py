@@ -25,7 +25,6 @@ POSTGRES_15 = Path("/usr/lib/postgresql/15/bin")
 
 
 def test_a_cluster_of_another_version_is_left_alone(cluster: Path) -> None:
-    """The error says which version made it, and what the choices are; nothing is changed."""
     version_file = home_of(cluster) / "data" / "PG_VERSION"
     version = version_file.read_text(encoding="utf-8")
     version_file.write_text("9.6\n", encoding="utf-8")
@@ -50,7 +49,6 @@ def test_a_data_directory_that_is_no_cluster_is_left_alone(reachable: Path) -> N
 
 @pytest.mark.parametrize("name", ["file", "file/below"])
 def test_a_directory_that_cannot_be_made_is_said(tmp_path: Path, name: str) -> None:
-    """The error names the path and the setting."""
     (tmp_path / "file").touch()
     with pytest.raises(EmbeddedPostgresError, match=f"{tmp_path}/file.*DEV_DATA_DIR"):
         EmbeddedPostgres.start(tmp_path / name)
@@ -109,7 +107,6 @@ def test_without_the_wheel_the_system_is_asked(tmp_path: Path) -> None:
     [("echo broken library >&2; exit 127", "broken library"), ("echo 'postgres (PostgreSQL) 13.4'", "15 or newer")],
 )
 def test_binaries_that_are_of_no_use_are_said(reachable: Path, script: str, text: str) -> None:
-    """Before anything is made with them."""
     with pytest.raises(EmbeddedPostgresError, match=text):
         EmbeddedPostgres.start(reachable / "dev", bindir=fake_binaries(reachable, script))
     assert not (reachable / "dev" / "data").exists()
@@ -128,7 +125,6 @@ def test_postgresql_15_serves_as_well(fresh: Path) -> None:
 
 @needs_root
 def test_root_changes_to_another_user(reachable: Path) -> None:
-    """In a directory that the other user can enter the cluster is there."""
     with EmbeddedPostgres.start(reachable / "dev", durable=False) as server:
         assert server.home == reachable / "dev"
         assert Path(f"/proc/{server.pid}").stat().st_uid == (server.home / "data").stat().st_uid != 0

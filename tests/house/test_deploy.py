@@ -229,11 +229,7 @@ def test_pods_may_do_as_little_as_they_can(kind: str) -> None:
     assert spec["automountServiceAccountToken"] is False
     assert (
         spec["securityContext"].items()
-        >= {
-            "runAsNonRoot": True,
-            "runAsUser": 10001,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        }.items()
+        >= {"runAsNonRoot": True, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}}.items()
     )
     assert container(kind)["securityContext"] == {
         "allowPrivilegeEscalation": False,

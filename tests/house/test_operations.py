@@ -80,7 +80,6 @@ def test_keys_and_certificates(private_url: URL, tmp_path: Path) -> None:
 
 
 def shown(typing: Terminal) -> str:
-    """The certificate that the server presents."""
     host, port = typing.servers.tls[ADDRESS].split(":")
     return ssl.get_server_certificate((host, int(port)), timeout=60)
 
@@ -150,7 +149,6 @@ def administering(directory: Path, url: URL, roles: Roles) -> Iterator[Terminal]
 
 
 def bindir() -> Path:
-    """The directory of pg_dump and psql."""
     return find_bindir(Settings(_env_file=None, secret_keys=None).pg_bindir)
 
 
@@ -258,7 +256,6 @@ class Remembered:
 
     @classmethod
     def by(cls, server: RunningServer) -> "Remembered":
-        """Make them on a server."""
         name = unique_name()
         creation = user_pb2.CreateUserRequest(
             user=user_pb2.User(email=f"{name}@example.com", username=name), request_id=str(uuid.uuid4())
@@ -284,7 +281,6 @@ class Remembered:
 
 
 def refusal(call: Callable[[Any], object], request: object) -> str:
-    """The reason of the refusal; empty if the call succeeds."""
     try:
         call(request)
     except grpc.RpcError as error:

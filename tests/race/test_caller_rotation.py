@@ -129,7 +129,6 @@ class TestLiveKeys:
     """At most two: the one in use and its successor. A third one would be forgotten."""
 
     def test_a_third_is_refused(self, operator: Operator) -> None:
-        """It leaves neither key nor event."""
         name = operator.create()
         for _ in range(MAX_LIVE_KEYS):
             operator.add_key(name)
@@ -144,7 +143,6 @@ class TestLiveKeys:
 
     @pytest.mark.parametrize("way", ["revoked", "expired"])
     def test_revoked_and_expired_keys_do_not_count(self, operator: Operator, way: str) -> None:
-        """Neither revoked nor expired ones, however many; a key is expired at expires_at."""
         name, now = operator.create(), datetime.now(UTC)
         for _ in range(5):
             key = operator.add_key(name, valid_for=timedelta(days=1), now=now)
@@ -162,7 +160,6 @@ class TestLiveKeys:
 class TestConcurrentOperators:
     @pytest.mark.parametrize("live, made", [(0, 2), (1, 1), (2, 0)])
     def test_rotate(self, operator: Operator, live: int, made: int) -> None:
-        """Exactly as many succeed as keys are allowed; the others are refused."""
         for _ in range(5):
             name = operator.create()
             for _ in range(live):
@@ -175,8 +172,6 @@ class TestConcurrentOperators:
             assert actions(operator, name).count("CreateCallerKey") == live + made
 
     def test_create_one_name(self, operator: Operator) -> None:
-        """One succeeds."""
-
         def create(_: int) -> None:
             with operator.changing() as session:
                 create_caller(session, "web", scopes=["users.read"], identities=[f"{secrets.token_hex(4)}.internal"])
@@ -185,13 +180,11 @@ class TestConcurrentOperators:
         assert actions(operator, "web") == ["CreateCaller", "AddCallerIdentity"]
 
     def test_give_one_identity(self, operator: Operator) -> None:
-        """One caller gets it."""
         names: list[str] = []
         assert outcomes(lambda _: names.append(operator.create(identities=["shared.internal"]))) == ONE
         assert operator.caller(*names).identities == ["shared.internal"]
 
     def test_revoke_one_key(self, operator: Operator) -> None:
-        """One event."""
         name = operator.create()
         key = operator.add_key(name)
 
@@ -199,7 +192,6 @@ class TestConcurrentOperators:
         assert actions(operator, name).count("RevokeCallerKey") == 1
 
     def test_grant_and_withdraw(self, operator: Operator) -> None:
-        """No change is lost."""
         name = operator.create("users.read")
         scopes = ["users.write", "users.purge", "auth.verify", "auth.lockout", "audit.read", "credentials.reset"]
 
@@ -220,7 +212,6 @@ def outcomes(change: Callable[[int], object]) -> Counter[str]:
 
 
 def attempt(change: Callable[[], object]) -> str:
-    """Whether an operator is refused."""
     try:
         change()
     except CallerError:
@@ -229,7 +220,6 @@ def attempt(change: Callable[[], object]) -> str:
 
 
 def actions(operator: Operator, name: str) -> list[str]:
-    """The actions in the audit trail of a caller, in order."""
     with operator.database.engine.connect() as connection:
         found = connection.exec_driver_sql(
             "SELECT action FROM audit_events WHERE target_caller = %s ORDER BY id", (name,)

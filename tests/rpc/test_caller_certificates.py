@@ -17,16 +17,7 @@ from sqlalchemy.engine import URL
 from service.core.api_keys import NewKey
 from service.dev.certificates import Issued
 from service.rpc.pipeline.status import DETAILS_KEY
-from tests.support.callers import (
-    LIST_USERS,
-    bearer,
-    call,
-    new_key,
-    operating,
-    other_address,
-    tls_settings,
-    told,
-)
+from tests.support.callers import LIST_USERS, bearer, call, new_key, operating, other_address, tls_settings, told
 from tests.support.certificates import LOCAL, Pair, channel, client_certificate, new_ca, server_certificate
 from tests.support.databases import Postgres
 from tests.support.servers import RunningServer, running
@@ -68,7 +59,6 @@ class Served:
         return bearer(self.known.key)
 
     def told(self, *names: x509.GeneralName, common_name: str = "x") -> str:
-        """The outcome of a call by a client with these names in its certificate."""
         with self.showing(client_certificate(self.ca, *names, common_name=common_name)) as found:
             return told(found)
 
@@ -95,7 +85,6 @@ def known(postgres: Postgres, template: str) -> Iterator[Known]:
 def serving(
     known: Known, directory: Path, *, names: Sequence[x509.GeneralName] = LOCAL, **changes: object
 ) -> Iterator[Served]:
-    """A server with files in this directory, and these names in its certificate."""
     ca, pair = new_ca(), Pair(directory)
     pair.write(server_certificate(ca, names=names), ca)
     with running(known.url, **tls_settings(pair, **changes)) as server:
@@ -104,7 +93,6 @@ def serving(
 
 @pytest.fixture(scope="module")
 def served(known: Known, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server that requires client certificates."""
     with serving(known, tmp_path_factory.mktemp("tls")) as found:
         yield found
 
@@ -180,12 +168,10 @@ class TestNames:
 
     @pytest.mark.parametrize("common_name", ["billing.internal", WEB, "admin"])
     def test_the_common_name_opens_nothing(self, served: Served, common_name: str) -> None:
-        """Alone, or beside unknown names."""
         assert served.told(common_name=common_name) == "CERTIFICATE_UNKNOWN"
         assert served.told(DNS("unknown.internal"), common_name=common_name) == "CERTIFICATE_UNKNOWN"
 
     def test_scopes_are_checked(self, served: Served) -> None:
-        """As for a caller with a key."""
         assert served.told(DNS("idle.internal")) == "SCOPE_MISSING users.read"
         with served.showing(client_certificate(served.ca, URI(WEB))) as found:
             assert told(found, method=GET_LOCKOUT) == "SCOPE_MISSING auth.lockout"
@@ -230,7 +216,6 @@ class TestKeysBesideCertificates:
             assert told(found) == "OK"
 
     def test_a_key_works_beside_an_unknown_certificate(self, served: Served) -> None:
-        """The certificate only serves the connection."""
         with served.showing(client_certificate(served.ca, DNS("unknown.internal"))) as found:
             assert told(found, served.key, method=GET_LOCKOUT) == "INVALID_FIELDS"
 
@@ -299,7 +284,6 @@ class TestModes:
                 assert not_connected(found, served.key)
 
     def test_off_knows_keys_alone(self, known: Known, tmp_path: Path) -> None:
-        """Certificates are not requested."""
         with serving(known, tmp_path, tls_client_certificates="off", tls_client_ca_file=None) as served:
             assert served.server.server.mtls_port == 0
             for shown in (None, client_certificate(served.ca, URI(WEB))):
@@ -308,7 +292,6 @@ class TestModes:
                     assert told(found, served.key, method=GET_LOCKOUT) == "INVALID_FIELDS"
 
     def test_over_tls_keys_may_come_from_elsewhere(self, known: Known, tmp_path: Path) -> None:
-        """That is what TLS is for."""
         address = other_address()
         if address is None:
             pytest.skip("this machine has no address but loopback, so no call can come from another one")

@@ -34,7 +34,6 @@ CHECK = credential_pb2.CheckPasswordRequest(password=PASSWORD).SerializeToString
 
 
 def loads(proxy: PostgresProxy) -> int:
-    """How often the callers were read."""
     return len([one for one in proxy.statements if "FROM caller_keys" in one])
 
 
@@ -139,7 +138,6 @@ class TestOutage:
         assert failure.error_metadata == {}
 
     def test_a_server_that_starts_without_a_database(self, private_url: URL) -> None:
-        """It refuses all callers until the database is there."""
         with operating(private_url) as operator, PostgresProxy(private_url) as proxy:
             key = operator.create_with_key("credentials.check")
             proxy.refuse()
@@ -211,7 +209,6 @@ class TestManyAtOnce:
             assert directory.end(patience=PATIENCE)
 
     def test_a_new_key_is_known_to_all_who_bring_it_at_once(self, private_url: URL) -> None:
-        """They share the extra reads."""
         with operating(private_url) as operator:
             directory = directory_of(private_url)
             directory.start()
@@ -256,7 +253,6 @@ class TestLastUse:
     """The last use of a key is stored with a precision of an hour, at the cost of one write an hour."""
 
     def test_is_written_once_an_hour(self, private_url: URL) -> None:
-        """However often the key is used."""
         with operating(private_url) as operator:
             name = operator.create("users.read")
             key = operator.add_key(name)

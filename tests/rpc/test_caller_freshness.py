@@ -14,14 +14,7 @@ from sqlalchemy.engine import URL
 from service.base.clock import monotonic, utc_now
 from service.core.api_keys import NewKey
 from service.core.callers.administration import remove_identity, revoke_all
-from tests.support.callers import (
-    Operator,
-    bearer,
-    connected,
-    operating,
-    tls_settings,
-    told,
-)
+from tests.support.callers import Operator, bearer, connected, operating, tls_settings, told
 from tests.support.certificates import Pair, channel, client_certificate, new_ca, server_certificate
 from tests.support.databases import Postgres, libpq_url
 from tests.support.processes import process
@@ -91,7 +84,6 @@ class TestEveryProcess:
     """A change is in force in every process CALLER_CACHE_SECONDS after its commit, however slow the machine is."""
 
     def test_a_revoked_key(self, processes: Processes) -> None:
-        """The other key of the caller goes on working."""
         operator = processes.operator
         name = operator.create("users.read")
         key, other = operator.add_key(name), operator.add_key(name)
@@ -99,7 +91,6 @@ class TestEveryProcess:
         assert [told(found, bearer(other)) for found in processes.channels] == ["OK"] * PROCESSES
 
     def test_a_revoked_caller(self, processes: Processes) -> None:
-        """Everything that it has."""
         operator = processes.operator
         name = operator.create("users.read")
         key = operator.add_key(name)
@@ -111,7 +102,6 @@ class TestEveryProcess:
         processes.require_change(key, revoke, before="OK", after="KEY_REVOKED")
 
     def test_a_withdrawn_scope(self, processes: Processes) -> None:
-        """And a granted one."""
         operator = processes.operator
         name = operator.create("users.read", "users.write")
         key, needed = operator.add_key(name), "SCOPE_MISSING users.read"
@@ -127,7 +117,6 @@ class TestAtOnce:
     """What is unknown is looked up again: a new key or identity does not wait for the next regular read."""
 
     def test_a_new_key(self, private_url: URL) -> None:
-        """Of a new caller, and another one of a known caller."""
         settings = {"caller_auth": "required", "caller_cache_seconds": 60}
         with running(private_url, **settings) as server, operating(private_url) as operator:
             name = operator.create("users.read")

@@ -47,7 +47,6 @@ class TestServe:
         assert "callers create" in str(warning["remedy"])
 
     def test_does_not_warn_when_a_caller_exists(self, private_url: URL) -> None:
-        """With a key, or with a certificate identity alone."""
         for identities in ([], ["web.internal"]):
             with operating(private_url) as operator, structlog.testing.capture_logs() as log:
                 name = operator.create(identities=identities)
@@ -80,7 +79,6 @@ class TestServe:
 
     @pytest.mark.parametrize("value", ["0", "0.09", "-1", "60.1", "nan", "inf", "soon"])
     def test_a_cache_age_out_of_range(self, value: str) -> None:
-        """A tenth of a second to a minute."""
         with pytest.raises(SettingsError, match="CALLER_CACHE_SECONDS"):
             load_settings(_env_file=None, caller_cache_seconds=value)
 
@@ -120,14 +118,12 @@ class Developer:
         assert server.returncode == 0
 
     def create_caller(self) -> str:
-        """Create a caller with every scope; its key."""
         command = [sys.executable, "-m", "service", "callers", "create", "me", "--all-scopes"]
         done = subprocess.run(command, cwd=ROOT, env=self.environment(), capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     @property
     def warnings(self) -> list[dict[str, object]]:
-        """The warnings of the last server."""
         return [line for line in self.log if line["level"] == "warning"]
 
     def _port(self, server: "subprocess.Popen[bytes]") -> int:

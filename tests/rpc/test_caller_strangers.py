@@ -83,7 +83,6 @@ def hostile(made: Message, chance: random.Random, depth: int = 3) -> Message:
 
 
 def damaged(data: bytes, chance: random.Random) -> bytes:
-    """A message with a changed byte, or truncated."""
     place = chance.randrange(len(data) + 1)
     return data[:place] if chance.random() < 0.5 else data[:place] + chance.randbytes(1) + data[place + 1 :]
 

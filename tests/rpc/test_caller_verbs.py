@@ -28,8 +28,6 @@ SPIFFE = "spiffe://prod.example/web"
 
 @dataclass(frozen=True)
 class Done:
-    """The result of a command."""
-
     code: int
     out: str
     err: str
@@ -74,13 +72,11 @@ class Verbs:
         return done
 
     def done(self, *arguments: str) -> str:
-        """The output of a command that must succeed."""
         done = self.run(*arguments)
         assert (done.code, done.err) == (0, "")
         return done.out
 
     def events(self) -> list[tuple[str, str, list[str]]]:
-        """The audit events: action, caller, changed fields."""
         events = rows_of(self.url, "audit_events ORDER BY id")
         for event in events:
             assert (event["caller"], event["outcome"], event["reason"]) == ("command-line", "succeeded", None)
@@ -268,11 +264,7 @@ class TestRefusals:
                 1,
                 "There is no scope users.everything. There are: audit.",
             ),
-            (
-                ["create", "web", "--identity", "taken.internal"],
-                1,
-                "taken.internal belongs to a caller already",
-            ),
+            (["create", "web", "--identity", "taken.internal"], 1, "taken.internal belongs to a caller already"),
             (["create", "web", "--identity", "*.internal"], 1, "Wildcards are not allowed"),
             (["create", "web", "--expires-in", "0"], 2, "0 is not in the range"),
             (["create", "web", "--expires-in", "3651"], 2, "3651 is not in the range"),
@@ -307,7 +299,6 @@ class TestRefusals:
         assert verbs.stored() == before
 
     def test_the_longest_name_and_identity_can_be_stored(self, verbs: Verbs) -> None:
-        """The limits of rules and tables agree."""
         name, identity = "a" * 63, "spiffe://prod.example/" + "a" * 2000
         with verbs.operator.changing() as session:
             create_caller(session, name, scopes=[], identities=[identity])

@@ -85,7 +85,6 @@ class TestScopes:
         assert told(served.channel, bearer(served.only["users.read"]), metadata=metadata) == "INVALID_FIELDS"
 
     def test_other_metadata_identifies_nobody(self, served: Served) -> None:
-        """Headers that proxies may add identify nobody."""
         for name in ("x-caller", "x-forwarded-client-cert", "x-spiffe-id", "grpc-caller", "x-authorization"):
             assert told(served.channel, metadata=[(name, bearer(served.everything))]) == "CREDENTIALS_MISSING"
 
@@ -115,7 +114,6 @@ class TestStrangers:
         assert list(reflection(requests, timeout=60))
 
     def test_get_grpc_s_answer_for_unknown_methods(self, served: Served) -> None:
-        """GRPC answers, with and without a key alike."""
         for sent in ([], [bearer(served.everything)]):
             with pytest.raises(grpc.RpcError) as caught:
                 call(served.channel, *sent, method="/personae.v1.UserService/Nothing")
@@ -136,7 +134,6 @@ class TestLog:
         ]
 
     def test_of_a_caller(self, served: Served) -> None:
-        """Whether or not it has the scope."""
         for key, code, reason in (
             (served.only["users.read"], "INVALID_ARGUMENT", "INVALID_FIELDS"),
             (served.nothing, "PERMISSION_DENIED", "SCOPE_MISSING"),

@@ -55,7 +55,6 @@ class TestPasswordsThatExpire:
         assert counted(server, user) == (2, 0)
 
     def test_a_reset_still_works(self, private_server: RunningServer) -> None:
-        """The new password does not expire."""
         server, user = private_server, with_expiring_password(private_server, hours=1)
         server.clock.advance(timedelta(hours=2))
 
@@ -76,7 +75,6 @@ class TestPasswordsThatExpire:
     def test_another_password_before_its_time(
         self, private_server: RunningServer, replace: Callable[[RunningServer, user_pb2.User], object]
     ) -> None:
-        """The expiry was that of the password before."""
         server, user = private_server, with_expiring_password(private_server, hours=1)
 
         replace(server, user)

@@ -39,7 +39,6 @@ class HalfOpen:
         self.calls: list[Any] = []
 
     def open(self, method: str, count: int, *, body: bytes = b"", **options: Any) -> list[Any]:
-        """Open calls without sending their messages."""
         call: Any = self._channel.stream_unary(method)
         made = [call.future(self._message_later(body), **options) for _ in range(count)]
         self.calls += made
@@ -72,7 +71,6 @@ def get(user: user_pb2.User) -> user_pb2.GetUserRequest:
 
 
 def outcome(call: Any) -> tuple[grpc.StatusCode, str]:
-    """The code and the reason of a call."""
     if call.exception(timeout=PATIENCE) is None:
         return Code.OK, ""
     if call.code() is Code.CANCELLED:
@@ -99,7 +97,6 @@ class TestStrangers:
                 assert {outcome(call) for call in calls} == {(Code.UNAUTHENTICATED, "CREDENTIALS_MISSING")}
 
     def test_so_are_callers_without_the_scope(self, shared_url: URL) -> None:
-        """Their message is not read either."""
         with running(shared_url, caller_auth="required", grpc_threads=2) as server, operating(shared_url) as operator:
             metadata = (("authorization", f"Bearer {operator.create_with_key('users.write').text}"),)
             with half_open(server.address) as callers:
@@ -183,7 +180,6 @@ def line_of(request_id: str) -> str:
 
 class TestMessages:
     def test_in_two_parts(self, server: RunningServer) -> None:
-        """The server waits for the whole message."""
         user = new_user(server.users)
         whole = http2.message(get(user).SerializeToString())
         with closing(http2.Connection(server.address, timeout=PATIENCE)) as connection:
@@ -195,7 +191,6 @@ class TestMessages:
         assert answer == http2.message(user.SerializeToString())
 
     def test_none(self, server: RunningServer) -> None:
-        """The caller closes its side without a message."""
         call: Any = server.channel.stream_unary(GET_USER)
 
         assert outcome(call.future(iter(()), timeout=PATIENCE)) == (Code.INVALID_ARGUMENT, "MALFORMED_MESSAGE")

@@ -38,7 +38,6 @@ class Measured(NamedTuple):
     port: int
 
     def moved_by(self, action: Callable[[], object]) -> "Moved":
-        """What changes while this is done."""
         before = scrape(self.port)
         action()
         return Moved(before, scrape(self.port))
@@ -49,7 +48,6 @@ class Moved(NamedTuple):
     after: Series
 
     def __call__(self, name: str, **labels: str) -> float:
-        """By how much."""
         return value(self.after, name, **labels) - value(self.before, name, **labels)
 
 

@@ -43,7 +43,6 @@ def locked_users(server: RunningServer) -> Iterator[Callable[[], None]]:
 
 
 def raw_call(server: RunningServer, method: str, data: bytes) -> Any:
-    """Call a method with a raw message."""
     call: Any = server.channel.unary_unary(method, request_serializer=None, response_deserializer=None)
     return call(data, timeout=10)
 
@@ -123,7 +122,6 @@ class TestErrors:
         assert "email" not in failure.message
 
     def test_unknown_methods(self, server: RunningServer) -> None:
-        """GRPC's own answer."""
         with pytest.raises(grpc.RpcError) as caught:
             raw_call(server, "/personae.v1.UserService/Nothing", b"")
 

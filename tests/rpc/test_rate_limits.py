@@ -24,8 +24,6 @@ START_RESET = "/personae.v1.CredentialService/StartPasswordReset"
 
 
 class Seconds:
-    """A monotonic clock that only the test moves."""
-
     def __init__(self) -> None:
         self.now = 1000.0
 

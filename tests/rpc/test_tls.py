@@ -18,11 +18,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from grpc.experimental.session_cache import ssl_session_cache_lru
 
-from service.dev.certificates import (
-    CLIENT_ID,
-    Issued,
-    make_dev_certificates,
-)
+from service.dev.certificates import CLIENT_ID, Issued, make_dev_certificates
 from service.rpc.tls import Certificates, TlsFiles
 from tests.support.certificates import (
     PATIENCE,
@@ -65,14 +61,12 @@ def other_ca() -> Issued:
 
 @pytest.fixture
 def log() -> Iterator[Events]:
-    """The log."""
     with structlog.testing.capture_logs() as found:
         yield found
 
 
 @pytest.fixture
 def pair(tmp_path: Path, ca: Issued) -> Pair:
-    """The files of a server."""
     found = Pair(tmp_path)
     found.write(server_certificate(ca), ca)
     return found
@@ -86,7 +80,6 @@ def server(pair: Pair, log: Events) -> Iterator[TlsServer]:
 
 @pytest.fixture(scope="module")
 def standing(tmp_path_factory: pytest.TempPathFactory, ca: Issued) -> Iterator[TlsServer]:
-    """A server whose files do not change."""
     pair = Pair(tmp_path_factory.mktemp("standing"))
     pair.write(server_certificate(ca), ca)
     with serving(pair.files, MovableClock()) as found:
@@ -98,7 +91,6 @@ def events(log: Events, level: str) -> list[str]:
 
 
 def refused(port: int, ca: Issued, client: Issued | None) -> str:
-    """The error of a client that is refused."""
     with pytest.raises(grpc.RpcError) as caught:
         call(port, ca, client)
     assert caught.value.code() is Code.UNAVAILABLE
@@ -115,7 +107,6 @@ class TestReplacing:
     def test_new_handshakes_show_the_new_certificate(
         self, server: TlsServer, pair: Pair, ca: Issued, log: Events
     ) -> None:
-        """On each port, from the first handshake on; it is logged once."""
         shown = server_certificate(ca)
         before = shown_by(server.requesting_none, ca)
         pair.write(shown, ca)
@@ -282,7 +273,6 @@ class TestReplacing:
             assert shown_by(server.requesting_none, ca) == last
 
     def test_the_whole_chain_is_shown(self, tmp_path: Path, ca: Issued) -> None:
-        """The intermediate CAs are sent as well."""
         pair, shown = Pair(tmp_path), server_certificate(ca)
         pair.write(shown, ca)
         replace(pair.files.certificate, b"as text\n" + shown.certificate_pem + ca.certificate_pem)
@@ -307,7 +297,6 @@ class TestClientCa:
     def test_both_are_trusted_while_one_replaces_the_other(
         self, server: TlsServer, pair: Pair, ca: Issued, other_ca: Issued
     ) -> None:
-        """The file may contain several CAs."""
         replace(pair.directory / "ca.pem", ca.certificate_pem + other_ca.certificate_pem)
 
         assert call(server.requiring, ca, client_certificate(ca, DNS("old"))) == "old"
@@ -366,11 +355,7 @@ class TestExpiry:
         assert [entry["event"] for entry in log] == ["certificate loaded", "certificate expires soon"] * 2
 
     @pytest.mark.parametrize(
-        "days, ahead, event",
-        [
-            (-1, 0, "certificate has expired"),
-            (60, -365, "certificate is not valid yet"),
-        ],
+        "days, ahead, event", [(-1, 0, "certificate has expired"), (60, -365, "certificate is not valid yet")]
     )
     def test_an_invalid_certificate_is_used_and_logged(
         self, tmp_path: Path, ca: Issued, log: Events, *, days: float, ahead: int, event: str
@@ -387,7 +372,6 @@ class TestExpiry:
 class TestVersions:
     @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
     def test_what_is_current_is_spoken(self, standing: TlsServer, ca: Issued, version: ssl.TLSVersion) -> None:
-        """TLS 1.2 and 1.3, with HTTP/2."""
         with connected(standing.requesting_none, tls_context(ca, version=version)) as found:
             assert found.version() == version.name.replace("_", ".")
             assert found.selected_alpn_protocol() == "h2"
@@ -475,7 +459,6 @@ class TestClients:
 class TestDevCertificates:
     @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
     def test_are_good_for_real_clients(self, tmp_path: Path, host: str) -> None:
-        """By name and by address, with and without the client's own."""
         make_dev_certificates(tmp_path, now=datetime.now(UTC))
         ca, key, chain = ((tmp_path / name).read_bytes() for name in ("ca.pem", "client.key", "client.pem"))
         with serving(Pair(tmp_path).files, MovableClock()) as server:

@@ -38,7 +38,6 @@ def serving(url: URL, **settings: str) -> Iterator[tuple[Process, str]]:
 
 
 def workers_of(server: Process) -> set[int]:
-    """The processes of the workers."""
     return {child.pid for child in psutil.Process(server.process.pid).children()}
 
 
@@ -51,7 +50,6 @@ def kill_a_worker(server: Process) -> int:
 
 
 def codes(load: Load) -> set[str]:
-    """With which codes calls have failed."""
     return {how.split()[1] for how in load.failures}
 
 

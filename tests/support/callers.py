@@ -72,7 +72,6 @@ class Operator:
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[Session]:
-        """A transaction of the operator."""
         with self.database.scope(actor=COMMAND_LINE) as session, session.begin():
             yield session
 
@@ -92,21 +91,17 @@ class Operator:
         return key
 
     def create_with_key(self, *scopes: str, valid_for: timedelta = timedelta(days=365)) -> NewKey:
-        """Create a caller with one key."""
         return self.add_key(self.create(*scopes), valid_for=valid_for)
 
     def revoke(self, key: NewKey) -> None:
-        """Revoke a key."""
         with self.changing() as session:
             administration.revoke_key(session, key.key_id, now=datetime.now(UTC))
 
     def change_scopes(self, name: str, *, add: Sequence[str] = (), remove: Sequence[str] = ()) -> None:
-        """Grant and withdraw scopes."""
         with self.changing() as session:
             administration.change_scopes(session, name, add=add, remove=remove)
 
     def caller(self, name: str) -> administration.CallerRecord:
-        """A caller as an operator sees it."""
         with self.database.scope() as session, reading(session):
             return administration.get_caller(session, name)
 

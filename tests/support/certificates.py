@@ -38,7 +38,6 @@ def new_ca() -> Issued:
 
 
 def server_certificate(ca: Issued, *, days: float = 60, names: Sequence[x509.GeneralName] = LOCAL) -> Issued:
-    """A certificate for a test server that expires in `days`."""
     now = datetime.now(UTC)
     return issue(
         ca,
@@ -98,8 +97,6 @@ def become_pipe(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Pair:
-    """The files of a test server."""
-
     directory: Path
 
     @property
@@ -107,7 +104,6 @@ class Pair:
         return TlsFiles(self.directory / "server.pem", self.directory / "server.key", self.directory / "ca.pem")
 
     def write(self, shown: Issued, ca: Issued) -> None:
-        """Replace all files."""
         replace(self.directory / "server.key", shown.private_key_pem)
         replace(self.directory / "server.pem", shown.certificate_pem)
         replace(self.directory / "ca.pem", ca.certificate_pem)
@@ -177,7 +173,6 @@ def channel(
 
 
 def method(channel: grpc.Channel) -> Callable[..., bytes]:
-    """The method of the test server."""
     return channel.unary_unary(METHOD)
 
 

@@ -20,5 +20,4 @@ class MovableClock:
         return self._now + next(self._ticks) * _TICK
 
     def advance(self, by: timedelta) -> None:
-        """Let time pass."""
         self._now += by

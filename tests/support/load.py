@@ -136,8 +136,6 @@ class Load(Callers):
 
 
 class Writers(Callers):
-    """Threads that create users."""
-
     def __init__(self, users: user_pb2_grpc.UserServiceStub, *, threads: int) -> None:
         super().__init__(self._creations, threads=threads)
         self._users = users

@@ -126,7 +126,6 @@ class PostgresProxy:
         self._refusals.clear()
 
     def close(self) -> None:
-        """End the proxy and all that goes through it."""
         _close(self._listener)
         self.cut()
         self._thread.join(60)

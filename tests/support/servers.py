@@ -76,7 +76,6 @@ class Services:
         return self.users.GetUser(user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id)))
 
     def update(self, user: user_pb2.User, **fields: Any) -> user_pb2.User:
-        """Change these fields of a user."""
         return self.users.UpdateUser(user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, **fields)))
 
 

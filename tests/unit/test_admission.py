@@ -132,7 +132,6 @@ class TestHashLimiter:
             pass
 
     def test_the_wait_ends_with_the_deadline(self) -> None:
-        """Without a permit."""
         limiter = HashLimiter(1, max_waiting=5)
         with permitted(limiter), pytest.raises(DeadlineOverError), permitted(limiter, patience=0.01):
             pass

@@ -81,7 +81,6 @@ class TestForm:
     @GENERATED
     @given(keys)
     def test_no_representation_shows_the_secret(self, key: NewKey) -> None:
-        """The id only."""
         for printed in (repr(key), str(key), f"{key}", repr([key]), repr({"key": key})):
             assert key.key_id in printed
             assert not re.search(KEY_PATTERN, printed)

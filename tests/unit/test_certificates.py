@@ -56,7 +56,6 @@ def ca() -> Issued:
 
 @pytest.fixture
 def pair(tmp_path: Path, ca: Issued) -> Pair:
-    """The files of a server, written."""
     found = Pair(tmp_path)
     found.write(server_certificate(ca), ca)
     return found
@@ -142,7 +141,6 @@ class TestFiles:
     def test_a_damaged_file_is_named(
         self, pair: Pair, name: str, setting: str, damage: Callable[[Path], object], problem: str
     ) -> None:
-        """The setting, the file, and what is wrong with it."""
         path = pair.directory / name
         damage(path)
 
@@ -215,15 +213,12 @@ class TestFiles:
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
     def test_an_unreadable_file_is_named(self, pair: Pair) -> None:
-        """As the other damages."""
         pair.files.private_key.chmod(0)
 
         assert refusal(pair).endswith("server.key cannot be read: Permission denied")
 
     @pytest.mark.parametrize(
-        "key",
-        [rsa.generate_private_key(65537, 2048), ec.generate_private_key(ec.SECP384R1())],
-        ids=["RSA", "P-384"],
+        "key", [rsa.generate_private_key(65537, 2048), ec.generate_private_key(ec.SECP384R1())], ids=["RSA", "P-384"]
     )
     def test_other_keys_are_accepted(self, pair: Pair, key: CertificateIssuerPrivateKeyTypes) -> None:
         """In every format that openssl writes, with text around them, and both in one file."""
@@ -308,10 +303,7 @@ class TestIdentities:
 
     @pytest.mark.parametrize(
         "pem_bytes",
-        [
-            may_sign_others(URI("spiffe://one/path")).public_bytes(Encoding.PEM),
-            b"-----BEGIN CERTIFICATE-----",
-        ],
+        [may_sign_others(URI("spiffe://one/path")).public_bytes(Encoding.PEM), b"-----BEGIN CERTIFICATE-----"],
         ids=["a CA (X.509-SVID, 5.2)", "unreadable"],
     )
     def test_of_a_certificate_that_identifies_nobody(self, pem_bytes: bytes) -> None:
@@ -321,10 +313,7 @@ class TestIdentities:
         assert found is not None
         assert found.identities == ()
 
-    @pytest.mark.parametrize(
-        "auth_context",
-        [{}, {"transport_security_type": [b"insecure"]}, {"x509_pem_cert": []}],
-    )
+    @pytest.mark.parametrize("auth_context", [{}, {"transport_security_type": [b"insecure"]}, {"x509_pem_cert": []}])
     def test_without_a_certificate_there_are_none(self, auth_context: dict[str, list[bytes]]) -> None:
         """In plaintext, and where no certificate is asked for."""
         assert certificate_in(auth_context) is None
@@ -340,7 +329,6 @@ def extension(certificate: x509.Certificate, kind: type[x509.ExtensionType]) -> 
 
 class TestDevCertificates:
     def test_a_ca_a_server_and_a_client(self, tmp_path: Path, now: datetime) -> None:
-        """Each certificate with the key that belongs to it; and nothing else is left behind."""
         written = make_dev_certificates(tmp_path, now=now)
 
         assert sorted(path.name for path in tmp_path.iterdir()) == NAMES
@@ -351,7 +339,6 @@ class TestDevCertificates:
             made(tmp_path, name).verify_directly_issued_by(made(tmp_path, "ca"))
 
     def test_the_ca_signs_only_certificates_that_sign_nothing(self, tmp_path: Path, now: datetime) -> None:
-        """For ten years."""
         make_dev_certificates(tmp_path, now=now)
         ca = made(tmp_path, "ca")
 
@@ -482,7 +469,6 @@ class TestDevCertificates:
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
     def test_a_directory_that_cannot_be_used_is_refused(self, tmp_path: Path, now: datetime) -> None:
-        """In words that name it."""
         file = tmp_path / "file"
         file.write_bytes(b"")
         for directory, problem in (
@@ -496,7 +482,6 @@ class TestDevCertificates:
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
     def test_a_directory_that_may_not_be_written_is_refused(self, tmp_path: Path, now: datetime) -> None:
-        """As above."""
         tmp_path.chmod(0o500)
         with pytest.raises(DevCertificateError, match="cannot be used for certificates: Permission denied"):
             make_dev_certificates(tmp_path, now=now)
@@ -517,7 +502,6 @@ class TestDevCertificates:
         "name", ["", "two words", "-bad", "b\u00fccher.example", "a..b", "https://x", "1.2.3.4/24"]
     )
     def test_a_name_that_is_none_is_refused(self, tmp_path: Path, now: datetime, name: str) -> None:
-        """Before anything is written."""
         with pytest.raises(DevCertificateError, match="neither a DNS name"):
             make_dev_certificates(tmp_path / "new", now=now, server_names=[name])
 

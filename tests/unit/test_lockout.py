@@ -18,7 +18,6 @@ KEYS = LockoutKeys((b"k" * 32,))
     [(0, 0), (2, 0), (3, 1), (8, 1), (9, 3), (24, 3), (25, 10), (32, 10), (33, 3600), (34, 3600), (10_000, 3600)],
 )
 def test_the_schedule(failures: int, seconds: int) -> None:
-    """Both ends of every step."""
     assert wait_after(failures) == timedelta(seconds=seconds)
 
 

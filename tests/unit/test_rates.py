@@ -81,7 +81,6 @@ class Limited:
         self.limits = RateLimits(default, clock=lambda: self.now)
 
     def calls(self, caller: str, count: int, own: Rate | None = None) -> int:
-        """How many of so many calls are admitted."""
         return sum(self.refusal(caller, own) is None for _ in range(count))
 
     def refusal(self, caller: str, own: Rate | None = None) -> RateLimitedError | None:
