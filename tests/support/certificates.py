@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -64,10 +65,9 @@ def client_certificate(
     )
 
 
-def may_sign_others(*names: x509.GeneralName) -> x509.Certificate:
-    """The certificate of a CA that has these names itself."""
-    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "CA with names")])
+def self_issued(key: CertificateIssuerPrivateKeyTypes) -> x509.CertificateBuilder:
+    """A certificate with this subject and issuer, to be completed and signed with the key."""
+    name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "self-signed")]), datetime.now(UTC)
     return (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -75,7 +75,15 @@ def may_sign_others(*names: x509.GeneralName) -> x509.Certificate:
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now)
-        .not_valid_after(now + timedelta(days=1))
+        .not_valid_after(now + timedelta(days=60))
+    )
+
+
+def may_sign_others(*names: x509.GeneralName) -> x509.Certificate:
+    """The certificate of a CA that has these names itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    return (
+        self_issued(key)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .sign(key, SHA256())

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from service.dev.certificates import (
     CA_VALID_FOR,
@@ -40,6 +40,7 @@ from tests.support.certificates import (
     may_sign_others,
     new_ca,
     replace,
+    self_issued,
     server_certificate,
 )
 from tests.support.clocks import MovableClock
@@ -78,18 +79,8 @@ def refusal(pair: Pair) -> str:
 
 
 def self_signed(key: CertificateIssuerPrivateKeyTypes) -> bytes:
-    name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "self-signed")]), datetime.now(UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now)
-        .not_valid_after(now + timedelta(days=60))
-        .sign(key, None if isinstance(key, ed25519.Ed25519PrivateKey) else SHA256())
-        .public_bytes(Encoding.PEM)
-    )
+    algorithm = None if isinstance(key, ed25519.Ed25519PrivateKey) else SHA256()
+    return self_issued(key).sign(key, algorithm).public_bytes(Encoding.PEM)
 
 
 def pem(key: CertificateIssuerPrivateKeyTypes, *, passphrase: bytes | None = None) -> bytes:
@@ -163,6 +154,10 @@ class TestFiles:
                 lambda pair, ca: replace(pair.files.private_key, pair.files.certificate.read_bytes()),
                 "server.key holds no private key",
             ),
+            (
+                lambda pair, ca: replace(pair.files.private_key, server_certificate(ca).private_key_pem),
+                "server.key is not the key of {directory}/server.pem",
+            ),
             (encrypt_key, "server.key is encrypted, and the server cannot ask for a passphrase"),
             (
                 lambda pair, ca: replace(
@@ -189,6 +184,7 @@ class TestFiles:
             "a key for a certificate",
             "a key for a CA",
             "a certificate for a key",
+            "the key of another certificate",
             "an encrypted key",
             "the CA first",
             "a chain that is cut off",
@@ -202,14 +198,7 @@ class TestFiles:
         """The server would start otherwise, and clients could not connect."""
         write(pair, ca)
 
-        assert refusal(pair).endswith(problem)
-
-    def test_the_key_of_another_certificate_names_both_files(self, pair: Pair, ca: Issued) -> None:
-        """GRPC would only say that it cannot bind."""
-        replace(pair.files.private_key, server_certificate(ca).private_key_pem)
-
-        files = pair.files
-        assert refusal(pair) == f"TLS_PRIVATE_KEY_FILE: {files.private_key} is not the key of {files.certificate}"
+        assert refusal(pair).endswith(problem.format(directory=pair.directory))
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
     def test_an_unreadable_file_is_named(self, pair: Pair) -> None:
