@@ -92,15 +92,6 @@ class Limited:
 
 
 class TestCallers:
-    def test_each_has_a_bucket(self) -> None:
-        """A caller over its rate takes nothing from the others; its own rate precedes the default."""
-        limited = Limited(Rate(10, 3))
-
-        assert limited.calls("greedy", 10) == 3
-        assert limited.calls("modest", 3) == 3
-        assert limited.calls("trusted", 10, Rate(100, 8)) == 8
-        assert limited.calls("free", 1000, UNLIMITED) == 1000
-
     def test_are_told_when_to_retry(self) -> None:
         """In milliseconds, rounded up; a retry at that time is admitted."""
         limited = Limited(Rate(3, 1))
