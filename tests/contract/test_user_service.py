@@ -43,7 +43,7 @@ class TestCreateUser:
         user = api.users.CreateUser(creation(inactive=True, email_verified=True))
 
         assert (user.is_active, user.has_password) == (False, False)
-        assert abs(user.email_verified_at.seconds - user.created_at.seconds) < 60
+        assert abs(user.email_verified_at.seconds - user.created_at.seconds) < 3600
 
     @pytest.mark.parametrize("validate_only", [False, True])
     def test_taken_names(self, api: Services, validate_only: bool) -> None:
@@ -66,13 +66,8 @@ class TestCreateUser:
             *(
                 ({"request_id": bad}, {"request_id": ["INVALID_UUID4"]})
                 for bad in (
-                    "x",
-                    "0" * 36,
-                    "6ba7b810-9dad-11d1-80b4-00c04fd430c8",
-                    "x" * 3_000_000,
-                    "7b0e2d34\x00",
-                    "{7b0e2d34-9f4c-4f5b-8a25-0f7ed2f2b9a1}",
-                    "7b0e2d349f4c4f5b8a250f7ed2f2b9a1",
+                    *("x", "0" * 36, "6ba7b810-9dad-11d1-80b4-00c04fd430c8", "x" * 3_000_000, "7b0e2d34\x00"),
+                    *("{7b0e2d34-9f4c-4f5b-8a25-0f7ed2f2b9a1}", "7b0e2d349f4c4f5b8a250f7ed2f2b9a1"),
                     "urn:uuid:7b0e2d34-9f4c-4f5b-8a25-0f7ed2f2b9a1",
                 )
             ),
@@ -215,13 +210,8 @@ class TestListUsers:
             *(
                 pb.ListUsersRequest(page_token=edited)
                 for edited in (
-                    token[:-4] + "AAAA",
-                    token + "x",
-                    token + "!!",
-                    f"{token[:20]}!{token[20:]}",
-                    " " + token,
-                    "bm90IG91cnM=",
-                    "ü",
+                    *(token[:-4] + "AAAA", token + "x", token + "!!", f"{token[:20]}!{token[20:]}", " " + token),
+                    *("bm90IG91cnM=", "ü"),
                 )
             ),
         ]

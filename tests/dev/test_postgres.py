@@ -13,8 +13,9 @@ import psycopg2
 import pytest
 
 from service.dev.postgres import EmbeddedPostgres, EmbeddedPostgresError
-from tests.dev.servers import home_of, is_alive, query, started_by, starter
+from tests.dev.servers import home_of, is_alive, started_by, starter
 from tests.support.crash import crash
+from tests.support.databases import run
 from tests.support.waiting import eventually
 
 CRASH_SAFE = {"synchronous_commit": "on"}  # fsync stays off: that only matters when the machine crashes
@@ -23,34 +24,34 @@ needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux sig
 
 def test_the_second_start_finds_the_rows(fresh: Path) -> None:
     with EmbeddedPostgres.start(fresh, durable=False) as server:
-        query(server.url, "CREATE TABLE kept (name text)")
-        query(server.url, "INSERT INTO kept VALUES ('é'), ('Z'), ('a')")
-        assert query(server.url, "SELECT current_database(), current_setting('server_encoding')") == [
+        run(server.url, "CREATE TABLE kept (name text)")
+        run(server.url, "INSERT INTO kept VALUES ('é'), ('Z'), ('a')")
+        assert run(server.url, "SELECT current_database(), current_setting('server_encoding')") == [
             ("personae", "UTF8")
         ]
-        assert query(server.url, "SELECT current_setting('timezone'), current_setting('fsync')") == [("UTC", "off")]
+        assert run(server.url, "SELECT current_setting('timezone'), current_setting('fsync')") == [("UTC", "off")]
         first = server.url
     with EmbeddedPostgres.start(fresh) as server:
         assert server.url == first
-        assert query(server.url, "SELECT name, upper(name) FROM kept ORDER BY name") == [
+        assert run(server.url, "SELECT name, upper(name) FROM kept ORDER BY name") == [
             ("Z", "Z"),
             ("a", "A"),
             ("é", "É"),
         ]
-        assert query(server.url, "SELECT current_setting('fsync')") == [("on",)]
+        assert run(server.url, "SELECT current_setting('fsync')") == [("on",)]
 
 
 def test_nobody_else_gets_in(cluster: Path) -> None:
     with EmbeddedPostgres.start(cluster, durable=False) as server:
         assert server.tcp_url is None
-        assert query(server.url, "SELECT current_setting('listen_addresses')") == [("",)]
+        assert run(server.url, "SELECT current_setting('listen_addresses')") == [("",)]
         modes = {name: stat.S_IMODE((server.home / name).stat().st_mode) for name in ("socket", "password")}
         assert modes == {"socket": 0o700, "password": 0o600}
         assert stat.S_IMODE((server.home / "server.log").stat().st_mode) == 0o600
         secret = (server.home / "password").read_text(encoding="utf-8")
         assert secret not in repr(server)
         with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
-            query(server.url.replace(secret, "guess"), "SELECT 1")
+            run(server.url.replace(secret, "guess"), "SELECT 1")
 
 
 def test_the_callers_environment_does_not_matter(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +59,7 @@ def test_the_callers_environment_does_not_matter(cluster: Path, monkeypatch: pyt
     for name, value in {"PGPORT": "1", "PGHOST": "nowhere", "PGUSER": "other", "PGDATA": "/no", "LC_ALL": "x"}.items():
         monkeypatch.setenv(name, value)
     with EmbeddedPostgres.start(cluster, durable=False, settings={"max_connections": "23"}) as server:
-        assert query(server.url, "SELECT current_setting('max_connections')") == [("23",)]
+        assert run(server.url, "SELECT current_setting('max_connections')") == [("23",)]
 
 
 def test_stop_does_not_wait_for_clients(cluster: Path) -> None:
@@ -81,7 +82,7 @@ def test_a_second_opener_uses_the_server_and_leaves_it_running(cluster: Path, tm
     with EmbeddedPostgres.start(cluster, durable=False) as first:
         with EmbeddedPostgres.start(tmp_path / "link", durable=False) as second:
             assert (second.pid, second.url) == (None, first.url)
-        assert query(first.url, "SELECT 1") == [(1,)]
+        assert run(first.url, "SELECT 1") == [(1,)]
 
 
 def test_of_two_at_once_one_starts_and_the_others_use_it(fresh: Path) -> None:
@@ -104,7 +105,7 @@ def test_a_server_on_another_socket_is_named(cluster: Path) -> None:
     with EmbeddedPostgres.start(cluster, durable=False, tcp=True) as first:
         with pytest.raises(EmbeddedPostgresError, match=f"If process {first.pid} is a PostgreSQL"):
             EmbeddedPostgres.start(cluster)
-        assert query(first.url, "SELECT 1") == [(1,)]
+        assert run(first.url, "SELECT 1") == [(1,)]
 
 
 @pytest.mark.parametrize("text", ["another", None])
@@ -118,7 +119,7 @@ def test_a_wrong_or_lost_password_is_said(cluster: Path, text: str | None) -> No
                 EmbeddedPostgres.start(cluster)
         finally:
             password_file.write_text(secret, encoding="utf-8")
-        assert query(server.url, "SELECT 1") == [(1,)]
+        assert run(server.url, "SELECT 1") == [(1,)]
 
 
 # ---------------------------------------------------------------------------------------------- crashes
@@ -143,17 +144,17 @@ def test_a_thread_that_ends_does_not_take_the_server_along(cluster: Path) -> Non
     thread.start()
     thread.join()
     with started[0] as server:
-        assert query(server.url, "SELECT 1") == [(1,)]
+        assert run(server.url, "SELECT 1") == [(1,)]
 
 
 def test_the_start_after_a_crash_recovers(cluster: Path) -> None:
     server = EmbeddedPostgres.start(cluster, durable=False, settings=CRASH_SAFE)
-    query(server.url, "CREATE TABLE survived (x int)")
-    query(server.url, "INSERT INTO survived VALUES (1)")
+    run(server.url, "CREATE TABLE survived (x int)")
+    run(server.url, "INSERT INTO survived VALUES (1)")
     crash(server)
     with EmbeddedPostgres.start(cluster, durable=False) as again:
         assert again.url == server.url
-        assert query(again.url, "SELECT x FROM survived") == [(1,)]
+        assert run(again.url, "SELECT x FROM survived") == [(1,)]
         assert "automatic recovery in progress" in (again.home / "server.log").read_text(encoding="utf-8")
 
 
@@ -184,7 +185,7 @@ def test_an_interrupted_initdb_heals_itself(fresh: Path) -> None:
     process.communicate()
     for _ in range(2):  # the interrupted initdb may still be ending during the first
         with EmbeddedPostgres.start(fresh, durable=False) as server:
-            assert query(server.url, "SELECT 1") == [(1,)]
+            assert run(server.url, "SELECT 1") == [(1,)]
     assert list(home_of(fresh).glob("data.new-*")) == []
 
 
@@ -197,5 +198,5 @@ def test_a_server_that_does_not_start_shows_its_log(cluster: Path) -> None:
 def test_tcp_is_for_this_machine_alone(cluster: Path) -> None:
     with EmbeddedPostgres.start(cluster, durable=False, tcp=True) as server:
         assert server.tcp_url is not None
-        assert query(server.tcp_url, "SELECT host(inet_server_addr())") == [("127.0.0.1",)]
-        assert query(server.url, "SELECT inet_server_addr()") == [(None,)]
+        assert run(server.tcp_url, "SELECT host(inet_server_addr())") == [("127.0.0.1",)]
+        assert run(server.url, "SELECT inet_server_addr()") == [(None,)]

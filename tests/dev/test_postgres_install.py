@@ -12,7 +12,8 @@ import pytest
 
 from service.dev.postgres import EmbeddedPostgres, EmbeddedPostgresError, find_bindir
 from service.dev.postgres_install import Account
-from tests.dev.servers import CHILD, IS_ROOT, ROOT, forget, home_of, query
+from tests.dev.servers import CHILD, IS_ROOT, ROOT, forget, home_of
+from tests.support.databases import run
 
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="only root has to change to another user")
 NOBODY = Account(pwd.getpwnam("nobody").pw_uid, pwd.getpwnam("nobody").pw_gid)
@@ -60,7 +61,7 @@ def test_odd_and_long_paths_work(reachable: Path, name: str) -> None:
     directory, urls = reachable / name, []
     for _ in range(2):
         with EmbeddedPostgres.start(directory, durable=False) as server:
-            assert query(server.url, "SELECT 1") == [(1,)]
+            assert run(server.url, "SELECT 1") == [(1,)]
             urls.append(server.url)
     socket_dir = (directory / "socket").resolve()
     assert urls == [urls[0]] * 2
@@ -116,8 +117,8 @@ def test_binaries_that_are_of_no_use_are_said(reachable: Path, script: str, text
 def test_postgresql_15_serves_as_well(fresh: Path) -> None:
     """The oldest version that is supported, with the same locale."""
     with EmbeddedPostgres.start(fresh, bindir=POSTGRES_15, durable=False) as server:
-        assert query(server.url, "SELECT current_setting('server_version_num')::int / 10000, upper('é')") == [(15, "É")]
-        assert query(server.url, "SELECT x FROM (VALUES ('a'), ('Z')) AS t (x) ORDER BY x") == [("Z",), ("a",)]
+        assert run(server.url, "SELECT current_setting('server_version_num')::int / 10000, upper('é')") == [(15, "É")]
+        assert run(server.url, "SELECT x FROM (VALUES ('a'), ('Z')) AS t (x) ORDER BY x") == [("Z",), ("a",)]
 
 
 # ---------------------------------------------------------------------------------------------- root and others
@@ -128,7 +129,7 @@ def test_root_changes_to_another_user(reachable: Path) -> None:
     with EmbeddedPostgres.start(reachable / "dev", durable=False) as server:
         assert server.home == reachable / "dev"
         assert Path(f"/proc/{server.pid}").stat().st_uid == (server.home / "data").stat().st_uid != 0
-        assert query(server.url, "SELECT 1") == [(1,)]
+        assert run(server.url, "SELECT 1") == [(1,)]
 
 
 @needs_root
@@ -137,14 +138,14 @@ def test_a_directory_out_of_reach_has_its_cluster_elsewhere(tmp_path: Path, fres
     tmp_path.chmod(0o700)
     with EmbeddedPostgres.start(fresh, durable=False) as server:
         assert server.home.parent == Path("/var/tmp")
-        query(server.url, "CREATE TABLE kept (x int)")
+        run(server.url, "CREATE TABLE kept (x int)")
     with EmbeddedPostgres.start(fresh, durable=False) as server:
-        assert query(server.url, "SELECT count(*) FROM kept") == [(0,)]
+        assert run(server.url, "SELECT count(*) FROM kept") == [(0,)]
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
     forget(fresh)
     shutil.rmtree(fresh)
     with EmbeddedPostgres.start(fresh, durable=False) as server:
-        assert query(server.url, "SELECT to_regclass('kept')") == [(None,)]
+        assert run(server.url, "SELECT to_regclass('kept')") == [(None,)]
 
 
 @needs_root
@@ -184,7 +185,7 @@ def test_binaries_out_of_reach_are_copied(tmp_path: Path, fresh: Path) -> None:
     for _ in range(2):
         bindir = hidden / package.name / "pginstall" / "bin"
         with EmbeddedPostgres.start(fresh, durable=False, bindir=bindir) as server:
-            assert query(server.url, "SELECT 1") == [(1,)]
+            assert run(server.url, "SELECT 1") == [(1,)]
             assert Path(f"/proc/{server.pid}/exe").readlink().is_relative_to(server.home)
     assert stat.S_IMODE(hidden.stat().st_mode) == 0o700
 

@@ -7,10 +7,9 @@ from functools import partial
 import grpc
 from sqlalchemy.engine import URL
 
-from personae.v1 import user_pb2
 from tests.support.callers import bearer, keyed, operating, told
 from tests.support.errors import failure_of
-from tests.support.factories import new_user, unique_name
+from tests.support.factories import get_request, new_user, unique_name
 from tests.support.proxy import PostgresProxy, serving_through_a_proxy
 from tests.support.servers import NOT_SERVING, SERVING, Services, running
 from tests.support.waiting import PATIENCE, eventually
@@ -41,7 +40,7 @@ def test_a_database_that_hangs(private_url: URL) -> None:
             server, proxy = hanging.server, hanging.proxy
             api = Services(keyed(server.channel, key))
             user, health = new_user(api.users), server.health()
-            get = user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id))
+            get = get_request(user)
             assert next(health) == SERVING
             with ThreadPoolExecutor(THREADS) as pool:
                 proxy.hang_at = "COMMIT"

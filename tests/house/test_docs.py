@@ -192,12 +192,7 @@ def test_nothing_of_the_image_makes_it_listen_without_tls() -> None:
 def test_compose_runs_verbs_and_sets_settings_that_exist() -> None:
     compose = compose_text()
     assert re.findall(r"^  ([a-z]+):$", compose.split("\nservices:")[1].split("\nvolumes:")[0], re.MULTILINE) == [
-        "postgres",
-        "keys",
-        "certs",
-        "migrate",
-        "caller",
-        "personae",
+        *("postgres", "keys", "certs", "migrate", "caller", "personae")
     ]
     for command in re.findall(r"^    command: (\[.*\])$", compose, re.MULTILINE):
         assert ast.literal_eval(command)[0] in main.commands

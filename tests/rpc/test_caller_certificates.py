@@ -26,6 +26,19 @@ from tests.support.witness import Interceptor
 Code = grpc.StatusCode
 DNS, URI = x509.DNSName, x509.UniformResourceIdentifier
 WEB = "spiffe://prod.example/ns/shop/web"
+UNKNOWN_URIS = (
+    *(WEB[:-1], WEB + "2", WEB + "/", WEB + "/admin", WEB.rpartition("/")[0], f" {WEB}", f"{WEB}\n"),
+    *("spiffe://prod.example", "spiffe://prod.example/", "spiffe://prod.example/*", f"https://prod.example/?{WEB}"),
+    *("spiffe://prod.example/ns/shop/Web", "spiffe://prod.example/ns/shop/%77eb", "SPIFFE://prod.example/ns/shop/web"),
+    *("spiffe://prod.example/ns/shop/../shop/web", "spiffe://prod.example.evil/ns/shop/web"),
+    *("spiffe://evil.prod.example/ns/shop/web", "spiffe://prod.example:443/ns/shop/web"),
+    *("spiffe://PROD.example/ns/shop/web", "https://billing.internal", "billing.internal"),
+)
+UNKNOWN_DNS_NAMES = (
+    *("internal", "illing.internal", "billing.interna", "billing.internal.evil.example", "api.billing.internal"),
+    *("evil-billing.internal", "billing.internal.", "billing..internal", " billing.internal", "*.internal", "*"),
+    *("billing.internal\0.evil.example", "b*.internal", WEB),
+)
 GET_LOCKOUT = "/personae.v1.AuthenticationService/GetLockout"
 
 
@@ -119,41 +132,8 @@ class TestNames:
         "names",
         [
             [],
-            [URI(WEB[:-1])],
-            [URI(WEB + "2")],
-            [URI(WEB + "/")],
-            [URI(WEB + "/admin")],
-            [URI(WEB.rpartition("/")[0])],
-            [URI("spiffe://prod.example")],
-            [URI("spiffe://prod.example/")],
-            [URI("spiffe://prod.example/ns/shop/Web")],
-            [URI("spiffe://prod.example/ns/shop/%77eb")],
-            [URI("spiffe://prod.example/ns/shop/../shop/web")],
-            [URI("spiffe://prod.example.evil/ns/shop/web")],
-            [URI("spiffe://evil.prod.example/ns/shop/web")],
-            [URI("spiffe://prod.example:443/ns/shop/web")],
-            [URI("spiffe://PROD.example/ns/shop/web")],
-            [URI("SPIFFE://prod.example/ns/shop/web")],
-            [URI("spiffe://prod.example/*")],
-            [URI(f" {WEB}")],
-            [URI(f"{WEB}\n")],
-            [URI(f"https://prod.example/?{WEB}")],
-            [URI("https://billing.internal")],
-            [URI("billing.internal")],
-            [DNS("internal")],
-            [DNS("illing.internal")],
-            [DNS("billing.interna")],
-            [DNS("billing.internal.evil.example")],
-            [DNS("api.billing.internal")],
-            [DNS("evil-billing.internal")],
-            [DNS("billing.internal.")],
-            [DNS("billing..internal")],
-            [DNS(" billing.internal")],
-            [DNS("billing.internal\0.evil.example")],
-            [DNS("*.internal")],
-            [DNS("*")],
-            [DNS("b*.internal")],
-            [DNS(WEB)],
+            *([URI(uri)] for uri in UNKNOWN_URIS),
+            *([DNS(name)] for name in UNKNOWN_DNS_NAMES),
             [x509.DirectoryName(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "billing.internal")]))],
             [URI(WEB), URI("spiffe://prod.example/other")],
             [URI("spiffe://prod.example/unknown"), DNS("billing.internal")],

@@ -116,13 +116,6 @@ class TestEveryProcess:
 class TestAtOnce:
     """What is unknown is looked up again: a new key or identity does not wait for the next regular read."""
 
-    def test_a_new_key(self, private_url: URL) -> None:
-        settings = {"caller_auth": "required", "caller_cache_seconds": 60}
-        with running(private_url, **settings) as server, operating(private_url) as operator:
-            name = operator.create("users.read")
-            for _ in range(2):
-                assert told(server.channel, bearer(operator.add_key(name))) == "OK"
-
     def test_a_new_identity(self, private_url: URL, tmp_path: Path) -> None:
         """One that is removed is unknown within CALLER_CACHE_SECONDS."""
         ca, pair = new_ca(), Pair(tmp_path)

@@ -20,7 +20,6 @@ from tests.support.credentials import (
     change,
     counted,
     damage,
-    execute,
     reset,
     rows_of,
     signing_in,
@@ -30,6 +29,7 @@ from tests.support.credentials import (
     store,
     with_expiring_password,
 )
+from tests.support.databases import run
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, new_user, unique_name
 from tests.support.servers import RunningServer, running
@@ -106,7 +106,7 @@ class TestPasswordsThatExpire:
 
     def test_the_end_of_time_in_another_time_zone(self, private_url: URL) -> None:
         """The last second of a Timestamp, east of Greenwich, is out of Python's range: it is never converted."""
-        execute(private_url, f"ALTER DATABASE \"{private_url.database}\" SET timezone = 'Asia/Tokyo'")
+        run(private_url, f"ALTER DATABASE \"{private_url.database}\" SET timezone = 'Asia/Tokyo'")
         with running(private_url) as server:
             user = new_user(server.users)
             last = stamp(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
@@ -256,7 +256,7 @@ class TestRowsThatTheServiceDidNotWrite:
     def test_a_password_of_unknown_age(self, private_server: RunningServer, changed_at: str) -> None:
         """An import may not know when a password was chosen: it signs in, and can be changed."""
         server, user = private_server, new_user(private_server.users, password=PASSWORD)
-        execute(server.url, f"UPDATE users SET password_changed_at = {changed_at} WHERE id = {user.id}")
+        run(server.url, f"UPDATE users SET password_changed_at = {changed_at} WHERE id = {user.id}")
 
         assert signing_in(server, user, PASSWORD) == "OK"
         assert server.credentials.ChangePassword(change(user, PASSWORD)).id == user.id

@@ -31,24 +31,9 @@ FUZZED = settings(
 
 HOSTILE = st.sampled_from(
     [
-        "",
-        "\x00",
-        "a\x00b",
-        "\x1b[31m",
-        "\x85",
-        "ada@example.com",
-        "ADA",
-        "a@" + "b" * 250 + ".com",
-        "x" * 244 + "@e.com",
-        "\u212aelvin@example.com",
-        "a" + "\u0300\u0323" * 2000,
-        "e\u0301",
-        "'; DROP TABLE users; --",
-        "%s%n",
-        "v1",
-        "*",
-        "email desc",
-        "\U0001f600" * 30,
+        *("", "\x00", "a\x00b", "\x1b[31m", "\x85", "ada@example.com", "ADA", "a@" + "b" * 250 + ".com"),
+        *("x" * 244 + "@e.com", "\u212aelvin@example.com", "a" + "\u0300\u0323" * 2000, "e\u0301"),
+        *("'; DROP TABLE users; --", "%s%n", "v1", "*", "email desc", "\U0001f600" * 30),
         "7b0e2d34-9f4c-4f5b-8a25-0f7ed2f2b9a1",
     ]
 )

@@ -14,7 +14,7 @@ from benchmarks import http2
 from personae.v1 import authentication_pb2, user_pb2
 from tests.support.callers import PATIENCE, operating
 from tests.support.errors import failure_of
-from tests.support.factories import PASSWORD, new_user, unique_name
+from tests.support.factories import PASSWORD, get_request, new_user, unique_name
 from tests.support.servers import RunningServer, running
 from tests.support.waiting import until
 from tests.support.witness import WITNESS
@@ -64,10 +64,6 @@ def half_open(address: str) -> Iterator[HalfOpen]:
             made.end()
             for call in made.calls:
                 call.cancel()
-
-
-def get(user: user_pb2.User) -> user_pb2.GetUserRequest:
-    return user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id))
 
 
 def outcome(call: Any) -> tuple[grpc.StatusCode, str]:
@@ -130,11 +126,11 @@ class TestCallers:
         """Beyond that, the call that has waited longest for its message is cancelled."""
         user = new_user(narrow.users, password=PASSWORD)
         sign_in = authentication_pb2.AuthenticateRequest(user_id=user.id, password=PASSWORD)
-        request = get(user) if method == GET_USER else sign_in
+        request = get_request(user) if method == GET_USER else sign_in
         with half_open(narrow.address) as slow:
             calls = slow.open(method, 12, body=request.SerializeToString())
             for _ in range(20):
-                assert narrow.users.GetUser(get(user), timeout=PATIENCE) == user
+                assert narrow.users.GetUser(get_request(user), timeout=PATIENCE) == user
                 assert narrow.authentication.Authenticate(sign_in, timeout=PATIENCE).user == user
             slow.end()
             outcomes = {outcome(call) for call in calls}
@@ -149,7 +145,7 @@ class TestCallers:
             metadata = (("x-request-id", request_id),)
             calls = [*slow.open(GET_USER, 1, metadata=metadata), *slow.open(AUTHENTICATE, 1, timeout=PATIENCE)]
             assert {outcome(call) for call in calls} == {CANCELLED}
-            assert narrow.users.GetUser(get(user), timeout=PATIENCE) == user
+            assert narrow.users.GetUser(get_request(user), timeout=PATIENCE) == user
         assert "'reason': 'REQUEST_LATE'" in line_of(request_id)
 
     def test_an_earlier_deadline_holds(self, private_url: URL) -> None:
@@ -181,7 +177,7 @@ def line_of(request_id: str) -> str:
 class TestMessages:
     def test_in_two_parts(self, server: RunningServer) -> None:
         user = new_user(server.users)
-        whole = http2.message(get(user).SerializeToString())
+        whole = http2.message(get_request(user).SerializeToString())
         with closing(http2.Connection(server.address, timeout=PATIENCE)) as connection:
             connection.send(http2.call(GET_USER, stream=1), http2.frame(http2.DATA, whole[:-2], stream=1))
             until(lambda: server.server.executors[0].running == 1)
@@ -190,21 +186,17 @@ class TestMessages:
             answer = next(payload for kind, _, _, payload in connection.frames() if kind == http2.DATA)
         assert answer == http2.message(user.SerializeToString())
 
-    def test_none(self, server: RunningServer) -> None:
-        call: Any = server.channel.stream_unary(GET_USER)
-
-        assert outcome(call.future(iter(()), timeout=PATIENCE)) == (Code.INVALID_ARGUMENT, "MALFORMED_MESSAGE")
-
-    def test_an_empty_one(self, server: RunningServer) -> None:
+    @pytest.mark.parametrize("sent, reason", [([], "MALFORMED_MESSAGE"), ([b""], "INVALID_FIELDS")])
+    def test_none_and_an_empty_one(self, server: RunningServer, sent: list[bytes], reason: str) -> None:
         """An empty message is valid protobuf, and is validated."""
         call: Any = server.channel.stream_unary(GET_USER)
 
-        assert outcome(call.future(iter([b""]), timeout=PATIENCE)) == (Code.INVALID_ARGUMENT, "INVALID_FIELDS")
+        assert outcome(call.future(iter(sent), timeout=PATIENCE)) == (Code.INVALID_ARGUMENT, reason)
 
     def test_two(self, server: RunningServer) -> None:
         """The first is answered, the second ignored."""
         user = new_user(server.users)
         call: Any = server.channel.stream_unary(GET_USER)
-        requests = iter([get(user).SerializeToString(), b"\xff"])
+        requests = iter([get_request(user).SerializeToString(), b"\xff"])
 
         assert user_pb2.User.FromString(call(requests, timeout=PATIENCE)) == user

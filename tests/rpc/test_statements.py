@@ -11,7 +11,7 @@ from personae.v1 import authentication_pb2, credential_pb2, user_pb2
 from tests.support.credentials import by_id
 from tests.support.databases import wait_until_blocked
 from tests.support.errors import fails
-from tests.support.factories import PASSWORD, creation, new_user, unique_email, unique_name
+from tests.support.factories import PASSWORD, creation, get_request, new_user, unique_email, unique_name
 from tests.support.proxy import Proxied, serving_through_a_proxy
 from tests.support.servers import RunningServer, running
 from tests.support.waiting import code_of
@@ -32,7 +32,7 @@ def test_a_read_is_one_statement(proxied: Proxied) -> None:
     """GetUser, BatchGetUsers and a page of ListUsers send one statement each, and nothing else."""
     users, user = proxied.server.users, new_user(proxied.server.users)
 
-    assert proxied.sent_by(users.GetUser, user_pb2.GetUserRequest(key=key(user))) == ["SELECT"]
+    assert proxied.sent_by(users.GetUser, get_request(user)) == ["SELECT"]
     assert proxied.sent_by(users.BatchGetUsers, user_pb2.BatchGetUsersRequest(keys=[key(user)] * 3)) == ["SELECT"]
     assert proxied.sent_by(users.ListUsers, user_pb2.ListUsersRequest(page_size=1)) == ["SELECT"]
 
@@ -44,7 +44,7 @@ def test_reads_and_writes_alternate_without_stray_statements(proxied: Proxied) -
         name = unique_name()
         update = user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, username=name))
         assert proxied.sent_by(users.UpdateUser, update) == ["BEGIN", "UPDATE", "INSERT", "COMMIT"]
-        assert proxied.sent_by(users.GetUser, user_pb2.GetUserRequest(key=key(user))) == ["SELECT"]
+        assert proxied.sent_by(users.GetUser, get_request(user)) == ["SELECT"]
 
 
 def test_what_each_change_sends(proxied: Proxied) -> None:
@@ -108,7 +108,7 @@ def test_the_deadline_goes_with_the_statement(private_url: URL) -> None:
         user = new_user(proxied.server.users)
         del proxied.proxy.statements[:]
 
-        proxied.server.users.GetUser(user_pb2.GetUserRequest(key=key(user)), timeout=199.9)
+        proxied.server.users.GetUser(get_request(user), timeout=199.9)
         proxied.server.read(user)
 
         starts = [one.split("; ")[0] for one in proxied.proxy.statements if "pg_is_in_recovery" not in one]

@@ -7,16 +7,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import orjson
-from sqlalchemy import create_engine
 from sqlalchemy.engine import URL
 
+from tests.support.databases import ROOT, run
 from tests.support.servers import KEY
 from tests.support.witness import WITNESS
 
-ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 120
 """Seconds after which a wait fails: they end a test that hangs."""
 
@@ -96,7 +94,4 @@ def process(*arguments: str, **environment: str) -> Iterator[Process]:
 
 
 def set_revision(url: URL, revision: str) -> None:
-    engine = create_engine(url)
-    with engine.begin() as connection:
-        connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{revision}'")
-    engine.dispose()
+    run(url, f"UPDATE alembic_version SET version_num = '{revision}'")

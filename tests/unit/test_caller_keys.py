@@ -145,24 +145,10 @@ class TestMistakes:
     @pytest.mark.parametrize(
         "text",
         [
-            "",
-            PREFIX,
-            "pk_" * 17,
-            EXAMPLE.upper(),
-            EXAMPLE.lower(),
-            EXAMPLE.swapcase(),
-            f" {EXAMPLE}",
-            f"{EXAMPLE} ",
-            f"{EXAMPLE}\n",
-            f"{EXAMPLE}\0",
-            f"Bearer {EXAMPLE}",
-            f'"{EXAMPLE}"',
-            EXAMPLE.replace("_", "-"),
-            EXAMPLE.replace("pk_", "sk_"),
-            EXAMPLE[:SECRET] + "z" * 33 + EXAMPLE[-6:],
-            EXAMPLE[:-6] + "zzzzzz",
-            EXAMPLE * 1000,
-            "\ud800" * len(EXAMPLE),
+            *("", PREFIX, "pk_" * 17, EXAMPLE.upper(), EXAMPLE.lower(), EXAMPLE.swapcase(), f" {EXAMPLE}"),
+            *(f"{EXAMPLE} ", f"{EXAMPLE}\n", f"{EXAMPLE}\0", f"Bearer {EXAMPLE}", f'"{EXAMPLE}"'),
+            *(EXAMPLE.replace("_", "-"), EXAMPLE.replace("pk_", "sk_"), EXAMPLE[:SECRET] + "z" * 33 + EXAMPLE[-6:]),
+            *(EXAMPLE[:-6] + "zzzzzz", EXAMPLE * 1000, "\ud800" * len(EXAMPLE)),
         ],
     )
     def test_near_misses_are_refused(self, text: str) -> None:

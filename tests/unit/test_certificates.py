@@ -181,15 +181,9 @@ class TestFiles:
             ),
         ],
         ids=[
-            "a key for a certificate",
-            "a key for a CA",
-            "a certificate for a key",
-            "the key of another certificate",
-            "an encrypted key",
-            "the CA first",
-            "a chain that is cut off",
-            "Ed25519",
-            "P-521",
+            *("a key for a certificate", "a key for a CA", "a certificate for a key"),
+            *("the key of another certificate", "an encrypted key", "the CA first", "a chain that is cut off"),
+            *("Ed25519", "P-521"),
         ],
     )
     def test_files_that_cannot_be_used_together_are_refused(
