@@ -43,9 +43,6 @@ def test_timeouts_round_up_to_few_values(seconds: float) -> None:
     assert seconds * 1000 <= rounded <= max(1, seconds * 2500)
 
 
-# ------------------------------------------------------------------------------------------------- error mapping
-
-
 class _DriverError(Exception):
     def __init__(self, pgcode: str | None, constraint: str | None = None) -> None:
         super().__init__("DETAIL: Key (email)=(ada@example.com) already exists.")
@@ -108,9 +105,6 @@ def test_a_full_pool_is_a_busy_database() -> None:
     found = map_driver_error(PoolTimeoutError(), commit=NOT_STARTED, is_deadline_over=False, is_idempotent=False)
 
     assert isinstance(found, DatabaseBusyError)
-
-
-# ---------------------------------------------------------------------------------------------- pool and sessions
 
 
 Opens = Callable[..., Database]

@@ -73,9 +73,6 @@ def test_stop_does_not_wait_for_clients(cluster: Path) -> None:
             cursor.execute("SELECT 1")
 
 
-# ---------------------------------------------------------------------------------------------- a second program
-
-
 def test_a_second_opener_uses_the_server_and_leaves_it_running(cluster: Path, tmp_path: Path) -> None:
     """Also by a symlink: two spellings are one directory."""
     (tmp_path / "link").symlink_to(cluster)
@@ -120,9 +117,6 @@ def test_a_wrong_or_lost_password_is_said(cluster: Path, text: str | None) -> No
         finally:
             password_file.write_text(secret, encoding="utf-8")
         assert run(server.url, "SELECT 1") == [(1,)]
-
-
-# ---------------------------------------------------------------------------------------------- crashes
 
 
 @needs_linux

@@ -22,9 +22,6 @@ PYTHON = next((path for path in PYTHONS if NOBODY.can_reach(Path(path).resolve()
 POSTGRES_15 = Path("/usr/lib/postgresql/15/bin")
 
 
-# ---------------------------------------------------------------------------------------------- refusals
-
-
 def test_a_cluster_of_another_version_is_left_alone(cluster: Path) -> None:
     version_file = home_of(cluster) / "data" / "PG_VERSION"
     version = version_file.read_text(encoding="utf-8")
@@ -69,9 +66,6 @@ def test_odd_and_long_paths_work(reachable: Path, name: str) -> None:
     shutil.rmtree(socket_dir)  # as a restart of the machine does
     EmbeddedPostgres.start(directory, durable=False).stop()
     forget(directory)
-
-
-# ---------------------------------------------------------------------------------------------- binaries
 
 
 def fake_binaries(directory: Path, postgres: str) -> Path:
@@ -119,9 +113,6 @@ def test_postgresql_15_serves_as_well(fresh: Path) -> None:
     with EmbeddedPostgres.start(fresh, bindir=POSTGRES_15, durable=False) as server:
         assert run(server.url, "SELECT current_setting('server_version_num')::int / 10000, upper('é')") == [(15, "É")]
         assert run(server.url, "SELECT x FROM (VALUES ('a'), ('Z')) AS t (x) ORDER BY x") == [("Z",), ("a",)]
-
-
-# ---------------------------------------------------------------------------------------------- root and others
 
 
 @needs_root

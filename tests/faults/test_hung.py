@@ -29,10 +29,7 @@ def ended(call: Callable[[], object]) -> str:
 
 
 def test_a_database_that_hangs(private_url: URL) -> None:
-    """Health says so and calls end; once it is back so is the service, with all its threads, without a restart.
-
-    A commit that was under way may have been made, and its caller is told so.
-    """
+    """Calls end, health says so, an open commit has an unknown outcome. Once it is back all threads serve again."""
     settings = {"caller_auth": "required", "caller_cache_seconds": 1, "grpc_threads": THREADS, "rpc_timeout": 5}
     with operating(private_url) as operator:
         key = operator.create_with_key("users.read", "users.write")

@@ -20,9 +20,7 @@ CALLERS = 12
 
 
 def test_everything_works_through_it(private_url: URL) -> None:
-    """Users, sign-ins, lists, the trail, the sweeper, from many callers at once on three connections; and no setting
-    of one transaction stays for the next.
-    """
+    """For many callers on three connections; no setting of one transaction stays for the next."""
     with bouncing(private_url, servers=3) as url, running(url) as server:
 
         def use(_: int) -> str:

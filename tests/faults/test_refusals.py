@@ -46,9 +46,7 @@ def is_unavailable(failure: Failure) -> None:
 @pytest.mark.parametrize("statement", ["UPDATE users", "COMMIT"])
 @pytest.mark.parametrize("sqlstate", [*RESOURCES, "57014"])
 def test_an_error_is_unavailable_and_changes_nothing(proxied: Proxied, sqlstate: str, statement: str) -> None:
-    """With pushback. At the COMMIT as well: one that is answered by an error was not made. (57014: an administrator
-    has cancelled it.)
-    """
+    """With pushback, also at the COMMIT: a COMMIT that is answered by an error was not made."""
     user = new_user(proxied.server.users)
     proxied.proxy.answer(statement, sqlstate)
 

@@ -14,18 +14,15 @@ from sqlalchemy.engine import URL
 from service.base.clock import monotonic, utc_now
 from service.core.api_keys import NewKey
 from service.core.callers.administration import remove_identity, revoke_all
-from tests.support.callers import Operator, bearer, connected, operating, tls_settings, told
+from tests.support.callers import Operator, bearer, call_until, connected, operating, tls_settings, told
 from tests.support.certificates import Pair, channel, client_certificate, new_ca, server_certificate
 from tests.support.databases import Postgres, libpq_url
 from tests.support.processes import process
 from tests.support.servers import running
 from tests.support.threads import at_once
-from tests.support.waiting import eventually
 
 CACHE_SECONDS = 0.5
 PROCESSES = 3
-LATE = "DATABASE_UNAVAILABLE"
-"""The answer on a machine so busy that reading the callers takes longer than CACHE_SECONDS."""
 
 
 @dataclass(frozen=True)
@@ -61,23 +58,6 @@ def processes(postgres: Postgres, template: str) -> Iterator[Processes]:
         channels = [stack.enter_context(connected(f"127.0.0.1:{server.port}")) for server in servers]
         yield Processes(operator, channels)
         assert [server.end() for server in servers] == [0] * PROCESSES
-
-
-def call_until(after: str, call: Callable[[], str], *, before: str) -> float:
-    """Call until the answer is the new one; when the last call began that got the old one."""
-    last = float("-inf")
-
-    def is_new() -> bool:
-        nonlocal last
-        began, answer = monotonic(), call()
-        assert answer in {before, after, LATE}
-        if answer == before:
-            last = began
-        return answer == after
-
-    eventually(is_new, f"{after} instead of {before}")
-    assert {call() for _ in range(20)} <= {after, LATE}  # and never the old one again
-    return last
 
 
 class TestEveryProcess:

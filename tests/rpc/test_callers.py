@@ -8,7 +8,7 @@ import grpc
 import pytest
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from personae.v1 import user_pb2, user_pb2_grpc
 from service.core.api_keys import KEY_PATTERN, NewKey
@@ -105,11 +105,7 @@ class TestStrangers:
         """Load balancers and tools bring no key. Reflection only where it is on."""
         health = health_pb2_grpc.HealthStub(served.channel)
         assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
-        reflection = served.channel.stream_stream(
-            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
-            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
-        )
+        reflection = reflection_pb2_grpc.ServerReflectionStub(served.channel).ServerReflectionInfo
         requests = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
         assert list(reflection(requests, timeout=60))
 

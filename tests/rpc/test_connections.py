@@ -16,7 +16,7 @@ from tests.support.callers import PATIENCE, tls_settings
 from tests.support.certificates import Pair, connected, new_ca, server_certificate, tls_context
 from tests.support.factories import new_user
 from tests.support.servers import running
-from tests.support.waiting import until
+from tests.support.waiting import eventually
 
 LIMIT = 4
 GARBAGE = (b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\xff\x01", b"\0" * 100, PREFACE, PREFACE + b"\xff" * 50)
@@ -51,7 +51,7 @@ def test_beyond_the_limit_a_new_connection_is_closed(shared_url: URL) -> None:
             assert not is_served(one_too_many)
         assert new_user(server.users).id
         others[0].close()
-        until(lambda: connects(lambda: connection_to(server.server.port), held))
+        eventually(lambda: connects(lambda: connection_to(server.server.port), held))
 
 
 @pytest.mark.parametrize("tls", [False, True])
@@ -67,7 +67,7 @@ def test_connections_that_were_dropped_do_not_count(shared_url: URL, tmp_path: P
         port = server.server.port
         drop_many(port)
         for _ in range(LIMIT):
-            until(lambda: connects(lambda: connected(port, tls_context(ca)) if tls else connection_to(port), held))
+            eventually(lambda: connects(lambda: connected(port, tls_context(ca)) if tls else connection_to(port), held))
 
 
 @contextmanager

@@ -137,9 +137,7 @@ class TestCodesThatExpire:
         assert server.credentials.CompletePasswordReset(reset(code)).has_password
 
     def test_a_verification_code_is_open_for_a_day(self, private_server: RunningServer) -> None:
-        """When it has expired, an older one that it voided is still void. A new one works, and the email is verified
-        when it comes back.
-        """
+        """When it has expired, an older one that it voided is still void. A new one works."""
         server, user = private_server, new_user(private_server.users)
         before = server.clock()
         answers = [start_verification(server, user) for _ in range(2)]

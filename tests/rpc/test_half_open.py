@@ -16,7 +16,7 @@ from tests.support.callers import PATIENCE, operating
 from tests.support.errors import failure_of
 from tests.support.factories import PASSWORD, get_request, new_user, unique_name
 from tests.support.servers import RunningServer, running
-from tests.support.waiting import until
+from tests.support.waiting import eventually
 from tests.support.witness import WITNESS
 
 Code = grpc.StatusCode
@@ -160,7 +160,7 @@ class TestCallers:
         executor = server.server.executors[0]
         with half_open(server.address) as slow:
             [call] = slow.open(GET_USER, 1, metadata=(("x-request-id", request_id),))
-            until(lambda: executor.running == 1)
+            eventually(lambda: executor.running == 1)
             call.cancel()
             line = line_of(request_id)
         assert "'code': 'CANCELLED'" in line
@@ -169,7 +169,7 @@ class TestCallers:
 
 def line_of(request_id: str) -> str:
     """Wait for the access log line of a call."""
-    until(lambda: any(request_id in text for text in list(WITNESS.said)))
+    eventually(lambda: any(request_id in text for text in list(WITNESS.said)))
     [line] = [text for text in list(WITNESS.said) if request_id in text]
     return line
 
@@ -180,7 +180,7 @@ class TestMessages:
         whole = http2.message(get_request(user).SerializeToString())
         with closing(http2.Connection(server.address, timeout=PATIENCE)) as connection:
             connection.send(http2.call(GET_USER, stream=1), http2.frame(http2.DATA, whole[:-2], stream=1))
-            until(lambda: server.server.executors[0].running == 1)
+            eventually(lambda: server.server.executors[0].running == 1)
             connection.send(http2.frame(http2.DATA, whole[-2:], flags=http2.END_STREAM, stream=1))
 
             answer = next(payload for kind, _, _, payload in connection.frames() if kind == http2.DATA)

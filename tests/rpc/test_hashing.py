@@ -23,7 +23,7 @@ from tests.support.errors import fails, failure_of
 from tests.support.factories import PASSWORD, new_user, unique_name
 from tests.support.servers import RunningServer, running
 from tests.support.threads import at_once
-from tests.support.waiting import PATIENCE, code_of, statements, until
+from tests.support.waiting import PATIENCE, code_of, eventually, statements
 
 Code = grpc.StatusCode
 WAITING = 3
@@ -71,7 +71,7 @@ def all_permits_held(server: RunningServer) -> Iterator[None]:
 def waiting_sign_ins(server: RunningServer, request: pb.AuthenticateRequest, count: int) -> list[Any]:
     """Start so many sign-ins, and return when all of them wait for a permit."""
     calls = [server.authentication.Authenticate.future(request, timeout=PATIENCE) for _ in range(count)]
-    until(lambda: limiter(server).waiting == count)
+    eventually(lambda: limiter(server).waiting == count)
     return calls
 
 
@@ -130,7 +130,7 @@ class TestOverload:
             with all_permits_held(server):
                 told_strangers = at_once(60, told_stranger)
                 waiting = [honest.future(request, timeout=PATIENCE) for _ in range(WAITING)]
-                until(lambda: limiter(server).waiting == WAITING)
+                eventually(lambda: limiter(server).waiting == WAITING)
                 told_strangers += at_once(60, told_stranger)
                 assert failure_of(honest.future(request, timeout=PATIENCE)).reason == "HASHING_BUSY"
             assert [call.result(PATIENCE).user for call in waiting] == [user] * WAITING
@@ -151,7 +151,7 @@ class TestWhoeverHasGone:
                 call.cancel()
             # The server handles the events of a connection in order, so it has seen the cancellations when it answers.
             health_pb2_grpc.HealthStub(narrow.channel).Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE)
-        until(lambda: (limiter(narrow).running, limiter(narrow).waiting) == (0, 0))
+        eventually(lambda: (limiter(narrow).running, limiter(narrow).waiting) == (0, 0))
         assert made == []
         assert failures(narrow, user) == 0
 
@@ -162,7 +162,7 @@ class TestWhoeverHasGone:
         with all_permits_held(narrow), statements(narrow) as made:
             late = [narrow.authentication.Authenticate.future(wrong, timeout=0.1) for _ in range(WAITING)]
             assert {code_of(call) for call in late} == {Code.DEADLINE_EXCEEDED}
-            until(lambda: limiter(narrow).waiting == 0)
+            eventually(lambda: limiter(narrow).waiting == 0)
             assert made == []
         assert failures(narrow, user) == 0
 

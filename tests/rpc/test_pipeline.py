@@ -12,7 +12,7 @@ import grpc
 import pytest
 from google.protobuf.empty_pb2 import Empty
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from sqlalchemy.engine import URL
 
 from personae.v1 import user_pb2, user_pb2_grpc
@@ -23,7 +23,7 @@ from tests.support.databases import wait_until_blocked
 from tests.support.errors import fails, failure_of
 from tests.support.factories import get_request, new_user
 from tests.support.servers import RunningServer, running
-from tests.support.waiting import PATIENCE, until
+from tests.support.waiting import PATIENCE, eventually
 
 Code = grpc.StatusCode
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -138,7 +138,7 @@ class TestOverload:
             update = update_of(new_user(server.users))
             with locked_users(server) as release:
                 calls = [server.users.UpdateUser.future(update, timeout=PATIENCE) for _ in range(20)]
-                until(lambda: sum(call.done() for call in calls) >= 10)
+                eventually(lambda: sum(call.done() for call in calls) >= 10)
                 release()
                 ends = Counter(call.code() for call in calls)
             refused = [failure_of(call) for call in calls if call.code() is Code.RESOURCE_EXHAUSTED]
@@ -166,7 +166,7 @@ class TestOverload:
             with locked_users(server) as release:
                 update = update_of(user)
                 calls = [stub.UpdateUser.future(update, timeout=PATIENCE) for stub in stubs for _ in range(100)]
-                until(lambda: sum(call.done() for call in calls) >= 799)
+                eventually(lambda: sum(call.done() for call in calls) >= 799)
                 release()
                 ends = Counter(call.code() for call in calls)
             assert server.users.GetUser(get_request(user)).id == user.id
@@ -197,7 +197,7 @@ class TestOverload:
                 wait_until_blocked(private_url)
                 stopping = threading.Thread(target=partial(server.server.stop, drain=0))
                 stopping.start()
-                until(lambda: sum(call.done() for call in calls) >= 99)
+                eventually(lambda: sum(call.done() for call in calls) >= 99)
                 release()
                 stopping.join(PATIENCE)
                 ends = {call.code() for call in calls}
@@ -243,11 +243,7 @@ class TestBuiltIn:
                 yield reflection_pb2.ServerReflectionRequest(list_services="")
                 held.wait(60)
 
-            call = server.channel.stream_stream(
-                "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-                request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
-                response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
-            )
+            call = reflection_pb2_grpc.ServerReflectionStub(server.channel).ServerReflectionInfo
             streams = [call(requests()) for _ in range(4)]
             for stream in streams:
                 next(stream)

@@ -16,7 +16,7 @@ from tests.support.credentials import rows_of
 from tests.support.errors import failure_of
 from tests.support.factories import get_request, new_user
 from tests.support.servers import RunningServer, running
-from tests.support.waiting import until
+from tests.support.waiting import eventually
 
 BURST = 3
 DELETE_USER = "/personae.v1.UserService/DeleteUser"
@@ -128,13 +128,13 @@ class TestOwn:
         exhaust(server, key)
 
         set_rate(operator, name, Rate(0, 0))
-        until(lambda: limit_met(server, key) is None)
+        eventually(lambda: limit_met(server, key) is None)
         assert outcomes(2 * BURST, server, key) == ["OK"] * 2 * BURST
         set_rate(operator, name, Rate(2, 1))
-        until(lambda: limit_met(server, key) == "2")
+        eventually(lambda: limit_met(server, key) == "2")
         set_rate(operator, name, None)
-        until(lambda: limit_met(server, key) is None)
-        until(lambda: limit_met(server, key) == "1")
+        eventually(lambda: limit_met(server, key) is None)
+        eventually(lambda: limit_met(server, key) == "1")
         assert operator.caller(name).rate is None
 
     def test_setting_the_same_rate_leaves_no_event(self, operator: Operator, private_url: URL) -> None:

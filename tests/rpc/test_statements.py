@@ -66,9 +66,7 @@ def test_what_each_change_sends(proxied: Proxied) -> None:
 
 
 def test_sign_in_holds_no_transaction_while_it_hashes(proxied: Proxied) -> None:
-    """Two reads before the hash, one short transaction after it, which counts a wrong one; none when locked. When the
-    connection is lost in between, the transaction runs on another one, and nothing is hashed again.
-    """
+    """Reads, the hash, one short transaction, which is retried without another hash; none when locked."""
     authenticate = proxied.server.authentication.Authenticate
     user = new_user(proxied.server.users, password=PASSWORD)
 
@@ -139,9 +137,7 @@ def test_a_connection_lost_within_a_transaction(proxied: Proxied) -> None:
 
 @pytest.mark.parametrize("cut", ["cut_before", "cut_after"])
 def test_a_commit_without_an_answer(proxied: Proxied, cut: str) -> None:
-    """Its outcome is unknown, and the caller is told so. Channels must not repeat the change by themselves, unless it
-    has a request_id: then the repeat finds or makes the user.
-    """
+    """The caller is told that the outcome is unknown. Only a change with a request_id may be repeated."""
     server, user = proxied.server, new_user(proxied.server.users)
     setattr(proxied.proxy, cut, "COMMIT")
     failure = fails(server.update, user, username=unique_name(), etag=user.etag)

@@ -55,9 +55,7 @@ def codes(load: Load) -> set[str]:
 
 
 def test_a_reload_fails_no_call_and_a_stop_only_those_that_can_be_retried(private_url: URL) -> None:
-    """SIGHUP under reads, writes and sign-ins of callers without retries: every call ends with OK. SIGTERM: no call is
-    CANCELLED or lost; those that are not served end as UNAVAILABLE.
-    """
+    """SIGHUP under load: every call ends with OK. SIGTERM: calls that are not served end as UNAVAILABLE."""
     with serving(private_url) as (server, address):
         before = workers_of(server)
         with Load(address) as load:

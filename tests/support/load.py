@@ -59,7 +59,7 @@ class Callers:
     @property
     def failures(self) -> dict[str, int]:
         """What did not end with OK."""
-        return {how: count for how, count in self.ended.items() if how.split()[1] != "OK"}
+        return {how: count for how, count in dict(self.ended).items() if how.split()[1] != "OK"}
 
     @property
     def longest_gap(self) -> float:

@@ -241,9 +241,7 @@ class Proxied:
 
 @contextlib.contextmanager
 def serving_through_a_proxy(url: URL, **changes: object) -> Iterator[Proxied]:
-    """A server on this database, with a proxy in between. The probe of the database runs rarely: its statements are
-    not the RPCs'.
-    """
+    """A server on this database, with a proxy in between. It probes rarely: statements are those of RPCs."""
     settings = {"health_probe_interval": 60, **changes}
     with PostgresProxy(url) as proxy, running(proxy.proxied, **settings) as server:
         yield Proxied(server, proxy)

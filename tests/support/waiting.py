@@ -26,9 +26,6 @@ def eventually(condition: Callable[[], _T | None], what: str = "the condition") 
     return found
 
 
-until = eventually  # for tests that are being rewritten
-
-
 def code_of(call: Any) -> grpc.StatusCode:
     """The status code with which a call failed, once it has."""
     error: Any = call.exception(PATIENCE)

@@ -16,7 +16,7 @@ from service.rpc.admission.executor import BoundedExecutor, is_refused
 from service.rpc.admission.hashing import Hasher, HashLimiter
 from service.rpc.context import CallContext, enter
 from tests.support.threads import at_once
-from tests.support.waiting import until
+from tests.support.waiting import eventually
 
 PATIENCE = 60
 
@@ -61,18 +61,18 @@ class TestBoundedExecutor:
             may_end.release(len(futures))
             for future in futures:
                 assert not future.result(PATIENCE)
-            until(lambda: executor.running == 0)
+            eventually(lambda: executor.running == 0)
 
         with bounded(1, 4) as executor:
             burst = [executor.submit(serve) for _ in range(5)]
             assert executor.submit(serve).result(0)
             may_end.release(3)
-            until(lambda: executor.waiting == 1)
+            eventually(lambda: executor.waiting == 1)
             assert executor.submit(serve).result(0)
             may_end.release(2)
             for future in burst:
                 assert not future.result(PATIENCE)
-            until(lambda: executor.running == 0)
+            eventually(lambda: executor.running == 0)
             for _ in range(2):
                 serve_all([executor.submit(serve) for _ in range(2)])
             serve_all([executor.submit(serve) for _ in range(5)])
@@ -117,7 +117,7 @@ class TestHashLimiter:
             done = []
             for number in range(5):
                 done.append(pool.submit(enter_as, number))
-                until(lambda: limiter.waiting == number + 1)  # noqa: B023  asked at once
+                eventually(lambda: limiter.waiting == number + 1)  # noqa: B023  asked at once
         for one in done:
             one.result(PATIENCE)
         assert order == [0, 1, 2, 3, 4]

@@ -92,18 +92,10 @@ def in_old_format(key: CertificateIssuerPrivateKeyTypes) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
 
 
-def encrypt_key(pair: Pair, _ca: Issued) -> None:
-    key = load_pem_private_key(pair.files.private_key.read_bytes(), None)
+def encrypted(key_pem: bytes) -> bytes:
+    key = load_pem_private_key(key_pem, None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
-    replace(pair.files.private_key, pem(key, passphrase=b"secret"))
-
-
-def use_key(key: CertificateIssuerPrivateKeyTypes) -> Callable[[Pair, Issued], None]:
-    def write(pair: Pair, _ca: Issued) -> None:
-        replace(pair.files.private_key, pem(key))
-        replace(pair.files.certificate, self_signed(key))
-
-    return write
+    return pem(key, passphrase=b"secret")
 
 
 class TestFiles:
@@ -140,59 +132,42 @@ class TestFiles:
         assert text.endswith(problem)
 
     @pytest.mark.parametrize(
-        "write, problem",
+        "name, content, problem",
         [
+            ("server.pem", lambda chain, key, ca: key, " holds no certificate"),
+            ("ca.pem", lambda chain, key, ca: key, " holds no certificate"),
+            ("server.key", lambda chain, key, ca: chain, " holds no private key"),
+            ("server.key", lambda chain, key, ca: server_certificate(ca).private_key_pem, " is not the key of {chain}"),
             (
-                lambda pair, ca: replace(pair.files.certificate, pair.files.private_key.read_bytes()),
-                "server.pem holds no certificate",
+                "server.key",
+                lambda chain, key, ca: encrypted(key),
+                " is encrypted, and the server cannot ask for a passphrase",
             ),
             (
-                lambda pair, ca: replace(pair.files.client_ca, pair.files.private_key.read_bytes()),
-                "ca.pem holds no certificate",
+                "server.pem",
+                lambda chain, key, ca: ca.certificate_pem + chain,
+                " does not begin with the server's own certificate",
             ),
-            (
-                lambda pair, ca: replace(pair.files.private_key, pair.files.certificate.read_bytes()),
-                "server.key holds no private key",
-            ),
-            (
-                lambda pair, ca: replace(pair.files.private_key, server_certificate(ca).private_key_pem),
-                "server.key is not the key of {directory}/server.pem",
-            ),
-            (encrypt_key, "server.key is encrypted, and the server cannot ask for a passphrase"),
-            (
-                lambda pair, ca: replace(
-                    pair.files.certificate, ca.certificate_pem + pair.files.certificate.read_bytes()
-                ),
-                "server.pem does not begin with the server's own certificate",
-            ),
-            (
-                lambda pair, ca: replace(
-                    pair.files.certificate, pair.files.certificate.read_bytes() + ca.certificate_pem[:-40]
-                ),
-                "server.pem is cut off",
-            ),
-            (
-                use_key(ed25519.Ed25519PrivateKey.generate()),
-                "server.key is of a kind that gRPC cannot use: it takes RSA, P-256 and P-384",
-            ),
-            (
-                use_key(ec.generate_private_key(ec.SECP521R1())),
-                "server.key is of a kind that gRPC cannot use: it takes RSA, P-256 and P-384",
-            ),
-        ],
-        ids=[
-            *("a key for a certificate", "a key for a CA", "a certificate for a key"),
-            *("the key of another certificate", "an encrypted key", "the CA first", "a chain that is cut off"),
-            *("Ed25519", "P-521"),
+            ("server.pem", lambda chain, key, ca: chain + ca.certificate_pem[:-40], " is cut off"),
         ],
     )
     def test_files_that_cannot_be_used_together_are_refused(
-        self, pair: Pair, ca: Issued, write: Callable[[Pair, Issued], None], problem: str
+        self, pair: Pair, ca: Issued, name: str, content: Callable[[bytes, bytes, Issued], bytes], problem: str
     ) -> None:
         """The server would start otherwise, and clients could not connect."""
-        write(pair, ca)
+        files = pair.files
+        replace(pair.directory / name, content(files.certificate.read_bytes(), files.private_key.read_bytes(), ca))
 
-        assert refusal(pair).endswith(problem.format(directory=pair.directory))
+        assert refusal(pair).endswith(name + problem.format(chain=files.certificate))
+
+    @pytest.mark.parametrize(
+        "key", [ed25519.Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP521R1())], ids=["Ed25519", "P-521"]
+    )
+    def test_keys_that_grpc_cannot_use_are_refused(self, pair: Pair, key: CertificateIssuerPrivateKeyTypes) -> None:
+        replace(pair.files.private_key, pem(key))
+        replace(pair.files.certificate, self_signed(key))
+
+        assert refusal(pair).endswith("server.key is of a kind that gRPC cannot use: it takes RSA, P-256 and P-384")
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
     def test_an_unreadable_file_is_named(self, pair: Pair) -> None:

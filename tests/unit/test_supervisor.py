@@ -14,7 +14,7 @@ from structlog.typing import EventDict
 
 from service.workers.channel import SupervisorChannel
 from service.workers.supervisor import Limits, Supervisor
-from tests.support.waiting import until
+from tests.support.waiting import eventually
 
 _PREAMBLE = """
 import os, signal, socket, sys
@@ -23,8 +23,8 @@ number = sys.argv[2]
 def write(text):
     os.write(os.open(sys.argv[3], os.O_APPEND | os.O_WRONLY), text.encode())
 def serve(report_seconds=0.1):
-    channel.sendall(f"{report_seconds}\\ns".encode())
     write("up" + number + " ")
+    channel.sendall(f"{report_seconds}\\ns".encode())
 """
 _SERVES = "serve(); signal.pause()"
 _HANGS = "signal.signal(signal.SIGTERM, lambda *_: write('told '))\nserve()\nwhile True: signal.pause()"
@@ -80,9 +80,9 @@ class Workers:
             case signal.Signals():
                 os.kill(os.getpid(), step)
             case str():
-                until(lambda: any(step in line["event"] for line in log))
+                eventually(lambda: any(step in line["event"] for line in log))
             case text, count:
-                until(lambda: sum(word.startswith(text) for word in self.wrote) >= count)
+                eventually(lambda: sum(word.startswith(text) for word in self.wrote) >= count)
 
 
 def test_a_worker_that_crashes_again_and_again_ends_the_service(tmp_path: Path) -> None:
