@@ -20,34 +20,22 @@ HEAD = needed_revision()
 
 class TestVerbs:
     def run(self, *arguments: str, url: URL, text: str = "") -> tuple[int, str]:
-        environment = {
-            "PATH": os.environ["PATH"],
-            "DATABASE_URL": libpq_url(url),
-            "SECRET_KEYS": KEY,
-            "BCRYPT_COST": "4",
-        }
+        environment = {"PATH": os.environ["PATH"], "DATABASE_URL": libpq_url(url), "SECRET_KEYS": KEY}
+        environment["BCRYPT_COST"] = "4"
+        command = [sys.executable, "-m", *arguments]
         done = subprocess.run(
-            [sys.executable, "-m", *arguments],
-            cwd=ROOT,
-            env=environment,
-            input=text,
-            capture_output=True,
-            text=True,
-            check=False,
+            command, cwd=ROOT, env=environment, input=text, capture_output=True, text=True, check=False
         )
         return done.returncode, done.stdout + done.stderr
 
     def test_migrate_then_superuser_then_purge(self, postgres: Postgres) -> None:
         """An operator's first commands, on an empty database."""
-        create = (
-            *("service", "create-superuser", "--email", "Root@Example.com", "--username", "Root", "--password-stdin"),
-        )
+        names = ("--email", "Root@Example.com", "--username", "Root")
+        create = ("service", "create-superuser", *names, "--password-stdin")
         with postgres.scratch() as url:
             assert self.run("service.db.test_db", url=url)[0] == 1
-            assert self.run("service", "migrate", url=url) == (
-                0,
-                f"The database has schema {HEAD} now; before: none.\n",
-            )
+            first = (0, f"The database has schema {HEAD} now; before: none.\n")
+            assert self.run("service", "migrate", url=url) == first
             assert self.run("service", "migrate", url=url) == (0, f"The database has schema {HEAD} already.\n")
             assert self.run("service.db.test_db", url=url)[0] == 0
             assert self.run(*create, url=url, text=f"{PASSWORD}\n") == (0, "Created superuser root with id 1.\n")
