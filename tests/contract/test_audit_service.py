@@ -166,7 +166,6 @@ class TestSignIns:
 
     @pytest.mark.parametrize("reason", ["USER_INACTIVE", "PASSWORD_CHANGE_REQUIRED"])
     def test_the_right_password_that_signs_nobody_in(self, api: Services, reason: str) -> None:
-        """The event has the reason that the caller got."""
         user = new_user(api.users, password=PASSWORD, inactive=reason == "USER_INACTIVE")
         api.credentials.RequirePasswordChange(credential_pb2.RequirePasswordChangeRequest(user_id=user.id))
 
@@ -177,7 +176,6 @@ class TestSignIns:
 
 class TestActors:
     def test_caller_acting_user_and_request_id(self, api: Services) -> None:
-        """Each event names the caller, and what the caller's metadata said."""
         user, request_id = new_user(api.users), str(uuid.uuid4())
         metadata = (("x-acting-user-id", "4711"), ("x-request-id", request_id))
         api.users.DeactivateUser(deactivate(user), metadata=metadata)
@@ -199,7 +197,6 @@ class TestActors:
 
 class TestListAuditEvents:
     def test_filters(self, api: Services) -> None:
-        """Each leaves only what it names."""
         user = new_user(api.users)
         api.users.DeactivateUser(deactivate(user), metadata=(("x-acting-user-id", str(user.id)),))
         created, deactivated = events_of(api, user)
@@ -217,7 +214,6 @@ class TestListAuditEvents:
             assert events_of(api, user, **filters) == expected, filters
 
     def test_page_by_page(self, api: Services) -> None:
-        """The pages together are the whole, and the last has no token."""
         user = new_user(api.users)
         for _ in range(3):
             api.users.DeactivateUser(deactivate(user))

@@ -191,9 +191,7 @@ class TestLockout:
         assert api.authentication.Authenticate(by(user.email, NEW)).user == user
 
     def test_email_and_username_are_counted_apart(self, api: Services) -> None:
-        """In any case of letters; sign-ins by id count on the email, and a right password clears its own name only.
-        Counting changes nothing of the user.
-        """
+        """Sign-ins by id count on the email; a right password clears its own name only; the user is unchanged."""
         user = new_user(api.users, password=PASSWORD)
         nothing = pb.Lockout(user_id=user.id, email=pb.Lockout.Attempts(), username=pb.Lockout.Attempts())
         assert lockout_of(api, user) == nothing
@@ -226,7 +224,6 @@ class TestLockout:
         assert counted(api, other) == (1, 0)
 
     def test_clearing_is_repeatable(self, api: Services) -> None:
-        """For inactive and deleted users too."""
         user = new_user(api.users, inactive=True)
         api.users.DeleteUser(user_pb2.DeleteUserRequest(id=user.id))
         request = pb.ClearLockoutRequest(user_id=user.id)

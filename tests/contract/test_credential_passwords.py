@@ -105,7 +105,6 @@ class TestSetPassword:
     def test_every_violation_at_once(
         self, api: Services, password: str, expires_at: Timestamp | None, violations: dict[str, set[str]]
     ) -> None:
-        """And nothing is changed."""
         user = new_user(api.users)
         request = pb.SetPasswordRequest(
             user_id=user.id, password=password.format(username=user.username), expires_at=expires_at
@@ -128,7 +127,6 @@ class TestSetPassword:
 
 class TestUsersWithoutASignIn:
     def test_each_has_a_reason(self, api: Services) -> None:
-        """Deleted and unknown users, and those without a password to change."""
         without, deleted = new_user(api.users), new_user(api.users, password=PASSWORD)
         api.users.DeleteUser(user_pb2.DeleteUserRequest(id=deleted.id))
 
@@ -147,7 +145,6 @@ class TestUsersWithoutASignIn:
 
     @pytest.mark.parametrize("user_id", [0, -1])
     def test_impossible_ids(self, api: Services, user_id: int) -> None:
-        """They are named together with all that is missing."""
         of_id, past = {"user_id": ["INVALID_ID"]}, from_now(minutes=-5)
         setting = pb.SetPasswordRequest(user_id=user_id, expires_at=past)
         assert fails(api.credentials.SetPassword, setting).violations == of_id | {
@@ -181,7 +178,6 @@ class TestChangePassword:
 
     @pytest.mark.parametrize("wrong", [NEW, "", "x" * 5000, "x" * 3_000_000, PASSWORD + "\x00"])
     def test_a_wrong_present_password_counts_like_a_failed_sign_in(self, api: Services, wrong: str) -> None:
-        """By id; over-long ones and those with NUL as well."""
         user = new_user(api.users, password=PASSWORD)
 
         assert fails(api.credentials.ChangePassword, change(user, wrong)).reason == "INVALID_CREDENTIALS"
@@ -202,10 +198,7 @@ class TestChangePassword:
         [
             (PASSWORD, "quite short", {"TOO_SHORT"}),
             (PASSWORD, UNLIKE_ANY, {"TOO_LONG"}),
-            (PASSWORD, "x" * 3_000_000, {"TOO_LONG"}),
-            (PASSWORD, NEW + "\x00", {"CONTROL_CHARACTER"}),
             (PASSWORD, "PasswordPassword", {"COMMON"}),
-            (PASSWORD, "abcd" * 18, {"REPETITIVE"}),
             (PASSWORD, "{username} 12", {"CONTAINS_USERNAME", "CONTAINS_EMAIL"}),
             (PASSWORD, "example or Example", {"CONTAINS_EMAIL"}),
             (PASSWORD, PASSWORD, {"UNCHANGED"}),
@@ -214,7 +207,6 @@ class TestChangePassword:
         ],
     )
     def test_a_new_one_that_may_not_be_chosen(self, api: Services, current: str, new: str, reasons: set[str]) -> None:
-        """Every rule has its reason, and the present password stays."""
         user = new_user(api.users, password=current)
 
         failure = fails(

@@ -34,7 +34,6 @@ class TestUpdateUser:
         ],
     )
     def test_the_mask_decides(self, api: Services, mask: list[str], has_email: bool) -> None:
-        """Fields outside the mask are not read."""
         user, name = new_user(api.users), unique_name()
         sent = pb.User(id=user.id, username=name, email=f"{name}@example.com", is_active=False)
 
@@ -78,7 +77,6 @@ class TestUpdateUser:
 
     @pytest.mark.parametrize("etag", ["v99", "foreign", '"1"', "v0", "v01"])
     def test_a_stale_etag(self, api: Services, etag: str) -> None:
-        """The change is not made."""
         user = new_user(api.users)
 
         assert fails(api.update, user, username=unique_name(), etag=etag).reason == "ETAG_MISMATCH"
@@ -160,7 +158,6 @@ class TestDeleteUndeletePurge:
         assert fails(api.users.UndeleteUser, pb.UndeleteUserRequest(id=NO_SUCH_ID)).reason == "USER_NOT_FOUND"
 
     def test_etags_of_transitions(self, api: Services) -> None:
-        """A stale etag stops delete and undelete; the present one does not."""
         user = new_user(api.users)
         assert fails(api.users.DeleteUser, pb.DeleteUserRequest(id=user.id, etag="v77")).reason == "ETAG_MISMATCH"
         deleted = api.users.DeleteUser(pb.DeleteUserRequest(id=user.id, etag=user.etag))
@@ -172,7 +169,6 @@ class TestDeleteUndeletePurge:
 
 class TestActivation:
     def test_there_and_back(self, api: Services) -> None:
-        """Each step shows in the flag and moves the etag."""
         user = new_user(api.users)
 
         off = api.users.DeactivateUser(pb.DeactivateUserRequest(id=user.id, etag=user.etag))

@@ -18,7 +18,7 @@ from service.core.audit import AuditFilter, AuditRecord, Outcome
 from service.core.page_tokens import Position
 from service.db.engine import Database, reading
 from service.server.wiring import open_database
-from tests.support.databases import libpq_url
+from tests.support.databases import libpq_url, run
 from tests.support.servers import settings_for
 from tests.support.threads import at_once
 
@@ -30,7 +30,6 @@ MONTHS = [datetime(2020, month, 1, tzinfo=UTC) for month in range(1, 7)]
 
 @pytest.fixture
 def database(private_url: URL) -> Iterator[Database]:
-    """An empty trail."""
     found = open_database(settings_for(private_url), private_url)
     yield found
     found.dispose()
@@ -52,18 +51,15 @@ def rows(database: Database, **conditions: Any) -> list[AuditRecord]:
 def partitions(database: Database) -> list[str]:
     """The names of the partitions, the default one last."""
     names = "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'audit_events'::regclass ORDER BY 1"
-    with database.engine.connect() as connection:
-        return list(connection.scalars(text(names)))
+    return [name for (name,) in run(database.engine.url, names)]
 
 
 def make_month(database: Database, starts_at: datetime) -> str:
     """A partition for a month that has passed."""
     name = f"audit_events_{starts_at:%Y_%m}"
     ends_at = (starts_at + timedelta(days=31)).replace(day=1)
-    with database.engine.begin() as connection:
-        connection.execute(
-            text(f"CREATE TABLE {name} PARTITION OF audit_events FOR VALUES FROM ('{starts_at}') TO ('{ends_at}')")
-        )
+    bounds = f"FROM ('{starts_at}') TO ('{ends_at}')"
+    run(database.engine.url, f"CREATE TABLE {name} PARTITION OF audit_events FOR VALUES {bounds}")
     return name
 
 
@@ -131,10 +127,8 @@ def test_nobody_changes_anything_unnamed(database: Database) -> None:
 def test_outcome_and_reason_go_together(database: Database, outcome: str, reason: str | None) -> None:
     """A refusal has a reason, a success has none, and there is no third."""
     insert = "INSERT INTO audit_events (caller, action, outcome, reason, request_id) VALUES ('c', 'a', %s, %s, '')"
-    connection = connect(database.engine.url)
     with pytest.raises(psycopg2.errors.CheckViolation):
-        connection.cursor().execute(insert, (outcome, reason))
-    connection.close()
+        run(database.engine.url, insert, (outcome, reason))
 
 
 def statements_of(database: Database) -> list[tuple[str, Any]]:
@@ -193,28 +187,19 @@ def test_months_are_made_ahead(database: Database) -> None:
         f"audit_events_{now.year + (now.month - 1 + n) // 12}_{(now.month - 1 + n) % 12 + 1:02}" for n in range(4)
     ]
     assert partitions(database) == [*expected, "audit_events_default"]
-    with database.engine.connect() as connection:
-        guards = connection.execute(
-            text("SELECT tgrelid::regclass::text, tgenabled::text FROM pg_trigger WHERE tgname = 'audit_append_only'")
-        ).all()
-        indexes = connection.scalars(text(f"SELECT indexname FROM pg_indexes WHERE tablename = '{expected[3]}'")).all()
+    url = database.engine.url
+    guards = run(
+        url, "SELECT tgrelid::regclass::text, tgenabled::text FROM pg_trigger WHERE tgname = 'audit_append_only'"
+    )
+    indexes = run(url, f"SELECT indexname FROM pg_indexes WHERE tablename = '{expected[3]}'")
     assert sorted(guards) == sorted((table, "A") for table in ["audit_events", *partitions(database)])
     assert len(indexes) == 6
 
 
 def test_many_servers_make_the_same_months_at_once(database: Database) -> None:
     """Each is made by one of them; none fails."""
-    calls = [connect(database.engine.url) for _ in range(8)]
-
-    def make(index: int) -> int:
-        cursor = calls[index].cursor()
-        cursor.execute("SELECT audit_make_partitions(12)")
-        return int(cursor.fetchone()[0])
-
-    made = at_once(8, make)
-    for call in calls:
-        call.close()
-    assert sorted(made, key=str) == [0] * 7 + [9]
+    made = at_once(8, lambda _: run(database.engine.url, "SELECT audit_make_partitions(12)"))
+    assert sorted(map(str, made)) == ["[(0,)]"] * 7 + ["[(9,)]"]
     assert len(partitions(database)) == 14
 
 
@@ -245,20 +230,15 @@ def test_months_are_those_of_utc_whoever_asks(database: Database) -> None:
 
 @pytest.mark.parametrize("months", ["0", "25", "NULL"])
 def test_how_many_months_are_made_is_bounded(database: Database, months: str) -> None:
-    """Nobody fills the catalogue."""
-    connection = connect(database.engine.url)
     with pytest.raises(psycopg2.errors.InvalidParameterValue):
-        connection.cursor().execute(f"SELECT audit_make_partitions({months})")
-    connection.close()
+        run(database.engine.url, f"SELECT audit_make_partitions({months})")
 
 
 def test_months_are_made_while_events_are_written(database: Database) -> None:
     """A transaction that has written, and is still open, neither holds up the making of a month nor is held up."""
     with database.scope(actor=ACTOR) as session, session.begin():
         audit.record(session, "UpdateUser", target_user_id=5)
-        connection = connect(database.engine.url)
-        connection.cursor().execute("SELECT audit_make_partitions(4)")
-        connection.close()
+        run(database.engine.url, "SELECT audit_make_partitions(4)")
         audit.record(session, "UpdateUser", target_user_id=5)
 
     assert len(partitions(database)) == 6
@@ -305,19 +285,16 @@ COMMIT;
 def test_an_operator_makes_a_month_of_the_default_partition(database: Database) -> None:
     """The recipe for events without a month: none is moved, both partitions are guarded, and retention finds it."""
     fill(database, [MONTHS[0]] * 3)
-    connection = connect(database.engine.url)
-    cursor = connection.cursor()
     before = rows(database)
 
-    cursor.execute(MAKE_A_MONTH_OF_THE_DEFAULT_PARTITION)
+    run(database.engine.url, MAKE_A_MONTH_OF_THE_DEFAULT_PARTITION)
 
     assert rows(database) == before
     for table in ("audit_events_2020_01", "audit_events_default"):
         with pytest.raises(psycopg2.errors.InsufficientPrivilege, match=APPEND_ONLY):
-            cursor.execute(f"DELETE FROM {table}")
+            run(database.engine.url, f"DELETE FROM {table}")
     with database.scope(actor=ACTOR) as session, session.begin():
         assert audit.drop_partitions(session, now=datetime.now(UTC), keep=timedelta(days=400)) == 1
-    connection.close()
 
 
 def test_retention_drops_the_months_that_are_due(database: Database) -> None:
@@ -342,10 +319,8 @@ def test_retention_drops_the_months_that_are_due(database: Database) -> None:
 @pytest.mark.parametrize("older_than", ["now()", "now() - interval '89 days'", "'infinity'", "NULL"])
 def test_retention_refuses_what_is_too_young(database: Database, older_than: str) -> None:
     """The floor is the database's own, whatever the settings and the clock of the service say."""
-    connection = connect(database.engine.url)
     with pytest.raises(psycopg2.errors.InsufficientPrivilege, match="90 days at least"):
-        connection.cursor().execute(f"SELECT audit_drop_partitions({older_than})")
-    connection.close()
+        run(database.engine.url, f"SELECT audit_drop_partitions({older_than})")
 
 
 def test_retention_waits_for_nobody_for_long(database: Database) -> None:
@@ -366,7 +341,6 @@ def test_retention_waits_for_nobody_for_long(database: Database) -> None:
 
 
 def fill(database: Database, times: list[datetime], seed: int = 1) -> None:
-    """An event for each of these times."""
     pick = random.Random(seed)
     events = [
         {
@@ -401,7 +375,6 @@ def filled(database: Database) -> Database:
 
 
 def walk(database: Database, where: AuditFilter, size: int) -> list[AuditRecord]:
-    """All pages of a list."""
     found: list[AuditRecord] = []
     after: Position | None = None
     while True:
@@ -462,7 +435,6 @@ def test_a_page_reads_no_younger_month(filled: Database) -> None:
 
 
 def touched(database: Database, sent: tuple[str, Any]) -> set[str]:
-    """The partitions in the plan of a statement."""
     statement, parameters = sent
     with database.engine.connect() as connection:
         plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN {statement}", parameters).scalars())
@@ -470,7 +442,6 @@ def touched(database: Database, sent: tuple[str, Any]) -> set[str]:
 
 
 def test_a_page_is_one_statement(filled: Database) -> None:
-    """With a filter and a position too."""
     sent = statements_of(filled)
     with filled.scope() as session, reading(session):
         audit.list_events(session, where=AuditFilter(caller="shop", action="UpdateUser"), after=Position(0, 1), size=5)

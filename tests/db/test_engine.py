@@ -26,6 +26,7 @@ from service.db.connections import timeout_ms
 from service.db.engine import Database, reading
 from service.db.error_mapping import Commit, map_driver_error
 from service.server.wiring import open_database
+from tests.support.databases import run
 from tests.support.servers import settings_for
 from tests.support.threads import at_once
 
@@ -42,12 +43,7 @@ def test_timeouts_round_up_to_few_values(seconds: float) -> None:
     assert seconds * 1000 <= rounded <= max(1, seconds * 2500)
 
 
-# ------------------------------------------------------------------------------------------------- error mapping
-
-
 class _DriverError(Exception):
-    """A driver's error, with what the mapping reads of it."""
-
     def __init__(self, pgcode: str | None, constraint: str | None = None) -> None:
         super().__init__("DETAIL: Key (email)=(ada@example.com) already exists.")
         self.pgcode = pgcode
@@ -64,18 +60,10 @@ def mapped(pgcode: str | None, *, constraint: str | None = None, lost: bool = Fa
     "pgcode, options, expected",
     [
         ("23505", {"constraint": "uq_users_email"}, EmailTakenError),
-        ("40001", {}, ConflictError),
-        ("40P01", {}, ConflictError),
-        ("55P03", {}, ConflictError),
+        *((code, {}, ConflictError) for code in ("40001", "40P01", "55P03")),
         ("57014", {"is_deadline_over": True}, DeadlineOverError),
-        ("57014", {}, DatabaseUnavailableError),
-        ("57P01", {}, DatabaseUnavailableError),
-        ("57P03", {}, DatabaseUnavailableError),
-        ("25006", {}, DatabaseUnavailableError),
-        ("53100", {}, DatabaseUnavailableError),
-        ("53300", {}, DatabaseUnavailableError),
-        ("28P01", {}, DatabaseUnavailableError),
-        (None, {}, DatabaseUnavailableError),
+        *((code, {}, DatabaseUnavailableError) for code in ("57014", "57P01", "57P03", "25006", "53100", "53300")),
+        *((code, {}, DatabaseUnavailableError) for code in ("28P01", None)),
         (None, {"lost": True, "commit": UNDER_WAY}, CommitOutcomeUnknownError),
         ("57P01", {"commit": UNDER_WAY}, CommitOutcomeUnknownError),
         ("40001", {"commit": UNDER_WAY}, ConflictError),
@@ -119,15 +107,11 @@ def test_a_full_pool_is_a_busy_database() -> None:
     assert isinstance(found, DatabaseBusyError)
 
 
-# ---------------------------------------------------------------------------------------------- pool and sessions
-
-
 Opens = Callable[..., Database]
 
 
 @pytest.fixture
 def opened(shared_url: URL) -> Iterator[Opens]:
-    """Opens databases with these settings, and closes them after the test."""
     with contextlib.ExitStack() as stack:
 
         def opening(**changes: object) -> Database:
@@ -146,10 +130,7 @@ def backend(database: Database) -> int:
 
 def terminate(url: URL, pid: int) -> None:
     """End a connection from the server's side, and wait until it has ended."""
-    engine = create_engine(url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        assert connection.scalar(text("SELECT pg_terminate_backend(:pid, 60000)"), {"pid": pid})
-    engine.dispose()
+    assert run(url, "SELECT pg_terminate_backend(%s, 60000)", (pid,)) == [(True,)]
 
 
 def test_a_connection_that_died_in_the_pool_is_replaced_unnoticed(opened: Opens) -> None:
@@ -173,17 +154,6 @@ def test_a_connection_that_was_used_lately_is_not_pinged(opened: Opens, changes:
 
     assert caught.value.is_repeatable
     assert backend(database)
-
-
-def test_a_read_only_server_is_left(opened: Opens) -> None:
-    """A demoted primary: all connections of the pool are replaced, because another server may be the primary now."""
-    database = opened(db_pool_size=1)
-    first = backend(database)
-    with pytest.raises(DatabaseUnavailableError) as caught, database.scope() as session, session.begin():
-        session.execute(text("SET TRANSACTION READ ONLY; SELECT nextval('users_id_seq')"))
-
-    assert caught.value.is_repeatable
-    assert backend(database) != first
 
 
 def test_a_burst_on_an_idle_server_fails_nothing(opened: Opens) -> None:

@@ -26,7 +26,7 @@ from service.rpc.methods import ALL_SCOPES
 from service.server.wiring import open_database
 from tests.support.callers import bearer, operating, told
 from tests.support.credentials import OTHER, by_id, change, fail, reset
-from tests.support.databases import ROOT, Postgres, libpq_url, migrate
+from tests.support.databases import ROOT, Postgres, libpq_url, migrate, run
 from tests.support.factories import PASSWORD, new_user, unique_name
 from tests.support.servers import running, settings_for
 
@@ -84,28 +84,14 @@ def roles(postgres: Postgres) -> Iterator[Roles]:
 
 @pytest.fixture
 def fresh(postgres: Postgres) -> Iterator[Roles]:
-    """Empty, for one test."""
     with two_roles(postgres) as found:
         yield found
-
-
-def run(url: URL, statement: str | sql.Composed) -> list[Any]:
-    """Run a statement in a transaction of its own; the rows that come back."""
-    connection = psycopg2.connect(libpq_url(url))
-    try:
-        connection.autocommit = True
-        cursor = connection.cursor()
-        cursor.execute(statement)
-        return list(cursor.fetchall()) if cursor.description else []
-    finally:
-        connection.close()
 
 
 # ----------------------------------------------------------------------------------------------------- may
 
 
 def test_the_service_can_do_all_that_it_does(roles: Roles) -> None:
-    """Serve, know callers, change, sign in, count, reset, sweep: each table is read and written."""
     with operating(roles.service) as operator:
         name = operator.create(*ALL_SCOPES)
         key = operator.add_key(name)
@@ -147,7 +133,6 @@ def test_the_service_can_do_all_that_it_does(roles: Roles) -> None:
     ],
 )
 def test_missing_privileges_are_diagnosed(roles: Roles, table: str, revoke: str, grant_again: str) -> None:
-    """The table is named, and what to do."""
     service = sql.Identifier(roles.service.username or "")
     engine = create_engine(roles.service, poolclass=NullPool, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
@@ -288,13 +273,6 @@ def test_the_service_cannot(roles: Roles, statement: str) -> None:
         run(roles.service, statement.format(month=month))
 
 
-def test_the_owner_is_refused_too(roles: Roles) -> None:
-    """It could take the guards away; but not by accident change anything while they are there."""
-    for statement in FORBIDDEN[:6]:
-        with pytest.raises(psycopg2.errors.InsufficientPrivilege, match="append-only"):
-            run(roles.owner, statement)
-
-
 def test_nobody_else_calls_the_functions(fresh: Roles) -> None:
     """They run with the owner's rights, and so are for the service alone."""
     migrate(fresh.owner)
@@ -357,7 +335,6 @@ def test_every_migration_grants_exactly_what_is_needed(fresh: Roles) -> None:
 
 
 def test_an_older_schema_is_granted_as_far_as_it_goes(fresh: Roles) -> None:
-    """A step at a time."""
     fresh.migrate("0003")
     assert {table for table, _, _ in privileges(fresh)} == {"alembic_version", "users", "request_ids", "lockouts"}
     fresh.migrate()
@@ -365,7 +342,6 @@ def test_an_older_schema_is_granted_as_far_as_it_goes(fresh: Roles) -> None:
 
 
 def test_looking_grants_nothing(fresh: Roles) -> None:
-    """`alembic check` and `current` change nothing."""
     migrate(fresh.owner)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DATABASE_URL", fresh.service.render_as_string(hide_password=False))
@@ -376,7 +352,6 @@ def test_looking_grants_nothing(fresh: Roles) -> None:
 
 
 def test_one_role_grants_itself_nothing(fresh: Roles) -> None:
-    """Where the role is its own there is nothing to do."""
     migrate(fresh.owner)
     engine = create_engine(fresh.owner)
     with engine.connect() as connection:

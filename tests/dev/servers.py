@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import psutil
-import psycopg2
 
 ROOT = Path(__file__).parents[2]
 IS_ROOT = os.geteuid() == 0
@@ -23,7 +22,6 @@ with EmbeddedPostgres.start(Path(sys.argv[1]), durable=False) as server:
 
 
 def home_of(directory: Path) -> Path:
-    """Where the files of the cluster are."""
     return (directory / "cluster").resolve() if (directory / "cluster").is_symlink() else directory
 
 
@@ -33,14 +31,6 @@ def forget(directory: Path) -> None:
     shutil.rmtree((home / "socket").resolve(), ignore_errors=True)
     if home != directory:
         shutil.rmtree(home, ignore_errors=True)
-
-
-def query(url: str, statement: str) -> list[tuple[object, ...]]:
-    with contextlib.closing(psycopg2.connect(url)) as connection:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(statement)
-            return cursor.fetchall() if cursor.description else []
 
 
 def is_alive(pid: int) -> bool:

@@ -13,8 +13,9 @@ import psycopg2
 import pytest
 
 from service.dev.postgres import EmbeddedPostgres, EmbeddedPostgresError
-from tests.dev.servers import home_of, is_alive, query, started_by, starter
+from tests.dev.servers import home_of, is_alive, started_by, starter
 from tests.support.crash import crash
+from tests.support.databases import run
 from tests.support.waiting import eventually
 
 CRASH_SAFE = {"synchronous_commit": "on"}  # fsync stays off: that only matters when the machine crashes
@@ -22,37 +23,35 @@ needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux sig
 
 
 def test_the_second_start_finds_the_rows(fresh: Path) -> None:
-    """The first start creates cluster and database; the second has the same URL and the rows."""
     with EmbeddedPostgres.start(fresh, durable=False) as server:
-        query(server.url, "CREATE TABLE kept (name text)")
-        query(server.url, "INSERT INTO kept VALUES ('é'), ('Z'), ('a')")
-        assert query(server.url, "SELECT current_database(), current_setting('server_encoding')") == [
+        run(server.url, "CREATE TABLE kept (name text)")
+        run(server.url, "INSERT INTO kept VALUES ('é'), ('Z'), ('a')")
+        assert run(server.url, "SELECT current_database(), current_setting('server_encoding')") == [
             ("personae", "UTF8")
         ]
-        assert query(server.url, "SELECT current_setting('timezone'), current_setting('fsync')") == [("UTC", "off")]
+        assert run(server.url, "SELECT current_setting('timezone'), current_setting('fsync')") == [("UTC", "off")]
         first = server.url
     with EmbeddedPostgres.start(fresh) as server:
         assert server.url == first
-        assert query(server.url, "SELECT name, upper(name) FROM kept ORDER BY name") == [
+        assert run(server.url, "SELECT name, upper(name) FROM kept ORDER BY name") == [
             ("Z", "Z"),
             ("a", "A"),
             ("é", "É"),
         ]
-        assert query(server.url, "SELECT current_setting('fsync')") == [("on",)]
+        assert run(server.url, "SELECT current_setting('fsync')") == [("on",)]
 
 
 def test_nobody_else_gets_in(cluster: Path) -> None:
-    """No network, files and a socket directory for the owner alone, and no session without the password."""
     with EmbeddedPostgres.start(cluster, durable=False) as server:
         assert server.tcp_url is None
-        assert query(server.url, "SELECT current_setting('listen_addresses')") == [("",)]
+        assert run(server.url, "SELECT current_setting('listen_addresses')") == [("",)]
         modes = {name: stat.S_IMODE((server.home / name).stat().st_mode) for name in ("socket", "password")}
         assert modes == {"socket": 0o700, "password": 0o600}
         assert stat.S_IMODE((server.home / "server.log").stat().st_mode) == 0o600
         secret = (server.home / "password").read_text(encoding="utf-8")
         assert secret not in repr(server)
         with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
-            query(server.url.replace(secret, "guess"), "SELECT 1")
+            run(server.url.replace(secret, "guess"), "SELECT 1")
 
 
 def test_the_callers_environment_does_not_matter(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +59,7 @@ def test_the_callers_environment_does_not_matter(cluster: Path, monkeypatch: pyt
     for name, value in {"PGPORT": "1", "PGHOST": "nowhere", "PGUSER": "other", "PGDATA": "/no", "LC_ALL": "x"}.items():
         monkeypatch.setenv(name, value)
     with EmbeddedPostgres.start(cluster, durable=False, settings={"max_connections": "23"}) as server:
-        assert query(server.url, "SELECT current_setting('max_connections')") == [("23",)]
+        assert run(server.url, "SELECT current_setting('max_connections')") == [("23",)]
 
 
 def test_stop_does_not_wait_for_clients(cluster: Path) -> None:
@@ -74,16 +73,13 @@ def test_stop_does_not_wait_for_clients(cluster: Path) -> None:
             cursor.execute("SELECT 1")
 
 
-# ---------------------------------------------------------------------------------------------- a second program
-
-
 def test_a_second_opener_uses_the_server_and_leaves_it_running(cluster: Path, tmp_path: Path) -> None:
     """Also by a symlink: two spellings are one directory."""
     (tmp_path / "link").symlink_to(cluster)
     with EmbeddedPostgres.start(cluster, durable=False) as first:
         with EmbeddedPostgres.start(tmp_path / "link", durable=False) as second:
             assert (second.pid, second.url) == (None, first.url)
-        assert query(first.url, "SELECT 1") == [(1,)]
+        assert run(first.url, "SELECT 1") == [(1,)]
 
 
 def test_of_two_at_once_one_starts_and_the_others_use_it(fresh: Path) -> None:
@@ -97,23 +93,20 @@ def test_of_two_at_once_one_starts_and_the_others_use_it(fresh: Path) -> None:
 
 
 def test_a_server_that_runs_without_tcp_is_said(cluster: Path) -> None:
-    """Asked for TCP, a server that another program runs without is an error."""
     with EmbeddedPostgres.start(cluster, durable=False):
         with pytest.raises(EmbeddedPostgresError, match="without a TCP port"):
             EmbeddedPostgres.start(cluster, tcp=True)
 
 
 def test_a_server_on_another_socket_is_named(cluster: Path) -> None:
-    """One that runs with TCP is not used; the error has its process id."""
     with EmbeddedPostgres.start(cluster, durable=False, tcp=True) as first:
         with pytest.raises(EmbeddedPostgresError, match=f"If process {first.pid} is a PostgreSQL"):
             EmbeddedPostgres.start(cluster)
-        assert query(first.url, "SELECT 1") == [(1,)]
+        assert run(first.url, "SELECT 1") == [(1,)]
 
 
 @pytest.mark.parametrize("text", ["another", None])
 def test_a_wrong_or_lost_password_is_said(cluster: Path, text: str | None) -> None:
-    """The error speaks of the password; the server goes on."""
     with EmbeddedPostgres.start(cluster, durable=False) as server:
         password_file = server.home / "password"
         secret = password_file.read_text(encoding="utf-8")
@@ -123,10 +116,7 @@ def test_a_wrong_or_lost_password_is_said(cluster: Path, text: str | None) -> No
                 EmbeddedPostgres.start(cluster)
         finally:
             password_file.write_text(secret, encoding="utf-8")
-        assert query(server.url, "SELECT 1") == [(1,)]
-
-
-# ---------------------------------------------------------------------------------------------- crashes
+        assert run(server.url, "SELECT 1") == [(1,)]
 
 
 @needs_linux
@@ -143,24 +133,22 @@ def test_no_orphan_is_left_when_the_parent_is_killed(cluster: Path, number: sign
 
 
 def test_a_thread_that_ends_does_not_take_the_server_along(cluster: Path) -> None:
-    """Started outside the main thread, the server outlives the thread."""
     started: list[EmbeddedPostgres] = []
     thread = threading.Thread(target=lambda: started.append(EmbeddedPostgres.start(cluster, durable=False)))
     thread.start()
     thread.join()
     with started[0] as server:
-        assert query(server.url, "SELECT 1") == [(1,)]
+        assert run(server.url, "SELECT 1") == [(1,)]
 
 
 def test_the_start_after_a_crash_recovers(cluster: Path) -> None:
-    """What was committed is there, under the same URL."""
     server = EmbeddedPostgres.start(cluster, durable=False, settings=CRASH_SAFE)
-    query(server.url, "CREATE TABLE survived (x int)")
-    query(server.url, "INSERT INTO survived VALUES (1)")
+    run(server.url, "CREATE TABLE survived (x int)")
+    run(server.url, "INSERT INTO survived VALUES (1)")
     crash(server)
     with EmbeddedPostgres.start(cluster, durable=False) as again:
         assert again.url == server.url
-        assert query(again.url, "SELECT x FROM survived") == [(1,)]
+        assert run(again.url, "SELECT x FROM survived") == [(1,)]
         assert "automatic recovery in progress" in (again.home / "server.log").read_text(encoding="utf-8")
 
 
@@ -191,20 +179,18 @@ def test_an_interrupted_initdb_heals_itself(fresh: Path) -> None:
     process.communicate()
     for _ in range(2):  # the interrupted initdb may still be ending during the first
         with EmbeddedPostgres.start(fresh, durable=False) as server:
-            assert query(server.url, "SELECT 1") == [(1,)]
+            assert run(server.url, "SELECT 1") == [(1,)]
     assert list(home_of(fresh).glob("data.new-*")) == []
 
 
 def test_a_server_that_does_not_start_shows_its_log(cluster: Path) -> None:
-    """The end of the log is in the error, and no process is left."""
     with pytest.raises(EmbeddedPostgresError, match='invalid value for parameter "shared_buffers": "plenty"'):
         EmbeddedPostgres.start(cluster, settings={"shared_buffers": "plenty"})
     assert not (home_of(cluster) / "data" / "postmaster.pid").exists()
 
 
 def test_tcp_is_for_this_machine_alone(cluster: Path) -> None:
-    """It listens on 127.0.0.1, beside the socket."""
     with EmbeddedPostgres.start(cluster, durable=False, tcp=True) as server:
         assert server.tcp_url is not None
-        assert query(server.tcp_url, "SELECT host(inet_server_addr())") == [("127.0.0.1",)]
-        assert query(server.url, "SELECT inet_server_addr()") == [(None,)]
+        assert run(server.tcp_url, "SELECT host(inet_server_addr())") == [("127.0.0.1",)]
+        assert run(server.url, "SELECT inet_server_addr()") == [(None,)]

@@ -12,7 +12,8 @@ import pytest
 
 from service.dev.postgres import EmbeddedPostgres, EmbeddedPostgresError, find_bindir
 from service.dev.postgres_install import Account
-from tests.dev.servers import CHILD, IS_ROOT, ROOT, forget, home_of, query
+from tests.dev.servers import CHILD, IS_ROOT, ROOT, forget, home_of
+from tests.support.databases import run
 
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="only root has to change to another user")
 NOBODY = Account(pwd.getpwnam("nobody").pw_uid, pwd.getpwnam("nobody").pw_gid)
@@ -21,11 +22,7 @@ PYTHON = next((path for path in PYTHONS if NOBODY.can_reach(Path(path).resolve()
 POSTGRES_15 = Path("/usr/lib/postgresql/15/bin")
 
 
-# ---------------------------------------------------------------------------------------------- refusals
-
-
 def test_a_cluster_of_another_version_is_left_alone(cluster: Path) -> None:
-    """The error says which version made it, and what the choices are; nothing is changed."""
     version_file = home_of(cluster) / "data" / "PG_VERSION"
     version = version_file.read_text(encoding="utf-8")
     version_file.write_text("9.6\n", encoding="utf-8")
@@ -50,7 +47,6 @@ def test_a_data_directory_that_is_no_cluster_is_left_alone(reachable: Path) -> N
 
 @pytest.mark.parametrize("name", ["file", "file/below"])
 def test_a_directory_that_cannot_be_made_is_said(tmp_path: Path, name: str) -> None:
-    """The error names the path and the setting."""
     (tmp_path / "file").touch()
     with pytest.raises(EmbeddedPostgresError, match=f"{tmp_path}/file.*DEV_DATA_DIR"):
         EmbeddedPostgres.start(tmp_path / name)
@@ -62,7 +58,7 @@ def test_odd_and_long_paths_work(reachable: Path, name: str) -> None:
     directory, urls = reachable / name, []
     for _ in range(2):
         with EmbeddedPostgres.start(directory, durable=False) as server:
-            assert query(server.url, "SELECT 1") == [(1,)]
+            assert run(server.url, "SELECT 1") == [(1,)]
             urls.append(server.url)
     socket_dir = (directory / "socket").resolve()
     assert urls == [urls[0]] * 2
@@ -70,9 +66,6 @@ def test_odd_and_long_paths_work(reachable: Path, name: str) -> None:
     shutil.rmtree(socket_dir)  # as a restart of the machine does
     EmbeddedPostgres.start(directory, durable=False).stop()
     forget(directory)
-
-
-# ---------------------------------------------------------------------------------------------- binaries
 
 
 def fake_binaries(directory: Path, postgres: str) -> Path:
@@ -109,7 +102,6 @@ def test_without_the_wheel_the_system_is_asked(tmp_path: Path) -> None:
     [("echo broken library >&2; exit 127", "broken library"), ("echo 'postgres (PostgreSQL) 13.4'", "15 or newer")],
 )
 def test_binaries_that_are_of_no_use_are_said(reachable: Path, script: str, text: str) -> None:
-    """Before anything is made with them."""
     with pytest.raises(EmbeddedPostgresError, match=text):
         EmbeddedPostgres.start(reachable / "dev", bindir=fake_binaries(reachable, script))
     assert not (reachable / "dev" / "data").exists()
@@ -119,20 +111,16 @@ def test_binaries_that_are_of_no_use_are_said(reachable: Path, script: str, text
 def test_postgresql_15_serves_as_well(fresh: Path) -> None:
     """The oldest version that is supported, with the same locale."""
     with EmbeddedPostgres.start(fresh, bindir=POSTGRES_15, durable=False) as server:
-        assert query(server.url, "SELECT current_setting('server_version_num')::int / 10000, upper('é')") == [(15, "É")]
-        assert query(server.url, "SELECT x FROM (VALUES ('a'), ('Z')) AS t (x) ORDER BY x") == [("Z",), ("a",)]
-
-
-# ---------------------------------------------------------------------------------------------- root and others
+        assert run(server.url, "SELECT current_setting('server_version_num')::int / 10000, upper('é')") == [(15, "É")]
+        assert run(server.url, "SELECT x FROM (VALUES ('a'), ('Z')) AS t (x) ORDER BY x") == [("Z",), ("a",)]
 
 
 @needs_root
 def test_root_changes_to_another_user(reachable: Path) -> None:
-    """In a directory that the other user can enter the cluster is there."""
     with EmbeddedPostgres.start(reachable / "dev", durable=False) as server:
         assert server.home == reachable / "dev"
         assert Path(f"/proc/{server.pid}").stat().st_uid == (server.home / "data").stat().st_uid != 0
-        assert query(server.url, "SELECT 1") == [(1,)]
+        assert run(server.url, "SELECT 1") == [(1,)]
 
 
 @needs_root
@@ -141,14 +129,14 @@ def test_a_directory_out_of_reach_has_its_cluster_elsewhere(tmp_path: Path, fres
     tmp_path.chmod(0o700)
     with EmbeddedPostgres.start(fresh, durable=False) as server:
         assert server.home.parent == Path("/var/tmp")
-        query(server.url, "CREATE TABLE kept (x int)")
+        run(server.url, "CREATE TABLE kept (x int)")
     with EmbeddedPostgres.start(fresh, durable=False) as server:
-        assert query(server.url, "SELECT count(*) FROM kept") == [(0,)]
+        assert run(server.url, "SELECT count(*) FROM kept") == [(0,)]
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
     forget(fresh)
     shutil.rmtree(fresh)
     with EmbeddedPostgres.start(fresh, durable=False) as server:
-        assert query(server.url, "SELECT to_regclass('kept')") == [(None,)]
+        assert run(server.url, "SELECT to_regclass('kept')") == [(None,)]
 
 
 @needs_root
@@ -188,7 +176,7 @@ def test_binaries_out_of_reach_are_copied(tmp_path: Path, fresh: Path) -> None:
     for _ in range(2):
         bindir = hidden / package.name / "pginstall" / "bin"
         with EmbeddedPostgres.start(fresh, durable=False, bindir=bindir) as server:
-            assert query(server.url, "SELECT 1") == [(1,)]
+            assert run(server.url, "SELECT 1") == [(1,)]
             assert Path(f"/proc/{server.pid}/exe").readlink().is_relative_to(server.home)
     assert stat.S_IMODE(hidden.stat().st_mode) == 0o700
 

@@ -10,14 +10,15 @@ import pytest
 from sqlalchemy import Connection, create_engine
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import NullPool
 
 from personae.v1 import credential_pb2 as pb
 from personae.v1 import user_pb2
 from service.base.clock import monotonic
 from service.base.errors import ConflictError, DatabaseUnavailableError
 from service.rpc.pipeline.retries import PAUSES, retry
-from tests.support.credentials import NEW, by_id, change, execute, fail, reset, start_reset
-from tests.support.databases import wait_until_blocked
+from tests.support.credentials import NEW, by_id, change, fail, reset, start_reset
+from tests.support.databases import run, wait_until_blocked
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, new_user, unique_name
 from tests.support.proxy import Proxied, serving_through_a_proxy
@@ -36,10 +37,8 @@ def proxied(shared_url: URL) -> Iterator[Proxied]:
 @pytest.fixture
 def holder(private_url: URL) -> Iterator[Connection]:
     """Another client of the database, which takes locks."""
-    engine = create_engine(private_url)
-    with engine.connect() as connection:
+    with create_engine(private_url, poolclass=NullPool).connect() as connection:
         yield connection
-    engine.dispose()
 
 
 def begun(call: Callable[..., Any], *args: Any, **kwargs: Any) -> "Future[Any]":
@@ -52,7 +51,7 @@ def begun(call: Callable[..., Any], *args: Any, **kwargs: Any) -> "Future[Any]":
 
 def configure(url: URL, setting: str) -> None:
     """Configure every connection to the database that is opened from now on."""
-    execute(url, f'ALTER DATABASE "{url.database}" SET {setting}')
+    run(url, f'ALTER DATABASE "{url.database}" SET {setting}')
 
 
 class TestReal:

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from personae.v1 import user_pb2
 from service.base.settings import Settings, psycopg2_url
 from service.dev.postgres import EmbeddedPostgres
 from tests.support.crash import crash
 from tests.support.databases import migrate
 from tests.support.errors import fails
-from tests.support.factories import new_user
+from tests.support.factories import get_request, new_user
 from tests.support.load import Call, Callers, Writers, missing
 from tests.support.pair import Pair, replicating
 from tests.support.servers import NOT_SERVING, SERVING, running
@@ -42,7 +41,7 @@ def test_killed_and_restarted_under_reads(tmp_path: Path, bindir: Path | None) -
         migrate(url)
         with running(url) as server:
             user = new_user(server.users)
-            get = user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id))
+            get = get_request(user)
 
             def reads(_: int) -> Generator[Call]:
                 while True:

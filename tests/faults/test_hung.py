@@ -7,10 +7,9 @@ from functools import partial
 import grpc
 from sqlalchemy.engine import URL
 
-from personae.v1 import user_pb2
 from tests.support.callers import bearer, keyed, operating, told
 from tests.support.errors import failure_of
-from tests.support.factories import new_user, unique_name
+from tests.support.factories import get_request, new_user, unique_name
 from tests.support.proxy import PostgresProxy, serving_through_a_proxy
 from tests.support.servers import NOT_SERVING, SERVING, Services, running
 from tests.support.waiting import PATIENCE, eventually
@@ -30,10 +29,7 @@ def ended(call: Callable[[], object]) -> str:
 
 
 def test_a_database_that_hangs(private_url: URL) -> None:
-    """Health says so and calls end; once it is back so is the service, with all its threads, without a restart.
-
-    A commit that was under way may have been made, and its caller is told so.
-    """
+    """Calls end, health says so, an open commit has an unknown outcome. Once it is back all threads serve again."""
     settings = {"caller_auth": "required", "caller_cache_seconds": 1, "grpc_threads": THREADS, "rpc_timeout": 5}
     with operating(private_url) as operator:
         key = operator.create_with_key("users.read", "users.write")
@@ -41,7 +37,7 @@ def test_a_database_that_hangs(private_url: URL) -> None:
             server, proxy = hanging.server, hanging.proxy
             api = Services(keyed(server.channel, key))
             user, health = new_user(api.users), server.health()
-            get = user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id))
+            get = get_request(user)
             assert next(health) == SERVING
             with ThreadPoolExecutor(THREADS) as pool:
                 proxy.hang_at = "COMMIT"

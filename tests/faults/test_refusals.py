@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, create_engine
 from sqlalchemy.engine import URL
+from sqlalchemy.pool import NullPool
 
 from service.db.privileges import grant
 from tests.support.errors import Failure, fails
@@ -27,10 +28,9 @@ RESOURCES = ["53100", "53200", "53400"]  # disk full, out of memory, a limit of 
 @pytest.fixture
 def operator(private_url: URL) -> Iterator[Connection]:
     """A superuser, who commits at once."""
-    engine = create_engine(private_url, isolation_level="AUTOCOMMIT")
+    engine = create_engine(private_url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
     with engine.connect() as connection:
         yield connection
-    engine.dispose()
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +46,7 @@ def is_unavailable(failure: Failure) -> None:
 @pytest.mark.parametrize("statement", ["UPDATE users", "COMMIT"])
 @pytest.mark.parametrize("sqlstate", [*RESOURCES, "57014"])
 def test_an_error_is_unavailable_and_changes_nothing(proxied: Proxied, sqlstate: str, statement: str) -> None:
-    """With pushback. At the COMMIT as well: one that is answered by an error was not made. (57014: an administrator
-    has cancelled it.)
-    """
+    """With pushback, also at the COMMIT: a COMMIT that is answered by an error was not made."""
     user = new_user(proxied.server.users)
     proxied.proxy.answer(statement, sqlstate)
 

@@ -75,9 +75,6 @@ CONFIGURED: dict[str, str] = manifest("ConfigMap")["data"]
 """The settings that are no secret."""
 
 
-# -------------------------------------------------------------------------------------------------- metrics
-
-
 def test_every_metric_that_is_drawn_or_alerted_on_is_exported() -> None:
     exported = {row[0].split("{")[0] for row in rows(METRICS)}
     for name in {name for expression in EXPRESSIONS for name in EXPORTED.findall(expression)}:
@@ -99,9 +96,6 @@ def test_reasons_codes_and_methods_in_expressions_exist() -> None:
     for expression in EXPRESSIONS:
         for label, values in re.findall(r'\b(reason|grpc_code|grpc_method)[!=]~?"([A-Za-z_|]+)"', expression):
             assert set(values.split("|")) <= known[label], expression
-
-
-# --------------------------------------------------------------------------------------------------- alerts
 
 
 def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
@@ -131,9 +125,6 @@ def test_the_alerts_fire_when_they_should() -> None:
         ["test", "rules", "alerts_test.yml"],
     ):
         subprocess.run([promtool, *words], cwd=RULES_FILE.parent, check=True, stdin=subprocess.DEVNULL)
-
-
-# ----------------------------------------------------------------------------------------------- kubernetes
 
 
 def test_the_kustomization_has_every_manifest_but_those_that_go_first_or_need_more() -> None:
@@ -229,11 +220,7 @@ def test_pods_may_do_as_little_as_they_can(kind: str) -> None:
     assert spec["automountServiceAccountToken"] is False
     assert (
         spec["securityContext"].items()
-        >= {
-            "runAsNonRoot": True,
-            "runAsUser": 10001,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        }.items()
+        >= {"runAsNonRoot": True, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}}.items()
     )
     assert container(kind)["securityContext"] == {
         "allowPrivilegeEscalation": False,

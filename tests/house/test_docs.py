@@ -192,12 +192,7 @@ def test_nothing_of_the_image_makes_it_listen_without_tls() -> None:
 def test_compose_runs_verbs_and_sets_settings_that_exist() -> None:
     compose = compose_text()
     assert re.findall(r"^  ([a-z]+):$", compose.split("\nservices:")[1].split("\nvolumes:")[0], re.MULTILINE) == [
-        "postgres",
-        "keys",
-        "certs",
-        "migrate",
-        "caller",
-        "personae",
+        *("postgres", "keys", "certs", "migrate", "caller", "personae")
     ]
     for command in re.findall(r"^    command: (\[.*\])$", compose, re.MULTILINE):
         assert ast.literal_eval(command)[0] in main.commands
@@ -231,7 +226,6 @@ def test_compose_serves_with_tls_and_to_callers_only() -> None:
 
 
 def all_fenced(language: str, page: Path) -> list[str]:
-    """The blocks of this language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
@@ -290,7 +284,6 @@ def violation_reasons() -> Iterator[str]:
 
 
 def make_targets() -> set[str]:
-    """The targets of the Makefile."""
     return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
@@ -307,10 +300,8 @@ def compose_environment(service: str) -> dict[str, Any]:
 
 
 def compose_variables() -> list[str]:
-    """The variables that docker-compose.yml reads from the environment or .env."""
     return re.findall(r"\$\{([A-Z_]+)", compose_text())
 
 
 def copies() -> list[str]:
-    """The paths that the Dockerfile copies from the context."""
     return re.findall(r"^COPY (?!--from)(.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)

@@ -146,7 +146,6 @@ def test_alembic_is_no_package() -> None:
 
 
 def test_modules_of_the_service_say_what_they_own() -> None:
-    """Every module with code in it has a docstring."""
     for path in (ROOT / "service").rglob("*.py"):
         tree = ast.parse(path.read_text())
         assert not tree.body or ast.get_docstring(tree), path

@@ -7,25 +7,23 @@ import secrets
 import shlex
 import ssl
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import grpc
 import psycopg2
 import pytest
 from sqlalchemy.engine import URL
 
-from personae.v1 import authentication_pb2, user_pb2
+from personae.v1 import user_pb2
 from service.base.settings import Settings
 from service.dev.postgres import find_bindir
-from tests.support.databases import ROOT, Postgres, libpq_url, migrate
+from tests.support.credentials import by_id, counted, fail, outcome, signing_in
+from tests.support.databases import ROOT, Postgres, libpq_url, migrate, run
 from tests.support.docs_console import Block, blocks, replay
 from tests.support.docs_grpcurl import ADDRESS, Servers
 from tests.support.docs_shell import Terminal, terminal
-from tests.support.errors import failure_of
-from tests.support.factories import PASSWORD, new_user, unique_name
+from tests.support.factories import PASSWORD, creation, new_user
 from tests.support.servers import RunningServer, running
 
 PAGE = ROOT / "docs" / "operations.md"
@@ -80,7 +78,6 @@ def test_keys_and_certificates(private_url: URL, tmp_path: Path) -> None:
 
 
 def shown(typing: Terminal) -> str:
-    """The certificate that the server presents."""
     host, port = typing.servers.tls[ADDRESS].split(":")
     return ssl.get_server_certificate((host, int(port)), timeout=60)
 
@@ -150,18 +147,7 @@ def administering(directory: Path, url: URL, roles: Roles) -> Iterator[Terminal]
 
 
 def bindir() -> Path:
-    """The directory of pg_dump and psql."""
     return find_bindir(Settings(_env_file=None, secret_keys=None).pg_bindir)
-
-
-def run(url: URL, statement: str) -> None:
-    """Run a statement in a transaction of its own."""
-    connection = psycopg2.connect(libpq_url(url))
-    try:
-        connection.autocommit = True
-        connection.cursor().execute(statement)
-    finally:
-        connection.close()
 
 
 def assert_works(server: RunningServer) -> None:
@@ -231,12 +217,12 @@ def test_a_dump_is_restored_beside_the_old_database(postgres: Postgres, tmp_path
             follow(recipe("Restore a dump"), typing)
             with running(roles.restored) as server:
                 assert set(before.by_kind(server).values()) == {True}
-                assert signs_in(server, known)
+                assert signing_in(server, known, PASSWORD) == "OK"
                 assert new_user(server.users).id > later.id
                 assert_works(server)
             with running(roles.restored, secret_keys=OTHER_KEY) as server:
                 assert set(before.by_kind(server).values()) == {False}
-                assert signs_in(server, known)
+                assert signing_in(server, known, PASSWORD) == "OK"
             assert_is_bounded(roles.restored)
             old = roles.superuser.set(database=roles.service.database)
             follow(recipe("What to do again after a restore"), Terminal(tmp_path, Servers(), administered=old))
@@ -252,50 +238,27 @@ OTHER_KEY = "other:OTg3NjU0MzIxMGZlZGNiYTk4NzY1NDMyMTBmZWRjYmE"
 class Remembered:
     """Data that depends on the secret keys: a failed sign-in, a page token, a request id."""
 
-    user_id: int
+    user: user_pb2.User
     token: str
     creation: user_pb2.CreateUserRequest
 
     @classmethod
     def by(cls, server: RunningServer) -> "Remembered":
-        """Make them on a server."""
-        name = unique_name()
-        creation = user_pb2.CreateUserRequest(
-            user=user_pb2.User(email=f"{name}@example.com", username=name), request_id=str(uuid.uuid4())
-        )
-        user_id = server.users.CreateUser(creation).id
-        with pytest.raises(grpc.RpcError):
-            server.authentication.Authenticate(
-                authentication_pb2.AuthenticateRequest(user_id=user_id, password="wrong horse battery staple")
-            )
+        request = creation(request_id=str(uuid.uuid4()))
+        user = server.users.CreateUser(request)
+        fail(server, by_id(user))
         page = server.users.ListUsers(user_pb2.ListUsersRequest(page_size=1))
         assert page.next_page_token
-        return cls(user_id, page.next_page_token, creation)
+        return cls(user, page.next_page_token, request)
 
     def by_kind(self, server: RunningServer) -> dict[str, bool]:
         """Which of them the server still recognises."""
-        lockout = server.authentication.GetLockout(authentication_pb2.GetLockoutRequest(user_id=self.user_id))
         page = user_pb2.ListUsersRequest(page_size=1, page_token=self.token)
         return {
-            "failures": lockout.email.failures == 1,
-            "page": refusal(server.users.ListUsers, page) != "INVALID_FIELDS",
-            "request": refusal(server.users.CreateUser, self.creation) != "REQUEST_ID_REUSED",
+            "failures": counted(server, self.user) == (1, 0),
+            "page": outcome(server.users.ListUsers, page) != "INVALID_FIELDS",
+            "request": outcome(server.users.CreateUser, self.creation) != "REQUEST_ID_REUSED",
         }
-
-
-def refusal(call: Callable[[Any], object], request: object) -> str:
-    """The reason of the refusal; empty if the call succeeds."""
-    try:
-        call(request)
-    except grpc.RpcError as error:
-        return failure_of(error).reason
-    return ""
-
-
-def signs_in(server: RunningServer, user: user_pb2.User) -> bool:
-    """Whether the user can sign in with the password of its creation."""
-    request = authentication_pb2.AuthenticateRequest(user_id=user.id, password=PASSWORD)
-    return server.authentication.Authenticate(request).user.id == user.id
 
 
 def assert_dropping_is_nobodys(url: URL) -> None:

@@ -6,7 +6,7 @@ import ast
 import importlib
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -46,12 +46,11 @@ def assigned_on_self(tree: ast.AST) -> set[str]:
 
 
 class Checker(ast.NodeVisitor):
-    """Finds the violations in one module."""
+    """Finds the violations in one module. namespace: the classes of the module by their names."""
 
-    def __init__(self, tree: ast.Module) -> None:
+    def __init__(self, tree: ast.Module, namespace: Mapping[str, object]) -> None:
         self.violations: list[tuple[int, str]] = []
-        self._imported: dict[str, str] = {}
-        self._classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+        self._namespace = namespace
         self._own: set[str] = set()
         """The private names that the class at hand, or a class of ours above it, defines."""
         self._foreign: set[str] | None = None
@@ -61,29 +60,29 @@ class Checker(ast.NodeVisitor):
     def _report(self, node: ast.AST, what: str) -> None:
         self.violations.append((getattr(node, "lineno", 0), what))
 
-    # ---------------------------------------------------------------------------------------------- imports
-
     def visit_Import(self, node: ast.Import) -> None:
         for name in node.names:
-            self._imported[name.asname or name.name.partition(".")[0]] = (
-                name.name if name.asname else name.name.partition(".")[0]
-            )
             self._require_public(node, name.name)
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
         for name in node.names:
-            self._imported[name.asname or name.name] = f"{node.module}.{name.name}"
             self._require_public(node, f"{node.module}.{name.name}")
 
     def _require_public(self, node: ast.AST, path: str) -> None:
         if any(is_private(part) for part in path.split(".")):
             self._report(node, f"import {path}")
 
-    # ---------------------------------------------------------------------------------------------- classes
-
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
         before = self._own, self._foreign
-        self._own, self._foreign = self._names(node), self._foreign_names(node)
+        kind = self._namespace.get(node.name)
+        if kind is None and node.bases:
+            self._report(node, f"class {node.name} is not at the top of its module")
+        bases = kind.__mro__[1:] if isinstance(kind, type) else ()
+        ours = [one for one in bases if one.__module__.startswith("service.")]
+        foreign = [one for one in bases if one not in ours and one.__module__ not in {"builtins", __name__}]
+        defined = assigned_on_self(node) | {name for one in node.body for name in _defined(one)}
+        self._own = {name for one in ours for name in private_names(one)} | defined
+        self._foreign = {name for one in foreign for name in private_names(one)} if foreign else None
         for one in node.body:
             for name in _defined(one):
                 if name in (self._foreign or ()):
@@ -91,58 +90,13 @@ class Checker(ast.NodeVisitor):
         self.generic_visit(node)
         self._own, self._foreign = before
 
-    def _names(self, node: ast.ClassDef) -> set[str]:
-        """The names that a class of this module defines, with those of its bases that are ours."""
-        found = assigned_on_self(node) | {name for one in node.body for name in _defined(one)}
-        for base in self._bases(node):
-            if isinstance(base, ast.ClassDef):
-                found |= self._names(base)
-            elif base.__module__.startswith("service."):
-                found |= private_names(base)
-        return found
-
-    def _foreign_names(self, node: ast.ClassDef) -> set[str] | None:
-        found: set[str] | None = None
-        for base in self._bases(node):
-            if isinstance(base, ast.ClassDef):
-                names = self._foreign_names(base)
-            elif base.__module__.startswith("service."):
-                names = None
-            else:
-                names = private_names(base)
-            if names is not None:
-                found = (found or set()) | names
-        return found
-
-    def _bases(self, node: ast.ClassDef) -> Iterator[ast.ClassDef | type]:
-        for base in node.bases:
-            path = ast.unparse(base.value if isinstance(base, ast.Subscript) else base)
-            if path in self._classes:
-                yield self._classes[path]
-                continue
-            found = self._resolve(path)
-            if isinstance(found, type) and found.__module__ != "builtins":
-                yield found
-
-    def _resolve(self, path: str) -> object:
-        first, *rest = path.split(".")
-        names = [*self._imported.get(first, f"builtins.{first}").split("."), *rest]
-        found: object = importlib.import_module(names[0])
-        for index, name in enumerate(names[1:], 2):
-            if not hasattr(found, name):
-                importlib.import_module(".".join(names[:index]))
-            found = getattr(found, name)
-        return found
-
-    # ------------------------------------------------------------------------------------------- attributes
-
     def visit_Attribute(self, node: ast.Attribute) -> None:
         self.generic_visit(node)
         if is_private(node.attr) and not self._is_ours(node.value, node.attr):
             self._report(node, ast.unparse(node))
 
     def _is_ours(self, owner: ast.expr, name: str) -> bool:
-        if isinstance(owner, ast.Name) and owner.id in self._classes:
+        if isinstance(owner, ast.Name) and isinstance(self._namespace.get(owner.id), type):
             return True
         is_self = isinstance(owner, ast.Name) and owner.id in {"self", "cls"}
         is_super = isinstance(owner, ast.Call) and isinstance(owner.func, ast.Name) and owner.func.id == "super"
@@ -170,8 +124,17 @@ def _defined(statement: ast.stmt) -> list[str]:
     return [name for name in names if is_private(name)]
 
 
+def classes_in(namespace: Mapping[str, object], module: str) -> dict[str, object]:
+    """The classes that this module defines."""
+    return {name: one for name, one in namespace.items() if getattr(one, "__module__", None) == module}
+
+
 def violations(source: str) -> list[str]:
-    return [what for _, what in Checker(ast.parse(textwrap.dedent(source))).violations]
+    source = textwrap.dedent(source)
+    namespace: dict[str, object] = {"__name__": __name__}
+    if "class " in source:
+        exec(source, namespace)
+    return [what for _, what in Checker(ast.parse(source), classes_in(namespace, __name__)).violations]
 
 
 SUBCLASS = """
@@ -223,6 +186,8 @@ def test_the_service_uses_public_interfaces_only() -> None:
     """There is no exception. What cannot be done without one is not done: docs/performance.md says what it costs."""
     found = []
     for path in sorted((ROOT / "service").rglob("*.py")):
-        checker = Checker(ast.parse(path.read_text()))
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        module = vars(importlib.import_module(name)) if not name.endswith("__main__") else {}
+        checker = Checker(ast.parse(path.read_text()), classes_in(module, name))
         found += [f"{path.relative_to(ROOT)}:{line}: {what}" for line, what in checker.violations]
     assert found == []

@@ -100,10 +100,7 @@ def test_right_passwords_never_refuse_each_other(
 ) -> None:
     """64 right sign-ins at one moment: 64 successes, also after failures, and while the hash is renewed."""
     clock = MovableClock()
-    with (
-        wide(private_url, clock) as racing,
-        wide(private_url, clock, bcrypt_cost=cost_of_another_server) as another,
-    ):
+    with wide(private_url, clock) as racing, wide(private_url, clock, bcrypt_cost=cost_of_another_server) as another:
         user = new_user(racing.users, password=PASSWORD)
         fail(racing, by(user.email), times=failed_before)
 

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from personae.v1 import authentication_pb2, user_pb2
-from tests.support.factories import PASSWORD, new_user
+from tests.support.factories import PASSWORD, get_request, new_user
 from tests.support.servers import RunningServer
 from tests.support.witness import WITNESS
 
@@ -28,10 +28,6 @@ def line_of(call: Any, request: Any, **metadata: str) -> dict[str, Any]:
     return line
 
 
-def key(user: user_pb2.User) -> user_pb2.GetUserRequest:
-    return user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id))
-
-
 @pytest.mark.parametrize(
     "traceparent",
     [f"00-{TRACE}-{SPAN}-01", f"00-{TRACE}-{SPAN}-00", f"cc-{TRACE}-{SPAN}-01-what-comes-later"],
@@ -47,14 +43,8 @@ def test_it_names_the_trace_of_the_caller(server: RunningServer, traceparent: st
 @pytest.mark.parametrize(
     "traceparent",
     [
-        "",
-        f"00-{TRACE}-{SPAN}-01-more",
-        f"ff-{TRACE}-{SPAN}-01",
-        f"00-{'0' * 32}-{SPAN}-01",
-        f"00-{TRACE}-{'0' * 16}-01",
-        f"00-{TRACE.upper()}-{SPAN}-01",
-        f"00-{TRACE}-{SPAN}",
-        "{}",
+        *("", f"00-{TRACE}-{SPAN}-01-more", f"ff-{TRACE}-{SPAN}-01", f"00-{'0' * 32}-{SPAN}-01"),
+        *(f"00-{TRACE}-{'0' * 16}-01", f"00-{TRACE.upper()}-{SPAN}-01", f"00-{TRACE}-{SPAN}", "{}"),
     ],
 )
 def test_what_is_no_trace_is_not_named(server: RunningServer, traceparent: str) -> None:
@@ -68,7 +58,7 @@ def test_it_counts_the_statements(server: RunningServer) -> None:
     right = authentication_pb2.AuthenticateRequest(user_id=user.id, password=PASSWORD)
     deactivate = user_pb2.DeactivateUserRequest(id=user.id)
     for _ in range(2):
-        assert line_of(server.users.GetUser, key(user))["statements"] == 1
+        assert line_of(server.users.GetUser, get_request(user))["statements"] == 1
         assert line_of(server.authentication.Authenticate, right)["statements"] == 5
         assert line_of(server.users.GetUser, user_pb2.GetUserRequest())["statements"] == 0
     assert line_of(server.users.DeactivateUser, deactivate)["statements"] == 2

@@ -17,16 +17,7 @@ from sqlalchemy.engine import URL
 from service.core.api_keys import NewKey
 from service.dev.certificates import Issued
 from service.rpc.pipeline.status import DETAILS_KEY
-from tests.support.callers import (
-    LIST_USERS,
-    bearer,
-    call,
-    new_key,
-    operating,
-    other_address,
-    tls_settings,
-    told,
-)
+from tests.support.callers import LIST_USERS, bearer, call, new_key, operating, other_address, tls_settings, told
 from tests.support.certificates import LOCAL, Pair, channel, client_certificate, new_ca, server_certificate
 from tests.support.databases import Postgres
 from tests.support.servers import RunningServer, running
@@ -35,6 +26,19 @@ from tests.support.witness import Interceptor
 Code = grpc.StatusCode
 DNS, URI = x509.DNSName, x509.UniformResourceIdentifier
 WEB = "spiffe://prod.example/ns/shop/web"
+UNKNOWN_URIS = (
+    *(WEB[:-1], WEB + "2", WEB + "/", WEB + "/admin", WEB.rpartition("/")[0], f" {WEB}", f"{WEB}\n"),
+    *("spiffe://prod.example", "spiffe://prod.example/", "spiffe://prod.example/*", f"https://prod.example/?{WEB}"),
+    *("spiffe://prod.example/ns/shop/Web", "spiffe://prod.example/ns/shop/%77eb", "SPIFFE://prod.example/ns/shop/web"),
+    *("spiffe://prod.example/ns/shop/../shop/web", "spiffe://prod.example.evil/ns/shop/web"),
+    *("spiffe://evil.prod.example/ns/shop/web", "spiffe://prod.example:443/ns/shop/web"),
+    *("spiffe://PROD.example/ns/shop/web", "https://billing.internal", "billing.internal"),
+)
+UNKNOWN_DNS_NAMES = (
+    *("internal", "illing.internal", "billing.interna", "billing.internal.evil.example", "api.billing.internal"),
+    *("evil-billing.internal", "billing.internal.", "billing..internal", " billing.internal", "*.internal", "*"),
+    *("billing.internal\0.evil.example", "b*.internal", WEB),
+)
 GET_LOCKOUT = "/personae.v1.AuthenticationService/GetLockout"
 
 
@@ -68,7 +72,6 @@ class Served:
         return bearer(self.known.key)
 
     def told(self, *names: x509.GeneralName, common_name: str = "x") -> str:
-        """The outcome of a call by a client with these names in its certificate."""
         with self.showing(client_certificate(self.ca, *names, common_name=common_name)) as found:
             return told(found)
 
@@ -95,7 +98,6 @@ def known(postgres: Postgres, template: str) -> Iterator[Known]:
 def serving(
     known: Known, directory: Path, *, names: Sequence[x509.GeneralName] = LOCAL, **changes: object
 ) -> Iterator[Served]:
-    """A server with files in this directory, and these names in its certificate."""
     ca, pair = new_ca(), Pair(directory)
     pair.write(server_certificate(ca, names=names), ca)
     with running(known.url, **tls_settings(pair, **changes)) as server:
@@ -104,7 +106,6 @@ def serving(
 
 @pytest.fixture(scope="module")
 def served(known: Known, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server that requires client certificates."""
     with serving(known, tmp_path_factory.mktemp("tls")) as found:
         yield found
 
@@ -131,41 +132,8 @@ class TestNames:
         "names",
         [
             [],
-            [URI(WEB[:-1])],
-            [URI(WEB + "2")],
-            [URI(WEB + "/")],
-            [URI(WEB + "/admin")],
-            [URI(WEB.rpartition("/")[0])],
-            [URI("spiffe://prod.example")],
-            [URI("spiffe://prod.example/")],
-            [URI("spiffe://prod.example/ns/shop/Web")],
-            [URI("spiffe://prod.example/ns/shop/%77eb")],
-            [URI("spiffe://prod.example/ns/shop/../shop/web")],
-            [URI("spiffe://prod.example.evil/ns/shop/web")],
-            [URI("spiffe://evil.prod.example/ns/shop/web")],
-            [URI("spiffe://prod.example:443/ns/shop/web")],
-            [URI("spiffe://PROD.example/ns/shop/web")],
-            [URI("SPIFFE://prod.example/ns/shop/web")],
-            [URI("spiffe://prod.example/*")],
-            [URI(f" {WEB}")],
-            [URI(f"{WEB}\n")],
-            [URI(f"https://prod.example/?{WEB}")],
-            [URI("https://billing.internal")],
-            [URI("billing.internal")],
-            [DNS("internal")],
-            [DNS("illing.internal")],
-            [DNS("billing.interna")],
-            [DNS("billing.internal.evil.example")],
-            [DNS("api.billing.internal")],
-            [DNS("evil-billing.internal")],
-            [DNS("billing.internal.")],
-            [DNS("billing..internal")],
-            [DNS(" billing.internal")],
-            [DNS("billing.internal\0.evil.example")],
-            [DNS("*.internal")],
-            [DNS("*")],
-            [DNS("b*.internal")],
-            [DNS(WEB)],
+            *([URI(uri)] for uri in UNKNOWN_URIS),
+            *([DNS(name)] for name in UNKNOWN_DNS_NAMES),
             [x509.DirectoryName(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "billing.internal")]))],
             [URI(WEB), URI("spiffe://prod.example/other")],
             [URI("spiffe://prod.example/unknown"), DNS("billing.internal")],
@@ -180,12 +148,10 @@ class TestNames:
 
     @pytest.mark.parametrize("common_name", ["billing.internal", WEB, "admin"])
     def test_the_common_name_opens_nothing(self, served: Served, common_name: str) -> None:
-        """Alone, or beside unknown names."""
         assert served.told(common_name=common_name) == "CERTIFICATE_UNKNOWN"
         assert served.told(DNS("unknown.internal"), common_name=common_name) == "CERTIFICATE_UNKNOWN"
 
     def test_scopes_are_checked(self, served: Served) -> None:
-        """As for a caller with a key."""
         assert served.told(DNS("idle.internal")) == "SCOPE_MISSING users.read"
         with served.showing(client_certificate(served.ca, URI(WEB))) as found:
             assert told(found, method=GET_LOCKOUT) == "SCOPE_MISSING auth.lockout"
@@ -230,7 +196,6 @@ class TestKeysBesideCertificates:
             assert told(found) == "OK"
 
     def test_a_key_works_beside_an_unknown_certificate(self, served: Served) -> None:
-        """The certificate only serves the connection."""
         with served.showing(client_certificate(served.ca, DNS("unknown.internal"))) as found:
             assert told(found, served.key, method=GET_LOCKOUT) == "INVALID_FIELDS"
 
@@ -299,7 +264,6 @@ class TestModes:
                 assert not_connected(found, served.key)
 
     def test_off_knows_keys_alone(self, known: Known, tmp_path: Path) -> None:
-        """Certificates are not requested."""
         with serving(known, tmp_path, tls_client_certificates="off", tls_client_ca_file=None) as served:
             assert served.server.server.mtls_port == 0
             for shown in (None, client_certificate(served.ca, URI(WEB))):
@@ -308,7 +272,6 @@ class TestModes:
                     assert told(found, served.key, method=GET_LOCKOUT) == "INVALID_FIELDS"
 
     def test_over_tls_keys_may_come_from_elsewhere(self, known: Known, tmp_path: Path) -> None:
-        """That is what TLS is for."""
         address = other_address()
         if address is None:
             pytest.skip("this machine has no address but loopback, so no call can come from another one")

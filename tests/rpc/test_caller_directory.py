@@ -3,7 +3,7 @@
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -19,7 +19,7 @@ from service.core.api_keys import NewKey
 from service.core.callers.index import Key
 from service.rpc.callers.directory import EXTRA_READS, READS_PER_MAX_AGE, CallerDirectory
 from service.server.wiring import caller_directory
-from tests.support.callers import LIST_USERS, PATIENCE, Operator, bearer, call, new_key, operating, told
+from tests.support.callers import LIST_USERS, PATIENCE, Operator, bearer, call, call_until, new_key, operating, told
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD
 from tests.support.proxy import PostgresProxy
@@ -34,7 +34,6 @@ CHECK = credential_pb2.CheckPasswordRequest(password=PASSWORD).SerializeToString
 
 
 def loads(proxy: PostgresProxy) -> int:
-    """How often the callers were read."""
     return len([one for one in proxy.statements if "FROM caller_keys" in one])
 
 
@@ -104,9 +103,9 @@ class TestOutage:
         proxy.refuse()
         proxy.cut()
         gone = monotonic()
-        began = {sent: self.last_but(sent, ask) for sent in usual}
         for sent, expected in usual.items():
-            assert began[sent] <= gone + self.AGE, expected
+            last = call_until("DATABASE_UNAVAILABLE", lambda: ask(sent), before=expected)  # noqa: B023  called at once
+            assert last <= gone + self.AGE, expected
             for _ in range(5):
                 self.is_unavailable(proxied, sent)
         assert proxied.told() == "CREDENTIALS_MISSING"
@@ -116,21 +115,6 @@ class TestOutage:
         for sent, expected in usual.items():
             eventually(lambda: ask(sent) == expected, expected)  # noqa: B023  called at once
 
-    def last_but(self, sent: str, ask: Callable[[str], str]) -> float:
-        """When the last call began that was not refused with DATABASE_UNAVAILABLE."""
-        last = float("-inf")
-
-        def is_refused() -> bool:
-            nonlocal last
-            began = monotonic()
-            if ask(sent) == "DATABASE_UNAVAILABLE":
-                return True
-            last = began
-            return False
-
-        eventually(is_refused, "no answer without a database")
-        return last
-
     def is_unavailable(self, proxied: Proxied, sent: str) -> None:
         failure = fails(call, proxied.server.channel, sent, method=CHECK_PASSWORD, request=CHECK)
         assert (failure.code, failure.reason) == (Code.UNAVAILABLE, "DATABASE_UNAVAILABLE")
@@ -139,7 +123,6 @@ class TestOutage:
         assert failure.error_metadata == {}
 
     def test_a_server_that_starts_without_a_database(self, private_url: URL) -> None:
-        """It refuses all callers until the database is there."""
         with operating(private_url) as operator, PostgresProxy(private_url) as proxy:
             key = operator.create_with_key("credentials.check")
             proxy.refuse()
@@ -211,7 +194,6 @@ class TestManyAtOnce:
             assert directory.end(patience=PATIENCE)
 
     def test_a_new_key_is_known_to_all_who_bring_it_at_once(self, private_url: URL) -> None:
-        """They share the extra reads."""
         with operating(private_url) as operator:
             directory = directory_of(private_url)
             directory.start()
@@ -222,9 +204,7 @@ class TestManyAtOnce:
 
 class TestHungDatabase:
     def test_calls_are_refused_at_once(self, private_url: URL) -> None:
-        """A database that accepts connections and does not answer: many calls are refused during one attempt to read,
-        so they do not hold threads; and they cause no attempts of their own.
-        """
+        """Many calls are refused during one attempt to read, so that they hold no threads; they cause no attempts."""
         accepted: list[socket.socket] = []
         with silent_server(accepted) as port:
             directory = directory_of(private_url.set(host="127.0.0.1", port=port, query={"sslmode": "disable"}))
@@ -256,7 +236,6 @@ class TestLastUse:
     """The last use of a key is stored with a precision of an hour, at the cost of one write an hour."""
 
     def test_is_written_once_an_hour(self, private_url: URL) -> None:
-        """However often the key is used."""
         with operating(private_url) as operator:
             name = operator.create("users.read")
             key = operator.add_key(name)

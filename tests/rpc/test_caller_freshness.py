@@ -14,25 +14,15 @@ from sqlalchemy.engine import URL
 from service.base.clock import monotonic, utc_now
 from service.core.api_keys import NewKey
 from service.core.callers.administration import remove_identity, revoke_all
-from tests.support.callers import (
-    Operator,
-    bearer,
-    connected,
-    operating,
-    tls_settings,
-    told,
-)
+from tests.support.callers import Operator, bearer, call_until, connected, operating, tls_settings, told
 from tests.support.certificates import Pair, channel, client_certificate, new_ca, server_certificate
 from tests.support.databases import Postgres, libpq_url
 from tests.support.processes import process
 from tests.support.servers import running
 from tests.support.threads import at_once
-from tests.support.waiting import eventually
 
 CACHE_SECONDS = 0.5
 PROCESSES = 3
-LATE = "DATABASE_UNAVAILABLE"
-"""The answer on a machine so busy that reading the callers takes longer than CACHE_SECONDS."""
 
 
 @dataclass(frozen=True)
@@ -70,28 +60,10 @@ def processes(postgres: Postgres, template: str) -> Iterator[Processes]:
         assert [server.end() for server in servers] == [0] * PROCESSES
 
 
-def call_until(after: str, call: Callable[[], str], *, before: str) -> float:
-    """Call until the answer is the new one; when the last call began that got the old one."""
-    last = float("-inf")
-
-    def is_new() -> bool:
-        nonlocal last
-        began, answer = monotonic(), call()
-        assert answer in {before, after, LATE}
-        if answer == before:
-            last = began
-        return answer == after
-
-    eventually(is_new, f"{after} instead of {before}")
-    assert {call() for _ in range(20)} <= {after, LATE}  # and never the old one again
-    return last
-
-
 class TestEveryProcess:
     """A change is in force in every process CALLER_CACHE_SECONDS after its commit, however slow the machine is."""
 
     def test_a_revoked_key(self, processes: Processes) -> None:
-        """The other key of the caller goes on working."""
         operator = processes.operator
         name = operator.create("users.read")
         key, other = operator.add_key(name), operator.add_key(name)
@@ -99,7 +71,6 @@ class TestEveryProcess:
         assert [told(found, bearer(other)) for found in processes.channels] == ["OK"] * PROCESSES
 
     def test_a_revoked_caller(self, processes: Processes) -> None:
-        """Everything that it has."""
         operator = processes.operator
         name = operator.create("users.read")
         key = operator.add_key(name)
@@ -111,7 +82,6 @@ class TestEveryProcess:
         processes.require_change(key, revoke, before="OK", after="KEY_REVOKED")
 
     def test_a_withdrawn_scope(self, processes: Processes) -> None:
-        """And a granted one."""
         operator = processes.operator
         name = operator.create("users.read", "users.write")
         key, needed = operator.add_key(name), "SCOPE_MISSING users.read"
@@ -125,14 +95,6 @@ class TestEveryProcess:
 
 class TestAtOnce:
     """What is unknown is looked up again: a new key or identity does not wait for the next regular read."""
-
-    def test_a_new_key(self, private_url: URL) -> None:
-        """Of a new caller, and another one of a known caller."""
-        settings = {"caller_auth": "required", "caller_cache_seconds": 60}
-        with running(private_url, **settings) as server, operating(private_url) as operator:
-            name = operator.create("users.read")
-            for _ in range(2):
-                assert told(server.channel, bearer(operator.add_key(name))) == "OK"
 
     def test_a_new_identity(self, private_url: URL, tmp_path: Path) -> None:
         """One that is removed is unknown within CALLER_CACHE_SECONDS."""

@@ -12,16 +12,7 @@ from service.base.clock import monotonic
 from service.core.api_keys import NewKey
 from service.rpc.callers.api_keys import is_loopback_peer
 from service.rpc.callers.directory import READS_PER_MAX_AGE
-from tests.support.callers import (
-    LIST_USERS,
-    Operator,
-    bearer,
-    connected,
-    new_key,
-    operating,
-    other_address,
-    told,
-)
+from tests.support.callers import LIST_USERS, Operator, bearer, connected, new_key, operating, other_address, told
 from tests.support.databases import Postgres
 from tests.support.proxy import PostgresProxy
 from tests.support.servers import RunningServer, running
@@ -65,8 +56,7 @@ def served(postgres: Postgres, template: str) -> Iterator[Served]:
 
 class TestForm:
     @pytest.mark.parametrize(
-        "form",
-        ["Bearer {}", "bearer {}", "BEARER {}", "bEaReR {}", "Bearer    {}", "Bearer {} ", "Bearer {}      "],
+        "form", ["Bearer {}", "bearer {}", "BEARER {}", "bEaReR {}", "Bearer    {}", "Bearer {} ", "Bearer {}      "]
     )
     def test_what_opens(self, served: Served, form: str) -> None:
         """The scheme in any case (RFC 9110, 11.1), with spaces after it and at the end."""
@@ -75,31 +65,11 @@ class TestForm:
     @pytest.mark.parametrize(
         "form",
         [
-            "",
-            " ",
-            "{}",
-            "Bearer",
-            "Bearer ",
-            "Bearer{}",
-            "Bearer:{}",
-            "Bearer: {}",
-            "Basic {}",
-            "Token {}",
-            "ApiKey {}",
-            "XBearer {}",
-            "Bearer Bearer {}",
-            "Bearer {} {}",
-            "Bearer {},{}",
-            "Bearer {}, Bearer {}",
-            'Bearer "{}"',
-            "Bearer '{}'",
-            "Bearer <{}>",
-            "Bearer {}.",
-            "Bearer None",
-            "Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl",
-            "Bearer " + "x" * 6000,
-            "Bearer" + " " * 6000 + "x y",
-            "Bearer x" + " " * 6000,
+            *("", " ", "{}", "Bearer", "Bearer ", "Bearer{}", "Bearer:{}", "Bearer: {}", "Basic {}", "Token {}"),
+            *("ApiKey {}", "XBearer {}", "Bearer Bearer {}", "Bearer {} {}", "Bearer {},{}", "Bearer {}, Bearer {}"),
+            *('Bearer "{}"', "Bearer '{}'", "Bearer <{}>", "Bearer {}.", "Bearer None"),
+            *("Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl", "Bearer " + "x" * 6000),
+            *("Bearer" + " " * 6000 + "x y", "Bearer x" + " " * 6000),
         ],
         ids=lambda form: repr(form[:60]),
     )
@@ -193,7 +163,6 @@ class TestPlaintext:
                 assert told(outside) == "CREDENTIALS_MISSING"
 
     def test_without_authentication_keys_are_ignored(self, served: Served) -> None:
-        """CALLER_AUTH=off: whatever is sent."""
         with running(served.proxy.url, caller_auth="off") as server:
             for sent in ("", "Bearer", bearer(new_key()), "Basic YTpi"):
                 assert told(server.channel, sent) == "OK"

@@ -1,14 +1,10 @@
 """What the log says at start about the authentication of callers."""
 
-import contextlib
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpc
 import orjson
 import pytest
 import structlog
@@ -17,12 +13,11 @@ from sqlalchemy.engine import URL
 from personae.v1 import audit_pb2, audit_pb2_grpc, user_pb2_grpc
 from service.base.settings import SettingsError, load_settings
 from tests.dev.servers import forget
-from tests.support.callers import PATIENCE, connected, operating, told
+from tests.support.callers import connected, operating, told
 from tests.support.databases import ROOT, libpq_url
 from tests.support.factories import new_user
-from tests.support.processes import Process, process
+from tests.support.processes import Process, inherited, process
 from tests.support.servers import KEY, running
-from tests.support.witness import WITNESS
 
 NOT_ASKED, NOBODY = "callers are not authenticated", "no caller has a valid key or identity"
 
@@ -47,7 +42,6 @@ class TestServe:
         assert "callers create" in str(warning["remedy"])
 
     def test_does_not_warn_when_a_caller_exists(self, private_url: URL) -> None:
-        """With a key, or with a certificate identity alone."""
         for identities in ([], ["web.internal"]):
             with operating(private_url) as operator, structlog.testing.capture_logs() as log:
                 name = operator.create(identities=identities)
@@ -67,101 +61,34 @@ class TestServe:
         assert (warning["event"], warning["all_are"], warning["why"]) == (NOT_ASKED, "anonymous", "CALLER_AUTH=off")
         assert [(event.caller, event.user_id) for event in trail.events] == [("anonymous", user.id)]
 
-    def test_bad_values_are_refused(self) -> None:
-        """All of them are reported, and none counts as `off`."""
-        settings = {"CALLER_AUTH": "none", "CALLER_CACHE_SECONDS": "0", "INSECURE_PLAINTEXT_KEYS": "perhaps"}
-        with process("serve", DATABASE_URL="postgresql://u@127.0.0.1/d", **settings) as server:
-            assert server.process.wait(60) == 1
-            server.close()
-        printed = "\n".join(server.lines)
-        for name in settings:
-            assert f"{name}: " in printed
-        assert "Traceback" not in printed
-
     @pytest.mark.parametrize("value", ["0", "0.09", "-1", "60.1", "nan", "inf", "soon"])
     def test_a_cache_age_out_of_range(self, value: str) -> None:
-        """A tenth of a second to a minute."""
         with pytest.raises(SettingsError, match="CALLER_CACHE_SECONDS"):
             load_settings(_env_file=None, caller_cache_seconds=value)
 
 
-@dataclass
-class Developer:
-    """A developer on a machine without a database."""
-
-    directory: Path
-    log: list[dict[str, object]] = field(default_factory=list)
-
-    def environment(self, caller_auth: str = "") -> dict[str, str]:
-        found = {"PATH": os.environ["PATH"], "DEV_DATA_DIR": str(self.directory), "GRPC_PORT": "0"}
-        found |= {name: os.environ[name] for name in ("PG_BINDIR", "LD_LIBRARY_PATH") if name in os.environ}
-        return found | {"CALLER_AUTH": caller_auth, "LOG_FORMAT": "json", "SECRET_KEYS": KEY}
-
-    @contextlib.contextmanager
-    def running(self, caller_auth: str) -> Iterator[grpc.Channel]:
-        """The server of `make run`. Its standard output shows an email and is not part of the log."""
-        with subprocess.Popen(
-            [sys.executable, "-m", "service", "dev"],
-            cwd=ROOT,
-            env=self.environment(caller_auth),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            bufsize=0,  # what was read beyond a line would be lost to `communicate`
-        ) as server:
-            try:
-                with connected(f"127.0.0.1:{self._port(server)}") as channel:
-                    yield channel
-            finally:
-                server.terminate()
-                try:
-                    self._hear(server.communicate(timeout=PATIENCE)[1])
-                finally:
-                    server.kill()
-        assert server.returncode == 0
-
-    def create_caller(self) -> str:
-        """Create a caller with every scope; its key."""
-        command = [sys.executable, "-m", "service", "callers", "create", "me", "--all-scopes"]
-        done = subprocess.run(command, cwd=ROOT, env=self.environment(), capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    @property
-    def warnings(self) -> list[dict[str, object]]:
-        """The warnings of the last server."""
-        return [line for line in self.log if line["level"] == "warning"]
-
-    def _port(self, server: "subprocess.Popen[bytes]") -> int:
-        assert server.stderr is not None
-        self.log.clear()
-        while not self.log or self.log[-1]["event"] != "listening":
-            line = server.stderr.readline()
-            assert line, self.log
-            self._hear(line)
-        return int(str(self.log[-1]["port"]))
-
-    def _hear(self, lines: bytes) -> None:
-        WITNESS.hear(lines.decode())
-        self.log += [orjson.loads(line) for line in lines.splitlines()]
-
-
 class TestDev:
     @pytest.fixture
-    def developer(self, tmp_path: Path) -> Iterator[Developer]:
-        yield Developer(tmp_path / "dev")
+    def directory(self, tmp_path: Path) -> Iterator[Path]:
+        yield tmp_path / "dev"
         forget(tmp_path / "dev")
 
-    def test_requires_authentication_only_when_told_to(self, developer: Developer) -> None:
-        """`make run`: all calls are attributed to `local`. With CALLER_AUTH=required a key is needed, which the
-        next command creates.
-        """
-        with developer.running("") as channel:
-            user = new_user(user_pb2_grpc.UserServiceStub(channel))
-            trail = audit_pb2_grpc.AuditServiceStub(channel).ListAuditEvents(audit_pb2.ListAuditEventsRequest())
-        [warning] = developer.warnings
+    def test_requires_authentication_only_when_told_to(self, directory: Path) -> None:
+        """`make run` attributes all calls to `local`; with CALLER_AUTH=required a key is needed."""
+        settings = {"DEV_DATA_DIR": str(directory)}
+        with process("dev", **settings, CALLER_AUTH="") as server:
+            with connected(f"127.0.0.1:{server.port}") as channel:
+                user = new_user(user_pb2_grpc.UserServiceStub(channel))
+                trail = audit_pb2_grpc.AuditServiceStub(channel).ListAuditEvents(audit_pb2.ListAuditEventsRequest())
+            [warning] = warnings(server)
         assert (warning["event"], warning["all_are"]) == (NOT_ASKED, "local")
         assert [(event.caller, event.user_id) for event in trail.events] == [("local", user.id)]
 
-        with developer.running("required") as channel:
-            assert told(channel) == "CREDENTIALS_MISSING"
-            assert told(channel, f"Bearer {developer.create_caller()}") == "OK"
-        assert [warning["event"] for warning in developer.warnings] == [NOBODY]
+        with process("dev", **settings, CALLER_AUTH="required") as server:
+            with connected(f"127.0.0.1:{server.port}") as channel:
+                assert told(channel) == "CREDENTIALS_MISSING"
+                command = [sys.executable, "-m", "service", "callers", "create", "me", "--all-scopes"]
+                environment = inherited() | settings | {"CALLER_AUTH": "", "SECRET_KEYS": KEY}
+                key = subprocess.check_output(command, cwd=ROOT, env=environment, text=True).strip()
+                assert told(channel, f"Bearer {key}") == "OK"
+            assert [warning["event"] for warning in warnings(server)] == [NOBODY]

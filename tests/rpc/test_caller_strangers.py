@@ -56,9 +56,6 @@ LOOKS = re.compile(
 Outcome = tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]
 
 
-# ------------------------------------------------------------------------------------------------- what is sent
-
-
 def hostile(made: Message, chance: random.Random, depth: int = 3) -> Message:
     """A message with hostile values in any of its fields."""
     for field in made.DESCRIPTOR.fields:
@@ -83,7 +80,6 @@ def hostile(made: Message, chance: random.Random, depth: int = 3) -> Message:
 
 
 def damaged(data: bytes, chance: random.Random) -> bytes:
-    """A message with a changed byte, or truncated."""
     place = chance.randrange(len(data) + 1)
     return data[:place] if chance.random() < 0.5 else data[:place] + chance.randbytes(1) + data[place + 1 :]
 
@@ -113,9 +109,6 @@ def flood(channels: Sequence[grpc.Channel], method: str, data: Sequence[bytes], 
             trailers = [(key, value) for key, value in call.trailing_metadata() if key != "x-request-id"]
             ended[call.code(), call.details(), tuple(sorted(trailers))] += 1
     return ended
-
-
-# ------------------------------------------------------------------------------------------------- who is attacked
 
 
 def counting(method: str, reached: Counter[str], function: Callable[..., Any]) -> Callable[..., Any]:
@@ -184,14 +177,9 @@ def attacked(postgres: Postgres, template: str, reached: Counter[str]) -> Iterat
                     channel.close()
 
 
-# ------------------------------------------------------------------------------------------------- what comes of it
-
-
 @pytest.mark.parametrize("method", SERVED_METHODS)
 def test_generated_requests_get_nowhere(attacked: Attacked, method: str) -> None:
-    """Half without credentials, half with a key for every other RPC: all get the same answer, to the byte, so that
-    it reveals nothing; no feature is entered, no row is read or written.
-    """
+    """Without credentials, or with a key for every other RPC: one answer, to the byte; no feature is entered."""
     distinct = requests(method, attacked.users)
     data = [distinct[index % len(distinct)] for index in range(COUNT // 2)]
     key = bearer(attacked.all_but[METHODS[method].scope])

@@ -8,7 +8,7 @@ import grpc
 import pytest
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from personae.v1 import user_pb2, user_pb2_grpc
 from service.core.api_keys import KEY_PATTERN, NewKey
@@ -85,7 +85,6 @@ class TestScopes:
         assert told(served.channel, bearer(served.only["users.read"]), metadata=metadata) == "INVALID_FIELDS"
 
     def test_other_metadata_identifies_nobody(self, served: Served) -> None:
-        """Headers that proxies may add identify nobody."""
         for name in ("x-caller", "x-forwarded-client-cert", "x-spiffe-id", "grpc-caller", "x-authorization"):
             assert told(served.channel, metadata=[(name, bearer(served.everything))]) == "CREDENTIALS_MISSING"
 
@@ -106,16 +105,11 @@ class TestStrangers:
         """Load balancers and tools bring no key. Reflection only where it is on."""
         health = health_pb2_grpc.HealthStub(served.channel)
         assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
-        reflection = served.channel.stream_stream(
-            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
-            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
-        )
+        reflection = reflection_pb2_grpc.ServerReflectionStub(served.channel).ServerReflectionInfo
         requests = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
         assert list(reflection(requests, timeout=60))
 
     def test_get_grpc_s_answer_for_unknown_methods(self, served: Served) -> None:
-        """GRPC answers, with and without a key alike."""
         for sent in ([], [bearer(served.everything)]):
             with pytest.raises(grpc.RpcError) as caught:
                 call(served.channel, *sent, method="/personae.v1.UserService/Nothing")
@@ -136,7 +130,6 @@ class TestLog:
         ]
 
     def test_of_a_caller(self, served: Served) -> None:
-        """Whether or not it has the scope."""
         for key, code, reason in (
             (served.only["users.read"], "INVALID_ARGUMENT", "INVALID_FIELDS"),
             (served.nothing, "PERMISSION_DENIED", "SCOPE_MISSING"),

@@ -20,7 +20,6 @@ from tests.support.credentials import (
     change,
     counted,
     damage,
-    execute,
     reset,
     rows_of,
     signing_in,
@@ -30,6 +29,7 @@ from tests.support.credentials import (
     store,
     with_expiring_password,
 )
+from tests.support.databases import run
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, new_user, unique_name
 from tests.support.servers import RunningServer, running
@@ -55,7 +55,6 @@ class TestPasswordsThatExpire:
         assert counted(server, user) == (2, 0)
 
     def test_a_reset_still_works(self, private_server: RunningServer) -> None:
-        """The new password does not expire."""
         server, user = private_server, with_expiring_password(private_server, hours=1)
         server.clock.advance(timedelta(hours=2))
 
@@ -76,7 +75,6 @@ class TestPasswordsThatExpire:
     def test_another_password_before_its_time(
         self, private_server: RunningServer, replace: Callable[[RunningServer, user_pb2.User], object]
     ) -> None:
-        """The expiry was that of the password before."""
         server, user = private_server, with_expiring_password(private_server, hours=1)
 
         replace(server, user)
@@ -108,7 +106,7 @@ class TestPasswordsThatExpire:
 
     def test_the_end_of_time_in_another_time_zone(self, private_url: URL) -> None:
         """The last second of a Timestamp, east of Greenwich, is out of Python's range: it is never converted."""
-        execute(private_url, f"ALTER DATABASE \"{private_url.database}\" SET timezone = 'Asia/Tokyo'")
+        run(private_url, f"ALTER DATABASE \"{private_url.database}\" SET timezone = 'Asia/Tokyo'")
         with running(private_url) as server:
             user = new_user(server.users)
             last = stamp(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
@@ -139,9 +137,7 @@ class TestCodesThatExpire:
         assert server.credentials.CompletePasswordReset(reset(code)).has_password
 
     def test_a_verification_code_is_open_for_a_day(self, private_server: RunningServer) -> None:
-        """When it has expired, an older one that it voided is still void. A new one works, and the email is verified
-        when it comes back.
-        """
+        """When it has expired, an older one that it voided is still void. A new one works."""
         server, user = private_server, new_user(private_server.users)
         before = server.clock()
         answers = [start_verification(server, user) for _ in range(2)]
@@ -258,7 +254,7 @@ class TestRowsThatTheServiceDidNotWrite:
     def test_a_password_of_unknown_age(self, private_server: RunningServer, changed_at: str) -> None:
         """An import may not know when a password was chosen: it signs in, and can be changed."""
         server, user = private_server, new_user(private_server.users, password=PASSWORD)
-        execute(server.url, f"UPDATE users SET password_changed_at = {changed_at} WHERE id = {user.id}")
+        run(server.url, f"UPDATE users SET password_changed_at = {changed_at} WHERE id = {user.id}")
 
         assert signing_in(server, user, PASSWORD) == "OK"
         assert server.credentials.ChangePassword(change(user, PASSWORD)).id == user.id

@@ -14,7 +14,7 @@ from benchmarks import http2
 from personae.v1 import authentication_pb2, user_pb2
 from tests.support.callers import PATIENCE, operating
 from tests.support.errors import failure_of
-from tests.support.factories import PASSWORD, new_user, unique_name
+from tests.support.factories import PASSWORD, get_request, new_user, unique_name
 from tests.support.servers import RunningServer, running
 from tests.support.waiting import eventually
 from tests.support.witness import WITNESS
@@ -39,7 +39,6 @@ class HalfOpen:
         self.calls: list[Any] = []
 
     def open(self, method: str, count: int, *, body: bytes = b"", **options: Any) -> list[Any]:
-        """Open calls without sending their messages."""
         call: Any = self._channel.stream_unary(method)
         made = [call.future(self._message_later(body), **options) for _ in range(count)]
         self.calls += made
@@ -67,12 +66,7 @@ def half_open(address: str) -> Iterator[HalfOpen]:
                 call.cancel()
 
 
-def get(user: user_pb2.User) -> user_pb2.GetUserRequest:
-    return user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id))
-
-
 def outcome(call: Any) -> tuple[grpc.StatusCode, str]:
-    """The code and the reason of a call."""
     if call.exception(timeout=PATIENCE) is None:
         return Code.OK, ""
     if call.code() is Code.CANCELLED:
@@ -99,7 +93,6 @@ class TestStrangers:
                 assert {outcome(call) for call in calls} == {(Code.UNAUTHENTICATED, "CREDENTIALS_MISSING")}
 
     def test_so_are_callers_without_the_scope(self, shared_url: URL) -> None:
-        """Their message is not read either."""
         with running(shared_url, caller_auth="required", grpc_threads=2) as server, operating(shared_url) as operator:
             metadata = (("authorization", f"Bearer {operator.create_with_key('users.write').text}"),)
             with half_open(server.address) as callers:
@@ -133,11 +126,11 @@ class TestCallers:
         """Beyond that, the call that has waited longest for its message is cancelled."""
         user = new_user(narrow.users, password=PASSWORD)
         sign_in = authentication_pb2.AuthenticateRequest(user_id=user.id, password=PASSWORD)
-        request = get(user) if method == GET_USER else sign_in
+        request = get_request(user) if method == GET_USER else sign_in
         with half_open(narrow.address) as slow:
             calls = slow.open(method, 12, body=request.SerializeToString())
             for _ in range(20):
-                assert narrow.users.GetUser(get(user), timeout=PATIENCE) == user
+                assert narrow.users.GetUser(get_request(user), timeout=PATIENCE) == user
                 assert narrow.authentication.Authenticate(sign_in, timeout=PATIENCE).user == user
             slow.end()
             outcomes = {outcome(call) for call in calls}
@@ -152,7 +145,7 @@ class TestCallers:
             metadata = (("x-request-id", request_id),)
             calls = [*slow.open(GET_USER, 1, metadata=metadata), *slow.open(AUTHENTICATE, 1, timeout=PATIENCE)]
             assert {outcome(call) for call in calls} == {CANCELLED}
-            assert narrow.users.GetUser(get(user), timeout=PATIENCE) == user
+            assert narrow.users.GetUser(get_request(user), timeout=PATIENCE) == user
         assert "'reason': 'REQUEST_LATE'" in line_of(request_id)
 
     def test_an_earlier_deadline_holds(self, private_url: URL) -> None:
@@ -183,9 +176,8 @@ def line_of(request_id: str) -> str:
 
 class TestMessages:
     def test_in_two_parts(self, server: RunningServer) -> None:
-        """The server waits for the whole message."""
         user = new_user(server.users)
-        whole = http2.message(get(user).SerializeToString())
+        whole = http2.message(get_request(user).SerializeToString())
         with closing(http2.Connection(server.address, timeout=PATIENCE)) as connection:
             connection.send(http2.call(GET_USER, stream=1), http2.frame(http2.DATA, whole[:-2], stream=1))
             eventually(lambda: server.server.executors[0].running == 1)
@@ -194,22 +186,17 @@ class TestMessages:
             answer = next(payload for kind, _, _, payload in connection.frames() if kind == http2.DATA)
         assert answer == http2.message(user.SerializeToString())
 
-    def test_none(self, server: RunningServer) -> None:
-        """The caller closes its side without a message."""
-        call: Any = server.channel.stream_unary(GET_USER)
-
-        assert outcome(call.future(iter(()), timeout=PATIENCE)) == (Code.INVALID_ARGUMENT, "MALFORMED_MESSAGE")
-
-    def test_an_empty_one(self, server: RunningServer) -> None:
+    @pytest.mark.parametrize("sent, reason", [([], "MALFORMED_MESSAGE"), ([b""], "INVALID_FIELDS")])
+    def test_none_and_an_empty_one(self, server: RunningServer, sent: list[bytes], reason: str) -> None:
         """An empty message is valid protobuf, and is validated."""
         call: Any = server.channel.stream_unary(GET_USER)
 
-        assert outcome(call.future(iter([b""]), timeout=PATIENCE)) == (Code.INVALID_ARGUMENT, "INVALID_FIELDS")
+        assert outcome(call.future(iter(sent), timeout=PATIENCE)) == (Code.INVALID_ARGUMENT, reason)
 
     def test_two(self, server: RunningServer) -> None:
         """The first is answered, the second ignored."""
         user = new_user(server.users)
         call: Any = server.channel.stream_unary(GET_USER)
-        requests = iter([get(user).SerializeToString(), b"\xff"])
+        requests = iter([get_request(user).SerializeToString(), b"\xff"])
 
         assert user_pb2.User.FromString(call(requests, timeout=PATIENCE)) == user

@@ -35,7 +35,6 @@ WAITS_FOR_LOCK = text(
 
 @pytest.fixture
 def narrow(private_url: URL) -> Iterator[RunningServer]:
-    """A server with few permits to hash and a short queue."""
     with running(private_url, hash_threads=1, hash_max_waiting=WAITING) as found:
         yield found
 

@@ -44,7 +44,6 @@ def filled(private_server: RunningServer) -> RunningServer:
 
 
 def walk(server: RunningServer, size: int, start: str = "", **fields: Any) -> list[pb.User]:
-    """All pages of a list, from the page of this token on."""
     found: list[pb.User] = []
     token = start
     while True:

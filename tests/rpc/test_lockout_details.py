@@ -54,9 +54,7 @@ class TestLockoutOverTime:
 
     @pytest.mark.parametrize("name", [None, "nobody", "nobody@example.com", "no@body@", "nul\x00"])
     def test_the_wait_runs_down(self, private_server: RunningServer, name: str | None) -> None:
-        """From the last failure on, whatever is tried in between, and alike for names that no user has. Then the right
-        password signs in and clears.
-        """
+        """From the last failure on, alike for names that no user has. Then the right password signs in and clears."""
         server, user = private_server, new_user(private_server.users, password=PASSWORD)
         request = by(name or user.username, PASSWORD if name is None else "wrong")
         lock_for_an_hour(server, by(name or user.username))

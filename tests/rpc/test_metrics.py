@@ -23,9 +23,9 @@ from service.observability.metrics import GAUGES, all_workers, forget_slot
 from service.rpc.pipeline.metrics import go_spelling
 from service.server.sweeper import SWEPT
 from tests.support.callers import connected, keyed, new_key, operating, told
+from tests.support.databases import ROOT
 from tests.support.errors import fails
-from tests.support.factories import PASSWORD, new_user
-from tests.support.processes import ROOT
+from tests.support.factories import PASSWORD, get_request, new_user
 from tests.support.proxy import PostgresProxy
 from tests.support.scrapes import Series, free_port, get, parsed, request, scrape, value, wait_until
 from tests.support.servers import RunningServer, running
@@ -38,7 +38,6 @@ class Measured(NamedTuple):
     port: int
 
     def moved_by(self, action: Callable[[], object]) -> "Moved":
-        """What changes while this is done."""
         before = scrape(self.port)
         action()
         return Moved(before, scrape(self.port))
@@ -49,7 +48,6 @@ class Moved(NamedTuple):
     after: Series
 
     def __call__(self, name: str, **labels: str) -> float:
-        """By how much."""
         return value(self.after, name, **labels) - value(self.before, name, **labels)
 
 
@@ -60,10 +58,6 @@ def measured(private_url: URL) -> Iterator[Measured]:
         yield Measured(server, port)
 
 
-def get_user(user: user_pb2.User) -> user_pb2.GetUserRequest:
-    return user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id))
-
-
 class TestCounting:
     def test_rpcs_have_the_names_that_dashboards_know(self, measured: Measured) -> None:
         """Those of go-grpc-prometheus: started, handled by code in Go's spelling, and how long; and ours beside."""
@@ -72,8 +66,8 @@ class TestCounting:
         rpc = {"grpc_type": "unary", "grpc_service": USERS, "grpc_method": "GetUser"}
 
         def calls() -> None:
-            users.GetUser(get_user(user))
-            users.GetUser(get_user(user))
+            users.GetUser(get_request(user))
+            users.GetUser(get_request(user))
             fails(users.GetUser, user_pb2.GetUserRequest(key=user_pb2.UserKey(id=2**40)))
 
         moved = measured.moved_by(calls)
@@ -217,7 +211,7 @@ class TestGauges:
         with PostgresProxy(private_url) as proxy, running(proxy.proxied, metrics_port=port) as server:
             user = new_user(server.users)
             proxy.cut()
-            server.users.GetUser(get_user(user))
+            server.users.GetUser(get_request(user))
             assert value(scrape(port), "personae_db_retries_total", cause="connection") == 1
             assert get(port, "/readyz")[0] == 200
             proxy.refuse()

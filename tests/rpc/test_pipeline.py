@@ -12,7 +12,7 @@ import grpc
 import pytest
 from google.protobuf.empty_pb2 import Empty
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from sqlalchemy.engine import URL
 
 from personae.v1 import user_pb2, user_pb2_grpc
@@ -21,7 +21,7 @@ from service.rpc.pipeline.status import MAX_VIOLATIONS
 from service.server.wiring import MAX_MESSAGE_BYTES, SERVICE_NAMES
 from tests.support.databases import wait_until_blocked
 from tests.support.errors import fails, failure_of
-from tests.support.factories import new_user
+from tests.support.factories import get_request, new_user
 from tests.support.servers import RunningServer, running
 from tests.support.waiting import PATIENCE, eventually
 
@@ -43,7 +43,6 @@ def locked_users(server: RunningServer) -> Iterator[Callable[[], None]]:
 
 
 def raw_call(server: RunningServer, method: str, data: bytes) -> Any:
-    """Call a method with a raw message."""
     call: Any = server.channel.unary_unary(method, request_serializer=None, response_deserializer=None)
     return call(data, timeout=10)
 
@@ -54,9 +53,7 @@ class TestRequestIds:
         user = new_user(server.users)
         metadata = (("x-request-id", "order-77.b"),)
 
-        _, call = server.users.GetUser.with_call(
-            user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id)), metadata=metadata
-        )
+        _, call = server.users.GetUser.with_call(get_request(user), metadata=metadata)
         failure = fails(server.users.GetUser, user_pb2.GetUserRequest(), metadata=metadata)
 
         assert ("x-request-id", "order-77.b") in [tuple(pair) for pair in call.trailing_metadata()]
@@ -94,7 +91,7 @@ class TestMalformedBytes:
     def test_unknown_fields_are_ignored(self, server: RunningServer) -> None:
         """Callers with newer stubs work."""
         user = new_user(server.users)
-        request = user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id)).SerializeToString() + b"\xf8\x07\x01"
+        request = get_request(user).SerializeToString() + b"\xf8\x07\x01"
 
         assert user_pb2.User.FromString(raw_call(server, GET_USER, request)) == user
 
@@ -115,19 +112,12 @@ class TestErrors:
         with private_server.database.engine.begin() as connection:
             connection.exec_driver_sql("ALTER TABLE users RENAME COLUMN email_verified_at TO gone")
 
-        failure = fails(private_server.users.GetUser, user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id)))
+        failure = fails(private_server.users.GetUser, get_request(user))
 
         assert (failure.code, failure.reason) == (Code.INTERNAL, "INTERNAL")
         assert failure.error_metadata["error_id"] in failure.message
         assert "gone" not in failure.message
         assert "email" not in failure.message
-
-    def test_unknown_methods(self, server: RunningServer) -> None:
-        """GRPC's own answer."""
-        with pytest.raises(grpc.RpcError) as caught:
-            raw_call(server, "/personae.v1.UserService/Nothing", b"")
-
-        assert caught.value.code() is Code.UNIMPLEMENTED
 
 
 class TestOverload:
@@ -179,7 +169,7 @@ class TestOverload:
                 eventually(lambda: sum(call.done() for call in calls) >= 799)
                 release()
                 ends = Counter(call.code() for call in calls)
-            assert server.users.GetUser(user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id))).id == user.id
+            assert server.users.GetUser(get_request(user)).id == user.id
             refused = [failure_of(call) for call in calls if call.code() is not Code.OK]
 
         assert set(ends) <= {Code.OK, Code.RESOURCE_EXHAUSTED}
@@ -253,11 +243,7 @@ class TestBuiltIn:
                 yield reflection_pb2.ServerReflectionRequest(list_services="")
                 held.wait(60)
 
-            call = server.channel.stream_stream(
-                "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-                request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
-                response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
-            )
+            call = reflection_pb2_grpc.ServerReflectionStub(server.channel).ServerReflectionInfo
             streams = [call(requests()) for _ in range(4)]
             for stream in streams:
                 next(stream)

@@ -7,14 +7,14 @@ import grpc
 import pytest
 from sqlalchemy.engine import URL
 
-from personae.v1 import credential_pb2, user_pb2
+from personae.v1 import credential_pb2
 from service.base.settings import Settings
 from service.core.callers.administration import change_rate
 from service.core.token_bucket import Rate
 from tests.support.callers import Operator, bearer, call, new_key, operating, told
 from tests.support.credentials import rows_of
 from tests.support.errors import failure_of
-from tests.support.factories import new_user
+from tests.support.factories import get_request, new_user
 from tests.support.servers import RunningServer, running
 from tests.support.waiting import eventually
 
@@ -24,8 +24,6 @@ START_RESET = "/personae.v1.CredentialService/StartPasswordReset"
 
 
 class Seconds:
-    """A monotonic clock that only the test moves."""
-
     def __init__(self) -> None:
         self.now = 1000.0
 
@@ -159,7 +157,7 @@ class TestCodes:
         with running(private_url, None, seconds, caller_code_rate_limit=1, caller_code_rate_burst=2) as server:
             user = new_user(server.users)
             assert outcomes(5, server, **self.start_reset(user.email)) == ["OK"] * 2 + ["RATE_LIMITED"] * 3
-            assert server.users.GetUser(user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id))) == user
+            assert server.users.GetUser(get_request(user)) == user
 
         assert [row["action"] for row in rows_of(private_url, "audit_events")].count("StartPasswordReset") == 2
 

@@ -4,6 +4,7 @@ import contextlib
 import signal
 import socket
 from collections.abc import Iterator
+from datetime import timedelta
 
 import grpc
 import orjson
@@ -11,12 +12,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy import create_engine
 from sqlalchemy.engine import URL
+from sqlalchemy.pool import NullPool
 
 from personae.v1 import authentication_pb2, authentication_pb2_grpc, user_pb2, user_pb2_grpc
 from service.base.ports import PortInUseError
 from service.db.schema import SchemaBehindError
 from tests.support.databases import Postgres, libpq_url, wait_until_blocked
-from tests.support.factories import PASSWORD, new_user
+from tests.support.factories import PASSWORD, get_request, new_user
 from tests.support.processes import PATIENCE, process, set_revision
 from tests.support.proxy import PostgresProxy
 from tests.support.servers import KEY, running
@@ -106,9 +108,8 @@ class TestSignals:
 
     def test_a_second_signal_ends_it_at_once(self, private_url: URL) -> None:
         """Ctrl-C twice does not wait for a call that hangs."""
-        engine = create_engine(private_url)
         with process("serve", DATABASE_URL=libpq_url(private_url), SHUTDOWN_GRACE="600") as server:
-            with channel_to(server.port) as channel, engine.connect() as holder:
+            with channel_to(server.port) as channel, create_engine(private_url, poolclass=NullPool).connect() as holder:
                 users = user_pb2_grpc.UserServiceStub(channel)
                 user = new_user(users)
                 holder.exec_driver_sql("SELECT 1 FROM users FOR UPDATE")
@@ -119,7 +120,6 @@ class TestSignals:
                 server.wait_for('"stopping"')
                 assert server.end(signal.SIGINT) == 130
                 assert hanging.exception() is not None
-        engine.dispose()
 
 
 def _wait_until_hashing(channel: grpc.Channel) -> None:
@@ -147,11 +147,18 @@ class TestRefusedStarts:
             ({"DATABASE_URL": "postgresql://u@h/d", "GRPC_HOST": "0.0.0.0"}, "INSECURE_PLAINTEXT"),
             ({"DATABASE_URL": "postgresql://u@127.0.0.1/d", "SECRET_KEYS": "k1:c2hvcnQ="}, "at least 32 are needed"),
             ({"DATABASE_URL": "postgresql://u:topsecret@db.internal/d", "SECRET_KEYS": ""}, "SECRET_KEYS is not set"),
-            ({"DATABASE_URL": "postgresql://u@127.0.0.1/d", "BCRYPT_COST": "99", "GRPC_PORT": "x"}, "GRPC_PORT"),
+            *(
+                (
+                    {"DATABASE_URL": "postgresql://u@127.0.0.1/d", "GRPC_PORT": "x", "CALLER_AUTH": "none"}
+                    | {"CALLER_CACHE_SECONDS": "0", "INSECURE_PLAINTEXT_KEYS": "perhaps"},
+                    f"{name}: ",
+                )
+                for name in ("GRPC_PORT", "CALLER_AUTH", "CALLER_CACHE_SECONDS", "INSECURE_PLAINTEXT_KEYS")
+            ),
         ],
     )
     def test_bad_settings(self, environment: dict[str, str], words: str) -> None:
-        """One short text names each, without a traceback and without a secret."""
+        """One short text names each, without a traceback and without a secret; none counts as `off`."""
         with process("serve", **environment) as server:
             assert server.process.wait(PATIENCE) == 1
             server.close()
@@ -185,8 +192,6 @@ def test_the_access_log_is_json_and_says_nothing_private(private_url: URL) -> No
 
 def test_deleted_users_are_purged_after_thirty_days(private_url: URL) -> None:
     """Not an hour earlier."""
-    from datetime import timedelta  # noqa: PLC0415  used here alone
-
     with running(private_url) as server:
         user = new_user(server.users)
         server.users.DeleteUser(user_pb2.DeleteUserRequest(id=user.id))
@@ -197,4 +202,4 @@ def test_deleted_users_are_purged_after_thirty_days(private_url: URL) -> None:
         assert server.sweep()["purged_users"] == 1
 
         with pytest.raises(grpc.RpcError):
-            server.users.GetUser(user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id)))
+            server.users.GetUser(get_request(user))

@@ -11,7 +11,7 @@ from personae.v1 import authentication_pb2, credential_pb2, user_pb2
 from tests.support.credentials import by_id
 from tests.support.databases import wait_until_blocked
 from tests.support.errors import fails
-from tests.support.factories import PASSWORD, creation, new_user, unique_email, unique_name
+from tests.support.factories import PASSWORD, creation, get_request, new_user, unique_email, unique_name
 from tests.support.proxy import Proxied, serving_through_a_proxy
 from tests.support.servers import RunningServer, running
 from tests.support.waiting import code_of
@@ -32,7 +32,7 @@ def test_a_read_is_one_statement(proxied: Proxied) -> None:
     """GetUser, BatchGetUsers and a page of ListUsers send one statement each, and nothing else."""
     users, user = proxied.server.users, new_user(proxied.server.users)
 
-    assert proxied.sent_by(users.GetUser, user_pb2.GetUserRequest(key=key(user))) == ["SELECT"]
+    assert proxied.sent_by(users.GetUser, get_request(user)) == ["SELECT"]
     assert proxied.sent_by(users.BatchGetUsers, user_pb2.BatchGetUsersRequest(keys=[key(user)] * 3)) == ["SELECT"]
     assert proxied.sent_by(users.ListUsers, user_pb2.ListUsersRequest(page_size=1)) == ["SELECT"]
 
@@ -44,7 +44,7 @@ def test_reads_and_writes_alternate_without_stray_statements(proxied: Proxied) -
         name = unique_name()
         update = user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, username=name))
         assert proxied.sent_by(users.UpdateUser, update) == ["BEGIN", "UPDATE", "INSERT", "COMMIT"]
-        assert proxied.sent_by(users.GetUser, user_pb2.GetUserRequest(key=key(user))) == ["SELECT"]
+        assert proxied.sent_by(users.GetUser, get_request(user)) == ["SELECT"]
 
 
 def test_what_each_change_sends(proxied: Proxied) -> None:
@@ -66,9 +66,7 @@ def test_what_each_change_sends(proxied: Proxied) -> None:
 
 
 def test_sign_in_holds_no_transaction_while_it_hashes(proxied: Proxied) -> None:
-    """Two reads before the hash, one short transaction after it, which counts a wrong one; none when locked. When the
-    connection is lost in between, the transaction runs on another one, and nothing is hashed again.
-    """
+    """Reads, the hash, one short transaction, which is retried without another hash; none when locked."""
     authenticate = proxied.server.authentication.Authenticate
     user = new_user(proxied.server.users, password=PASSWORD)
 
@@ -108,7 +106,7 @@ def test_the_deadline_goes_with_the_statement(private_url: URL) -> None:
         user = new_user(proxied.server.users)
         del proxied.proxy.statements[:]
 
-        proxied.server.users.GetUser(user_pb2.GetUserRequest(key=key(user)), timeout=199.9)
+        proxied.server.users.GetUser(get_request(user), timeout=199.9)
         proxied.server.read(user)
 
         starts = [one.split("; ")[0] for one in proxied.proxy.statements if "pg_is_in_recovery" not in one]
@@ -139,9 +137,7 @@ def test_a_connection_lost_within_a_transaction(proxied: Proxied) -> None:
 
 @pytest.mark.parametrize("cut", ["cut_before", "cut_after"])
 def test_a_commit_without_an_answer(proxied: Proxied, cut: str) -> None:
-    """Its outcome is unknown, and the caller is told so. Channels must not repeat the change by themselves, unless it
-    has a request_id: then the repeat finds or makes the user.
-    """
+    """The caller is told that the outcome is unknown. Only a change with a request_id may be repeated."""
     server, user = proxied.server, new_user(proxied.server.users)
     setattr(proxied.proxy, cut, "COMMIT")
     failure = fails(server.update, user, username=unique_name(), etag=user.etag)

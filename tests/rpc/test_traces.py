@@ -10,10 +10,10 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from sqlalchemy.engine import URL
 
-from personae.v1 import authentication_pb2, user_pb2
+from personae.v1 import authentication_pb2
 from tests.support.collectors import Collector, collecting
 from tests.support.errors import fails
-from tests.support.factories import PASSWORD, new_user
+from tests.support.factories import PASSWORD, get_request, new_user
 from tests.support.scrapes import free_port
 from tests.support.servers import RunningServer, running
 from tests.support.witness import WITNESS
@@ -34,10 +34,6 @@ def attributes(of: Any) -> dict[str, Any]:
     return {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in of.attributes}
 
 
-def get_user(user: user_pb2.User) -> user_pb2.GetUserRequest:
-    return user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id))
-
-
 def from_caller(flags: str, request_id: str = "") -> tuple[tuple[str, str | bytes], ...]:
     """The metadata of a caller that traces."""
     return (
@@ -52,7 +48,7 @@ def test_a_call_is_part_of_its_caller_s_trace(private_url: URL) -> None:
     request_id = uuid.uuid4().hex
     with traced(private_url) as (server, collector):
         user = new_user(server.users)
-        server.users.GetUser(get_user(user), metadata=from_caller("01", request_id))
+        server.users.GetUser(get_request(user), metadata=from_caller("01", request_id))
 
     call, statement = (span for span in collector.spans if span.trace_id.hex() == TRACE)
     assert (call.name, call.kind, call.parent_span_id.hex()) == (GET_USER, Span.SPAN_KIND_SERVER, PARENT)
@@ -105,7 +101,7 @@ def test_faults_of_the_server_are_errors(private_url: URL) -> None:
         user = new_user(server.users)
         with server.database.engine.begin() as connection:
             connection.exec_driver_sql("ALTER TABLE users RENAME COLUMN email_verified_at TO gone")
-        failure = fails(server.users.GetUser, get_user(user), metadata=from_caller("01"))
+        failure = fails(server.users.GetUser, get_request(user), metadata=from_caller("01"))
 
     call, statement = (span for span in collector.spans if span.name in {GET_USER, "SELECT"})
     assert call.status.code == statement.status.code == Status.STATUS_CODE_ERROR
@@ -133,8 +129,8 @@ def test_who_decides_what_is_traced(
         monkeypatch.setenv(name, value)
     with traced(private_url) as (server, collector):
         user = new_user(server.users)
-        server.users.GetUser(get_user(user), metadata=from_caller("00"))
-        server.users.GetUser(get_user(user), metadata=from_caller("01"))
+        server.users.GetUser(get_request(user), metadata=from_caller("00"))
+        server.users.GetUser(get_request(user), metadata=from_caller("01"))
 
     assert [span.name for span in collector.spans] == spans
     assert {attributes(group.resource)["service.name"] for group in collector.groups} <= {"people"}
@@ -145,7 +141,7 @@ def test_our_own_trace_is_in_the_log(private_url: URL) -> None:
     request_id = uuid.uuid4().hex
     with traced(private_url) as (server, collector):
         user = new_user(server.users)
-        server.users.GetUser(get_user(user), metadata=(("x-request-id", request_id),))
+        server.users.GetUser(get_request(user), metadata=(("x-request-id", request_id),))
 
     (call,) = (span for span in collector.spans if span.name == GET_USER)
     (line,) = (text for text in WITNESS.said if request_id in text and "'event': 'rpc'" in text)
@@ -161,14 +157,14 @@ def test_calls_go_on_without_the_collector(private_url: URL, monkeypatch: pytest
     with running(private_url, otel_exporter_otlp_endpoint=f"http://127.0.0.1:{port}") as server:
         user = new_user(server.users)
         while "traces cannot be sent" not in "".join(WITNESS.said[before:]):  # ends, or the suite's own limit does it
-            server.users.GetUser(get_user(user))
+            server.users.GetUser(get_request(user))
         for _ in range(100):
-            assert server.users.GetUser(get_user(user)).id == user.id
+            assert server.users.GetUser(get_request(user)).id == user.id
         with collecting(port) as collector:
             while not collector.spans:
-                server.users.GetUser(get_user(user))
+                server.users.GetUser(get_request(user))
             while "traces are sent again" not in "".join(WITNESS.said[before:]):
-                server.users.GetUser(get_user(user))
+                server.users.GetUser(get_request(user))
 
     said = WITNESS.said[before:]
     assert len([text for text in said if "traces cannot be sent" in text]) <= 2, "once for each time it went away"
@@ -184,7 +180,7 @@ def test_an_invalid_tracestate_is_dropped_in_silence(private_url: URL, tracestat
     with traced(private_url) as (server, collector):
         user = new_user(server.users)
         said = len(WITNESS.said)
-        server.users.GetUser(get_user(user), metadata=metadata)
+        server.users.GetUser(get_request(user), metadata=metadata)
 
     (call,) = (span for span in collector.spans if span.trace_id.hex() == TRACE and span.name == GET_USER)
     assert call.trace_state == ""

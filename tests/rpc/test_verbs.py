@@ -6,14 +6,13 @@ import subprocess
 import sys
 
 import pytest
-from sqlalchemy import create_engine
 from sqlalchemy.engine import URL
 
 from personae.v1 import user_pb2
 from service.db.schema import needed_revision
-from tests.support.databases import Postgres, libpq_url
+from tests.support.databases import ROOT, Postgres, libpq_url, run
 from tests.support.factories import PASSWORD
-from tests.support.processes import ROOT, process, set_revision
+from tests.support.processes import process, set_revision
 from tests.support.servers import KEY, running
 
 HEAD = needed_revision()
@@ -21,40 +20,22 @@ HEAD = needed_revision()
 
 class TestVerbs:
     def run(self, *arguments: str, url: URL, text: str = "") -> tuple[int, str]:
-        environment = {
-            "PATH": os.environ["PATH"],
-            "DATABASE_URL": libpq_url(url),
-            "SECRET_KEYS": KEY,
-            "BCRYPT_COST": "4",
-        }
+        environment = {"PATH": os.environ["PATH"], "DATABASE_URL": libpq_url(url), "SECRET_KEYS": KEY}
+        environment["BCRYPT_COST"] = "4"
+        command = [sys.executable, "-m", *arguments]
         done = subprocess.run(
-            [sys.executable, "-m", *arguments],
-            cwd=ROOT,
-            env=environment,
-            input=text,
-            capture_output=True,
-            text=True,
-            check=False,
+            command, cwd=ROOT, env=environment, input=text, capture_output=True, text=True, check=False
         )
         return done.returncode, done.stdout + done.stderr
 
     def test_migrate_then_superuser_then_purge(self, postgres: Postgres) -> None:
         """An operator's first commands, on an empty database."""
-        create = (
-            "service",
-            "create-superuser",
-            "--email",
-            "Root@Example.com",
-            "--username",
-            "Root",
-            "--password-stdin",
-        )
+        names = ("--email", "Root@Example.com", "--username", "Root")
+        create = ("service", "create-superuser", *names, "--password-stdin")
         with postgres.scratch() as url:
             assert self.run("service.db.test_db", url=url)[0] == 1
-            assert self.run("service", "migrate", url=url) == (
-                0,
-                f"The database has schema {HEAD} now; before: none.\n",
-            )
+            first = (0, f"The database has schema {HEAD} now; before: none.\n")
+            assert self.run("service", "migrate", url=url) == first
             assert self.run("service", "migrate", url=url) == (0, f"The database has schema {HEAD} already.\n")
             assert self.run("service.db.test_db", url=url)[0] == 0
             assert self.run(*create, url=url, text=f"{PASSWORD}\n") == (0, "Created superuser root with id 1.\n")
@@ -74,12 +55,9 @@ class TestVerbs:
         stored = ["$2b$04$" + "." * 53, "$2b$12$" + "." * 53, "$2y$12$" + "." * 53, "$2b$12$" + "." * 22 + "x" * 31]
         stored += ["$bcrypt-sha256$v=2,t=2b,r=4$" + "." * 22 + "$" + "." * 31, "$argon2id$v=19$m=65536", "plain"]
         stored += ["$2b$12$cut", "$2b$31$" + "." * 53, "$bcrypt-sha256$v=2,t=2b,r=12$cut"]
-        with create_engine(private_url).begin() as connection:
-            for number, one in enumerate([*stored, None, None]):
-                connection.exec_driver_sql(
-                    "INSERT INTO users (email, username, hashed_password) VALUES (%s, %s, %s)",
-                    (f"{number}@example.com", f"user{number}", one),
-                )
+        insert = "INSERT INTO users (email, username, hashed_password) VALUES (%s, %s, %s)"
+        for number, one in enumerate([*stored, None, None]):
+            run(private_url, insert, (f"{number}@example.com", f"user{number}", one))
 
         code, printed = self.run("service", "hash-report", url=private_url)
 

@@ -15,10 +15,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy import create_engine
 from sqlalchemy.engine import URL
+from sqlalchemy.pool import NullPool
 
 from personae.v1 import user_pb2, user_pb2_grpc
 from tests.support.databases import libpq_url, wait_until_blocked
-from tests.support.factories import PASSWORD, new_user
+from tests.support.factories import PASSWORD, get_request, new_user
 from tests.support.load import Load
 from tests.support.processes import PATIENCE, Process, process
 from tests.support.scrapes import free_port, get, value, wait_until
@@ -38,7 +39,6 @@ def serving(url: URL, **settings: str) -> Iterator[tuple[Process, str]]:
 
 
 def workers_of(server: Process) -> set[int]:
-    """The processes of the workers."""
     return {child.pid for child in psutil.Process(server.process.pid).children()}
 
 
@@ -51,14 +51,11 @@ def kill_a_worker(server: Process) -> int:
 
 
 def codes(load: Load) -> set[str]:
-    """With which codes calls have failed."""
     return {how.split()[1] for how in load.failures}
 
 
 def test_a_reload_fails_no_call_and_a_stop_only_those_that_can_be_retried(private_url: URL) -> None:
-    """SIGHUP under reads, writes and sign-ins of callers without retries: every call ends with OK. SIGTERM: no call is
-    CANCELLED or lost; those that are not served end as UNAVAILABLE.
-    """
+    """SIGHUP under load: every call ends with OK. SIGTERM: calls that are not served end as UNAVAILABLE."""
     with serving(private_url) as (server, address):
         before = workers_of(server)
         with Load(address) as load:
@@ -98,14 +95,13 @@ def test_a_restart_fails_no_call_of_callers_with_retries(private_url: URL) -> No
 
 def test_on_sigterm_a_long_call_holds_back_no_other_caller(private_url: URL) -> None:
     """Only the connections of RPCs that run are kept: all others are closed at once, so that callers go elsewhere."""
-    engine = create_engine(private_url)
     with serving(private_url, GRPC_MAX_CONNECTION_AGE="60") as (server, address):
         with grpc.insecure_channel(address) as slow, grpc.insecure_channel(address, OWN_CONNECTION) as idle:
             users = user_pb2_grpc.UserServiceStub(slow)
             user = new_user(users)
-            get_user = user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id))
+            get_user = get_request(user)
             assert user_pb2_grpc.UserServiceStub(idle).GetUser(get_user) == user
-            with engine.begin() as holder:
+            with create_engine(private_url, poolclass=NullPool).begin() as holder:
                 holder.exec_driver_sql("SELECT 1 FROM users FOR UPDATE")
                 update = user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, username="other"))
                 slowly = users.UpdateUser.future(update, timeout=PATIENCE)
@@ -117,7 +113,6 @@ def test_on_sigterm_a_long_call_holds_back_no_other_caller(private_url: URL) -> 
                 assert not slowly.done()
             assert slowly.result().username == "other"
         assert server.process.wait(PATIENCE) == 0
-    engine.dispose()
 
 
 def test_on_sigterm_health_turns_first(private_url: URL) -> None:

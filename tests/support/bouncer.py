@@ -3,7 +3,6 @@
 import os
 import pwd
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from sqlalchemy.engine import URL
 from service.dev.postgres_install import Account
 from tests.support.databases import libpq_url
 from tests.support.proxy import socket_address
+from tests.support.scrapes import free_port
 from tests.support.waiting import eventually
 
 _SETTINGS = """\
@@ -45,7 +45,7 @@ def bouncing(url: URL, *, servers: int) -> Iterator[URL]:
     _, address = socket_address(url)
     directory = Path(tempfile.mkdtemp(prefix="personae-bouncer-", dir="/tmp"))  # where its account may go
     host, port = address if isinstance(address, tuple) else (os.path.dirname(address), address.rpartition(".")[2])  # noqa: PTH120
-    listen = _free_port()
+    listen = free_port()
     (directory / "ini").write_text(
         _SETTINGS.format(host=host, port=port, listen=listen, directory=directory, servers=servers)
     )
@@ -71,11 +71,6 @@ def _account(host: object) -> Account:
     if uid == 0:
         uid = Path(str(host)).stat().st_uid if str(host).startswith("/") else pwd.getpwnam("nobody").pw_uid
     return Account(uid, pwd.getpwuid(uid).pw_gid)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 def _answers(url: URL) -> bool:

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from personae.v1 import user_pb2
 from service.base.actor import COMMAND_LINE
+from service.base.clock import monotonic
 from service.core.api_keys import RANDOM_BYTES, NewKey, make_key
 from service.core.callers import administration
 from service.db.engine import Database, reading
@@ -26,10 +27,13 @@ from tests.support.certificates import Pair
 from tests.support.errors import Failure, failure_of
 from tests.support.factories import PASSWORD
 from tests.support.servers import settings_for
+from tests.support.waiting import eventually
 from tests.support.witness import WITNESS, Interceptor
 
 PATIENCE = 60
 """Seconds after which a call that hangs fails its test."""
+LATE = "DATABASE_UNAVAILABLE"
+"""The answer on a machine so busy that reading the callers takes longer than CALLER_CACHE_SECONDS."""
 LIST_USERS = "/personae.v1.UserService/ListUsers"
 REQUESTS: dict[str, Any] = {
     f"/{service.full_name}/{method.name}": message_factory.GetMessageClass(method.input_type)
@@ -61,9 +65,6 @@ def bearer(key: NewKey) -> str:
     return f"Bearer {key.text}"
 
 
-# ------------------------------------------------------------------------------------------------- operators
-
-
 @dataclass(frozen=True)
 class Operator:
     """An operator, who creates and changes callers."""
@@ -72,7 +73,6 @@ class Operator:
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[Session]:
-        """A transaction of the operator."""
         with self.database.scope(actor=COMMAND_LINE) as session, session.begin():
             yield session
 
@@ -92,21 +92,17 @@ class Operator:
         return key
 
     def create_with_key(self, *scopes: str, valid_for: timedelta = timedelta(days=365)) -> NewKey:
-        """Create a caller with one key."""
         return self.add_key(self.create(*scopes), valid_for=valid_for)
 
     def revoke(self, key: NewKey) -> None:
-        """Revoke a key."""
         with self.changing() as session:
             administration.revoke_key(session, key.key_id, now=datetime.now(UTC))
 
     def change_scopes(self, name: str, *, add: Sequence[str] = (), remove: Sequence[str] = ()) -> None:
-        """Grant and withdraw scopes."""
         with self.changing() as session:
             administration.change_scopes(session, name, add=add, remove=remove)
 
     def caller(self, name: str) -> administration.CallerRecord:
-        """A caller as an operator sees it."""
         with self.database.scope() as session, reading(session):
             return administration.get_caller(session, name)
 
@@ -134,9 +130,6 @@ def tls_settings(pair: Pair, **changes: object) -> dict[str, object]:
         "tls_private_key_file": files.private_key,
         "tls_client_ca_file": files.client_ca,
     } | changes
-
-
-# ------------------------------------------------------------------------------------------------- calls
 
 
 class _WithAuthorization(grpc.UnaryUnaryClientInterceptor):
@@ -207,6 +200,23 @@ def _says_no_more(failure: Failure) -> None:
     assert failure.violations == {}
     assert failure.retry_after is None
     assert failure.trailers.keys() == {"x-request-id"}
+
+
+def call_until(after: str, call: Callable[[], str], *, before: str) -> float:
+    """Call until the answer is the new one; when the last call began that got the old one."""
+    last = float("-inf")
+
+    def is_new() -> bool:
+        nonlocal last
+        began, answer = monotonic(), call()
+        assert answer in {before, after, LATE}
+        if answer == before:
+            last = began
+        return answer == after
+
+    eventually(is_new, f"{after} instead of {before}")
+    assert {call() for _ in range(20)} <= {after, LATE}  # and never the old one again
+    return last
 
 
 def naming(method: str, user: user_pb2.User) -> bytes:

@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -38,7 +39,6 @@ def new_ca() -> Issued:
 
 
 def server_certificate(ca: Issued, *, days: float = 60, names: Sequence[x509.GeneralName] = LOCAL) -> Issued:
-    """A certificate for a test server that expires in `days`."""
     now = datetime.now(UTC)
     return issue(
         ca,
@@ -65,10 +65,9 @@ def client_certificate(
     )
 
 
-def may_sign_others(*names: x509.GeneralName) -> x509.Certificate:
-    """The certificate of a CA that has these names itself."""
-    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "CA with names")])
+def self_issued(key: CertificateIssuerPrivateKeyTypes) -> x509.CertificateBuilder:
+    """A certificate with this subject and issuer, to be completed and signed with the key."""
+    name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "self-signed")]), datetime.now(UTC)
     return (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -76,7 +75,15 @@ def may_sign_others(*names: x509.GeneralName) -> x509.Certificate:
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now)
-        .not_valid_after(now + timedelta(days=1))
+        .not_valid_after(now + timedelta(days=60))
+    )
+
+
+def may_sign_others(*names: x509.GeneralName) -> x509.Certificate:
+    """The certificate of a CA that has these names itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    return (
+        self_issued(key)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .sign(key, SHA256())
@@ -98,8 +105,6 @@ def become_pipe(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Pair:
-    """The files of a test server."""
-
     directory: Path
 
     @property
@@ -107,7 +112,6 @@ class Pair:
         return TlsFiles(self.directory / "server.pem", self.directory / "server.key", self.directory / "ca.pem")
 
     def write(self, shown: Issued, ca: Issued) -> None:
-        """Replace all files."""
         replace(self.directory / "server.key", shown.private_key_pem)
         replace(self.directory / "server.pem", shown.certificate_pem)
         replace(self.directory / "ca.pem", ca.certificate_pem)
@@ -177,7 +181,6 @@ def channel(
 
 
 def method(channel: grpc.Channel) -> Callable[..., bytes]:
-    """The method of the test server."""
     return channel.unary_unary(METHOD)
 
 

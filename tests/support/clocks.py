@@ -7,10 +7,7 @@ _TICK = timedelta(microseconds=1)
 
 
 class MovableClock:
-    """Stands still at the time at which it was made: however slow the machine is, nothing expires in between.
-
-    Each reading is a microsecond later than the one before, so that no two moments are equal.
-    """
+    """Stands still until it is advanced; each reading is a microsecond later, so that no two moments are equal."""
 
     def __init__(self) -> None:
         self._now = datetime.now(UTC)
@@ -20,5 +17,4 @@ class MovableClock:
         return self._now + next(self._ticks) * _TICK
 
     def advance(self, by: timedelta) -> None:
-        """Let time pass."""
         self._now += by

@@ -12,6 +12,7 @@ from sqlalchemy.engine import URL
 
 from personae.v1 import authentication_pb2, user_pb2
 from personae.v1 import credential_pb2 as pb
+from tests.support.databases import run
 from tests.support.errors import Failure, fails, failure_of
 from tests.support.factories import PASSWORD, new_user
 from tests.support.servers import RunningServer, Services
@@ -126,11 +127,4 @@ def damage(url: URL, user: user_pb2.User) -> None:
 
 
 def store(url: URL, user: user_pb2.User, stored: str) -> None:
-    execute(url, "UPDATE users SET hashed_password = :stored WHERE id = :id", stored=stored, id=user.id)
-
-
-def execute(url: URL, statement: str, **values: object) -> None:
-    engine = create_engine(url)
-    with engine.begin() as connection:
-        connection.execute(text(statement), values)
-    engine.dispose()
+    run(url, "UPDATE users SET hashed_password = %s WHERE id = %s", (stored, user.id))

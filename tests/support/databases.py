@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 from alembic import command
@@ -43,19 +44,20 @@ class Postgres:
         create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
             sql.Identifier(name), sql.Identifier(template or "template0")
         )
-        self._run(create)
+        run(self.url, create)
         try:
             yield self.url.set(database=name)
         finally:
-            self._run(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+            run(self.url, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
-    def _run(self, statement: sql.Composed) -> None:
-        connection = psycopg2.connect(libpq_url(self.url))
-        try:
-            connection.autocommit = True
-            connection.cursor().execute(statement)
-        finally:
-            connection.close()
+
+def run(url: URL | str, statement: str | sql.Composable, parameters: tuple[object, ...] | None = None) -> list[Any]:
+    """Run statements on a connection of their own, each in its own transaction; the rows that come back."""
+    with contextlib.closing(psycopg2.connect(url if isinstance(url, str) else libpq_url(url))) as connection:
+        connection.autocommit = True
+        cursor = connection.cursor()
+        cursor.execute(statement, parameters)
+        return list(cursor.fetchall()) if cursor.description else []
 
 
 def libpq_url(url: URL) -> str:

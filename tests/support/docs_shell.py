@@ -104,7 +104,6 @@ class Terminal:
         )
 
     def close(self) -> None:
-        """Stop the servers."""
         self._started.close()
 
     def _verb(self, words: str, variable: str | None) -> list[str]:

@@ -38,7 +38,6 @@ class Verbs:
 
 @contextlib.contextmanager
 def verbs() -> Iterator[Verbs]:
-    """Start the process, and end it afterwards."""
     with subprocess.Popen(
         [sys.executable, "-m", "tests.support.docs_verbs"],
         cwd=ROOT,

@@ -31,3 +31,8 @@ def new_user(
 ) -> user_pb2.User:
     """Create a user with names that no other test has."""
     return stub.CreateUser(creation(name, password=password, inactive=inactive))
+
+
+def get_request(user: user_pb2.User) -> user_pb2.GetUserRequest:
+    """A request to read a user by its id."""
+    return user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id))

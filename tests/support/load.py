@@ -18,7 +18,7 @@ from grpc_status import rpc_status
 from personae.v1 import authentication_pb2, authentication_pb2_grpc, user_pb2, user_pb2_grpc
 from service.base.clock import monotonic
 from tests.support.errors import failure_of
-from tests.support.factories import PASSWORD, creation, new_user
+from tests.support.factories import PASSWORD, creation, get_request, new_user
 
 Call = tuple[str, Callable[[], Any]]
 """The name of an RPC, and how to call it."""
@@ -59,7 +59,7 @@ class Callers:
     @property
     def failures(self) -> dict[str, int]:
         """What did not end with OK."""
-        return {how: count for how, count in self.ended.items() if how.split()[1] != "OK"}
+        return {how: count for how, count in dict(self.ended).items() if how.split()[1] != "OK"}
 
     @property
     def longest_gap(self) -> float:
@@ -123,7 +123,7 @@ class Load(Callers):
         with grpc.insecure_channel(self._address, options=self._options) as channel:
             users = user_pb2_grpc.UserServiceStub(channel)
             authenticate = authentication_pb2_grpc.AuthenticationServiceStub(channel).Authenticate
-            get = user_pb2.GetUserRequest(key=user_pb2.UserKey(id=self._user.id))
+            get = get_request(self._user)
             sign_in = authentication_pb2.AuthenticateRequest(user_id=self._user.id, password=PASSWORD)
             calls: list[Call] = [
                 ("GetUser", partial(users.GetUser, get, timeout=_PATIENCE)),
@@ -136,8 +136,6 @@ class Load(Callers):
 
 
 class Writers(Callers):
-    """Threads that create users."""
-
     def __init__(self, users: user_pb2_grpc.UserServiceStub, *, threads: int) -> None:
         super().__init__(self._creations, threads=threads)
         self._users = users

@@ -6,16 +6,16 @@ standby promoted, as a failover manager does.
 
 import shutil
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psycopg2
 from sqlalchemy.engine import URL, make_url
 
 from service.base.settings import psycopg2_url
 from service.dev.postgres import EmbeddedPostgres, find_bindir
 from service.dev.postgres_install import open_home, usable_bindir
+from tests.support.databases import run
 from tests.support.waiting import eventually
 
 _SETTINGS = {"synchronous_commit": "on", "max_connections": "100"}
@@ -37,7 +37,7 @@ class Pair:
 
     def promote(self) -> None:
         """Make the standby a primary; it can be written to when this returns."""
-        _ask(self.standby, "SELECT pg_promote(true, 60)")
+        run(self.standby.url, "SELECT pg_promote(true, 60)")
 
 
 @contextmanager
@@ -51,8 +51,8 @@ def replicating(directory: Path, bindir: Path | None) -> Iterator[Pair]:
             directory / "two", bindir=bindir, tcp=True, durable=False, settings=_SETTINGS
         ) as standby:
             _wait_until(primary, "SELECT count(*) = 1 FROM pg_stat_replication WHERE state = 'streaming'")
-            _ask(primary, "ALTER SYSTEM SET synchronous_standby_names = '*'")  # after the copy: not for the standby
-            _ask(primary, "SELECT pg_reload_conf()")
+            run(primary.url, "ALTER SYSTEM SET synchronous_standby_names = '*'")  # after the copy: not for the standby
+            run(primary.url, "SELECT pg_reload_conf()")
             _wait_until(primary, "SELECT count(*) = 1 FROM pg_stat_replication WHERE sync_state = 'sync'")
             yield Pair(primary, standby)
     for one in (primary, standby):
@@ -75,13 +75,5 @@ def _copy(primary: EmbeddedPostgres, directory: Path, bindir: Path) -> None:
     draft.rename(home.data)
 
 
-def _ask(server: EmbeddedPostgres, statement: str) -> object:
-    with closing(psycopg2.connect(server.url)) as connection:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(statement)
-            return cursor.fetchone() if cursor.description else None
-
-
 def _wait_until(server: EmbeddedPostgres, statement: str) -> None:
-    eventually(lambda: _ask(server, statement) == (True,), statement)
+    eventually(lambda: run(server.url, statement) == [(True,)], statement)

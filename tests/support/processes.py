@@ -7,18 +7,21 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import orjson
-from sqlalchemy import create_engine
 from sqlalchemy.engine import URL
 
+from tests.support.databases import ROOT, run
 from tests.support.servers import KEY
 from tests.support.witness import WITNESS
 
-ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 120
 """Seconds after which a wait fails: they end a test that hangs."""
+
+
+def inherited() -> dict[str, str]:
+    """What Python and PostgreSQL need of the environment of this process."""
+    return {name: os.environ[name] for name in ("PATH", "HOME", "LD_LIBRARY_PATH", "PG_BINDIR") if name in os.environ}
 
 
 class Process:
@@ -26,15 +29,13 @@ class Process:
 
     def __init__(self, *arguments: str, **environment: str) -> None:
         """environment: wins over the defaults of the tests; of this process' own, only what Python needs is passed."""
-        clean = {
-            key: value for key, value in os.environ.items() if key in {"PATH", "HOME", "LD_LIBRARY_PATH", "PG_BINDIR"}
-        }
         self.lines: list[str] = []
+        self._shows_an_email = "dev" in arguments  # in the example that it prints for people
         self._changed = threading.Condition()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "service", *arguments],
             cwd=ROOT,
-            env=clean
+            env=inherited()
             | {"LOG_FORMAT": "json", "SECRET_KEYS": KEY, "BCRYPT_COST": "4", "GRPC_PORT": "0", "CALLER_AUTH": "off"}
             | {"GRPC_WORKERS": "1", "SHUTDOWN_DRAIN": "0"}
             | environment,
@@ -80,7 +81,8 @@ class Process:
         for line in self.process.stdout:
             with self._changed:
                 self.lines.append(line.rstrip())
-                WITNESS.hear(line)
+                if line.startswith("{") or not self._shows_an_email:
+                    WITNESS.hear(line)
                 self._changed.notify_all()
         with self._changed:
             self._changed.notify_all()
@@ -96,7 +98,4 @@ def process(*arguments: str, **environment: str) -> Iterator[Process]:
 
 
 def set_revision(url: URL, revision: str) -> None:
-    engine = create_engine(url)
-    with engine.begin() as connection:
-        connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{revision}'")
-    engine.dispose()
+    run(url, f"UPDATE alembic_version SET version_num = '{revision}'")

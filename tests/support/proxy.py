@@ -126,7 +126,6 @@ class PostgresProxy:
         self._refusals.clear()
 
     def close(self) -> None:
-        """End the proxy and all that goes through it."""
         _close(self._listener)
         self.cut()
         self._thread.join(60)
@@ -242,9 +241,7 @@ class Proxied:
 
 @contextlib.contextmanager
 def serving_through_a_proxy(url: URL, **changes: object) -> Iterator[Proxied]:
-    """A server on this database, with a proxy in between. The probe of the database runs rarely: its statements are
-    not the RPCs'.
-    """
+    """A server on this database, with a proxy in between. It probes rarely: statements are those of RPCs."""
     settings = {"health_probe_interval": 60, **changes}
     with PostgresProxy(url) as proxy, running(proxy.proxied, **settings) as server:
         yield Proxied(server, proxy)

@@ -35,7 +35,6 @@ def get(port: int, path: str = "/metrics", **headers: str) -> Answer:
 
 
 def parsed(text: str) -> Series:
-    """Every series with its value."""
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
@@ -44,7 +43,6 @@ def parsed(text: str) -> Series:
 
 
 def scrape(port: int) -> Series:
-    """The metrics that are served there now."""
     status, _, body = get(port)
     assert status == 200
     return parsed(body.decode())

@@ -18,6 +18,7 @@ from service.server.server import Server
 from service.server.sweeper import sweep
 from service.server.wiring import build_server
 from tests.support.clocks import MovableClock
+from tests.support.factories import get_request
 from tests.support.witness import Interceptor
 
 KEY = "test:MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY"
@@ -73,10 +74,9 @@ class Services:
 
     def read(self, user: user_pb2.User) -> user_pb2.User:
         """The user as it is now."""
-        return self.users.GetUser(user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user.id)))
+        return self.users.GetUser(get_request(user))
 
     def update(self, user: user_pb2.User, **fields: Any) -> user_pb2.User:
-        """Change these fields of a user."""
         return self.users.UpdateUser(user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, **fields)))
 
 

@@ -54,7 +54,6 @@ class Witness:
                 self.secrets |= {word for word in words if len(word) >= MIN_LENGTH}
 
     def hear(self, *texts: object) -> None:
-        """Record output."""
         self.said += [str(text) for text in texts]
 
     def leaks(self) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from service.base.clock import monotonic
-from service.base.errors import CallerGoneError, DeadlineOverError, HashingBusyError
+from service.base.errors import DeadlineOverError, HashingBusyError
 from service.rpc.admission.executor import BoundedExecutor, is_refused
 from service.rpc.admission.hashing import Hasher, HashLimiter
 from service.rpc.context import CallContext, enter
@@ -141,21 +141,6 @@ class TestHashLimiter:
         assert order == [0, 1, 2, 3, 4]
         assert (limiter.running, limiter.waiting) == (0, 0)
 
-    def test_a_full_queue_refuses_at_once(self) -> None:
-        """However late the deadline is."""
-        limiter = HashLimiter(1, max_waiting=0)
-        with permitted(limiter), pytest.raises(HashingBusyError), permitted(limiter):
-            pass
-        with permitted(limiter):
-            pass
-
-    def test_the_wait_ends_with_the_deadline(self) -> None:
-        """Without a permit."""
-        limiter = HashLimiter(1, max_waiting=5)
-        with permitted(limiter), pytest.raises(DeadlineOverError), permitted(limiter, patience=0.01):
-            pass
-        assert (limiter.running, limiter.waiting) == (0, 0)
-
     def test_a_wait_beyond_the_deadline_is_refused_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The expected wait follows from how long permits were held, also by RPCs that failed."""
         now = [1000.0]
@@ -171,16 +156,6 @@ class TestHashLimiter:
             permitted(limiter, deadline=now[0] + 4),
         ):
             pass
-
-    @pytest.mark.parametrize(
-        "active, patience, refusal", [(False, PATIENCE, CallerGoneError), (True, 0, DeadlineOverError)]
-    )
-    def test_no_hash_for_a_caller_that_has_gone(self, active: bool, patience: float, refusal: type[Exception]) -> None:
-        """The caller hung up, or its deadline passed."""
-        limiter = HashLimiter(1, max_waiting=5)
-        with pytest.raises(refusal), permitted(limiter, patience=patience, is_active=active):
-            pass
-        assert limiter.running == 0
 
     def test_instruments_each_hash(self) -> None:
         calls = list[str]()

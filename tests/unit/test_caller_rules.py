@@ -52,7 +52,6 @@ def test_bad_identities(identity: str) -> None:
 
 @pytest.mark.parametrize("rate", [UNLIMITED, Rate(1, 1), Rate(MAX_PER_SECOND, MAX_BURST)])
 def test_rates(rate: Rate) -> None:
-    """None, the smallest, the largest."""
     require_rate(rate)
 
 

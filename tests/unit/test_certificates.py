@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from service.dev.certificates import (
     CA_VALID_FOR,
@@ -40,6 +40,7 @@ from tests.support.certificates import (
     may_sign_others,
     new_ca,
     replace,
+    self_issued,
     server_certificate,
 )
 from tests.support.clocks import MovableClock
@@ -56,7 +57,6 @@ def ca() -> Issued:
 
 @pytest.fixture
 def pair(tmp_path: Path, ca: Issued) -> Pair:
-    """The files of a server, written."""
     found = Pair(tmp_path)
     found.write(server_certificate(ca), ca)
     return found
@@ -79,18 +79,8 @@ def refusal(pair: Pair) -> str:
 
 
 def self_signed(key: CertificateIssuerPrivateKeyTypes) -> bytes:
-    name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "self-signed")]), datetime.now(UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now)
-        .not_valid_after(now + timedelta(days=60))
-        .sign(key, None if isinstance(key, ed25519.Ed25519PrivateKey) else SHA256())
-        .public_bytes(Encoding.PEM)
-    )
+    algorithm = None if isinstance(key, ed25519.Ed25519PrivateKey) else SHA256()
+    return self_issued(key).sign(key, algorithm).public_bytes(Encoding.PEM)
 
 
 def pem(key: CertificateIssuerPrivateKeyTypes, *, passphrase: bytes | None = None) -> bytes:
@@ -102,18 +92,10 @@ def in_old_format(key: CertificateIssuerPrivateKeyTypes) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
 
 
-def encrypt_key(pair: Pair, _ca: Issued) -> None:
-    key = load_pem_private_key(pair.files.private_key.read_bytes(), None)
+def encrypted(key_pem: bytes) -> bytes:
+    key = load_pem_private_key(key_pem, None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
-    replace(pair.files.private_key, pem(key, passphrase=b"secret"))
-
-
-def use_key(key: CertificateIssuerPrivateKeyTypes) -> Callable[[Pair, Issued], None]:
-    def write(pair: Pair, _ca: Issued) -> None:
-        replace(pair.files.private_key, pem(key))
-        replace(pair.files.certificate, self_signed(key))
-
-    return write
+    return pem(key, passphrase=b"secret")
 
 
 class TestFiles:
@@ -142,7 +124,6 @@ class TestFiles:
     def test_a_damaged_file_is_named(
         self, pair: Pair, name: str, setting: str, damage: Callable[[Path], object], problem: str
     ) -> None:
-        """The setting, the file, and what is wrong with it."""
         path = pair.directory / name
         damage(path)
 
@@ -151,79 +132,51 @@ class TestFiles:
         assert text.endswith(problem)
 
     @pytest.mark.parametrize(
-        "write, problem",
+        "name, content, problem",
         [
+            ("server.pem", lambda chain, key, ca: key, " holds no certificate"),
+            ("ca.pem", lambda chain, key, ca: key, " holds no certificate"),
+            ("server.key", lambda chain, key, ca: chain, " holds no private key"),
+            ("server.key", lambda chain, key, ca: server_certificate(ca).private_key_pem, " is not the key of {chain}"),
             (
-                lambda pair, ca: replace(pair.files.certificate, pair.files.private_key.read_bytes()),
-                "server.pem holds no certificate",
+                "server.key",
+                lambda chain, key, ca: encrypted(key),
+                " is encrypted, and the server cannot ask for a passphrase",
             ),
             (
-                lambda pair, ca: replace(pair.files.client_ca, pair.files.private_key.read_bytes()),
-                "ca.pem holds no certificate",
+                "server.pem",
+                lambda chain, key, ca: ca.certificate_pem + chain,
+                " does not begin with the server's own certificate",
             ),
-            (
-                lambda pair, ca: replace(pair.files.private_key, pair.files.certificate.read_bytes()),
-                "server.key holds no private key",
-            ),
-            (encrypt_key, "server.key is encrypted, and the server cannot ask for a passphrase"),
-            (
-                lambda pair, ca: replace(
-                    pair.files.certificate, ca.certificate_pem + pair.files.certificate.read_bytes()
-                ),
-                "server.pem does not begin with the server's own certificate",
-            ),
-            (
-                lambda pair, ca: replace(
-                    pair.files.certificate, pair.files.certificate.read_bytes() + ca.certificate_pem[:-40]
-                ),
-                "server.pem is cut off",
-            ),
-            (
-                use_key(ed25519.Ed25519PrivateKey.generate()),
-                "server.key is of a kind that gRPC cannot use: it takes RSA, P-256 and P-384",
-            ),
-            (
-                use_key(ec.generate_private_key(ec.SECP521R1())),
-                "server.key is of a kind that gRPC cannot use: it takes RSA, P-256 and P-384",
-            ),
-        ],
-        ids=[
-            "a key for a certificate",
-            "a key for a CA",
-            "a certificate for a key",
-            "an encrypted key",
-            "the CA first",
-            "a chain that is cut off",
-            "Ed25519",
-            "P-521",
+            ("server.pem", lambda chain, key, ca: chain + ca.certificate_pem[:-40], " is cut off"),
         ],
     )
     def test_files_that_cannot_be_used_together_are_refused(
-        self, pair: Pair, ca: Issued, write: Callable[[Pair, Issued], None], problem: str
+        self, pair: Pair, ca: Issued, name: str, content: Callable[[bytes, bytes, Issued], bytes], problem: str
     ) -> None:
         """The server would start otherwise, and clients could not connect."""
-        write(pair, ca)
-
-        assert refusal(pair).endswith(problem)
-
-    def test_the_key_of_another_certificate_names_both_files(self, pair: Pair, ca: Issued) -> None:
-        """GRPC would only say that it cannot bind."""
-        replace(pair.files.private_key, server_certificate(ca).private_key_pem)
-
         files = pair.files
-        assert refusal(pair) == f"TLS_PRIVATE_KEY_FILE: {files.private_key} is not the key of {files.certificate}"
+        replace(pair.directory / name, content(files.certificate.read_bytes(), files.private_key.read_bytes(), ca))
+
+        assert refusal(pair).endswith(name + problem.format(chain=files.certificate))
+
+    @pytest.mark.parametrize(
+        "key", [ed25519.Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP521R1())], ids=["Ed25519", "P-521"]
+    )
+    def test_keys_that_grpc_cannot_use_are_refused(self, pair: Pair, key: CertificateIssuerPrivateKeyTypes) -> None:
+        replace(pair.files.private_key, pem(key))
+        replace(pair.files.certificate, self_signed(key))
+
+        assert refusal(pair).endswith("server.key is of a kind that gRPC cannot use: it takes RSA, P-256 and P-384")
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
     def test_an_unreadable_file_is_named(self, pair: Pair) -> None:
-        """As the other damages."""
         pair.files.private_key.chmod(0)
 
         assert refusal(pair).endswith("server.key cannot be read: Permission denied")
 
     @pytest.mark.parametrize(
-        "key",
-        [rsa.generate_private_key(65537, 2048), ec.generate_private_key(ec.SECP384R1())],
-        ids=["RSA", "P-384"],
+        "key", [rsa.generate_private_key(65537, 2048), ec.generate_private_key(ec.SECP384R1())], ids=["RSA", "P-384"]
     )
     def test_other_keys_are_accepted(self, pair: Pair, key: CertificateIssuerPrivateKeyTypes) -> None:
         """In every format that openssl writes, with text around them, and both in one file."""
@@ -308,10 +261,7 @@ class TestIdentities:
 
     @pytest.mark.parametrize(
         "pem_bytes",
-        [
-            may_sign_others(URI("spiffe://one/path")).public_bytes(Encoding.PEM),
-            b"-----BEGIN CERTIFICATE-----",
-        ],
+        [may_sign_others(URI("spiffe://one/path")).public_bytes(Encoding.PEM), b"-----BEGIN CERTIFICATE-----"],
         ids=["a CA (X.509-SVID, 5.2)", "unreadable"],
     )
     def test_of_a_certificate_that_identifies_nobody(self, pem_bytes: bytes) -> None:
@@ -321,10 +271,7 @@ class TestIdentities:
         assert found is not None
         assert found.identities == ()
 
-    @pytest.mark.parametrize(
-        "auth_context",
-        [{}, {"transport_security_type": [b"insecure"]}, {"x509_pem_cert": []}],
-    )
+    @pytest.mark.parametrize("auth_context", [{}, {"transport_security_type": [b"insecure"]}, {"x509_pem_cert": []}])
     def test_without_a_certificate_there_are_none(self, auth_context: dict[str, list[bytes]]) -> None:
         """In plaintext, and where no certificate is asked for."""
         assert certificate_in(auth_context) is None
@@ -340,7 +287,6 @@ def extension(certificate: x509.Certificate, kind: type[x509.ExtensionType]) -> 
 
 class TestDevCertificates:
     def test_a_ca_a_server_and_a_client(self, tmp_path: Path, now: datetime) -> None:
-        """Each certificate with the key that belongs to it; and nothing else is left behind."""
         written = make_dev_certificates(tmp_path, now=now)
 
         assert sorted(path.name for path in tmp_path.iterdir()) == NAMES
@@ -351,7 +297,6 @@ class TestDevCertificates:
             made(tmp_path, name).verify_directly_issued_by(made(tmp_path, "ca"))
 
     def test_the_ca_signs_only_certificates_that_sign_nothing(self, tmp_path: Path, now: datetime) -> None:
-        """For ten years."""
         make_dev_certificates(tmp_path, now=now)
         ca = made(tmp_path, "ca")
 
@@ -482,7 +427,6 @@ class TestDevCertificates:
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
     def test_a_directory_that_cannot_be_used_is_refused(self, tmp_path: Path, now: datetime) -> None:
-        """In words that name it."""
         file = tmp_path / "file"
         file.write_bytes(b"")
         for directory, problem in (
@@ -496,7 +440,6 @@ class TestDevCertificates:
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
     def test_a_directory_that_may_not_be_written_is_refused(self, tmp_path: Path, now: datetime) -> None:
-        """As above."""
         tmp_path.chmod(0o500)
         with pytest.raises(DevCertificateError, match="cannot be used for certificates: Permission denied"):
             make_dev_certificates(tmp_path, now=now)
@@ -517,7 +460,6 @@ class TestDevCertificates:
         "name", ["", "two words", "-bad", "b\u00fccher.example", "a..b", "https://x", "1.2.3.4/24"]
     )
     def test_a_name_that_is_none_is_refused(self, tmp_path: Path, now: datetime, name: str) -> None:
-        """Before anything is written."""
         with pytest.raises(DevCertificateError, match="neither a DNS name"):
             make_dev_certificates(tmp_path / "new", now=now, server_names=[name])
 

@@ -15,9 +15,6 @@ ENTRIES = gzip.decompress(SHIPPED.read_bytes()).decode().split("\n")[:-1]
 SAMPLE = "password\nPassword\nsomebody@example.com\nmonkey\nabc\ntab\there\ncaf\u00e9caf\u00e9\n".encode()
 
 
-# ---- the shipped list
-
-
 @pytest.mark.parametrize("least", range(8, 16))
 def test_every_length_rule_is_met_by_3000_entries(least: int) -> None:
     """ASVS 5, 6.2.4 counts the common passwords that the configured length lets through, up to the default of 15."""
@@ -56,9 +53,6 @@ def test_well_known_passwords_are_common_in_any_case(password: str) -> None:
 def test_others_are_not(password: str) -> None:
     """Among them what is before the first entry, after the last, and across two."""
     assert not load(None).is_common(password)
-
-
-# ---- the search
 
 
 def test_entries_are_found_and_their_neighbours_are_not() -> None:
@@ -104,9 +98,6 @@ def test_folding_twice_changes_nothing() -> None:
     every = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
 
     assert [text for text in map(fold, every) if fold(text) != text] == []
-
-
-# ---- the operator's list
 
 
 @pytest.mark.parametrize(
@@ -160,9 +151,6 @@ def test_an_unusable_list_is_refused_without_its_content(tmp_path: Path, content
 
     assert str(caught.value) == f"{path}{problem}"
     assert caught.value.__suppress_context__
-
-
-# ---- the program that builds the shipped list
 
 
 def test_a_source_is_folded_and_cleaned_in_its_order() -> None:

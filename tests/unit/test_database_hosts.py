@@ -14,7 +14,6 @@ SPELLINGS = [
 
 
 def driver_arguments(text: str) -> dict[str, str]:
-    """What the driver is given."""
     _, arguments = create_engine(psycopg2_url(text)).dialect.create_connect_args(psycopg2_url(text))
     return dict(arguments)
 
@@ -58,7 +57,6 @@ def test_ipv6() -> None:
 
 @pytest.mark.parametrize("password", ["a,b", "a,b/c", "a%2Cb", "a:b,c:d"])
 def test_a_password_with_commas(password: str) -> None:
-    """Is none of several hosts."""
     url = psycopg2_url(f"postgresql://u:{password}@h/db")
     assert (url.host, url.password) == ("h", password.replace("%2C", ","))
 

@@ -15,8 +15,7 @@ def call_from(peer: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    "peer, ports",
-    [("ipv4:127.0.0.1:40001", {40001}), ("ipv6:[::1]:40002", {40002}), ("unix:", set()), ("", set())],
+    "peer, ports", [("ipv4:127.0.0.1:40001", {40001}), ("ipv6:[::1]:40002", {40002}), ("unix:", set()), ("", set())]
 )
 def test_the_ports_of_running_calls(peer: str, ports: set[int]) -> None:
     """GRPC has no peer for a call whose connection is closed: that must not break the drain."""

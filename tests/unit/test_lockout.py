@@ -18,18 +18,7 @@ KEYS = LockoutKeys((b"k" * 32,))
     [(0, 0), (2, 0), (3, 1), (8, 1), (9, 3), (24, 3), (25, 10), (32, 10), (33, 3600), (34, 3600), (10_000, 3600)],
 )
 def test_the_schedule(failures: int, seconds: int) -> None:
-    """Both ends of every step."""
     assert wait_after(failures) == timedelta(seconds=seconds)
-
-
-def test_wrong_counts_and_right_forgets() -> None:
-    """Failures in a row; a success begins anew."""
-    once = after(NO_FAILURES, Event.WRONG, NOW)
-    twice = after(once, Event.WRONG, NOW + timedelta(seconds=5))
-
-    assert once == FailedSignIns(1, NOW)
-    assert twice == FailedSignIns(2, NOW + timedelta(seconds=5))
-    assert after(twice, Event.RIGHT, NOW + timedelta(seconds=6)) == NO_FAILURES
 
 
 @pytest.mark.parametrize("event", Event)
@@ -71,26 +60,8 @@ def test_whatever_comes_the_count_follows_the_answers(steps: list[tuple[Event, i
         assert attempts.failures == expected
 
 
-def test_at_most_56_guesses_are_answered_in_a_day() -> None:
-    """Whoever tries again the very moment it is allowed gets 56 answers in 24 hours."""
-    attempts, now, answered = NO_FAILURES, NOW, 0
-    while now - NOW < DAY:
-        attempts = after(attempts, Event.WRONG, now)
-        answered += 1
-        now += remaining(attempts, now)
-    assert answered == 56
-
-
 def test_names_are_counted_apart_and_are_not_in_the_keys() -> None:
     """The kind is part of the key; without the secret nobody can make the key of a name."""
     assert KEYS.of("email", "ada") != KEYS.of("username", "ada")
     assert KEYS.of("email", "ada") != LockoutKeys((b"x" * 32,)).of("email", "ada")
     assert b"ada" not in KEYS.of("username", "ada")[0]
-
-
-def test_every_secret_key_has_a_key_of_its_own() -> None:
-    """After a rotation the count under the old key is still found."""
-    both = LockoutKeys((b"new" * 11, b"k" * 32)).of("id", 7)
-
-    assert len(both) == 2
-    assert both[1] == KEYS.of("id", 7)[0]

@@ -81,8 +81,6 @@ def test_a_chain_of_errors_is_logged_without_its_texts() -> None:
 
 
 class FailingStream(io.StringIO):
-    """A stream whose writes fail with this error while there is one."""
-
     error: Exception | None = None
 
     def write(self, text: str) -> int:

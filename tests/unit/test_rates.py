@@ -81,7 +81,6 @@ class Limited:
         self.limits = RateLimits(default, clock=lambda: self.now)
 
     def calls(self, caller: str, count: int, own: Rate | None = None) -> int:
-        """How many of so many calls are admitted."""
         return sum(self.refusal(caller, own) is None for _ in range(count))
 
     def refusal(self, caller: str, own: Rate | None = None) -> RateLimitedError | None:
@@ -93,15 +92,6 @@ class Limited:
 
 
 class TestCallers:
-    def test_each_has_a_bucket(self) -> None:
-        """A caller over its rate takes nothing from the others; its own rate precedes the default."""
-        limited = Limited(Rate(10, 3))
-
-        assert limited.calls("greedy", 10) == 3
-        assert limited.calls("modest", 3) == 3
-        assert limited.calls("trusted", 10, Rate(100, 8)) == 8
-        assert limited.calls("free", 1000, UNLIMITED) == 1000
-
     def test_are_told_when_to_retry(self) -> None:
         """In milliseconds, rounded up; a retry at that time is admitted."""
         limited = Limited(Rate(3, 1))

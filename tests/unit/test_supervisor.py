@@ -123,7 +123,6 @@ def test_a_worker_that_the_system_cannot_start_is_tried_again(tmp_path: Path) ->
 
 
 def test_a_worker_that_does_not_start_is_killed(tmp_path: Path) -> None:
-    """Another one is started."""
     limits = Limits(stop=_LONG, start=0.0, back_off=[0.0] * 100)
     workers = Workers("write('started '); signal.pause()", tmp_path, limits)
     assert workers.run(("started", 2), signal.SIGTERM) == 0
