@@ -18,7 +18,7 @@ from service.base.ports import PortInUseError
 from service.base.settings import Settings, SettingsError, load_settings
 from service.cli.common import database_url, fail, settings_or_fail, upgrade
 from service.db.schema import SchemaBehindError
-from service.observability.log import drain
+from service.observability.log import flush
 
 if TYPE_CHECKING:
     from service.server.server import Server
@@ -44,7 +44,7 @@ def dev() -> None:
                 assumed_caller = LOCAL_CALLER
         is_clean = _serve(settings, url, assumed_caller=assumed_caller)
     if not is_clean:
-        drain()
+        flush()
         os._exit(0)
 
 
@@ -95,14 +95,14 @@ def _serve(settings: Settings, url: URL, *, assumed_caller: str | None) -> bool:
         server.start()
     except (SettingsError, PortInUseError, SchemaBehindError) as error:
         fail(str(error))
-    drain()  # so that the log does not come in between
+    flush()  # so that the log does not come in between
     _print_banner(server, settings)
     server.wait()
     failure = server.failure
     is_clean = server.stop()
     if failure is not None:
         click.echo(f"personae: {failure}", err=True)
-        drain()
+        flush()
         os._exit(1)  # a call that still runs must not hold up the end
     return is_clean
 

@@ -11,7 +11,7 @@ from service.base.ports import PortInUseError
 from service.base.settings import SettingsError, load_settings
 from service.cli.common import fail, settings_or_fail
 from service.db.schema import SchemaBehindError
-from service.observability.log import drain
+from service.observability.log import flush
 
 
 @click.command()
@@ -27,7 +27,7 @@ def serve() -> None:
         code = run_workers(settings, settings.url)
     except PortInUseError as error:
         fail(str(error))
-    drain()
+    flush()
     sys.exit(code)
 
 

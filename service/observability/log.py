@@ -50,13 +50,13 @@ def configure(level: str, log_format: Format, stream: TextIO = sys.stderr, *, wo
     logging.getLogger("grpc._cython.cygrpc").addFilter(_has_no_header_values)
 
 
-def drain(timeout: float = 1.0) -> None:
+def flush(timeout: float = 1.0) -> None:
     """Wait until what was logged so far is written, at most `timeout` seconds: before a process ends."""
     for writer in _writers:
         writer.flush(timeout)
 
 
-atexit.register(drain)
+atexit.register(flush)
 
 
 def lost_lines() -> int:

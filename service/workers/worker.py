@@ -10,7 +10,7 @@ from sqlalchemy.engine import URL
 from service.base.cores import allowed_cores, pin_thread
 from service.base.gc_tuning import freeze_startup_objects
 from service.base.settings import Settings
-from service.observability.log import drain
+from service.observability.log import flush
 from service.server.wiring import build_server
 from service.workers.channel import SupervisorChannel
 
@@ -60,6 +60,6 @@ def work(settings: Settings, url: URL, *, channel: int, core: int | None, worker
         server.retire()
     failure = server.failure
     if not server.stop(drain=0.0 if supervisor.is_orphaned else None):  # a new supervisor waits for an orphan's port
-        drain()
+        flush()
         os._exit(os.EX_OK if failure is None else os.EX_CONFIG)
     return failure

@@ -35,7 +35,7 @@ class TestConfigure:
         log.configure("info", form, stream)
         structlog.get_logger("x").info("hello", n=1)
         structlog.get_logger("x").debug("not this")
-        log.drain()
+        log.flush()
 
         assert stream.getvalue().startswith(start)
         assert stream.getvalue().count("\n") == 1
@@ -49,7 +49,7 @@ class TestConfigure:
         library.info("not this")
         library.error("bad %s %s", "arguments")
         library.error("failed", exc_info=ValueError("ada@example.com"))
-        log.drain()
+        log.flush()
 
         first, second, third = (json.loads(line) for line in stream.getvalue().splitlines())
         assert (first["event"], first["level"], first["worker"]) == ("7 clients", "warning", 3)
@@ -64,7 +64,7 @@ class TestConfigure:
         library = logging.getLogger("grpc._cython.cygrpc")
         library.error("Invalid encoding on b'Bearer pk_…\\xff'")
         library.error("Handshake failed")
-        log.drain()
+        log.flush()
 
         assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["Handshake failed"]
 
