@@ -59,7 +59,7 @@ class TestAuthenticate:
         requests = [
             *(by(new_user(api.users, password=PASSWORD).email, one) for one in wrong),  # after three a name is locked
             *(by(identifier, PASSWORD) for identifier in identifiers),
-            pb.AuthenticateRequest(user_id=NO_SUCH_ID, password=PASSWORD),
+            pb.AuthenticateRequest(user_id=NO_SUCH_ID - random.randint(1, 10**9), password=PASSWORD),
         ]
 
         failures = [fails(api.authentication.Authenticate, request) for request in requests]
