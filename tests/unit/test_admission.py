@@ -50,7 +50,7 @@ class TestBoundedExecutor:
             assert executor.submit(serve).result(PATIENCE) == "served"
             assert not is_refused()
 
-    def test_in_an_overload_one_rpc_for_each_thread_waits(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_in_an_overload_few_wait(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """From a refusal on, until nothing was refused for a quarter of a second. Then a burst is served again."""
         now = [1000.0]
         monkeypatch.setattr("service.rpc.admission.executor.monotonic", lambda: now[0])
@@ -59,15 +59,15 @@ class TestBoundedExecutor:
         def serve() -> bool:
             return is_refused() or not may_end.acquire(timeout=PATIENCE)
 
-        with bounded(1, 4) as executor:
-            burst = [executor.submit(serve) for _ in range(5)]
+        with bounded(1, 200) as executor:
+            burst = [executor.submit(serve) for _ in range(201)]
             assert executor.submit(serve).result(0)
-            may_end.release(3)
-            eventually(lambda: executor.waiting == 1)
+            may_end.release(100)
+            eventually(lambda: executor.waiting == 100)
             assert executor.submit(serve).result(0)
             now[0] += 0.3
-            burst += [executor.submit(serve) for _ in range(3)]
-            may_end.release(5)
+            burst += [executor.submit(serve) for _ in range(100)]
+            may_end.release(201)
             assert not any(future.result(PATIENCE) for future in burst)
 
     def test_starts_its_threads_when_told_to(self) -> None:

@@ -6,8 +6,8 @@ where the `admit` stage finds that the RPC `is_refused` and answers SERVER_BUSY 
 thread switch, is logged and counted like every other answer, and slows down the serving thread when too many come.
 
 A burst may fill the queue. Once the queue is full the server is overloaded: a long queue would only make every answer
-late, and keep the threads so busy that the serving thread cannot refuse calls as fast as they come. Then one RPC for
-each thread may wait, until nothing was refused for a moment. See decision 0030.
+late, and keep the threads so busy that the serving thread cannot refuse calls as fast as they come. Then only a few
+may wait, until nothing was refused for a moment. See decision 0030.
 """
 
 import math
@@ -18,6 +18,7 @@ from typing import Any
 
 from service.base.clock import monotonic
 
+_MAX_WAITING_IN_OVERLOAD = 64
 _OVERLOAD_SECONDS = 0.25
 """How long an overload lasts after a refusal. While it goes on calls are refused all the time."""
 
@@ -48,7 +49,7 @@ class BoundedExecutor(ThreadPoolExecutor):
         on_start: Callable[[float], None] | None = None,
         initializer: Callable[[], object] | None = None,
     ) -> None:
-        """max_waiting: RPCs that may wait for a thread; in an overload one for each thread.
+        """max_waiting: RPCs that may wait for a thread; in an overload at most 64.
 
         on_start: gets the seconds that each RPC waited for its thread. initializer: runs first on each thread.
         """
@@ -76,7 +77,7 @@ class BoundedExecutor(ThreadPoolExecutor):
         now = monotonic()
         with self._changed:
             is_overloaded = now - self._refused_at < _OVERLOAD_SECONDS
-            max_waiting = min(self.threads, self._max_waiting) if is_overloaded else self._max_waiting
+            max_waiting = min(_MAX_WAITING_IN_OVERLOAD, self._max_waiting) if is_overloaded else self._max_waiting
             is_admitted = self._admitted < self.threads + max_waiting
             self._admitted += is_admitted
             if not is_admitted:
