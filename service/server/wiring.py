@@ -3,7 +3,6 @@
 `Settings` itself goes no further: every object below gets the values that it uses.
 """
 
-import math
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -131,7 +130,8 @@ def build_server(
     database = open_database(settings, url, watch=telemetry.watch)
     health = Health(SERVICE_NAMES)
     drain, stopping = Drain(), Event()
-    hash_threads = settings.hash_threads or max(2, math.ceil(usable_cores(hash_cores) / workers))
+    # One more than this worker's share of the cores: no core idles while the holder of a permit is at the database.
+    hash_threads = settings.hash_threads or usable_cores(hash_cores) // workers + 1
     executors = _executors(settings, hash_threads, hash_cores, telemetry)
     hashing = HashLimiter(hash_threads, max_waiting=settings.hash_max_waiting, instrument=telemetry.instrument_hash)
     pipeline = Pipeline(
