@@ -122,8 +122,6 @@ class Server:
         try:
             self.monitor.check_first()
             self._ports = tuple(listener.bind(self.grpc) for listener in self.listeners)
-            for executor in self.executors:
-                executor.start_threads()
             self.telemetry.start(self.state, is_ready=lambda: self._is_started and self.health.is_serving)
         except Exception:
             self._guards_stopping.set()

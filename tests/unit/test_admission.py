@@ -43,7 +43,7 @@ class TestBoundedExecutor:
         with bounded(2, 3) as executor:
             futures = [executor.submit(serve) for _ in range(9)]
             assert [future.result(0) for future in futures[5:]] == ["refused"] * 4
-            assert (executor.running, executor.waiting) == (2, 3)
+            eventually(lambda: (executor.running, executor.waiting) == (2, 3))
             may_end.set()
             assert [future.result(PATIENCE) for future in futures[:5]] == ["served"] * 5
             assert threads == [threading.current_thread().name] * 4
@@ -70,11 +70,24 @@ class TestBoundedExecutor:
             may_end.release(201)
             assert not any(future.result(PATIENCE) for future in burst)
 
-    def test_starts_its_threads_when_told_to(self) -> None:
-        """So that none has to be started on gRPC's serving thread."""
-        with bounded(7, 0) as executor:
-            executor.start_threads()
-            assert sum(thread.name.startswith("test_") for thread in threading.enumerate()) == 7
+    def test_a_thread_that_cannot_be_started_ends_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The RPC waits for the threads that there are; gRPC's serving thread, which submits it, goes on."""
+        may_end, has_run = Event(), Event()
+
+        def cannot_start(_thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with bounded(2, 5) as executor:
+            running = executor.submit(may_end.wait, PATIENCE)
+            eventually(lambda: executor.running == 1)
+            with monkeypatch.context() as patched:
+                patched.setattr(threading.Thread, "start", cannot_start)
+                executor.submit(has_run.set)
+            assert (executor.running, executor.waiting) == (1, 1)
+            may_end.set()
+            assert running.result(PATIENCE)
+            assert has_run.wait(PATIENCE)
+            eventually(lambda: (executor.running, executor.waiting) == (0, 0))
 
     def test_a_refusal_that_fails_leaves_the_submitting_thread_alone(self) -> None:
         """The submitting thread is gRPC's serving thread, which must survive."""

@@ -13,7 +13,7 @@ may wait, until nothing was refused for a moment. See decision 0030.
 import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Barrier, Condition, local
+from threading import Condition, local
 from typing import Any
 
 from service.base.clock import monotonic
@@ -57,20 +57,17 @@ class BoundedExecutor(ThreadPoolExecutor):
         self.threads = threads
         self._max_waiting = max_waiting
         self._on_start = on_start
+        self.running = 0
+        """The number of RPCs that have a thread."""
         self._admitted = 0
         self._refused_at = -math.inf
         """When an RPC was refused last, in monotonic seconds."""
         self._changed = Condition()
 
     @property
-    def running(self) -> int:
-        """The number of RPCs that have a thread."""
-        return min(self._admitted, self.threads)
-
-    @property
     def waiting(self) -> int:
         """The number of RPCs that wait for a thread."""
-        return max(0, self._admitted - self.threads)
+        return self._admitted - self.running
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Queue the RPC; if the queue is full, run it on this thread, to be refused."""
@@ -84,35 +81,30 @@ class BoundedExecutor(ThreadPoolExecutor):
                 self._refused_at = now
         if not is_admitted:
             return _run_refused(fn, args, kwargs)
-        future = super().submit(self._run, now, fn, args, kwargs)
-        future.add_done_callback(self._leave)
-        return future
-
-    def start_threads(self) -> None:
-        """Start all threads now. Raises RuntimeError when the system has none to give.
-
-        The pool would start them when they are needed, on gRPC's serving thread, which would not survive a failure.
-        """
-        all_started = Barrier(self.threads + 1)
-        for _ in range(self.threads):
-            super().submit(all_started.wait)
-        all_started.wait()
+        try:
+            return super().submit(self._run, now, fn, args, kwargs)
+        except (
+            RuntimeError
+        ):  # no thread can be started: the RPC is queued, for those that there are; or the pool has ended
+            return Future()  # raising would end gRPC's serving thread
 
     def end(self, *, patience: float) -> bool:
         """Start no more RPCs, and wait up to `patience` seconds for those that run. Returns whether all have ended."""
         self.shutdown(wait=False, cancel_futures=True)
         with self._changed:
-            return self._changed.wait_for(lambda: not self._admitted, timeout=patience)
+            return self._changed.wait_for(lambda: not self.running, timeout=patience)
 
     def _run(self, submitted_at: float, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if self._on_start is not None:
-            self._on_start(monotonic() - submitted_at)
-        return fn(*args, **kwargs)
-
-    def _leave(self, _future: Future[Any]) -> None:
         with self._changed:
-            self._admitted -= 1
-            if not self._admitted:
+            self.running += 1
+        try:
+            if self._on_start is not None:
+                self._on_start(monotonic() - submitted_at)
+            return fn(*args, **kwargs)
+        finally:
+            with self._changed:
+                self.running -= 1
+                self._admitted -= 1
                 self._changed.notify_all()
 
 
