@@ -1,5 +1,6 @@
 """What the commands share: settings, a database to work on, and the way to fail."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from service.base.errors import PersonaeError
 from service.base.settings import Settings, SettingsError, load_settings, psycopg2_url
 from service.db.diagnosis import diagnose
 from service.db.schema import SchemaBehindError, connect, database_revision, needed_revision, require_schema
-from service.observability.log import configure
+from service.observability.log import configure, flush
 
 if TYPE_CHECKING:
     from service.db.engine import Database
@@ -34,7 +35,24 @@ def settings_or_fail(*, worker: int | None = None, code: int = 1, **overrides: o
 
 def fail(text: str, code: int = 1) -> NoReturn:
     """Say why the command cannot be done, and end it."""
+    flush()  # the reason is the last line
     click.echo(f"personae: {text}", err=True)
+    sys.exit(code)
+
+
+def silence_grpc(settings: Settings) -> None:
+    """Keep gRPC's own log lines, which are no JSON, out of the log; with TLS they tell of failed handshakes, and stay.
+    Call it before gRPC is loaded.
+    """
+    if not settings.has_tls:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251  gRPC's own
+
+
+def end_process(code: int, *, is_clean: bool = True) -> NoReturn:
+    """End the process after the last log line. is_clean: False when a call still runs, which would hold up the end."""
+    flush()
+    if not is_clean:
+        os._exit(code)
     sys.exit(code)
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import orjson
 from sqlalchemy.engine import URL
@@ -27,15 +28,18 @@ def inherited() -> dict[str, str]:
 class Process:
     """`python -m service …`, and what it prints, line by line."""
 
-    def __init__(self, *arguments: str, **environment: str) -> None:
-        """environment: wins over the defaults of the tests; of this process' own, only what Python needs is passed."""
+    def __init__(self, *arguments: str, directory: Path | str = ROOT, **environment: str) -> None:
+        """directory: where it is started, and reads .env. environment: wins over the defaults of the tests; of this
+        process' own, only what Python needs is passed. An empty value is for .env to set.
+        """
         self.lines: list[str] = []
         self._shows_an_email = "dev" in arguments  # in the example that it prints for people
         self._changed = threading.Condition()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "service", *arguments],
-            cwd=ROOT,
+            cwd=directory,
             env=inherited()
+            | {"PYTHONPATH": str(ROOT)}
             | {"LOG_FORMAT": "json", "SECRET_KEYS": KEY, "BCRYPT_COST": "4", "GRPC_PORT": "0", "CALLER_AUTH": "off"}
             | {"GRPC_WORKERS": "1", "SHUTDOWN_DRAIN": "0"}
             | environment,
@@ -89,8 +93,8 @@ class Process:
 
 
 @contextlib.contextmanager
-def process(*arguments: str, **environment: str) -> Iterator[Process]:
-    made = Process(*arguments, **environment)
+def process(*arguments: str, directory: Path | str = ROOT, **environment: str) -> Iterator[Process]:
+    made = Process(*arguments, directory=directory, **environment)
     try:
         yield made
     finally:
