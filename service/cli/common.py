@@ -48,9 +48,13 @@ def silence_grpc(settings: Settings) -> None:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251  gRPC's own
 
 
-def end_process(code: int, *, is_clean: bool = True) -> NoReturn:
-    """End the process after the last log line. is_clean: False when a call still runs, which would hold up the end."""
+def end_process(code: int, *, failure: Exception | None = None, is_clean: bool = True) -> NoReturn:
+    """End a server's process. failure: why it could not go on, said on the last line. is_clean: False when a call still
+    runs, which would hold up the end.
+    """
     flush()
+    if failure is not None:
+        click.echo(f"personae: {failure}", err=True)
     if not is_clean:
         os._exit(code)
     sys.exit(code)

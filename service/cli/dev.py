@@ -43,9 +43,7 @@ def dev() -> None:
             if is_open and "caller_auth" not in settings.model_fields_set:
                 assumed_caller = LOCAL_CALLER
         failure, is_clean = _serve(settings, url, assumed_caller=assumed_caller)
-    if failure is not None:
-        click.echo(f"personae: {failure}", err=True)
-    end_process(int(failure is not None), is_clean=is_clean)
+    end_process(int(failure is not None), failure=failure, is_clean=is_clean)
 
 
 @click.command("dev-certs")

@@ -57,9 +57,7 @@ def worker(*, number: int, channel: int, core: int | None, workers: int, kept: K
         failure, is_clean = work(settings, url, channel=channel, core=core, workers=workers, protection=own)
     except (SettingsError, PortInUseError, SchemaBehindError) as error:
         fail(str(error), os.EX_CONFIG)
-    if failure is not None:
-        click.echo(f"personae: {failure}", err=True)
-    end_process(os.EX_OK if failure is None else os.EX_CONFIG, is_clean=is_clean)
+    end_process(os.EX_OK if failure is None else os.EX_CONFIG, failure=failure, is_clean=is_clean)
 
 
 def _require_url_and_ports(settings: Settings, kept: Kept) -> URL:

@@ -224,7 +224,7 @@ class Supervisor:
         self._workers.remove(worker)
         self.on_exit(worker.number)
         self._numbers.remove(worker.number)
-        if worker.is_leaving:
+        if worker.is_leaving and code != os.EX_CONFIG:  # with that it has said itself why it ends, as its last line
             _log.info("worker left", worker=worker.number, pid=worker.process.pid, why=_exit_reason(code))
         return code
 

@@ -54,8 +54,8 @@ class Process:
     def wait_for(self, word: str, count: int = 1) -> str:
         """Wait until so many lines contain the word; return the last of them."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._with(word)) >= count or not self._reader.is_alive(), PATIENCE)
-        found = self._with(word)
+            self._changed.wait_for(lambda: len(self.having(word)) >= count or not self._reader.is_alive(), PATIENCE)
+        found = self.having(word)
         assert len(found) >= count, self.lines
         return found[count - 1]
 
@@ -68,6 +68,12 @@ class Process:
     def port(self) -> int:
         return int(orjson.loads(self.wait_for('"listening"'))["port"])
 
+    @property
+    def last_line(self) -> str:
+        """What it printed last, once it has ended."""
+        self._reader.join(10)
+        return self.lines[-1]
+
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
@@ -77,7 +83,8 @@ class Process:
             assert pipe is not None
             pipe.close()
 
-    def _with(self, word: str) -> list[str]:
+    def having(self, word: str) -> list[str]:
+        """The lines that contain the word."""
         return [line for line in self.lines if word in line]
 
     def _read(self) -> None:
