@@ -182,7 +182,7 @@ def test_a_reload_never_protects_less(private_url: URL, tmp_path: Path) -> None:
     go on. What the supervisor keeps, like GRPC_HOST, is validated together with what a new worker reads.
     """
     make_dev_certificates(tmp_path, now=utc_now())
-    tls = {"TLS_CERTIFICATE_FILE": "server.pem", "TLS_PRIVATE_KEY_FILE": "server.key"}
+    tls = {"TLS_CERTIFICATE_FILE": "server/server.pem", "TLS_PRIVATE_KEY_FILE": "server/server.key"}
     settings = tls | {
         "GRPC_HOST": "0.0.0.0",
         "DATABASE_URL": libpq_url(private_url),
@@ -195,7 +195,7 @@ def test_a_reload_never_protects_less(private_url: URL, tmp_path: Path) -> None:
         "TLS_CERTIFICATE_FILE: ": no_tls | {"INSECURE_PLAINTEXT": "true"},
         "CALLER_AUTH: ": {"CALLER_AUTH": "off"},
         "SECRET_KEYS is not set": {"SECRET_KEYS": "", "GRPC_HOST": "127.0.0.1"},
-        "needs a second port": {"TLS_CLIENT_CA_FILE": "ca.pem", "TLS_CLIENT_CERTIFICATES": "optional"},
+        "needs a second port": {"TLS_CLIENT_CA_FILE": "server/ca.pem", "TLS_CLIENT_CERTIFICATES": "optional"},
         "is not PEM": {"TLS_CERTIFICATE_FILE": ".env"},
     }
 
