@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -86,8 +87,12 @@ def _serve_metrics(settings: Settings, supervisor: Supervisor, directory: str, s
 def _metrics_directory() -> Iterator[str]:
     """Make a temporary directory, locked while it is used. Removes those of supervisors that were killed."""
     for abandoned in Path(gettempdir()).glob(f"{_PREFIX}*"):
-        with suppress(OSError), (abandoned / _LOCK).open("r") as lock:
-            if abandoned.lstat().st_uid == os.geteuid() and not abandoned.is_symlink():
+        with suppress(OSError):
+            found = abandoned.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+                continue
+            # Anybody may make such a name: to open a pipe would wait for ever.
+            with os.fdopen(os.open(abandoned / _LOCK, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(abandoned, ignore_errors=True)
     with TemporaryDirectory(prefix=_PREFIX) as directory, Path(directory, _LOCK).open("w") as lock:

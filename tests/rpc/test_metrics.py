@@ -235,6 +235,12 @@ class TestServing:
         assert b"personae_database_up 1.0" in gzip.decompress(body)
         assert b"personae_database_up" in get(measured.port, "/metrics?name[]=nothing")[2]
 
+    @pytest.mark.parametrize("version", ["x", "1.x", "9" * 5000])
+    @pytest.mark.parametrize("kind", ["text/plain", "application/openmetrics-text"])
+    def test_a_format_that_does_not_exist(self, measured: Measured, kind: str, version: str) -> None:
+        """Is answered as none at all: a client cannot fill the log with errors."""
+        assert get(measured.port, Accept=f"{kind};version={version}")[0] == 200
+
     @pytest.mark.parametrize(
         "method, path, status",
         [("GET", "/", 404), ("GET", "/metrics/", 404), ("HEAD", "/metrics", 405), ("POST", "/livez", 405)],

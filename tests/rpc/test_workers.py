@@ -149,12 +149,19 @@ def test_metrics_are_those_of_all_workers(private_url: URL) -> None:
 
 
 def test_a_worker_that_cannot_write_metrics_serves(private_url: URL, tmp_path: Path) -> None:
-    """Without metrics, when their directory is gone. The one that a killed supervisor left behind is removed."""
+    """Without metrics, when their directory is gone. The one that a killed supervisor left behind is removed, and what
+    others have put there does not hold up the start.
+    """
     abandoned = tmp_path / "personae-metrics-abandoned"
     abandoned.mkdir()
     (abandoned / "lock").touch()
+    trap = tmp_path / "personae-metrics-trap"
+    trap.mkdir()
+    os.mkfifo(trap / "lock")
+    if os.geteuid() == 0:
+        os.chown(trap, 65534, 65534)
     with serving(private_url, METRICS_PORT=str(free_port()), TMPDIR=str(tmp_path)) as (server, address):
-        [directory] = tmp_path.glob("personae-metrics-*")
+        [directory] = set(tmp_path.glob("personae-metrics-*")) - {trap}
         assert directory != abandoned
         shutil.rmtree(directory)
         kill_a_worker(server)
