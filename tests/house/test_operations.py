@@ -72,7 +72,7 @@ def test_keys_and_certificates(private_url: URL, tmp_path: Path) -> None:
         follow(recipe("A key has leaked"), typing)
         before = shown(typing)
         follow(recipe("Renew the server's certificate"), typing)
-        assert before != shown(typing) == (tmp_path / "tls/server.pem").read_text()
+        assert before != shown(typing) == (tmp_path / "tls/server/server.pem").read_text()
         follow(recipe("Change the CA of callers"), typing)
         follow(recipe("Change a caller's name in certificates"), typing)
 
