@@ -46,7 +46,7 @@ from service.rpc.health import Health
 from service.rpc.methods import Executor, Response, require_rows
 from service.rpc.pipeline.drain import Drain
 from service.rpc.pipeline.interceptor import Pipeline
-from service.rpc.pipeline.stages import stages
+from service.rpc.pipeline.stages import refusal_stages, stages
 from service.rpc.reflection import enable_reflection
 from service.rpc.servicers.audit import AuditServicer
 from service.rpc.servicers.authentication import AuthenticationServicer
@@ -144,6 +144,7 @@ def build_server(
                 rate_of(settings.caller_code_rate_limit, settings.caller_code_rate_burst), clock=rate_clock
             ),
         ),
+        refusal_stages=refusal_stages(telemetry.stages),
         max_seconds=settings.rpc_timeout,
         executors=executors,
         health_executor=health.executor,

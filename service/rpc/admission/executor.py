@@ -2,8 +2,8 @@
 
 grpc.server submits every RPC to a thread pool and does not bound its queue. `BoundedExecutor` admits as many RPCs as it
 has threads and room in its queue. It runs any further RPC at once on the submitting thread, gRPC's serving thread,
-where the `admit` stage finds that the RPC `is_refused` and answers SERVER_BUSY without blocking. So a refusal costs no
-thread switch, is logged and counted like every other answer, and slows down the serving thread when too many come.
+where the pipeline finds that the RPC `is_refused` and answers SERVER_BUSY without blocking. So a refusal costs no
+thread switch, is counted like every other answer, and slows down the serving thread when too many come.
 
 A burst may fill the queue. Once the queue is full the server is overloaded: a long queue would only make every answer
 late, and keep the threads so busy that the serving thread cannot refuse calls as fast as they come. Then only a few
@@ -16,11 +16,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Condition, local
 from typing import Any
 
+import structlog
+
 from service.base.clock import monotonic
 
 _MAX_WAITING_IN_OVERLOAD = 64
 _OVERLOAD_SECONDS = 0.25
 """How long an overload lasts after a refusal. While it goes on calls are refused all the time."""
+
+_log = structlog.get_logger("personae.rpc")
 
 
 class _Thread(local):
@@ -62,6 +66,7 @@ class BoundedExecutor(ThreadPoolExecutor):
         self._admitted = 0
         self._refused_at = -math.inf
         """When an RPC was refused last, in monotonic seconds."""
+        self._name, self._refused, self._logged_at = name, 0, -math.inf
         self._changed = Condition()
 
     @property
@@ -80,6 +85,7 @@ class BoundedExecutor(ThreadPoolExecutor):
             if not is_admitted:
                 self._refused_at = now
         if not is_admitted:
+            self._log_refusals(now)
             return _run_refused(fn, args, kwargs)
         try:
             return super().submit(self._run, now, fn, args, kwargs)
@@ -93,6 +99,13 @@ class BoundedExecutor(ThreadPoolExecutor):
         self.shutdown(wait=False, cancel_futures=True)
         with self._changed:
             return self._changed.wait_for(lambda: not self.running, timeout=patience)
+
+    def _log_refusals(self, now: float) -> None:
+        """A line for each refused RPC would cost more than the refusal. Only gRPC's serving thread calls this."""
+        self._refused += 1
+        if now - self._logged_at >= 1:
+            self._logged_at = now
+            _log.warning("server busy, calls refused", executor=self._name, refused_since_start=self._refused)
 
     def _run(self, submitted_at: float, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         with self._changed:

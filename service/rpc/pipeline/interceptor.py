@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from service.base.clock import monotonic
 from service.base.errors import MalformedMessageError, PersonaeError
 from service.base.randomness import random_id
-from service.rpc.admission.executor import BoundedExecutor
+from service.rpc.admission.executor import BoundedExecutor, is_refused
 from service.rpc.context import REQUEST_ID_KEY, CallContext, enter, read_metadata
 from service.rpc.methods import METHODS, Executor
 from service.rpc.pipeline.request_reader import CHECK_INTERVAL, RequestReader
@@ -32,12 +32,16 @@ class Pipeline(grpc.ServerInterceptor):
         self,
         stages: Sequence[Stage],
         *,
+        refusal_stages: Sequence[Stage],
         max_seconds: float,
         executors: Mapping[Executor, BoundedExecutor],
         health_executor: BoundedExecutor,
     ) -> None:
-        """max_seconds: the deadline of RPCs whose caller set none or a later one."""
-        self._stages = tuple(stages)
+        """refusal_stages: what RPCs pass through that were not admitted. They run on gRPC's serving thread.
+
+        max_seconds: the deadline of RPCs whose caller set none or a later one.
+        """
+        self._stages, self._refusal_stages = tuple(stages), tuple(refusal_stages)
         self._max_seconds = max_seconds
         self._executors = executors
         # Slow messages may hold half of the threads of each executor.
@@ -80,6 +84,7 @@ class Pipeline(grpc.ServerInterceptor):
         executor = METHODS[name].executor
         method = WrappedMethod(name, METHODS[name], handler.request_deserializer, self._readers[executor])
         run = _compose(self._stages, method, handler.unary_unary)
+        refuse = _compose(self._refusal_stages, method, handler.unary_unary)
         max_seconds = self._max_seconds
 
         def behaviour(requests: Any, context: grpc.ServicerContext) -> Any:
@@ -87,7 +92,7 @@ class Pipeline(grpc.ServerInterceptor):
             call = CallContext(name, context, monotonic() + min(context.time_remaining(), max_seconds))
             read_metadata(call)
             enter(call)
-            response = run(requests, call)
+            response = refuse(requests, call) if is_refused() else run(requests, call)
             if call.status is not None:
                 context.abort_with_status(call.status)  # always raises
             context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))

@@ -101,11 +101,19 @@ def require_admitted() -> None:
         raise ServerBusyError
 
 
-def admit(proceed: Handler, _method: WrappedMethod) -> Handler:
-    """Refuse an RPC that was not admitted, and one whose caller has gone while it waited for a thread."""
+def refuse(_proceed: Handler, _method: WrappedMethod) -> Handler:
+    """Refuse an RPC that was not admitted."""
+
+    def run(_request: Any, _call: CallContext) -> Any:
+        raise ServerBusyError
+
+    return run
+
+
+def drop_unwanted(proceed: Handler, _method: WrappedMethod) -> Handler:
+    """Refuse an RPC whose caller has gone while it waited for a thread."""
 
     def run(request: Any, call: CallContext) -> Any:
-        require_admitted()
         require_wanted(call)
         return proceed(request, call)
 
@@ -206,13 +214,21 @@ def stages(
         *observers,
         log_access,  # outside all that refuses or fails, so that every RPC is logged
         answer_errors,  # inside the log, which needs the status; outside all that raises
-        admit,  # before any work for the RPC
+        drop_unwanted,  # before any work for the RPC
         draining(drain),  # around all work, so that the drain ends with the last RPC
         authorisation(identify),  # before reading, so that no thread waits for the message of an unknown caller
         rate_limiting(limits, code_limits),  # needs the caller; before reading, which a refused RPC is not worth
         receive,
         retry_database_failures,  # innermost: retries the handler alone
     )
+
+
+def refusal_stages(observers: Sequence[Stage] = ()) -> tuple[Stage, ...]:
+    """The stages of an RPC that was not admitted: it is counted and answered. The less it costs, the more is served.
+
+    The executor logs how many there were.
+    """
+    return (*observers, answer_errors, refuse)
 
 
 def _user_id(text: str) -> int:
