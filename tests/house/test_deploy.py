@@ -187,7 +187,7 @@ def test_every_setting_of_the_pods_exists_and_fits() -> None:
     known: dict[str, Any] = {
         name.lower(): value for name, value in CONFIGURED.items() if name.lower() in Settings.model_fields
     }
-    settings = Settings(_env_file=None, database_url="postgresql://db.example.com/personae", **known)
+    settings = Settings(_env_file=None, database_url="postgresql://db.example.com/personae?sslmode=verify-full", **known)
     assert settings.has_tls
     assert settings.client_certificates == "optional"
     assert settings.caller_auth == "required"
