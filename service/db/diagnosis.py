@@ -62,8 +62,7 @@ _BY_MESSAGE = {
     ),
     "root certificate": Diagnosis(
         "The CA certificates for the server's certificate cannot be read",
-        "Name a file in DATABASE_URL that the service can read: sslrootcert=FILE, or sslrootcert=system for the CAs of "
-        "this machine.",
+        "Name a file in DATABASE_URL that the service can read: sslrootcert=FILE.",
     ),
     "certificate verify failed": Diagnosis(
         "The server's certificate is not valid, or not signed by the CA of sslrootcert",
