@@ -42,6 +42,7 @@ _REMEDIES = {
     "pgbouncer": "remove it: Personae needs no option for PgBouncer",
     "pool_timeout": "remove it, and set DB_POOL_TIMEOUT",
     "replication": "remove it: such a connection runs no SQL",
+    "requiressl": "write sslmode=verify-full instead",  # libpq would let it take the place of sslmode
     "schema": "remove it, and give the role a search_path: ALTER ROLE … SET search_path = …",
     "ssl": "write sslmode=verify-full instead",
     "sslaccept": "write sslmode=verify-full instead",
@@ -75,7 +76,7 @@ def parse_url(text: str) -> URL:
         hosts += repeated
     if hosts:
         spelled = _one_spelling(hosts)
-        if {"port"} <= spelled.keys() & url.query.keys():
+        if "port" in spelled and "port" in url.query:
             raise ValueError("has ports beside its hosts and a port= as well: remove one")
         url = url.set(query={**url.query, **spelled})
     return _with_ports(url)
@@ -155,7 +156,7 @@ def _check_options(url: URL) -> None:
         if not _is_known(name):
             raise ValueError(f"{option} is not one of PostgreSQL's: {_REMEDIES.get(name, _UNKNOWN)}")
         if name in _REMEDIES:
-            raise ValueError(f"{option} has no effect here: {_REMEDIES[name]}")
+            raise ValueError(f"{option} cannot be used: {_REMEDIES[name]}")
 
 
 def _is_known(option: str) -> bool:

@@ -68,7 +68,7 @@ _BY_MESSAGE = {
         "The server's certificate is not valid, or not signed by the CA of sslrootcert",
         "Name the CA that signs it in DATABASE_URL: sslrootcert=FILE.",
     ),
-    "does not match host name": Diagnosis(
+    "does not match host name|host name must be specified": Diagnosis(
         "The server's certificate is for another host name",
         "Write a name of the certificate into DATABASE_URL, or give the server a certificate for this host.",
     ),

@@ -111,9 +111,10 @@ SETTINGS = [  # refused before anything is tried, and by every command alike
     ),
     (f"{LOCAL}?a%20b%3d=1", "an option is not one of PostgreSQL's: remove it"),
     (f"{LOCAL}?{'x' * 100}=1", "an option is not one of PostgreSQL's: remove it"),
-    *((f"{LOCAL}?{name}=abc", f"the option {name} has no effect here: remove it") for name in connect_arguments(2)),
+    *((f"{LOCAL}?{name}=abc", f"the option {name} cannot be used: remove it") for name in connect_arguments(2)),
     (f"{LOCAL}?connect_timeout=10", "set DB_CONNECT_TIMEOUT"),
-    (f"{LOCAL}?replication=true", "the option replication has no effect here: remove it"),
+    (f"{LOCAL}?replication=true", "the option replication cannot be used: remove it"),
+    (f"{LOCAL}?sslmode=verify-full&requiressl=0", "the option requiressl cannot be used: write sslmode=verify-full"),
     (f"{LOCAL}?sslmode=disable&sslmode=require", "the option sslmode is there twice"),
     # another machine
     (f"postgresql://ada:{P}@db.example.com/d", TLS),
