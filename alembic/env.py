@@ -10,8 +10,10 @@ from alembic.runtime.migration import MigrationContext
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
 
-from service.base.settings import Settings, load_settings
+from service.base.settings import Settings, SettingsError, load_settings
+from service.db.diagnosis import diagnose
 from service.db.migrator import migrating
 from service.db.models import Base
 from service.db.privileges import GrantsError, grant
@@ -75,8 +77,8 @@ def service_role(settings: Settings, url: URL) -> str | None:
     """The role of DATABASE_URL, where MIGRATION_DATABASE_URL names another one to migrate with."""
     if settings.migration_database_url is None or url != settings.migration_url:
         return None
-    role = None if settings.url is None else settings.url.username or settings.url.query.get("user")
-    if not isinstance(role, str):
+    role = None if settings.url is None else settings.url.username
+    if role is None:
         raise GrantsError(
             "MIGRATION_DATABASE_URL is set, and DATABASE_URL does not name the role of the service: set both, so that "
             "the migrating role can grant the other one what it needs"
@@ -101,14 +103,22 @@ def main() -> None:
     if context.is_offline_mode():
         offline()
         return
-    settings = load_settings()
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        raise CommandError(str(error)) from None
     given: URL | None = context.config.attributes.get("url", settings.migration_url)
     if given is None:
         raise CommandError(
             "DATABASE_URL is not set. Set it, or run alembic on the embedded database: "
             "python -m service with-database alembic …"
         )
-    online(settings, given)
+    try:
+        online(settings, given)
+    except DBAPIError as error:
+        if error.statement is not None or context.config.cmd_opts is None:  # `migrate` reports it by itself
+            raise
+        raise CommandError(str(diagnose(error))) from None
 
 
 main()

@@ -3,6 +3,7 @@
 Every field here is described in docs/settings.md; tests/house/test_docs.py compares the two.
 """
 
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,7 +12,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import URL
 
-from service.base.database_url import is_local_database, is_local_host, parse_url
+from service.base.database_url import is_local_database, is_local_host, overriding, parse_url
 from service.base.secret_keys import SecretKeys, load_or_create, parse_secret_keys
 
 Seconds = float
@@ -55,6 +56,7 @@ class Settings(BaseSettings):
     grpc_reflection: bool = False
     insecure_plaintext: bool = False
     insecure_plaintext_keys: bool = False
+    insecure_plaintext_database: bool = False
     tls_certificate_file: Path | None = None
     tls_private_key_file: Path | None = None
     tls_client_ca_file: Path | None = None
@@ -115,7 +117,12 @@ class Settings(BaseSettings):
     @classmethod
     def _a_postgresql_url(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
-            psycopg2_url(value.get_secret_value())
+            elsewhere = overriding(psycopg2_url(value.get_secret_value()), os.environ)  # noqa: TID251  libpq's own
+            if elsewhere:
+                raise ValueError(
+                    f"{' and '.join(elsewhere)} in the environment would lead elsewhere: unset it, and say in the URL "
+                    "where the database is"
+                )
         return value
 
     @field_validator("secret_keys", mode="before")
@@ -150,6 +157,20 @@ class Settings(BaseSettings):
                 "passwords would cross the network in clear text. Set TLS_CERTIFICATE_FILE and TLS_PRIVATE_KEY_FILE, "
                 "or bind 127.0.0.1, or put a TLS proxy or mesh in front and say INSECURE_PLAINTEXT=true"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _databases_are_reached_by_tls(self) -> "Settings":
+        for name, url in (("DATABASE_URL", self.url), ("MIGRATION_DATABASE_URL", self.migration_url)):
+            if url is None or is_local_database(url) or url.query.get("sslmode") == "verify-full":
+                continue
+            if not self.insecure_plaintext_database:
+                raise ValueError(
+                    f"{name} leads to another machine without sslmode=verify-full: emails and password hashes could "
+                    "cross the network in clear text, or go to a server that is not yours. Add ?sslmode=verify-full"
+                    "&sslrootcert=FILE, the CA that signs the database's certificate, or, where the network itself "
+                    "protects the connection, say INSECURE_PLAINTEXT_DATABASE=true"
+                )
         return self
 
     @property
@@ -220,12 +241,9 @@ def psycopg2_url(text: str) -> URL:
     """The URL with the driver named: to SQLAlchemy 2.1 a bare `postgresql://` means psycopg 3. Several hosts as in
     parse_url.
 
-    Raises ValueError; its text shows nothing of the URL.
+    Raises ValueError as parse_url does.
     """
-    url = parse_url(text)
-    if url.drivername not in {"postgres", "postgresql", "postgresql+psycopg2"}:
-        raise ValueError("only PostgreSQL is supported; expected postgresql://user:password@host:port/database")
-    return url.set(drivername="postgresql+psycopg2")
+    return parse_url(text).set(drivername="postgresql+psycopg2")
 
 
 def _keys_from(path: Path) -> SecretKeys:

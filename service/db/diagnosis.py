@@ -15,6 +15,10 @@ class Diagnosis:
         return f"{self.what}. {self.remedy}"
 
 
+# libpq names the option whose name or value it refuses.
+_REFUSED_OPTION = re.compile(
+    r'(?:invalid connection option |for connection option |invalid )"?([a-z_]+)"?(?: value:|$)', re.MULTILINE
+)
 # libpq reports a failed connection without an SQLSTATE, so these are told apart by its messages, which have not changed
 # for decades. The first pattern that is found in the message counts.
 _BY_MESSAGE = {
@@ -33,7 +37,10 @@ _BY_MESSAGE = {
     "database .*does not exist": Diagnosis(
         "The database does not exist", "Create it: createdb …, or check the name in DATABASE_URL."
     ),
-    "session is read-only": Diagnosis(
+    "session is not read-only|server is not in hot standby mode": Diagnosis(
+        "target_session_attrs in DATABASE_URL asks for a server that cannot be written to", "Remove it."
+    ),
+    "session is read-only|server is in hot standby mode": Diagnosis(
         "No server of DATABASE_URL can be written to", "Wait for a standby to be promoted, or name the primary."
     ),
     "starting up": Diagnosis("The server is starting up", "Wait a moment."),
@@ -46,8 +53,37 @@ _BY_MESSAGE = {
         "The role or the database has no connection left",
         "Raise its CONNECTION LIMIT, or lower DB_POOL_SIZE and DB_MAX_OVERFLOW.",
     ),
-    "could not translate host name": Diagnosis(
+    "could not translate host name|could not parse network address": Diagnosis(
         "The host name in DATABASE_URL is not known", "Check the name, and the DNS of this machine."
+    ),
+    "definition of service|service file": Diagnosis(
+        "The service of DATABASE_URL or PGSERVICE is not defined",
+        "Define it in ~/.pg_service.conf or the file of PGSERVICEFILE, or write the host into DATABASE_URL.",
+    ),
+    "root certificate": Diagnosis(
+        "The CA certificates for the server's certificate cannot be read",
+        "Name a file in DATABASE_URL that the service can read: sslrootcert=FILE.",
+    ),
+    "certificate verify failed": Diagnosis(
+        "The server's certificate is not valid, or not signed by the CA of sslrootcert",
+        "Name the CA that signs it in DATABASE_URL: sslrootcert=FILE.",
+    ),
+    "does not match host name|host name must be specified": Diagnosis(
+        "The server's certificate is for another host name",
+        "Write a name of the certificate into DATABASE_URL, or give the server a certificate for this host.",
+    ),
+    "certificate file|private key file|SSL certificate": Diagnosis(
+        "The client certificate of DATABASE_URL cannot be used",
+        "Check sslcert and sslkey: both files are needed, and the key may be read by its owner alone.",
+    ),
+    "configuration parameter|for parameter|command-line argument|startup parameter|cannot be changed|requires a value"
+    "|conversion between": Diagnosis(
+        "The server refuses a parameter that the connection sets",
+        "Check options and client_encoding in DATABASE_URL, and PGOPTIONS; PgBouncer allows no options.",
+    ),
+    "channel binding|authentication method requirement|GSSAPI": Diagnosis(
+        "The server does not offer what DATABASE_URL requires",
+        "Check channel_binding, require_auth and gssencmode in it against the server's settings.",
     ),
     "Connection refused": Diagnosis(
         "Nothing listens there", "Start the server, or check host and port in DATABASE_URL."
@@ -58,14 +94,25 @@ _BY_MESSAGE = {
     "timeout expired": Diagnosis(
         "The server does not answer", "Check host, port and firewalls between here and there."
     ),
-    "server does not support SSL": Diagnosis(
+    "server does not support SSL|SSL error|SSL SYSCALL|weak sslmode|SSL protocol": Diagnosis(
         "The two sides do not agree on TLS", "Check sslmode in DATABASE_URL against the server's settings."
     ),
 }
 _UNKNOWN = Diagnosis("The database cannot be used", "Look into the server's log.")
+_NOT_REACHED = Diagnosis(
+    "The driver cannot use DATABASE_URL", "Try the same URL with psql, which says why; the server was not reached."
+)
 
 
 def diagnose(error: DBAPIError) -> Diagnosis:
     """What a failed connection or statement means. Shows nothing of the URL."""
     message = str(error.orig)
-    return next((found for pattern, found in _BY_MESSAGE.items() if re.search(pattern, message)), _UNKNOWN)
+    option = _REFUSED_OPTION.search(message)
+    if option is not None:
+        return Diagnosis(
+            f"The driver refuses the option {option[1]}",
+            "Correct or remove it in DATABASE_URL, or in libpq's own variables (PG…) in the environment.",
+        )
+    is_reached = error.statement is not None or "connection to server" in message
+    fallback = _UNKNOWN if is_reached else _NOT_REACHED
+    return next((found for pattern, found in _BY_MESSAGE.items() if re.search(pattern, message)), fallback)

@@ -60,7 +60,7 @@ def map_driver_error(
         conflict.cause = "deadlock" if sqlstate == _DEADLOCK else conflict.cause
         conflict.is_repeatable = sqlstate != _LOCK_TIMEOUT and commit is not Commit.DONE
         return conflict
-    if not _is_unavailable(error, sqlstate):
+    if not (_is_unavailable(error, sqlstate) or (commit is Commit.NOT_STARTED and _is_unconnected(error, sqlstate))):
         return None
     if commit is Commit.UNDER_WAY and _is_unanswered(error, sqlstate):
         return outcome_unknown(is_idempotent=is_idempotent)
@@ -80,6 +80,11 @@ def outcome_unknown(*, is_idempotent: bool) -> CommitOutcomeUnknownError:
 def _is_unanswered(error: DBAPIError, sqlstate: str | None) -> bool:
     """Whether the connection ended before COMMIT was answered. A COMMIT that is answered by an error was not made."""
     return error.connection_invalidated or sqlstate is None or sqlstate.startswith(_CONNECTION_ENDED)
+
+
+def _is_unconnected(error: DBAPIError, sqlstate: str | None) -> bool:
+    """Whether the driver refused to connect, for example with an option that it does not know."""
+    return sqlstate is None and error.statement is None
 
 
 def _is_unavailable(error: DBAPIError, sqlstate: str | None) -> bool:

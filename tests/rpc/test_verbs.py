@@ -84,7 +84,7 @@ class TestVerbs:
         "change, words",
         [
             ({"port": 1}, "Nothing listens there"),
-            ({"host": "no-such-host.invalid"}, "not known"),
+            ({"host": "no-such-host.invalid", "query": {"sslmode": "verify-full"}}, "not known"),
             ({"database": "no_such_database"}, "database does not exist"),
         ],
     )

@@ -21,7 +21,8 @@ PATIENCE = 120
 
 def inherited() -> dict[str, str]:
     """What Python and PostgreSQL need of the environment of this process."""
-    return {name: os.environ[name] for name in ("PATH", "HOME", "LD_LIBRARY_PATH", "PG_BINDIR") if name in os.environ}
+    needed = ("PATH", "HOME", "LD_LIBRARY_PATH", "PG_BINDIR", "INSECURE_PLAINTEXT_DATABASE")
+    return {name: os.environ[name] for name in needed if name in os.environ}
 
 
 class Process:
