@@ -51,7 +51,7 @@ class PasswordViolation(_message.Message):
         REASON_CONTAINS_EMAIL: PasswordViolation._Reason.ValueType  # 7
         """A part of the email makes up half of it or more."""
         REASON_UNCHANGED: PasswordViolation._Reason.ValueType  # 8
-        """It is the password that the user has. Only ChangePassword and CompletePasswordReset look at this."""
+        """It is the password that the user has. Only ChangePassword looks at this."""
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
         """Which rule. The same names, without the prefix, are the reasons of a google.rpc.BadRequest about a password."""
@@ -75,7 +75,7 @@ class PasswordViolation(_message.Message):
     REASON_CONTAINS_EMAIL: PasswordViolation.Reason.ValueType  # 7
     """A part of the email makes up half of it or more."""
     REASON_UNCHANGED: PasswordViolation.Reason.ValueType  # 8
-    """It is the password that the user has. Only ChangePassword and CompletePasswordReset look at this."""
+    """It is the password that the user has. Only ChangePassword looks at this."""
 
     REASON_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
@@ -154,6 +154,28 @@ class RequirePasswordChangeRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RequirePasswordChangeRequest: _TypeAlias = RequirePasswordChangeRequest  # noqa: Y015
+
+@_typing.final
+class RemovePasswordRequest(_message.Message):
+    """Request of RemovePassword."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.int
+    """Which user."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemovePasswordRequest: _TypeAlias = RemovePasswordRequest  # noqa: Y015
 
 @_typing.final
 class ChangePasswordRequest(_message.Message):
@@ -384,18 +406,30 @@ class CompleteEmailVerificationRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CODE_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    DROP_PASSWORD_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     """The code that was delivered."""
+    user_id: _builtins.int
+    """Whose code it must be: the user who is signed in. The code of another user is INVALID_CODE, and stays valid."""
+    drop_password: _builtins.bool
+    """Removes the password and voids the codes of a user whose email was not proved before: the present one without
+    email_verified_at, or a new one. Whoever set that password need not be the person who proves the email.
+    """
     def __init__(
         self,
         *,
         code: _builtins.str = ...,
+        user_id: _builtins.int | None = ...,
+        drop_password: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_user_id", b"_user_id", "user_id", b"user_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_user_id", b"_user_id", "code", b"code", "drop_password", b"drop_password", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__user_id: _TypeAlias = _typing.Literal["user_id"]  # noqa: Y015
+    _WhichOneofArgType__user_id: _TypeAlias = _typing.Literal["_user_id", b"_user_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__user_id) -> _WhichOneofReturnType__user_id | None: ...
 
 Global___CompleteEmailVerificationRequest: _TypeAlias = CompleteEmailVerificationRequest  # noqa: Y015
 
@@ -407,19 +441,23 @@ class MarkEmailVerifiedRequest(_message.Message):
 
     USER_ID_FIELD_NUMBER: _builtins.int
     EMAIL_FIELD_NUMBER: _builtins.int
+    DROP_PASSWORD_FIELD_NUMBER: _builtins.int
     user_id: _builtins.int
     """Which user."""
     email: _builtins.str
     """The email that was proved. It must be the present one."""
+    drop_password: _builtins.bool
+    """As in CompleteEmailVerification. Nothing happens to the user of an email that is verified already."""
     def __init__(
         self,
         *,
         user_id: _builtins.int = ...,
         email: _builtins.str = ...,
+        drop_password: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["email", b"email", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drop_password", b"drop_password", "email", b"email", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

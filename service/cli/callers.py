@@ -15,7 +15,7 @@ from service.cli.common import fail, settings_or_fail, working_database
 from service.core.api_keys import RANDOM_BYTES, NewKey, key_id_in, make_key
 from service.core.callers.rules import CallerError
 from service.core.token_bucket import Rate, rate_of
-from service.rpc.methods import ALL_SCOPES
+from service.rpc.methods import ALL_SCOPES, SCOPE_GROUPS
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -204,9 +204,10 @@ def _session(*, changes: bool = False) -> "Iterator[tuple[Session, datetime]]":
 
 
 def _require_known(scopes: Iterable[str]) -> frozenset[str]:
-    unknown = sorted(set(scopes) - ALL_SCOPES)
+    known = ALL_SCOPES | SCOPE_GROUPS.keys()
+    unknown = sorted(set(scopes) - known)
     if unknown:
-        fail(f"There is no scope {', '.join(unknown)}. There are: {', '.join(sorted(ALL_SCOPES))}.")
+        fail(f"There is no scope {', '.join(unknown)}. There are: {', '.join(sorted(known))}.")
     return frozenset(scopes)
 
 

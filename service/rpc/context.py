@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from service.base.actor import Actor
+from service.base.actor import SUPERUSER_SCOPE, Actor
 from service.base.clock import monotonic
 from service.base.errors import CallerGoneError, DeadlineOverError
 from service.base.randomness import random_id
@@ -39,6 +39,7 @@ class CallContext:
     """The metadata that names the user for whom the caller acts; "" when several were sent."""
     acting_user_id: int | None = None
     caller: str = ""
+    scopes: frozenset[str] = frozenset()
     rate: Rate | None = None
     """The caller's own rate limit; None: the default."""
     key_id: str | None = None
@@ -61,7 +62,9 @@ class CallContext:
     @property
     def actor(self) -> Actor:
         """The audit actor of the call."""
-        return Actor(self.caller, self.acting_user_id, self.request_id)
+        return Actor(
+            self.caller, self.acting_user_id, self.request_id, may_change_superusers=SUPERUSER_SCOPE in self.scopes
+        )
 
 
 def read_metadata(call: CallContext) -> None:

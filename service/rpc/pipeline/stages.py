@@ -25,7 +25,7 @@ from service.rpc.admission.executor import is_refused
 from service.rpc.admission.rate_limits import RateLimits
 from service.rpc.callers.identification import Identify
 from service.rpc.context import ACTING_USER_KEY, CallContext, require_wanted
-from service.rpc.methods import Method, RateLimit
+from service.rpc.methods import Method, RateLimit, granting
 from service.rpc.pipeline.drain import Drain
 from service.rpc.pipeline.request_reader import RequestReader
 from service.rpc.pipeline.retries import retry
@@ -143,12 +143,12 @@ def authorisation(identify: Identify) -> Stage:
 
     def authorise(proceed: Handler, method: WrappedMethod) -> Handler:
         """Refuse callers without credentials or without the method's scope, before their message is read."""
-        scope = method.row.scope
+        scope, any_of = method.row.scope, granting(method.row.scope)
 
         def run(request: Any, call: CallContext) -> Any:
             caller = identify(call)
-            call.caller, call.rate = caller.name, caller.rate
-            if scope not in caller.scopes:
+            call.caller, call.rate, call.scopes = caller.name, caller.rate, caller.scopes
+            if any_of.isdisjoint(caller.scopes):
                 raise ScopeMissingError(scope)
             if call.acting_user is not None:
                 call.acting_user_id = _user_id(call.acting_user)
