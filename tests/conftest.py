@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 # Before gRPC is loaded: PostgreSQL is started from processes that serve, and a child in which gRPC wakes up dies of it.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+for _proxy in ("grpc_proxy", "https_proxy", "http_proxy"):  # gRPC would reach even this machine through it
+    os.environ.pop(_proxy, None)
 
 import grpc
 import pytest
