@@ -10,6 +10,7 @@ from sqlalchemy.pool import NullPool
 
 from service.base.database_url import described
 from service.base.settings import SettingsError, load_settings
+from service.base.streams import prepare_streams
 from service.db.connections import connect_arguments
 from service.db.diagnosis import diagnose
 from service.db.privileges import missing_privilege
@@ -78,4 +79,5 @@ def _describe(connection: Connection) -> int:
 
 
 if __name__ == "__main__":
+    prepare_streams()
     sys.exit(main())

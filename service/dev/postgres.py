@@ -23,7 +23,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Self
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import psycopg2
 
@@ -69,7 +69,9 @@ class EmbeddedPostgres:
     """As url, by 127.0.0.1; None without TCP."""
 
     def __init__(self, home: Home, port: int, process: "subprocess.Popen[bytes] | None", *, tcp: bool) -> None:
-        login = f"postgresql://{_USER}:{home.password_file.read_text(encoding='utf-8')}@"
+        # A damaged file is refused by PostgreSQL, as a wrong password.
+        password = quote(home.password_file.read_bytes(), safe="")
+        login = f"postgresql://{_USER}:{password}@"
         # The port is always named: libpq would take it from PGPORT otherwise.
         query = urlencode({"host": str(home.socket_dir), "port": port}, safe="/")
         self.home = home.path
