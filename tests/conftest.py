@@ -7,8 +7,6 @@ from collections.abc import Iterator
 
 # Before gRPC is loaded: PostgreSQL is started from processes that serve, and a child in which gRPC wakes up dies of it.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-for _proxy in ("grpc_proxy", "https_proxy", "http_proxy"):  # gRPC would reach even this machine through it
-    os.environ.pop(_proxy, None)
 
 import grpc
 import pytest
@@ -22,6 +20,9 @@ from service.dev.postgres import EmbeddedPostgres
 from tests.support.databases import Postgres, migrate
 from tests.support.servers import RunningServer, Services, running
 from tests.support.witness import WITNESS, Handler, Interceptor, heard
+
+for _proxy in ("grpc_proxy", "https_proxy", "http_proxy"):  # gRPC would reach even this machine through it
+    os.environ.pop(_proxy, None)
 
 # Most of what a server in this process logs would drown the report of a failed test. All of it is recorded, though:
 # nothing secret may be in it.

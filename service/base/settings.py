@@ -235,15 +235,16 @@ def _require_readable(env_file: Path) -> None:
     try:
         if not env_file.exists():
             return
-        if not env_file.is_file():
-            raise ValueError("is not a file")
-        for line in parse_stream(io.StringIO(read_text(env_file))):
-            if line.error:
-                raise ValueError(f"line {line.original.line} is not of the form NAME=value")
+        found = read_text(env_file) if env_file.is_file() else None
     except OSError as error:
         raise SettingsError(f"{env_file} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise SettingsError(f"{env_file}: {error}") from None
+    if found is None:
+        raise SettingsError(f"{env_file} is not a file")
+    for line in parse_stream(io.StringIO(found)):
+        if line.error:
+            raise SettingsError(f"{env_file}: line {line.original.line} is not of the form NAME=value")
 
 
 def psycopg2_url(text: str) -> URL:

@@ -12,8 +12,8 @@ from service.cli.common import fail
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Personae: the identity service. Settings come from the environment and .env; see docs/settings.md."""
-    if not all(map(is_utf8, sys.argv)):
-        fail("An argument is not UTF-8.")
+    if not all(map(is_utf8, sys.argv[1:])):
+        fail("An argument is not text in the encoding of this locale, which should be UTF-8.")
 
 
 for verb in (
