@@ -49,7 +49,7 @@ COMMANDS = (
 
 def ask(command: str, url: URL) -> tuple[int, str]:
     environment = {"DATABASE_URL": libpq_url(url), "GRPC_WORKERS": "1", "GRPC_PORT": "0"}
-    return run_module(*COMMANDS[command], text=b"correct horse battery staple\n", **environment)
+    return run_module(*COMMANDS[command], text=b"correct horse battery staple\n", environment=environment)
 
 
 def said_by(command: str, url: URL) -> str:

@@ -132,16 +132,15 @@ class TestStreams:
     @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
     @pytest.mark.parametrize("line", [LATIN_1 * 9 + b"\n", PASSWORD.encode("utf-16-le")])
     def test_a_password_that_is_not_utf8_is_refused_and_not_shown(self, line: bytes, encoding: str) -> None:
-        said = refused(run_module("service", *CREATE, text=line, PYTHONIOENCODING=encoding))
+        said = refused(run_module("service", *CREATE, text=line, environment={"PYTHONIOENCODING": encoding}))
         assert said == "The password is not UTF-8."
 
     def test_a_password_is_what_was_typed(self, private_url: URL) -> None:
         """In UTF-8, whatever the terminal speaks; neither a line end nor a byte order mark is part of it."""
         password = "correct horse b\u00e4ttery staple"
         text = f"\ufeff{password}\r\n".encode()
-        created = run_module(
-            "service", *CREATE, text=text, DATABASE_URL=libpq_url(private_url), PYTHONIOENCODING="latin-1"
-        )
+        environment = {"DATABASE_URL": libpq_url(private_url), "PYTHONIOENCODING": "latin-1"}
+        created = run_module("service", *CREATE, text=text, environment=environment)
         assert created == (0, "Created superuser ada with id 1.\n")
         stored = run(private_url, "SELECT hashed_password FROM users")[0][0]
         assert is_match(password, stored, reference_cost=4)

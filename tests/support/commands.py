@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from tests.support.databases import ROOT
 from tests.support.processes import inherited
@@ -10,13 +12,13 @@ from tests.support.servers import KEY
 
 
 def run_module(
-    *arguments: str | bytes, cwd: Path = ROOT, text: bytes = b"", **environment: str | bytes
+    *arguments: str | bytes, cwd: Path = ROOT, text: bytes = b"", environment: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[int, str]:
     """The exit code of `python -m MODULE …`, and all that it says."""
     done = subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=cwd,
-        env={"PYTHONPATH": str(ROOT), "BCRYPT_COST": "4", "SECRET_KEYS": KEY} | inherited() | environment,
+        env={"PYTHONPATH": str(ROOT), "BCRYPT_COST": "4", "SECRET_KEYS": KEY, **inherited(), **environment},
         input=text,
         capture_output=True,
         check=False,
