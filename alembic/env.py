@@ -1,6 +1,8 @@
 """How alembic runs: with the service's settings, one migrator at a time, bounded waits, one transaction a migration."""
 
+import io
 import re
+import sys
 from collections.abc import Iterable
 
 from alembic import context
@@ -13,11 +15,11 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
 from service.base.settings import Settings, SettingsError, load_settings
-from service.db.diagnosis import diagnose
-from service.db.migrator import migrating
+from service.db.diagnosis import UNKNOWN, diagnose
+from service.db.migrator import MigratorBusyError, migrating
 from service.db.models import Base
-from service.db.privileges import GrantsError, grant
-from service.db.schema import needed_revision
+from service.db.privileges import GrantsError, grant, missing_for_migrations
+from service.db.schema import SchemaBehindError, database_revision, needed_revision
 
 
 def count_up(
@@ -51,7 +53,8 @@ def run(connection: Connection) -> None:
 
 
 def online(settings: Settings, url: URL) -> None:
-    role = service_role(settings, url) if moves_the_schema() else None
+    moves = moves_the_schema()
+    role = service_role(settings, url) if moves else None
     with migrating(
         url,
         wait=settings.migration_wait,
@@ -59,9 +62,21 @@ def online(settings: Settings, url: URL) -> None:
         statement_timeout=settings.migration_statement_timeout,
         connect_timeout=settings.db_connect_timeout,
     ) as connection:
-        run(connection)
-        if role is not None:
-            grant(connection, role)
+        if moves:
+            database_revision(connection)  # refuses to touch another application's
+        try:
+            connection.commit()
+            run(connection)
+            if role is not None:
+                grant(connection, role)
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise
+            connection.rollback()
+            missing = missing_for_migrations(connection)
+            if missing is None:
+                raise
+            sys.exit(f"personae: {missing}")
 
 
 def moves_the_schema() -> bool:
@@ -87,7 +102,9 @@ def service_role(settings: Settings, url: URL) -> str | None:
 
 
 def offline() -> None:
-    """Print the SQL instead of running it (`alembic upgrade … --sql`)."""
+    """Print the SQL instead of running it (`alembic upgrade … --sql`): in UTF-8, whatever the terminal speaks."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
     context.configure(
         dialect_name="postgresql",
         dialect_opts={"paramstyle": "named"},  # any other doubles the percent signs in the bodies of functions
@@ -103,22 +120,27 @@ def main() -> None:
     if context.is_offline_mode():
         offline()
         return
-    try:
-        settings = load_settings()
-    except SettingsError as error:
-        raise CommandError(str(error)) from None
+    settings = load_settings()
     given: URL | None = context.config.attributes.get("url", settings.migration_url)
     if given is None:
         raise CommandError(
             "DATABASE_URL is not set. Set it, or run alembic on the embedded database: "
             "python -m service with-database alembic …"
         )
+    online(settings, given)
+
+
+def explained() -> None:
+    """Run, and end in one line where an operator can do something; a bug keeps its traceback."""
     try:
-        online(settings, given)
+        main()
+    except (SettingsError, MigratorBusyError, GrantsError, SchemaBehindError) as error:
+        sys.exit(f"personae: {error}")
     except DBAPIError as error:
-        if error.statement is not None or context.config.cmd_opts is None:  # `migrate` reports it by itself
+        found = diagnose(error)
+        if found is UNKNOWN and error.statement is not None:
             raise
-        raise CommandError(str(diagnose(error))) from None
+        sys.exit(f"personae: {found}")
 
 
-main()
+explained()

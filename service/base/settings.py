@@ -3,19 +3,23 @@
 Every field here is described in docs/settings.md; tests/house/test_docs.py compares the two.
 """
 
+import io
 import os
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
+from dotenv.parser import parse_stream
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import URL
 
 from service.base.database_url import is_local_database, is_local_host, overriding, parse_url
 from service.base.secret_keys import SecretKeys, load_or_create, parse_secret_keys
+from service.base.text import is_utf8, read_text
 
 Seconds = float
+_ENV_FILE = ".env"
 
 
 class SettingsError(Exception):
@@ -24,7 +28,8 @@ class SettingsError(Exception):
 
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
-        env_file=".env",
+        env_file=_ENV_FILE,
+        env_file_encoding="utf-8-sig",
         env_ignore_empty=True,
         extra="ignore",  # .env also holds what docker compose reads
         frozen=True,
@@ -130,6 +135,13 @@ class Settings(BaseSettings):
     def _parsed_keys(cls, value: object) -> object:
         return parse_secret_keys(value) if isinstance(value, str) else value
 
+    @field_validator("*", mode="before")  # the last of its mode runs first
+    @classmethod
+    def _utf8(cls, value: object) -> object:
+        if isinstance(value, str) and not is_utf8(value):
+            raise ValueError("is not UTF-8")
+        return value
+
     @model_validator(mode="after")
     def _tls_is_whole(self) -> "Settings":
         if (self.tls_certificate_file is None) != (self.tls_private_key_file is None):
@@ -226,6 +238,8 @@ class Settings(BaseSettings):
 
 def load_settings(**overrides: object) -> Settings:
     """The settings of this process. Raises SettingsError, which names every bad setting."""
+    if overrides.get("_env_file", _ENV_FILE) is not None:
+        _require_readable(Path(_ENV_FILE))
     try:
         return Settings(**overrides)  # type: ignore[arg-type]  # keyword values are validated by the model
     except ValidationError as error:
@@ -235,6 +249,23 @@ def load_settings(**overrides: object) -> Settings:
             for fault in error.errors(include_input=False, include_context=False)
         ]
         raise SettingsError("\n".join(lines)) from None
+
+
+def _require_readable(env_file: Path) -> None:
+    """Refuse a `.env` that would be ignored, in whole or in part. Without one there is nothing to refuse."""
+    try:
+        if not env_file.exists():
+            return
+        found = read_text(env_file) if env_file.is_file() else None
+    except OSError as error:
+        raise SettingsError(f"{env_file} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise SettingsError(f"{env_file}: {error}") from None
+    if found is None:
+        raise SettingsError(f"{env_file} is not a file")
+    for line in parse_stream(io.StringIO(found)):
+        if line.error:
+            raise SettingsError(f"{env_file}: line {line.original.line} is not of the form NAME=value")
 
 
 def psycopg2_url(text: str) -> URL:
@@ -248,7 +279,7 @@ def psycopg2_url(text: str) -> URL:
 
 def _keys_from(path: Path) -> SecretKeys:
     try:
-        return parse_secret_keys(path.read_text())
+        return parse_secret_keys(read_text(path))
     except OSError as error:
         raise SettingsError(f"SECRET_KEYS_FILE: {path} cannot be read: {error.strerror}") from None
     except ValueError as error:

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
@@ -13,7 +12,15 @@ from sqlalchemy.exc import DBAPIError
 from service.base.errors import PersonaeError
 from service.base.settings import Settings, SettingsError, load_settings, psycopg2_url
 from service.db.diagnosis import diagnose
-from service.db.schema import SchemaBehindError, connect, database_revision, needed_revision, require_schema
+from service.db.schema import (
+    MIGRATIONS,
+    SchemaBehindError,
+    connect,
+    database_revision,
+    needed_revision,
+    require_free,
+    require_schema,
+)
 from service.observability.log import configure
 
 if TYPE_CHECKING:
@@ -62,6 +69,7 @@ def working_database(settings: Settings) -> "Iterator[Database]":
     """As database_url, with the schema in place and ready for sessions: the embedded one is migrated, another one has
     to be. What the service refuses ends the command with its text.
     """
+    from service.db.privileges import missing_privilege
     from service.server.wiring import open_database
 
     with database_url(settings) as url:
@@ -70,6 +78,9 @@ def working_database(settings: Settings) -> "Iterator[Database]":
         try:
             with connect(url) as connection:
                 require_schema(connection)
+                missing = missing_privilege(connection)
+                if missing is not None:
+                    fail(str(missing))
         except SchemaBehindError as error:
             fail(str(error))
         except DBAPIError as error:
@@ -91,24 +102,20 @@ def upgrade(url: URL) -> str:
     from alembic import command
     from alembic.config import Config
 
-    from service.db.migrator import MigratorBusyError
-    from service.db.privileges import GrantsError
-
-    config = Config(Path(__file__).resolve().parents[2] / "alembic.ini")
-    config.attributes["url"] = url
+    config = Config(toml_file=MIGRATIONS.parents[1] / "pyproject.toml", attributes={"url": url})
     needed = needed_revision()
     try:
         with connect(url) as connection:
             found = database_revision(connection)
-        if found is not None and found > needed:
-            return f"The database has schema {found}, newer than this code's {needed}: nothing to do."
-        command.upgrade(config, "head")
-    except (MigratorBusyError, GrantsError) as error:
+            if found is None:
+                require_free(connection)
+    except SchemaBehindError as error:
         fail(str(error))
     except DBAPIError as error:
-        if error.statement is not None:
-            raise
         fail(str(diagnose(error)))
+    if found is not None and found > needed:
+        return f"The database has schema {found}, newer than this code's {needed}: nothing to do."
+    command.upgrade(config, "head")  # ends the process if it fails: see alembic/env.py
     if found == needed:
         return f"The database has schema {needed} already."
     return f"The database has schema {needed} now; before: {found or 'none'}."

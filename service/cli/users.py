@@ -8,6 +8,7 @@ from service.base.actor import COMMAND_LINE
 from service.base.clock import utc_now
 from service.base.cores import usable_cores
 from service.base.settings import SettingsError
+from service.base.text import decode, is_utf8
 from service.cli.common import fail, settings_or_fail, working_database
 
 
@@ -29,11 +30,16 @@ def create_superuser(email: str, username: str, password_stdin: bool) -> None:  
         username = normalise_username(username)
     except BadIdentifierError as error:
         fail(f"{'The username' if error.reason == 'INVALID_USERNAME' else 'The email or username'} {error}.")
-    password = (
-        sys.stdin.readline().rstrip("\n")
-        if password_stdin
-        else click.prompt("Password", hide_input=True, confirmation_prompt=True)
-    )
+    try:
+        password = (
+            decode(sys.stdin.buffer.readline()).rstrip("\r\n")
+            if password_stdin
+            else click.prompt("Password", hide_input=True, confirmation_prompt=True)
+        )
+    except ValueError:  # whose text would count lines
+        fail("The password is not UTF-8.")
+    if not is_utf8(password):
+        fail("The password is not UTF-8.")
     try:
         policy = password_policy(settings)
     except SettingsError as error:

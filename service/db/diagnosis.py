@@ -43,6 +43,10 @@ _BY_MESSAGE = {
     "session is read-only|server is in hot standby mode": Diagnosis(
         "No server of DATABASE_URL can be written to", "Wait for a standby to be promoted, or name the primary."
     ),
+    "permission denied for database": Diagnosis(
+        "The role may not connect to this database", "As its owner: GRANT CONNECT ON DATABASE … TO this role."
+    ),
+    "is not permitted to log in": Diagnosis("The role may not log in", "As a superuser: ALTER ROLE … LOGIN."),
     "starting up": Diagnosis("The server is starting up", "Wait a moment."),
     "shutting down": Diagnosis("The server is shutting down", "Wait until it is back."),
     "recovery mode": Diagnosis("The server is recovering from a crash", "Wait a moment."),
@@ -98,14 +102,41 @@ _BY_MESSAGE = {
         "The two sides do not agree on TLS", "Check sslmode in DATABASE_URL against the server's settings."
     ),
 }
-_UNKNOWN = Diagnosis("The database cannot be used", "Look into the server's log.")
+_BY_SQLSTATE = {
+    "3F000": Diagnosis(
+        "The search_path of this role names no schema that it may use",
+        "GRANT USAGE, CREATE ON SCHEMA public TO this role, or set the search_path to a schema that is there.",
+    ),
+    "42501": Diagnosis(
+        "The role may not do this",
+        "Use the role that owns the tables (MIGRATION_DATABASE_URL for migrations), or GRANT this one what it lacks.",
+    ),
+    "42P07": Diagnosis(
+        "The schema has a table or an index of the name of Personae's already",
+        "Give Personae a database or a schema of its own. Nothing was changed.",
+    ),
+    "55P03": Diagnosis(
+        "Somebody else holds a lock on a table", "End that transaction, or raise MIGRATION_LOCK_TIMEOUT, and migrate."
+    ),
+    "57014": Diagnosis("The statement took too long", "Raise MIGRATION_STATEMENT_TIMEOUT, or the role's timeout."),
+    "25006": Diagnosis(
+        "The server, the database or the role is read-only", "Point DATABASE_URL at the primary; free the disk."
+    ),
+    "53100": Diagnosis("The server's disk is full", "Free the disk."),
+}
+UNKNOWN = Diagnosis("The database cannot be used", "Look into the server's log.")
 _NOT_REACHED = Diagnosis(
     "The driver cannot use DATABASE_URL", "Try the same URL with psql, which says why; the server was not reached."
 )
 
 
 def diagnose(error: DBAPIError) -> Diagnosis:
-    """What a failed connection or statement means. Shows nothing of the URL."""
+    """What a failed connection or statement means; UNKNOWN may be a bug. Shows nothing of the URL, and no value."""
+    sqlstate = getattr(error.orig, "pgcode", None)
+    if sqlstate in _BY_SQLSTATE:
+        found = _BY_SQLSTATE[sqlstate]
+        primary = getattr(getattr(error.orig, "diag", None), "message_primary", None)
+        return Diagnosis(f"{found.what}: {primary}", found.remedy) if primary else found
     message = str(error.orig)
     option = _REFUSED_OPTION.search(message)
     if option is not None:
@@ -114,5 +145,5 @@ def diagnose(error: DBAPIError) -> Diagnosis:
             "Correct or remove it in DATABASE_URL, or in libpq's own variables (PG…) in the environment.",
         )
     is_reached = error.statement is not None or "connection to server" in message
-    fallback = _UNKNOWN if is_reached else _NOT_REACHED
+    fallback = UNKNOWN if is_reached else _NOT_REACHED
     return next((found for pattern, found in _BY_MESSAGE.items() if re.search(pattern, message)), fallback)

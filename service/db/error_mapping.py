@@ -41,6 +41,7 @@ _DEADLOCK = "40P01"
 _CONFLICTS = frozenset({"40001", _DEADLOCK, _LOCK_TIMEOUT})  # the first: serialization failure
 _CONNECTION_ENDED = ("08", "57P")  # classes: connection exception, operator intervention
 _UNAVAILABLE = (*_CONNECTION_ENDED, "53", "28", "3D")  # and: insufficient resources, no such role, no such database
+_SCHEMA_GONE = frozenset({"42P01", "3F000", "42501"})  # no such table, no such schema, a privilege was revoked
 
 
 def map_driver_error(
@@ -92,7 +93,7 @@ def _is_unavailable(error: DBAPIError, sqlstate: str | None) -> bool:
         return True
     if sqlstate is None:
         return isinstance(error, OperationalError)  # refused, timed out, host not found
-    return sqlstate in {_QUERY_CANCELED, READ_ONLY} or sqlstate.startswith(_UNAVAILABLE)
+    return sqlstate in {_QUERY_CANCELED, READ_ONLY} | _SCHEMA_GONE or sqlstate.startswith(_UNAVAILABLE)
 
 
 def _sqlstate(error: DBAPIError) -> str | None:

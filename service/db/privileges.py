@@ -14,6 +14,7 @@ from service.db.models import AuditEvent, Base, table_of
 _AUDIT = table_of(AuditEvent)
 _SET_BY_THE_DATABASE = frozenset({"id", "occurred_at"})
 _FUNCTIONS = ("audit_make_partitions(integer)", "audit_drop_partitions(timestamptz)")
+_GONE = text("SELECT name FROM unnest(CAST(:tables AS text[])) AS name WHERE to_regclass(name) IS NULL LIMIT 1")
 _MISSING = text(
     "SELECT name FROM unnest(CAST(:tables AS text[])) AS name"
     " WHERE NOT (has_table_privilege(name, 'SELECT') AND has_table_privilege(name, 'INSERT')"
@@ -49,6 +50,14 @@ _PARTITIONS = text(
 _SEQUENCE = text("SELECT pg_get_serial_sequence(:name, :column)")
 
 
+_MIGRATOR = text(
+    "SELECT current_user AS role, current_schema() AS schema, current_setting('search_path') AS path,"
+    " coalesce(has_schema_privilege(current_schema(), 'CREATE'), false) AS may_create,"
+    " (SELECT relname FROM pg_class JOIN unnest(CAST(:tables AS text[])) AS name ON oid = to_regclass(name)"
+    " WHERE NOT pg_has_role(relowner, 'USAGE') LIMIT 1) AS foreign_table"
+)
+
+
 class GrantsError(Exception):
     """The two roles are not separated. The text says what to do."""
 
@@ -57,6 +66,12 @@ def missing_privilege(connection: Connection) -> Diagnosis | None:
     """What the connected role may not do of what the service does; None when it may do all. Needs the schema."""
     tables = [name for name in Base.metadata.tables if name != _AUDIT.name]
     parameters = {"tables": tables, "audit": _AUDIT.name, "functions": list(_FUNCTIONS)}
+    gone = connection.scalar(_GONE, {"tables": [*tables, _AUDIT.name]})
+    if gone is not None:
+        return Diagnosis(
+            f"The database says that it has the schema, but the table {gone} is not there",
+            "A restore was incomplete, or somebody dropped it: restore the database.",
+        )
     table = connection.scalar(_MISSING, parameters)
     if table is None:
         return None
@@ -65,6 +80,31 @@ def missing_privilege(connection: Connection) -> Diagnosis | None:
         "Run the migrations with MIGRATION_DATABASE_URL as the owner of the tables and DATABASE_URL as this role: they "
         "grant what the service needs.",
     )
+
+
+def missing_for_migrations(connection: Connection) -> Diagnosis | None:
+    """What the connected role lacks to migrate; None when it lacks nothing."""
+    tables = ["alembic_version", *Base.metadata.tables]
+    found = connection.execute(_MIGRATOR, {"tables": tables}).one()
+    quote = connection.dialect.identifier_preparer.quote
+    other = "or migrate as another role, with MIGRATION_DATABASE_URL."
+    if found.schema is None:
+        return Diagnosis(
+            f"The role {found.role} may use no schema of its search_path ({found.path})",
+            f"As the schema's owner: GRANT USAGE, CREATE ON SCHEMA public TO {quote(found.role)}; {other}",
+        )
+    if not found.may_create:
+        return Diagnosis(
+            f"The role {found.role} may not create tables in the schema {found.schema}",
+            f"As its owner: GRANT CREATE ON SCHEMA {quote(found.schema)} TO {quote(found.role)}; {other}",
+        )
+    if found.foreign_table is not None:
+        return Diagnosis(
+            f"The role {found.role} does not own the table {found.foreign_table}",
+            "Migrate as its owner, with MIGRATION_DATABASE_URL, or as a superuser: "
+            f"ALTER TABLE {quote(found.foreign_table)} OWNER TO {quote(found.role)}.",
+        )
+    return None
 
 
 def grant(connection: Connection, role: str) -> bool:
