@@ -55,7 +55,7 @@ class AuthenticateRequest(_message.Message):
     PASSWORD_FIELD_NUMBER: _builtins.int
     CLIENT_FIELD_NUMBER: _builtins.int
     identifier: _builtins.str
-    """What the person typed: an email or a username, in any case."""
+    """What the person typed: an email or a username, in any case. Blanks around it do not count."""
     user_id: _builtins.int
     """The id of a user that the caller knows already; never one that a person sent who is not signed in."""
     password: _builtins.str

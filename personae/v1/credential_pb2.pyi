@@ -245,7 +245,7 @@ class StartPasswordResetRequest(_message.Message):
 
     IDENTIFIER_FIELD_NUMBER: _builtins.int
     identifier: _builtins.str
-    """What the person typed: an email or a username, in any case."""
+    """What the person typed: an email or a username, in any case. Blanks around it do not count."""
     def __init__(
         self,
         *,

@@ -14,7 +14,7 @@ from service.base.errors import InvalidCredentialsError, PersonaeError, StoredHa
 from service.core import authn
 from service.core.authn import Candidate, Outcome, PasswordAttempt
 from service.core.failed_sign_ins import CounterKeys, lock_failures
-from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username
+from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username, without_blanks
 from service.core.lockout import Kind, LockoutKeys
 from service.core.passwords import hash_password, is_match, needs_rehash
 from service.core.users import Key
@@ -47,6 +47,7 @@ class Subject:
 
 def subject_of(identifier: str, *, allow_special_domains: bool) -> Subject:
     """The subject of a typed identifier. A malformed one is treated like that of an unknown user, not as an error."""
+    identifier = without_blanks(identifier)
     try:
         if "@" in identifier:
             email = normalise_email(identifier, allow_special_domains=allow_special_domains)
