@@ -11,6 +11,8 @@ class Actor(NamedTuple):
     acting_user_id: int | None = None
     """The person behind the call, as the caller says; recorded, never trusted."""
     request_id: str = ""
+    operator: str = ""
+    """Who runs a command, as the operating system or OPERATOR says."""
 
 
 COMMAND_LINE = Actor("command-line")

@@ -15,6 +15,7 @@ from service.base.database_url import is_local_database, is_local_host, parse_ur
 from service.base.secret_keys import SecretKeys, load_or_create, parse_secret_keys
 
 Seconds = float
+OPERATOR_MAX_LENGTH = 64
 
 
 class SettingsError(Exception):
@@ -92,6 +93,9 @@ class Settings(BaseSettings):
     purge_after_days: Annotated[int, Field(ge=1, le=3650)] = 30
     purge_interval: Annotated[Seconds, Field(ge=0)] = 600
 
+    # ---- commands
+    operator: str | None = None
+
     # ---- logging
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
@@ -110,6 +114,13 @@ class Settings(BaseSettings):
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
+
+    @field_validator("operator")
+    @classmethod
+    def _a_name_for_the_trail(cls, value: str | None) -> str | None:
+        if value is not None and not (value.isprintable() and len(value) <= OPERATOR_MAX_LENGTH):
+            raise ValueError(f"must be at most {OPERATOR_MAX_LENGTH} printable characters")
+        return value
 
     @field_validator("database_url", "migration_database_url")
     @classmethod

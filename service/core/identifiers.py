@@ -122,6 +122,11 @@ def has_control_character(text: str) -> bool:
     return _CONTROL.search(text) is not None
 
 
+def replace_control_characters(text: str) -> str:
+    """The text with a blank instead of each C0 and C1 control character and DEL."""
+    return _CONTROL.sub(" ", text)
+
+
 def to_nfc(text: str) -> str:
     """Normalisation Form C, in which canonically equal texts are equal. For text of bounded length."""
     return unicodedata.normalize("NFC", text)

@@ -13,6 +13,7 @@ from service.base.clock import Clock, monotonic
 from service.base.errors import InvalidCredentialsError, PersonaeError, StoredHashError
 from service.core import authn
 from service.core.authn import Candidate, Outcome, PasswordAttempt
+from service.core.clients import UNKNOWN_CLIENT, Client
 from service.core.failed_sign_ins import CounterKeys, lock_failures
 from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username, without_blanks
 from service.core.lockout import Kind, LockoutKeys
@@ -75,11 +76,13 @@ class SignIn:
         action: str,
         forgives: type[PersonaeError] | None = None,
         renews: bool = True,
+        client: Client = UNKNOWN_CLIENT,
     ) -> tuple[Candidate, Outcome]:
         """Verify a password. Raises TooManyAttemptsError before hashing, and StoredHashError after the attempt is
         counted; every other refusal is in the outcome.
 
-        action, forgives: see authn.PasswordAttempt. renews: whether to rehash a right password whose hash is outdated.
+        action, forgives, client: see authn.PasswordAttempt. renews: whether to rehash a right password whose hash is
+        outdated.
         """
         with rpc_scope(self._database) as session, reading(session):
             now = self._clock()
@@ -93,7 +96,7 @@ class SignIn:
         except StoredHashError as error:
             damage = error
         reason = InvalidCredentialsError.reason if damage is None else damage.reason
-        outcome = self._settle(candidate, keys, PasswordAttempt(action, is_right, reason, forgives))
+        outcome = self._settle(candidate, keys, PasswordAttempt(action, is_right, reason, forgives, client))
         if damage is not None and isinstance(outcome.refusal, InvalidCredentialsError):
             damage.metadata["user_id"] = str(candidate.user_id)
             raise damage
