@@ -10,14 +10,13 @@ is committed first and raised afterwards.
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import ARRAY, BigInteger, ColumnElement, DateTime, func, insert, literal, select, tuple_
 from sqlalchemy.orm import Session
 
-from service.core.clients import UNKNOWN_CLIENT, Client
 from service.core.page_tokens import Position
 from service.db.engine import actor_of
 from service.db.models import AuditEvent, table_of
@@ -31,6 +30,17 @@ _EVENTS = table_of(AuditEvent)
 class Outcome(enum.StrEnum):
     SUCCEEDED = "succeeded"
     REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """The address and user agent of a person's device, as the caller says; never verified. Personal data."""
+
+    ip_address: str | None = field(default=None, repr=False)
+    user_agent: str | None = field(default=None, repr=False)
+
+
+UNKNOWN_CLIENT = Client()
 
 
 class AuditRecord(NamedTuple):

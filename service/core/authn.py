@@ -21,7 +21,7 @@ from service.base.errors import (
     UserInactiveError,
 )
 from service.core import audit
-from service.core.clients import UNKNOWN_CLIENT, Client
+from service.core.audit import UNKNOWN_CLIENT, Client
 from service.core.failed_sign_ins import (
     CounterKeys,
     clear_failures,

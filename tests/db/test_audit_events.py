@@ -14,8 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from service.base.actor import Actor
 from service.core import audit
-from service.core.audit import AuditFilter, AuditRecord, Outcome
-from service.core.clients import Client
+from service.core.audit import AuditFilter, AuditRecord, Client, Outcome
 from service.core.page_tokens import Position
 from service.db.engine import Database, reading
 from service.server.wiring import open_database

@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.clients import UNKNOWN_CLIENT, Client, client_of
+from personae.v1 import authentication_pb2 as pb
+from service.core.audit import UNKNOWN_CLIENT, Client
+from service.rpc.servicers.client import client_of
 
 
 @pytest.mark.parametrize(
@@ -35,7 +37,7 @@ from service.core.clients import UNKNOWN_CLIENT, Client, client_of
 )
 def test_addresses(sent: str, read: str | None) -> None:
     """Ports, brackets, zones, lists and mapped addresses are what proxies and sockets show."""
-    assert client_of(sent, "") == Client(read, None)
+    assert client_of(pb.Client(ip_address=sent)) == Client(read, None)
 
 
 @pytest.mark.parametrize(
@@ -51,10 +53,10 @@ def test_addresses(sent: str, read: str | None) -> None:
 )
 def test_user_agents(sent: str, read: str | None) -> None:
     """Cut to what the column holds, and without what no database stores or log shows."""
-    assert client_of("", sent) == Client(None, read)
+    assert client_of(pb.Client(user_agent=sent)) == Client(None, read)
 
 
 @given(st.text(), st.text())
 def test_anything_is_read_and_nothing_is_shown(address: str, agent: str) -> None:
     """No input raises, and the repr of a client holds nothing personal."""
-    assert repr(client_of(address, agent)) == repr(UNKNOWN_CLIENT)
+    assert repr(client_of(pb.Client(ip_address=address, user_agent=agent))) == repr(UNKNOWN_CLIENT)

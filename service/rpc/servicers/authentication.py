@@ -8,13 +8,13 @@ import grpc
 from personae.v1 import authentication_pb2, authentication_pb2_grpc
 from service.base.clock import Clock
 from service.core import failed_sign_ins, users
-from service.core.clients import client_of
 from service.core.failed_sign_ins import counter_keys_of
 from service.core.lockout import FailedSignIns, LockoutKeys, remaining
 from service.core.users import Key
 from service.db.engine import Database, reading
 from service.rpc.admission.hashing import HashLimiter
 from service.rpc.context import rpc_scope
+from service.rpc.servicers.client import client_of
 from service.rpc.servicers.rules import Rules
 from service.rpc.servicers.sign_in import SignIn, Subject, subject_of
 from service.rpc.validation import Violations, require_id, to_timestamp, user_id_of, user_message
@@ -33,7 +33,7 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
         self, request: authentication_pb2.AuthenticateRequest, context: grpc.ServicerContext
     ) -> authentication_pb2.AuthenticateResponse:
         subject = self._subject(request)
-        client = client_of(request.client.ip_address, request.client.user_agent)
+        client = client_of(request.client)
         with self.hashing.permit() as hash_:
             _, outcome = self.sign_in.attempt(subject, request.password, hash_, action="Authenticate", client=client)
         return authentication_pb2.AuthenticateResponse(user=user_message(outcome.or_raise()))

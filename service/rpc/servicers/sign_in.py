@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session
 from service.base.clock import Clock, monotonic
 from service.base.errors import InvalidCredentialsError, PersonaeError, StoredHashError
 from service.core import authn
+from service.core.audit import UNKNOWN_CLIENT, Client
 from service.core.authn import Candidate, Outcome, PasswordAttempt
-from service.core.clients import UNKNOWN_CLIENT, Client
 from service.core.failed_sign_ins import CounterKeys, lock_failures
 from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username, without_blanks
 from service.core.lockout import Kind, LockoutKeys

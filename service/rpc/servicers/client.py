@@ -1,32 +1,22 @@
-"""Where a person was seen who signs in: read from what the caller passes on. Pure.
+"""Where a person was seen who signs in: read from what the caller passes on.
 
 Callers forward headers that strangers write. Nothing here refuses a sign-in: what cannot be read is left out.
 """
 
-from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
 
+from personae.v1 import authentication_pb2
+from service.core.audit import Client
 from service.core.identifiers import replace_control_characters
 
 _ADDRESSES_MAX_LENGTH = 1024
 _USER_AGENT_MAX_LENGTH = 512
 
 
-@dataclass(frozen=True, slots=True)
-class Client:
-    """The address and user agent of a person's device, as the caller says; never verified. Personal data."""
-
-    ip_address: str | None = field(default=None, repr=False)
-    user_agent: str | None = field(default=None, repr=False)
-
-
-UNKNOWN_CLIENT = Client()
-
-
-def client_of(ip_address: str, user_agent: str) -> Client:
+def client_of(message: authentication_pb2.Client) -> Client:
     """The client in the caller's words: the first readable address, and the user agent, cut to 512 characters."""
-    agent = replace_control_characters(user_agent[:_USER_AGENT_MAX_LENGTH]).strip()
-    return Client(_first_address(ip_address[:_ADDRESSES_MAX_LENGTH]), agent or None)
+    agent = replace_control_characters(message.user_agent[:_USER_AGENT_MAX_LENGTH]).strip()
+    return Client(_first_address(message.ip_address[:_ADDRESSES_MAX_LENGTH]), agent or None)
 
 
 def _first_address(text: str) -> str | None:
