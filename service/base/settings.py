@@ -16,6 +16,8 @@ from service.base.secret_keys import SecretKeys, load_or_create, parse_secret_ke
 
 Seconds = float
 OPERATOR_MAX_LENGTH = 64
+SAFE_BCRYPT_COST = 10
+"""The least that OWASP's Password Storage Cheat Sheet asks for. Less is for tests, on this machine only."""
 
 
 class SettingsError(Exception):
@@ -160,6 +162,15 @@ class Settings(BaseSettings):
                 f"GRPC_HOST={self.grpc_host} is reached from other machines, and the server has no certificate: "
                 "passwords would cross the network in clear text. Set TLS_CERTIFICATE_FILE and TLS_PRIVATE_KEY_FILE, "
                 "or bind 127.0.0.1, or put a TLS proxy or mesh in front and say INSECURE_PLAINTEXT=true"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _cheap_hashes_stay_on_this_machine(self) -> "Settings":
+        if not self.is_loopback and self.bcrypt_cost < SAFE_BCRYPT_COST:
+            raise ValueError(
+                f"BCRYPT_COST={self.bcrypt_cost} is for tests only, and GRPC_HOST={self.grpc_host} is reached from "
+                f"other machines. Set {SAFE_BCRYPT_COST} or more; `python -m service calibrate` proposes a value"
             )
         return self
 

@@ -62,7 +62,7 @@ def hash_report() -> None:
     click.echo(f"{'users':>12}  {'cost':<4}  scheme")
     for scheme, cost, users in found:
         click.echo(f"{users:>12,}  {cost:<4}  {scheme}")
-    click.echo(f"New hashes have cost {settings.bcrypt_cost:02}; older ones are renewed at the next sign-in.")
+    click.echo(f"New hashes have cost {settings.bcrypt_cost:02}; cheaper ones are renewed at the next sign-in.")
 
 
 @click.command()

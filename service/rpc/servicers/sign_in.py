@@ -17,7 +17,7 @@ from service.core.authn import Candidate, Outcome, PasswordAttempt
 from service.core.failed_sign_ins import CounterKeys, lock_failures
 from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username, without_blanks
 from service.core.lockout import Kind, LockoutKeys
-from service.core.passwords import hash_password, is_match, needs_rehash
+from service.core.passwords import hash_password, is_match, renewal_cost
 from service.core.users import Key
 from service.db.engine import Database, reading
 from service.rpc.admission.hashing import Hasher
@@ -116,10 +116,11 @@ class SignIn:
     def _renew(self, candidate: Candidate, password: str, hash_: Hasher) -> None:
         """Rehash the right password if its hash is outdated. A failure is only logged: the next sign-in tries again."""
         stored = candidate.comparable_hash
-        if stored is None or not needs_rehash(password, stored, self._bcrypt_cost):
+        cost = None if stored is None else renewal_cost(password, stored, self._bcrypt_cost)
+        if cost is None:
             return
         try:
-            new_hash = hash_(hash_password, password, self._bcrypt_cost)
+            new_hash = hash_(hash_password, password, cost)
             with rpc_scope(self._database, deadline=monotonic() + SETTLE_SECONDS) as session, session.begin():
                 authn.renew_hash(session, candidate, new_hash)
         except PersonaeError as error:
