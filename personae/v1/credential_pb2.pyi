@@ -41,15 +41,20 @@ class PasswordViolation(_message.Message):
         REASON_CONTROL_CHARACTER: PasswordViolation._Reason.ValueType  # 3
         """It has NUL or another control character."""
         REASON_COMMON: PasswordViolation._Reason.ValueType  # 4
-        """It is on a list of common or breached passwords, in any case, or repeats one that is, in full or cut off; also
-        with blanks and punctuation left out.
+        """It is on a list of common or breached passwords, in any case, or repeats one that is, in full or cut off. Also
+        backwards, with look-alikes of letters ("p4$$w0rd"), with blanks and punctuation left out, or behind or before
+        digits, punctuation and repeated characters that weigh less ("password1!!!!!!").
         """
         REASON_REPETITIVE: PasswordViolation._Reason.ValueType  # 5
-        """It is a few characters, repeated; also with blanks and punctuation left out."""
+        """It is a few characters, repeated together or one by one, or counted up ("12345678"); also with blanks and
+        punctuation left out.
+        """
         REASON_CONTAINS_USERNAME: PasswordViolation._Reason.ValueType  # 6
-        """The username makes up half of it or more."""
+        """The username, or its parts together, make up half of it or more, read like REASON_COMMON; or the username and
+        parts of the email do together, and then REASON_CONTAINS_EMAIL is there too.
+        """
         REASON_CONTAINS_EMAIL: PasswordViolation._Reason.ValueType  # 7
-        """A part of the email makes up half of it or more."""
+        """The email, or its parts together, make up half of it or more, read like REASON_COMMON."""
         REASON_UNCHANGED: PasswordViolation._Reason.ValueType  # 8
         """It is the password that the user has. Only ChangePassword looks at this."""
 
@@ -65,15 +70,20 @@ class PasswordViolation(_message.Message):
     REASON_CONTROL_CHARACTER: PasswordViolation.Reason.ValueType  # 3
     """It has NUL or another control character."""
     REASON_COMMON: PasswordViolation.Reason.ValueType  # 4
-    """It is on a list of common or breached passwords, in any case, or repeats one that is, in full or cut off; also
-    with blanks and punctuation left out.
+    """It is on a list of common or breached passwords, in any case, or repeats one that is, in full or cut off. Also
+    backwards, with look-alikes of letters ("p4$$w0rd"), with blanks and punctuation left out, or behind or before
+    digits, punctuation and repeated characters that weigh less ("password1!!!!!!").
     """
     REASON_REPETITIVE: PasswordViolation.Reason.ValueType  # 5
-    """It is a few characters, repeated; also with blanks and punctuation left out."""
+    """It is a few characters, repeated together or one by one, or counted up ("12345678"); also with blanks and
+    punctuation left out.
+    """
     REASON_CONTAINS_USERNAME: PasswordViolation.Reason.ValueType  # 6
-    """The username makes up half of it or more."""
+    """The username, or its parts together, make up half of it or more, read like REASON_COMMON; or the username and
+    parts of the email do together, and then REASON_CONTAINS_EMAIL is there too.
+    """
     REASON_CONTAINS_EMAIL: PasswordViolation.Reason.ValueType  # 7
-    """A part of the email makes up half of it or more."""
+    """The email, or its parts together, make up half of it or more, read like REASON_COMMON."""
     REASON_UNCHANGED: PasswordViolation.Reason.ValueType  # 8
     """It is the password that the user has. Only ChangePassword looks at this."""
 
@@ -267,7 +277,7 @@ class StartPasswordResetRequest(_message.Message):
 
     IDENTIFIER_FIELD_NUMBER: _builtins.int
     identifier: _builtins.str
-    """What the person typed: an email or a username, in any case."""
+    """What the person typed: an email or a username, in any case. Blanks around it do not count."""
     def __init__(
         self,
         *,

@@ -16,6 +16,8 @@ class Actor(NamedTuple):
     request_id: str = ""
     may_change_superusers: bool = False
     """Whether it may change the account and the credentials of a superuser."""
+    operator: str = ""
+    """Who runs a command, as the operating system or OPERATOR says."""
 
 
 COMMAND_LINE = Actor("command-line", may_change_superusers=True)

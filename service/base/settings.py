@@ -20,6 +20,9 @@ from service.base.text import is_utf8, read_text
 
 Seconds = float
 _ENV_FILE = ".env"
+OPERATOR_MAX_LENGTH = 64
+SAFE_BCRYPT_COST = 10
+"""The least that OWASP's Password Storage Cheat Sheet asks for. Less is for tests, on this machine only."""
 
 
 class SettingsError(Exception):
@@ -99,6 +102,9 @@ class Settings(BaseSettings):
     purge_after_days: Annotated[int, Field(ge=1, le=3650)] = 30
     purge_interval: Annotated[Seconds, Field(ge=0)] = 600
 
+    # ---- commands
+    operator: str | None = None
+
     # ---- logging
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
@@ -117,6 +123,13 @@ class Settings(BaseSettings):
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
+
+    @field_validator("operator")
+    @classmethod
+    def _a_name_for_the_trail(cls, value: str | None) -> str | None:
+        if value is not None and not (value.isprintable() and len(value) <= OPERATOR_MAX_LENGTH):
+            raise ValueError(f"must be at most {OPERATOR_MAX_LENGTH} printable characters")
+        return value
 
     @field_validator("database_url", "migration_database_url")
     @classmethod
@@ -183,6 +196,15 @@ class Settings(BaseSettings):
                     "&sslrootcert=FILE, the CA that signs the database's certificate, or, where the network itself "
                     "protects the connection, say INSECURE_PLAINTEXT_DATABASE=true"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _cheap_hashes_stay_on_this_machine(self) -> "Settings":
+        if not self.is_loopback and self.bcrypt_cost < SAFE_BCRYPT_COST:
+            raise ValueError(
+                f"BCRYPT_COST={self.bcrypt_cost} is for tests only, and GRPC_HOST={self.grpc_host} is reached from "
+                f"other machines. Set {SAFE_BCRYPT_COST} or more; `python -m service calibrate` proposes a value"
+            )
         return self
 
     @property

@@ -1,5 +1,7 @@
 """What the commands share: settings, a database to work on, and the way to fail."""
 
+import os
+import pwd
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +11,9 @@ import click
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
+from service.base.actor import COMMAND_LINE, Actor
 from service.base.errors import PersonaeError
-from service.base.settings import Settings, SettingsError, load_settings, psycopg2_url
+from service.base.settings import OPERATOR_MAX_LENGTH, Settings, SettingsError, load_settings, psycopg2_url
 from service.db.diagnosis import diagnose
 from service.db.schema import (
     MIGRATIONS,
@@ -43,6 +46,22 @@ def fail(text: str, code: int = 1) -> NoReturn:
     """Say why the command cannot be done, and end it."""
     click.echo(f"personae: {text}", err=True)
     sys.exit(code)
+
+
+def command_line(settings: Settings) -> Actor:
+    """The audit actor of a command: OPERATOR, or else who logged in (also behind sudo), or whose process it is."""
+    return COMMAND_LINE._replace(operator=settings.operator or _os_user())
+
+
+def _os_user() -> str:
+    try:
+        name = os.getlogin()
+    except OSError:  # nobody has logged in: a container, a timer
+        try:
+            name = pwd.getpwuid(os.getuid()).pw_name
+        except KeyError:
+            name = f"uid {os.getuid()}"
+    return "".join(letter if letter.isprintable() else "?" for letter in name[:OPERATOR_MAX_LENGTH])
 
 
 @contextmanager

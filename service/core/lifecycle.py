@@ -15,10 +15,12 @@ def purge_user(session: Session, user_id: int) -> None:
     """Remove a softly deleted user and everything personal. Raises UserNotFoundError, UserNotDeletedError.
 
     A concurrent call that has read the user as live may still store a code: it opens nothing, but its email stays until
-    it expires. Failed sign-ins stay for their day, under hashes of the names.
+    it expires; a sign-in that is settled meanwhile still says where it came from. Failed sign-ins stay for their day,
+    under hashes of the names.
     """
     users.purge_user(session, user_id)
     remove_codes(session, [user_id])
+    audit.forget_clients(session, [user_id])
     audit.record(session, "PurgeUser", target_user_id=user_id)
 
 
@@ -27,5 +29,6 @@ def purge_expired(session: Session, *, now: datetime, limit: int) -> int:
     purged = users.purge_expired(session, now=now, limit=limit)
     if purged:
         remove_codes(session, purged)
+        audit.forget_clients(session, purged)
         audit.record_many(session, "PurgeUser", purged)
     return len(purged)

@@ -13,7 +13,11 @@ from service.db.models import AuditEvent, Base, table_of
 
 _AUDIT = table_of(AuditEvent)
 _SET_BY_THE_DATABASE = frozenset({"id", "occurred_at"})
-_FUNCTIONS = ("audit_make_partitions(integer)", "audit_drop_partitions(timestamptz)")
+_FUNCTIONS = (
+    "audit_make_partitions(integer)",
+    "audit_drop_partitions(timestamptz)",
+    "audit_forget_clients(bigint[])",
+)
 _GONE = text("SELECT name FROM unnest(CAST(:tables AS text[])) AS name WHERE to_regclass(name) IS NULL LIMIT 1")
 _MISSING = text(
     "SELECT name FROM unnest(CAST(:tables AS text[])) AS name"
@@ -167,12 +171,19 @@ def _grants(connection: Connection, tables: list[str], role: str) -> list[str]:
         if table != _AUDIT.name:
             statements.append(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {name} TO {to}")
             continue
-        written = ", ".join(quote(column.name) for column in _AUDIT.c if column.name not in _SET_BY_THE_DATABASE)
+        there = {column["name"] for column in inspect(connection).get_columns(table)} - _SET_BY_THE_DATABASE
+        written = ", ".join(quote(column.name) for column in _AUDIT.c if column.name in there)
         statements.append(f"GRANT SELECT, INSERT ({written}) ON {name} TO {to}")
         partitions = connection.scalars(_PARTITIONS, {"name": name}).all()
         statements += [f"REVOKE ALL ON {schema}.{quote(partition)} FROM {to}" for partition in partitions]
-        statements += [f"GRANT EXECUTE ON FUNCTION {schema}.{function} TO {to}" for function in _FUNCTIONS]
+        functions = [f"{schema}.{one}" for one in _FUNCTIONS]
+        statements += [f"GRANT EXECUTE ON FUNCTION {one} TO {to}" for one in functions if _exists(connection, one)]
     return statements
+
+
+def _exists(connection: Connection, function: str) -> bool:
+    """Whether the schema, which may be older than this code, has this function."""
+    return connection.scalar(text("SELECT to_regprocedure(:name)"), {"name": function}) is not None
 
 
 def _sequences(connection: Connection, table: str, name: str) -> list[str]:

@@ -314,7 +314,10 @@ class TestCheckPassword:
         assert reasons(f"my {username.upper()}!") == [pb.PasswordViolation.REASON_CONTAINS_USERNAME]
         assert reasons(f"my {mailbox.upper()}!") == [pb.PasswordViolation.REASON_CONTAINS_EMAIL]
         assert reasons("Example or example") == [pb.PasswordViolation.REASON_CONTAINS_EMAIL]
-        assert reasons(f"{mailbox} {username} and more") == []
+        assert reasons(f"{user.email}1") == [pb.PasswordViolation.REASON_CONTAINS_EMAIL]
+        both = [pb.PasswordViolation.REASON_CONTAINS_USERNAME, pb.PasswordViolation.REASON_CONTAINS_EMAIL]
+        assert reasons(f"{mailbox} {username} and more") == both, "neither is half of it, both together are"
+        assert reasons(f"{mailbox} and {username} are names among many other words of mine") == []
         assert reasons(f"my {username}!", user_id=None) == []
         assert reasons(f"my {username}!", user_id=new_user(api.users).id) == []
 

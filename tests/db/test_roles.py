@@ -252,6 +252,9 @@ FORBIDDEN = (
     "ALTER FUNCTION audit_drop_partitions(timestamptz) RESET search_path",
     "SET session_replication_role = replica",
     "SELECT audit_drop_partitions(now())",
+    "UPDATE audit_events SET client_ip = NULL",
+    "SET personae.forgets_clients = 'on'; UPDATE audit_events SET client_ip = NULL",
+    "CREATE OR REPLACE FUNCTION audit_forget_clients(bigint[]) RETURNS bigint LANGUAGE sql AS 'SELECT 1'",
     "SELECT setval('audit_events_id_seq', 1)",
     f"INSERT INTO audit_events (occurred_at, caller, action, outcome, request_id) VALUES ('2020-01-01', {EVENT})",
     f"INSERT INTO audit_events (id, caller, action, outcome, request_id) VALUES (1, {EVENT})",
@@ -276,7 +279,7 @@ def test_the_service_cannot(roles: Roles, statement: str) -> None:
 def test_nobody_else_calls_the_functions(fresh: Roles) -> None:
     """They run with the owner's rights, and so are for the service alone."""
     migrate(fresh.owner)
-    for call in ("audit_make_partitions(1)", "audit_drop_partitions('2020-01-01')"):
+    for call in ("audit_make_partitions(1)", "audit_drop_partitions('2020-01-01')", "audit_forget_clients('{1}')"):
         with pytest.raises(psycopg2.errors.InsufficientPrivilege):
             run(fresh.service, f"SELECT {call}")
 
@@ -327,7 +330,7 @@ def test_every_migration_grants_exactly_what_is_needed(fresh: Roles) -> None:
     assert {kind for table, column, kind in granted if table == "audit_events" and not column} == {"SELECT"}
     assert {column for table, column, _ in granted if table == "audit_events"} - {""} == {
         *("caller", "acting_user_id", "action", "target_user_id", "target_caller", "outcome", "reason", "request_id"),
-        "changed_fields",
+        *("changed_fields", "client_ip", "client_user_agent", "operator"),
     }
     assert {kind for table, _, kind in granted if table == "users"} == {"SELECT", "INSERT", "UPDATE", "DELETE"}
     assert {kind for table, _, kind in granted if table == "alembic_version"} == {"SELECT"}
@@ -337,8 +340,10 @@ def test_every_migration_grants_exactly_what_is_needed(fresh: Roles) -> None:
 def test_an_older_schema_is_granted_as_far_as_it_goes(fresh: Roles) -> None:
     fresh.migrate("0003")
     assert {table for table, _, _ in privileges(fresh)} == {"alembic_version", "users", "request_ids", "lockouts"}
+    fresh.migrate("0006")
+    assert ("audit_events", "caller", "INSERT") in privileges(fresh)
     fresh.migrate()
-    assert ("audit_events", "", "SELECT") in privileges(fresh)
+    assert ("audit_events", "operator", "INSERT") in privileges(fresh)
 
 
 def test_looking_grants_nothing(fresh: Roles) -> None:

@@ -279,7 +279,7 @@ class TestModes:
             [x509.IPAddress(ip_address(address))],
             {"tls_client_certificates": "off", "tls_client_ca_file": None},
         )
-        with serving(known, tmp_path, names=names, grpc_host="0.0.0.0", **off) as served:
+        with serving(known, tmp_path, names=names, grpc_host="0.0.0.0", bcrypt_cost=10, **off) as served:
             with channel(served.port, served.ca.certificate_pem, host=address) as found:
                 assert told(found, served.key, method=GET_LOCKOUT) == "INVALID_FIELDS"
                 assert told(found) == "CREDENTIALS_MISSING"

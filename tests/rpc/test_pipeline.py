@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import descriptor_pb2
 from google.protobuf.empty_pb2 import Empty
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -291,6 +292,35 @@ class TestBuiltIn:
         }
         assert file.file_descriptor_response.file_descriptor_proto
         assert itself.file_descriptor_response.file_descriptor_proto
+
+    @pytest.mark.parametrize("version", ["v1alpha", "v1"])
+    def test_reflection_finds_every_kind_of_symbol(self, server: RunningServer, version: str) -> None:
+        """By its full name: `grpcurl describe` asks for what the person typed."""
+        files = {
+            **dict.fromkeys(("personae.v1.UserService", "personae.v1.UserService.ListUsers"), "personae/v1/user.proto"),
+            **dict.fromkeys(("personae.v1.ListUsersRequest.Filter", "personae.v1.User.id"), "personae/v1/user.proto"),
+            **dict.fromkeys(("personae.v1.AuditEvent.Outcome", "personae.v1.AuditEvent.OUTCOME_REFUSED"), "audit"),
+            "personae.v1.AuthenticateRequest.subject": "personae/v1/authentication.proto",
+            "google.api.field_behavior": "google/api/field_behavior.proto",
+            "grpc.health.v1.Health.Watch": "health",
+            f"grpc.reflection.{version}.ServerReflection.ServerReflectionInfo": f"/{version}/reflection.proto",
+        }
+        missing = ("", "personae.v1", "personae.v1.Nobody", "personae.v1.User.nobody", "personae.v1.UserService.Nobody")
+        call = server.channel.stream_stream(
+            f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )
+        requests = [reflection_pb2.ServerReflectionRequest(file_containing_symbol=name) for name in (*files, *missing)]
+        requests.append(reflection_pb2.ServerReflectionRequest(file_by_filename="personae/v1/user.proto"))
+
+        answers = list(call(iter(requests), timeout=10))
+
+        found = answers[: len(files)] + answers[-1:]
+        for (name, file), answer in zip([*files.items(), ("by name", "user.proto")], found, strict=True):
+            first = answer.file_descriptor_response.file_descriptor_proto[0]
+            assert file in descriptor_pb2.FileDescriptorProto.FromString(first).name, name
+        assert [one.error_response.error_code for one in answers[len(files) : -1]] == [5] * len(missing)
 
     def test_reflection_can_be_off(self, private_url: URL) -> None:
         """Without GRPC_REFLECTION the server does not reveal its API."""

@@ -125,6 +125,14 @@ class TestSettings:
         options = "" if query.startswith("sslmode") else query
         assert self.load(**{name: f"{base}?sslmode=verify-full&{options}"})
 
+    @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "db.example.com"])
+    def test_cheap_hashes_beyond_loopback_are_refused(self, host: str) -> None:
+        """OWASP's least is 10. A server that nobody else reaches may hash for tests."""
+        with pytest.raises(SettingsError, match="BCRYPT_COST=9 is for tests only"):
+            self.load(grpc_host=host, insecure_plaintext=True, bcrypt_cost=9)
+        assert self.load(grpc_host=host, insecure_plaintext=True, bcrypt_cost=10).bcrypt_cost == 10
+        assert self.load(grpc_host="127.0.0.1", bcrypt_cost=4).bcrypt_cost == 4
+
     @pytest.mark.parametrize(
         "url, needed",
         [

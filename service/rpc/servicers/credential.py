@@ -17,7 +17,7 @@ from service.base.errors import (
 from service.base.randomness import random_token
 from service.core import codes, credentials, users
 from service.core.codes import CODE_MAX_BYTES, Purpose
-from service.core.identifiers import to_nfc
+from service.core.identifiers import to_nfc, without_blanks
 from service.core.lockout import LockoutKeys
 from service.core.passwords import hash_password, is_over_ceiling
 from service.core.passwords.policy import Names, unchanged
@@ -155,11 +155,12 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         self, request: credential_pb2.StartPasswordResetRequest, context: grpc.ServicerContext
     ) -> credential_pb2.StartPasswordResetResponse:
         violations = Violations()
-        if not request.identifier:
+        identifier = without_blanks(request.identifier)
+        if not identifier:
             violations.add("identifier", "REQUIRED", "must say whose password is to be reset")
-        bounded_text(request.identifier, "identifier", violations, max_bytes=_IDENTIFIER_MAX_BYTES)
+        bounded_text(identifier, "identifier", violations, max_bytes=_IDENTIFIER_MAX_BYTES)
         violations.check()
-        subject = subject_of(request.identifier, allow_special_domains=self.rules.allow_special_domains)
+        subject = subject_of(identifier, allow_special_domains=self.rules.allow_special_domains)
         code = random_token()
         expires_at = self.clock() + self.rules.reset_valid_for
         with rpc_scope(self.database) as session, session.begin():
