@@ -128,7 +128,7 @@ def build_server(
         otlp_endpoint=settings.otel_exporter_otlp_traces_endpoint or settings.otel_exporter_otlp_endpoint,
     )
     database = open_database(settings, url, watch=telemetry.watch)
-    health = Health(SERVICE_NAMES)
+    health = Health(SERVICE_NAMES, max_watches=settings.grpc_max_connections)
     drain, stopping = Drain(), Event()
     # One more than this worker's share of the cores: no core idles while the holder of a permit is at the database.
     hash_threads = settings.hash_threads or usable_cores(hash_cores) // workers + 1
@@ -146,7 +146,7 @@ def build_server(
         ),
         max_seconds=settings.rpc_timeout,
         executors=executors,
-        health_executor=health.executor,
+        watch_executor=health.sending,
     )
     server = grpc.server(
         executors[Executor.USUAL], interceptors=[pipeline], options=_grpc_options(settings, shares_port=shares_port)
