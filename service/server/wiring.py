@@ -46,6 +46,7 @@ from service.rpc.health import Health
 from service.rpc.methods import Executor, Response, require_rows
 from service.rpc.pipeline.drain import Drain
 from service.rpc.pipeline.interceptor import Pipeline
+from service.rpc.pipeline.refusals import Refusals
 from service.rpc.pipeline.stages import stages
 from service.rpc.reflection import enable_reflection
 from service.rpc.servicers.audit import AuditServicer
@@ -129,7 +130,7 @@ def build_server(
     )
     database = open_database(settings, url, watch=telemetry.watch)
     health = Health(SERVICE_NAMES, max_watches=settings.grpc_max_connections)
-    drain, stopping = Drain(), Event()
+    drain, stopping, refusals = Drain(), Event(), Refusals()
     # One more than this worker's share of the cores: no core idles while the holder of a permit is at the database.
     hash_threads = settings.hash_threads or usable_cores(hash_cores) // workers + 1
     executors = _executors(settings, hash_threads, hash_cores, telemetry)
@@ -138,6 +139,7 @@ def build_server(
         stages(
             drain,
             _identification(settings, directory, clock=clock, assumed_caller=assumed_caller),
+            refusals,
             telemetry.stages,
             limits=RateLimits(rate_of(settings.caller_rate_limit, settings.caller_rate_burst), clock=rate_clock),
             code_limits=RateLimits(
@@ -180,6 +182,7 @@ def build_server(
         health=health,
         executors=(*executors.values(), *health.executors),
         drain=drain,
+        report_refusals=refusals.report,
         jobs=background_jobs(
             monitor,
             pipeline,
@@ -187,6 +190,7 @@ def build_server(
             refresh_certificates=None if certificates is None else certificates.refresh,
             make_audit_months=make_months,
             sweep=sweep,
+            report_refusals=refusals.report,
             probe_interval=settings.health_probe_interval,
             sweep_interval=settings.purge_interval,
         ),
