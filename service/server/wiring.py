@@ -63,6 +63,8 @@ from service.server.sweeper import make_audit_months, sweep_and_log
 from service.server.telemetry import ServerState, Telemetry
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+MAX_METADATA_BYTES = 16 * 1024
+"""Of one call: each key and value counts 32 more (RFC 9113, section 6.5.2)."""
 SERVICES = (
     user_pb2.DESCRIPTOR.services_by_name["UserService"],
     authentication_pb2.DESCRIPTOR.services_by_name["AuthenticationService"],
@@ -90,8 +92,13 @@ _OPTIONS = (
     ("grpc.server.max_pending_requests_hard_limit", 1_000_000),
     ("grpc.enable_channelz", 0),  # unused statistics
     ("grpc.server_handshake_timeout_ms", 10_000),
-    # A client may ping an idle connection every 20 s; a connection whose peer is gone is closed within a minute.
-    ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
+    # The soft limit is 8 KiB otherwise: between both gRPC refuses by chance, the more often the larger they are.
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+    # Clients may ping every two seconds, also without a call: Go and Java do so every 10 s at the most, others as they
+    # like. Faster ones get GOAWAY too_many_pings. A connection whose peer is gone is closed within a minute.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
     ("grpc.keepalive_time_ms", 45_000),
     ("grpc.keepalive_timeout_ms", 15_000),
 )
