@@ -84,8 +84,8 @@ def _serve(settings: Settings, url: URL, *, assumed_caller: str | None) -> bool:
 
     assumed_caller: see service.server.wiring.build_server. False when the process can only be left by os._exit.
     """
-    if not settings.has_tls:  # as the workers of `serve` have it: see service/workers/serve.py; before gRPC is loaded
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251
+    # As the workers of `serve` have it: see service/workers/serve.py. Before gRPC is loaded.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251
     from service.server.wiring import build_server
 
     try:

@@ -3,6 +3,7 @@
 import re
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from urllib.parse import unquote
 
 import grpc
 
@@ -46,6 +47,8 @@ class CallContext:
     """The public part of the accepted API key."""
     claimed_key_id: str | None = None
     """The key id as the caller sent it, unverified; logged only if the key was refused."""
+    has_message: bool = False
+    """Whether its message was read. What is refused before costs its client next to nothing."""
     status: grpc.Status | None = None
     """The status of the failure; None: success."""
     reason: str | None = None
@@ -117,6 +120,11 @@ def rpc_scope(database: Database, *, deadline: float | None = None, is_idempoten
         actor=call.actor,
         tally=call,
     )
+
+
+def address_of(peer: str) -> str:
+    """The IP address of a peer in gRPC's notation: `ipv6:%5B::1%5D:50051` is `::1`."""
+    return unquote(peer.partition(":")[2]).rpartition(":")[0].strip("[]")
 
 
 def require_wanted(call: CallContext) -> None:

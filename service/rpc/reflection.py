@@ -1,6 +1,5 @@
 """Server reflection, from which grpcurl and other tools learn the API."""
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -9,12 +8,14 @@ from google.protobuf.descriptor import FileDescriptor
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from service.rpc.admission.executor import BoundedExecutor
 from service.rpc.health import on_pool
 
 _V1ALPHA = "grpc.reflection.v1alpha"
 _V1 = "grpc.reflection.v1"
 _V1_SERVICE = f"{_V1}.ServerReflection"
 _THREADS = 4
+_MAX_WAITING = 64
 
 
 class _Descriptors:
@@ -43,8 +44,8 @@ def enable_reflection(server: grpc.Server, services: tuple[str, ...]) -> None:
     names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME, _V1_SERVICE)
     _describe_v1()
     servicer = reflection.ReflectionServicer(names, pool=_Descriptors())
-    # An open stream holds a thread as long as the client likes, so it must not be one that serves RPCs.
-    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="reflection")
+    # An open stream holds a thread while the server waits for its client, so it must not be one that serves RPCs.
+    pool = BoundedExecutor(_THREADS, max_waiting=_MAX_WAITING, name="reflection")
     handler = grpc.stream_stream_rpc_method_handler(
         on_pool(servicer.ServerReflectionInfo, pool),
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,

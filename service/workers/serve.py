@@ -31,8 +31,9 @@ def serve(settings: Settings, url: URL) -> int:
         if settings.client_certificates == "optional":
             mtls_port = stack.enter_context(reserved_port(host, settings.grpc_mtls_port, "GRPC_MTLS_PORT"))
         environment = dict(os.environ)  # noqa: TID251  passed on
-        if not settings.has_tls:  # gRPC's own log lines are no JSON; with TLS they tell of failed handshakes
-            environment.setdefault("GRPC_VERBOSITY", "NONE")
+        # gRPC writes its own lines, which are no JSON, on the threads that serve: one for each failed handshake, which
+        # any client can cause. They would fill the disk, and stop the server while nobody reads the pipe.
+        environment.setdefault("GRPC_VERBOSITY", "NONE")
         directory = stack.enter_context(_metrics_directory()) if settings.metrics_port else None
         if directory is not None:
             environment["PROMETHEUS_MULTIPROC_DIR"] = directory

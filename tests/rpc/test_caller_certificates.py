@@ -158,6 +158,7 @@ class TestNames:
 
     def test_the_log_names_the_caller(self, served: Served) -> None:
         """By the name of the caller, not by the name in the certificate."""
+        served.server.server.report_refusals()  # those of other tests
         with structlog.testing.capture_logs() as log:
             assert served.told(URI(WEB)) == "OK"
             assert served.told(DNS("billing.internal")) == "OK"

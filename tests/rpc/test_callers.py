@@ -129,6 +129,7 @@ class TestLog:
     """One line for each call names the caller and the id of its key, never the key."""
 
     def lines(self, served: Served, *authorization: str, method: str = GET_USER) -> list[dict[str, object]]:
+        served.server.server.report_refusals()  # those of other tests
         with structlog.testing.capture_logs() as log:
             told(served.channel, *authorization, method=method, metadata=[("x-request-id", "logged")])
         assert not [entry for entry in log if "pk_" in str(entry)]

@@ -17,7 +17,6 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from sqlalchemy.engine import URL
 
 from personae.v1 import user_pb2, user_pb2_grpc
-from service.rpc.health import MAX_WATCHERS
 from service.rpc.pipeline.status import MAX_VIOLATIONS
 from service.server.wiring import MAX_MESSAGE_BYTES, SERVICE_NAMES
 from tests.support.databases import wait_until_blocked
@@ -252,22 +251,6 @@ class TestBuiltIn:
             held.set()
             for stream in streams:
                 stream.cancel()
-
-    def test_watchers_are_limited_and_take_no_threads_of_others(self, private_url: URL) -> None:
-        """Each watcher holds a thread. One too many is refused; RPCs and health checks are served."""
-        with running(private_url, grpc_threads=2) as server:
-            health = health_pb2_grpc.HealthStub(server.channel)
-            watches = [health.Watch(health_pb2.HealthCheckRequest(), timeout=60) for _ in range(MAX_WATCHERS)]
-            assert {next(watch).status for watch in watches} == {SERVING}
-
-            with pytest.raises(grpc.RpcError) as caught:
-                next(health.Watch(health_pb2.HealthCheckRequest(), timeout=60))
-
-            assert caught.value.code() is Code.RESOURCE_EXHAUSTED
-            assert health.Check(health_pb2.HealthCheckRequest()).status == SERVING
-            assert new_user(server.users).id
-            for watch in watches:
-                watch.cancel()
 
     @pytest.mark.parametrize("version", ["v1alpha", "v1"])
     def test_reflection_in_both_versions(self, server: RunningServer, version: str) -> None:

@@ -28,13 +28,17 @@ def inherited() -> dict[str, str]:
 class Process:
     """`python -m service …`, and what it prints, line by line."""
 
-    def __init__(self, *arguments: str, **environment: str) -> None:
-        """environment: wins over the defaults of the tests; of this process' own, only what Python needs is passed."""
+    def __init__(self, stderr: int | None, /, *arguments: str, **environment: str) -> None:
+        """stderr: a file descriptor; None: closed, as by `2>&-`.
+
+        environment: wins over the defaults of the tests; of this process' own, only what Python needs is passed.
+        """
         self.lines: list[str] = []
         self._shows_an_email = "dev" in arguments  # in the example that it prints for people
         self._changed = threading.Condition()
+        closing = ["sh", "-c", 'exec "$0" "$@" 2>&-'] if stderr is None else []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "service", *arguments],
+            [*closing, sys.executable, "-m", "service", *arguments],
             cwd=ROOT,
             env=inherited()
             | {"LOG_FORMAT": "json", "SECRET_KEYS": KEY, "BCRYPT_COST": "4", "GRPC_PORT": "0", "CALLER_AUTH": "off"}
@@ -42,7 +46,7 @@ class Process:
             | environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=stderr,
             text=True,
         )
         self._reader = threading.Thread(target=self._read)
@@ -91,7 +95,13 @@ class Process:
 
 @contextlib.contextmanager
 def process(*arguments: str, **environment: str) -> Iterator[Process]:
-    made = Process(*arguments, **environment)
+    with process_with_stderr(subprocess.STDOUT, *arguments, **environment) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def process_with_stderr(stderr: int | None, /, *arguments: str, **environment: str) -> Iterator[Process]:
+    made = Process(stderr, *arguments, **environment)
     try:
         yield made
     finally:

@@ -16,15 +16,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Condition, local
 from typing import Any
 
-import structlog
-
 from service.base.clock import monotonic
 
 _MAX_WAITING_IN_OVERLOAD = 64
 _OVERLOAD_SECONDS = 0.25
 """How long an overload lasts after a refusal. While it goes on calls are refused all the time."""
-
-_log = structlog.get_logger("personae.rpc")
 
 
 class _Thread(local):
@@ -66,7 +62,6 @@ class BoundedExecutor(ThreadPoolExecutor):
         self._admitted = 0
         self._refused_at = -math.inf
         """When an RPC was refused last, in monotonic seconds."""
-        self._name, self._refused, self._logged_at = name, 0, -math.inf
         self._changed = Condition()
 
     @property
@@ -85,7 +80,6 @@ class BoundedExecutor(ThreadPoolExecutor):
             if not is_admitted:
                 self._refused_at = now
         if not is_admitted:
-            self._log_refusals(now)
             return _run_refused(fn, args, kwargs)
         try:
             return super().submit(self._run, now, fn, args, kwargs)
@@ -99,13 +93,6 @@ class BoundedExecutor(ThreadPoolExecutor):
         self.shutdown(wait=False, cancel_futures=True)
         with self._changed:
             return self._changed.wait_for(lambda: not self.running, timeout=patience)
-
-    def _log_refusals(self, now: float) -> None:
-        """A line for each refused RPC would cost more than the refusal. Only gRPC's serving thread calls this."""
-        self._refused += 1
-        if now - self._logged_at >= 1:
-            self._logged_at = now
-            _log.warning("server busy, calls refused", executor=self._name, refused_since_start=self._refused)
 
     def _run(self, submitted_at: float, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         with self._changed:
