@@ -1,7 +1,10 @@
 # syntax=docker/dockerfile:1
 
+# One base for both stages. By digest: docs/operations.md, "Images by digest".
+ARG PYTHON_IMAGE=python:3.13-slim
+
 # ---- builder: the pinned packages into /venv, the code into /app. Nothing of this stage but the two goes on.
-FROM python:3.13-slim AS builder
+FROM ${PYTHON_IMAGE} AS builder
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /build
 RUN python -m venv /venv
@@ -17,12 +20,13 @@ COPY pyproject.toml ./
 RUN /venv/bin/python -m compileall -q --invalidation-mode unchecked-hash service personae alembic
 
 # ---- the image
-FROM python:3.13-slim
+FROM ${PYTHON_IMAGE}
 RUN groupadd --system --gid 10001 personae \
     && useradd --system --uid 10001 --gid 10001 --no-log-init --no-create-home --home-dir /nonexistent \
         --shell /usr/sbin/nologin personae \
-    # A volume that is mounted here for the first time takes this owner over.
-    && install --directory --owner 10001 --group 10001 --mode 0700 /var/lib/personae
+    # A volume that is mounted on one of these for the first time takes this owner over.
+    && install --directory --owner 10001 --group 10001 --mode 0700 /var/lib/personae /var/lib/personae/keys \
+        /var/lib/personae/ca /var/lib/personae/server /var/lib/personae/client
 COPY --from=builder /venv /venv
 COPY --from=builder /app /app
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1

@@ -100,13 +100,14 @@ test-fast: setup ## Run the tests that need no database
 	@$(BIN)/python -m pytest tests/unit tests/house
 
 .PHONY: lint
-lint: setup lint-proto ## Check style, types, imports, protos, migrations and generated code
+lint: setup lint-proto ## Check style, types, imports, protos, migrations, generated code and dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -c 'from importlinter.cli import lint_imports_command as lint; lint()' --no-cache
 	@sql=$$(mktemp) && trap 'rm -f "$$sql"' EXIT && echo "$(ALEMBIC) upgrade head --sql, read by squawk" && \
 		$(ALEMBIC) upgrade head --sql >"$$sql" && $(BIN)/squawk "$$sql"
+	$(BIN)/python -m service.dev.audit requirements/server.lock requirements/dev.lock requirements/proto.lock
 
 .PHONY: lint-proto
 lint-proto: setup $(VENV_PROTO)/.installed

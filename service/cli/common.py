@@ -24,7 +24,7 @@ from service.db.schema import (
     require_free,
     require_schema,
 )
-from service.observability.log import configure
+from service.observability.log import configure, flush
 
 if TYPE_CHECKING:
     from service.db.engine import Database
@@ -44,6 +44,7 @@ def settings_or_fail(*, worker: int | None = None, code: int = 1, **overrides: o
 
 def fail(text: str, code: int = 1) -> NoReturn:
     """Say why the command cannot be done, and end it."""
+    flush()  # the reason is the last line
     click.echo(f"personae: {text}", err=True)
     sys.exit(code)
 
@@ -62,6 +63,27 @@ def _os_user() -> str:
         except KeyError:
             name = f"uid {os.getuid()}"
     return "".join(letter if letter.isprintable() else "?" for letter in name[:OPERATOR_MAX_LENGTH])
+
+
+def silence_grpc() -> None:
+    """Keep gRPC's own lines out of the log. Call it before gRPC is loaded.
+
+    They are no JSON, and gRPC writes them on the threads that serve: one for each failed handshake, which any client
+    can cause. They would fill the disk, and stop the server while nobody reads the pipe.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251  gRPC's own
+
+
+def end_process(code: int, *, failure: Exception | None = None, is_clean: bool = True) -> NoReturn:
+    """End a server's process. failure: why it could not go on, said on the last line. is_clean: False when a call still
+    runs, which would hold up the end.
+    """
+    flush()
+    if failure is not None:
+        click.echo(f"personae: {failure}", err=True)
+    if not is_clean:
+        os._exit(code)
+    sys.exit(code)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from service.base.clock import utc_now
 from service.base.gc_tuning import freeze_startup_objects
 from service.base.ports import PortInUseError
 from service.base.settings import Settings, SettingsError, load_settings
-from service.cli.common import database_url, fail, settings_or_fail, upgrade
+from service.cli.common import database_url, end_process, fail, settings_or_fail, silence_grpc, upgrade
 from service.db.schema import SchemaBehindError
 from service.observability.log import flush
 
@@ -42,10 +42,8 @@ def dev() -> None:
             is_open = settings.is_loopback and settings.tls_client_ca_file is None
             if is_open and "caller_auth" not in settings.model_fields_set:
                 assumed_caller = LOCAL_CALLER
-        is_clean = _serve(settings, url, assumed_caller=assumed_caller)
-    if not is_clean:
-        flush()
-        os._exit(0)
+        failure, is_clean = _serve(settings, url, assumed_caller=assumed_caller)
+    end_process(int(failure is not None), failure=failure, is_clean=is_clean)
 
 
 @click.command("dev-certs")
@@ -79,13 +77,13 @@ def with_database(command: Sequence[str]) -> None:
     sys.exit(done.returncode)
 
 
-def _serve(settings: Settings, url: URL, *, assumed_caller: str | None) -> bool:
-    """Serve in this process until a signal, then stop gracefully; a second signal ends the process at once.
+def _serve(settings: Settings, url: URL, *, assumed_caller: str | None) -> tuple[Exception | None, bool]:
+    """Serve in this process until a signal, then stop gracefully; a second signal ends the process at once. Returns why
+    the server could not go on, or None, and whether every call has ended.
 
-    assumed_caller: see service.server.wiring.build_server. False when the process can only be left by os._exit.
+    assumed_caller: see service.server.wiring.build_server.
     """
-    # As the workers of `serve` have it: see service/workers/serve.py. Before gRPC is loaded.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251
+    silence_grpc()
     from service.server.wiring import build_server
 
     try:
@@ -98,13 +96,8 @@ def _serve(settings: Settings, url: URL, *, assumed_caller: str | None) -> bool:
     flush()  # so that the log does not come in between
     _print_banner(server, settings)
     server.wait()
-    failure = server.failure
     is_clean = server.stop()
-    if failure is not None:
-        click.echo(f"personae: {failure}", err=True)
-        flush()
-        os._exit(1)  # a call that still runs must not hold up the end
-    return is_clean
+    return server.failure, is_clean
 
 
 def _on_signals(end: Any) -> None:

@@ -1,8 +1,9 @@
 """Certificates for a developer's machine: a CA, and certificates of it for one server and one client.
 
 The CA is created once and kept, so that clients that trust it go on working; server and client get new keys and
-certificates on every run. Anybody who can read ca.key can impersonate any server to a client that trusts ca.pem: trust
-it for nothing else.
+certificates on every run. Each role has a directory of its own, so that a server or a client can be given what it needs
+and nothing else. Anybody who can read ca/ca.key can impersonate any server to a client that trusts ca.pem: trust it for
+nothing else.
 """
 
 import ipaddress
@@ -10,6 +11,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,9 +23,10 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-CA_CERTIFICATE, CA_KEY = "ca.pem", "ca.key"
-SERVER_CERTIFICATE, SERVER_KEY = "server.pem", "server.key"
-CLIENT_CERTIFICATE, CLIENT_KEY = "client.pem", "client.key"
+CA_CERTIFICATE, CA_KEY = "ca/ca.pem", "ca/ca.key"
+SERVER_CERTIFICATE, SERVER_KEY, SERVER_CA = "server/server.pem", "server/server.key", "server/ca.pem"
+CLIENT_CERTIFICATE, CLIENT_KEY, CLIENT_CA = "client/client.pem", "client/client.key", "client/ca.pem"
+_ROLES = ("ca", "server", "client")
 CLIENT_ID = "spiffe://personae.dev/client"
 CA_VALID_FOR = timedelta(days=3653)
 VALID_FOR = timedelta(days=90)
@@ -60,8 +63,9 @@ def make_dev_certificates(directory: Path, *, now: datetime, server_names: Seque
     """
     names = [_general_name(name) for name in dict.fromkeys((*DEFAULT_SERVER_NAMES, *server_names))]
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _require_own(directory, forbidden=0o022)
+        for path in (directory, *(directory / role for role in _ROLES)):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _require_own(path, forbidden=0o022)
         if (directory / CA_KEY).exists():
             _require_own(directory / CA_KEY, forbidden=0o077)
         files: dict[str, bytes] = {}
@@ -69,6 +73,7 @@ def make_dev_certificates(directory: Path, *, now: datetime, server_names: Seque
         if ca is None:
             ca = make_ca(now=now)
             files |= {CA_KEY: ca.private_key_pem, CA_CERTIFICATE: ca.certificate_pem}
+        files |= dict.fromkeys((SERVER_CA, CLIENT_CA), ca.certificate_pem)
         # The CA comes first: a running server must know a new one before it sees a client of it. A server that reads
         # half of a pair keeps the old pair until the next connection.
         for role, usages, role_names in (
@@ -83,7 +88,7 @@ def make_dev_certificates(directory: Path, *, now: datetime, server_names: Seque
                 not_after=min(now + VALID_FOR, ca.certificate.not_valid_after_utc),
                 common_name=f"Personae development {role}",
             )
-            files |= {f"{role}.key": leaf.private_key_pem, f"{role}.pem": leaf.certificate_pem}
+            files |= {f"{role}/{role}.key": leaf.private_key_pem, f"{role}/{role}.pem": leaf.certificate_pem}
         return _replace(directory, files)
     except FileExistsError:
         raise DevCertificateError(f"{directory} is not a directory") from None
@@ -191,9 +196,17 @@ def _not_ours(directory: Path) -> DevCertificateError:
 
 def _replace(directory: Path, files: Mapping[str, bytes]) -> list[Path]:
     """Replace each file atomically, in this order, after the last one has been written."""
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=directory) as drafts:
+    with ExitStack() as stack:
+        # In each role's own directory, which may be a volume of its own, and of mode 0700.
+        drafts = {
+            role: Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".new-", dir=directory / role)))
+            for role in _ROLES
+        }
+        paths = {}
         for name, data in files.items():
-            draft = Path(drafts, name)  # in a directory of mode 0700
+            role, _, file = name.partition("/")
+            draft = drafts[role] / file
             draft.write_bytes(data)
             draft.chmod(0o600 if name.endswith(".key") else 0o644)
-        return [Path(drafts, name).replace(directory / name) for name in files]
+            paths[draft] = directory / name
+        return [draft.replace(path) for draft, path in paths.items()]

@@ -38,7 +38,12 @@ def _routes(registry: CollectorRegistry, is_ready: Callable[[], bool]) -> WSGIAp
             return [b""]
         if path == "/metrics":
             environ["QUERY_STRING"] = ""  # the library would let a query choose metrics
-            found: Iterable[bytes] = metrics(environ, start_response)
+            found: Iterable[bytes]
+            try:
+                found = metrics(environ, start_response)
+            except (TypeError, ValueError):  # of the library, for an Accept that it cannot parse
+                environ.pop("HTTP_ACCEPT", None)
+                found = metrics(environ, start_response)
             return found
         if path == "/livez" or (path == "/readyz" and is_ready()):
             start_response("200 OK", headers)

@@ -134,6 +134,7 @@ class DatabaseMonitor:
         try:
             trouble = self.probe.check() or (None if self._directory is None else self._directory.trouble())
         except SchemaBehindError as error:
+            _log.error("the server ends", why=str(error))
             self.failure = error
             return
         if trouble is not None and trouble != self.trouble:

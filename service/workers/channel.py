@@ -1,7 +1,8 @@
 """The channel between a worker and its supervisor: a pair of connected sockets.
 
-worker -> supervisor   one line: within how many seconds it reports again, at the latest
+worker -> supervisor   one line of JSON: Promise, what the supervisor must know of the settings of this worker
                        then SERVING or NOT_SERVING, one byte, after each health probe: the heartbeat
+                       LEAVING: it has begun to stop
 supervisor -> worker   RETIRE: a new worker serves instead; stop listening, and exit after the last connection
 end of file            the other process has died
 """
@@ -9,11 +10,33 @@ end of file            the other process has died
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from threading import Thread
+
+import orjson
+
+from service.workers.protection import Protection
 
 SERVING = b"s"
 NOT_SERVING = b"n"
+LEAVING = b"l"
 RETIRE = b"r"
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What a worker promises by its settings, which may be newer than the supervisor's. Times are in seconds."""
+
+    report: float = 0.0  # until it reports again, at the latest
+    stop: float = 0.0  # from SIGTERM, or from LEAVING, until it exits
+    retire: float = 0.0  # from RETIRE until its last connection has closed
+    protection: Protection = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, line: bytes) -> "Promise":
+        """Read the line of a worker. One without any, which has died before, promises nothing."""
+        known = orjson.loads(line) if line else {}
+        return cls(**{name: value for name, value in known.items() if name in cls.__slots__})
 
 
 class SupervisorChannel:
@@ -25,14 +48,18 @@ class SupervisorChannel:
         self.is_orphaned = False
         """Whether the supervisor has died."""
 
-    def start(self, *, report_seconds: float, on_stop: Callable[[], None]) -> None:
-        """Promise a report at least this often, and start to receive. on_stop: called when the worker is to exit."""
-        self._send(f"{report_seconds}\n".encode())
+    def start(self, promise: Promise, *, on_stop: Callable[[], None]) -> None:
+        """Send the promise, and start to receive. on_stop: called when the worker is to exit."""
+        self._send(orjson.dumps(asdict(promise)) + b"\n")
         Thread(target=self._receive, args=(on_stop,), name="supervisor-channel", daemon=True).start()
 
     def report_status(self, *, is_serving: bool) -> None:
         """Tell the supervisor the health status."""
         self._send(SERVING if is_serving else NOT_SERVING)
+
+    def report_leaving(self) -> None:
+        """Tell the supervisor that the worker stops, and reports no more."""
+        self._send(LEAVING)
 
     def _receive(self, on_stop: Callable[[], None]) -> None:
         with suppress(OSError):

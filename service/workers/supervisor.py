@@ -22,7 +22,8 @@ from typing import Any
 import structlog
 
 from service.base.clock import monotonic
-from service.workers.channel import RETIRE, SERVING
+from service.workers.channel import LEAVING, RETIRE, SERVING, Promise
+from service.workers.protection import Protection
 
 _SETTLED_SECONDS = 10.0  # a worker that has served for so long starts to count its crashes anew
 _LONG_BACK_OFF_SECONDS = 30.0  # after the last of Limits.back_off, while other workers serve
@@ -34,11 +35,9 @@ _log = structlog.get_logger("personae.supervisor")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many seconds a worker may take."""
+    """How many seconds a worker may take, beyond what it has promised."""
 
-    stop: float  # from SIGTERM until it exits
-    retire: float = 0.0  # from RETIRE until its last connection has closed
-    kill_after: float = 15.0  # beyond `stop` and `retire`, until it is killed
+    kill_after: float = 15.0  # to stop or to retire, until it is killed
     start: float = 60.0  # from its start until its first report, and until a successor serves
     silence: float = 30.0  # between two reports, beyond twice what it promised
     back_off: Sequence[float] = (0.0, 0.5, 1.0, 2.0)  # before each restart, by how often it has crashed in a row
@@ -51,10 +50,11 @@ class _Worker:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     max_silence: float
+    promise: Promise
     exit: "asyncio.Task[int]" = field(init=False)  # returns the exit code
     first_served: "asyncio.Future[float]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     is_serving: bool = False
-    is_leaving: bool = False  # told to exit
+    is_leaving: bool = False  # told to exit, or does so by itself
     silence: float = 0.0  # seconds since its last report; none are counted while the supervisor itself is suspended
 
 
@@ -71,20 +71,23 @@ class Supervisor:
 
     def __init__(
         self,
-        command: Callable[[int, int | None, int], Sequence[str]],
+        command: Callable[[int, int | None, int, Protection], Sequence[str]],
         cores: Sequence[int | None],
         limits: Limits,
         *,
         environment: Mapping[str, str] | None = None,
         port: int = 0,
+        protection: Protection | None = None,
     ) -> None:
-        """command: makes the command line of a worker from its number, its core (None: not pinned) and the file
-        descriptor of its channel. port: for the log.
+        """command: makes the command line of a worker from its number, its core (None: not pinned), the file descriptor
+        of its channel, and how far it has to protect: at first as given here, later as far as the last worker that has
+        served. port: for the log.
         """
         self._command = command
         self._limits = limits
         self._port = port
         self._environment = environment
+        self._protection: Protection = protection or {}
         self._slots = [_Slot(core) for core in cores]
         self._workers: list[_Worker] = []
         self._numbers: set[int] = set()
@@ -182,7 +185,9 @@ class Supervisor:
             self._numbers.remove(number)
             _log.error("worker not started", why=str(error))
             return None
-        worker = _Worker(number, process, *await asyncio.open_unix_connection(sock=channel), self._limits.start)
+        reader, writer = await asyncio.open_unix_connection(sock=channel)
+        starting = self._limits.start  # until it has promised otherwise
+        worker = _Worker(number, process, reader, writer, starting, Promise(stop=starting))
         worker.exit = self._tasks.create_task(self._watch(worker))
         self._workers.append(worker)
         if self._stopping.is_set():
@@ -194,7 +199,7 @@ class Supervisor:
         with theirs:
             try:
                 process = await asyncio.create_subprocess_exec(
-                    *self._command(number, core, theirs.fileno()),
+                    *self._command(number, core, theirs.fileno(), self._protection),
                     env=self._environment,
                     pass_fds=(theirs.fileno(),),
                     stdin=asyncio.subprocess.DEVNULL,
@@ -208,16 +213,18 @@ class Supervisor:
     async def _watch(self, worker: _Worker) -> int:
         """Receive what the worker reports until it has exited; return its exit code."""
         with suppress(ConnectionError):
-            promised = float(await worker.reader.readline() or 0)
-            while statuses := await worker.reader.read(_CHUNK_BYTES):
-                worker.silence, worker.max_silence = 0.0, self._limits.silence + 2 * promised
-                self._on_status(worker, is_serving=statuses.endswith(SERVING))
+            worker.promise = Promise.parse(await worker.reader.readline())
+            while reports := await worker.reader.read(_CHUNK_BYTES):
+                worker.silence, worker.max_silence = 0.0, self._limits.silence + 2 * worker.promise.report
+                self._on_status(worker, is_serving=reports.endswith(SERVING))
+                if LEAVING in reports and not worker.is_leaving:
+                    self._expect_exit(worker)
         code = await worker.process.wait()
         worker.writer.close()
         self._workers.remove(worker)
         self.on_exit(worker.number)
         self._numbers.remove(worker.number)
-        if worker.is_leaving:
+        if worker.is_leaving and code != os.EX_CONFIG:  # with that it has said itself why it ends, as its last line
             _log.info("worker left", worker=worker.number, pid=worker.process.pid, why=_exit_reason(code))
         return code
 
@@ -228,6 +235,7 @@ class Supervisor:
         _log.info("worker serves", worker=worker.number, pid=worker.process.pid)
         if not worker.first_served.done():
             worker.first_served.set_result(monotonic())
+            self._protection = worker.promise.protection
         if self.serving == self.wanted:
             _log.info("all workers serve", workers=self.wanted, port=self._port)
 
@@ -287,7 +295,7 @@ class Supervisor:
         if old is not None:
             old.is_leaving = True
             old.writer.write(RETIRE)
-            await self._wait_for_exit(old, self._limits.retire + self._limits.stop)
+            await self._wait_for_exit(old, old.promise.retire + old.promise.stop)
         return None
 
     # ---- stop
@@ -298,6 +306,7 @@ class Supervisor:
             self._stop()
             return
         self._exit_code = 128 + signal.SIGINT
+        _log.warning("second signal: workers are killed", workers=len(self._workers))
         for worker in self._workers:
             _send_signal(worker, signal.SIGKILL)
 
@@ -311,9 +320,12 @@ class Supervisor:
             self._terminate(worker)
 
     def _terminate(self, worker: _Worker) -> None:
-        worker.is_leaving = True
         _send_signal(worker, signal.SIGTERM)
-        self._tasks.create_task(self._wait_for_exit(worker, self._limits.stop))
+        self._expect_exit(worker)
+
+    def _expect_exit(self, worker: _Worker) -> None:
+        worker.is_leaving = True
+        self._tasks.create_task(self._wait_for_exit(worker, worker.promise.stop))
 
     async def _wait_for_exit(self, worker: _Worker, seconds: float) -> None:
         """Wait until the worker has exited; kill it if that takes `kill_after` longer than this."""

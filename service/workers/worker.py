@@ -1,18 +1,18 @@
 """A worker: a server that shares its port with others, and exits when its supervisor says so or has died."""
 
-import os
 import signal
 import socket
 
 import structlog
 from sqlalchemy.engine import URL
 
+from service.base.connection_age import retirement_seconds
 from service.base.cores import allowed_cores, pin_thread
 from service.base.gc_tuning import freeze_startup_objects
 from service.base.settings import Settings
-from service.observability.log import flush
 from service.server.wiring import build_server
-from service.workers.channel import SupervisorChannel
+from service.workers.channel import Promise, SupervisorChannel
+from service.workers.protection import Protection
 
 _log = structlog.get_logger("personae.worker")
 
@@ -32,11 +32,14 @@ def keep_metrics(number: int) -> bool:
     return True
 
 
-def work(settings: Settings, url: URL, *, channel: int, core: int | None, workers: int) -> Exception | None:
-    """Serve until told to exit; return why the server cannot go on, or None. Raises as build_server and Server.start.
+def work(
+    settings: Settings, url: URL, *, channel: int, core: int | None, workers: int, protection: Protection
+) -> tuple[Exception | None, bool]:
+    """Serve until told to exit; return why the server cannot go on, or None, and whether every call has ended. Raises
+    as build_server and Server.start.
 
-    channel: the file descriptor of the socket to the supervisor. core: the one to be pinned to. workers: how
-    many there are. Ends the process itself if a call does not end.
+    channel: the file descriptor of the socket to the supervisor. core: the one to be pinned to. workers: how many there
+    are. protection: of these settings.
     """
     cores = allowed_cores()
     if core is not None:
@@ -45,21 +48,22 @@ def work(settings: Settings, url: URL, *, channel: int, core: int | None, worker
     server = build_server(
         settings, url, report_status=supervisor.report_status, shares_port=True, hash_cores=cores, workers=workers
     )
+    promise = Promise(
+        # A probe is followed by the next one after the interval, and takes as long as it may take to connect.
+        report=settings.health_probe_interval + settings.db_connect_timeout,
+        stop=settings.shutdown_drain + settings.shutdown_grace,
+        retire=retirement_seconds(settings),
+        protection=protection,
+    )
+    supervisor.start(promise, on_stop=server.end)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.end())
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # only the supervisor reloads, also if a whole process group gets it
-    supervisor.start(
-        # A probe is followed by the next one after the interval, and takes as long as it may take to connect.
-        report_seconds=settings.health_probe_interval + settings.db_connect_timeout,
-        on_stop=server.end,
-    )
     freeze_startup_objects()
     server.start()
     server.wait()
     if supervisor.is_retired:
         server.retire()
-    failure = server.failure
-    if not server.stop(drain=0.0 if supervisor.is_orphaned else None):  # a new supervisor waits for an orphan's port
-        flush()
-        os._exit(os.EX_OK if failure is None else os.EX_CONFIG)
-    return failure
+    supervisor.report_leaving()
+    is_clean = server.stop(drain=0.0 if supervisor.is_orphaned else None)  # a new supervisor waits for an orphan's port
+    return server.failure, is_clean

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import grpc
 import pytest
 import yaml
 
+from service import __version__
 from service.base.settings import Settings
 from service.cli.main import main
 from service.rpc.pipeline.status import CODES
@@ -246,3 +248,10 @@ def test_migrations_run_with_the_image_that_serves() -> None:
     (image,) = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())["images"]
     assert container("Deployment")["image"] == image["name"]
     assert container("Job")["image"] == f"{image['newName']}:{image['newTag']}"
+
+
+def test_versions_are_that_of_the_code() -> None:
+    """In the manifests, and of the package."""
+    (image,) = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())["images"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert image["newTag"] == project["version"] == __version__

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from sqlalchemy.engine import URL
 
 from service.base import errors
 from service.base.errors import PersonaeError
 from service.base.settings import Settings
 from service.cli.main import main
+from service.dev.certificates import SERVER_CA, SERVER_CERTIFICATE, SERVER_KEY
 from service.rpc.pipeline.status import CODES
 from service.server.wiring import SERVED_METHODS
 from tests.support.docs_console import blocks, replay, steps
@@ -228,8 +230,41 @@ def test_compose_serves_with_tls_and_to_callers_only() -> None:
     assert not settings.is_loopback
     made = re.search(r'"dev-certs", "--directory", "(.*)"', compose_text())
     assert made is not None
-    for name in ("tls_certificate_file", "tls_private_key_file", "tls_client_ca_file"):
-        assert str(getattr(settings, name).parent) == made[1]
+    for path, name in (
+        (settings.tls_certificate_file, SERVER_CERTIFICATE),
+        (settings.tls_private_key_file, SERVER_KEY),
+        (settings.tls_client_ca_file, SERVER_CA),
+    ):
+        assert path == Path(made[1], name)
+
+
+def test_compose_gives_each_service_what_it_needs() -> None:
+    """The server mounts its own certificate and the secret keys, to read; the key of the CA only `certs` has."""
+    services = yaml.safe_load(compose_text())["services"]
+    mounts = {name: service.get("volumes", []) for name, service in services.items()}
+    assert mounts["personae"] == ["keys:/var/lib/personae/keys:ro", "server:/var/lib/personae/server:ro"]
+    assert [name for name, volumes in mounts.items() if any(one.startswith("ca:") for one in volumes)] == ["certs"]
+    assert [name for name, volumes in mounts.items() if any(one.startswith("client:") for one in volumes)] == ["certs"]
+    for name, service in services.items():
+        assert "no-new-privileges:true" in service["security_opt"]
+        if name != "postgres":
+            assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+    made = re.search(r"install --directory .*? (/var/.*?)\n\w", (ROOT / "Dockerfile").read_text(), re.DOTALL)
+    assert made is not None
+    inside = {volume.split(":")[1] for name, volumes in mounts.items() if name != "postgres" for volume in volumes}
+    assert inside < set(made[1].replace("\\", "").split()), "or the user of the image may not write there"
+
+
+def test_images_are_named_in_one_place_each() -> None:
+    """So that a digest is put in once; the image never runs as root."""
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    assert re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE) == ["${PYTHON_IMAGE}"] * 2
+    named = re.findall(r"^ARG PYTHON_IMAGE=(.*)$", dockerfile, re.MULTILINE)
+    named += re.findall(r"image: \$\{POSTGRES_IMAGE:-(.*?)\}", compose_text())
+    assert len(named) == 2
+    for image in named:
+        assert re.fullmatch(r"[a-z]+:[\w.-]+(@sha256:[0-9a-f]{64})?", image)
+    assert re.findall(r"^USER (.*)$", dockerfile, re.MULTILINE) == ["10001:10001"]
 
 
 # ------------------------------------------------------------------------------------------------- reading

@@ -31,7 +31,7 @@ def exported() -> dict[str, set[str]]:
     for one in vars(metrics).values():
         if isinstance(one, Counter | Histogram):
             found[f"{one._name}{_SUFFIXES[one._type]}"] = set(one._labelnames)  # the library has no public way to ask
-    supervisor = Supervisor(lambda *_: [], [None], Limits(stop=0))
+    supervisor = Supervisor(lambda *_: [], [None], Limits())
     for family in SupervisorCollector(supervisor).collect():
         labels = {label for sample in family.samples for label in sample.labels}
         found[f"{family.name}{_SUFFIXES[family.type]}"] = labels

@@ -18,6 +18,7 @@ from sqlalchemy.engine import URL
 from personae.v1 import authentication_pb2 as auth
 from personae.v1 import credential_pb2 as cred
 from personae.v1 import user_pb2, user_pb2_grpc
+from service import __version__
 from service.base.ports import PortInUseError
 from service.observability.metrics import GAUGES, all_workers, forget_slot
 from service.rpc.pipeline.metrics import go_spelling
@@ -199,7 +200,7 @@ class TestGauges:
         assert value(idle, "personae_worker_resident_memory_bytes", worker="0") > 10_000_000
         for name in ("threads", "open_files", "cpu_seconds_total"):
             assert value(idle, f"personae_worker_{name}", worker="0") > 0
-        assert value(idle, "personae_build_info", version="0.1.0") == 1
+        assert value(idle, "personae_build_info", version=__version__) == 1
         missing = GAUGES.keys() - {name for name, _ in idle}
         assert {name for name in missing if "caller" not in name and "certificate" not in name} == {
             "personae_sweeper_last_success_timestamp_seconds"
@@ -233,6 +234,12 @@ class TestServing:
         assert headers["Content-Encoding"] == "gzip"
         assert b"personae_database_up 1.0" in gzip.decompress(body)
         assert b"personae_database_up" in get(measured.port, "/metrics?name[]=nothing")[2]
+
+    @pytest.mark.parametrize("version", ["x", "1.x", "9" * 5000])
+    @pytest.mark.parametrize("kind", ["text/plain", "application/openmetrics-text"])
+    def test_a_format_that_does_not_exist(self, measured: Measured, kind: str, version: str) -> None:
+        """Is answered as none at all: a client cannot fill the log with errors."""
+        assert get(measured.port, Accept=f"{kind};version={version}")[0] == 200
 
     @pytest.mark.parametrize(
         "method, path, status",

@@ -18,7 +18,7 @@ from personae.v1 import authentication_pb2, authentication_pb2_grpc, user_pb2, u
 from service.base.ports import PortInUseError
 from service.db.schema import SchemaBehindError
 from tests.support.databases import Postgres, libpq_url, wait_until_blocked
-from tests.support.factories import PASSWORD, get_request, new_user
+from tests.support.factories import PASSWORD, creation, get_request, new_user
 from tests.support.processes import PATIENCE, process, set_revision
 from tests.support.proxy import PostgresProxy
 from tests.support.servers import KEY, running
@@ -84,10 +84,36 @@ class TestDatabaseAtStart:
                 set_revision(private_url, "0000")
                 proxy.refuse(refusing=False)
                 assert server.process.wait(PATIENCE) == 1
-                assert "make migrate" in server.wait_for("schema")
+                assert "make migrate" in server.last_line
+
+    def test_schema_found_behind_while_a_call_does_not_end(self, private_url: URL) -> None:
+        """The end is as above: the reason is the last line, and no worker is started again."""
+        settings = {"BCRYPT_COST": "16", "HASH_THREADS": "4", "SHUTDOWN_GRACE": "0", "HEALTH_PROBE_INTERVAL": "0.05"}
+        with PostgresProxy(private_url) as proxy:
+            with process("serve", DATABASE_URL=libpq_url(proxy.proxied), **settings) as server:
+                with channel_to(server.port) as channel:
+                    users = user_pb2_grpc.UserServiceStub(channel)
+                    hashing = [users.CreateUser.future(creation(password=PASSWORD)) for _ in range(4)]
+                    _wait_until_hashing(channel)
+                    proxy.refuse()
+                    proxy.cut()
+                    server.wait_for("database cannot be used")
+                    set_revision(private_url, "0000")
+                    proxy.refuse(refusing=False)
+                    assert server.process.wait(PATIENCE) == 1
+                    assert all(call.exception() is not None for call in hashing)
+                assert "make migrate" in server.last_line
+                assert len(server.having('"listening"')) == 1
 
 
 class TestSignals:
+    def test_while_it_starts(self, private_url: URL) -> None:
+        """SIGTERM ends workers that do not serve yet; nothing has failed."""
+        with process("serve", DATABASE_URL=libpq_url(private_url)) as server:
+            server.wait_for("starting workers")
+            assert server.end() == 0
+            assert "worker left" in server.last_line
+
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_calls_that_run_are_finished(self, private_url: URL, number: int) -> None:
         """Health turns NOT_SERVING, a sign-in that runs gets its answer, then the process exits with 0."""
@@ -119,6 +145,7 @@ class TestSignals:
                 server.process.send_signal(signal.SIGINT)
                 server.wait_for('"stopping"')
                 assert server.end(signal.SIGINT) == 130
+                server.wait_for("second signal: workers are killed")
                 assert hanging.exception() is not None
 
 

@@ -406,8 +406,8 @@ class TestDevCertificates:
     @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
     def test_are_good_for_real_clients(self, tmp_path: Path, host: str) -> None:
         make_dev_certificates(tmp_path, now=datetime.now(UTC))
-        ca, key, chain = ((tmp_path / name).read_bytes() for name in ("ca.pem", "client.key", "client.pem"))
-        with serving(Pair(tmp_path).files, MovableClock()) as server:
+        ca, key, chain = ((tmp_path / "client" / name).read_bytes() for name in ("ca.pem", "client.key", "client.pem"))
+        with serving(Pair(tmp_path / "server").files, MovableClock()) as server:
             for port, credentials, names in (
                 (server.requesting_none, grpc.ssl_channel_credentials(ca), b"nobody"),
                 (server.requiring, grpc.ssl_channel_credentials(ca, key, chain), CLIENT_ID.encode()),

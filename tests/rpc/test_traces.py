@@ -11,6 +11,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from sqlalchemy.engine import URL
 
 from personae.v1 import authentication_pb2
+from service import __version__
 from tests.support.collectors import Collector, collecting
 from tests.support.databases import libpq_url
 from tests.support.errors import fails
@@ -82,7 +83,7 @@ def test_a_call_is_part_of_its_caller_s_trace(private_url: URL) -> None:
     assert (found["db.system.name"], found["db.operation.name"]) == ("postgresql", "SELECT")
     assert found["db.query.text"].startswith("SELECT users.id")
     resource = attributes(collector.groups[0].resource)
-    assert (resource["service.name"], resource["service.version"]) == ("personae", "0.1.0")
+    assert (resource["service.name"], resource["service.version"]) == ("personae", __version__)
 
 
 def test_a_sign_in_shows_its_hash_and_no_secret(private_url: URL) -> None:

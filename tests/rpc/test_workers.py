@@ -18,11 +18,14 @@ from sqlalchemy.engine import URL
 from sqlalchemy.pool import NullPool
 
 from personae.v1 import user_pb2, user_pb2_grpc
+from service.base.clock import utc_now
+from service.dev.certificates import make_dev_certificates
 from tests.support.databases import libpq_url, wait_until_blocked
 from tests.support.factories import PASSWORD, get_request, new_user
 from tests.support.load import Load
 from tests.support.processes import PATIENCE, Process, process
 from tests.support.scrapes import free_port, get, value, wait_until
+from tests.support.servers import KEY
 from tests.support.threads import at_once
 
 OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
@@ -146,12 +149,19 @@ def test_metrics_are_those_of_all_workers(private_url: URL) -> None:
 
 
 def test_a_worker_that_cannot_write_metrics_serves(private_url: URL, tmp_path: Path) -> None:
-    """Without metrics, when their directory is gone. The one that a killed supervisor left behind is removed."""
+    """Without metrics, when their directory is gone. The one that a killed supervisor left behind is removed, and what
+    others have put there does not hold up the start.
+    """
     abandoned = tmp_path / "personae-metrics-abandoned"
     abandoned.mkdir()
     (abandoned / "lock").touch()
+    trap = tmp_path / "personae-metrics-trap"
+    trap.mkdir()
+    os.mkfifo(trap / "lock")
+    if os.geteuid() == 0:
+        os.chown(trap, 65534, 65534)
     with serving(private_url, METRICS_PORT=str(free_port()), TMPDIR=str(tmp_path)) as (server, address):
-        [directory] = tmp_path.glob("personae-metrics-*")
+        [directory] = set(tmp_path.glob("personae-metrics-*")) - {trap}
         assert directory != abandoned
         shutil.rmtree(directory)
         kill_a_worker(server)
@@ -174,21 +184,61 @@ def test_workers_share_the_port_with_no_other_server_and_outlive_no_supervisor(p
         assert alive == []
 
 
-def test_a_reload_cannot_lose_tls_where_other_machines_reach_the_port() -> None:
-    """The host of the supervisor is validated together with the settings that a new worker reads."""
-    options = {
-        "number": "1",
-        "channel": "0",
-        "grpc-host": "0.0.0.0",
-        "grpc-port": "1",
-        "grpc-mtls-port": "0",
-        "workers": "1",
+def test_a_reload_never_protects_less(private_url: URL, tmp_path: Path) -> None:
+    """A new worker whose settings would not do for a start, or protect less than before, does not serve: the old ones
+    go on. What the supervisor keeps, like GRPC_HOST, is validated together with what a new worker reads.
+    """
+    make_dev_certificates(tmp_path, now=utc_now())
+    tls = {"TLS_CERTIFICATE_FILE": "server/server.pem", "TLS_PRIVATE_KEY_FILE": "server/server.key"}
+    settings = tls | {
+        "GRPC_HOST": "0.0.0.0",
+        "DATABASE_URL": libpq_url(private_url),
+        "SECRET_KEYS": KEY,
+        "GRPC_WORKERS": "1",
     }
-    arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
-    settings = {"DATABASE_URL": "postgresql://u@127.0.0.1/d", "GRPC_HOST": "127.0.0.1"}
-    with process("worker", *arguments, "--metrics-port", "0", **settings) as worker:
-        assert "INSECURE_PLAINTEXT" in worker.wait_for("GRPC_HOST=0.0.0.0")
-        assert worker.process.wait(PATIENCE) == os.EX_CONFIG
+    no_tls = dict.fromkeys(tls, "")
+    refused = {
+        "GRPC_HOST=0.0.0.0": no_tls | {"GRPC_HOST": "127.0.0.1"},
+        "TLS_CERTIFICATE_FILE: ": no_tls | {"INSECURE_PLAINTEXT": "true"},
+        "CALLER_AUTH: ": {"CALLER_AUTH": "off"},
+        "SECRET_KEYS is not set": {"SECRET_KEYS": "", "GRPC_HOST": "127.0.0.1"},
+        "needs a second port": {"TLS_CLIENT_CA_FILE": "server/ca.pem", "TLS_CLIENT_CERTIFICATES": "optional"},
+        "is not PEM": {"TLS_CERTIFICATE_FILE": ".env"},
+    }
+
+    def write(changes: dict[str, str]) -> None:
+        (tmp_path / ".env").write_text("".join(f"{name}={value}\n" for name, value in (settings | changes).items()))
+
+    write({})
+    from_file = dict.fromkeys(("SECRET_KEYS", "CALLER_AUTH", "BCRYPT_COST", "GRPC_WORKERS"), "")
+    with process("serve", directory=tmp_path, **from_file) as server:
+        server.wait_for("all workers serve")
+        before = workers_of(server)
+        for count, (words, changes) in enumerate(refused.items(), start=1):
+            write(changes)
+            server.process.send_signal(signal.SIGHUP)
+            assert orjson.loads(server.wait_for("reload given up", count))["why"] == "the new worker died: exit code 78"
+            assert words in [line for line in server.lines if line.startswith("personae: ")][-1]
+        assert workers_of(server) == before
+        write({"GRPC_HOST": "127.0.0.1", "GRPC_WORKERS": "3", "GRPC_MAX_CONNECTION_AGE": "0"})
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for("reload done")
+        unchanged = [line for line in server.lines if "only a restart changes" in line][-1]
+        assert orjson.loads(unchanged)["settings"] == ["GRPC_HOST", "GRPC_WORKERS"]
+        assert server.end() == 0
+
+
+def test_while_the_supervisor_is_stopped_calls_go_on(private_url: URL) -> None:
+    """Its workers neither wait for it nor are they killed when it continues."""
+    with serving(private_url, HEALTH_PROBE_INTERVAL="0.001") as (server, address):
+        before = workers_of(server)
+        server.process.send_signal(signal.SIGSTOP)
+        with Load(address) as load:
+            load.wait_for_calls(300)
+            server.process.send_signal(signal.SIGCONT)
+            load.wait_for_calls(20)
+        assert load.failures == {}
+        assert workers_of(server) == before
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux pins")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import orjson
 from sqlalchemy.engine import URL
@@ -28,10 +29,13 @@ def inherited() -> dict[str, str]:
 class Process:
     """`python -m service …`, and what it prints, line by line."""
 
-    def __init__(self, stderr: int | None, /, *arguments: str, **environment: str) -> None:
-        """stderr: a file descriptor; None: closed, as by `2>&-`.
+    def __init__(
+        self, stderr: int | None, /, *arguments: str, directory: Path | str = ROOT, **environment: str
+    ) -> None:
+        """stderr: a file descriptor; None: closed, as by `2>&-`. directory: where it is started, and reads .env.
 
-        environment: wins over the defaults of the tests; of this process' own, only what Python needs is passed.
+        environment: wins over the defaults of the tests; of this process' own, only what Python needs is passed. An
+        empty value is for .env to set.
         """
         self.lines: list[str] = []
         self._shows_an_email = "dev" in arguments  # in the example that it prints for people
@@ -39,8 +43,9 @@ class Process:
         closing = ["sh", "-c", 'exec "$0" "$@" 2>&-'] if stderr is None else []
         self.process = subprocess.Popen(
             [*closing, sys.executable, "-m", "service", *arguments],
-            cwd=ROOT,
+            cwd=directory,
             env=inherited()
+            | {"PYTHONPATH": str(ROOT)}
             | {"LOG_FORMAT": "json", "SECRET_KEYS": KEY, "BCRYPT_COST": "4", "GRPC_PORT": "0", "CALLER_AUTH": "off"}
             | {"GRPC_WORKERS": "1", "SHUTDOWN_DRAIN": "0"}
             | environment,
@@ -55,8 +60,8 @@ class Process:
     def wait_for(self, word: str, count: int = 1) -> str:
         """Wait until so many lines contain the word; return the last of them."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._with(word)) >= count or not self._reader.is_alive(), PATIENCE)
-        found = self._with(word)
+            self._changed.wait_for(lambda: len(self.having(word)) >= count or not self._reader.is_alive(), PATIENCE)
+        found = self.having(word)
         assert len(found) >= count, self.lines
         return found[count - 1]
 
@@ -69,6 +74,12 @@ class Process:
     def port(self) -> int:
         return int(orjson.loads(self.wait_for('"listening"'))["port"])
 
+    @property
+    def last_line(self) -> str:
+        """What it printed last, once it has ended."""
+        self._reader.join(10)
+        return self.lines[-1]
+
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
@@ -78,7 +89,8 @@ class Process:
             assert pipe is not None
             pipe.close()
 
-    def _with(self, word: str) -> list[str]:
+    def having(self, word: str) -> list[str]:
+        """The lines that contain the word."""
         return [line for line in self.lines if word in line]
 
     def _read(self) -> None:
@@ -94,14 +106,16 @@ class Process:
 
 
 @contextlib.contextmanager
-def process(*arguments: str, **environment: str) -> Iterator[Process]:
-    with process_with_stderr(subprocess.STDOUT, *arguments, **environment) as made:
+def process(*arguments: str, directory: Path | str = ROOT, **environment: str) -> Iterator[Process]:
+    with process_with_stderr(subprocess.STDOUT, *arguments, directory=directory, **environment) as made:
         yield made
 
 
 @contextlib.contextmanager
-def process_with_stderr(stderr: int | None, /, *arguments: str, **environment: str) -> Iterator[Process]:
-    made = Process(stderr, *arguments, **environment)
+def process_with_stderr(
+    stderr: int | None, /, *arguments: str, directory: Path | str = ROOT, **environment: str
+) -> Iterator[Process]:
+    made = Process(stderr, *arguments, directory=directory, **environment)
     try:
         yield made
     finally:

@@ -47,7 +47,10 @@ from tests.support.clocks import MovableClock
 
 DNS = x509.DNSName
 URI = x509.UniformResourceIdentifier
-NAMES = ["ca.key", "ca.pem", "client.key", "client.pem", "server.key", "server.pem"]
+NAMES = [
+    *("ca/ca.key", "ca/ca.pem", "client/ca.pem", "client/client.key", "client/client.pem"),
+    *("server/ca.pem", "server/server.key", "server/server.pem"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +281,12 @@ class TestIdentities:
 
 
 def made(directory: Path, name: str) -> x509.Certificate:
-    return x509.load_pem_x509_certificate((directory / f"{name}.pem").read_bytes())
+    return x509.load_pem_x509_certificate((directory / name / f"{name}.pem").read_bytes())
+
+
+def files(directory: Path) -> dict[str, Path]:
+    """All files below the directory, by their names in it."""
+    return {str(path.relative_to(directory)): path for path in sorted(directory.rglob("*")) if path.is_file()}
 
 
 def extension(certificate: x509.Certificate, kind: type[x509.ExtensionType]) -> x509.Extension[x509.ExtensionType]:
@@ -289,10 +297,11 @@ class TestDevCertificates:
     def test_a_ca_a_server_and_a_client(self, tmp_path: Path, now: datetime) -> None:
         written = make_dev_certificates(tmp_path, now=now)
 
-        assert sorted(path.name for path in tmp_path.iterdir()) == NAMES
+        assert list(files(tmp_path)) == NAMES
         assert sorted(written) == [tmp_path / name for name in NAMES]
+        assert files(tmp_path)["server/ca.pem"].read_bytes() == files(tmp_path)["ca/ca.pem"].read_bytes()
         for name in ("ca", "server", "client"):
-            key = load_pem_private_key((tmp_path / f"{name}.key").read_bytes(), None)
+            key = load_pem_private_key((tmp_path / name / f"{name}.key").read_bytes(), None)
             assert key.public_key() == made(tmp_path, name).public_key()
             made(tmp_path, name).verify_directly_issued_by(made(tmp_path, "ca"))
 
@@ -355,31 +364,35 @@ class TestDevCertificates:
         finally:
             os.umask(before)
 
-        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
-        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()}
+        for path in (directory, *directory.iterdir()):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o700
+        modes = {name: stat.S_IMODE(path.stat().st_mode) for name, path in files(directory).items()}
         assert modes == {name: 0o600 if name.endswith(".key") else 0o644 for name in NAMES}
 
     def test_a_second_run_keeps_the_ca(self, tmp_path: Path, now: datetime) -> None:
         """Who trusts it goes on, and server and client have new keys and certificates."""
         make_dev_certificates(tmp_path, now=now)
-        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        before = {name: path.read_bytes() for name, path in files(tmp_path).items()}
         written = make_dev_certificates(tmp_path, now=now + timedelta(days=80))
 
-        assert [path.name for path in written] == ["server.key", "server.pem", "client.key", "client.pem"]
-        after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-        assert [name for name in NAMES if after[name] == before[name]] == ["ca.key", "ca.pem"]
+        assert not {path.name for path in written} & {"ca.key"}
+        after = {name: path.read_bytes() for name, path in files(tmp_path).items()}
+        assert [name for name in NAMES if after[name] == before[name]] == [name for name in NAMES if "/ca." in name]
         made(tmp_path, "server").verify_directly_issued_by(made(tmp_path, "ca"))
         assert made(tmp_path, "server").not_valid_after_utc == now + timedelta(days=80) + VALID_FOR
 
     @pytest.mark.parametrize(
         "damage",
         [
-            lambda path: (path / "ca.pem").unlink(),
-            lambda path: (path / "ca.key").unlink(),
-            lambda path: (path / "ca.pem").write_bytes(b""),
-            lambda path: (path / "ca.key").write_bytes(b"garbage"),
-            lambda path: (path / "ca.key").write_bytes((path / "server.key").read_bytes()),
-            lambda path: [(path / name).write_bytes((path / f"server{name[2:]}").read_bytes()) for name in NAMES[:2]],
+            lambda path: (path / "ca/ca.pem").unlink(),
+            lambda path: (path / "ca/ca.key").unlink(),
+            lambda path: (path / "ca/ca.pem").write_bytes(b""),
+            lambda path: (path / "ca/ca.key").write_bytes(b"garbage"),
+            lambda path: (path / "ca/ca.key").write_bytes((path / "server/server.key").read_bytes()),
+            lambda path: [
+                (path / f"ca/ca.{end}").write_bytes((path / f"server/server.{end}").read_bytes())
+                for end in ("key", "pem")
+            ],
         ],
         ids=["certificate missing", "key missing", "empty", "garbage", "key of another", "no CA"],
     )
@@ -392,7 +405,7 @@ class TestDevCertificates:
         damage(tmp_path)
         written = make_dev_certificates(tmp_path, now=now)
 
-        assert [path.name for path in written[:2]] == ["ca.key", "ca.pem"]
+        assert [path.name for path in written[:4]] == ["ca.key", "ca.pem", "ca.pem", "ca.pem"]
         assert made(tmp_path, "ca") != before
         for name in ("server", "client"):
             made(tmp_path, name).verify_directly_issued_by(made(tmp_path, "ca"))
@@ -419,12 +432,12 @@ class TestDevCertificates:
     def test_the_ca_of_somebody_else_is_left_alone(self, tmp_path: Path, now: datetime, key_pem: bytes) -> None:
         """What was not made here may be worth more than a development certificate."""
         make_dev_certificates(tmp_path, now=now)
-        (tmp_path / "ca.key").write_bytes(key_pem)
-        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        (tmp_path / "ca/ca.key").write_bytes(key_pem)
+        before = {name: path.read_bytes() for name, path in files(tmp_path).items()}
         with pytest.raises(DevCertificateError, match="choose another directory"):
             make_dev_certificates(tmp_path, now=now)
 
-        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        assert {name: path.read_bytes() for name, path in files(tmp_path).items()} == before
 
     def test_a_directory_that_cannot_be_used_is_refused(self, tmp_path: Path, now: datetime) -> None:
         file = tmp_path / "file"
@@ -447,13 +460,13 @@ class TestDevCertificates:
     def test_nothing_is_left_half_written(self, tmp_path: Path, now: datetime) -> None:
         """A run that fails leaves no file that is not whole, and no draft of one."""
         make_dev_certificates(tmp_path, now=now)
-        (tmp_path / "server.key").unlink()
-        (tmp_path / "server.key").mkdir()
+        (tmp_path / "server/server.key").unlink()
+        (tmp_path / "server/server.key").mkdir()
         before = made(tmp_path, "server")
         with pytest.raises(DevCertificateError, match="Is a directory"):
             make_dev_certificates(tmp_path, now=now)
 
-        assert sorted(path.name for path in tmp_path.iterdir()) == NAMES
+        assert list(files(tmp_path)) == [name for name in NAMES if name != "server/server.key"]
         assert made(tmp_path, "server") == before
 
     @pytest.mark.parametrize(

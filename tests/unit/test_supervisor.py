@@ -13,18 +13,19 @@ from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 from service.workers.channel import SupervisorChannel
+from service.workers.protection import Protection
 from service.workers.supervisor import Limits, Supervisor
 from tests.support.waiting import eventually
 
 _PREAMBLE = """
-import os, signal, socket, sys
+import json, os, signal, socket, sys
 channel = socket.socket(fileno=int(sys.argv[1]))
 number = sys.argv[2]
 def write(text):
     os.write(os.open(sys.argv[3], os.O_APPEND | os.O_WRONLY), text.encode())
-def serve(report_seconds=0.1):
+def serve(**promise):
     write("up" + number + " ")
-    channel.sendall(f"{report_seconds}\\ns".encode())
+    channel.sendall(json.dumps({"report": 0.1, "stop": 600} | promise).encode() + b"\\ns")
 """
 _SERVES = "serve(); signal.pause()"
 _HANGS = "signal.signal(signal.SIGTERM, lambda *_: write('told '))\nserve()\nwhile True: signal.pause()"
@@ -41,12 +42,15 @@ class Workers:
         self._output.touch()
         self.interpreters: list[str] = []
         """Of the first workers; all others have the one of this test."""
+        self.protections: list[Protection] = []
+        """How far each worker was told to protect."""
 
-        def command(number: int, _core: int | None, channel: int) -> list[str]:
+        def command(number: int, _core: int | None, channel: int, protection: Protection) -> list[str]:
+            self.protections.append(protection)
             interpreter = self.interpreters.pop(0) if self.interpreters else sys.executable
             return [interpreter, "-S", "-c", _PREAMBLE + program, str(channel), str(number), str(self._output)]
 
-        self.supervisor = Supervisor(command, [None] * count, limits)
+        self.supervisor = Supervisor(command, [None] * count, limits, protection={"A": 1})
 
     @property
     def wrote(self) -> list[str]:
@@ -87,7 +91,7 @@ class Workers:
 
 def test_a_worker_that_crashes_again_and_again_ends_the_service(tmp_path: Path) -> None:
     """It is restarted after each back-off, and then the exit code says that the service failed."""
-    limits = Limits(stop=_LONG, back_off=(0.0, 0.0))
+    limits = Limits(back_off=(0.0, 0.0))
     workers = Workers("write('started '); os.kill(os.getpid(), signal.SIGSEGV)", tmp_path, limits)
     assert workers.run() == 1
     assert workers.wrote == ["started"] * 3
@@ -97,7 +101,7 @@ def test_a_worker_that_crashes_again_and_again_ends_the_service(tmp_path: Path) 
 @pytest.mark.parametrize("before", ["", "serve(); "])
 def test_a_worker_that_cannot_start_ends_the_service_at_once(tmp_path: Path, before: str) -> None:
     """What is wrong with its settings, or with the schema that it finds later, is wrong with those of all."""
-    workers = Workers(f"{before}write('started '); sys.exit(os.EX_CONFIG)", tmp_path, Limits(stop=_LONG))
+    workers = Workers(f"{before}write('started '); sys.exit(os.EX_CONFIG)", tmp_path, Limits())
     assert workers.run() == 1
     assert workers.wrote.count("started") == 1
 
@@ -110,30 +114,67 @@ if number == '0': {_SERVES}
 while 'up0' not in open(sys.argv[3]).read(): pass
 write('crashed '); sys.exit({code})
 """
-    workers = Workers(program, tmp_path, Limits(stop=_LONG, back_off=(0.0,)), count=2)
+    workers = Workers(program, tmp_path, Limits(back_off=(0.0,)), count=2)
     assert workers.run(("crashed", 2), "worker died", signal.SIGTERM) == 0
 
 
 def test_a_worker_that_the_system_cannot_start_is_tried_again(tmp_path: Path) -> None:
     """As when no process is left, or while the program is being replaced."""
-    workers = Workers(_SERVES, tmp_path, Limits(stop=_LONG, back_off=(0.0, 0.0)))
+    workers = Workers(_SERVES, tmp_path, Limits(back_off=(0.0, 0.0)))
     workers.interpreters = [str(tmp_path / "missing")] * 2
     assert workers.run(("up", 1), signal.SIGTERM) == 0
     assert workers.supervisor.restarts["crash"] == 2
 
 
 def test_a_worker_that_does_not_start_is_killed(tmp_path: Path) -> None:
-    limits = Limits(stop=_LONG, start=0.0, back_off=[0.0] * 100)
+    limits = Limits(start=0.0, back_off=[0.0] * 100)
     workers = Workers("write('started '); signal.pause()", tmp_path, limits)
     assert workers.run(("started", 2), signal.SIGTERM) == 0
 
 
-def test_a_worker_that_reports_later_than_it_promised_is_killed(tmp_path: Path) -> None:
-    """It does not answer callers either. Each has promised its own interval: a reload may change the setting."""
-    program = f"serve({_LONG} if number == '0' else 0); signal.pause()"
-    workers = Workers(program, tmp_path, Limits(stop=_LONG, silence=0.0), count=2)
+@pytest.mark.parametrize(
+    "first", [f"serve(report={_LONG})", "serve(report=0); channel.sendall(b'l')"], ids=["interval", "leaving"]
+)
+def test_a_worker_that_reports_later_than_it_promised_is_killed(tmp_path: Path, first: str) -> None:
+    """It does not answer callers either. Each has promised its own interval: a reload may change the setting. One that
+    has said that it leaves reports no more.
+    """
+    program = f"""
+if number == '0': {first}
+else: serve(report=0)
+signal.pause()
+"""
+    workers = Workers(program, tmp_path, Limits(silence=0.0), count=2)
     assert workers.run(("up1", 2), signal.SIGTERM) == 0
     assert workers.wrote.count("up0") == 1
+
+
+def test_a_worker_has_the_time_to_stop_that_it_promised(tmp_path: Path) -> None:
+    """Its settings, not those with which the supervisor was started. Here the first one leaves after the second one,
+    which has promised no time, was killed.
+    """
+    program = f"""
+def leave(*_):
+    other = int(open(sys.argv[3]).read().split("pid")[1].split()[0])
+    try:
+        while True: os.kill(other, 0)
+    except ProcessLookupError:
+        write("left0 "); sys.exit()
+signal.signal(signal.SIGTERM, leave if number == "0" else lambda *_: None)
+if number == "1": write(f"pid{{os.getpid()}} ")
+serve(stop={_LONG} if number == "0" else 0)
+while True: signal.pause()
+"""
+    workers = Workers(program, tmp_path, Limits(kill_after=0.1), count=2)
+    assert workers.run("all workers serve", signal.SIGTERM) == 1
+    assert workers.wrote[-1] == "left0"
+
+
+def test_workers_protect_as_far_as_the_last_one_that_has_served(tmp_path: Path) -> None:
+    """At first as far as the settings of the supervisor do."""
+    workers = Workers(_RETIRES.replace("serve()", "serve(protection={'A': 2})"), tmp_path, Limits())
+    assert workers.run("all workers serve", signal.SIGHUP, "reload done", signal.SIGTERM) == 0
+    assert workers.protections == [{"A": 1}, {"A": 2}]
 
 
 def test_a_supervisor_that_does_not_read_blocks_no_worker() -> None:
@@ -148,7 +189,7 @@ def test_a_supervisor_that_does_not_read_blocks_no_worker() -> None:
 
 def test_a_reload_replaces_one_worker_after_the_other(tmp_path: Path) -> None:
     """A worker retires when its successor serves; the next one is replaced when it has exited."""
-    workers = Workers(_RETIRES, tmp_path, Limits(stop=_LONG), count=2)
+    workers = Workers(_RETIRES, tmp_path, Limits(), count=2)
     assert workers.run("all workers serve", signal.SIGHUP, "reload done", signal.SIGTERM) == 0
     old = [word.replace("left", "up") for word in workers.wrote[3::2]]
     assert sorted(old) == ["up0", "up1"]
@@ -160,7 +201,7 @@ def test_a_reload_replaces_one_worker_after_the_other(tmp_path: Path) -> None:
 def test_a_failed_reload_leaves_the_old_workers(tmp_path: Path, failure: str) -> None:
     """The new one exits, or does not serve in time."""
     program = f"if number == '2': {failure}\n{_SERVES}"
-    workers = Workers(program, tmp_path, Limits(stop=_LONG, start=3.0, silence=_LONG), count=2)
+    workers = Workers(program, tmp_path, Limits(start=3.0, silence=_LONG), count=2)
     assert workers.run("all workers serve", signal.SIGHUP, "reload given up", signal.SIGTERM) == 0
     assert sorted(workers.wrote) == ["up0", "up1"]
     assert workers.supervisor.restarts == {"crash": 0, "reload": 1}
@@ -168,12 +209,12 @@ def test_a_failed_reload_leaves_the_old_workers(tmp_path: Path, failure: str) ->
 
 def test_workers_that_do_not_exit_are_killed(tmp_path: Path) -> None:
     """When their time is over, at a reload and at the end."""
-    workers = Workers(_HANGS, tmp_path, Limits(stop=0.0, kill_after=0.1), count=2)
+    workers = Workers(_HANGS.replace("serve()", "serve(stop=0)"), tmp_path, Limits(kill_after=0.1), count=2)
     assert workers.run("all workers serve", signal.SIGHUP, "reload done", signal.SIGTERM) == 1
     assert workers.supervisor.restarts == {"crash": 0, "reload": 2}
 
 
 def test_a_second_signal_kills_the_workers_at_once(tmp_path: Path) -> None:
     """As by Ctrl-C pressed twice."""
-    workers = Workers(_HANGS, tmp_path, Limits(stop=_LONG), count=2)
+    workers = Workers(_HANGS, tmp_path, Limits(), count=2)
     assert workers.run(("up", 2), signal.SIGINT, ("told", 2), signal.SIGINT) == 130
