@@ -15,7 +15,7 @@ WORKDIR /app
 COPY service ./service
 COPY personae ./personae
 COPY alembic ./alembic
-COPY alembic.ini ./
+COPY pyproject.toml ./
 # Compiled once, here: the user of the image may not write, and a health check starts Python every few seconds.
 RUN /venv/bin/python -m compileall -q --invalidation-mode unchecked-hash service personae alembic
 

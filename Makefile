@@ -8,9 +8,14 @@ VENV := .venv
 VENV_PROTO := .venv-proto
 BIN := $(VENV)/bin
 PROTOS := $(wildcard protos/personae/v1/*.proto)
-ALEMBIC := $(BIN)/alembic
+# By the module: the scripts in $(BIN) name the directory that they were made in.
+ALEMBIC := $(BIN)/python -m alembic
 WITH_DATABASE := $(BIN)/python -m service with-database
-PIP_INSTALL := install --quiet --disable-pip-version-check --require-hashes
+PIP_INSTALL := install --no-user --quiet --disable-pip-version-check --require-hashes
+
+# What would lead Python and pip elsewhere than into $(VENV).
+unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH PYTHONOPTIMIZE PYTHONINSPECT VIRTUAL_ENV
+unexport PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_DRY_RUN PIP_NO_DEPS PIP_REQUIRE_VIRTUALENV
 
 # ---- environment
 
@@ -98,8 +103,8 @@ test-fast: setup ## Run the tests that need no database
 lint: setup lint-proto ## Check style, types, imports, protos, migrations, generated code and dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m mypy
+	$(BIN)/python -c 'from importlinter.cli import lint_imports_command as lint; lint()' --no-cache
 	@sql=$$(mktemp) && trap 'rm -f "$$sql"' EXIT && echo "$(ALEMBIC) upgrade head --sql, read by squawk" && \
 		$(ALEMBIC) upgrade head --sql >"$$sql" && $(BIN)/squawk "$$sql"
 	$(BIN)/python -m service.dev.audit requirements/server.lock requirements/dev.lock requirements/proto.lock
@@ -123,7 +128,7 @@ fmt: setup ## Format and fix what can be fixed
 
 .PHONY: types
 types: setup ## Check the types only
-	$(BIN)/mypy
+	$(BIN)/python -m mypy
 
 .PHONY: proto
 proto: $(VENV_PROTO)/.installed ## Generate the stubs in personae/v1
@@ -131,7 +136,7 @@ proto: $(VENV_PROTO)/.installed ## Generate the stubs in personae/v1
 
 .PHONY: generate
 generate: $(VENV_PROTO)/.installed
-	@PATH="$(CURDIR)/$(VENV_PROTO)/bin:$$PATH" $(VENV_PROTO)/bin/python -m grpc_tools.protoc -I protos \
+	@PATH="$$PWD/$(VENV_PROTO)/bin:$$PATH" $(VENV_PROTO)/bin/python -m grpc_tools.protoc -I protos \
 		--python_out="$(into)" --grpc_python_out="$(into)" --mypy_out=quiet:"$(into)" --mypy_grpc_out=quiet:"$(into)" $(PROTOS)
 
 .PHONY: bench

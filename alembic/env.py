@@ -1,6 +1,8 @@
 """How alembic runs: with the service's settings, one migrator at a time, bounded waits, one transaction a migration."""
 
+import io
 import re
+import sys
 from collections.abc import Iterable
 
 from alembic import context
@@ -10,12 +12,14 @@ from alembic.runtime.migration import MigrationContext
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
 
-from service.base.settings import Settings, load_settings
-from service.db.migrator import migrating
+from service.base.settings import Settings, SettingsError, load_settings
+from service.db.diagnosis import UNKNOWN, diagnose
+from service.db.migrator import MigratorBusyError, migrating
 from service.db.models import Base
-from service.db.privileges import GrantsError, grant
-from service.db.schema import needed_revision
+from service.db.privileges import GrantsError, grant, missing_for_migrations
+from service.db.schema import SchemaBehindError, database_revision, needed_revision
 
 
 def count_up(
@@ -49,7 +53,8 @@ def run(connection: Connection) -> None:
 
 
 def online(settings: Settings, url: URL) -> None:
-    role = service_role(settings, url) if moves_the_schema() else None
+    moves = moves_the_schema()
+    role = service_role(settings, url) if moves else None
     with migrating(
         url,
         wait=settings.migration_wait,
@@ -57,9 +62,21 @@ def online(settings: Settings, url: URL) -> None:
         statement_timeout=settings.migration_statement_timeout,
         connect_timeout=settings.db_connect_timeout,
     ) as connection:
-        run(connection)
-        if role is not None:
-            grant(connection, role)
+        if moves:
+            database_revision(connection)  # refuses to touch another application's
+        try:
+            connection.commit()
+            run(connection)
+            if role is not None:
+                grant(connection, role)
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise
+            connection.rollback()
+            missing = missing_for_migrations(connection)
+            if missing is None:
+                raise
+            sys.exit(f"personae: {missing}")
 
 
 def moves_the_schema() -> bool:
@@ -75,8 +92,8 @@ def service_role(settings: Settings, url: URL) -> str | None:
     """The role of DATABASE_URL, where MIGRATION_DATABASE_URL names another one to migrate with."""
     if settings.migration_database_url is None or url != settings.migration_url:
         return None
-    role = None if settings.url is None else settings.url.username or settings.url.query.get("user")
-    if not isinstance(role, str):
+    role = None if settings.url is None else settings.url.username
+    if role is None:
         raise GrantsError(
             "MIGRATION_DATABASE_URL is set, and DATABASE_URL does not name the role of the service: set both, so that "
             "the migrating role can grant the other one what it needs"
@@ -85,7 +102,9 @@ def service_role(settings: Settings, url: URL) -> str | None:
 
 
 def offline() -> None:
-    """Print the SQL instead of running it (`alembic upgrade … --sql`)."""
+    """Print the SQL instead of running it (`alembic upgrade … --sql`): in UTF-8, whatever the terminal speaks."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
     context.configure(
         dialect_name="postgresql",
         dialect_opts={"paramstyle": "named"},  # any other doubles the percent signs in the bodies of functions
@@ -111,4 +130,17 @@ def main() -> None:
     online(settings, given)
 
 
-main()
+def explained() -> None:
+    """Run, and end in one line where an operator can do something; a bug keeps its traceback."""
+    try:
+        main()
+    except (SettingsError, MigratorBusyError, GrantsError, SchemaBehindError) as error:
+        sys.exit(f"personae: {error}")
+    except DBAPIError as error:
+        found = diagnose(error)
+        if found is UNKNOWN and error.statement is not None:
+            raise
+        sys.exit(f"personae: {found}")
+
+
+explained()

@@ -6,6 +6,7 @@ docs/performance.md.
 """
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -39,6 +40,9 @@ from benchmarks.machine import UnsupportedMachineError, describe
 from benchmarks.table import Figure, Findings, MeasurementError, show
 from service.base.settings import SettingsError
 from service.dev.postgres import EmbeddedPostgresError
+
+for _proxy in ("grpc_proxy", "https_proxy", "http_proxy"):  # gRPC would reach even this machine through it
+    os.environ.pop(_proxy, None)
 
 _MEASUREMENTS: dict[str, Callable[[Bench], Findings]] = {
     "cpu": cpu.measure,

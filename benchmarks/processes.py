@@ -51,11 +51,12 @@ class Server:
 
 
 def environment(url: URL, **settings: str) -> dict[str, str]:
-    """The environment of a child: the service's defaults, but for the database and what is said here.
+    """The environment of a child: the service's defaults, but for the database, how it is reached, and what is
+    said here.
 
     Everybody may call, unless it is said that ASKS_WHO_CALLS: what a figure measures is not who called.
     """
-    names = {name.upper() for name in Settings.model_fields}
+    names = {name.upper() for name in Settings.model_fields} - {"INSECURE_PLAINTEXT_DATABASE"}
     return {
         **{name: value for name, value in os.environ.items() if name.upper() not in names},
         "PYTHONPATH": str(ROOT),

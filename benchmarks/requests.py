@@ -68,6 +68,11 @@ def authenticate_wrongly(user_id: int) -> Request:
     return Request(AUTHENTICATE, message.SerializeToString(), code="UNAUTHENTICATED")
 
 
+def authenticate_unreadably() -> Request:
+    """Authenticate with a message that is none: refused without a hash."""
+    return Request(AUTHENTICATE, b"\xff", code="INVALID_ARGUMENT")
+
+
 def authenticate_named(identifier: str, password: str) -> Request:
     """Authenticate by what a person typed, with a password that is refused."""
     message = authentication_pb2.AuthenticateRequest(identifier=identifier, password=password)

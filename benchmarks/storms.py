@@ -22,7 +22,7 @@ from benchmarks.table import MeasurementError
 _CHANNELS = 8
 """For each kind."""
 _REFUSED = "RESOURCE_EXHAUSTED"
-_LEAST_PAUSE_SECONDS = 0.05
+LEAST_PAUSE_SECONDS = 0.05
 """Of a caller whose attempt failed, also when it was not told to wait."""
 
 
@@ -79,7 +79,9 @@ def read_on_schedule(target: str, requests: Sequence[Request], *, readers: int, 
     )
 
 
-def sign_in_storm(target: str, requests: Sequence[Request], *, seconds: float) -> Storm:
+def sign_in_storm(
+    target: str, requests: Sequence[Request], *, seconds: float, least_pause: float = LEAST_PAUSE_SECONDS
+) -> Storm:
     """One caller for each request, which makes it again and again for so long, without any retry by gRPC.
 
     Who is refused waits as long as the pushback says, give or take a half, so that the crowd does not come in step:
@@ -99,7 +101,7 @@ def sign_in_storm(target: str, requests: Sequence[Request], *, seconds: float) -
             answer = ask(call, request)
             all_answers[number].append(answer)
             if answer.code != "OK":
-                time.sleep(max(answer.pushback or 0, _LEAST_PAUSE_SECONDS) * dice.uniform(0.5, 1.5))
+                time.sleep(max(answer.pushback or 0, least_pause) * dice.uniform(0.5, 1.5))
             elif time.perf_counter() < end:
                 signed_in[number] += 1
 

@@ -1,5 +1,9 @@
 """`python -m service VERB`."""
 
-from service.cli.main import main
+from service.cli.streams import prepare_streams
+
+prepare_streams()
+
+from service.cli.main import main  # noqa: E402  the log keeps standard error as it finds it
 
 main()

@@ -21,6 +21,9 @@ from tests.support.databases import Postgres, migrate
 from tests.support.servers import RunningServer, Services, running
 from tests.support.witness import WITNESS, Handler, Interceptor, heard
 
+for _proxy in ("grpc_proxy", "https_proxy", "http_proxy"):  # gRPC would reach even this machine through it
+    os.environ.pop(_proxy, None)
+
 # Most of what a server in this process logs would drown the report of a failed test. All of it is recorded, though:
 # nothing secret may be in it.
 structlog.configure(

@@ -12,7 +12,7 @@ from benchmarks.data import COST, PASSWORD
 from benchmarks.load import Callers, callers
 from benchmarks.machine import cpu_seconds, first_in_line
 from benchmarks.processes import SERVICE, Server, running
-from benchmarks.requests import authenticate, get_user
+from benchmarks.requests import authenticate, authenticate_unreadably, get_user
 from benchmarks.storms import Reads, Storm, bcrypt_storm, read_on_schedule, sign_in_storm
 from benchmarks.table import Findings, MeasurementError, spread
 
@@ -25,6 +25,8 @@ one read has to wait, the others are still made, as by callers who do not know o
 _GATHERING_SECONDS = 2
 """From the first sign-in until reads are measured: by then every queue is full."""
 _MARGIN_SECONDS = 0.5
+_PAUSE_SECONDS = 0.5
+"""Of a caller who is refused: the pushback of HASHING_BUSY."""
 _CALM_SECONDS = 1
 """After a storm: what was begun is hashed to its end."""
 _USERS = range(1, 1001)
@@ -39,7 +41,7 @@ class _Rounds:
     stormy: list[Reads]
     storms: list[Storm]
     bare: list[float]
-    """Hashes a second of bcrypt alone, on as many threads as cores, beside the same reads."""
+    """Hashes a second of bcrypt alone, on as many threads as cores, beside the same reads and as many refusals."""
     busy: list[float]
     """The cores that the server used during each storm."""
 
@@ -56,8 +58,9 @@ def measure(bench: Bench) -> Findings:
         running(SERVICE, bench.few_users, bench.directory, settings={"BCRYPT_COST": str(COST)}) as server,
         callers(bench.cores.all) as readers,
         callers(bench.cores.all) as crowd,
+        callers(bench.cores.all) as refused,
     ):
-        rounds = _in_turns(bench, server, readers, crowd)
+        rounds = _in_turns(bench, server, readers, crowd, refused)
     for reads in rounds.idle:
         if reads.faults:
             raise MeasurementError(f"wrong answers while nobody signed in: {dict(reads.faults)}")
@@ -67,7 +70,7 @@ def measure(bench: Bench) -> Findings:
     return findings
 
 
-def _in_turns(bench: Bench, server: Server, readers: Callers, crowd: Callers) -> _Rounds:
+def _in_turns(bench: Bench, server: Server, readers: Callers, crowd: Callers, refused: Callers) -> _Rounds:
     reads = [get_user(user_id) for user_id in _USERS]
     sign_ins = [authenticate(user_id, PASSWORD) for user_id in who_may_sign_in(bench.few_users, _SIGN_INS_AT_ONCE)]
     seconds = bench.sizes.storm_seconds
@@ -89,9 +92,19 @@ def _in_turns(bench: Bench, server: Server, readers: Callers, crowd: Callers) ->
         rounds.busy.append((cpu_seconds(server.pid) - cpu) / (time.perf_counter() - started))
         rounds.storms.append(storm.result())
         time.sleep(_CALM_SECONDS)
+        # The callers of the storm and their refusals cost CPU time on the same cores, so bare bcrypt has them too.
+        many = round(len(rounds.storms[-1].refused) / whole * _PAUSE_SECONDS)
+        others = refused.start(
+            sign_in_storm,
+            server.target,
+            [authenticate_unreadably()] * many,
+            seconds=seconds,
+            least_pause=_PAUSE_SECONDS,
+        )
         bare = crowd.start(bcrypt_storm, threads=len(bench.cores.all), password=PASSWORD, cost=COST, seconds=seconds)
         read()
         rounds.bare.append(bare.result())
+        others.result()
     return rounds
 
 
@@ -107,7 +120,7 @@ def _findings(bench: Bench, rounds: _Rounds) -> Findings:
     findings.at_most("reads that failed during the storm", faults.total(), 0, digits=0)
     findings.at_most("refused sign-ins without pushback", without_pushback, 0, digits=0)
     findings.at_least(
-        "sign-ins/s in the storm / bare bcrypt beside the same reads",
+        "sign-ins/s in the storm / bare bcrypt beside the same reads and refusals",
         median(storm.signed_in_per_second for storm in rounds.storms) / median(rounds.bare),
         0.9,
     )

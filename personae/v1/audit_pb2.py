@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from personae.v1 import authentication_pb2 as personae_dot_v1_dot_authentication__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17personae/v1/audit.proto\x12\x0bpersonae.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa9\x03\n\nAuditEvent\x12\x10\n\x02id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0boccurred_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x63\x61ller\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1c\n\x0e\x61\x63ting_user_id\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x14\n\x06\x61\x63tion\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07user_id\x18\x06 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1b\n\rtarget_caller\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03\x12\x36\n\x07outcome\x18\x08 \x01(\x0e\x32\x1f.personae.v1.AuditEvent.OutcomeB\x04\xe2\x41\x01\x03\x12\x14\n\x06reason\x18\t \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nrequest_id\x18\n \x01(\tB\x04\xe2\x41\x01\x03\x12\x1c\n\x0e\x63hanged_fields\x18\x0b \x03(\tB\x04\xe2\x41\x01\x03\"N\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_SUCCEEDED\x10\x01\x12\x13\n\x0fOUTCOME_REFUSED\x10\x02\"\xcf\x03\n\x16ListAuditEventsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12@\n\x06\x66ilter\x18\x03 \x01(\x0b\x32*.personae.v1.ListAuditEventsRequest.FilterB\x04\xe2\x41\x01\x01\x1a\xbf\x02\n\x06\x46ilter\x12\x1a\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12!\n\x0e\x61\x63ting_user_id\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12\x14\n\x06\x63\x61ller\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x61\x63tion\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x36\n\x07outcome\x18\x05 \x01(\x0e\x32\x1f.personae.v1.AuditEvent.OutcomeB\x04\xe2\x41\x01\x01\x12\x38\n\x0eoccurred_after\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x39\n\x0foccurred_before\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x42\n\n\x08_user_idB\x11\n\x0f_acting_user_id\"g\n\x17ListAuditEventsResponse\x12-\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x17.personae.v1.AuditEventB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x32l\n\x0c\x41uditService\x12\\\n\x0fListAuditEvents\x12#.personae.v1.ListAuditEventsRequest\x1a$.personae.v1.ListAuditEventsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17personae/v1/audit.proto\x12\x0bpersonae.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a personae/v1/authentication.proto\"\xec\x03\n\nAuditEvent\x12\x10\n\x02id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0boccurred_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x63\x61ller\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1c\n\x0e\x61\x63ting_user_id\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x14\n\x06\x61\x63tion\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07user_id\x18\x06 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1b\n\rtarget_caller\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03\x12\x36\n\x07outcome\x18\x08 \x01(\x0e\x32\x1f.personae.v1.AuditEvent.OutcomeB\x04\xe2\x41\x01\x03\x12\x14\n\x06reason\x18\t \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nrequest_id\x18\n \x01(\tB\x04\xe2\x41\x01\x03\x12\x1c\n\x0e\x63hanged_fields\x18\x0b \x03(\tB\x04\xe2\x41\x01\x03\x12)\n\x06\x63lient\x18\x0c \x01(\x0b\x32\x13.personae.v1.ClientB\x04\xe2\x41\x01\x03\x12\x16\n\x08operator\x18\r \x01(\tB\x04\xe2\x41\x01\x03\"N\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_SUCCEEDED\x10\x01\x12\x13\n\x0fOUTCOME_REFUSED\x10\x02\"\xcf\x03\n\x16ListAuditEventsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12@\n\x06\x66ilter\x18\x03 \x01(\x0b\x32*.personae.v1.ListAuditEventsRequest.FilterB\x04\xe2\x41\x01\x01\x1a\xbf\x02\n\x06\x46ilter\x12\x1a\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12!\n\x0e\x61\x63ting_user_id\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12\x14\n\x06\x63\x61ller\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x61\x63tion\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x36\n\x07outcome\x18\x05 \x01(\x0e\x32\x1f.personae.v1.AuditEvent.OutcomeB\x04\xe2\x41\x01\x01\x12\x38\n\x0eoccurred_after\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x39\n\x0foccurred_before\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x42\n\n\x08_user_idB\x11\n\x0f_acting_user_id\"g\n\x17ListAuditEventsResponse\x12-\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x17.personae.v1.AuditEventB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x32l\n\x0c\x41uditService\x12\\\n\x0fListAuditEvents\x12#.personae.v1.ListAuditEventsRequest\x1a$.personae.v1.ListAuditEventsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,6 +56,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AUDITEVENT'].fields_by_name['request_id']._serialized_options = b'\342A\001\003'
   _globals['_AUDITEVENT'].fields_by_name['changed_fields']._loaded_options = None
   _globals['_AUDITEVENT'].fields_by_name['changed_fields']._serialized_options = b'\342A\001\003'
+  _globals['_AUDITEVENT'].fields_by_name['client']._loaded_options = None
+  _globals['_AUDITEVENT'].fields_by_name['client']._serialized_options = b'\342A\001\003'
+  _globals['_AUDITEVENT'].fields_by_name['operator']._loaded_options = None
+  _globals['_AUDITEVENT'].fields_by_name['operator']._serialized_options = b'\342A\001\003'
   _globals['_LISTAUDITEVENTSREQUEST_FILTER'].fields_by_name['user_id']._loaded_options = None
   _globals['_LISTAUDITEVENTSREQUEST_FILTER'].fields_by_name['user_id']._serialized_options = b'\342A\001\001'
   _globals['_LISTAUDITEVENTSREQUEST_FILTER'].fields_by_name['acting_user_id']._loaded_options = None
@@ -79,16 +84,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTAUDITEVENTSRESPONSE'].fields_by_name['events']._serialized_options = b'\342A\001\003'
   _globals['_LISTAUDITEVENTSRESPONSE'].fields_by_name['next_page_token']._loaded_options = None
   _globals['_LISTAUDITEVENTSRESPONSE'].fields_by_name['next_page_token']._serialized_options = b'\342A\001\003'
-  _globals['_AUDITEVENT']._serialized_start=107
-  _globals['_AUDITEVENT']._serialized_end=532
-  _globals['_AUDITEVENT_OUTCOME']._serialized_start=454
-  _globals['_AUDITEVENT_OUTCOME']._serialized_end=532
-  _globals['_LISTAUDITEVENTSREQUEST']._serialized_start=535
-  _globals['_LISTAUDITEVENTSREQUEST']._serialized_end=998
-  _globals['_LISTAUDITEVENTSREQUEST_FILTER']._serialized_start=679
-  _globals['_LISTAUDITEVENTSREQUEST_FILTER']._serialized_end=998
-  _globals['_LISTAUDITEVENTSRESPONSE']._serialized_start=1000
-  _globals['_LISTAUDITEVENTSRESPONSE']._serialized_end=1103
-  _globals['_AUDITSERVICE']._serialized_start=1105
-  _globals['_AUDITSERVICE']._serialized_end=1213
+  _globals['_AUDITEVENT']._serialized_start=141
+  _globals['_AUDITEVENT']._serialized_end=633
+  _globals['_AUDITEVENT_OUTCOME']._serialized_start=555
+  _globals['_AUDITEVENT_OUTCOME']._serialized_end=633
+  _globals['_LISTAUDITEVENTSREQUEST']._serialized_start=636
+  _globals['_LISTAUDITEVENTSREQUEST']._serialized_end=1099
+  _globals['_LISTAUDITEVENTSREQUEST_FILTER']._serialized_start=780
+  _globals['_LISTAUDITEVENTSREQUEST_FILTER']._serialized_end=1099
+  _globals['_LISTAUDITEVENTSRESPONSE']._serialized_start=1101
+  _globals['_LISTAUDITEVENTSRESPONSE']._serialized_end=1204
+  _globals['_AUDITSERVICE']._serialized_start=1206
+  _globals['_AUDITSERVICE']._serialized_end=1314
 # @@protoc_insertion_point(module_scope)

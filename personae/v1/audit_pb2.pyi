@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from personae.v1 import authentication_pb2 as _authentication_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -22,7 +23,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class AuditEvent(_message.Message):
-    """Something that was done, or refused. Ids and names of fields only: never a value, a password or an address."""
+    """Something that was done, or refused. Ids and names of fields only: never a value or a password."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -60,6 +61,8 @@ class AuditEvent(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CHANGED_FIELDS_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Assigned by Personae. Tells events of one moment apart."""
     caller: _builtins.str
@@ -83,6 +86,10 @@ class AuditEvent(_message.Message):
     """Why it was refused: the reason of the error that the caller got. Empty: it succeeded."""
     request_id: _builtins.str
     """The x-request-id of the call, as in the log. Empty: there was no call."""
+    operator: _builtins.str
+    """Who ran the command, as the operating system or the setting OPERATOR said. Not verified. Empty unless caller is
+    "command-line".
+    """
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp:
         """When it was written, by the clock of the database."""
@@ -90,6 +97,12 @@ class AuditEvent(_message.Message):
     @_builtins.property
     def changed_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The names of the fields that were changed."""
+
+    @_builtins.property
+    def client(self) -> _authentication_pb2.Client:
+        """Where the person who signed in was seen, as the caller said. Not verified. Personal data: erased when the user is
+        purged. Unset: the caller said nothing readable, or it was no sign-in.
+        """
 
     def __init__(
         self,
@@ -105,10 +118,12 @@ class AuditEvent(_message.Message):
         reason: _builtins.str = ...,
         request_id: _builtins.str = ...,
         changed_fields: _abc.Iterable[_builtins.str] | None = ...,
+        client: _authentication_pb2.Client | None = ...,
+        operator: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "occurred_at", b"occurred_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting_user_id", b"acting_user_id", "action", b"action", "caller", b"caller", "changed_fields", b"changed_fields", "id", b"id", "occurred_at", b"occurred_at", "outcome", b"outcome", "reason", b"reason", "request_id", b"request_id", "target_caller", b"target_caller", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting_user_id", b"acting_user_id", "action", b"action", "caller", b"caller", "changed_fields", b"changed_fields", "client", b"client", "id", b"id", "occurred_at", b"occurred_at", "operator", b"operator", "outcome", b"outcome", "reason", b"reason", "request_id", b"request_id", "target_caller", b"target_caller", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -20,16 +20,21 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Client(_message.Message):
-    """Where the person who signs in was seen."""
+    """Where the person who signs in was seen. Recorded in the audit event of the sign-in, until the user is purged. Never
+    verified, and never the reason of a refusal.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     IP_ADDRESS_FIELD_NUMBER: _builtins.int
     USER_AGENT_FIELD_NUMBER: _builtins.int
     ip_address: _builtins.str
-    """The IPv4 or IPv6 address of the person's device."""
+    """The IPv4 or IPv6 address of the person's device. A port, brackets, a zone and a prefix length are left out, and an
+    IPv4-mapped address is recorded as IPv4. Of a list the first address counts, which anybody can forge: send the one
+    that your own proxy saw. What cannot be read is not recorded.
+    """
     user_agent: _builtins.str
-    """The user agent of the person's device, at most 512 characters."""
+    """The user agent of the person's device. Its first 512 characters are recorded."""
     def __init__(
         self,
         *,
@@ -55,7 +60,7 @@ class AuthenticateRequest(_message.Message):
     PASSWORD_FIELD_NUMBER: _builtins.int
     CLIENT_FIELD_NUMBER: _builtins.int
     identifier: _builtins.str
-    """What the person typed: an email or a username, in any case."""
+    """What the person typed: an email or a username, in any case. Blanks around it do not count."""
     user_id: _builtins.int
     """The id of a user that the caller knows already; never one that a person sent who is not signed in."""
     password: _builtins.str

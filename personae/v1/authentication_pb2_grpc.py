@@ -84,7 +84,8 @@ class AuthenticationServiceServicer(object):
     def ClearLockout(self, request, context):
         """Forgets the failed sign-ins of a user, for both of its names: it may sign in at once.
 
-        NOT_FOUND with the reason USER_NOT_FOUND when there is no such user.
+        NOT_FOUND with the reason USER_NOT_FOUND when there is no such user. PERMISSION_DENIED with the reason SCOPE_MISSING
+        for a superuser, to a caller without the scope users.superuser.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -53,7 +53,8 @@ class AuthenticationServiceStub:
     ClearLockout: _grpc.UnaryUnaryMultiCallable[_authentication_pb2.ClearLockoutRequest, _authentication_pb2.Lockout]
     """Forgets the failed sign-ins of a user, for both of its names: it may sign in at once.
 
-    NOT_FOUND with the reason USER_NOT_FOUND when there is no such user.
+    NOT_FOUND with the reason USER_NOT_FOUND when there is no such user. PERMISSION_DENIED with the reason SCOPE_MISSING
+    for a superuser, to a caller without the scope users.superuser.
     """
 
 @_typing.type_check_only
@@ -81,7 +82,8 @@ class AuthenticationServiceAsyncStub(AuthenticationServiceStub):
     ClearLockout: _aio.UnaryUnaryMultiCallable[_authentication_pb2.ClearLockoutRequest, _authentication_pb2.Lockout]  # type: ignore[assignment]
     """Forgets the failed sign-ins of a user, for both of its names: it may sign in at once.
 
-    NOT_FOUND with the reason USER_NOT_FOUND when there is no such user.
+    NOT_FOUND with the reason USER_NOT_FOUND when there is no such user. PERMISSION_DENIED with the reason SCOPE_MISSING
+    for a superuser, to a caller without the scope users.superuser.
     """
 
 class AuthenticationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -124,7 +126,8 @@ class AuthenticationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_authentication_pb2.Lockout, _abc.Awaitable[_authentication_pb2.Lockout]]:
         """Forgets the failed sign-ins of a user, for both of its names: it may sign in at once.
 
-        NOT_FOUND with the reason USER_NOT_FOUND when there is no such user.
+        NOT_FOUND with the reason USER_NOT_FOUND when there is no such user. PERMISSION_DENIED with the reason SCOPE_MISSING
+        for a superuser, to a caller without the scope users.superuser.
         """
 
 def add_AuthenticationServiceServicer_to_server(servicer: AuthenticationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from personae.v1 import user_pb2 as personae_dot_v1_dot_user__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpersonae/v1/credential.proto\x12\x0bpersonae.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16personae/v1/user.proto\"\xd0\x02\n\x11PasswordViolation\x12;\n\x06reason\x18\x01 \x01(\x0e\x32%.personae.v1.PasswordViolation.ReasonB\x04\xe2\x41\x01\x03\x12\x19\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"\xe2\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x14\n\x10REASON_TOO_SHORT\x10\x01\x12\x13\n\x0fREASON_TOO_LONG\x10\x02\x12\x1c\n\x18REASON_CONTROL_CHARACTER\x10\x03\x12\x11\n\rREASON_COMMON\x10\x04\x12\x15\n\x11REASON_REPETITIVE\x10\x05\x12\x1c\n\x18REASON_CONTAINS_USERNAME\x10\x06\x12\x19\n\x15REASON_CONTAINS_EMAIL\x10\x07\x12\x14\n\x10REASON_UNCHANGED\x10\x08\"\x97\x01\n\x12SetPasswordRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x16\n\x08password\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1c\n\x0erequire_change\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x34\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"5\n\x1cRequirePasswordChangeRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\"j\n\x15\x43hangePasswordRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x1e\n\x10\x63urrent_password\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0cnew_password\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\"V\n\x14\x43heckPasswordRequest\x12\x16\n\x08password\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x07user_id\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\n\n\x08_user_id\"Q\n\x15\x43heckPasswordResponse\x12\x38\n\nviolations\x18\x01 \x03(\x0b\x32\x1e.personae.v1.PasswordViolationB\x04\xe2\x41\x01\x03\"5\n\x19StartPasswordResetRequest\x12\x18\n\nidentifier\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x80\x01\n\x1aStartPasswordResetResponse\x12\x12\n\x04\x63ode\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x34\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x18\n\ndeliver_to\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\"N\n\x1c\x43ompletePasswordResetRequest\x12\x12\n\x04\x63ode\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0cnew_password\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\"b\n\x1dStartEmailVerificationRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x1c\n\tnew_email\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\x0c\n\n_new_email\"\x84\x01\n\x1eStartEmailVerificationResponse\x12\x12\n\x04\x63ode\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x34\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x18\n\ndeliver_to\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\"6\n CompleteEmailVerificationRequest\x12\x12\n\x04\x63ode\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"F\n\x18MarkEmailVerifiedRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x13\n\x05\x65mail\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x32\xad\x06\n\x11\x43redentialService\x12\x41\n\x0bSetPassword\x12\x1f.personae.v1.SetPasswordRequest\x1a\x11.personae.v1.User\x12U\n\x15RequirePasswordChange\x12).personae.v1.RequirePasswordChangeRequest\x1a\x11.personae.v1.User\x12G\n\x0e\x43hangePassword\x12\".personae.v1.ChangePasswordRequest\x1a\x11.personae.v1.User\x12V\n\rCheckPassword\x12!.personae.v1.CheckPasswordRequest\x1a\".personae.v1.CheckPasswordResponse\x12\x65\n\x12StartPasswordReset\x12&.personae.v1.StartPasswordResetRequest\x1a\'.personae.v1.StartPasswordResetResponse\x12U\n\x15\x43ompletePasswordReset\x12).personae.v1.CompletePasswordResetRequest\x1a\x11.personae.v1.User\x12q\n\x16StartEmailVerification\x12*.personae.v1.StartEmailVerificationRequest\x1a+.personae.v1.StartEmailVerificationResponse\x12]\n\x19\x43ompleteEmailVerification\x12-.personae.v1.CompleteEmailVerificationRequest\x1a\x11.personae.v1.User\x12M\n\x11MarkEmailVerified\x12%.personae.v1.MarkEmailVerifiedRequest\x1a\x11.personae.v1.Userb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpersonae/v1/credential.proto\x12\x0bpersonae.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16personae/v1/user.proto\"\xd0\x02\n\x11PasswordViolation\x12;\n\x06reason\x18\x01 \x01(\x0e\x32%.personae.v1.PasswordViolation.ReasonB\x04\xe2\x41\x01\x03\x12\x19\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"\xe2\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x14\n\x10REASON_TOO_SHORT\x10\x01\x12\x13\n\x0fREASON_TOO_LONG\x10\x02\x12\x1c\n\x18REASON_CONTROL_CHARACTER\x10\x03\x12\x11\n\rREASON_COMMON\x10\x04\x12\x15\n\x11REASON_REPETITIVE\x10\x05\x12\x1c\n\x18REASON_CONTAINS_USERNAME\x10\x06\x12\x19\n\x15REASON_CONTAINS_EMAIL\x10\x07\x12\x14\n\x10REASON_UNCHANGED\x10\x08\"\x97\x01\n\x12SetPasswordRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x16\n\x08password\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1c\n\x0erequire_change\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x34\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"5\n\x1cRequirePasswordChangeRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\".\n\x15RemovePasswordRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\"j\n\x15\x43hangePasswordRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x1e\n\x10\x63urrent_password\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0cnew_password\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\"V\n\x14\x43heckPasswordRequest\x12\x16\n\x08password\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x07user_id\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\n\n\x08_user_id\"Q\n\x15\x43heckPasswordResponse\x12\x38\n\nviolations\x18\x01 \x03(\x0b\x32\x1e.personae.v1.PasswordViolationB\x04\xe2\x41\x01\x03\"5\n\x19StartPasswordResetRequest\x12\x18\n\nidentifier\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x80\x01\n\x1aStartPasswordResetResponse\x12\x12\n\x04\x63ode\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x34\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x18\n\ndeliver_to\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\"N\n\x1c\x43ompletePasswordResetRequest\x12\x12\n\x04\x63ode\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0cnew_password\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\"b\n\x1dStartEmailVerificationRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x1c\n\tnew_email\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\x0c\n\n_new_email\"\x84\x01\n\x1eStartEmailVerificationResponse\x12\x12\n\x04\x63ode\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x34\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x18\n\ndeliver_to\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\"{\n CompleteEmailVerificationRequest\x12\x12\n\x04\x63ode\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x07user_id\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x1b\n\rdrop_password\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x42\n\n\x08_user_id\"c\n\x18MarkEmailVerifiedRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x13\n\x05\x65mail\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1b\n\rdrop_password\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x32\xf6\x06\n\x11\x43redentialService\x12\x41\n\x0bSetPassword\x12\x1f.personae.v1.SetPasswordRequest\x1a\x11.personae.v1.User\x12U\n\x15RequirePasswordChange\x12).personae.v1.RequirePasswordChangeRequest\x1a\x11.personae.v1.User\x12G\n\x0eRemovePassword\x12\".personae.v1.RemovePasswordRequest\x1a\x11.personae.v1.User\x12G\n\x0e\x43hangePassword\x12\".personae.v1.ChangePasswordRequest\x1a\x11.personae.v1.User\x12V\n\rCheckPassword\x12!.personae.v1.CheckPasswordRequest\x1a\".personae.v1.CheckPasswordResponse\x12\x65\n\x12StartPasswordReset\x12&.personae.v1.StartPasswordResetRequest\x1a\'.personae.v1.StartPasswordResetResponse\x12U\n\x15\x43ompletePasswordReset\x12).personae.v1.CompletePasswordResetRequest\x1a\x11.personae.v1.User\x12q\n\x16StartEmailVerification\x12*.personae.v1.StartEmailVerificationRequest\x1a+.personae.v1.StartEmailVerificationResponse\x12]\n\x19\x43ompleteEmailVerification\x12-.personae.v1.CompleteEmailVerificationRequest\x1a\x11.personae.v1.User\x12M\n\x11MarkEmailVerified\x12%.personae.v1.MarkEmailVerifiedRequest\x1a\x11.personae.v1.Userb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,6 +48,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETPASSWORDREQUEST'].fields_by_name['expires_at']._serialized_options = b'\342A\001\001'
   _globals['_REQUIREPASSWORDCHANGEREQUEST'].fields_by_name['user_id']._loaded_options = None
   _globals['_REQUIREPASSWORDCHANGEREQUEST'].fields_by_name['user_id']._serialized_options = b'\342A\001\002'
+  _globals['_REMOVEPASSWORDREQUEST'].fields_by_name['user_id']._loaded_options = None
+  _globals['_REMOVEPASSWORDREQUEST'].fields_by_name['user_id']._serialized_options = b'\342A\001\002'
   _globals['_CHANGEPASSWORDREQUEST'].fields_by_name['user_id']._loaded_options = None
   _globals['_CHANGEPASSWORDREQUEST'].fields_by_name['user_id']._serialized_options = b'\342A\001\002'
   _globals['_CHANGEPASSWORDREQUEST'].fields_by_name['current_password']._loaded_options = None
@@ -84,10 +86,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STARTEMAILVERIFICATIONRESPONSE'].fields_by_name['deliver_to']._serialized_options = b'\342A\001\003'
   _globals['_COMPLETEEMAILVERIFICATIONREQUEST'].fields_by_name['code']._loaded_options = None
   _globals['_COMPLETEEMAILVERIFICATIONREQUEST'].fields_by_name['code']._serialized_options = b'\342A\001\002'
+  _globals['_COMPLETEEMAILVERIFICATIONREQUEST'].fields_by_name['user_id']._loaded_options = None
+  _globals['_COMPLETEEMAILVERIFICATIONREQUEST'].fields_by_name['user_id']._serialized_options = b'\342A\001\001'
+  _globals['_COMPLETEEMAILVERIFICATIONREQUEST'].fields_by_name['drop_password']._loaded_options = None
+  _globals['_COMPLETEEMAILVERIFICATIONREQUEST'].fields_by_name['drop_password']._serialized_options = b'\342A\001\001'
   _globals['_MARKEMAILVERIFIEDREQUEST'].fields_by_name['user_id']._loaded_options = None
   _globals['_MARKEMAILVERIFIEDREQUEST'].fields_by_name['user_id']._serialized_options = b'\342A\001\002'
   _globals['_MARKEMAILVERIFIEDREQUEST'].fields_by_name['email']._loaded_options = None
   _globals['_MARKEMAILVERIFIEDREQUEST'].fields_by_name['email']._serialized_options = b'\342A\001\002'
+  _globals['_MARKEMAILVERIFIEDREQUEST'].fields_by_name['drop_password']._loaded_options = None
+  _globals['_MARKEMAILVERIFIEDREQUEST'].fields_by_name['drop_password']._serialized_options = b'\342A\001\001'
   _globals['_PASSWORDVIOLATION']._serialized_start=136
   _globals['_PASSWORDVIOLATION']._serialized_end=472
   _globals['_PASSWORDVIOLATION_REASON']._serialized_start=246
@@ -96,26 +104,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETPASSWORDREQUEST']._serialized_end=626
   _globals['_REQUIREPASSWORDCHANGEREQUEST']._serialized_start=628
   _globals['_REQUIREPASSWORDCHANGEREQUEST']._serialized_end=681
-  _globals['_CHANGEPASSWORDREQUEST']._serialized_start=683
-  _globals['_CHANGEPASSWORDREQUEST']._serialized_end=789
-  _globals['_CHECKPASSWORDREQUEST']._serialized_start=791
-  _globals['_CHECKPASSWORDREQUEST']._serialized_end=877
-  _globals['_CHECKPASSWORDRESPONSE']._serialized_start=879
-  _globals['_CHECKPASSWORDRESPONSE']._serialized_end=960
-  _globals['_STARTPASSWORDRESETREQUEST']._serialized_start=962
-  _globals['_STARTPASSWORDRESETREQUEST']._serialized_end=1015
-  _globals['_STARTPASSWORDRESETRESPONSE']._serialized_start=1018
-  _globals['_STARTPASSWORDRESETRESPONSE']._serialized_end=1146
-  _globals['_COMPLETEPASSWORDRESETREQUEST']._serialized_start=1148
-  _globals['_COMPLETEPASSWORDRESETREQUEST']._serialized_end=1226
-  _globals['_STARTEMAILVERIFICATIONREQUEST']._serialized_start=1228
-  _globals['_STARTEMAILVERIFICATIONREQUEST']._serialized_end=1326
-  _globals['_STARTEMAILVERIFICATIONRESPONSE']._serialized_start=1329
-  _globals['_STARTEMAILVERIFICATIONRESPONSE']._serialized_end=1461
-  _globals['_COMPLETEEMAILVERIFICATIONREQUEST']._serialized_start=1463
-  _globals['_COMPLETEEMAILVERIFICATIONREQUEST']._serialized_end=1517
-  _globals['_MARKEMAILVERIFIEDREQUEST']._serialized_start=1519
-  _globals['_MARKEMAILVERIFIEDREQUEST']._serialized_end=1589
-  _globals['_CREDENTIALSERVICE']._serialized_start=1592
-  _globals['_CREDENTIALSERVICE']._serialized_end=2405
+  _globals['_REMOVEPASSWORDREQUEST']._serialized_start=683
+  _globals['_REMOVEPASSWORDREQUEST']._serialized_end=729
+  _globals['_CHANGEPASSWORDREQUEST']._serialized_start=731
+  _globals['_CHANGEPASSWORDREQUEST']._serialized_end=837
+  _globals['_CHECKPASSWORDREQUEST']._serialized_start=839
+  _globals['_CHECKPASSWORDREQUEST']._serialized_end=925
+  _globals['_CHECKPASSWORDRESPONSE']._serialized_start=927
+  _globals['_CHECKPASSWORDRESPONSE']._serialized_end=1008
+  _globals['_STARTPASSWORDRESETREQUEST']._serialized_start=1010
+  _globals['_STARTPASSWORDRESETREQUEST']._serialized_end=1063
+  _globals['_STARTPASSWORDRESETRESPONSE']._serialized_start=1066
+  _globals['_STARTPASSWORDRESETRESPONSE']._serialized_end=1194
+  _globals['_COMPLETEPASSWORDRESETREQUEST']._serialized_start=1196
+  _globals['_COMPLETEPASSWORDRESETREQUEST']._serialized_end=1274
+  _globals['_STARTEMAILVERIFICATIONREQUEST']._serialized_start=1276
+  _globals['_STARTEMAILVERIFICATIONREQUEST']._serialized_end=1374
+  _globals['_STARTEMAILVERIFICATIONRESPONSE']._serialized_start=1377
+  _globals['_STARTEMAILVERIFICATIONRESPONSE']._serialized_end=1509
+  _globals['_COMPLETEEMAILVERIFICATIONREQUEST']._serialized_start=1511
+  _globals['_COMPLETEEMAILVERIFICATIONREQUEST']._serialized_end=1634
+  _globals['_MARKEMAILVERIFIEDREQUEST']._serialized_start=1636
+  _globals['_MARKEMAILVERIFIEDREQUEST']._serialized_end=1735
+  _globals['_CREDENTIALSERVICE']._serialized_start=1738
+  _globals['_CREDENTIALSERVICE']._serialized_end=2624
 # @@protoc_insertion_point(module_scope)

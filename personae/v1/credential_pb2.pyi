@@ -41,17 +41,22 @@ class PasswordViolation(_message.Message):
         REASON_CONTROL_CHARACTER: PasswordViolation._Reason.ValueType  # 3
         """It has NUL or another control character."""
         REASON_COMMON: PasswordViolation._Reason.ValueType  # 4
-        """It is on a list of common or breached passwords, in any case, or repeats one that is, in full or cut off; also
-        with blanks and punctuation left out.
+        """It is on a list of common or breached passwords, in any case, or repeats one that is, in full or cut off. Also
+        backwards, with look-alikes of letters ("p4$$w0rd"), with blanks and punctuation left out, or behind or before
+        digits, punctuation and repeated characters that weigh less ("password1!!!!!!").
         """
         REASON_REPETITIVE: PasswordViolation._Reason.ValueType  # 5
-        """It is a few characters, repeated; also with blanks and punctuation left out."""
+        """It is a few characters, repeated together or one by one, or counted up ("12345678"); also with blanks and
+        punctuation left out.
+        """
         REASON_CONTAINS_USERNAME: PasswordViolation._Reason.ValueType  # 6
-        """The username makes up half of it or more."""
+        """The username, or its parts together, make up half of it or more, read like REASON_COMMON; or the username and
+        parts of the email do together, and then REASON_CONTAINS_EMAIL is there too.
+        """
         REASON_CONTAINS_EMAIL: PasswordViolation._Reason.ValueType  # 7
-        """A part of the email makes up half of it or more."""
+        """The email, or its parts together, make up half of it or more, read like REASON_COMMON."""
         REASON_UNCHANGED: PasswordViolation._Reason.ValueType  # 8
-        """It is the password that the user has. Only ChangePassword and CompletePasswordReset look at this."""
+        """It is the password that the user has. Only ChangePassword looks at this."""
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
         """Which rule. The same names, without the prefix, are the reasons of a google.rpc.BadRequest about a password."""
@@ -65,17 +70,22 @@ class PasswordViolation(_message.Message):
     REASON_CONTROL_CHARACTER: PasswordViolation.Reason.ValueType  # 3
     """It has NUL or another control character."""
     REASON_COMMON: PasswordViolation.Reason.ValueType  # 4
-    """It is on a list of common or breached passwords, in any case, or repeats one that is, in full or cut off; also
-    with blanks and punctuation left out.
+    """It is on a list of common or breached passwords, in any case, or repeats one that is, in full or cut off. Also
+    backwards, with look-alikes of letters ("p4$$w0rd"), with blanks and punctuation left out, or behind or before
+    digits, punctuation and repeated characters that weigh less ("password1!!!!!!").
     """
     REASON_REPETITIVE: PasswordViolation.Reason.ValueType  # 5
-    """It is a few characters, repeated; also with blanks and punctuation left out."""
+    """It is a few characters, repeated together or one by one, or counted up ("12345678"); also with blanks and
+    punctuation left out.
+    """
     REASON_CONTAINS_USERNAME: PasswordViolation.Reason.ValueType  # 6
-    """The username makes up half of it or more."""
+    """The username, or its parts together, make up half of it or more, read like REASON_COMMON; or the username and
+    parts of the email do together, and then REASON_CONTAINS_EMAIL is there too.
+    """
     REASON_CONTAINS_EMAIL: PasswordViolation.Reason.ValueType  # 7
-    """A part of the email makes up half of it or more."""
+    """The email, or its parts together, make up half of it or more, read like REASON_COMMON."""
     REASON_UNCHANGED: PasswordViolation.Reason.ValueType  # 8
-    """It is the password that the user has. Only ChangePassword and CompletePasswordReset look at this."""
+    """It is the password that the user has. Only ChangePassword looks at this."""
 
     REASON_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
@@ -154,6 +164,28 @@ class RequirePasswordChangeRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RequirePasswordChangeRequest: _TypeAlias = RequirePasswordChangeRequest  # noqa: Y015
+
+@_typing.final
+class RemovePasswordRequest(_message.Message):
+    """Request of RemovePassword."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.int
+    """Which user."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemovePasswordRequest: _TypeAlias = RemovePasswordRequest  # noqa: Y015
 
 @_typing.final
 class ChangePasswordRequest(_message.Message):
@@ -245,7 +277,7 @@ class StartPasswordResetRequest(_message.Message):
 
     IDENTIFIER_FIELD_NUMBER: _builtins.int
     identifier: _builtins.str
-    """What the person typed: an email or a username, in any case."""
+    """What the person typed: an email or a username, in any case. Blanks around it do not count."""
     def __init__(
         self,
         *,
@@ -384,18 +416,30 @@ class CompleteEmailVerificationRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CODE_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    DROP_PASSWORD_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     """The code that was delivered."""
+    user_id: _builtins.int
+    """Whose code it must be: the user who is signed in. The code of another user is INVALID_CODE, and stays valid."""
+    drop_password: _builtins.bool
+    """Removes the password and voids the codes of a user whose email was not proved before: the present one without
+    email_verified_at, or a new one. Whoever set that password need not be the person who proves the email.
+    """
     def __init__(
         self,
         *,
         code: _builtins.str = ...,
+        user_id: _builtins.int | None = ...,
+        drop_password: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_user_id", b"_user_id", "user_id", b"user_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_user_id", b"_user_id", "code", b"code", "drop_password", b"drop_password", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__user_id: _TypeAlias = _typing.Literal["user_id"]  # noqa: Y015
+    _WhichOneofArgType__user_id: _TypeAlias = _typing.Literal["_user_id", b"_user_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__user_id) -> _WhichOneofReturnType__user_id | None: ...
 
 Global___CompleteEmailVerificationRequest: _TypeAlias = CompleteEmailVerificationRequest  # noqa: Y015
 
@@ -407,19 +451,23 @@ class MarkEmailVerifiedRequest(_message.Message):
 
     USER_ID_FIELD_NUMBER: _builtins.int
     EMAIL_FIELD_NUMBER: _builtins.int
+    DROP_PASSWORD_FIELD_NUMBER: _builtins.int
     user_id: _builtins.int
     """Which user."""
     email: _builtins.str
     """The email that was proved. It must be the present one."""
+    drop_password: _builtins.bool
+    """As in CompleteEmailVerification. Nothing happens to the user of an email that is verified already."""
     def __init__(
         self,
         *,
         user_id: _builtins.int = ...,
         email: _builtins.str = ...,
+        drop_password: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["email", b"email", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drop_password", b"drop_password", "email", b"email", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -35,6 +35,10 @@ class CredentialServiceStub(object):
     reason INVALID_CODE: one answer for all of them. Personae sends no mail: whoever asks for a code delivers it, and only
     to deliver_to.
 
+    What concerns the credentials of a superuser needs the scope users.superuser as well as the scope of its RPC:
+    PERMISSION_DENIED with the reason SCOPE_MISSING. StartPasswordReset answers as for nobody instead. ChangePassword and
+    CheckPassword do not need it.
+
     SetPassword, ChangePassword and CompletePasswordReset hash, and are RESOURCE_EXHAUSTED with the reason HASHING_BUSY
     when more such calls and sign-ins wait than the server takes on.
     """
@@ -53,6 +57,11 @@ class CredentialServiceStub(object):
         self.RequirePasswordChange = channel.unary_unary(
                 '/personae.v1.CredentialService/RequirePasswordChange',
                 request_serializer=personae_dot_v1_dot_credential__pb2.RequirePasswordChangeRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_user__pb2.User.FromString,
+                _registered_method=True)
+        self.RemovePassword = channel.unary_unary(
+                '/personae.v1.CredentialService/RemovePassword',
+                request_serializer=personae_dot_v1_dot_credential__pb2.RemovePasswordRequest.SerializeToString,
                 response_deserializer=personae_dot_v1_dot_user__pb2.User.FromString,
                 _registered_method=True)
         self.ChangePassword = channel.unary_unary(
@@ -101,6 +110,10 @@ class CredentialServiceServicer(object):
     reason INVALID_CODE: one answer for all of them. Personae sends no mail: whoever asks for a code delivers it, and only
     to deliver_to.
 
+    What concerns the credentials of a superuser needs the scope users.superuser as well as the scope of its RPC:
+    PERMISSION_DENIED with the reason SCOPE_MISSING. StartPasswordReset answers as for nobody instead. ChangePassword and
+    CheckPassword do not need it.
+
     SetPassword, ChangePassword and CompletePasswordReset hash, and are RESOURCE_EXHAUSTED with the reason HASHING_BUSY
     when more such calls and sign-ins wait than the server takes on.
     """
@@ -118,7 +131,19 @@ class CredentialServiceServicer(object):
         """Makes a user choose another password: sign-ins with the present one are answered PASSWORD_CHANGE_REQUIRED until
         then.
 
+        Not for a password that somebody else knows, who could then choose the next one: see RemovePassword.
+
         FAILED_PRECONDITION with the reason USER_DELETED for a deleted user, PASSWORD_NOT_SET for one without a password.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemovePassword(self, request, context):
+        """Removes the password of a user and voids its codes: for a password that somebody else knows. Until there is a new
+        one, by a reset or by SetPassword, no password signs the user in or can be changed.
+
+        Voids codes also when there is no password. FAILED_PRECONDITION with the reason USER_DELETED for a deleted user.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,7 +153,8 @@ class CredentialServiceServicer(object):
         """Changes the password of a user who knows the present one. Clears its lockout and voids its codes.
 
         Counts as a sign-in by id: the same refusals, the same durations, the same lockout. The new password is judged only
-        after the present one was right; the new one must differ. UNAUTHENTICATED with the reason INVALID_CREDENTIALS also
+        after the present one was right; the new one must differ. However the call ends afterwards, the sign-in counts: it
+        clears the failures on the email and leaves an event. UNAUTHENTICATED with the reason INVALID_CREDENTIALS also
         when the user got another password, or may not act any more, meanwhile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -149,7 +175,7 @@ class CredentialServiceServicer(object):
         a newer code voids it.
 
         Unknown, deactivated and deleted users are answered like all others, with a code that opens nothing, but for an
-        empty deliver_to.
+        empty deliver_to; so are superusers, for a caller without the scope users.superuser.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -158,9 +184,8 @@ class CredentialServiceServicer(object):
     def CompletePasswordReset(self, request, context):
         """Sets a new password by a code. Clears the user's lockout and voids its codes.
 
-        A new password that is refused does not use up the code. The present password is refused as UNCHANGED, which is
-        asked last: only of a password that breaks no other rule. A code is good for five such answers. Once the new
-        password is hashed the reset is finished, also when the caller has gone.
+        A new password that is refused does not use up the code. The answer does not tell whether it is the present one,
+        which may be chosen again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -179,6 +204,9 @@ class CredentialServiceServicer(object):
 
     def CompleteEmailVerification(self, request, context):
         """Marks the email that the code was made for as the user's and as verified.
+
+        Say for whom: user_id when the person is signed in, drop_password when nobody is. docs/security.md has the attacks
+        that this prevents.
 
         ALREADY_EXISTS with the reason EMAIL_TAKEN when another user got the new email meanwhile; the code stays valid.
         """
@@ -207,6 +235,11 @@ def add_CredentialServiceServicer_to_server(servicer, server):
             'RequirePasswordChange': grpc.unary_unary_rpc_method_handler(
                     servicer.RequirePasswordChange,
                     request_deserializer=personae_dot_v1_dot_credential__pb2.RequirePasswordChangeRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_user__pb2.User.SerializeToString,
+            ),
+            'RemovePassword': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemovePassword,
+                    request_deserializer=personae_dot_v1_dot_credential__pb2.RemovePasswordRequest.FromString,
                     response_serializer=personae_dot_v1_dot_user__pb2.User.SerializeToString,
             ),
             'ChangePassword': grpc.unary_unary_rpc_method_handler(
@@ -261,6 +294,10 @@ class CredentialService(object):
     reason INVALID_CODE: one answer for all of them. Personae sends no mail: whoever asks for a code delivers it, and only
     to deliver_to.
 
+    What concerns the credentials of a superuser needs the scope users.superuser as well as the scope of its RPC:
+    PERMISSION_DENIED with the reason SCOPE_MISSING. StartPasswordReset answers as for nobody instead. ChangePassword and
+    CheckPassword do not need it.
+
     SetPassword, ChangePassword and CompletePasswordReset hash, and are RESOURCE_EXHAUSTED with the reason HASHING_BUSY
     when more such calls and sign-ins wait than the server takes on.
     """
@@ -308,6 +345,33 @@ class CredentialService(object):
             target,
             '/personae.v1.CredentialService/RequirePasswordChange',
             personae_dot_v1_dot_credential__pb2.RequirePasswordChangeRequest.SerializeToString,
+            personae_dot_v1_dot_user__pb2.User.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemovePassword(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.CredentialService/RemovePassword',
+            personae_dot_v1_dot_credential__pb2.RemovePasswordRequest.SerializeToString,
             personae_dot_v1_dot_user__pb2.User.FromString,
             options,
             channel_credentials,

@@ -36,6 +36,10 @@ class CredentialServiceStub:
     reason INVALID_CODE: one answer for all of them. Personae sends no mail: whoever asks for a code delivers it, and only
     to deliver_to.
 
+    What concerns the credentials of a superuser needs the scope users.superuser as well as the scope of its RPC:
+    PERMISSION_DENIED with the reason SCOPE_MISSING. StartPasswordReset answers as for nobody instead. ChangePassword and
+    CheckPassword do not need it.
+
     SetPassword, ChangePassword and CompletePasswordReset hash, and are RESOURCE_EXHAUSTED with the reason HASHING_BUSY
     when more such calls and sign-ins wait than the server takes on.
     """
@@ -53,13 +57,22 @@ class CredentialServiceStub:
     """Makes a user choose another password: sign-ins with the present one are answered PASSWORD_CHANGE_REQUIRED until
     then.
 
+    Not for a password that somebody else knows, who could then choose the next one: see RemovePassword.
+
     FAILED_PRECONDITION with the reason USER_DELETED for a deleted user, PASSWORD_NOT_SET for one without a password.
+    """
+    RemovePassword: _grpc.UnaryUnaryMultiCallable[_credential_pb2.RemovePasswordRequest, _user_pb2.User]
+    """Removes the password of a user and voids its codes: for a password that somebody else knows. Until there is a new
+    one, by a reset or by SetPassword, no password signs the user in or can be changed.
+
+    Voids codes also when there is no password. FAILED_PRECONDITION with the reason USER_DELETED for a deleted user.
     """
     ChangePassword: _grpc.UnaryUnaryMultiCallable[_credential_pb2.ChangePasswordRequest, _user_pb2.User]
     """Changes the password of a user who knows the present one. Clears its lockout and voids its codes.
 
     Counts as a sign-in by id: the same refusals, the same durations, the same lockout. The new password is judged only
-    after the present one was right; the new one must differ. UNAUTHENTICATED with the reason INVALID_CREDENTIALS also
+    after the present one was right; the new one must differ. However the call ends afterwards, the sign-in counts: it
+    clears the failures on the email and leaves an event. UNAUTHENTICATED with the reason INVALID_CREDENTIALS also
     when the user got another password, or may not act any more, meanwhile.
     """
     CheckPassword: _grpc.UnaryUnaryMultiCallable[_credential_pb2.CheckPasswordRequest, _credential_pb2.CheckPasswordResponse]
@@ -72,14 +85,13 @@ class CredentialServiceStub:
     a newer code voids it.
 
     Unknown, deactivated and deleted users are answered like all others, with a code that opens nothing, but for an
-    empty deliver_to.
+    empty deliver_to; so are superusers, for a caller without the scope users.superuser.
     """
     CompletePasswordReset: _grpc.UnaryUnaryMultiCallable[_credential_pb2.CompletePasswordResetRequest, _user_pb2.User]
     """Sets a new password by a code. Clears the user's lockout and voids its codes.
 
-    A new password that is refused does not use up the code. The present password is refused as UNCHANGED, which is
-    asked last: only of a password that breaks no other rule. A code is good for five such answers. Once the new
-    password is hashed the reset is finished, also when the caller has gone.
+    A new password that is refused does not use up the code. The answer does not tell whether it is the present one,
+    which may be chosen again.
     """
     StartEmailVerification: _grpc.UnaryUnaryMultiCallable[_credential_pb2.StartEmailVerificationRequest, _credential_pb2.StartEmailVerificationResponse]
     """Makes a code that proves the email of a user, or a new one: then the present email stays until the code comes
@@ -90,6 +102,9 @@ class CredentialServiceStub:
     """
     CompleteEmailVerification: _grpc.UnaryUnaryMultiCallable[_credential_pb2.CompleteEmailVerificationRequest, _user_pb2.User]
     """Marks the email that the code was made for as the user's and as verified.
+
+    Say for whom: user_id when the person is signed in, drop_password when nobody is. docs/security.md has the attacks
+    that this prevents.
 
     ALREADY_EXISTS with the reason EMAIL_TAKEN when another user got the new email meanwhile; the code stays valid.
     """
@@ -110,6 +125,10 @@ class CredentialServiceAsyncStub(CredentialServiceStub):
     reason INVALID_CODE: one answer for all of them. Personae sends no mail: whoever asks for a code delivers it, and only
     to deliver_to.
 
+    What concerns the credentials of a superuser needs the scope users.superuser as well as the scope of its RPC:
+    PERMISSION_DENIED with the reason SCOPE_MISSING. StartPasswordReset answers as for nobody instead. ChangePassword and
+    CheckPassword do not need it.
+
     SetPassword, ChangePassword and CompletePasswordReset hash, and are RESOURCE_EXHAUSTED with the reason HASHING_BUSY
     when more such calls and sign-ins wait than the server takes on.
     """
@@ -124,13 +143,22 @@ class CredentialServiceAsyncStub(CredentialServiceStub):
     """Makes a user choose another password: sign-ins with the present one are answered PASSWORD_CHANGE_REQUIRED until
     then.
 
+    Not for a password that somebody else knows, who could then choose the next one: see RemovePassword.
+
     FAILED_PRECONDITION with the reason USER_DELETED for a deleted user, PASSWORD_NOT_SET for one without a password.
+    """
+    RemovePassword: _aio.UnaryUnaryMultiCallable[_credential_pb2.RemovePasswordRequest, _user_pb2.User]  # type: ignore[assignment]
+    """Removes the password of a user and voids its codes: for a password that somebody else knows. Until there is a new
+    one, by a reset or by SetPassword, no password signs the user in or can be changed.
+
+    Voids codes also when there is no password. FAILED_PRECONDITION with the reason USER_DELETED for a deleted user.
     """
     ChangePassword: _aio.UnaryUnaryMultiCallable[_credential_pb2.ChangePasswordRequest, _user_pb2.User]  # type: ignore[assignment]
     """Changes the password of a user who knows the present one. Clears its lockout and voids its codes.
 
     Counts as a sign-in by id: the same refusals, the same durations, the same lockout. The new password is judged only
-    after the present one was right; the new one must differ. UNAUTHENTICATED with the reason INVALID_CREDENTIALS also
+    after the present one was right; the new one must differ. However the call ends afterwards, the sign-in counts: it
+    clears the failures on the email and leaves an event. UNAUTHENTICATED with the reason INVALID_CREDENTIALS also
     when the user got another password, or may not act any more, meanwhile.
     """
     CheckPassword: _aio.UnaryUnaryMultiCallable[_credential_pb2.CheckPasswordRequest, _credential_pb2.CheckPasswordResponse]  # type: ignore[assignment]
@@ -143,14 +171,13 @@ class CredentialServiceAsyncStub(CredentialServiceStub):
     a newer code voids it.
 
     Unknown, deactivated and deleted users are answered like all others, with a code that opens nothing, but for an
-    empty deliver_to.
+    empty deliver_to; so are superusers, for a caller without the scope users.superuser.
     """
     CompletePasswordReset: _aio.UnaryUnaryMultiCallable[_credential_pb2.CompletePasswordResetRequest, _user_pb2.User]  # type: ignore[assignment]
     """Sets a new password by a code. Clears the user's lockout and voids its codes.
 
-    A new password that is refused does not use up the code. The present password is refused as UNCHANGED, which is
-    asked last: only of a password that breaks no other rule. A code is good for five such answers. Once the new
-    password is hashed the reset is finished, also when the caller has gone.
+    A new password that is refused does not use up the code. The answer does not tell whether it is the present one,
+    which may be chosen again.
     """
     StartEmailVerification: _aio.UnaryUnaryMultiCallable[_credential_pb2.StartEmailVerificationRequest, _credential_pb2.StartEmailVerificationResponse]  # type: ignore[assignment]
     """Makes a code that proves the email of a user, or a new one: then the present email stays until the code comes
@@ -161,6 +188,9 @@ class CredentialServiceAsyncStub(CredentialServiceStub):
     """
     CompleteEmailVerification: _aio.UnaryUnaryMultiCallable[_credential_pb2.CompleteEmailVerificationRequest, _user_pb2.User]  # type: ignore[assignment]
     """Marks the email that the code was made for as the user's and as verified.
+
+    Say for whom: user_id when the person is signed in, drop_password when nobody is. docs/security.md has the attacks
+    that this prevents.
 
     ALREADY_EXISTS with the reason EMAIL_TAKEN when another user got the new email meanwhile; the code stays valid.
     """
@@ -179,6 +209,10 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
     because the user's email or password changed or the user was deactivated or deleted, is FAILED_PRECONDITION with the
     reason INVALID_CODE: one answer for all of them. Personae sends no mail: whoever asks for a code delivers it, and only
     to deliver_to.
+
+    What concerns the credentials of a superuser needs the scope users.superuser as well as the scope of its RPC:
+    PERMISSION_DENIED with the reason SCOPE_MISSING. StartPasswordReset answers as for nobody instead. ChangePassword and
+    CheckPassword do not need it.
 
     SetPassword, ChangePassword and CompletePasswordReset hash, and are RESOURCE_EXHAUSTED with the reason HASHING_BUSY
     when more such calls and sign-ins wait than the server takes on.
@@ -204,7 +238,21 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         """Makes a user choose another password: sign-ins with the present one are answered PASSWORD_CHANGE_REQUIRED until
         then.
 
+        Not for a password that somebody else knows, who could then choose the next one: see RemovePassword.
+
         FAILED_PRECONDITION with the reason USER_DELETED for a deleted user, PASSWORD_NOT_SET for one without a password.
+        """
+
+    @_abc_1.abstractmethod
+    def RemovePassword(
+        self,
+        request: _credential_pb2.RemovePasswordRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_pb2.User, _abc.Awaitable[_user_pb2.User]]:
+        """Removes the password of a user and voids its codes: for a password that somebody else knows. Until there is a new
+        one, by a reset or by SetPassword, no password signs the user in or can be changed.
+
+        Voids codes also when there is no password. FAILED_PRECONDITION with the reason USER_DELETED for a deleted user.
         """
 
     @_abc_1.abstractmethod
@@ -216,7 +264,8 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         """Changes the password of a user who knows the present one. Clears its lockout and voids its codes.
 
         Counts as a sign-in by id: the same refusals, the same durations, the same lockout. The new password is judged only
-        after the present one was right; the new one must differ. UNAUTHENTICATED with the reason INVALID_CREDENTIALS also
+        after the present one was right; the new one must differ. However the call ends afterwards, the sign-in counts: it
+        clears the failures on the email and leaves an event. UNAUTHENTICATED with the reason INVALID_CREDENTIALS also
         when the user got another password, or may not act any more, meanwhile.
         """
 
@@ -241,7 +290,7 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         a newer code voids it.
 
         Unknown, deactivated and deleted users are answered like all others, with a code that opens nothing, but for an
-        empty deliver_to.
+        empty deliver_to; so are superusers, for a caller without the scope users.superuser.
         """
 
     @_abc_1.abstractmethod
@@ -252,9 +301,8 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_user_pb2.User, _abc.Awaitable[_user_pb2.User]]:
         """Sets a new password by a code. Clears the user's lockout and voids its codes.
 
-        A new password that is refused does not use up the code. The present password is refused as UNCHANGED, which is
-        asked last: only of a password that breaks no other rule. A code is good for five such answers. Once the new
-        password is hashed the reset is finished, also when the caller has gone.
+        A new password that is refused does not use up the code. The answer does not tell whether it is the present one,
+        which may be chosen again.
         """
 
     @_abc_1.abstractmethod
@@ -277,6 +325,9 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_user_pb2.User, _abc.Awaitable[_user_pb2.User]]:
         """Marks the email that the code was made for as the user's and as verified.
+
+        Say for whom: user_id when the person is signed in, drop_password when nobody is. docs/security.md has the attacks
+        that this prevents.
 
         ALREADY_EXISTS with the reason EMAIL_TAKEN when another user got the new email meanwhile; the code stays valid.
         """

@@ -31,6 +31,10 @@ class UserServiceStub(object):
 
     Every error carries a google.rpc.ErrorInfo with the domain "personae" and a stable reason; errors about fields
     also carry a google.rpc.BadRequest that names all of them. What has been acknowledged is seen by the next read.
+
+    UpdateUser, DeleteUser, UndeleteUser, PurgeUser, ActivateUser and DeactivateUser of a superuser, deleted ones
+    included, need the scope users.superuser as well as the scope of the RPC: PERMISSION_DENIED with the reason
+    SCOPE_MISSING.
     """
 
     def __init__(self, channel):
@@ -106,6 +110,10 @@ class UserServiceServicer(object):
 
     Every error carries a google.rpc.ErrorInfo with the domain "personae" and a stable reason; errors about fields
     also carry a google.rpc.BadRequest that names all of them. What has been acknowledged is seen by the next read.
+
+    UpdateUser, DeleteUser, UndeleteUser, PurgeUser, ActivateUser and DeactivateUser of a superuser, deleted ones
+    included, need the scope users.superuser as well as the scope of the RPC: PERMISSION_DENIED with the reason
+    SCOPE_MISSING.
     """
 
     def CreateUser(self, request, context):
@@ -194,7 +202,8 @@ class UserServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GrantSuperuser(self, request, context):
-        """Marks a user as superuser. Personae itself gives the flag no power: it is data for the callers.
+        """Marks a user as superuser, and voids its codes. Personae itself gives the flag no power: it is data for the callers.
+        But only callers with this RPC's scope may change a superuser.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -283,6 +292,10 @@ class UserService(object):
 
     Every error carries a google.rpc.ErrorInfo with the domain "personae" and a stable reason; errors about fields
     also carry a google.rpc.BadRequest that names all of them. What has been acknowledged is seen by the next read.
+
+    UpdateUser, DeleteUser, UndeleteUser, PurgeUser, ActivateUser and DeactivateUser of a superuser, deleted ones
+    included, need the scope users.superuser as well as the scope of the RPC: PERMISSION_DENIED with the reason
+    SCOPE_MISSING.
     """
 
     @staticmethod

@@ -32,6 +32,10 @@ class UserServiceStub:
 
     Every error carries a google.rpc.ErrorInfo with the domain "personae" and a stable reason; errors about fields
     also carry a google.rpc.BadRequest that names all of them. What has been acknowledged is seen by the next read.
+
+    UpdateUser, DeleteUser, UndeleteUser, PurgeUser, ActivateUser and DeactivateUser of a superuser, deleted ones
+    included, need the scope users.superuser as well as the scope of the RPC: PERMISSION_DENIED with the reason
+    SCOPE_MISSING.
     """
 
     @_typing.overload
@@ -80,7 +84,9 @@ class UserServiceStub:
     FAILED_PRECONDITION with the reason LAST_SUPERUSER for the last active superuser.
     """
     GrantSuperuser: _grpc.UnaryUnaryMultiCallable[_user_pb2.GrantSuperuserRequest, _user_pb2.User]
-    """Marks a user as superuser. Personae itself gives the flag no power: it is data for the callers."""
+    """Marks a user as superuser, and voids its codes. Personae itself gives the flag no power: it is data for the callers.
+    But only callers with this RPC's scope may change a superuser.
+    """
     RevokeSuperuser: _grpc.UnaryUnaryMultiCallable[_user_pb2.RevokeSuperuserRequest, _user_pb2.User]
     """Takes the superuser mark away. FAILED_PRECONDITION with the reason LAST_SUPERUSER for the last active one."""
 
@@ -90,6 +96,10 @@ class UserServiceAsyncStub(UserServiceStub):
 
     Every error carries a google.rpc.ErrorInfo with the domain "personae" and a stable reason; errors about fields
     also carry a google.rpc.BadRequest that names all of them. What has been acknowledged is seen by the next read.
+
+    UpdateUser, DeleteUser, UndeleteUser, PurgeUser, ActivateUser and DeactivateUser of a superuser, deleted ones
+    included, need the scope users.superuser as well as the scope of the RPC: PERMISSION_DENIED with the reason
+    SCOPE_MISSING.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -135,7 +145,9 @@ class UserServiceAsyncStub(UserServiceStub):
     FAILED_PRECONDITION with the reason LAST_SUPERUSER for the last active superuser.
     """
     GrantSuperuser: _aio.UnaryUnaryMultiCallable[_user_pb2.GrantSuperuserRequest, _user_pb2.User]  # type: ignore[assignment]
-    """Marks a user as superuser. Personae itself gives the flag no power: it is data for the callers."""
+    """Marks a user as superuser, and voids its codes. Personae itself gives the flag no power: it is data for the callers.
+    But only callers with this RPC's scope may change a superuser.
+    """
     RevokeSuperuser: _aio.UnaryUnaryMultiCallable[_user_pb2.RevokeSuperuserRequest, _user_pb2.User]  # type: ignore[assignment]
     """Takes the superuser mark away. FAILED_PRECONDITION with the reason LAST_SUPERUSER for the last active one."""
 
@@ -144,6 +156,10 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Every error carries a google.rpc.ErrorInfo with the domain "personae" and a stable reason; errors about fields
     also carry a google.rpc.BadRequest that names all of them. What has been acknowledged is seen by the next read.
+
+    UpdateUser, DeleteUser, UndeleteUser, PurgeUser, ActivateUser and DeactivateUser of a superuser, deleted ones
+    included, need the scope users.superuser as well as the scope of the RPC: PERMISSION_DENIED with the reason
+    SCOPE_MISSING.
     """
 
     @_abc_1.abstractmethod
@@ -253,7 +269,9 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_pb2.GrantSuperuserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_pb2.User, _abc.Awaitable[_user_pb2.User]]:
-        """Marks a user as superuser. Personae itself gives the flag no power: it is data for the callers."""
+        """Marks a user as superuser, and voids its codes. Personae itself gives the flag no power: it is data for the callers.
+        But only callers with this RPC's scope may change a superuser.
+        """
 
     @_abc_1.abstractmethod
     def RevokeSuperuser(

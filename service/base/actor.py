@@ -1,6 +1,9 @@
-"""Actors: on whose behalf something is changed, as the audit trail records it."""
+"""Actors: on whose behalf something is changed, as the audit trail records it, and whether it may be a superuser."""
 
 from typing import NamedTuple
+
+SUPERUSER_SCOPE = "users.superuser"
+"""What a caller needs to change a superuser, besides the scope of the RPC."""
 
 
 class Actor(NamedTuple):
@@ -11,9 +14,13 @@ class Actor(NamedTuple):
     acting_user_id: int | None = None
     """The person behind the call, as the caller says; recorded, never trusted."""
     request_id: str = ""
+    may_change_superusers: bool = False
+    """Whether it may change the account and the credentials of a superuser."""
+    operator: str = ""
+    """Who runs a command, as the operating system or OPERATOR says."""
 
 
-COMMAND_LINE = Actor("command-line")
+COMMAND_LINE = Actor("command-line", may_change_superusers=True)
 """An operator with the database's own credentials: `python -m service …`."""
 SWEEPER = Actor("sweeper")
 """The server itself, when it deletes expired rows."""

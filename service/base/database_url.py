@@ -2,28 +2,62 @@
 
 Several hosts can be spelled in three ways: libpq's `//user@h1:5432,h2:5433/db`, its `?host=h1,h2&port=5432,5433`, and
 SQLAlchemy's `?host=h1:5432&host=h2:5433`. All are turned into the second, which both libraries read.
+
+What may be part of a password is never shown, and no reading of a URL is guessed where two are possible: the other one
+could send the password to another host.
 """
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from urllib.parse import unquote
 
+import psycopg2
+from psycopg2.extensions import parse_dsn
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 DEFAULT_PORT = "5432"
-# Up to the first @ it is user and password, as SQLAlchemy has it: a password may hold commas and slashes.
-_AUTHORITY = re.compile(r"(?P<scheme>[\w+]+://)(?>(?P<user>[^@]*@)?)(?P<hosts>[^/?]*,[^/?]*)(?P<rest>.*)", re.DOTALL)
-_HOST = re.compile(r"(\[[^\]]+\]|[^:]+)(?::(\d*))?")
+_DRIVERS = frozenset({"postgres", "postgresql", "postgresql+psycopg2"})
+_EXPECTED = "not a database URL; expected postgresql://user:password@host:port/database"
+_ENCODE = (
+    "percent-encode what is special in user, password and options: @ as %40, : as %3A, / as %2F, ? as %3F, # as %23, "
+    "& as %26, % as %25"
+)
+# Up to the @ it is user and password, as SQLAlchemy has it: a password may hold commas and slashes. Hosts that are
+# percent-encoded (sockets) are taken out as well: SQLAlchemy does not decode them.
+_AUTHORITY = re.compile(r"(?P<scheme>[\w+]+://)(?>(?P<user>[^@]*@)?)(?P<hosts>[^/?]*[,%][^/?]*)(?P<rest>.*)", re.DOTALL)
+_HOST = re.compile(r"(\[[^\]]+\]|[^:]+)(?::([0-9]*))?")
+_IN_NO_HOST = re.compile(r"[\s\"'#%:?@/\\\[\]]")
+_SOCKET = ("/", "@")
+_COMPONENTS = {"user": "username", "password": "password", "dbname": "database"}
+_UNKNOWN = "remove it; or, if it belongs to the value before it, write & as %26"
+_SECRET_OPTIONS = frozenset({"password", "sslpassword"})
+_SET_BY_PERSONAE = ("keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout")
+_REMEDIES = {
+    **dict.fromkeys(("application_name", *_SET_BY_PERSONAE), "remove it: Personae sets it by itself"),
+    "connect_timeout": "remove it, and set DB_CONNECT_TIMEOUT",
+    "connection_limit": "remove it, and set DB_POOL_SIZE",
+    "currentSchema": "remove it, and give the role a search_path: ALTER ROLE … SET search_path = …",
+    "pgbouncer": "remove it: Personae needs no option for PgBouncer",
+    "pool_timeout": "remove it, and set DB_POOL_TIMEOUT",
+    "replication": "remove it: such a connection runs no SQL",
+    "requiressl": "write sslmode=verify-full instead",  # libpq would let it take the place of sslmode
+    "schema": "remove it, and give the role a search_path: ALTER ROLE … SET search_path = …",
+    "ssl": "write sslmode=verify-full instead",
+    "sslaccept": "write sslmode=verify-full instead",
+}
+"""What to do about an option that cannot be used; the others are to be removed."""
 
 
 def parse_url(text: str) -> URL:
     """Parse a URL, with several hosts in one spelling. Of several hosts the writable one is used, unless the URL itself
     says which (`target_session_attrs`).
 
-    Raises ValueError; its text shows nothing of the URL.
+    Raises ValueError; its text says what to do, and shows nothing of the URL but the name of an option.
     """
+    text = text.strip()  # the line end of a file
+    _check_text(text)
     hosts: list[str] = []
     found = _AUTHORITY.fullmatch(text)
     if found is not None:
@@ -32,33 +66,30 @@ def parse_url(text: str) -> URL:
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
-        raise ValueError("not a database URL; expected postgresql://user:password@host:port/database") from None
+        raise ValueError(_EXPECTED) from None
+    _check_options(url)
+    for option, component in _COMPONENTS.items():
+        if option in url.query:
+            url = url.set(**{component: url.query[option]}).difference_update_query([option])  # type: ignore[arg-type]
     repeated = url.query.get("host")
     if isinstance(repeated, tuple):
         hosts += repeated
     if hosts:
-        url = url.set(query={**url.query, **_one_spelling(hosts)})
-    names, port = url.query.get("host"), url.query.get("port")
-    if isinstance(names, str) and isinstance(port, str) and "," not in port:  # libpq uses one port for all hosts
-        url = url.update_query_dict({"port": ",".join([port] * (names.count(",") + 1))})
-    if len(hosts_of(url)) > 1 and "target_session_attrs" not in url.query:
-        url = url.update_query_dict({"target_session_attrs": "read-write"})
-    return url
+        spelled = _one_spelling(hosts)
+        if "port" in spelled and "port" in url.query:
+            raise ValueError("has ports beside its hosts and a port= as well: remove one")
+        url = url.set(query={**url.query, **spelled})
+    return _with_ports(url)
 
 
 def hosts_of(url: URL) -> list[str]:
     """All hosts in the URL, without ports."""
-    named = [url.host] if url.host else []
-    for name in ("host", "hostaddr"):
-        value = url.query.get(name, ())
-        for one in (value,) if isinstance(value, str) else value:
-            named += [host.rsplit(":", 1)[0] if host.count(":") == 1 else host for host in one.split(",")]
-    return named
+    return ([url.host] if url.host else []) + _listed(url, "host") + _listed(url, "hostaddr")
 
 
 def is_local_host(host: str) -> bool:
     """Whether a host is this machine."""
-    if host == "localhost" or host.startswith("/"):
+    if host.lower() == "localhost" or host.startswith(_SOCKET):
         return True
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
@@ -73,15 +104,66 @@ def is_local_database(url: URL) -> bool:
     return all(is_local_host(host) for host in hosts_of(url))
 
 
+def overriding(url: URL, environment: Mapping[str, str]) -> list[str]:
+    """Variables of libpq in the environment that would lead to another server than the URL."""
+    said = {"PGSERVICE": "service" in url.query, "PGHOSTADDR": "hostaddr" in url.query, "PGHOST": bool(hosts_of(url))}
+    return [name for name, is_in_url in said.items() if environment.get(name) and not is_in_url]
+
+
 def described(url: URL) -> str:
     """The hosts and ports of the database, for people."""
-    hosts, ports = url.query.get("host") or url.host or "the local socket", url.query.get("port") or url.port
-    names = hosts.split(",") if isinstance(hosts, str) else list(hosts)
-    if len(names) == 1:
-        return f"{names[0]}, port {ports or DEFAULT_PORT}"
-    numbers = str(ports or DEFAULT_PORT).split(",")
-    numbers *= len(names) if len(numbers) == 1 else 1
-    return " and ".join(f"{name}:{number}" for name, number in zip(names, numbers, strict=True))
+    if "service" in url.query:
+        return f"what the service {url.query['service']} says"
+    hosts, ports = _listed(url, "hostaddr") or _hosts(url) or ["the local socket"], _ports(url)
+    if len(hosts) == 1:
+        return f"{hosts[0]}, port {ports[0]}"
+    return " and ".join(f"{host}:{port}" for host, port in zip(hosts, ports, strict=True))
+
+
+def _check_text(text: str) -> None:
+    """Refuse what has no single reading."""
+    if not text.isprintable():
+        raise ValueError("has a line end, a control character or a byte that is not UTF-8 in it: take it out")
+    if text.startswith(('"', "'")):
+        raise ValueError("stands in quotes: take them off")
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        raise ValueError(_EXPECTED)
+    if scheme.lower() not in _DRIVERS:
+        raise ValueError(
+            "only PostgreSQL is supported, by psycopg2; expected postgresql://user:password@host:port/database"
+        )
+    before, at, after = rest.partition("@")
+    authority = re.split("[/?#]", before)[0]
+    is_host = all(not host or _HOST.fullmatch(host) for host in authority.split(","))
+    if "@" in after or (at and authority != before and is_host):
+        raise ValueError(f"has an @ out of place: {_ENCODE}")
+    try:
+        is_encoded = re.search(r"%(?![0-9A-Fa-f]{2})", rest) is None and "\0" not in unquote(rest, errors="strict")
+    except UnicodeDecodeError:
+        is_encoded = False
+    if not is_encoded:
+        raise ValueError(f"has a % that begins no character in UTF-8: {_ENCODE}")
+
+
+def _check_options(url: URL) -> None:
+    """Refuse an option that libpq does not know, or that cannot have an effect."""
+    is_shown = not _SECRET_OPTIONS & url.query.keys()  # else what follows an & may be the rest of a password
+    for name, value in url.query.items():
+        option = f"the option {name}" if is_shown and re.fullmatch("[A-Za-z0-9_]{1,63}", name) else "an option"
+        if isinstance(value, tuple) and name != "host":
+            raise ValueError(f"{option} is there twice: remove one")
+        if not _is_known(name):
+            raise ValueError(f"{option} is not one of PostgreSQL's: {_REMEDIES.get(name, _UNKNOWN)}")
+        if name in _REMEDIES:
+            raise ValueError(f"{option} cannot be used: {_REMEDIES[name]}")
+
+
+def _is_known(option: str) -> bool:
+    try:
+        return re.fullmatch("[a-z_]+", option) is not None and bool(parse_dsn(f"{option}=x"))
+    except psycopg2.ProgrammingError:
+        return False
 
 
 def _one_spelling(hosts: Iterable[str]) -> dict[str, str]:
@@ -89,7 +171,51 @@ def _one_spelling(hosts: Iterable[str]) -> dict[str, str]:
     known = [part for part in parts if part is not None]
     if len(known) < len(parts):
         raise ValueError("not a database URL; expected postgresql://user:password@host1:port1,host2:port2/database")
-    return {
-        "host": ",".join(part[1].strip("[]") for part in known),
-        "port": ",".join(part[2] or DEFAULT_PORT for part in known),
-    }
+    spelled = {"host": ",".join(part[1].strip("[]") for part in known)}
+    if any(part[2] for part in known):
+        spelled["port"] = ",".join(part[2] or DEFAULT_PORT for part in known)
+    return spelled
+
+
+def _with_ports(url: URL) -> URL:
+    """The URL with a port for each host. Raises ValueError: what stands for a host or a port is none."""
+    hosts, addresses = _hosts(url), _listed(url, "hostaddr")
+    if not all(map(_is_host, hosts + addresses)):
+        raise ValueError(f"what stands for a host is none; put an IPv6 address in brackets, and {_ENCODE}")
+    if addresses and hosts and len(addresses) != len(hosts):
+        raise ValueError(f"names {len(addresses)} hostaddr for {len(hosts)} hosts: as many are needed")
+    count = len(hosts or addresses) or 1
+    ports = [port or DEFAULT_PORT for port in _ports(url)]
+    if not all(re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 2**16 for port in ports):
+        raise ValueError("what stands for a port is no number from 1 to 65535")
+    if len(ports) not in {0, 1, count}:
+        raise ValueError(f"names {len(ports)} ports for {count} hosts: one for all, or one for each")
+    if "service" in url.query and not ports:  # the service file says it
+        return url
+    if count == 1:
+        return url if ports else url.set(port=int(DEFAULT_PORT))
+    ports = ports if len(ports) == count else (ports or [DEFAULT_PORT]) * count
+    return url.set(query={"target_session_attrs": "read-write", **url.query, "port": ",".join(ports)})
+
+
+def _is_host(name: str) -> bool:
+    if ":" in name and not name.startswith(_SOCKET):
+        try:
+            return bool(ipaddress.IPv6Address(name))
+        except ValueError:
+            return False
+    return name.startswith(_SOCKET) or (name != "" and _IN_NO_HOST.search(name) is None)
+
+
+def _hosts(url: URL) -> list[str]:
+    """The hosts that the driver gets: those of the query win."""
+    return _listed(url, "host") or ([url.host] if url.host else [])
+
+
+def _ports(url: URL) -> list[str]:
+    return _listed(url, "port") or ([] if url.port is None else [str(url.port)])
+
+
+def _listed(url: URL, option: str) -> list[str]:
+    value = url.query.get(option)
+    return value.split(",") if isinstance(value, str) else []

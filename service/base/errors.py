@@ -277,10 +277,10 @@ class RateLimitedError(PersonaeError):
 
 
 class CallerGoneError(PersonaeError):
-    """The caller has hung up before the call was started: only the log shows this."""
+    """The caller has hung up before the call was started, or before its last hash: only the log shows this."""
 
     reason = "CALLER_GONE"
-    text = "The call was cancelled before it was started. It changed nothing."
+    text = "The caller has hung up. What the call asked for was not done."
 
 
 class HashingBusyError(PersonaeError):
@@ -296,7 +296,7 @@ class RequestLateError(PersonaeError):
 
 class DeadlineOverError(PersonaeError):
     reason = "DEADLINE_OVER"
-    text = "The deadline of the call passed before it was done. It changed nothing."
+    text = "The deadline of the call passed. What the call asked for was not done."
 
 
 class StoredHashError(PersonaeError):

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from service.base.randomness import random_token
+from service.base.text import decode
 
 MIN_BYTES = 32
 _KEY_ID = re.compile(r"[A-Za-z0-9_.-]{1,32}")
@@ -68,11 +69,11 @@ def load_or_create(path: Path) -> SecretKeys:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         _create(path, generate_secret_key("k1") + "\n")
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW)) as file:
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
         found = os.fstat(file.fileno())
         if found.st_uid != os.geteuid() or found.st_mode & 0o077:
             raise ValueError("it must belong to the user of this process, with mode 0600")
-        return parse_secret_keys(file.read())
+        return parse_secret_keys(decode(file.read()))
 
 
 def _create(path: Path, text: str) -> None:

@@ -3,18 +3,26 @@
 Every field here is described in docs/settings.md; tests/house/test_docs.py compares the two.
 """
 
+import io
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
+from dotenv.parser import parse_stream
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import URL
 
-from service.base.database_url import is_local_database, is_local_host, parse_url
+from service.base.database_url import is_local_database, is_local_host, overriding, parse_url
 from service.base.secret_keys import SecretKeys, load_or_create, parse_secret_keys
+from service.base.text import is_utf8, read_text
 
 Seconds = float
+_ENV_FILE = ".env"
+OPERATOR_MAX_LENGTH = 64
+SAFE_BCRYPT_COST = 10
+"""The least that OWASP's Password Storage Cheat Sheet asks for. Less is for tests, on this machine only."""
 
 
 class SettingsError(Exception):
@@ -23,7 +31,8 @@ class SettingsError(Exception):
 
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
-        env_file=".env",
+        env_file=_ENV_FILE,
+        env_file_encoding="utf-8-sig",
         env_ignore_empty=True,
         extra="ignore",  # .env also holds what docker compose reads
         frozen=True,
@@ -55,6 +64,7 @@ class Settings(BaseSettings):
     grpc_reflection: bool = False
     insecure_plaintext: bool = False
     insecure_plaintext_keys: bool = False
+    insecure_plaintext_database: bool = False
     tls_certificate_file: Path | None = None
     tls_private_key_file: Path | None = None
     tls_client_ca_file: Path | None = None
@@ -92,6 +102,9 @@ class Settings(BaseSettings):
     purge_after_days: Annotated[int, Field(ge=1, le=3650)] = 30
     purge_interval: Annotated[Seconds, Field(ge=0)] = 600
 
+    # ---- commands
+    operator: str | None = None
+
     # ---- logging
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
@@ -111,17 +124,36 @@ class Settings(BaseSettings):
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
 
+    @field_validator("operator")
+    @classmethod
+    def _a_name_for_the_trail(cls, value: str | None) -> str | None:
+        if value is not None and not (value.isprintable() and len(value) <= OPERATOR_MAX_LENGTH):
+            raise ValueError(f"must be at most {OPERATOR_MAX_LENGTH} printable characters")
+        return value
+
     @field_validator("database_url", "migration_database_url")
     @classmethod
     def _a_postgresql_url(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
-            psycopg2_url(value.get_secret_value())
+            elsewhere = overriding(psycopg2_url(value.get_secret_value()), os.environ)  # noqa: TID251  libpq's own
+            if elsewhere:
+                raise ValueError(
+                    f"{' and '.join(elsewhere)} in the environment would lead elsewhere: unset it, and say in the URL "
+                    "where the database is"
+                )
         return value
 
     @field_validator("secret_keys", mode="before")
     @classmethod
     def _parsed_keys(cls, value: object) -> object:
         return parse_secret_keys(value) if isinstance(value, str) else value
+
+    @field_validator("*", mode="before")  # the last of its mode runs first
+    @classmethod
+    def _utf8(cls, value: object) -> object:
+        if isinstance(value, str) and not is_utf8(value):
+            raise ValueError("is not UTF-8")
+        return value
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> "Settings":
@@ -149,6 +181,29 @@ class Settings(BaseSettings):
                 f"GRPC_HOST={self.grpc_host} is reached from other machines, and the server has no certificate: "
                 "passwords would cross the network in clear text. Set TLS_CERTIFICATE_FILE and TLS_PRIVATE_KEY_FILE, "
                 "or bind 127.0.0.1, or put a TLS proxy or mesh in front and say INSECURE_PLAINTEXT=true"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _databases_are_reached_by_tls(self) -> "Settings":
+        for name, url in (("DATABASE_URL", self.url), ("MIGRATION_DATABASE_URL", self.migration_url)):
+            if url is None or is_local_database(url) or url.query.get("sslmode") == "verify-full":
+                continue
+            if not self.insecure_plaintext_database:
+                raise ValueError(
+                    f"{name} leads to another machine without sslmode=verify-full: emails and password hashes could "
+                    "cross the network in clear text, or go to a server that is not yours. Add ?sslmode=verify-full"
+                    "&sslrootcert=FILE, the CA that signs the database's certificate, or, where the network itself "
+                    "protects the connection, say INSECURE_PLAINTEXT_DATABASE=true"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _cheap_hashes_stay_on_this_machine(self) -> "Settings":
+        if not self.is_loopback and self.bcrypt_cost < SAFE_BCRYPT_COST:
+            raise ValueError(
+                f"BCRYPT_COST={self.bcrypt_cost} is for tests only, and GRPC_HOST={self.grpc_host} is reached from "
+                f"other machines. Set {SAFE_BCRYPT_COST} or more; `python -m service calibrate` proposes a value"
             )
         return self
 
@@ -205,6 +260,8 @@ class Settings(BaseSettings):
 
 def load_settings(**overrides: object) -> Settings:
     """The settings of this process. Raises SettingsError, which names every bad setting."""
+    if overrides.get("_env_file", _ENV_FILE) is not None:
+        _require_readable(Path(_ENV_FILE))
     try:
         return Settings(**overrides)  # type: ignore[arg-type]  # keyword values are validated by the model
     except ValidationError as error:
@@ -216,21 +273,35 @@ def load_settings(**overrides: object) -> Settings:
         raise SettingsError("\n".join(lines)) from None
 
 
+def _require_readable(env_file: Path) -> None:
+    """Refuse a `.env` that would be ignored, in whole or in part. Without one there is nothing to refuse."""
+    try:
+        if not env_file.exists():
+            return
+        found = read_text(env_file) if env_file.is_file() else None
+    except OSError as error:
+        raise SettingsError(f"{env_file} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise SettingsError(f"{env_file}: {error}") from None
+    if found is None:
+        raise SettingsError(f"{env_file} is not a file")
+    for line in parse_stream(io.StringIO(found)):
+        if line.error:
+            raise SettingsError(f"{env_file}: line {line.original.line} is not of the form NAME=value")
+
+
 def psycopg2_url(text: str) -> URL:
     """The URL with the driver named: to SQLAlchemy 2.1 a bare `postgresql://` means psycopg 3. Several hosts as in
     parse_url.
 
-    Raises ValueError; its text shows nothing of the URL.
+    Raises ValueError as parse_url does.
     """
-    url = parse_url(text)
-    if url.drivername not in {"postgres", "postgresql", "postgresql+psycopg2"}:
-        raise ValueError("only PostgreSQL is supported; expected postgresql://user:password@host:port/database")
-    return url.set(drivername="postgresql+psycopg2")
+    return parse_url(text).set(drivername="postgresql+psycopg2")
 
 
 def _keys_from(path: Path) -> SecretKeys:
     try:
-        return parse_secret_keys(path.read_text())
+        return parse_secret_keys(read_text(path))
     except OSError as error:
         raise SettingsError(f"SECRET_KEYS_FILE: {path} cannot be read: {error.strerror}") from None
     except ValueError as error:

@@ -5,10 +5,9 @@ from statistics import median
 from typing import NamedTuple
 
 from service.base.clock import monotonic
+from service.base.settings import SAFE_BCRYPT_COST
 from service.core.passwords import MAX_COST, hash_password
 
-LOWEST_COST = 10
-"""The least that OWASP's Password Storage Cheat Sheet asks for: nothing lower is proposed, however slow the machine."""
 _PASSWORD = "any password takes the same time"  # noqa: S105
 _REPEATS = 3
 _MEASURED_COST = 10
@@ -32,7 +31,7 @@ def measure(threads: int) -> list[Measured]:
     per_second = threads * _ROUNDS / (monotonic() - started)
     return [
         Measured(cost, alone * 2.0 ** (cost - _MEASURED_COST), per_second / 2.0 ** (cost - _MEASURED_COST))
-        for cost in range(LOWEST_COST, MAX_COST + 1)
+        for cost in range(SAFE_BCRYPT_COST, MAX_COST + 1)
     ]
 
 

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from service.base.actor import COMMAND_LINE
 from service.base.clock import utc_now
 from service.base.randomness import random_bytes
-from service.cli.common import fail, settings_or_fail, working_database
+from service.cli.common import command_line, fail, settings_or_fail, working_database
 from service.core.api_keys import RANDOM_BYTES, NewKey, key_id_in, make_key
 from service.core.callers.rules import CallerError
 from service.core.token_bucket import Rate, rate_of
-from service.rpc.methods import ALL_SCOPES
+from service.rpc.methods import ALL_SCOPES, SCOPE_GROUPS
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -195,18 +194,23 @@ def _session(*, changes: bool = False) -> "Iterator[tuple[Session, datetime]]":
     """A session with the current time: a transaction for changes, else for reading only."""
     from service.db.engine import reading
 
-    with working_database(settings_or_fail()) as database:
+    settings = settings_or_fail()
+    with working_database(settings) as database:
         try:
-            with database.scope(actor=COMMAND_LINE) as session, session.begin() if changes else reading(session):
+            with (
+                database.scope(actor=command_line(settings)) as session,
+                session.begin() if changes else reading(session),
+            ):
                 yield session, utc_now()
         except CallerError as error:
             fail(str(error))
 
 
 def _require_known(scopes: Iterable[str]) -> frozenset[str]:
-    unknown = sorted(set(scopes) - ALL_SCOPES)
+    known = ALL_SCOPES | SCOPE_GROUPS.keys()
+    unknown = sorted(set(scopes) - known)
     if unknown:
-        fail(f"There is no scope {', '.join(unknown)}. There are: {', '.join(sorted(ALL_SCOPES))}.")
+        fail(f"There is no scope {', '.join(unknown)}. There are: {', '.join(sorted(known))}.")
     return frozenset(scopes)
 
 

@@ -1,20 +1,29 @@
 """What the commands share: settings, a database to work on, and the way to fail."""
 
 import os
+import pwd
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
+from service.base.actor import COMMAND_LINE, Actor
 from service.base.errors import PersonaeError
-from service.base.settings import Settings, SettingsError, load_settings, psycopg2_url
+from service.base.settings import OPERATOR_MAX_LENGTH, Settings, SettingsError, load_settings, psycopg2_url
 from service.db.diagnosis import diagnose
-from service.db.schema import SchemaBehindError, connect, database_revision, needed_revision, require_schema
+from service.db.schema import (
+    MIGRATIONS,
+    SchemaBehindError,
+    connect,
+    database_revision,
+    needed_revision,
+    require_free,
+    require_schema,
+)
 from service.observability.log import configure, flush
 
 if TYPE_CHECKING:
@@ -40,12 +49,29 @@ def fail(text: str, code: int = 1) -> NoReturn:
     sys.exit(code)
 
 
-def silence_grpc(settings: Settings) -> None:
-    """Keep gRPC's own log lines, which are no JSON, out of the log; with TLS they tell of failed handshakes, and stay.
-    Call it before gRPC is loaded.
+def command_line(settings: Settings) -> Actor:
+    """The audit actor of a command: OPERATOR, or else who logged in (also behind sudo), or whose process it is."""
+    return COMMAND_LINE._replace(operator=settings.operator or _os_user())
+
+
+def _os_user() -> str:
+    try:
+        name = os.getlogin()
+    except OSError:  # nobody has logged in: a container, a timer
+        try:
+            name = pwd.getpwuid(os.getuid()).pw_name
+        except KeyError:
+            name = f"uid {os.getuid()}"
+    return "".join(letter if letter.isprintable() else "?" for letter in name[:OPERATOR_MAX_LENGTH])
+
+
+def silence_grpc() -> None:
+    """Keep gRPC's own lines out of the log. Call it before gRPC is loaded.
+
+    They are no JSON, and gRPC writes them on the threads that serve: one for each failed handshake, which any client
+    can cause. They would fill the disk, and stop the server while nobody reads the pipe.
     """
-    if not settings.has_tls:
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251  gRPC's own
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251  gRPC's own
 
 
 def end_process(code: int, *, failure: Exception | None = None, is_clean: bool = True) -> NoReturn:
@@ -84,6 +110,7 @@ def working_database(settings: Settings) -> "Iterator[Database]":
     """As database_url, with the schema in place and ready for sessions: the embedded one is migrated, another one has
     to be. What the service refuses ends the command with its text.
     """
+    from service.db.privileges import missing_privilege
     from service.server.wiring import open_database
 
     with database_url(settings) as url:
@@ -92,6 +119,9 @@ def working_database(settings: Settings) -> "Iterator[Database]":
         try:
             with connect(url) as connection:
                 require_schema(connection)
+                missing = missing_privilege(connection)
+                if missing is not None:
+                    fail(str(missing))
         except SchemaBehindError as error:
             fail(str(error))
         except DBAPIError as error:
@@ -113,24 +143,20 @@ def upgrade(url: URL) -> str:
     from alembic import command
     from alembic.config import Config
 
-    from service.db.migrator import MigratorBusyError
-    from service.db.privileges import GrantsError
-
-    config = Config(Path(__file__).resolve().parents[2] / "alembic.ini")
-    config.attributes["url"] = url
+    config = Config(toml_file=MIGRATIONS.parents[1] / "pyproject.toml", attributes={"url": url})
     needed = needed_revision()
     try:
         with connect(url) as connection:
             found = database_revision(connection)
-        if found is not None and found > needed:
-            return f"The database has schema {found}, newer than this code's {needed}: nothing to do."
-        command.upgrade(config, "head")
-    except (MigratorBusyError, GrantsError) as error:
+            if found is None:
+                require_free(connection)
+    except SchemaBehindError as error:
         fail(str(error))
     except DBAPIError as error:
-        if error.statement is not None:
-            raise
         fail(str(diagnose(error)))
+    if found is not None and found > needed:
+        return f"The database has schema {found}, newer than this code's {needed}: nothing to do."
+    command.upgrade(config, "head")  # ends the process if it fails: see alembic/env.py
     if found == needed:
         return f"The database has schema {needed} already."
     return f"The database has schema {needed} now; before: {found or 'none'}."

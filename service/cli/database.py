@@ -4,9 +4,8 @@ from datetime import timedelta
 
 import click
 
-from service.base.actor import COMMAND_LINE
 from service.base.clock import utc_now
-from service.cli.common import database_url, settings_or_fail, upgrade, working_database
+from service.cli.common import command_line, database_url, settings_or_fail, upgrade, working_database
 
 
 @click.command()
@@ -31,7 +30,7 @@ def purge_deleted() -> None:
     settings = settings_or_fail()
     keep_events = timedelta(days=settings.audit_retention_days)
     with working_database(settings) as database:
-        removed = sweep(database, utc_now, keep_events=keep_events, actor=COMMAND_LINE)
+        removed = sweep(database, utc_now, keep_events=keep_events, actor=command_line(settings))
     click.echo(
         f"Purged {removed['purged_users']} users, forgot {removed['forgotten_request_ids']} request ids, "
         f"{removed['forgotten_codes']} codes, {removed['forgotten_lockouts']} lockouts and "

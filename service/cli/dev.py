@@ -83,7 +83,7 @@ def _serve(settings: Settings, url: URL, *, assumed_caller: str | None) -> tuple
 
     assumed_caller: see service.server.wiring.build_server.
     """
-    silence_grpc(settings)
+    silence_grpc()
     from service.server.wiring import build_server
 
     try:

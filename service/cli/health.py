@@ -1,13 +1,13 @@
 """The verb `health`: the health probe of a container."""
 
+import ipaddress
 import sys
+from contextlib import suppress
 
 import click
 
-from service.base.settings import SettingsError, load_settings
+from service.base.settings import load_settings
 from service.cli.common import fail, settings_or_fail
-
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1"}  # noqa: S104  where to connect when all is bound
 
 
 @click.command()
@@ -17,11 +17,13 @@ def health(address: str | None, timeout: float) -> None:
     """Exit with 0 when the server says SERVING, with 1 otherwise. For container health checks."""
     import grpc
 
-    from service.rpc.health_client import ask
+    from service.rpc.health_client import HealthCheckError, ask
 
     settings = settings_or_fail()
-    if settings.grpc_host in _EVERYWHERE:
-        settings = load_settings(grpc_host=_EVERYWHERE[settings.grpc_host])
+    with suppress(ValueError):  # a host name
+        bound = ipaddress.ip_address(settings.grpc_host.strip("[]"))
+        if bound.is_unspecified:  # every address is bound
+            settings = load_settings(grpc_host="127.0.0.1" if bound.version == 4 else "::1")  # noqa: PLR2004
     target = address or settings.address(settings.grpc_port)
     try:
         status = ask(settings, target, timeout=timeout)
@@ -31,7 +33,7 @@ def health(address: str | None, timeout: float) -> None:
             "TLS_CLIENT_CA_FILE must have signed, and which must be good for clients"
         )
         fail(f"{target}: {error.code().name}{hint if settings.client_certificates == 'required' else ''}")
-    except SettingsError as error:
+    except HealthCheckError as error:
         fail(str(error))
     click.echo(status)
     sys.exit(0 if status == "SERVING" else 1)

@@ -1,13 +1,19 @@
 """`python -m service VERB`: the group of all verbs. A verb imports what it needs, so that `--help` loads no gRPC."""
 
+import sys
+
 import click
 
+from service.base.text import is_utf8
 from service.cli import callers, database, dev, health, keys, serve, users
+from service.cli.common import fail
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Personae: the identity service. Settings come from the environment and .env; see docs/settings.md."""
+    if not all(map(is_utf8, sys.argv[1:])):
+        fail("An argument is not text in the encoding of this locale, which should be UTF-8.")
 
 
 for verb in (

@@ -44,7 +44,7 @@ def worker(*, number: int, channel: int, core: int | None, workers: int, kept: K
     """Serve on a port that several processes share. For `serve`, which starts this verb once for each worker."""
     read = settings_or_fail(worker=number, code=os.EX_CONFIG)  # as for a start with these settings
     _warn_of_unchanged(read, kept)
-    silence_grpc(read)
+    silence_grpc()
     from service.workers.protection import require_protection
     from service.workers.worker import keep_metrics, work
 

@@ -4,11 +4,11 @@ import sys
 
 import click
 
-from service.base.actor import COMMAND_LINE
 from service.base.clock import utc_now
 from service.base.cores import usable_cores
 from service.base.settings import SettingsError
-from service.cli.common import fail, settings_or_fail, working_database
+from service.base.text import decode, is_utf8
+from service.cli.common import command_line, fail, settings_or_fail, working_database
 
 
 @click.command("create-superuser")
@@ -29,11 +29,16 @@ def create_superuser(email: str, username: str, password_stdin: bool) -> None:  
         username = normalise_username(username)
     except BadIdentifierError as error:
         fail(f"{'The username' if error.reason == 'INVALID_USERNAME' else 'The email or username'} {error}.")
-    password = (
-        sys.stdin.readline().rstrip("\n")
-        if password_stdin
-        else click.prompt("Password", hide_input=True, confirmation_prompt=True)
-    )
+    try:
+        password = (
+            decode(sys.stdin.buffer.readline()).rstrip("\r\n")
+            if password_stdin
+            else click.prompt("Password", hide_input=True, confirmation_prompt=True)
+        )
+    except ValueError:  # whose text would count lines
+        fail("The password is not UTF-8.")
+    if not is_utf8(password):
+        fail("The password is not UTF-8.")
     try:
         policy = password_policy(settings)
     except SettingsError as error:
@@ -44,7 +49,8 @@ def create_superuser(email: str, username: str, password_stdin: bool) -> None:  
     new = users.NewUser(
         email, username, hash_password(password, settings.bcrypt_cost), is_active=True, email_verified_at=None
     )
-    with working_database(settings) as database, database.scope(actor=COMMAND_LINE) as session, session.begin():
+    actor = command_line(settings)
+    with working_database(settings) as database, database.scope(actor=actor) as session, session.begin():
         created = users.create_user(session, new, request=None, now=utc_now())
         users.set_superuser(session, created.id, is_superuser=True, version=None)
     click.echo(f"Created superuser {username} with id {created.id}.")
@@ -62,7 +68,7 @@ def hash_report() -> None:
     click.echo(f"{'users':>12}  {'cost':<4}  scheme")
     for scheme, cost, users in found:
         click.echo(f"{users:>12,}  {cost:<4}  {scheme}")
-    click.echo(f"New hashes have cost {settings.bcrypt_cost:02}; older ones are renewed at the next sign-in.")
+    click.echo(f"New hashes have cost {settings.bcrypt_cost:02}; cheaper ones are renewed at the next sign-in.")
 
 
 @click.command()

@@ -1,7 +1,8 @@
 """The audit trail: one row for each change and each answered sign-in, in the transaction that makes the change.
 
-Rows hold ids, names of fields and reasons; never a value, a secret or an address. The database refuses to change or
-delete rows: whole months are dropped after the retention, by a function that enforces a minimum of its own.
+Rows hold ids, names of fields and reasons; never a value or a secret. A sign-in also holds where the person was seen,
+which a purge of the user erases. Else the database refuses to change or delete rows: whole months are dropped after the
+retention, by a function that enforces a minimum of its own.
 
 The actor comes from the session. A change that is rolled back leaves no row; a refusal that is recorded (of a sign-in)
 is committed first and raised afterwards.
@@ -9,11 +10,11 @@ is committed first and raised afterwards.
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, DateTime, func, insert, literal, select, tuple_
+from sqlalchemy import ARRAY, BigInteger, ColumnElement, DateTime, func, insert, literal, select, tuple_
 from sqlalchemy.orm import Session
 
 from service.core.page_tokens import Position
@@ -31,6 +32,17 @@ class Outcome(enum.StrEnum):
     REFUSED = "refused"
 
 
+@dataclass(frozen=True, slots=True)
+class Client:
+    """The address and user agent of a person's device, as the caller says; never verified. Personal data."""
+
+    ip_address: str | None = field(default=None, repr=False)
+    user_agent: str | None = field(default=None, repr=False)
+
+
+UNKNOWN_CLIENT = Client()
+
+
 class AuditRecord(NamedTuple):
     id: int
     occurred_at: datetime
@@ -43,6 +55,9 @@ class AuditRecord(NamedTuple):
     reason: str | None
     request_id: str
     changed_fields: list[str]
+    client_ip: str | None = None
+    client_user_agent: str | None = None
+    operator: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +96,23 @@ def record(
     target_caller: str | None = None,
     changed: Sequence[str] = (),
     refusal: str | None = None,
+    client: Client = UNKNOWN_CLIENT,
 ) -> None:
     """Write one event. One statement, of the same form and cost for known and unknown users.
 
     action: the name of the RPC or verb. target_user_id: 0 means none. changed: names of fields. refusal: the reason of
-    the error that will be raised after the commit; None: it succeeded.
+    the error that will be raised after the commit; None: it succeeded. client: where a person was seen who signed in.
     """
     outcome = Outcome.SUCCEEDED if refusal is None else Outcome.REFUSED
     event = _event(session, action, outcome, changed)
-    session.execute(
-        _INSERT,
-        event | {"target_user_id": target_user_id or None, "target_caller": target_caller, "reason": refusal},
-    )
+    about = {
+        "target_user_id": target_user_id or None,
+        "target_caller": target_caller,
+        "reason": refusal,
+        "client_ip": client.ip_address,
+        "client_user_agent": client.user_agent,
+    }
+    session.execute(_INSERT, event | about)
 
 
 def record_many(session: Session, action: str, target_user_ids: Sequence[int], *, changed: Sequence[str] = ()) -> None:
@@ -112,6 +132,7 @@ def _event(session: Session, action: str, outcome: Outcome, changed: Sequence[st
         "outcome": outcome.value,
         "request_id": actor.request_id,
         "changed_fields": list(changed),
+        "operator": actor.operator or None,
     }
 
 
@@ -154,6 +175,13 @@ def _conditions(where: AuditFilter) -> list[ColumnElement[bool]]:
 
 
 # ----------------------------------------------------------------------------------------------------- retention
+
+
+def forget_clients(session: Session, user_ids: Sequence[int]) -> None:
+    """Erase from the events of these users where they were seen. After their rows are deleted: the database refuses to
+    forget a user who is still there.
+    """
+    session.execute(select(func.audit_forget_clients(literal(list(user_ids), ARRAY(BigInteger)))))
 
 
 def make_partitions(session: Session) -> int:

@@ -21,6 +21,7 @@ from service.base.errors import (
     UserInactiveError,
 )
 from service.core import audit
+from service.core.audit import UNKNOWN_CLIENT, Client
 from service.core.failed_sign_ins import (
     CounterKeys,
     clear_failures,
@@ -77,12 +78,14 @@ class PasswordAttempt:
 
     action: its name in the audit trail. reason: of the error for a wrong password. forgives: an error that the right
     password usually leads to, but that does not refuse this attempt (ChangePassword: PASSWORD_CHANGE_REQUIRED).
+    client: where the person was seen.
     """
 
     action: str
     is_match: bool
     reason: str
     forgives: type[PersonaeError] | None
+    client: Client = UNKNOWN_CLIENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +153,8 @@ def settle(
         refusal = UserInactiveError()
     elif is_change_required and attempt.forgives is not PasswordChangeRequiredError:
         refusal = PasswordChangeRequiredError()
-    audit.record(session, attempt.action, target_user_id=user.id, refusal=None if refusal is None else refusal.reason)
+    reason = None if refusal is None else refusal.reason
+    audit.record(session, attempt.action, target_user_id=user.id, refusal=reason, client=attempt.client)
     return Outcome(user, refusal)
 
 
@@ -177,7 +181,14 @@ def _count_failure(
     counted = after(failed, Event.WRONG, now)
     store_failures(session, keys, counted)
     changed = ["locked_until"] if remaining(counted, now) else []
-    audit.record(session, attempt.action, target_user_id=candidate.user_id, changed=changed, refusal=attempt.reason)
+    audit.record(
+        session,
+        attempt.action,
+        target_user_id=candidate.user_id,
+        changed=changed,
+        refusal=attempt.reason,
+        client=attempt.client,
+    )
     return Outcome(None, InvalidCredentialsError())
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, FromClause, and_, cast, delete, func, literal, literal_column, or_, select, update
+from sqlalchemy import ColumnElement, FromClause, and_, cast, delete, func, literal, literal_column, or_, select
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session
 from sqlalchemy.types import DateTime, LargeBinary, String
@@ -26,11 +26,9 @@ from sqlalchemy.types import DateTime, LargeBinary, String
 from service.base.errors import ConflictError, InvalidCodeError
 from service.core import audit
 from service.core.expiry import delete_expired
-from service.core.users import COLUMNS, NO_USER, USERS, Key, UserRecord
+from service.core.users import COLUMNS, NO_USER, USERS, Key, UserRecord, may_change, require_may_change
 from service.db.models import Code, table_of
 
-MAX_TRIES = 5
-"""How often a code may be used to try whether a password is the present one, before it is void."""
 CODE_MAX_BYTES = 128
 """Longer ones are refused unread; a code has 43 characters."""
 
@@ -53,13 +51,12 @@ _STARTS = {Purpose.PASSWORD_RESET: "StartPasswordReset", Purpose.EMAIL_VERIFICAT
 
 @dataclass(frozen=True, slots=True)
 class OpenCode:
-    """An open code and its user. Its repr shows neither hash."""
+    """An open code and its user. Its repr shows no hash."""
 
     code_hash: bytes = field(repr=False)
     user: UserRecord
     access_epoch: int
     email: str = field(repr=False)
-    stored_hash: str | None = field(repr=False)
 
 
 def hash_code(code: str) -> bytes:
@@ -72,13 +69,14 @@ def start_for_name(
 ) -> str:
     """Open a code for the user with this name; the stored email, to which alone it may be delivered.
 
-    "" when there is no such user: unknown, deactivated, deleted, or an impossible name (key None). Then the code is
+    "" when there is no such user: unknown, deactivated, deleted, a superuser whom the caller may not change, or an
+    impossible name (key None). Then the code is
     stored under `name_hash`, where it opens nothing and the next one for the name replaces it: one statement and one
     row in every case, so that the duration reveals nothing.
     """
     key = key or NO_USER
     one = select(literal_column("1")).subquery("one")
-    whose = one.outerjoin(USERS, and_(USERS.c[key.column] == key.value, _MAY_USE))
+    whose = one.outerjoin(USERS, and_(USERS.c[key.column] == key.value, _MAY_USE, may_change(session)))
     subject = func.coalesce(_subject_of(USERS.c.id), literal(f"name:{name_hash}", String()))
     email = func.coalesce(USERS.c.email, literal(_NO_EMAIL, String()))
     stored = _store(session, purpose, subject, email, whose=whose, code_hash=code_hash, expires_at=expires_at)
@@ -90,10 +88,10 @@ def start_for_user(
 ) -> None:
     """Open a code for a user, to be delivered to this email, which it proves.
 
-    Raises ConflictError when the user has got another email since it was read, or was deactivated or deleted: that has
-    voided all codes, and must void this one.
+    Raises ConflictError when the user has got another email since it was read, or was deactivated, deleted or made a
+    superuser whom the caller may not change: that has voided all codes, and must void this one.
     """
-    is_as_read = and_(USERS.c.id == user.id, USERS.c.email == user.email, _MAY_USE)
+    is_as_read = and_(USERS.c.id == user.id, USERS.c.email == user.email, _MAY_USE, may_change(session))
     subject, stored_email = _subject_of(USERS.c.id), literal(email, String())
     stored = _store(
         session, purpose, subject, stored_email, is_as_read, whose=USERS, code_hash=code_hash, expires_at=expires_at
@@ -126,6 +124,7 @@ def _store(
         "expires_at": literal(expires_at, DateTime(timezone=True)),
     }
     statement = pg_insert(_CODES).from_select(list(new), select(*new.values()).select_from(whose).where(*where))
+    # tries: nothing reads it any more, but servers of the release before refuse a code that has five.
     replaced = {name: statement.excluded[name] for name in new} | {"created_at": func.now(), "tries": 0}
     row = session.execute(
         statement.on_conflict_do_update(index_elements=[_CODES.c.subject, _CODES.c.purpose], set_=replaced).returning(
@@ -143,11 +142,15 @@ def _subject_of(user_id: ColumnElement[int]) -> ColumnElement[str]:
     return literal("user:", String()) + cast(user_id, String())
 
 
-def require_open(session: Session, purpose: Purpose, code: str, *, now: datetime) -> OpenCode:
-    """The open code with its user. One statement; only `spend` decides. Raises InvalidCodeError."""
+def require_open(session: Session, purpose: Purpose, code: str, *, now: datetime, locks_user: bool = False) -> OpenCode:
+    """The open code with its user. One statement; only `spend` decides.
+
+    locks_user: lock the user's row until the transaction ends, so that the code can be void only by being spent.
+    Raises InvalidCodeError, and ScopeMissingError for a superuser whom the caller may not change.
+    """
     code_hash = hash_code(code)
-    row = session.execute(
-        select(USERS.c.access_epoch, _CODES.c.email, USERS.c.hashed_password, *COLUMNS)
+    statement = (
+        select(USERS.c.access_epoch, _CODES.c.email, *COLUMNS)
         .join_from(_CODES, USERS, _CODES.c.user_id == USERS.c.id)
         .where(
             _CODES.c.code_hash == code_hash,
@@ -158,33 +161,21 @@ def require_open(session: Session, purpose: Purpose, code: str, *, now: datetime
             or_(_CODES.c.purpose == Purpose.EMAIL_VERIFICATION.value, _CODES.c.email == USERS.c.email),
             _MAY_USE,
         )
-    ).one_or_none()
+    )
+    row = session.execute(statement.with_for_update(of=USERS) if locks_user else statement).one_or_none()
     if row is None:
         raise InvalidCodeError
-    epoch, email, stored_hash, *columns = row
-    return OpenCode(code_hash, UserRecord(*columns), epoch, email, stored_hash)
-
-
-def count_try(session: Session, found: OpenCode) -> None:
-    """Count a try by the code. Raises InvalidCodeError after MAX_TRIES.
-
-    To be committed before the try, so that concurrent tries are all counted, however they end.
-    """
-    counted = session.execute(
-        update(_CODES)
-        .where(_CODES.c.code_hash == found.code_hash, _CODES.c.tries < MAX_TRIES)
-        .values(tries=_CODES.c.tries + 1)
-        .returning(_CODES.c.tries)
-    ).one_or_none()
-    if counted is None:
-        raise InvalidCodeError
+    epoch, email, *columns = row
+    user = UserRecord(*columns)
+    require_may_change(session, user)
+    return OpenCode(code_hash, user, epoch, email)
 
 
 def spend(session: Session, found: OpenCode, *, now: datetime) -> None:
     """Use the code up. Of several concurrent calls one succeeds. Raises InvalidCodeError.
 
-    To be called in the transaction that the code authorises, after its UPDATE of the user on the condition that the
-    epoch is the code's: so the lock order is user, then code, as in a purge.
+    To be called in the transaction that the code authorises, when it has locked the user with the epoch of the code: so
+    the lock order is user, then code, as in a purge.
     """
     spent = session.execute(
         delete(_CODES)

@@ -1,11 +1,15 @@
 """Changing a user's credentials: passwords and proved emails.
 
+Every change of a superuser raises ScopeMissingError for a caller who may not make it, but for change_password: there
+the present password was proved, and a caller who does not know it can change nothing.
+
 Passwords come in hashed, after the policy was applied. Setting one is one UPDATE that also moves the user's epoch,
 which voids whatever was issued for the user (codes, later sessions). Locks are taken in the order lockouts, users,
 codes.
 """
 
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import ColumnElement, case, func, literal, update
 from sqlalchemy.orm import Session
@@ -32,11 +36,15 @@ from service.core.users import (
     UserRecord,
     find_user,
     get_user,
+    lock_user,
+    may_change,
     require_live,
+    require_may_change,
 )
 
 _TICK = timedelta(microseconds=1)
 _LIVE = USERS.c.deleted_at.is_(None)
+_NEXT_VERSION: dict[str, Any] = {"version": USERS.c.version + 1, "updated_at": func.clock_timestamp()}
 
 
 def set_password(
@@ -54,11 +62,21 @@ def set_password(
     expires_at: from when on the password is refused. Raises UserNotFoundError, UserDeletedError, ConflictError.
     """
     changed = _replace_password(
-        session, user, hashed, _LIVE, now=now, keys=keys, is_change_required=is_change_required, expires_at=expires_at
+        session,
+        user,
+        hashed,
+        _LIVE,
+        may_change(session),
+        now=now,
+        keys=keys,
+        is_change_required=is_change_required,
+        expires_at=expires_at,
     )
     if changed is None:
-        require_live(get_user(session, Key("id", user.id)))
-        raise ConflictError  # deleted when the UPDATE looked, and restored since
+        user = get_user(session, Key("id", user.id))
+        require_may_change(session, user)
+        require_live(user)
+        raise ConflictError  # deleted or a superuser when the UPDATE looked, and not any more
     extras = {"password_change_required": is_change_required, "password_expires_at": expires_at is not None}
     _record(session, "SetPassword", user.id, "password", *(name for name, is_set in extras.items() if is_set))
     return changed
@@ -83,11 +101,11 @@ def change_password(
 def reset_password(session: Session, code: OpenCode, hashed: str, *, now: datetime, keys: LockoutKeys) -> UserRecord:
     """Give a user a password by a code, and use the code up. Clears the lockout; voids what was issued.
 
-    Raises InvalidCodeError when the code is no longer open.
+    Raises InvalidCodeError when the code is no longer open, also because the user has become a superuser whom the
+    caller may not change.
     """
-    changed = _replace_password(
-        session, code.user, hashed, USERS.c.access_epoch == code.access_epoch, now=now, keys=keys
-    )
+    is_open = USERS.c.access_epoch == code.access_epoch
+    changed = _replace_password(session, code.user, hashed, is_open, may_change(session), now=now, keys=keys)
     if changed is None:
         raise InvalidCodeError
     codes.spend(session, code, now=now)
@@ -100,20 +118,30 @@ def require_password_change(session: Session, user_id: int) -> UserRecord:
 
     Raises UserNotFoundError, UserDeletedError, PasswordNotSetError.
     """
-    row = session.execute(
+    user = _lock(session, user_id)
+    if not user.has_password:
+        raise PasswordNotSetError
+    changed = session.execute(
         update(USERS)
-        .where(USERS.c.id == user_id, _LIVE, USERS.c.hashed_password.is_not(None), ~USERS.c.password_change_required)
+        .where(USERS.c.id == user_id, ~USERS.c.password_change_required)
         .values(password_change_required=True)
-        .returning(*COLUMNS)
+        .returning(USERS.c.id)
     ).one_or_none()
-    if row is None:
-        user = get_user(session, Key("id", user_id))
-        require_live(user)
-        if not user.has_password:
-            raise PasswordNotSetError
-        return user
-    _record(session, "RequirePasswordChange", user_id, "password_change_required")
-    return UserRecord(*row)
+    if changed is not None:
+        _record(session, "RequirePasswordChange", user_id, "password_change_required")
+    return user
+
+
+def remove_password(session: Session, user_id: int, *, now: datetime) -> UserRecord:
+    """Take the password away, and void what was issued for the user, with or without a password.
+
+    Raises UserNotFoundError, UserDeletedError.
+    """
+    user = _lock(session, user_id)
+    values = _no_password(now) | (_NEXT_VERSION if user.has_password else {})
+    changed = _update(session, user_id, values)
+    _record(session, "RemovePassword", user_id, *(["password"] if user.has_password else []))
+    return changed
 
 
 def start_email_verification(
@@ -125,6 +153,7 @@ def start_email_verification(
     decides.
     """
     user = get_user(session, Key("id", user_id))
+    require_may_change(session, user)
     require_live(user)
     if not user.is_active:
         raise UserInactiveError
@@ -137,60 +166,90 @@ def start_email_verification(
     return email
 
 
-def complete_email_verification(session: Session, code: str, *, now: datetime) -> UserRecord:
+def complete_email_verification(
+    session: Session, code: str, *, of: int | None, drops_password: bool, now: datetime
+) -> UserRecord:
     """Make the email that a code was delivered to the user's verified email; use the code up.
 
-    A new email voids what was issued. Raises InvalidCodeError; a taken email raises by its constraint.
+    of: the user whose code it must be; None: anybody's. drops_password: see _prove. A new email voids what was issued.
+    Raises InvalidCodeError; a taken email raises by its constraint.
     """
-    found = codes.require_open(session, Purpose.EMAIL_VERIFICATION, code, now=now)
-    is_same = USERS.c.email == found.email
-    row = session.execute(
-        update(USERS)
-        .where(USERS.c.id == found.user.id, USERS.c.access_epoch == found.access_epoch)
-        .values(
-            email=found.email,
-            email_verified_at=now,
-            access_epoch=case((is_same, USERS.c.access_epoch), else_=NEXT_EPOCH),
-            version=USERS.c.version + 1,
-            updated_at=func.clock_timestamp(),
-        )
-        .returning(*COLUMNS)
-    ).one_or_none()
-    if row is None:
+    found = codes.require_open(session, Purpose.EMAIL_VERIFICATION, code, now=now, locks_user=True)
+    if of is not None and found.user.id != of:
         raise InvalidCodeError
     codes.spend(session, found, now=now)
-    new_email = (
-        [] if found.email == found.user.email else ["email"]
-    )  # still its email: a change would have moved the epoch
-    _record(session, "CompleteEmailVerification", found.user.id, *new_email, "email_verified_at")
-    return UserRecord(*row)
+    return _prove(session, "CompleteEmailVerification", found.user, found.email, drops_password=drops_password, now=now)
 
 
-def mark_email_verified(session: Session, user_id: int, email: str, *, now: datetime) -> UserRecord:
-    """Mark an email that was proved elsewhere. Nothing happens when it is verified already.
+def mark_email_verified(
+    session: Session, user_id: int, email: str, *, drops_password: bool, now: datetime
+) -> UserRecord:
+    """Mark an email that was proved elsewhere. Nothing happens when it is verified already. drops_password: see _prove.
 
     Raises UserNotFoundError, UserDeletedError, EmailMismatchError.
     """
-    row = session.execute(
-        update(USERS)
-        .where(USERS.c.id == user_id, USERS.c.email == email, _LIVE, USERS.c.email_verified_at.is_(None))
-        .values(email_verified_at=now, version=USERS.c.version + 1, updated_at=func.clock_timestamp())
-        .returning(*COLUMNS)
-    ).one_or_none()
-    if row is not None:
-        _record(session, "MarkEmailVerified", user_id, "email_verified_at")
-        return UserRecord(*row)
-    user = get_user(session, Key("id", user_id))
-    require_live(user)
+    user = _lock(session, user_id)
     if user.email != email:
         raise EmailMismatchError
-    if user.email_verified_at is None:
-        raise ConflictError  # it became the user's email after the UPDATE looked
+    if user.email_verified_at is not None:
+        return user
+    return _prove(session, "MarkEmailVerified", user, email, drops_password=drops_password, now=now)
+
+
+def _prove(
+    session: Session, action: str, user: UserRecord, email: str, *, drops_password: bool, now: datetime
+) -> UserRecord:
+    """Make this the verified email of a user whose row is locked.
+
+    drops_password: if this email was not proved to be the user's before, remove the password and void what was issued:
+    both may be of somebody who has entered another person's email.
+    """
+    is_new = email != user.email
+    is_dropped = drops_password and (is_new or user.email_verified_at is None)
+    values: dict[str, Any] = {"email": email, "email_verified_at": now} | _NEXT_VERSION
+    if is_new:
+        values |= {"access_epoch": NEXT_EPOCH}
+    if is_dropped:
+        values |= _no_password(now)
+    fields = {"email": is_new, "email_verified_at": True, "password": is_dropped and user.has_password}
+    changed = _update(session, user.id, values)
+    _record(session, action, user.id, *(name for name, is_changed in fields.items() if is_changed))
+    return changed
+
+
+def _lock(session: Session, user_id: int) -> UserRecord:
+    """The live user, its row locked. Raises UserNotFoundError, UserDeletedError."""
+    user = lock_user(session, user_id)
+    require_may_change(session, user)
+    require_live(user)
     return user
+
+
+def _update(session: Session, user_id: int, values: dict[str, Any]) -> UserRecord:
+    change = update(USERS).where(USERS.c.id == user_id).values(values)
+    return UserRecord(*session.execute(change.returning(*COLUMNS)).one())
 
 
 def _record(session: Session, action: str, user_id: int, *changed: str) -> None:
     audit.record(session, action, target_user_id=user_id, changed=changed)
+
+
+def _changed_at(now: datetime) -> ColumnElement[datetime]:
+    """Never the time of the password before, even if the clocks of two servers differ: sign-ins compare it."""
+    return func.greatest(literal(now), USERS.c.password_changed_at + _TICK)
+
+
+def _no_password(now: datetime) -> dict[str, Any]:
+    """What an UPDATE sets to remove the password and to void what was issued. It needs a time of its own: else a
+    ChangePassword that proved the password before could still replace it.
+    """
+    return {
+        "hashed_password": None,
+        "password_changed_at": _changed_at(now),
+        "password_change_required": False,
+        "password_expires_at": None,
+        "access_epoch": NEXT_EPOCH,
+    }
 
 
 def _replace_password(
@@ -211,8 +270,7 @@ def _replace_password(
         .where(USERS.c.id == user.id, *where)
         .values(
             hashed_password=hashed,
-            # Never the time of the password before, even if the clocks of two servers differ: sign-ins compare it.
-            password_changed_at=func.greatest(literal(now), USERS.c.password_changed_at + _TICK),
+            password_changed_at=_changed_at(now),
             password_change_required=is_change_required,
             password_expires_at=expires_at,
             access_epoch=NEXT_EPOCH,

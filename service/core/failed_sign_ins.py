@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from service.core import audit
 from service.core.expiry import delete_expired
 from service.core.lockout import FAILURES_EXPIRE_AFTER, NO_FAILURES, FailedSignIns, LockoutKeys, unexpired
-from service.core.users import UserRecord
+from service.core.users import UserRecord, lock_user, require_may_change
 from service.db.models import Lockout, table_of
 
 CounterKeys = tuple[bytes, ...]
@@ -64,8 +64,14 @@ def store_failures(session: Session, keys: CounterKeys, failed: FailedSignIns) -
 
 
 def clear_lockout(session: Session, user: UserRecord, keys: LockoutKeys) -> None:
-    """Clear both counters of a user on behalf of an operator."""
-    if clear_failures(session, *counter_keys_of(user, keys)):
+    """Clear both counters of a user on behalf of an operator.
+
+    Raises UserNotFoundError, and ScopeMissingError for a superuser whom the caller may not change: who clears the
+    counter can go on guessing.
+    """
+    is_changed = clear_failures(session, *counter_keys_of(user, keys))
+    require_may_change(session, lock_user(session, user.id))  # not earlier: counters are locked before users
+    if is_changed:
         audit.record(session, "ClearLockout", target_user_id=user.id)
 
 

@@ -18,6 +18,12 @@ _SPECIAL_DOMAINS = tuple(SPECIAL_USE_DOMAIN_NAMES)
 # The library refuses the domains in this list, which it documents as changeable, for the whole process. The list is
 # emptied here and checked below instead, so that the choice is an argument.
 SPECIAL_USE_DOMAIN_NAMES.clear()
+_BLANKS = (
+    "\t\n\v\f\r \xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000"
+    "\xad\u061c\u180e\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
+)
+"""White space, and what is as invisible: zero-width characters, marks of direction, the byte order mark."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -27,6 +33,15 @@ class BadIdentifierError(ValueError):
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(text)
         self.reason = reason
+
+
+def without_blanks(typed: str) -> str:
+    """An identifier that a person typed, pasted or dictated, without blanks and invisible characters at either end.
+
+    For looking users up: no stored name has any. What is stored is not trimmed, but refused. A text that is too long
+    for an identifier is returned as it is.
+    """
+    return typed.strip(_BLANKS) if len(typed) <= EMAIL_MAX_BYTES else typed
 
 
 def normalise_email(text: str, *, allow_special_domains: bool = False) -> str:
@@ -105,6 +120,11 @@ def require_bounded(text: str, max_bytes: int) -> None:
 def has_control_character(text: str) -> bool:
     """Whether the text has a C0 or C1 control character (NUL is one) or DEL."""
     return _CONTROL.search(text) is not None
+
+
+def replace_control_characters(text: str) -> str:
+    """The text with a blank instead of each C0 and C1 control character and DEL."""
+    return _CONTROL.sub(" ", text)
 
 
 def to_nfc(text: str) -> str:

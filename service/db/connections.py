@@ -159,9 +159,13 @@ class Connections:
 
 
 def connect_arguments(connect_timeout: int) -> dict[str, Any]:
-    """How every connection of the service is opened: a vanished peer is noticed within seconds."""
+    """How every connection of the service is opened: a vanished peer is noticed within seconds.
+
+    The encoding is named because PGCLIENTENCODING, the role or the database may have another one.
+    """
     return {
         "application_name": "personae",
+        "client_encoding": "UTF8",
         "connect_timeout": connect_timeout,
         "keepalives_idle": 10,
         "keepalives_interval": 3,

@@ -15,6 +15,10 @@ class Diagnosis:
         return f"{self.what}. {self.remedy}"
 
 
+# libpq names the option whose name or value it refuses.
+_REFUSED_OPTION = re.compile(
+    r'(?:invalid connection option |for connection option |invalid )"?([a-z_]+)"?(?: value:|$)', re.MULTILINE
+)
 # libpq reports a failed connection without an SQLSTATE, so these are told apart by its messages, which have not changed
 # for decades. The first pattern that is found in the message counts.
 _BY_MESSAGE = {
@@ -33,9 +37,16 @@ _BY_MESSAGE = {
     "database .*does not exist": Diagnosis(
         "The database does not exist", "Create it: createdb …, or check the name in DATABASE_URL."
     ),
-    "session is read-only": Diagnosis(
+    "session is not read-only|server is not in hot standby mode": Diagnosis(
+        "target_session_attrs in DATABASE_URL asks for a server that cannot be written to", "Remove it."
+    ),
+    "session is read-only|server is in hot standby mode": Diagnosis(
         "No server of DATABASE_URL can be written to", "Wait for a standby to be promoted, or name the primary."
     ),
+    "permission denied for database": Diagnosis(
+        "The role may not connect to this database", "As its owner: GRANT CONNECT ON DATABASE … TO this role."
+    ),
+    "is not permitted to log in": Diagnosis("The role may not log in", "As a superuser: ALTER ROLE … LOGIN."),
     "starting up": Diagnosis("The server is starting up", "Wait a moment."),
     "shutting down": Diagnosis("The server is shutting down", "Wait until it is back."),
     "recovery mode": Diagnosis("The server is recovering from a crash", "Wait a moment."),
@@ -46,8 +57,37 @@ _BY_MESSAGE = {
         "The role or the database has no connection left",
         "Raise its CONNECTION LIMIT, or lower DB_POOL_SIZE and DB_MAX_OVERFLOW.",
     ),
-    "could not translate host name": Diagnosis(
+    "could not translate host name|could not parse network address": Diagnosis(
         "The host name in DATABASE_URL is not known", "Check the name, and the DNS of this machine."
+    ),
+    "definition of service|service file": Diagnosis(
+        "The service of DATABASE_URL or PGSERVICE is not defined",
+        "Define it in ~/.pg_service.conf or the file of PGSERVICEFILE, or write the host into DATABASE_URL.",
+    ),
+    "root certificate": Diagnosis(
+        "The CA certificates for the server's certificate cannot be read",
+        "Name a file in DATABASE_URL that the service can read: sslrootcert=FILE.",
+    ),
+    "certificate verify failed": Diagnosis(
+        "The server's certificate is not valid, or not signed by the CA of sslrootcert",
+        "Name the CA that signs it in DATABASE_URL: sslrootcert=FILE.",
+    ),
+    "does not match host name|host name must be specified": Diagnosis(
+        "The server's certificate is for another host name",
+        "Write a name of the certificate into DATABASE_URL, or give the server a certificate for this host.",
+    ),
+    "certificate file|private key file|SSL certificate": Diagnosis(
+        "The client certificate of DATABASE_URL cannot be used",
+        "Check sslcert and sslkey: both files are needed, and the key may be read by its owner alone.",
+    ),
+    "configuration parameter|for parameter|command-line argument|startup parameter|cannot be changed|requires a value"
+    "|conversion between": Diagnosis(
+        "The server refuses a parameter that the connection sets",
+        "Check options and client_encoding in DATABASE_URL, and PGOPTIONS; PgBouncer allows no options.",
+    ),
+    "channel binding|authentication method requirement|GSSAPI": Diagnosis(
+        "The server does not offer what DATABASE_URL requires",
+        "Check channel_binding, require_auth and gssencmode in it against the server's settings.",
     ),
     "Connection refused": Diagnosis(
         "Nothing listens there", "Start the server, or check host and port in DATABASE_URL."
@@ -58,14 +98,52 @@ _BY_MESSAGE = {
     "timeout expired": Diagnosis(
         "The server does not answer", "Check host, port and firewalls between here and there."
     ),
-    "server does not support SSL": Diagnosis(
+    "server does not support SSL|SSL error|SSL SYSCALL|weak sslmode|SSL protocol": Diagnosis(
         "The two sides do not agree on TLS", "Check sslmode in DATABASE_URL against the server's settings."
     ),
 }
-_UNKNOWN = Diagnosis("The database cannot be used", "Look into the server's log.")
+_BY_SQLSTATE = {
+    "3F000": Diagnosis(
+        "The search_path of this role names no schema that it may use",
+        "GRANT USAGE, CREATE ON SCHEMA public TO this role, or set the search_path to a schema that is there.",
+    ),
+    "42501": Diagnosis(
+        "The role may not do this",
+        "Use the role that owns the tables (MIGRATION_DATABASE_URL for migrations), or GRANT this one what it lacks.",
+    ),
+    "42P07": Diagnosis(
+        "The schema has a table or an index of the name of Personae's already",
+        "Give Personae a database or a schema of its own. Nothing was changed.",
+    ),
+    "55P03": Diagnosis(
+        "Somebody else holds a lock on a table", "End that transaction, or raise MIGRATION_LOCK_TIMEOUT, and migrate."
+    ),
+    "57014": Diagnosis("The statement took too long", "Raise MIGRATION_STATEMENT_TIMEOUT, or the role's timeout."),
+    "25006": Diagnosis(
+        "The server, the database or the role is read-only", "Point DATABASE_URL at the primary; free the disk."
+    ),
+    "53100": Diagnosis("The server's disk is full", "Free the disk."),
+}
+UNKNOWN = Diagnosis("The database cannot be used", "Look into the server's log.")
+_NOT_REACHED = Diagnosis(
+    "The driver cannot use DATABASE_URL", "Try the same URL with psql, which says why; the server was not reached."
+)
 
 
 def diagnose(error: DBAPIError) -> Diagnosis:
-    """What a failed connection or statement means. Shows nothing of the URL."""
+    """What a failed connection or statement means; UNKNOWN may be a bug. Shows nothing of the URL, and no value."""
+    sqlstate = getattr(error.orig, "pgcode", None)
+    if sqlstate in _BY_SQLSTATE:
+        found = _BY_SQLSTATE[sqlstate]
+        primary = getattr(getattr(error.orig, "diag", None), "message_primary", None)
+        return Diagnosis(f"{found.what}: {primary}", found.remedy) if primary else found
     message = str(error.orig)
-    return next((found for pattern, found in _BY_MESSAGE.items() if re.search(pattern, message)), _UNKNOWN)
+    option = _REFUSED_OPTION.search(message)
+    if option is not None:
+        return Diagnosis(
+            f"The driver refuses the option {option[1]}",
+            "Correct or remove it in DATABASE_URL, or in libpq's own variables (PG…) in the environment.",
+        )
+    is_reached = error.statement is not None or "connection to server" in message
+    fallback = UNKNOWN if is_reached else _NOT_REACHED
+    return next((found for pattern, found in _BY_MESSAGE.items() if re.search(pattern, message)), fallback)

@@ -41,6 +41,7 @@ _DEADLOCK = "40P01"
 _CONFLICTS = frozenset({"40001", _DEADLOCK, _LOCK_TIMEOUT})  # the first: serialization failure
 _CONNECTION_ENDED = ("08", "57P")  # classes: connection exception, operator intervention
 _UNAVAILABLE = (*_CONNECTION_ENDED, "53", "28", "3D")  # and: insufficient resources, no such role, no such database
+_SCHEMA_GONE = frozenset({"42P01", "3F000", "42501"})  # no such table, no such schema, a privilege was revoked
 
 
 def map_driver_error(
@@ -60,7 +61,7 @@ def map_driver_error(
         conflict.cause = "deadlock" if sqlstate == _DEADLOCK else conflict.cause
         conflict.is_repeatable = sqlstate != _LOCK_TIMEOUT and commit is not Commit.DONE
         return conflict
-    if not _is_unavailable(error, sqlstate):
+    if not (_is_unavailable(error, sqlstate) or (commit is Commit.NOT_STARTED and _is_unconnected(error, sqlstate))):
         return None
     if commit is Commit.UNDER_WAY and _is_unanswered(error, sqlstate):
         return outcome_unknown(is_idempotent=is_idempotent)
@@ -82,12 +83,17 @@ def _is_unanswered(error: DBAPIError, sqlstate: str | None) -> bool:
     return error.connection_invalidated or sqlstate is None or sqlstate.startswith(_CONNECTION_ENDED)
 
 
+def _is_unconnected(error: DBAPIError, sqlstate: str | None) -> bool:
+    """Whether the driver refused to connect, for example with an option that it does not know."""
+    return sqlstate is None and error.statement is None
+
+
 def _is_unavailable(error: DBAPIError, sqlstate: str | None) -> bool:
     if error.connection_invalidated:
         return True
     if sqlstate is None:
         return isinstance(error, OperationalError)  # refused, timed out, host not found
-    return sqlstate in {_QUERY_CANCELED, READ_ONLY} or sqlstate.startswith(_UNAVAILABLE)
+    return sqlstate in {_QUERY_CANCELED, READ_ONLY} | _SCHEMA_GONE or sqlstate.startswith(_UNAVAILABLE)
 
 
 def _sqlstate(error: DBAPIError) -> str | None:

@@ -13,7 +13,12 @@ from service.db.models import AuditEvent, Base, table_of
 
 _AUDIT = table_of(AuditEvent)
 _SET_BY_THE_DATABASE = frozenset({"id", "occurred_at"})
-_FUNCTIONS = ("audit_make_partitions(integer)", "audit_drop_partitions(timestamptz)")
+_FUNCTIONS = (
+    "audit_make_partitions(integer)",
+    "audit_drop_partitions(timestamptz)",
+    "audit_forget_clients(bigint[])",
+)
+_GONE = text("SELECT name FROM unnest(CAST(:tables AS text[])) AS name WHERE to_regclass(name) IS NULL LIMIT 1")
 _MISSING = text(
     "SELECT name FROM unnest(CAST(:tables AS text[])) AS name"
     " WHERE NOT (has_table_privilege(name, 'SELECT') AND has_table_privilege(name, 'INSERT')"
@@ -49,6 +54,14 @@ _PARTITIONS = text(
 _SEQUENCE = text("SELECT pg_get_serial_sequence(:name, :column)")
 
 
+_MIGRATOR = text(
+    "SELECT current_user AS role, current_schema() AS schema, current_setting('search_path') AS path,"
+    " coalesce(has_schema_privilege(current_schema(), 'CREATE'), false) AS may_create,"
+    " (SELECT relname FROM pg_class JOIN unnest(CAST(:tables AS text[])) AS name ON oid = to_regclass(name)"
+    " WHERE NOT pg_has_role(relowner, 'USAGE') LIMIT 1) AS foreign_table"
+)
+
+
 class GrantsError(Exception):
     """The two roles are not separated. The text says what to do."""
 
@@ -57,6 +70,12 @@ def missing_privilege(connection: Connection) -> Diagnosis | None:
     """What the connected role may not do of what the service does; None when it may do all. Needs the schema."""
     tables = [name for name in Base.metadata.tables if name != _AUDIT.name]
     parameters = {"tables": tables, "audit": _AUDIT.name, "functions": list(_FUNCTIONS)}
+    gone = connection.scalar(_GONE, {"tables": [*tables, _AUDIT.name]})
+    if gone is not None:
+        return Diagnosis(
+            f"The database says that it has the schema, but the table {gone} is not there",
+            "A restore was incomplete, or somebody dropped it: restore the database.",
+        )
     table = connection.scalar(_MISSING, parameters)
     if table is None:
         return None
@@ -65,6 +84,31 @@ def missing_privilege(connection: Connection) -> Diagnosis | None:
         "Run the migrations with MIGRATION_DATABASE_URL as the owner of the tables and DATABASE_URL as this role: they "
         "grant what the service needs.",
     )
+
+
+def missing_for_migrations(connection: Connection) -> Diagnosis | None:
+    """What the connected role lacks to migrate; None when it lacks nothing."""
+    tables = ["alembic_version", *Base.metadata.tables]
+    found = connection.execute(_MIGRATOR, {"tables": tables}).one()
+    quote = connection.dialect.identifier_preparer.quote
+    other = "or migrate as another role, with MIGRATION_DATABASE_URL."
+    if found.schema is None:
+        return Diagnosis(
+            f"The role {found.role} may use no schema of its search_path ({found.path})",
+            f"As the schema's owner: GRANT USAGE, CREATE ON SCHEMA public TO {quote(found.role)}; {other}",
+        )
+    if not found.may_create:
+        return Diagnosis(
+            f"The role {found.role} may not create tables in the schema {found.schema}",
+            f"As its owner: GRANT CREATE ON SCHEMA {quote(found.schema)} TO {quote(found.role)}; {other}",
+        )
+    if found.foreign_table is not None:
+        return Diagnosis(
+            f"The role {found.role} does not own the table {found.foreign_table}",
+            "Migrate as its owner, with MIGRATION_DATABASE_URL, or as a superuser: "
+            f"ALTER TABLE {quote(found.foreign_table)} OWNER TO {quote(found.role)}.",
+        )
+    return None
 
 
 def grant(connection: Connection, role: str) -> bool:
@@ -127,12 +171,19 @@ def _grants(connection: Connection, tables: list[str], role: str) -> list[str]:
         if table != _AUDIT.name:
             statements.append(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {name} TO {to}")
             continue
-        written = ", ".join(quote(column.name) for column in _AUDIT.c if column.name not in _SET_BY_THE_DATABASE)
+        there = {column["name"] for column in inspect(connection).get_columns(table)} - _SET_BY_THE_DATABASE
+        written = ", ".join(quote(column.name) for column in _AUDIT.c if column.name in there)
         statements.append(f"GRANT SELECT, INSERT ({written}) ON {name} TO {to}")
         partitions = connection.scalars(_PARTITIONS, {"name": name}).all()
         statements += [f"REVOKE ALL ON {schema}.{quote(partition)} FROM {to}" for partition in partitions]
-        statements += [f"GRANT EXECUTE ON FUNCTION {schema}.{function} TO {to}" for function in _FUNCTIONS]
+        functions = [f"{schema}.{one}" for one in _FUNCTIONS]
+        statements += [f"GRANT EXECUTE ON FUNCTION {one} TO {to}" for one in functions if _exists(connection, one)]
     return statements
+
+
+def _exists(connection: Connection, function: str) -> bool:
+    """Whether the schema, which may be older than this code, has this function."""
+    return connection.scalar(text("SELECT to_regprocedure(:name)"), {"name": function}) is not None
 
 
 def _sequences(connection: Connection, table: str, name: str) -> list[str]:

@@ -4,17 +4,28 @@ Revision ids are four digits that count up, so that they can be compared without
 newer than the code is fine: every migration is safe beside the previous release.
 """
 
+import re
 from pathlib import Path
 
 from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.engine import URL
 from sqlalchemy.pool import NullPool
 
+from service.db.connections import connect_arguments
+
+_CONNECT_SECONDS = 10
+# As JSON, so that the table of another application may have any columns.
+_REVISIONS = text("SELECT coalesce(to_jsonb(v) ->> 'version_num', '?') FROM alembic_version AS v LIMIT 3")
+_HAS_OWN_USERS = text(
+    "SELECT EXISTS (SELECT FROM pg_constraint WHERE conrelid = to_regclass('users') AND conname = 'uq_users_email')"
+)
 MIGRATIONS = Path(__file__).resolve().parents[2] / "alembic" / "versions"
 
 
 class SchemaBehindError(Exception):
-    """The database has an older schema than the code needs. The text names the command to run."""
+    """The database has not the schema that the code needs: an older one, none, or another application's. The text says
+    what to do.
+    """
 
 
 def needed_revision() -> str:
@@ -23,22 +34,55 @@ def needed_revision() -> str:
 
 
 def database_revision(connection: Connection) -> str | None:
-    """The revision of this database; None when it was never migrated."""
+    """The revision of this database; None when it was never migrated.
+
+    Raises SchemaBehindError when alembic_version is another application's: it has a revision that this service never
+    has, or the tables are not there.
+    """
     if connection.scalar(text("SELECT to_regclass('alembic_version')")) is None:
         return None
-    revision = connection.scalar(text("SELECT version_num FROM alembic_version"))
-    return None if revision is None else str(revision)
+    found = [str(row) for row in connection.scalars(_REVISIONS)]
+    if not found:
+        return None
+    if len(found) == 1 and re.fullmatch("[0-9]{4}", found[0]):
+        if connection.scalar(_HAS_OWN_USERS):
+            return found[0]
+        what = f"says {found[0]}, but the table users of Personae is not there"
+    else:
+        what = f"says {' and '.join(found)[:80]!r}, which is no revision of Personae"
+    raise SchemaBehindError(
+        f"The table alembic_version in the schema {_current_schema(connection)} {what}: another application keeps its "
+        "tables there, or a restore was incomplete. Nothing was changed. Give Personae a database or a schema of its "
+        "own; if the table is of no use to anybody, drop it and run: make migrate"
+    )
 
 
 def require_schema(connection: Connection) -> str:
-    """The revision of the database. Raises SchemaBehindError when it is older than the code."""
+    """The revision of the database. Raises SchemaBehindError when it is older than the code, or not this service's."""
     needed, found = needed_revision(), database_revision(connection)
+    if found is None:
+        require_free(connection)
     if found is None or found < needed:
-        state = "has no schema yet" if found is None else f"has schema {found}"
+        state = f"has no schema yet in {_current_schema(connection)}" if found is None else f"has schema {found}"
         raise SchemaBehindError(f"The database {state}; this code needs {needed}. Run: make migrate")
     return found
 
 
+def require_free(connection: Connection) -> None:
+    """Raise SchemaBehindError when a schema without a revision has a table `users` already."""
+    if connection.scalar(text("SELECT to_regclass('users')")) is not None:
+        raise SchemaBehindError(
+            f"The schema {_current_schema(connection)} has a table users, and no revision in alembic_version: the "
+            "table is another application's, or a restore was incomplete. Nothing was changed. Give Personae a "
+            "database or a schema of its own"
+        )
+
+
 def connect(url: URL) -> Connection:
     """A connection of its own, to ask for the revision."""
-    return create_engine(url, poolclass=NullPool, hide_parameters=True).connect()
+    arguments = connect_arguments(_CONNECT_SECONDS)
+    return create_engine(url, poolclass=NullPool, hide_parameters=True, connect_args=arguments).connect()
+
+
+def _current_schema(connection: Connection) -> str:
+    return str(connection.scalar(text("SELECT coalesce(current_schema(), 'that the search_path names')")))

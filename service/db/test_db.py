@@ -10,9 +10,10 @@ from sqlalchemy.pool import NullPool
 
 from service.base.database_url import described
 from service.base.settings import SettingsError, load_settings
+from service.base.streams import prepare_streams
 from service.db.connections import connect_arguments
 from service.db.diagnosis import diagnose
-from service.db.privileges import missing_privilege
+from service.db.privileges import missing_for_migrations, missing_privilege
 from service.db.schema import SchemaBehindError, database_revision, needed_revision, require_schema
 
 
@@ -63,6 +64,9 @@ def _describe(connection: Connection) -> int:
         require_schema(connection)
     except SchemaBehindError as error:
         print(f"schema      behind\nproblem     {error}")
+        missing = missing_for_migrations(connection)
+        if missing is not None:
+            print(f"rights      missing, to migrate\nproblem     {missing.what}.\nwhat to do  {missing.remedy}")
         return 1
     missing = missing_privilege(connection)
     if missing is not None:
@@ -78,4 +82,5 @@ def _describe(connection: Connection) -> int:
 
 
 if __name__ == "__main__":
+    prepare_streams()
     sys.exit(main())

@@ -14,6 +14,8 @@ that finds one running uses it and leaves it running. There is no TCP unless it 
 import contextlib
 import fcntl
 import os
+import pwd
+import re
 import shutil
 import signal
 import socket
@@ -23,7 +25,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Self
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import psycopg2
 
@@ -53,6 +55,7 @@ _LOG_LINES = 15
 _ACCEPTING, _REJECTING = 0, 1  # exit statuses of pg_isready; rejecting: it starts, recovers or stops
 _NOT_DURABLE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
+_LIBPQ_VARIABLE = re.compile("PG[A-Z]")  # PG_BINDIR is the service's own
 _never = threading.Event()
 
 
@@ -69,9 +72,10 @@ class EmbeddedPostgres:
     """As url, by 127.0.0.1; None without TCP."""
 
     def __init__(self, home: Home, port: int, process: "subprocess.Popen[bytes] | None", *, tcp: bool) -> None:
-        login = f"postgresql://{_USER}:{home.password_file.read_text(encoding='utf-8')}@"
-        # The port is always named: libpq would take it from PGPORT otherwise.
-        query = urlencode({"host": str(home.socket_dir), "port": port}, safe="/")
+        # A damaged file is refused by PostgreSQL, as a wrong password.
+        password = quote(home.password_file.read_bytes(), safe="")
+        login = f"postgresql://{_USER}:{password}@"
+        query = urlencode({"host": str(home.socket_dir), "port": port}, safe="/", quote_via=quote)
         self.home = home.path
         self.pid = process.pid if process else None
         self.url = f"{login}/{_DATABASE}?{query}"
@@ -92,8 +96,12 @@ class EmbeddedPostgres:
 
         tcp: listens on a free port of 127.0.0.1 as well. durable: False for tests, which is faster, but a crash can
         lose commits. settings: of PostgreSQL, for a server that is started here. Call it from the main thread: see
-        Account.start. Raises EmbeddedPostgresError, and leaves no new server behind then.
+        Account.start. Takes libpq's variables, PGHOSTADDR and PGSERVICE say, out of the environment of this process:
+        they are meant for another server, and would lead there. Raises EmbeddedPostgresError, and leaves no new server
+        behind then.
         """
+        for name in [name for name in os.environ if _LIBPQ_VARIABLE.match(name)]:  # noqa: TID251  not a setting
+            del os.environ[name]  # noqa: TID251
         try:
             directory = directory.resolve()  # two spellings are one cluster
             directory.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
@@ -237,6 +245,13 @@ def _make_cluster(home: Home, bindir: Path, major: int, *, durable: bool) -> Non
         shutil.rmtree(draft, ignore_errors=True)
     if home.data.exists():
         return  # PostgreSQL itself refuses a cluster of another version, and what is none
+    try:
+        pwd.getpwuid(home.account.uid)
+    except KeyError:
+        raise EmbeddedPostgresError(
+            f"The user with id {home.account.uid} has no name on this machine, and PostgreSQL's initdb needs one: give "
+            "it a line in /etc/passwd, or set DATABASE_URL to use a server that is already running."
+        ) from None
     home.password_file.unlink(missing_ok=True)
     _create_private(home.password_file, home)
     home.password_file.write_text(random_token(), encoding="utf-8")

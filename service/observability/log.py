@@ -7,8 +7,8 @@ message, an address, a password, a hash, a token or the text of a driver's error
 
 import atexit
 import logging
+import os
 import select
-import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -25,15 +25,44 @@ from service.base.clock import utc_now
 MAX_QUEUED_EVENTS = 10_000
 """About 10 MB. More are lost, and counted."""
 _WRITE_INTERVAL_SECONDS = 0.1
+_STANDARD_ERROR = 2
 _ROUTINE_LEVELS = frozenset({"debug", "info"})
 Format = Literal["auto", "json", "console"]
 
 
-def configure(level: str, log_format: Format, stream: TextIO = sys.stderr, *, worker: int | None = None) -> None:
+class StandardError:
+    """Standard error without the buffer of sys.stderr, which keeps what could not be written and is flushed when Python
+    ends: on a full disk the process would end with 120, and on a pipe that nobody reads it would never end.
+    """
+
+    def __init__(self) -> None:
+        self._is_torn = False
+
+    def write(self, text: str) -> None:
+        """Write all of it. Raises OSError. What is written after a failure begins on a line of its own."""
+        rest = ("\n" * self._is_torn + text).encode(errors="backslashreplace")
+        while rest:
+            written = os.write(_STANDARD_ERROR, rest)
+            self._is_torn = rest[written - 1 : written] != b"\n"
+            rest = rest[written:]
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        return os.isatty(_STANDARD_ERROR)
+
+
+Stream = TextIO | StandardError
+
+
+def configure(level: str, log_format: Format, stream: Stream | None = None, *, worker: int | None = None) -> None:
     """Set up logging for this process. `auto` is text on a terminal and JSON elsewhere.
 
-    worker: the number of this worker, added to each line; None: this is the only process.
+    stream: None: standard error. worker: the number of this worker, added to each line; None: this is the only process.
     """
+    stream = stream or StandardError()
     minimum = logging.getLevelNamesMapping()[level.upper()]
     is_text = log_format == "console" or (log_format == "auto" and stream.isatty())
     constants = {} if worker is None else {"worker": worker}
@@ -76,7 +105,7 @@ class LogWriter:
 
     def __init__(
         self,
-        stream: TextIO,
+        stream: Stream,
         render: Callable[[EventDict], str],
         constants: EventDict,
         *,
@@ -140,7 +169,7 @@ class LogWriter:
         try:
             self._stream.write("".join(lines))
             self._stream.flush()
-        except (OSError, ValueError):  # a pipe without a reader, a full disk; a closed stream
+        except Exception:  # noqa: BLE001  a pipe without a reader, a full disk; nothing may end the thread
             return False
         return True
 
@@ -179,7 +208,7 @@ class _LibraryHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             event: EventDict = {"event": record.getMessage(), "logger": record.name}
-        except (TypeError, ValueError):  # arguments that do not fit the message
+        except Exception:  # noqa: BLE001  arguments that do not fit the message must not fail what is logged
             event = {"event": str(record.msg), "logger": record.name}
         if record.exc_info and record.exc_info[1] is not None:
             event["raised"] = where_raised(record.exc_info[1])
@@ -215,7 +244,7 @@ def _stamp(_logger: WrappedLogger, level: str, event: EventDict) -> EventDict:
     return event
 
 
-def _text_renderer(stream: TextIO) -> Callable[[EventDict], str]:
+def _text_renderer(stream: Stream) -> Callable[[EventDict], str]:
     # The default formatter of exceptions shows the local variables of each frame, and with them what callers sent.
     console = structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback)
 

@@ -7,12 +7,15 @@ where traces are wanted.
 import logging
 from collections.abc import Sequence
 from threading import Thread
+from urllib.parse import urlsplit
 
 import structlog
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
+
+from service.base.database_url import is_local_host
 
 _log = structlog.get_logger("personae.traces")
 
@@ -44,7 +47,10 @@ class _Exporter(OTLPSpanExporter):
     """Logs once when the collector cannot be reached, and once when it can again."""
 
     def __init__(self, endpoint: str) -> None:
-        super().__init__(endpoint=endpoint)
+        # gRPC would reach even a collector on this machine through the proxy of the environment.
+        host = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}").hostname or ""
+        direct = (("grpc.enable_http_proxy", 0),) if is_local_host(host) else ()
+        super().__init__(endpoint=endpoint, channel_options=direct)  # type: ignore[arg-type]  # gRPC takes numbers too
         self.is_failing = False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:

@@ -6,13 +6,14 @@ import logging
 import socket
 from functools import partial
 from threading import Thread
+from typing import Any
 from wsgiref.types import WSGIApplication
 
 from waitress import create_server, wasyncore
 from waitress.channel import HTTPChannel
 
 MAX_CONNECTIONS = 32
-"""Further ones wait in the backlog of the kernel."""
+"""One more takes the place of the oldest without a request. Where all have one, it waits in the kernel's backlog."""
 _STOP_SECONDS = 2.0
 _MAX_HEADER_BYTES = 16_384
 _MAX_BODY_BYTES = 16_384
@@ -58,9 +59,19 @@ class WsgiServer:
 
 
 class _Connection(HTTPChannel):  # type: ignore[misc]  # waitress has no types
-    """A connection that a client cannot keep open by sending a request, or reading an answer, bit by bit."""
+    """A connection that a client cannot keep open by sending a request, or reading an answer, bit by bit; nor by saying
+    nothing while others want to connect.
+    """
 
     last_activity: float
+
+    def __init__(self, server: Any, *arguments: Any, **options: Any) -> None:
+        super().__init__(server, *arguments, **options)
+        if len(server.active_channels) >= MAX_CONNECTIONS:
+            others = (one for one in server.active_channels.values() if one is not self)
+            idle = [one for one in others if not one.requests and not one.total_outbufs_len]
+            if idle:
+                min(idle, key=lambda one: one.creation_time).will_close = True
 
     def handle_read(self) -> None:
         last_activity = self.last_activity

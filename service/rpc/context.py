@@ -3,10 +3,11 @@
 import re
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from urllib.parse import unquote
 
 import grpc
 
-from service.base.actor import Actor
+from service.base.actor import SUPERUSER_SCOPE, Actor
 from service.base.clock import monotonic
 from service.base.errors import CallerGoneError, DeadlineOverError
 from service.base.randomness import random_id
@@ -39,12 +40,15 @@ class CallContext:
     """The metadata that names the user for whom the caller acts; "" when several were sent."""
     acting_user_id: int | None = None
     caller: str = ""
+    scopes: frozenset[str] = frozenset()
     rate: Rate | None = None
     """The caller's own rate limit; None: the default."""
     key_id: str | None = None
     """The public part of the accepted API key."""
     claimed_key_id: str | None = None
     """The key id as the caller sent it, unverified; logged only if the key was refused."""
+    has_message: bool = False
+    """Whether its message was read. What is refused before costs its client next to nothing."""
     status: grpc.Status | None = None
     """The status of the failure; None: success."""
     reason: str | None = None
@@ -61,7 +65,9 @@ class CallContext:
     @property
     def actor(self) -> Actor:
         """The audit actor of the call."""
-        return Actor(self.caller, self.acting_user_id, self.request_id)
+        return Actor(
+            self.caller, self.acting_user_id, self.request_id, may_change_superusers=SUPERUSER_SCOPE in self.scopes
+        )
 
 
 def read_metadata(call: CallContext) -> None:
@@ -114,6 +120,11 @@ def rpc_scope(database: Database, *, deadline: float | None = None, is_idempoten
         actor=call.actor,
         tally=call,
     )
+
+
+def address_of(peer: str) -> str:
+    """The IP address of a peer in gRPC's notation: `ipv6:%5B::1%5D:50051` is `::1`."""
+    return unquote(peer.partition(":")[2]).rpartition(":")[0].strip("[]")
 
 
 def require_wanted(call: CallContext) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from service.base.actor import SUPERUSER_SCOPE
+
 
 class Executor(Enum):
     """The thread pool that an RPC runs on."""
@@ -91,8 +93,8 @@ _USERS: dict[str, Method] = {
     "PurgeUser": Method("users.purge", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
     "ActivateUser": Method("users.write", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
     "DeactivateUser": Method("users.write", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
-    "GrantSuperuser": Method("users.superuser", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
-    "RevokeSuperuser": Method("users.superuser", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
+    "GrantSuperuser": Method(SUPERUSER_SCOPE, _USUAL, _CALLS, _SAFE, None, _MESSAGE),
+    "RevokeSuperuser": Method(SUPERUSER_SCOPE, _USUAL, _CALLS, _SAFE, None, _MESSAGE),
 }
 _AUTHENTICATION: dict[str, Method] = {
     "Authenticate": Method("auth.verify", _HASHING, _CALLS, _SAFE, SignIn(), _MESSAGE),
@@ -102,10 +104,13 @@ _AUTHENTICATION: dict[str, Method] = {
 _CREDENTIALS: dict[str, Method] = {
     "SetPassword": Method("credentials.write", _HASHING, _CALLS, _UNSAFE, None, _MESSAGE),
     "RequirePasswordChange": Method("credentials.write", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
+    "RemovePassword": Method("credentials.write", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
     "ChangePassword": Method("credentials.change", _HASHING, _CALLS, _UNSAFE, SignIn(), _MESSAGE),
     "CheckPassword": Method("credentials.check", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
-    "StartPasswordReset": Method("credentials.reset", _USUAL, _CODES, _SAFE, CodeIssued(_RESET), _MESSAGE),
-    "CompletePasswordReset": Method("credentials.reset", _HASHING, _CALLS, _UNSAFE, CodeUsed(_RESET), _MESSAGE),
+    "StartPasswordReset": Method("credentials.reset.start", _USUAL, _CODES, _SAFE, CodeIssued(_RESET), _MESSAGE),
+    "CompletePasswordReset": Method(
+        "credentials.reset.complete", _HASHING, _CALLS, _UNSAFE, CodeUsed(_RESET), _MESSAGE
+    ),
     "StartEmailVerification": Method(
         "credentials.verify_email", _USUAL, _CODES, _SAFE, CodeIssued(_VERIFICATION), _MESSAGE
     ),
@@ -131,6 +136,13 @@ METHODS: dict[str, Method] = {
 """By the path of the RPC on the wire."""
 
 ALL_SCOPES = frozenset(method.scope for method in METHODS.values())
+SCOPE_GROUPS = {"credentials.reset": frozenset({"credentials.reset.start", "credentials.reset.complete"})}
+"""Scopes that each stand for several."""
+
+
+def granting(scope: str) -> frozenset[str]:
+    """The scopes that each suffice for this one: itself, and the groups that it is in."""
+    return frozenset({scope, *(group for group, members in SCOPE_GROUPS.items() if scope in members)})
 
 
 class UnlistedMethodError(Exception):

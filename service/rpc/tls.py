@@ -150,6 +150,12 @@ class Certificates:
         self._last_warning = problem
 
 
+def read_identity(files: TlsFiles) -> tuple[bytes, bytes]:
+    """The certificate chain and its private key in PEM, as gRPC takes them. Raises CertificateError."""
+    identity = _load(files, _read(files))
+    return identity.chain, identity.private_key
+
+
 def _read(files: TlsFiles) -> list[bytes] | str:
     """The contents of the files, the client CA last; or the reason why one cannot be read."""
     paths = {_CERTIFICATE: files.certificate, _PRIVATE_KEY: files.private_key, _CLIENT_CA: files.client_ca}

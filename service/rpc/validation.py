@@ -17,7 +17,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, Val
 
 from personae.v1 import audit_pb2, user_pb2
 from service.base.errors import InvalidFieldsError, Violation
-from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username, require_bounded
+from service.core.identifiers import (
+    BadIdentifierError,
+    normalise_email,
+    normalise_username,
+    require_bounded,
+    without_blanks,
+)
 from service.core.page_tokens import TOKEN_MAX_BYTES, BadPageTokenError, PageTokens, Position
 from service.core.users import Key, UserRecord
 
@@ -102,15 +108,16 @@ def require_id(value: int, field: str, violations: Violations) -> int:
 
 
 def user_key(message: user_pb2.UserKey, field: str, violations: Violations, *, allow_special_domains: bool) -> Key:
-    """A UserKey in stored form. A malformed email or username is a violation."""
+    """A UserKey in stored form: people type or paste it. A malformed email or username is a violation."""
     try:
         match message.WhichOneof("key"):
             case "id":
                 return Key("id", require_id(message.id, f"{field}.id", violations))
             case "email":
-                return Key("email", normalise_email(message.email, allow_special_domains=allow_special_domains))
+                email = without_blanks(message.email)
+                return Key("email", normalise_email(email, allow_special_domains=allow_special_domains))
             case "username":
-                return Key("username", normalise_username(message.username))
+                return Key("username", normalise_username(without_blanks(message.username)))
             case None:
                 violations.add(field, "REQUIRED", "must name a user by id, email or username")
     except BadIdentifierError as error:

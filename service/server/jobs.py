@@ -16,6 +16,7 @@ _SLOW_MESSAGES_INTERVAL = 0.02
 _API_KEY_USES_INTERVAL = 10.0
 _CERTIFICATES_INTERVAL = 60.0
 _AUDIT_MONTHS_INTERVAL = 3600.0
+_REFUSALS_INTERVAL = 60.0
 _log = structlog.get_logger("personae.jobs")
 
 
@@ -39,6 +40,7 @@ def background_jobs(
     refresh_certificates: Callable[[], object] | None,
     make_audit_months: Callable[[], object],
     sweep: Callable[[], object],
+    report_refusals: Callable[[], object],
     probe_interval: float,
     sweep_interval: float,
 ) -> tuple[Job, ...]:
@@ -54,6 +56,7 @@ def background_jobs(
         ("certificates", _CERTIFICATES_INTERVAL, refresh_certificates, False),
         ("audit-months", _AUDIT_MONTHS_INTERVAL, make_audit_months, False),
         ("sweeper", sweep_interval, sweep, False),
+        ("refused-calls", _REFUSALS_INTERVAL, report_refusals, False),
     )
     return tuple(
         Job(name, interval, function, is_guard)

@@ -69,6 +69,8 @@ class Server:
     health: Health
     executors: Sequence[BoundedExecutor]
     drain: Drain
+    report_refusals: Callable[[], None]
+    """Logs the refused calls that have no line of their own."""
     jobs: Sequence[Job]
     stopping: Event
     """Set when the jobs must end."""
@@ -198,6 +200,7 @@ class Server:
             has_ended &= guard.join(timeout=_THREAD_END_SECONDS)
         self.database.dispose()
         self.telemetry.stop()
+        self.report_refusals()
         _log.info("stopped", clean=has_ended)
         return has_ended
 

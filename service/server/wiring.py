@@ -46,7 +46,8 @@ from service.rpc.health import Health
 from service.rpc.methods import Executor, Response, require_rows
 from service.rpc.pipeline.drain import Drain
 from service.rpc.pipeline.interceptor import Pipeline
-from service.rpc.pipeline.stages import stages
+from service.rpc.pipeline.refusals import Refusals
+from service.rpc.pipeline.stages import refusal_stages, stages
 from service.rpc.reflection import enable_reflection
 from service.rpc.servicers.audit import AuditServicer
 from service.rpc.servicers.authentication import AuthenticationServicer
@@ -62,6 +63,8 @@ from service.server.sweeper import make_audit_months, sweep_and_log
 from service.server.telemetry import ServerState, Telemetry
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+MAX_METADATA_BYTES = 16 * 1024
+"""Of one call: each key and value counts 32 more (RFC 9113, section 6.5.2)."""
 SERVICES = (
     user_pb2.DESCRIPTOR.services_by_name["UserService"],
     authentication_pb2.DESCRIPTOR.services_by_name["AuthenticationService"],
@@ -89,8 +92,13 @@ _OPTIONS = (
     ("grpc.server.max_pending_requests_hard_limit", 1_000_000),
     ("grpc.enable_channelz", 0),  # unused statistics
     ("grpc.server_handshake_timeout_ms", 10_000),
-    # A client may ping an idle connection every 20 s; a connection whose peer is gone is closed within a minute.
-    ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
+    # The soft limit is 8 KiB otherwise: between both gRPC refuses by chance, the more often the larger they are.
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+    # Clients may ping every two seconds, also without a call: Go and Java do so every 10 s at the most, others as they
+    # like. Faster ones get GOAWAY too_many_pings. A connection whose peer is gone is closed within a minute.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
     ("grpc.keepalive_time_ms", 45_000),
     ("grpc.keepalive_timeout_ms", 15_000),
 )
@@ -128,8 +136,8 @@ def build_server(
         otlp_endpoint=settings.otel_exporter_otlp_traces_endpoint or settings.otel_exporter_otlp_endpoint,
     )
     database = open_database(settings, url, watch=telemetry.watch)
-    health = Health(SERVICE_NAMES)
-    drain, stopping = Drain(), Event()
+    health = Health(SERVICE_NAMES, max_watches=settings.grpc_max_connections)
+    drain, stopping, refusals = Drain(), Event(), Refusals()
     # One more than this worker's share of the cores: no core idles while the holder of a permit is at the database.
     hash_threads = settings.hash_threads or usable_cores(hash_cores) // workers + 1
     executors = _executors(settings, hash_threads, hash_cores, telemetry)
@@ -138,15 +146,17 @@ def build_server(
         stages(
             drain,
             _identification(settings, directory, clock=clock, assumed_caller=assumed_caller),
+            refusals,
             telemetry.stages,
             limits=RateLimits(rate_of(settings.caller_rate_limit, settings.caller_rate_burst), clock=rate_clock),
             code_limits=RateLimits(
                 rate_of(settings.caller_code_rate_limit, settings.caller_code_rate_burst), clock=rate_clock
             ),
         ),
+        refusal_stages=refusal_stages(telemetry.stages, refusals),
         max_seconds=settings.rpc_timeout,
         executors=executors,
-        health_executor=health.executor,
+        watch_executor=health.sending,
     )
     server = grpc.server(
         executors[Executor.USUAL], interceptors=[pipeline], options=_grpc_options(settings, shares_port=shares_port)
@@ -180,6 +190,7 @@ def build_server(
         health=health,
         executors=(*executors.values(), *health.executors),
         drain=drain,
+        report_refusals=refusals.report,
         jobs=background_jobs(
             monitor,
             pipeline,
@@ -187,6 +198,7 @@ def build_server(
             refresh_certificates=None if certificates is None else certificates.refresh,
             make_audit_months=make_months,
             sweep=sweep,
+            report_refusals=refusals.report,
             probe_interval=settings.health_probe_interval,
             sweep_interval=settings.purge_interval,
         ),

@@ -7,11 +7,12 @@ import pytest
 
 from personae.v1 import audit_pb2 as pb
 from personae.v1 import authentication_pb2, credential_pb2, user_pb2
-from tests.support.credentials import NEW, OTHER, by, by_id, change, fail, refused, reset
+from tests.support.credentials import NEW, OTHER, by, by_id, change, fail, outcome, refused, reset
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, creation, new_user, unique_email, unique_name
 from tests.support.servers import Services
 
+Client = authentication_pb2.Client
 Event = pb.AuditEvent
 Filter: Any = pb.ListAuditEventsRequest.Filter  # the stubs do not accept a dict for a Timestamp
 Summary = tuple[str, str, list[str]]
@@ -32,6 +33,58 @@ def summary(event: Event) -> Summary:
 
 def deactivate(user: user_pb2.User) -> user_pb2.DeactivateUserRequest:
     return user_pb2.DeactivateUserRequest(id=user.id)
+
+
+class TestClients:
+    @pytest.mark.parametrize(
+        "sent, recorded",
+        [
+            (Client(ip_address="192.0.2.1", user_agent="A/1"), Client(ip_address="192.0.2.1", user_agent="A/1")),
+            (Client(ip_address="1.2.3.4:5678"), Client(ip_address="1.2.3.4")),
+            (Client(ip_address="[::1]:443"), Client(ip_address="::1")),
+            (Client(ip_address="fe80::1%eth0"), Client(ip_address="fe80::1")),
+            (Client(ip_address="::ffff:1.2.3.4"), Client(ip_address="1.2.3.4")),
+            (Client(ip_address="1.2.3.4, 5.6.7.8"), Client(ip_address="1.2.3.4")),
+            (Client(user_agent="x" * 513), Client(user_agent="x" * 512)),
+            (Client(ip_address="x" * 100_000, user_agent="\0\n" * 9), None),
+            (Client(), None),
+            (None, None),
+        ],
+        ids=range(10),
+    )
+    def test_a_sign_in_says_where_the_person_was_seen(
+        self, api: Services, sent: Client | None, recorded: Client | None
+    ) -> None:
+        """A right one and a wrong one, as far as it can be read; nothing of it refuses anybody."""
+        user = new_user(api.users, password=PASSWORD)
+        for password in (PASSWORD, "wrong"):
+            request = by(user.email, password)
+            if sent is not None:
+                request.client.CopyFrom(sent)
+            code = outcome(api.authentication.Authenticate, request)
+            assert code == ("OK" if password == PASSWORD else "INVALID_CREDENTIALS")
+
+        found = events_of(api, user)[1:]
+        assert [summary(event)[1] for event in found] == ["OK", "INVALID_CREDENTIALS"]
+        assert [event.client if event.HasField("client") else None for event in found] == [recorded] * 2
+
+    def test_a_purge_forgets_it(self, api: Services) -> None:
+        """Of the purged user only. The events stay, the personal data in them is gone."""
+        purged, other = (new_user(api.users, password=PASSWORD) for _ in range(2))
+        for user in (purged, other):
+            request = by(user.email, PASSWORD)
+            request.client.CopyFrom(Client(ip_address="192.0.2.1", user_agent="A/1"))
+            api.authentication.Authenticate(request)
+        before = events_of(api, purged)
+        assert before[-1].client.ip_address == "192.0.2.1"
+        api.users.DeleteUser(user_pb2.DeleteUserRequest(id=purged.id))
+        assert events_of(api, purged)[: len(before)] == before, "a user who can be undeleted keeps it"
+
+        api.users.PurgeUser(user_pb2.PurgeUserRequest(id=purged.id))
+
+        before[-1].ClearField("client")
+        assert events_of(api, purged)[: len(before)] == before
+        assert events_of(api, other)[-1].client.ip_address == "192.0.2.1"
 
 
 class TestChanges:
@@ -74,15 +127,18 @@ class TestChanges:
         for _ in range(2):  # the second time changes nothing, and leaves no event
             stub.RequirePasswordChange(credential_pb2.RequirePasswordChangeRequest(user_id=user.id))
         started = stub.StartPasswordReset(credential_pb2.StartPasswordResetRequest(identifier=user.email))
-        assert fails(stub.CompletePasswordReset, reset(started.code, NEW)).violations == {"new_password": ["UNCHANGED"]}
         stub.CompletePasswordReset(reset(started.code, OTHER))
+        for _ in range(2):  # the second time there is no password, but what was issued is void again
+            stub.RemovePassword(credential_pb2.RemovePasswordRequest(user_id=user.id))
         for _ in range(2):
             stub.MarkEmailVerified(credential_pb2.MarkEmailVerifiedRequest(user_id=user.id, email=user.email))
+        stub.SetPassword(credential_pb2.SetPasswordRequest(user_id=user.id, password=PASSWORD))
         moved = unique_email()
         for new_email in (moved, None):
             starting = credential_pb2.StartEmailVerificationRequest(user_id=user.id, new_email=new_email)
             code = stub.StartEmailVerification(starting).code
-            stub.CompleteEmailVerification(credential_pb2.CompleteEmailVerificationRequest(code=code))
+            completing = credential_pb2.CompleteEmailVerificationRequest(code=code, drop_password=True)
+            stub.CompleteEmailVerification(completing)
         fail(api, by_id(user))
         for _ in range(2):
             api.authentication.ClearLockout(authentication_pb2.ClearLockoutRequest(user_id=user.id))
@@ -95,11 +151,13 @@ class TestChanges:
             ("ChangePassword", "OK", ["password"]),
             ("RequirePasswordChange", "OK", ["password_change_required"]),
             ("StartPasswordReset", "OK", []),
-            ("CompletePasswordReset", "INVALID_FIELDS", []),
             ("CompletePasswordReset", "OK", ["password"]),
+            ("RemovePassword", "OK", ["password"]),
+            ("RemovePassword", "OK", []),
             ("MarkEmailVerified", "OK", ["email_verified_at"]),
+            ("SetPassword", "OK", ["password"]),
             ("StartEmailVerification", "OK", []),
-            ("CompleteEmailVerification", "OK", ["email", "email_verified_at"]),
+            ("CompleteEmailVerification", "OK", ["email", "email_verified_at", "password"]),
             ("StartEmailVerification", "OK", []),
             ("CompleteEmailVerification", "OK", ["email_verified_at"]),
             ("Authenticate", "INVALID_CREDENTIALS", []),

@@ -4,6 +4,7 @@ import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -31,12 +32,16 @@ NO_SUCH_ID = 2**63 - 1
 CODE = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
-def proof(code: str) -> pb.CompleteEmailVerificationRequest:
-    return pb.CompleteEmailVerificationRequest(code=code)
+def proof(code: str, **options: Any) -> pb.CompleteEmailVerificationRequest:
+    return pb.CompleteEmailVerificationRequest(code=code, **options)
 
 
-def verify(api: Services, code: str) -> user_pb2.User:
-    return api.credentials.CompleteEmailVerification(proof(code))
+def verify(api: Services, code: str, **options: Any) -> user_pb2.User:
+    return api.credentials.CompleteEmailVerification(proof(code, **options))
+
+
+def mark(api: Services, user: user_pb2.User, **options: Any) -> user_pb2.User:
+    return api.credentials.MarkEmailVerified(pb.MarkEmailVerifiedRequest(user_id=user.id, email=user.email, **options))
 
 
 def complete_reset(api: Services, code: str) -> user_pb2.User:
@@ -101,14 +106,22 @@ VOIDING: dict[str, Act] = {
     ),
     "change the password": lambda api, user: api.credentials.ChangePassword(change(user, PASSWORD)),
     "reset the password": lambda api, user: complete_reset(api, RESET.start(api, user)),
+    "remove the password": lambda api, user: api.credentials.RemovePassword(pb.RemovePasswordRequest(user_id=user.id)),
+    "remove what is not there": lambda api, user: [
+        api.credentials.RemovePassword(pb.RemovePasswordRequest(user_id=user.id)) for _ in range(2)
+    ],
+    "prove an email and drop the password": lambda api, user: verify(
+        api, PRESENT_EMAIL.start(api, user), drop_password=True
+    ),
+    "mark an email verified and drop the password": lambda api, user: mark(api, user, drop_password=True),
+    "make a superuser": lambda api, user: api.users.GrantSuperuser(user_pb2.GrantSuperuserRequest(id=user.id)),
 }
 HARMLESS: dict[str, Act] = {
     "activate": activate,
     "change the username": lambda api, user: api.update(user, username=unique_name()),
     "send the same email": lambda api, user: api.update(user, email=user.email.upper()),
-    "mark the email verified": lambda api, user: api.credentials.MarkEmailVerified(
-        pb.MarkEmailVerifiedRequest(user_id=user.id, email=user.email)
-    ),
+    "mark the email verified": mark,
+    "mark a verified email again": lambda api, user: (mark(api, user), mark(api, user, drop_password=True)),
     "sign in, once wrongly": lambda api, user: (signing_in(api, user, "wrong"), signing_in(api, user, PASSWORD)),
     "require a change": require_a_change,
     "choose a password that is refused": choose_a_password_that_is_refused,
@@ -271,20 +284,31 @@ class TestPasswordReset:
 
     def test_a_refused_password_does_not_use_up_the_code(self, api: Services) -> None:
         """The person chooses another one; until then the present one stays. All rules: unit/test_password_policy.py."""
-        user = new_user(api.users, password="caf\u00e9 stra\u00dfe vier acht")
+        user = new_user(api.users, password=PASSWORD)
         code = start_reset(api, user).code
         refused = {
             "quite short": {"TOO_SHORT"},
             f"{user.username} 12": {"CONTAINS_USERNAME", "CONTAINS_EMAIL"},
-            "caf\u00e9 stra\u00dfe vier acht": {"UNCHANGED"},
-            "cafe\u0301 stra\u00dfe vier acht": {"UNCHANGED"},
         }
 
         for password, reasons in refused.items():
             violations = fails(api.credentials.CompletePasswordReset, reset(code, password)).violations
             assert {field: set(found) for field, found in violations.items()} == {"new_password": reasons}
-        assert signing_in(api, user, "caf\u00e9 stra\u00dfe vier acht") == "OK"
+        assert signing_in(api, user, PASSWORD) == "OK"
         assert complete_reset(api, code) == user
+
+    def test_the_present_password_is_as_good_as_another(self, api: Services) -> None:
+        """The answer does not tell whoever has a code what the present password is."""
+        user = new_user(api.users, password=PASSWORD)
+        require_a_change(api, user)
+
+        answers = [
+            api.credentials.CompletePasswordReset(reset(start_reset(api, user).code, password))
+            for password in (PASSWORD, PASSWORD, NEW)
+        ]
+
+        assert answers == [user] * 3
+        assert [signing_in(api, user, password) for password in (PASSWORD, NEW)] == ["INVALID_CREDENTIALS", "OK"]
 
 
 class TestEmailVerification:
@@ -366,6 +390,65 @@ class TestEmailVerification:
         assert api.read(user) == user
         api.update(faster, email=unique_email())
         assert verify(api, code).email == email
+
+    def test_of_the_user_who_is_signed_in(self, api: Services) -> None:
+        """The code of another user is like a mistyped one, and stays valid."""
+        user, another = new_user(api.users), new_user(api.users)
+        code = start_verification(api, user).code
+
+        wrong = fails(verify, api, code, user_id=another.id)
+
+        assert wrong.visible == fails(verify, api, secrets.token_urlsafe(32)).visible
+        assert not api.read(user).HasField("email_verified_at")
+        for user_id in (0, -1):
+            assert fails(verify, api, "", user_id=user_id).violations == {
+                "code": ["REQUIRED"],
+                "user_id": ["INVALID_ID"],
+            }
+        assert verify(api, code, user_id=user.id).HasField("email_verified_at")
+
+
+class TestAPasswordThatSomebodyElseMayHaveSet:
+    """Somebody registers another person's email with a password of their own, or enters it as their new one."""
+
+    @pytest.mark.parametrize(
+        "prove",
+        [
+            lambda api, user, **how: verify(api, PRESENT_EMAIL.start(api, user), **how),
+            lambda api, user, **how: verify(api, NEW_EMAIL.start(api, user), **how),
+            lambda api, user, **how: (mark(api, user), verify(api, NEW_EMAIL.start(api, user), **how))[1],
+            mark,
+        ],
+        ids=["present email", "new email", "new email after a verified one", "marked"],
+    )
+    def test_goes_with_the_first_proof_of_the_email(self, api: Services, prove: Callable[..., user_pb2.User]) -> None:
+        """If the caller asks for it. Then only a reset leads back, by the email that was proved."""
+        user, kept = (new_user(api.users, password=PASSWORD) for _ in range(2))
+        require_a_change(api, user)
+
+        proved = prove(api, user, drop_password=True)
+
+        assert proved == api.read(user)
+        assert proved.HasField("email_verified_at")
+        assert not proved.has_password
+        assert signing_in(api, user, PASSWORD) == "INVALID_CREDENTIALS"
+        assert fails(api.credentials.ChangePassword, change(user, PASSWORD)).reason == "INVALID_CREDENTIALS"
+        assert start_reset(api, user).deliver_to == proved.email
+        assert complete_reset(api, start_reset(api, user).code).has_password
+        assert signing_in(api, user, NEW) == "OK"
+        assert prove(api, kept).has_password
+        assert signing_in(api, kept, PASSWORD) == "OK"
+
+    def test_stays_when_the_email_was_proved_before(self, api: Services) -> None:
+        user = new_user(api.users, password=PASSWORD)
+        mark(api, user)
+
+        assert verify(api, start_verification(api, user).code, drop_password=True).has_password
+        assert mark(api, user, drop_password=True).has_password
+        assert signing_in(api, user, PASSWORD) == "OK"
+
+    def test_may_be_missing(self, api: Services) -> None:
+        assert not verify(api, PRESENT_EMAIL.start(api, new_user(api.users)), drop_password=True).has_password
 
 
 class TestMarkEmailVerified:

@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from personae.v1 import credential_pb2 as pb
 from personae.v1 import user_pb2
-from tests.support.credentials import NEW, UNLIKE_ANY, by, change, counted, fail, signing_in, stamp
+from tests.support.credentials import NEW, UNLIKE_ANY, by, change, counted, fail, reset, signing_in, stamp, start_reset
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, new_user, unique_name
 from tests.support.servers import Services
@@ -29,6 +29,10 @@ def fail_once_by_each_name(api: Services, user: user_pb2.User) -> None:
 
 def require_change(api: Services, user_id: int) -> user_pb2.User:
     return api.credentials.RequirePasswordChange(pb.RequirePasswordChangeRequest(user_id=user_id))
+
+
+def remove(api: Services, user_id: int) -> user_pb2.User:
+    return api.credentials.RemovePassword(pb.RemovePasswordRequest(user_id=user_id))
 
 
 class TestSetPassword:
@@ -140,6 +144,10 @@ class TestUsersWithoutASignIn:
             "USER_DELETED",
             "USER_NOT_FOUND",
         ]
+        assert [fails(remove, api, one).reason for one in (deleted.id, NO_SUCH_ID)] == [
+            "USER_DELETED",
+            "USER_NOT_FOUND",
+        ]
         checking = pb.CheckPasswordRequest(password=NEW, user_id=NO_SUCH_ID)
         assert fails(api.credentials.CheckPassword, checking).reason == "USER_NOT_FOUND"
 
@@ -154,6 +162,7 @@ class TestUsersWithoutASignIn:
         changing = pb.ChangePasswordRequest(user_id=user_id)
         assert fails(api.credentials.ChangePassword, changing).violations == of_id | {"new_password": ["REQUIRED"]}
         assert fails(require_change, api, user_id).violations == of_id
+        assert fails(remove, api, user_id).violations == of_id
         checking = pb.CheckPasswordRequest(password=NEW, user_id=user_id)
         assert fails(api.credentials.CheckPassword, checking).violations == of_id
 
@@ -162,6 +171,31 @@ class TestUsersWithoutASignIn:
         user = new_user(api.users, password=PASSWORD, inactive=True)
 
         assert require_change(api, user.id) == require_change(api, user.id) == user == api.read(user)
+
+
+class TestRemovePassword:
+    def test_whoever_knows_it_can_do_nothing_with_it(self, api: Services) -> None:
+        """Not even meet a required change; a reset leads back, or an operator, and the new password is as any other."""
+        user = new_user(api.users, password=PASSWORD)
+        request = pb.SetPasswordRequest(
+            user_id=user.id, password=PASSWORD, require_change=True, expires_at=from_now(minutes=30)
+        )
+        api.credentials.SetPassword(request)
+
+        removed = remove(api, user.id)
+
+        assert not removed.has_password
+        assert removed.etag != user.etag
+        assert removed.updated_at.ToNanoseconds() > user.updated_at.ToNanoseconds()
+        assert signing_in(api, user, PASSWORD) == "INVALID_CREDENTIALS"
+        assert fails(api.credentials.ChangePassword, change(user, PASSWORD)).reason == "INVALID_CREDENTIALS"
+        api.credentials.CompletePasswordReset(reset(start_reset(api, user).code))
+        assert signing_in(api, user, NEW) == "OK"
+
+    def test_nothing_of_the_user_moves_without_one(self, api: Services) -> None:
+        user = new_user(api.users, inactive=True)
+
+        assert remove(api, user.id) == remove(api, user.id) == user == api.read(user)
 
 
 class TestChangePassword:
@@ -280,7 +314,10 @@ class TestCheckPassword:
         assert reasons(f"my {username.upper()}!") == [pb.PasswordViolation.REASON_CONTAINS_USERNAME]
         assert reasons(f"my {mailbox.upper()}!") == [pb.PasswordViolation.REASON_CONTAINS_EMAIL]
         assert reasons("Example or example") == [pb.PasswordViolation.REASON_CONTAINS_EMAIL]
-        assert reasons(f"{mailbox} {username} and more") == []
+        assert reasons(f"{user.email}1") == [pb.PasswordViolation.REASON_CONTAINS_EMAIL]
+        both = [pb.PasswordViolation.REASON_CONTAINS_USERNAME, pb.PasswordViolation.REASON_CONTAINS_EMAIL]
+        assert reasons(f"{mailbox} {username} and more") == both, "neither is half of it, both together are"
+        assert reasons(f"{mailbox} and {username} are names among many other words of mine") == []
         assert reasons(f"my {username}!", user_id=None) == []
         assert reasons(f"my {username}!", user_id=new_user(api.users).id) == []
 

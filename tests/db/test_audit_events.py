@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from service.base.actor import Actor
 from service.core import audit
-from service.core.audit import AuditFilter, AuditRecord, Outcome
+from service.core.audit import AuditFilter, AuditRecord, Client, Outcome
 from service.core.page_tokens import Position
 from service.db.engine import Database, reading
 from service.server.wiring import open_database
@@ -74,9 +74,10 @@ def test_an_event_says_who_did_what(database: Database) -> None:
         audit.record(session, "Authenticate", target_user_id=0, refusal="INVALID_CREDENTIALS")
 
     refused, made, updated = rows(database)
-    assert updated[2:] == ("billing", 77, "UpdateUser", 5, None, "succeeded", None, "request-1", ["email", "username"])
+    assert updated[2:6] == ("billing", 77, "UpdateUser", 5)
+    assert updated[6:11] == (None, "succeeded", None, "request-1", ["email", "username"])
     assert made[4:9] == ("CreateCaller", None, "shop", "succeeded", None)
-    assert refused[4:] == ("Authenticate", None, None, "refused", "INVALID_CREDENTIALS", "request-1", [])
+    assert refused[4:11] == ("Authenticate", None, None, "refused", "INVALID_CREDENTIALS", "request-1", [])
     assert updated.occurred_at < made.occurred_at < refused.occurred_at, "not the beginning of the transaction"
     assert abs(datetime.now(UTC) - refused.occurred_at) < timedelta(minutes=5)
     assert len({refused.id, made.id, updated.id}) == 3
@@ -93,7 +94,7 @@ def test_many_events_are_one_statement(database: Database) -> None:
     found = rows(database)
     assert sorted(one.target_user_id or 0 for one in found) == [3, 4, 5]
     same = ("billing", 77, "PurgeUser", None, "succeeded", None, "request-1", ["it"])
-    assert [one[2:5] + one[6:] for one in found] == [same] * 3
+    assert [one[2:5] + one[6:11] for one in found] == [same] * 3
 
 
 def test_somebody_and_nobody_are_the_same_statement(database: Database) -> None:
@@ -153,15 +154,31 @@ CHANGES = (
     "INSERT INTO {} SELECT * FROM audit_events ON CONFLICT (occurred_at, id) DO UPDATE SET caller = 'nobody'",
     "MERGE INTO {} AS one USING audit_events AS other ON one.id = other.id WHEN MATCHED THEN DELETE",
     "WITH gone AS (DELETE FROM {} RETURNING id) SELECT count(*) FROM gone",
+    "UPDATE {} SET client_ip = NULL",
+    *(
+        f"SET personae.forgets_clients = 'on'; {change}"
+        for change in (
+            "UPDATE {} SET caller = 'nobody'",
+            "UPDATE {} SET client_ip = '192.0.2.2'",
+            "UPDATE {} SET client_ip = NULL, outcome = 'refused', reason = 'WHY'",
+            "UPDATE {} SET occurred_at = occurred_at - interval '1 month'",
+            "DELETE FROM {}",
+            "TRUNCATE {}",
+        )
+    ),
 )
 
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("role", ["origin", "replica"])
 def test_the_database_refuses_every_change(database: Database, change: str, role: str) -> None:
-    """On the table, on each month and on the default partition, for a superuser too, whether or not rows match."""
-    with database.scope(actor=ACTOR) as session, session.begin():
-        audit.record(session, "UpdateUser", target_user_id=5)
+    """On the table, on each month and on the default partition, for a superuser too, whether or not rows match.
+
+    The way by which a purge forgets where people were seen leads nowhere else: for it, only rows that match count.
+    """
+    months = [datetime.strptime(name, "audit_events_%Y_%m").replace(tzinfo=UTC) for name in partitions(database)[:-1]]
+    fill(database, [MONTHS[0], *months])
+    before = rows(database)
     connection = connect(database.engine.url)
     cursor = connection.cursor()
     cursor.execute(f"SET session_replication_role = {role}")
@@ -171,7 +188,34 @@ def test_the_database_refuses_every_change(database: Database, change: str, role
         with pytest.raises(psycopg2.errors.InsufficientPrivilege, match=APPEND_ONLY):
             cursor.execute(change.format(table))
     connection.close()
-    assert [one.caller for one in rows(database)] == ["billing"]
+    assert rows(database) == before
+
+
+def test_only_users_who_are_gone_are_forgotten(database: Database) -> None:
+    """Where they were seen, and nothing else; in every partition, and of nobody who is still there."""
+    make_month(database, MONTHS[0])
+    run(database.engine.url, "INSERT INTO users (id, email, username) VALUES (1, 'a@example.com', 'ada')")
+    client = Client("2001:db8::1", "Example/1.0")
+    with database.scope(actor=ACTOR) as session, session.begin():
+        for user_id in (1, 2, 3, 0):
+            audit.record(session, "Authenticate", target_user_id=user_id, client=client)
+    copied = "caller, action, target_user_id, outcome, request_id, client_ip, client_user_agent"
+    for month in (MONTHS[0], MONTHS[1]):  # the second has no partition of its own
+        run(
+            database.engine.url,
+            f"INSERT INTO audit_events (occurred_at, {copied}) SELECT '{month}', {copied} FROM audit_events"
+            f" WHERE occurred_at > '2021-01-01'",
+        )
+    before = rows(database)
+    assert {(one.client_ip, one.client_user_agent) for one in before} == {("2001:db8::1", "Example/1.0")}
+
+    with database.scope(actor=ACTOR) as session, session.begin():
+        audit.forget_clients(session, [1, 2, 4])
+
+    forgotten = [one._replace(client_ip=None, client_user_agent=None) for one in before]
+    assert rows(database) == [
+        new if one.target_user_id == 2 else one for one, new in zip(before, forgotten, strict=True)
+    ]
 
 
 # ----------------------------------------------------------------------------------------------------- retention

@@ -189,10 +189,22 @@ def test_every_setting_of_the_pods_exists_and_fits() -> None:
     known: dict[str, Any] = {
         name.lower(): value for name, value in CONFIGURED.items() if name.lower() in Settings.model_fields
     }
-    settings = Settings(_env_file=None, database_url="postgresql://db.example.com/personae", **known)
+    settings = Settings(
+        _env_file=None, database_url="postgresql://db.example.com/personae?sslmode=verify-full", **known
+    )
     assert settings.has_tls
     assert settings.client_certificates == "optional"
     assert settings.caller_auth == "required"
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "Job"])
+def test_the_url_that_the_template_proposes_is_accepted_and_its_ca_is_mounted(kind: str) -> None:
+    (proposed,) = re.findall(r"postgresql://\S+", (KUBERNETES / "secrets.example.yaml").read_text())
+    url = Settings(_env_file=None, database_url=proposed).url
+    assert url is not None
+    (mounted,) = [one for one in container(kind)["volumeMounts"] if one["name"] == "database-ca"]
+    assert url.query["sslrootcert"] == f"{mounted['mountPath']}/ca.crt"
+    assert "database-ca" in {one["name"] for one in template(kind)["spec"]["volumes"]}
 
 
 def test_nobody_but_the_migration_gets_the_owner_of_the_tables() -> None:

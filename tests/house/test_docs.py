@@ -210,6 +210,16 @@ def test_compose_publishes_on_this_machine_only() -> None:
     assert f"EXPOSE {ports[0][1]} {ports[1][1]}\n" in (ROOT / "Dockerfile").read_text()
 
 
+@pytest.mark.parametrize("service", ["migrate", "caller", "personae"])
+def test_compose_says_how_its_database_is_reached(service: str) -> None:
+    """In clear text, on a network of its own: without the word no service of it would start."""
+    said = {name.lower(): value for name, value in compose_environment(service).items()}
+    assert Settings(_env_file=None, **said).url
+    assert said.pop("insecure_plaintext_database") == "true"
+    with pytest.raises(ValueError, match="verify-full"):
+        Settings(_env_file=None, **said)
+
+
 def test_compose_serves_with_tls_and_to_callers_only() -> None:
     """The composed server authenticates callers, and finds its certificates where `certs` makes them."""
     served = compose_environment("personae")

@@ -121,6 +121,20 @@ def test_one_reset_code_is_used_once(racing: RunningServer) -> None:
     assert signing_in(racing, user, f"{NEW} {winner_of(list(results))}") == "OK"
 
 
+def test_a_reset_tells_nothing_of_the_present_password(racing: RunningServer) -> None:
+    """Not even when a newer code voids the one that is completed at this moment."""
+    for guess in (PASSWORD, f"not {PASSWORD}") * 8:
+        user = new_user(racing.users, password=PASSWORD)
+        code = start_reset(racing, user).code
+
+        def race(index: int, user: user_pb2.User = user, code: str = code, guess: str = guess) -> object:
+            return racing.credentials.CompletePasswordReset(reset(code, guess)) if index else start_reset(racing, user)
+
+        _, completed = at_once(2, race)
+
+        assert set(outcomes([completed])) <= {"OK", "INVALID_CODE"}
+
+
 def test_one_verification_code_is_used_once(racing: RunningServer) -> None:
     """32 threads complete with one code: the email is verified once, and the version moves once."""
     user = new_user(racing.users)
@@ -184,6 +198,23 @@ def test_no_old_password_is_accepted_after_the_change(
     assert set(map(str, results[1:])) <= LOCKED_OUT
     racing.authentication.ClearLockout(pb.ClearLockoutRequest(user_id=user.id))
     assert signing_in(racing, user, NEW) == "OK"
+
+
+def test_a_removed_password_is_not_changed_any_more(racing: RunningServer) -> None:
+    """Whoever knows it changes it at the same moment: the change comes before and is lost, or is refused."""
+    for _ in range(16):
+        user = new_user(racing.users, password=PASSWORD)
+
+        def race(index: int, user: user_pb2.User = user) -> object:
+            if index == 0:
+                return racing.credentials.RemovePassword(credential_pb2.RemovePasswordRequest(user_id=user.id))
+            return racing.credentials.ChangePassword(change(user, PASSWORD))
+
+        removed, *changed = at_once(4, race)
+
+        assert not isinstance(removed, grpc.RpcError)
+        assert set(outcomes(changed)) <= {"OK", "INVALID_CREDENTIALS"}
+        assert not racing.read(user).has_password
 
 
 def test_one_password_change_wins(racing: RunningServer) -> None:

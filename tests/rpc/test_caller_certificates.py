@@ -158,6 +158,7 @@ class TestNames:
 
     def test_the_log_names_the_caller(self, served: Served) -> None:
         """By the name of the caller, not by the name in the certificate."""
+        served.server.server.report_refusals()  # those of other tests
         with structlog.testing.capture_logs() as log:
             assert served.told(URI(WEB)) == "OK"
             assert served.told(DNS("billing.internal")) == "OK"
@@ -279,7 +280,7 @@ class TestModes:
             [x509.IPAddress(ip_address(address))],
             {"tls_client_certificates": "off", "tls_client_ca_file": None},
         )
-        with serving(known, tmp_path, names=names, grpc_host="0.0.0.0", **off) as served:
+        with serving(known, tmp_path, names=names, grpc_host="0.0.0.0", bcrypt_cost=10, **off) as served:
             with channel(served.port, served.ca.certificate_pem, host=address) as found:
                 assert told(found, served.key, method=GET_LOCKOUT) == "INVALID_FIELDS"
                 assert told(found) == "CREDENTIALS_MISSING"

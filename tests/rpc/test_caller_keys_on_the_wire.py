@@ -144,7 +144,7 @@ class TestPlaintext:
     def test_keys_from_other_machines_are_refused_unread(self, served: Served, address: str, host: str) -> None:
         """Valid, invalid or none; calls from this machine are identified as usual."""
         key = served.key
-        settings = {"grpc_host": host, "insecure_plaintext": True, "caller_auth": "required"}
+        settings = {"grpc_host": host, "bcrypt_cost": 10, "insecure_plaintext": True, "caller_auth": "required"}
         with running(served.proxy.url, **settings) as server:
             with connected(f"{address}:{server.server.port}") as outside:
                 for sent in (bearer(key), bearer(new_key()), f"Basic {key.text}", "", "Bearer"):
@@ -155,7 +155,12 @@ class TestPlaintext:
     def test_unless_an_operator_says_so(self, served: Served, address: str) -> None:
         """INSECURE_PLAINTEXT_KEYS, for a mesh that encrypts."""
         key = served.key
-        settings = {"grpc_host": "0.0.0.0", "insecure_plaintext": True, "insecure_plaintext_keys": True}
+        settings = {
+            "grpc_host": "0.0.0.0",
+            "bcrypt_cost": 10,
+            "insecure_plaintext": True,
+            "insecure_plaintext_keys": True,
+        }
         with running(served.proxy.url, **settings, caller_auth="required") as server:
             with connected(f"{address}:{server.server.port}") as outside:
                 assert told(outside, bearer(key)) == "OK"

@@ -197,9 +197,9 @@ class TestVerbs:
             assert refused.err.startswith("personae: billing does not have users.")
         both = verbs.run("grant", "billing", "--scope", "auth.verify", "--remove", "auth.verify")
         assert (both.code, both.err) == (1, "personae: The same scope cannot be granted and withdrawn.\n")
-        exchange = ("grant", "billing", "--scope", "users.write", "--remove", "auth.verify")
-        assert verbs.done(*exchange) == "billing has the scopes users.read, users.write.\n"
-        none = ("grant", "billing", "--remove", "users.read", "--remove", "users.write")
+        exchange = ("grant", "billing", "--scope", "credentials.reset", "--remove", "auth.verify")  # stands for two
+        assert verbs.done(*exchange) == "billing has the scopes credentials.reset, users.read.\n"
+        none = ("grant", "billing", "--remove", "users.read", "--remove", "credentials.reset")
         assert verbs.done(*none) == "billing has no scope.\n"
         revoke = ("revoke", "billing", "--identity", "billing.internal")
         assert verbs.done(*revoke).startswith("billing.internal no longer identifies billing.")
@@ -209,9 +209,9 @@ class TestVerbs:
             ("AddCallerIdentity", "billing", ["identities"]),
             ("GrantScopes", "billing", ["scopes.auth.verify", "scopes.users.read"]),
             ("AddCallerIdentity", "billing", ["identities"]),
-            ("GrantScopes", "billing", ["scopes.users.write"]),
+            ("GrantScopes", "billing", ["scopes.credentials.reset"]),
             ("WithdrawScopes", "billing", ["scopes.auth.verify"]),
-            ("WithdrawScopes", "billing", ["scopes.users.read", "scopes.users.write"]),
+            ("WithdrawScopes", "billing", ["scopes.credentials.reset", "scopes.users.read"]),
             ("RemoveCallerIdentity", "billing", ["identities"]),
         ]
 

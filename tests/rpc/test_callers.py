@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from personae.v1 import user_pb2, user_pb2_grpc
 from service.core.api_keys import KEY_PATTERN, NewKey
-from service.rpc.methods import ALL_SCOPES, METHODS
+from service.rpc.methods import ALL_SCOPES, METHODS, SCOPE_GROUPS
 from service.rpc.pipeline.status import CODES
 from service.server.wiring import SERVED_METHODS
 from tests.support.callers import REFUSALS, Operator, bearer, call, connected, keyed, naming, new_key, operating, told
@@ -73,6 +73,15 @@ class TestScopes:
         assert told(served.channel, bearer(served.only[scope]), method=method, request=MALFORMED) == IS_READ
         assert told(served.channel, bearer(served.everything), method=method, request=MALFORMED) == IS_READ
 
+    @pytest.mark.parametrize("group, members", SCOPE_GROUPS.items(), ids=SCOPE_GROUPS)
+    def test_a_group_is_all_its_members_and_no_other(self, served: Served, group: str, members: set[str]) -> None:
+        key = bearer(served.operator.create_with_key(group))
+
+        for method in SERVED_METHODS:
+            scope = METHODS[method].scope
+            expected = IS_READ if scope in members else f"SCOPE_MISSING {scope}"
+            assert told(served.channel, key, method=method, request=MALFORMED) == expected
+
     def test_who_pressed_the_button_is_no_permission(self, served: Served) -> None:
         """The acting user is read after the scope is checked, and grants nothing."""
         for acting in (str(served.user.id), "not an id"):
@@ -120,6 +129,7 @@ class TestLog:
     """One line for each call names the caller and the id of its key, never the key."""
 
     def lines(self, served: Served, *authorization: str, method: str = GET_USER) -> list[dict[str, object]]:
+        served.server.server.report_refusals()  # those of other tests
         with structlog.testing.capture_logs() as log:
             told(served.channel, *authorization, method=method, metadata=[("x-request-id", "logged")])
         assert not [entry for entry in log if "pk_" in str(entry)]

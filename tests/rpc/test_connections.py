@@ -4,20 +4,23 @@ import resource
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 
+import grpc
 import pytest
 from sqlalchemy.engine import URL
 
+from benchmarks import http2
 from benchmarks.http2 import PREFACE
 from service.rpc.admission.connection_limit import connections_per_port
 from tests.support.callers import PATIENCE, tls_settings
 from tests.support.certificates import Pair, connected, new_ca, server_certificate, tls_context
-from tests.support.factories import new_user
-from tests.support.servers import running
+from tests.support.factories import get_request, new_user
+from tests.support.servers import RunningServer, running
 from tests.support.waiting import eventually
 
+Code = grpc.StatusCode
 LIMIT = 4
 GARBAGE = (b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\xff\x01", b"\0" * 100, PREFACE, PREFACE + b"\xff" * 50)
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -38,6 +41,30 @@ Connect = Callable[[], AbstractContextManager[socket.socket]]
 def test_the_limit_leaves_files_for_everything_else(most_files: int, ports: int, expected: int) -> None:
     """As many connections as wanted, or as the limit of open files allows; shared by the ports."""
     assert connections_per_port(4096, ports=ports, other_files=79, max_files=most_files) == expected
+
+
+class TestOptions:
+    """What gRPC decides by itself."""
+
+    @pytest.mark.parametrize("size, code", [(8_500, Code.OK), (15_500, Code.OK), (17_000, Code.RESOURCE_EXHAUSTED)])
+    def test_metadata_is_not_refused_by_chance(self, server: RunningServer, size: int, code: grpc.StatusCode) -> None:
+        """Up to 16 KiB it is always taken, beyond always refused; the connection goes on."""
+        request, sent = get_request(new_user(server.users)), (("x-large", "x" * size),)
+        calls = [server.users.GetUser.future(request, metadata=sent, timeout=PATIENCE) for _ in range(30)]
+        assert {call.code() for call in calls} == {code}
+        assert server.users.GetUser(request, timeout=PATIENCE).id
+
+    @pytest.mark.parametrize("age", [0, 60])
+    def test_keepalive_pings_are_welcome(self, shared_url: URL, age: int) -> None:
+        """Go's clients ping every 10 s, Envoy as it is told; also without a call."""
+        with running(shared_url, grpc_max_connection_age=age) as server:
+            with closing(http2.Connection(server.address, timeout=1.2)) as connection:
+                for _ in range(4):
+                    connection.send(http2.frame(http2.PING, bytes(8)))
+                    seen: set[int] = set()
+                    with pytest.raises(TimeoutError):  # the pause between two pings
+                        seen.update(kind for kind, *_ in connection.frames())
+                    assert http2.GOAWAY not in seen
 
 
 def test_beyond_the_limit_a_new_connection_is_closed(shared_url: URL) -> None:

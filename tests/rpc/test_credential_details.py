@@ -1,7 +1,6 @@
 """What the contract tests of credentials cannot show: expiry, and what is in the database."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
@@ -11,7 +10,6 @@ from sqlalchemy.engine import URL
 from personae.v1 import credential_pb2 as pb
 from personae.v1 import user_pb2
 from service.core.authn import look_up
-from service.core.passwords import hash_password
 from service.db.engine import reading
 from tests.support.credentials import (
     NEW,
@@ -217,36 +215,6 @@ class TestCodesInTheDatabase:
         server.users.PurgeUser(user_pb2.PurgeUserRequest(id=user.id))
 
         assert rows_of(server.url, "codes") == []
-
-
-class TestPresentPasswords:
-    def test_a_code_does_not_reveal_them(self, private_server: RunningServer) -> None:
-        """A password that is refused by another rule is not compared with the present one, however weak that is."""
-        server, user = private_server, new_user(private_server.users, password=PASSWORD)
-        store(server.url, user, hash_password("hunter22", 4))
-        code = start_reset(server, user).code
-
-        found = [
-            fails(server.credentials.CompletePasswordReset, reset(code, guess)).violations["new_password"]
-            for guess in ("hunter22", "hunter21")
-        ]
-
-        assert all("TOO_SHORT" in reasons and "UNCHANGED" not in reasons for reasons in found)
-        assert signing_in(server, user, "hunter22") == "OK"
-
-    def test_a_code_is_good_for_five_tries(self, private_server: RunningServer) -> None:
-        """Sixteen at once with the present password: five are told that it is unchanged, then the code is void."""
-        server, user = private_server, new_user(private_server.users, password=PASSWORD)
-        code = start_reset(server, user).code
-
-        def attempt(_: int) -> str:
-            return fails(server.credentials.CompletePasswordReset, reset(code, PASSWORD)).reason
-
-        assert Counter(at_once(16, attempt)) == {"INVALID_FIELDS": 5, "INVALID_CODE": 11}
-        assert fails(server.credentials.CompletePasswordReset, reset(code, NEW)).reason == "INVALID_CODE"
-        assert signing_in(server, user, PASSWORD) == "OK"
-        newer = start_reset(server, user).code
-        assert server.credentials.CompletePasswordReset(reset(newer, NEW)).id == user.id
 
 
 class TestRowsThatTheServiceDidNotWrite:

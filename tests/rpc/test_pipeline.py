@@ -10,13 +10,13 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import descriptor_pb2
 from google.protobuf.empty_pb2 import Empty
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from sqlalchemy.engine import URL
 
 from personae.v1 import user_pb2, user_pb2_grpc
-from service.rpc.health import MAX_WATCHERS
 from service.rpc.pipeline.status import MAX_VIOLATIONS
 from service.server.wiring import MAX_MESSAGE_BYTES, SERVICE_NAMES
 from tests.support.databases import wait_until_blocked
@@ -252,22 +252,6 @@ class TestBuiltIn:
             for stream in streams:
                 stream.cancel()
 
-    def test_watchers_are_limited_and_take_no_threads_of_others(self, private_url: URL) -> None:
-        """Each watcher holds a thread. One too many is refused; RPCs and health checks are served."""
-        with running(private_url, grpc_threads=2) as server:
-            health = health_pb2_grpc.HealthStub(server.channel)
-            watches = [health.Watch(health_pb2.HealthCheckRequest(), timeout=60) for _ in range(MAX_WATCHERS)]
-            assert {next(watch).status for watch in watches} == {SERVING}
-
-            with pytest.raises(grpc.RpcError) as caught:
-                next(health.Watch(health_pb2.HealthCheckRequest(), timeout=60))
-
-            assert caught.value.code() is Code.RESOURCE_EXHAUSTED
-            assert health.Check(health_pb2.HealthCheckRequest()).status == SERVING
-            assert new_user(server.users).id
-            for watch in watches:
-                watch.cancel()
-
     @pytest.mark.parametrize("version", ["v1alpha", "v1"])
     def test_reflection_in_both_versions(self, server: RunningServer, version: str) -> None:
         """Older and newer tools find the services and their descriptors."""
@@ -291,6 +275,35 @@ class TestBuiltIn:
         }
         assert file.file_descriptor_response.file_descriptor_proto
         assert itself.file_descriptor_response.file_descriptor_proto
+
+    @pytest.mark.parametrize("version", ["v1alpha", "v1"])
+    def test_reflection_finds_every_kind_of_symbol(self, server: RunningServer, version: str) -> None:
+        """By its full name: `grpcurl describe` asks for what the person typed."""
+        files = {
+            **dict.fromkeys(("personae.v1.UserService", "personae.v1.UserService.ListUsers"), "personae/v1/user.proto"),
+            **dict.fromkeys(("personae.v1.ListUsersRequest.Filter", "personae.v1.User.id"), "personae/v1/user.proto"),
+            **dict.fromkeys(("personae.v1.AuditEvent.Outcome", "personae.v1.AuditEvent.OUTCOME_REFUSED"), "audit"),
+            "personae.v1.AuthenticateRequest.subject": "personae/v1/authentication.proto",
+            "google.api.field_behavior": "google/api/field_behavior.proto",
+            "grpc.health.v1.Health.Watch": "health",
+            f"grpc.reflection.{version}.ServerReflection.ServerReflectionInfo": f"/{version}/reflection.proto",
+        }
+        missing = ("", "personae.v1", "personae.v1.Nobody", "personae.v1.User.nobody", "personae.v1.UserService.Nobody")
+        call = server.channel.stream_stream(
+            f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )
+        requests = [reflection_pb2.ServerReflectionRequest(file_containing_symbol=name) for name in (*files, *missing)]
+        requests.append(reflection_pb2.ServerReflectionRequest(file_by_filename="personae/v1/user.proto"))
+
+        answers = list(call(iter(requests), timeout=10))
+
+        found = answers[: len(files)] + answers[-1:]
+        for (name, file), answer in zip([*files.items(), ("by name", "user.proto")], found, strict=True):
+            first = answer.file_descriptor_response.file_descriptor_proto[0]
+            assert file in descriptor_pb2.FileDescriptorProto.FromString(first).name, name
+        assert [one.error_response.error_code for one in answers[len(files) : -1]] == [5] * len(missing)
 
     def test_reflection_can_be_off(self, private_url: URL) -> None:
         """Without GRPC_REFLECTION the server does not reveal its API."""

@@ -171,9 +171,13 @@ class TestRefusedStarts:
             ({"DATABASE_URL": ""}, "DATABASE_URL is not set"),
             ({"DATABASE_URL": "mysql://u:topsecret@h/d"}, "only PostgreSQL is supported"),
             ({"DATABASE_URL": "postgresql://u:topsecret@h:port/d"}, "not a database URL"),
-            ({"DATABASE_URL": "postgresql://u@h/d", "GRPC_HOST": "0.0.0.0"}, "INSECURE_PLAINTEXT"),
+            ({"DATABASE_URL": "postgresql://u@127.0.0.1/d", "GRPC_HOST": "0.0.0.0"}, "say INSECURE_PLAINTEXT=true"),
+            ({"DATABASE_URL": "postgresql://u:topsecret@db.internal/d"}, "say INSECURE_PLAINTEXT_DATABASE=true"),
             ({"DATABASE_URL": "postgresql://u@127.0.0.1/d", "SECRET_KEYS": "k1:c2hvcnQ="}, "at least 32 are needed"),
-            ({"DATABASE_URL": "postgresql://u:topsecret@db.internal/d", "SECRET_KEYS": ""}, "SECRET_KEYS is not set"),
+            (
+                {"DATABASE_URL": "postgresql://u:topsecret@db.internal/d?sslmode=verify-full", "SECRET_KEYS": ""},
+                "SECRET_KEYS is not set",
+            ),
             *(
                 (
                     {"DATABASE_URL": "postgresql://u@127.0.0.1/d", "GRPC_PORT": "x", "CALLER_AUTH": "none"}

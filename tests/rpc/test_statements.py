@@ -1,14 +1,14 @@
 """What goes over the wire to the database, counted by a proxy in between."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grpc
 import pytest
 from sqlalchemy.engine import URL
 
 from personae.v1 import authentication_pb2, credential_pb2, user_pb2
-from tests.support.credentials import by_id
+from tests.support.credentials import NEW, by_id, change, reset, rows_of, signing_in, start_reset
 from tests.support.databases import wait_until_blocked
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, creation, get_request, new_user, unique_email, unique_name
@@ -98,6 +98,31 @@ def test_starting_a_reset_is_the_same_for_everybody(proxied: Proxied) -> None:
         request = credential_pb2.StartPasswordResetRequest(identifier=identifier)
         sent = proxied.sent_by(proxied.server.credentials.StartPasswordReset, request)
         assert sent == ["BEGIN", "INSERT", "INSERT", "COMMIT"]
+
+
+@pytest.mark.parametrize("method", ["SetPassword", "ChangePassword", "CompletePasswordReset"])
+def test_what_a_deadline_ends_was_not_done(private_server: RunningServer, method: str) -> None:
+    """DEADLINE_OVER after the hash, again and again: the password stays, and the code is good for a sixth call."""
+    server, user = private_server, new_user(private_server.users, password=PASSWORD)
+    code = start_reset(server, user).code
+    calls: dict[str, Callable[[RunningServer], object]] = {
+        "SetPassword": lambda at: at.credentials.SetPassword(
+            credential_pb2.SetPasswordRequest(user_id=user.id, password=NEW)
+        ),
+        "ChangePassword": lambda at: at.credentials.ChangePassword(change(user, PASSWORD)),
+        "CompletePasswordReset": lambda at: at.credentials.CompletePasswordReset(reset(code)),
+    }
+    with running(server.url, rpc_timeout=0.2) as hasty, server.database.engine.connect() as holder:
+        holder.exec_driver_sql(f"SELECT 1 FROM users WHERE id = {user.id} FOR UPDATE")
+        for _ in range(5):
+            failure = fails(calls[method], hasty)
+            assert failure.reason == "DEADLINE_OVER"
+            assert failure.message.endswith("What the call asked for was not done.")
+
+    assert signing_in(server, user, PASSWORD) == "OK"
+    assert [row["action"] for row in rows_of(server.url, "audit_events")].count(method) == 0
+    calls[method](server)
+    assert signing_in(server, user, NEW) == "OK"
 
 
 def test_the_deadline_goes_with_the_statement(private_url: URL) -> None:

@@ -13,10 +13,12 @@ from sqlalchemy.engine import URL
 from personae.v1 import authentication_pb2
 from service import __version__
 from tests.support.collectors import Collector, collecting
+from tests.support.databases import libpq_url
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, get_request, new_user
+from tests.support.processes import process
 from tests.support.scrapes import free_port
-from tests.support.servers import RunningServer, running
+from tests.support.servers import RunningServer, Services, running
 from tests.support.witness import WITNESS
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -42,6 +44,16 @@ def from_caller(flags: str, request_id: str = "") -> tuple[tuple[str, str | byte
         ("tracestate", "shop=1"),
         ("x-request-id", request_id or uuid.uuid4().hex),
     )
+
+
+def test_a_collector_on_this_machine_is_not_reached_through_a_proxy(shared_url: URL) -> None:
+    """One beyond it may be."""
+    proxy = {"http_proxy": "http://127.0.0.1:9", "DATABASE_URL": libpq_url(shared_url)}
+    with collecting() as collector, process("serve", OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint, **proxy) as server:
+        with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            new_user(Services(channel).users, name="traced-past-a-proxy")
+        assert server.end() == 0
+    assert collector.spans
 
 
 def test_a_call_is_part_of_its_caller_s_trace(private_url: URL) -> None:

@@ -19,9 +19,9 @@ HEAD = needed_revision()
 
 
 class TestVerbs:
-    def run(self, *arguments: str, url: URL, text: str = "") -> tuple[int, str]:
+    def run(self, *arguments: str, url: URL, text: str = "", **settings: str) -> tuple[int, str]:
         environment = {"PATH": os.environ["PATH"], "DATABASE_URL": libpq_url(url), "SECRET_KEYS": KEY}
-        environment["BCRYPT_COST"] = "4"
+        environment |= {"BCRYPT_COST": "4", **settings}
         command = [sys.executable, "-m", *arguments]
         done = subprocess.run(
             command, cwd=ROOT, env=environment, input=text, capture_output=True, text=True, check=False
@@ -49,6 +49,32 @@ class TestVerbs:
                 root = server.users.GetUser(user_pb2.GetUserRequest(key=user_pb2.UserKey(username="root")))
                 assert root.is_superuser
                 assert root.has_password
+
+    @pytest.mark.parametrize(
+        "verb",
+        [
+            ("create-superuser", "--email", "root@example.com", "--username", "root", "--password-stdin"),
+            ("callers", "create", "web", "--no-key"),
+            ("purge-deleted",),
+        ],
+        ids=" ".join,
+    )
+    def test_the_trail_names_the_operator(self, private_url: URL, verb: tuple[str, ...]) -> None:
+        """OPERATOR, or who the operating system says it is; a name that could not be shown is refused."""
+        due = "INSERT INTO users (email, username, deleted_at, purge_at) VALUES (%s, %s, '2020-01-01', '2020-02-01')"
+        for settings in ({"OPERATOR": "Ada <ada@ops>"}, {}):
+            run(private_url, "DELETE FROM users")
+            run(private_url, "DELETE FROM callers")
+            run(private_url, due, ("due@example.com", "due"))
+            assert self.run("service", *verb, url=private_url, text=f"{PASSWORD}\n", **settings)[0] == 0
+        found = dict(run(private_url, "SELECT operator, min(caller) FROM audit_events GROUP BY operator"))
+        assert found.pop("Ada <ada@ops>") == "command-line"
+        [(operator, caller)] = found.items()
+        assert operator
+        assert caller == "command-line"
+        for bad in ("x" * 65, "two\nlines"):
+            code, said = self.run("service", *verb, url=private_url, OPERATOR=bad)
+            assert (code, said) == (1, "personae: OPERATOR: must be at most 64 printable characters\n")
 
     def test_hash_report(self, private_url: URL) -> None:
         """Users by scheme and cost, whatever the column contains."""
@@ -84,7 +110,7 @@ class TestVerbs:
         "change, words",
         [
             ({"port": 1}, "Nothing listens there"),
-            ({"host": "no-such-host.invalid"}, "not known"),
+            ({"host": "no-such-host.invalid", "query": {"sslmode": "verify-full"}}, "not known"),
             ({"database": "no_such_database"}, "database does not exist"),
         ],
     )

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def alembic_config(url: URL) -> Config:
     """Alembic's configuration of this project, for one database."""
-    config = Config(ROOT / "alembic.ini")
+    config = Config(toml_file=ROOT / "pyproject.toml")
     config.attributes["url"] = url
     return config
 

@@ -22,21 +22,27 @@ PATIENCE = 120
 
 def inherited() -> dict[str, str]:
     """What Python and PostgreSQL need of the environment of this process."""
-    return {name: os.environ[name] for name in ("PATH", "HOME", "LD_LIBRARY_PATH", "PG_BINDIR") if name in os.environ}
+    needed = ("PATH", "HOME", "LD_LIBRARY_PATH", "PG_BINDIR", "INSECURE_PLAINTEXT_DATABASE")
+    return {name: os.environ[name] for name in needed if name in os.environ}
 
 
 class Process:
     """`python -m service …`, and what it prints, line by line."""
 
-    def __init__(self, *arguments: str, directory: Path | str = ROOT, **environment: str) -> None:
-        """directory: where it is started, and reads .env. environment: wins over the defaults of the tests; of this
-        process' own, only what Python needs is passed. An empty value is for .env to set.
+    def __init__(
+        self, stderr: int | None, /, *arguments: str, directory: Path | str = ROOT, **environment: str
+    ) -> None:
+        """stderr: a file descriptor; None: closed, as by `2>&-`. directory: where it is started, and reads .env.
+
+        environment: wins over the defaults of the tests; of this process' own, only what Python needs is passed. An
+        empty value is for .env to set.
         """
         self.lines: list[str] = []
         self._shows_an_email = "dev" in arguments  # in the example that it prints for people
         self._changed = threading.Condition()
+        closing = ["sh", "-c", 'exec "$0" "$@" 2>&-'] if stderr is None else []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "service", *arguments],
+            [*closing, sys.executable, "-m", "service", *arguments],
             cwd=directory,
             env=inherited()
             | {"PYTHONPATH": str(ROOT)}
@@ -45,7 +51,7 @@ class Process:
             | environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=stderr,
             text=True,
         )
         self._reader = threading.Thread(target=self._read)
@@ -101,7 +107,15 @@ class Process:
 
 @contextlib.contextmanager
 def process(*arguments: str, directory: Path | str = ROOT, **environment: str) -> Iterator[Process]:
-    made = Process(*arguments, directory=directory, **environment)
+    with process_with_stderr(subprocess.STDOUT, *arguments, directory=directory, **environment) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def process_with_stderr(
+    stderr: int | None, /, *arguments: str, directory: Path | str = ROOT, **environment: str
+) -> Iterator[Process]:
+    made = Process(stderr, *arguments, directory=directory, **environment)
     try:
         yield made
     finally:

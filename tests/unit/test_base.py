@@ -77,7 +77,7 @@ class TestSettings:
 
     def test_no_secret_in_repr(self) -> None:
         """Settings can be printed by accident."""
-        settings = self.load(database_url="postgresql://u:topsecret@h/d", secret_keys=ONE)
+        settings = self.load(database_url="postgresql://u:topsecret@127.0.0.1/d", secret_keys=ONE)
 
         assert "topsecret" not in repr(settings)
         assert "QUJDQUJD" not in repr(settings)
@@ -88,6 +88,50 @@ class TestSettings:
         with pytest.raises(SettingsError, match="INSECURE_PLAINTEXT"):
             self.load(grpc_host=host)
         assert self.load(grpc_host=host, insecure_plaintext=True).is_loopback is False
+
+    @pytest.mark.parametrize("name", ["database_url", "migration_database_url"])
+    @pytest.mark.parametrize(
+        "url, is_local",
+        [
+            ("postgresql://u@127.0.0.1/d", True),
+            ("postgresql://u@127.9.9.9/d?sslmode=disable", True),
+            ("postgresql://u@LOCALHOST/d", True),
+            ("postgresql://u@[::1]/d", True),
+            ("postgresql:///d", True),
+            ("postgresql:///d?host=/run/postgresql", True),
+            ("postgresql://%2Frun%2Fpostgresql/d", True),
+            ("postgresql://u@10.0.0.1/d", False),
+            ("postgresql://u@db/d?sslmode=require", False),
+            ("postgresql://u@db/d?sslmode=verify-ca", False),
+            ("postgresql://u@db/d?sslmode=VERIFY-FULL", False),
+            ("postgresql://u@127.0.0.1,db/d", False),
+            ("postgresql://u@localhost/d?host=db", False),
+            ("postgresql://u@localhost/d?hostaddr=10.0.0.1", False),
+            ("postgresql:///d?host=127.0.0.1,db", False),
+            ("postgresql:///d?service=prod", False),
+            ("postgresql://u@[fe80::1%25eth0]/d", False),
+            ("postgresql://u@[::ffff:10.0.0.1]/d", False),
+        ],
+    )
+    def test_a_database_on_another_machine_is_verified_unless_it_is_said(
+        self, name: str, url: str, is_local: bool
+    ) -> None:
+        """Without verify-full the driver may fall back to clear text, or trust any server."""
+        if not is_local:
+            with pytest.raises(SettingsError, match=f"{name.upper()} .*verify-full.*INSECURE_PLAINTEXT_DATABASE=true"):
+                self.load(**{name: url})
+        assert self.load(**{name: url}, insecure_plaintext_database=not is_local)
+        base, _, query = url.partition("?")
+        options = "" if query.startswith("sslmode") else query
+        assert self.load(**{name: f"{base}?sslmode=verify-full&{options}"})
+
+    @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "db.example.com"])
+    def test_cheap_hashes_beyond_loopback_are_refused(self, host: str) -> None:
+        """OWASP's least is 10. A server that nobody else reaches may hash for tests."""
+        with pytest.raises(SettingsError, match="BCRYPT_COST=9 is for tests only"):
+            self.load(grpc_host=host, insecure_plaintext=True, bcrypt_cost=9)
+        assert self.load(grpc_host=host, insecure_plaintext=True, bcrypt_cost=10).bcrypt_cost == 10
+        assert self.load(grpc_host="127.0.0.1", bcrypt_cost=4).bcrypt_cost == 4
 
     @pytest.mark.parametrize(
         "url, needed",
@@ -104,7 +148,7 @@ class TestSettings:
     )
     def test_keys_are_needed_where_others_reach(self, url: str, needed: bool, tmp_path: Path) -> None:
         """Servers that share a database must share their keys; on one machine they are generated."""
-        settings = self.load(database_url=url, dev_data_dir=tmp_path / "postgres")
+        settings = self.load(database_url=url, dev_data_dir=tmp_path / "postgres", insecure_plaintext_database=True)
         if needed:
             with pytest.raises(SettingsError, match="generate-key"):
                 settings.keys()

@@ -19,7 +19,7 @@ BAD_IDENTITIES = (
     *("spiffe://prod.example/w*b", "spiffe://prod.example/%77eb", "spiffe://prod.example/" + "a" * 2048),
 )
 GOOD_IDENTITIES = (
-    *("web", "web.internal", "web_1.shop-2.internal", "10.0.0.1", "a" * 63 + ".internal"),
+    *("web", "web.internal", "web_1.shop-2.internal", "web.1", "10.0.0.1.internal", "a" * 63 + ".internal"),
     *("spiffe://prod.example/web", "spiffe://p/Ns/web_1.a-b", "spiffe://prod.example/" + "a" * 2000),
 )
 
@@ -46,7 +46,35 @@ def test_identities(identity: str) -> None:
 @pytest.mark.parametrize("identity", BAD_IDENTITIES)
 def test_bad_identities(identity: str) -> None:
     """No certificate can have them, or they are wildcards."""
-    with pytest.raises(CallerError):
+    with pytest.raises(CallerError, match="identifies no certificate"):
+        require_identity(identity)
+
+
+ADDRESS = "Give the certificate a DNS name"
+WEB = "write web.internal"
+
+
+@pytest.mark.parametrize(
+    "identity, advice",
+    [
+        *[(address, ADDRESS) for address in ("127.0.0.1", "10.0.0.1", "10.1", "2130706433", "::1", "fe80::1%eth0")],
+        *[
+            (address, ADDRESS)
+            for address in ("[::1]:443", "127.0.0.1:443", "127.0.0.1 ", "https://127.0.0.1/x", "1.1.")
+        ],
+        *[(name, WEB) for name in ("Web.Internal", "web.internal.", " web.internal\t", "web.internal:443")],
+        *[(name, WEB) for name in ("https://web.internal/a", "dns://web.internal", "CN=web.internal", "web. internal")],
+        *[(name, "Wildcards are not allowed. Write each name") for name in ("*", "*.internal", "spiffe://td/*")],
+        *[(name, "emails in certificates are not compared") for name in ("web@internal", "mailto://web@internal")],
+        *[(name, "behind it comes a path") for name in ("spiffe://td", "SPIFFE://td/web", "spiffe://Td/web")],
+        *[(name, "behind it comes a path") for name in ("spiffe://td/web/", "spiffe://td:1/web", "spiffe://td/a?b")],
+        ("wéb.internal", "begins with xn--"),
+        *[(name, "up to 63 letters") for name in ("", "-web", "web..internal", "a" * 64, "web;internal")],
+    ],
+)
+def test_a_bad_identity_is_told_what_to_write(identity: str, advice: str) -> None:
+    """Whoever typed it learns which name of the certificate counts."""
+    with pytest.raises(CallerError, match=advice):
         require_identity(identity)
 
 

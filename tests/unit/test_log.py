@@ -12,7 +12,7 @@ import pytest
 import structlog
 
 from service.observability import log
-from service.observability.log import LogWriter
+from service.observability.log import LogWriter, StandardError
 
 
 @pytest.fixture
@@ -48,12 +48,14 @@ class TestConfigure:
         library.warning("%s clients", 7)
         library.info("not this")
         library.error("bad %s %s", "arguments")
+        library.error("bad %(name)s", {"other": 1})
         library.error("failed", exc_info=ValueError("ada@example.com"))
         log.flush()
 
-        first, second, third = (json.loads(line) for line in stream.getvalue().splitlines())
+        first, second, bad, third = (json.loads(line) for line in stream.getvalue().splitlines())
         assert (first["event"], first["level"], first["worker"]) == ("7 clients", "warning", 3)
         assert second["event"] == "bad %s %s"
+        assert bad["event"] == "bad %(name)s"
         assert third["raised"][0] == "ValueError"
         assert "ada@" not in stream.getvalue()
 
@@ -90,7 +92,9 @@ class FailingStream(io.StringIO):
 
 
 class TestWriting:
-    @pytest.mark.parametrize("error", [OSError(28, "no space left"), ValueError("closed"), BlockingIOError()])
+    @pytest.mark.parametrize(
+        "error", [OSError(28, "no space left"), ValueError("closed"), BlockingIOError(), AttributeError()]
+    )
     def test_lines_that_cannot_be_written_are_counted(self, error: Exception) -> None:
         """Nothing is raised; once writing works again, the log says how many lines it lacks."""
         stream = FailingStream()
@@ -136,6 +140,30 @@ class TestWriting:
                 lost = reader.readline()
             assert json.loads(lost)["lines"] >= 1
             assert writer.flush(60)
+
+    def test_a_line_that_was_cut_off_spoils_no_other(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A disk takes the beginning of a line before it is full. What is written later is on lines of its own."""
+        disk, room = bytearray(), [10]
+
+        def write(_descriptor: int, data: bytes) -> int:
+            if not room[0]:
+                raise OSError(28, "no space left")
+            taken = data[: room[0]]
+            disk.extend(taken)
+            room[0] -= len(taken)
+            return len(taken)
+
+        monkeypatch.setattr("service.observability.log.os.write", write)
+        writer = LogWriter(StandardError(), render, {})
+        writer.put(event="cut off", level="info")
+        assert writer.flush(60)
+        room[0] = 1000
+        writer.put(event="whole", level="info")
+        assert writer.flush(60)
+
+        torn, *whole = disk.decode().splitlines()
+        assert len(torn) == 10
+        assert [json.loads(line)["event"] for line in whole] == ["log lines lost", "whole"]
 
     def test_a_value_that_cannot_be_rendered(self) -> None:
         """Costs its own line only."""

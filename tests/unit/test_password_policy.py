@@ -8,9 +8,10 @@ from personae.v1 import credential_pb2
 from service.core.passwords.common import CommonPasswords, to_blob
 from service.core.passwords.policy import Names, PasswordPolicy, unchanged
 
-COMMON = CommonPasswords(to_blob({"correcthorsebattery", "password1", "iloveyou", "abcabcabc1"}))
+COMMON = CommonPasswords(to_blob({"correcthorsebattery", "password", "password1", "iloveyou", "abcabcabc1"}))
 POLICY = PasswordPolicy(15, COMMON)
 SHORT = PasswordPolicy(8, COMMON)
+MANY_PARTS = ".".join(f"a{number}" for number in range(10, 30))
 ADA = Names("lovelace@analytical.example.com", "countess")
 
 
@@ -23,10 +24,13 @@ def reasons(password: str, names: Names | None = None, policy: PasswordPolicy = 
     [
         ("fourteen chars", ["TOO_SHORT"]),
         ("fifteen letters", []),
-        ("\u00e9" * 7 + "\u00e8" * 7 + "!", []),
-        ("e\u0301" * 7 + "e\u0300" * 7, ["TOO_SHORT"]),
+        ("\u00e9l\u00e8ve \u00e0 l'\u00e9cole", []),
+        ("e\u0301le\u0300ve a\u0300 l'e\u0301col", ["TOO_SHORT"]),
         ("".join(chr(0x4E00 + number) for number in range(256)), []),
         ("".join(chr(0x4E00 + number) for number in range(257)), ["TOO_LONG"]),
+        ("".join(f"\u1100\u1161{chr(0x11A8 + number * number % 27)}" for number in range(256)), []),
+        ("e" + "\u0301" * 1024, ["TOO_LONG"]),
+        ("\x00" + "\u0301\u0323" * 512, ["TOO_LONG"]),  # normalising more would hold up all other calls
         ("x" * 4097, ["TOO_LONG"]),
         ("", ["TOO_SHORT"]),
     ],
@@ -47,22 +51,41 @@ def test_all_violations_come_at_once() -> None:
         *("correcthorsebattery", "CorrectHorseBattery", "password1password1", "PASSWORD1password1passw"),
         *("password1passwo", "iloveyou" * 3, "correct-horse-battery", "password1 password1", "pass\u200bword1" * 2),
         "abcabcabc1abcabcabc1",
+        *("password1!!!!!!!!!!", "!!!!!!!!!!password1", "...password1...", "PASSWORD1 2024!!!!", "password1password1!"),
+        *("password1123456789", "password1987654321", "iloveyouuuuuuuuu", "iloveyou20242024", "ilove!!!!!!!!!!!you"),
+        *("p4ssw0rd1!!!!!!!", "p@$$word112345678", "1l0v3y0u.1l0v3y0u", "1drowssap!!!!!!!", "uoyevoliuoyevoli"),
     ],
 )
-def test_common_passwords_are_refused_in_any_case_and_repeated(password: str) -> None:
-    """Doubling a common password makes no good one."""
+def test_common_passwords_are_refused_in_any_case_repeated_and_decorated(password: str) -> None:
+    """Doubling a common password makes no good one; nor do look-alikes, counting up, or what stands at its ends."""
     assert reasons(password) == ["COMMON"]
 
 
-@pytest.mark.parametrize("password", ["a" * 15, "abab" * 4, "1234" * 4 + "12", "Xx" * 8, "ab ab ab ab ab ab"])
+@pytest.mark.parametrize(
+    "password",
+    [
+        *("a" * 15, "abab" * 4, "1234" * 4 + "12", "Xx" * 8, "ab ab ab ab ab ab"),
+        *(
+            "a" * 14 + "b",
+            "a" * 8 + "b" * 8,
+            "aaaabbbbccccdddd",
+            "abcdefghijklmnop",
+            "987654321!!!!!!!",
+            "aabbccddeeffgg!",
+        ),
+    ],
+)
 def test_a_few_characters_repeated_are_refused(password: str) -> None:
-    """Up to four characters, repeated to any length."""
+    """Up to four characters, repeated to any length one by one or together, or counted up."""
     assert reasons(password) == ["REPETITIVE"]
 
 
 @pytest.mark.parametrize(
     "password",
-    ["we met at noon, we met at noon", "correct horse battery staple", "a" * 8 + "b" * 8, "aaa!$%^&*()_+{}|"],
+    [
+        *("we met at noon, we met at noon", "correct horse battery staple", "aaa!$%^&*()_+{}|", "password1 as a word"),
+        *("iloveyou7391846205", "iloveyou and x7$kQ9", "x7$kQ9!mZ2#pL5@w", "7391846205836271"),
+    ],
 )
 def test_what_is_not_common_may_repeat_itself(password: str) -> None:
     """There are no rules of composition."""
@@ -79,6 +102,11 @@ def test_what_is_not_common_may_repeat_itself(password: str) -> None:
         ("analytical-2026-xy", ["CONTAINS_EMAIL"]),
         ("example-example", ["CONTAINS_EMAIL"]),
         ("com is three letters", []),
+        ("lovelace!!!!!!!!!!!!!", ["CONTAINS_EMAIL"]),
+        ("countess@analytical.example.com", ["CONTAINS_EMAIL"]),
+        ("c0unt3ss-2026!!", ["CONTAINS_USERNAME"]),
+        ("ssetnuoc 20262026", ["CONTAINS_USERNAME"]),
+        ("a countess met lovelace", ["CONTAINS_USERNAME", "CONTAINS_EMAIL"]),
         ("m\u00fcllerm\u00fcllerxyz", []),
     ],
 )
@@ -86,6 +114,44 @@ def test_the_users_own_names(password: str, expected: list[str]) -> None:
     """Half of the password or more made of username, local part or a domain label of five characters or more."""
     assert reasons(password, ADA) == expected
     assert reasons(password) == []
+
+
+@pytest.mark.parametrize(
+    "email, username, passwords",
+    [
+        (
+            "ada@example.com",
+            "bob",
+            [
+                *("ada@example.com", "ADA@example.com1", "ada-example-com", "adaexamplecom99", "bob@example.com"),
+                *("example.com/ada", "moc.elpmaxe@ada", "bobexample12345", "@d4@ex4mple.c0m", "ada@example.com and I"),
+            ],
+        ),
+        (
+            "john.smith@contoso.com",
+            "jsm",
+            [
+                *(
+                    "contosojohnsmith",
+                    "johnsmithcontoso",
+                    "John Smith Contoso",
+                    "johncontososmith",
+                    "contoso-john-2024",
+                ),
+                *("htimsnhojosotnoc", "c0nt0s0j0hn5m1th", "contoso2024!!!!!", "smith-contoso-01", "jsmcontoso12345"),
+            ],
+        ),
+        ("x+tag@ab.cd.ef", "x.y", ["x+tag@ab.cd.ef0", "xtagabcdef12345", "x.y@ab.cd.ef 12"]),
+        (f"{MANY_PARTS}@{'c.' * 60}example.com", "abc", [MANY_PARTS, MANY_PARTS.replace(".", "")]),
+    ],
+)
+def test_names_together(email: str, username: str, passwords: list[str]) -> None:
+    """The whole email, and what it and the username consist of, one behind the other, however it is written."""
+    for password in passwords:
+        assert reasons(password) == [], password
+        assert set(reasons(password, Names(email, username))) & {"CONTAINS_EMAIL", "CONTAINS_USERNAME"}, password
+    for password in ("a story of four words", "john likes contoso trains a lot", "example of ada and her machine"):
+        assert reasons(password, Names(email, username)) == [], password
 
 
 @pytest.mark.parametrize(

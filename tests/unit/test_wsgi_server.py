@@ -19,8 +19,8 @@ def hello(_environ: dict[str, Any], start_response: Callable[..., Any]) -> Itera
 
 
 @contextmanager
-def served(app: Any = hello, host: str = "127.0.0.1") -> Iterator[WsgiServer]:
-    server = WsgiServer(app, host, 0, idle_seconds=1)
+def served(app: Any = hello, host: str = "127.0.0.1", *, idle_seconds: int = 1) -> Iterator[WsgiServer]:
+    server = WsgiServer(app, host, 0, idle_seconds=idle_seconds)
     try:
         yield server
     finally:
@@ -37,6 +37,15 @@ def test_idle_clients_keep_nobody_out() -> None:
         idle = [stack.enter_context(closing(connection(server.port))) for _ in range(MAX_CONNECTIONS)]
         assert get(server.port, "/")[0] == 200
         assert idle[0].recv(1) == b""
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET / HT"])
+def test_idle_clients_make_room_at_once(begun: bytes) -> None:
+    """However many connect, and whether they begin a request: a probe has no time to wait until they are closed."""
+    with served(idle_seconds=3600) as server, ExitStack() as stack:
+        for _ in range(3 * MAX_CONNECTIONS):
+            stack.enter_context(closing(connection(server.port))).sendall(begun)
+        assert get(server.port, "/")[0] == 200
 
 
 def test_slow_clients_are_closed() -> None:

@@ -1,6 +1,7 @@
 """Which names, certificate identities and rate limits a caller may have. Pure."""
 
 import re
+from ipaddress import ip_address
 
 from service.base.actor import RESERVED_NAMES
 from service.core.token_bucket import MAX_BURST, MAX_PER_SECOND, Rate
@@ -9,6 +10,8 @@ _NAME = re.compile(r"[a-z][a-z0-9]*(?:[._-][a-z0-9]+)*")
 _NAME_MAX_LENGTH = 63
 _DNS_NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(?:\.(?!-)[a-z0-9_-]{1,63}(?<!-))*")
 _DNS_NAME_MAX_LENGTH = 253
+_NUMBERS = re.compile(r"[0-9]+(?:\.[0-9]+)*")
+_PORT = re.compile(r"(?<=[a-z0-9\]]):[0-9]+$")
 _SPIFFE_ID = re.compile(r"spiffe://[a-z0-9._-]{1,255}(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._-]+)+")
 _SPIFFE_ID_MAX_LENGTH = 2048
 
@@ -31,15 +34,54 @@ def require_name(name: str) -> None:
 def require_identity(identity: str) -> None:
     """Raise CallerError for what is neither a SPIFFE ID with a path nor a DNS name in lower case.
 
-    Identities are compared as whole strings, so one that no certificate can contain is a mistake.
+    Identities are compared as whole strings, so one that no certificate can contain is a mistake. The text says what to
+    write instead.
     """
-    is_spiffe_id = _SPIFFE_ID.fullmatch(identity) and len(identity) <= _SPIFFE_ID_MAX_LENGTH
-    is_dns_name = _DNS_NAME.fullmatch(identity) and len(identity) <= _DNS_NAME_MAX_LENGTH
-    if not is_spiffe_id and not is_dns_name:
+    if not _is_spiffe_id(identity) and not _is_dns_name(identity):
         raise CallerError(
-            f"{identity!r} is neither a SPIFFE id with a path (spiffe://trust-domain/workload) nor a DNS name in lower "
-            "case. Wildcards are not allowed."
+            f"{identity!r} identifies no certificate: {_advice(identity)}. An identity is a SPIFFE id with a path "
+            "(spiffe://trust-domain/workload) or a DNS name in lower case."
         )
+
+
+def _is_spiffe_id(text: str) -> bool:
+    return len(text) <= _SPIFFE_ID_MAX_LENGTH and _SPIFFE_ID.fullmatch(text) is not None
+
+
+def _is_dns_name(text: str) -> bool:
+    """Whether a certificate can have this DNS name. Numbers alone are an IPv4 address, whole or abbreviated."""
+    return len(text) <= _DNS_NAME_MAX_LENGTH and _DNS_NAME.fullmatch(text) is not None and not _NUMBERS.fullmatch(text)
+
+
+def _advice(identity: str) -> str:
+    """What is wrong with an identity, and what to write."""
+    bare = "".join(identity.split()).lower()
+    scheme, has_scheme, rest = bare.partition("://")
+    meant = _PORT.sub("", re.split("[/?#]", rest if has_scheme else bare.removeprefix("cn="))[0]).strip(".")
+    if _is_address(meant):
+        return "addresses in certificates are not compared. Give the certificate a DNS name, and write that"
+    if "*" in bare:
+        return "Wildcards are not allowed. Write each name, as an --identity of its own"
+    if "@" in bare:
+        return "emails in certificates are not compared. Write a DNS name that the certificate has"
+    if scheme == "spiffe":
+        return (
+            "the trust domain has lower-case letters, digits, `.`, `_` and `-`; behind it comes a path, without a `/` "
+            "at its end, `//`, `%`, query or fragment"
+        )
+    if not bare.isascii():
+        return "certificates have the ASCII form of international names. Write the name that begins with xn--"
+    if _is_dns_name(meant):
+        return f"if the certificate has the DNS name {meant}, write {meant}"
+    return "its parts have up to 63 letters, digits, `-` and `_`, with dots in between"
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text.strip("[]").partition("%")[0])
+    except ValueError:
+        return _NUMBERS.fullmatch(text) is not None
+    return True
 
 
 def require_rate(rate: Rate) -> None:

@@ -31,9 +31,9 @@ class CommonPasswords:
     def __init__(self, *blobs: bytes) -> None:
         self._blobs = blobs
 
-    def is_common(self, password: str) -> bool:
-        """Whether the password is listed, in any case and normal form. For text of bounded length."""
-        entry = fold(password).encode()
+    def is_listed(self, folded: str) -> bool:
+        """Whether there is such an entry. For text in the form of `fold`."""
+        entry = folded.encode()
         return any(_holds(blob, entry) for blob in self._blobs)
 
 

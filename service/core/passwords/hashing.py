@@ -17,6 +17,11 @@ from service.core.identifiers import has_control_character, to_nfc
 
 PASSWORD_MAX_BYTES = 4096
 """Checked before any normalising. NIST SP 800-63B-4, 3.1.1.2 wants 64 characters at least."""
+PASSWORD_MAX_LENGTH = 256
+"""The longest password that may be chosen, in code points after NFC."""
+_UNNORMALISED_MAX_LENGTH = 4 * PASSWORD_MAX_LENGTH
+"""In code points, of text that is not ASCII. No character in NFC has more than 4 in its decomposition, so a longer text
+stays too long; and normalising 2,000 combining marks holds the GIL for 10 ms, as their square."""
 MIN_COST = 4
 MAX_COST = 16
 """The highest cost that is verified: no stored hash may occupy a core for minutes."""
@@ -33,7 +38,9 @@ _SHA256 = re.compile(
 
 def is_over_ceiling(password: str) -> bool:
     """Whether a password is over the ceiling. To be asked before it is normalised or matched."""
-    return len(password) > PASSWORD_MAX_BYTES or len(password.encode()) > PASSWORD_MAX_BYTES
+    if len(password) > PASSWORD_MAX_BYTES or len(password.encode()) > PASSWORD_MAX_BYTES:
+        return True
+    return len(password) > _UNNORMALISED_MAX_LENGTH and not password.isascii()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +103,15 @@ def is_match(password: str, stored: str | None, *, reference_cost: int) -> bool:
     return is_right and compared is stored
 
 
-def needs_rehash(password: str, stored: str, cost: int) -> bool:
-    """Whether the stored hash of this password differs in cost or layout from what would be written today."""
+def renewal_cost(password: str, stored: str, cost: int) -> int | None:
+    """The cost at which to hash this password again; None when its stored hash is as good as a new one of this cost.
+
+    A hash of higher cost is never weakened: it may come from a server that is configured better than this one.
+    """
     parsed = parse_hash(stored)
     is_long = len(to_nfc(password).encode()) > _BCRYPT_MAX_BYTES
-    return parsed.cost != cost or parsed.is_prehashed != is_long or not stored.startswith(("$2b$", "$bcrypt-sha256$"))
+    has_layout = parsed.is_prehashed == is_long and stored.startswith(("$2b$", "$bcrypt-sha256$"))
+    return None if has_layout and parsed.cost >= cost else max(cost, parsed.cost)
 
 
 def _secret(password: str) -> bytes | None:

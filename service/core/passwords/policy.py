@@ -4,18 +4,28 @@ NIST SP 800-63B-4, 3.1.1.2 and OWASP ASVS 5, V6.2: a minimum length, no control 
 made of the user's names. No composition rules and no expiry: they make passwords worse.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import groupby, islice, pairwise, permutations
 
 from service.base.errors import Violation
 from service.core.identifiers import domain_as_typed, has_control_character, to_nfc
-from service.core.passwords.common import CommonPasswords
-from service.core.passwords.hashing import is_over_ceiling
+from service.core.passwords.common import CommonPasswords, fold
+from service.core.passwords.hashing import PASSWORD_MAX_LENGTH, is_over_ceiling
 
-PASSWORD_MAX_LENGTH = 256
 _MIN_WORD_LENGTH = 5
 """Shorter names are likely to occur in a password by chance."""
+_MIN_COMMON_LENGTH = 4
+"""The shortest entries of the list."""
 _MAX_REPEATED_LENGTH = 4
+_MAX_PAIRED = 10
+"""How many parts of names are also looked for one behind the other. An email can have a hundred."""
+_PERIODS = 4
+_RUN = re.compile(r"(.)\1{2,}", re.DOTALL)
+_WORDS = re.compile(r"[^\W_]+")
+_LEET = str.maketrans("@4031!$57", "aaoeiisst")
+_LEET_L = str.maketrans("1!", "ll")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,26 +46,36 @@ class PasswordPolicy:
     def violations(self, password: str, names: Names | None, *, field_name: str) -> list[Violation]:
         """Every rule that the password breaks; empty when it may be chosen.
 
-        Without names the rules about names are left out. A password over the ceiling is not examined further.
+        Without names the rules about names are left out. A password that is too long is not compared with anything.
         """
         if is_over_ceiling(password):
             return [_too_long(field_name)]
         normal = to_nfc(password)
-        folded = normal.casefold()
         found = self._of_form(normal, field_name)
+        if len(normal) > PASSWORD_MAX_LENGTH:
+            return found
+        folded = fold(normal)
         texts = {folded, _without_separators(folded)}
         if any(_is_repetitive(text) for text in texts):
             found.append(Violation(field_name, "REPETITIVE", "must not be a few characters, repeated"))
-        elif any(self._is_common(text) for text in texts):
+        elif any(self._is_common(core) for core in _cores(folded)):
             found.append(
-                Violation(field_name, "COMMON", "must not be a common or breached password, nor one of them repeated")
+                Violation(
+                    field_name,
+                    "COMMON",
+                    "must not be a common or breached password, nor one of them repeated, reversed or decorated",
+                )
             )
         if names is not None:
             found += _of_names(folded, names, field_name)
         return found
 
-    def _is_common(self, text: str) -> bool:
-        return self.common.is_common(text) or any(self.common.is_common(text[:period]) for period in _periods(text))
+    def _is_common(self, core: str) -> bool:
+        return any(
+            self.common.is_listed(text[:length])
+            for text in _readings(core)
+            for length in (len(text), *islice(_periods(text), _PERIODS))
+        )
 
     def _of_form(self, password: str, field_name: str) -> list[Violation]:
         found = []
@@ -79,13 +99,44 @@ def _too_long(field_name: str) -> Violation:
 
 def _periods(text: str) -> Iterator[int]:
     """The lengths after which the text repeats itself up to its end; the last repetition may be cut short."""
-    if len(text) <= PASSWORD_MAX_LENGTH:  # a longer one is refused anyway
-        yield from (length for length in range(1, len(text)) if text.startswith(text[length:]))
+    yield from (length for length in range(1, len(text)) if text.startswith(text[length:]))
 
 
 def _is_repetitive(text: str) -> bool:
-    shortest = next(_periods(text), None)
-    return shortest is not None and shortest <= _MAX_REPEATED_LENGTH and shortest * 2 <= len(text)
+    """Whether a few characters, repeated one by one or all together, or counted up, make up the text."""
+    shortest = min(next(_periods(text), len(text)), _weight(text))
+    return shortest <= _MAX_REPEATED_LENGTH and 0 < shortest * 2 <= len(text)
+
+
+def _weight(text: str) -> int:
+    """The number of characters, without those that repeat the one before, or go on counting: `!!!!` has 1, `1234` 2.
+
+    Counting is looked for in ASCII only: neighbours in other scripts are no order that a person knows by heart.
+    """
+    squeezed = [letter for letter, _ in groupby(text)]
+    steps = [ord(one) - ord(other) if (one + other).isascii() else 0 for one, other in pairwise(squeezed)]
+    return len(squeezed) - sum(step == before and abs(step) == 1 for before, step in pairwise(steps))
+
+
+def _cores(text: str) -> set[str]:
+    """The text, and what is left of it without decoration that weighs less: separators, punctuation and digits at the
+    ends, and runs of one character. Attackers try common passwords with all of these.
+    """
+    cores = {text, _without_separators(text)}
+    runs = len(_RUN.findall(text))
+    for bare, weight in {_RUN.sub(r"\1", text): 0, _RUN.sub("", text): runs, text: 0}.items():
+        for is_kept in (str.isalnum, str.isalpha):
+            kept = [place for place, letter in enumerate(bare) if is_kept(letter)] or [0]
+            core = bare[kept[0] : kept[-1] + 1]
+            if len(core) >= weight + _weight(bare[: kept[0]]) + _weight(bare[kept[-1] + 1 :]):
+                cores |= {core, _without_separators(core)}
+    return {core for core in cores if len(core) >= _MIN_COMMON_LENGTH}
+
+
+def _readings(text: str) -> set[str]:
+    """The text forwards and backwards, as it is and with look-alikes of letters read as these letters."""
+    forwards = {text, text.translate(_LEET), text.translate(_LEET | _LEET_L)}
+    return forwards | {reading[::-1] for reading in forwards}
 
 
 def _without_separators(text: str) -> str:
@@ -97,17 +148,38 @@ def _without_separators(text: str) -> str:
 
 
 def _of_names(folded: str, names: Names, field_name: str) -> list[Violation]:
-    local, _, domain = names.email.partition("@")
+    readings = {*_readings(folded), *_readings(_without_separators(folded))}
+    by_username = _parts(names.username)
+    by_email = _parts(names.email, domain_as_typed(names.email))
+    is_username = _is_mostly(readings, by_username)
+    is_email = _is_mostly(readings, by_email)
+    if not (is_username or is_email):  # neither alone
+        is_username = is_email = _is_mostly(readings, by_username | by_email)
     found = []
-    if _is_mostly(folded, [names.username]):
+    if is_username:
         found.append(Violation(field_name, "CONTAINS_USERNAME", "must not consist of the username by half or more"))
-    if _is_mostly(folded, [local, *domain.split("."), *domain_as_typed(names.email).split(".")]):
-        found.append(Violation(field_name, "CONTAINS_EMAIL", "must not consist of a part of the email by half or more"))
+    if is_email:
+        found.append(Violation(field_name, "CONTAINS_EMAIL", "must not consist of parts of the email by half or more"))
     return found
 
 
-def _is_mostly(folded: str, words: list[str]) -> bool:
-    return any(
-        len(word) >= _MIN_WORD_LENGTH and word in folded and folded.count(word) * len(word) * 2 >= len(folded)
-        for word in (to_nfc(word).casefold() for word in words)
-    )
+def _parts(*names: str) -> set[str]:
+    """The names, and what they consist of: local part, domain, its labels, and words between separators."""
+    folded = [fold(name) for name in names]
+    parts = {part for name in folded for part in (name, *name.split("@"), *_WORDS.findall(name))}
+    return parts | {"".join(_WORDS.findall(part)) for part in parts}
+
+
+def _is_mostly(readings: set[str], parts: set[str]) -> bool:
+    """Whether these parts of names, alone or one behind the other, weigh as much in a reading as the rest of it."""
+    longest = sorted(parts, key=lambda part: (-len(part), part))
+    pairs = ("".join(pair) for pair in permutations(longest[:_MAX_PAIRED], 2))
+    words = sorted({word for word in (*parts, *pairs) if len(word) >= _MIN_WORD_LENGTH}, key=len, reverse=True)
+    for reading in readings:
+        rest = reading
+        for word in words:
+            rest = rest.replace(word, "\0")
+        rest = rest.replace("\0", "")
+        if len(rest) < len(reading) and len(reading) - len(rest) >= _weight(rest):
+            return True
+    return False

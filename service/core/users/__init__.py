@@ -5,6 +5,7 @@ Functions take the session first, raise the errors of service.base.errors, and n
 
 from service.core.users.changes import (
     delete_user,
+    lock_user,
     purge_expired,
     purge_user,
     require_live,
@@ -34,6 +35,7 @@ from service.core.users.rows import (
     find_user,
     get_user,
 )
+from service.core.users.superusers import may_change, require_may_change
 
 __all__ = [
     "COLUMNS",
@@ -57,10 +59,13 @@ __all__ = [
     "find_user",
     "get_user",
     "list_users",
+    "lock_user",
+    "may_change",
     "purge_expired",
     "purge_user",
     "require_free_names",
     "require_live",
+    "require_may_change",
     "set_active",
     "set_superuser",
     "undelete_user",

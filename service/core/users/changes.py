@@ -1,7 +1,7 @@
 """Changing, deleting and purging users.
 
 Etags are compared and set in the UPDATE itself; the last superuser is protected by a lock that every change takes that
-could remove one.
+could remove one. Every change of a superuser raises ScopeMissingError for a caller who may not make it.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,8 @@ from service.base.errors import (
 )
 from service.core import audit
 from service.core.expiry import delete_expired
-from service.core.users.rows import AUDITED_FIELDS, COLUMNS, NEXT_EPOCH, USERS, Key, UserRecord, get_user
+from service.core.users.rows import AUDITED_FIELDS, COLUMNS, NEXT_EPOCH, USERS, UserRecord
+from service.core.users.superusers import may_change, require_may_change
 
 _SUPERUSER_LOCK = 0x7375  # "su": no other advisory lock of this database has this number
 _LIVE = USERS.c.deleted_at.is_(None)
@@ -74,7 +75,8 @@ def set_active(session: Session, user_id: int, *, is_active: bool, version: int 
 
 
 def set_superuser(session: Session, user_id: int, *, is_superuser: bool, version: int | None) -> UserRecord:
-    """Grant or revoke the superuser flag. Nothing happens when it is set so, whatever the version.
+    """Grant or revoke the superuser flag. Nothing happens when it is set so, whatever the version. Granting voids what
+    was issued for the user: some callers that could start a code before may not complete it now, but others may.
 
     Raises UserNotFoundError, UserDeletedError, EtagMismatchError, LastSuperuserError.
     """
@@ -88,7 +90,7 @@ def set_superuser(session: Session, user_id: int, *, is_superuser: bool, version
         "GrantSuperuser" if is_superuser else "RevokeSuperuser",
         user_id,
         version,
-        {"is_superuser": is_superuser},
+        {"is_superuser": True, "access_epoch": NEXT_EPOCH} if is_superuser else {"is_superuser": False},
         where=and_(_LIVE, USERS.c.is_superuser != is_superuser, or_(literal(is_superuser), ~USERS.c.is_active)),
         is_done=is_done,
         may_lose_superuser=not is_superuser,
@@ -143,12 +145,11 @@ def undelete_user(session: Session, user_id: int, *, version: int | None) -> Use
 
 def purge_user(session: Session, user_id: int) -> None:
     """Remove the row of a softly deleted user, and its request ids. Raises UserNotFoundError, UserNotDeletedError."""
-    purged = session.scalar(
-        delete(USERS).where(USERS.c.id == user_id, USERS.c.deleted_at.is_not(None)).returning(USERS.c.id)
-    )
-    if purged is None:
-        get_user(session, Key("id", user_id))
+    user = lock_user(session, user_id)
+    require_may_change(session, user)
+    if user.deleted_at is None:
         raise UserNotDeletedError
+    session.execute(delete(USERS).where(USERS.c.id == user_id))
 
 
 def purge_expired(session: Session, *, now: datetime, limit: int) -> list[int]:
@@ -195,12 +196,13 @@ def _change(
         .values(**values, version=USERS.c.version + 1, updated_at=func.clock_timestamp())
         .returning(*COLUMNS, *(former.c[name] for name in AUDITED_FIELDS))
     )
-    compared = change.where(where)
+    compared = change.where(where, may_change(session))
     if version is not None:
         compared = compared.where(USERS.c.version == version)
     row = session.execute(compared).one_or_none()
     if row is None:
-        user = _get_locked(session, user_id)
+        user = lock_user(session, user_id)
+        require_may_change(session, user)
         if is_done(user):
             return user
         _require_version(user, version)
@@ -214,7 +216,8 @@ def _change(
     return changed
 
 
-def _get_locked(session: Session, user_id: int) -> UserRecord:
+def lock_user(session: Session, user_id: int) -> UserRecord:
+    """The user, its row locked until the transaction ends. Raises UserNotFoundError."""
     row = session.execute(select(*COLUMNS).where(USERS.c.id == user_id).with_for_update()).one_or_none()
     if row is None:
         raise UserNotFoundError

@@ -50,8 +50,9 @@ AUDITED_FIELDS = tuple(name for name in UserRecord._fields if name not in _NOT_A
 NEXT_EPOCH: ColumnElement[int] = USERS.c.access_epoch + 1
 """Voids everything that was issued for a user: see docs/decisions/0015-access-epochs.md.
 
-Set in the same UPDATE by every change of email or password, by deactivation and deletion. A feature that issues
-something (a code, later a session) stores the user's epoch with it, and honours it only while the user has that epoch.
+Set in the same UPDATE by every change of email or password, by GrantSuperuser, deactivation and deletion. A feature
+that issues something (a code, later a session) stores the user's epoch with it, and honours it only while the user has
+that epoch.
 """
 
 PASSWORD_CHANGED_AT: ColumnElement[Any] = func.coalesce(

@@ -3,17 +3,20 @@
 from datetime import datetime
 
 from sqlalchemy import ARRAY, BigInteger, CheckConstraint, Index, PrimaryKeyConstraint, String, func, text
+from sqlalchemy.dialects.postgresql import INET
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.db.models.base import Base
 
 
 class AuditEvent(Base):
-    """A change, or a sign-in that was answered. Ids and names of fields only: no value, no secret, no address.
+    """A change, or a sign-in that was answered. Ids and names of fields only: no value and no secret.
 
     Partitioned by month (UTC): retention drops whole months, and triggers on the table and on every partition refuse
     UPDATE, DELETE and TRUNCATE. The triggers, the partitions and the two functions that make and drop partitions are in
     the migration that made the table; a row without a month of its own goes to audit_events_default.
+
+    The client columns are personal data, and the exception to the triggers: audit_forget_clients sets them to NULL.
 
     There is no foreign key to users: an event outlives the purge of its user, and a sign-in under an unknown name costs
     the same as any other. For the same reason the index on target_user_id holds NULLs too. occurred_at stands for
@@ -50,6 +53,16 @@ class AuditEvent(Base):
     )
     changed_fields: Mapped[list[str]] = mapped_column(
         ARRAY(String(64)), server_default=text("'{}'"), comment="Names of the fields that were changed; never values"
+    )
+
+    client_ip: Mapped[str | None] = mapped_column(
+        INET, comment="Where the person who signs in was seen, as the caller says; NULL: not said, or forgotten"
+    )
+    client_user_agent: Mapped[str | None] = mapped_column(
+        String(512), comment="The user agent of that person, as the caller says; NULL: not said, or forgotten"
+    )
+    operator: Mapped[str | None] = mapped_column(
+        String(64), comment="Who ran the command, as the operating system or OPERATOR says; NULL: no command"
     )
 
     __table_args__ = (

@@ -30,6 +30,7 @@ class Code(Base):
     email: Mapped[str] = mapped_column(
         String(255, collation="C"), comment="Where it may be delivered, and what it proves; nobody's: nowhere"
     )
+    # Nothing reads it any more. A later migration drops it, once no server that does can run beside it.
     tries: Mapped[int] = mapped_column(
         server_default=text("0"), comment="How often something was tried by it that was not completed yet"
     )

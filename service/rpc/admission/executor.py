@@ -2,8 +2,8 @@
 
 grpc.server submits every RPC to a thread pool and does not bound its queue. `BoundedExecutor` admits as many RPCs as it
 has threads and room in its queue. It runs any further RPC at once on the submitting thread, gRPC's serving thread,
-where the `admit` stage finds that the RPC `is_refused` and answers SERVER_BUSY without blocking. So a refusal costs no
-thread switch, is logged and counted like every other answer, and slows down the serving thread when too many come.
+where the pipeline finds that the RPC `is_refused` and answers SERVER_BUSY without blocking. So a refusal costs no
+thread switch, is counted like every other answer, and slows down the serving thread when too many come.
 
 A burst may fill the queue. Once the queue is full the server is overloaded: a long queue would only make every answer
 late, and keep the threads so busy that the serving thread cannot refuse calls as fast as they come. Then only a few

@@ -2,7 +2,6 @@
 
 import ipaddress
 import re
-from urllib.parse import unquote
 
 from service.base.clock import Clock
 from service.base.errors import (
@@ -15,7 +14,7 @@ from service.base.errors import (
 from service.core.api_keys import MalformedKeyError, hash_key, key_id_in
 from service.core.callers.index import KnownCaller
 from service.rpc.callers.directory import CallerDirectory
-from service.rpc.context import CallContext
+from service.rpc.context import CallContext, address_of
 
 _BEARER = re.compile(r"Bearer +(\S+) *", re.IGNORECASE)
 
@@ -52,12 +51,10 @@ def identify_by_api_key(
 
 def is_loopback_peer(peer: str) -> bool:
     """Whether a peer, in gRPC's notation, is on this machine. An unknown notation is not."""
-    kind, _, address = peer.partition(":")
-    if kind == "unix":
+    if peer.startswith("unix:"):
         return True
-    host = unquote(address).rpartition(":")[0].strip("[]").partition("%")[0]
     try:
-        found = ipaddress.ip_address(host)
+        found = ipaddress.ip_address(address_of(peer).partition("%")[0])
     except ValueError:
         return False
     mapped = getattr(found, "ipv4_mapped", None)

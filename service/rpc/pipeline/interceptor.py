@@ -12,17 +12,14 @@ from threading import Event
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from service.base.clock import monotonic
-from service.base.errors import MalformedMessageError, PersonaeError
-from service.base.randomness import random_id
-from service.rpc.admission.executor import BoundedExecutor
+from service.rpc.admission.executor import BoundedExecutor, is_refused
 from service.rpc.context import REQUEST_ID_KEY, CallContext, enter, read_metadata
 from service.rpc.methods import METHODS, Executor
+from service.rpc.pipeline.built_in import built_in
 from service.rpc.pipeline.request_reader import CHECK_INTERVAL, RequestReader
-from service.rpc.pipeline.stages import Handler, Stage, WrappedMethod, require_admitted
-from service.rpc.pipeline.status import status_of
+from service.rpc.pipeline.stages import Handler, Stage, WrappedMethod
 
 
 class Pipeline(grpc.ServerInterceptor):
@@ -32,28 +29,29 @@ class Pipeline(grpc.ServerInterceptor):
         self,
         stages: Sequence[Stage],
         *,
+        refusal_stages: Sequence[Stage],
         max_seconds: float,
         executors: Mapping[Executor, BoundedExecutor],
-        health_executor: BoundedExecutor,
+        watch_executor: BoundedExecutor,
     ) -> None:
-        """max_seconds: the deadline of RPCs whose caller set none or a later one."""
-        self._stages = tuple(stages)
+        """refusal_stages: what RPCs pass through that were not admitted. They run on gRPC's serving thread.
+
+        max_seconds: the deadline of RPCs whose caller set none or a later one. watch_executor: sends to the watchers of
+        health.
+        """
+        self._stages, self._refusal_stages = tuple(stages), tuple(refusal_stages)
         self._max_seconds = max_seconds
         self._executors = executors
-        # Slow messages may hold half of the threads of each executor.
         self._crowded = Event()
-        self._readers = {
-            name: RequestReader(max_slow=max(1, executor.threads // 2), crowded=self._crowded)
-            for name, executor in executors.items()
-        }
-        self._health_reader = RequestReader(max_slow=max(1, health_executor.threads // 2), crowded=self._crowded)
+        self._readers: dict[BoundedExecutor, RequestReader] = {}
+        self._watch_reader = self._reader_for(watch_executor)
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     def cancel_slow_messages(self) -> None:
         """Cancel calls whose message does not come in time. Waits until too many calls wait, at most CHECK_INTERVAL."""
         self._crowded.wait(CHECK_INTERVAL)
         self._crowded.clear()
-        for reader in (*self._readers.values(), self._health_reader):
+        for reader in tuple(self._readers.values()):
             reader.cancel_slow()
 
     def intercept_service(
@@ -69,17 +67,27 @@ class Pipeline(grpc.ServerInterceptor):
         if handler is None:
             return None  # not cached: anybody could fill the memory with names of unknown methods
         if method.startswith("/grpc."):
-            self._wrapped[method] = _with_reader(handler, self._health_reader)
+            behaviour = built_in(handler, self._reader_for, self._watch_reader)
+            self._wrapped[method] = _with_raw_requests(handler, behaviour)
         else:
             self._wrapped[method] = self._wrap(method, handler)
         return self._wrapped[method]
+
+    def _reader_for(self, executor: BoundedExecutor) -> RequestReader:
+        """The reader of all methods of this executor. Slow clients may hold half of its threads."""
+        return self._readers.setdefault(
+            executor, RequestReader(max_slow=max(1, executor.threads // 2), crowded=self._crowded)
+        )
 
     def _wrap(self, name: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
         if handler.unary_unary is None:
             raise TypeError(f"{name} streams, and the pipeline has no stages for streams")
         executor = METHODS[name].executor
-        method = WrappedMethod(name, METHODS[name], handler.request_deserializer, self._readers[executor])
+        method = WrappedMethod(
+            name, METHODS[name], handler.request_deserializer, self._reader_for(self._executors[executor])
+        )
         run = _compose(self._stages, method, handler.unary_unary)
+        refuse = _compose(self._refusal_stages, method, handler.unary_unary)
         max_seconds = self._max_seconds
 
         def behaviour(requests: Any, context: grpc.ServicerContext) -> Any:
@@ -87,7 +95,7 @@ class Pipeline(grpc.ServerInterceptor):
             call = CallContext(name, context, monotonic() + min(context.time_remaining(), max_seconds))
             read_metadata(call)
             enter(call)
-            response = run(requests, call)
+            response = refuse(requests, call) if is_refused() else run(requests, call)
             if call.status is not None:
                 context.abort_with_status(call.status)  # always raises
             context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
@@ -96,27 +104,6 @@ class Pipeline(grpc.ServerInterceptor):
         # gRPC reads the executor of a method from this attribute.
         behaviour.experimental_thread_pool = self._executors[executor]  # type: ignore[attr-defined]
         return _with_raw_requests(handler, behaviour)
-
-
-def _with_reader(handler: Any, reader: RequestReader) -> grpc.RpcMethodHandler[Any, Any]:
-    """A handler of health or reflection, with its message read by the reader."""
-    if handler.request_streaming:
-        return handler  # type: ignore[no-any-return]  # unchanged
-    method, parse = handler.unary_unary or handler.unary_stream, handler.request_deserializer
-
-    def behaviour(requests: Any, context: grpc.ServicerContext) -> Any:
-        try:
-            require_admitted()
-            request = parse(reader.read(requests, context, monotonic() + context.time_remaining()))
-        except DecodeError:
-            context.abort_with_status(status_of(MalformedMessageError(), random_id()))
-        except PersonaeError as error:
-            context.abort_with_status(status_of(error, random_id()))
-        return method(request, context)
-
-    if hasattr(method, "experimental_thread_pool"):
-        behaviour.experimental_thread_pool = method.experimental_thread_pool  # type: ignore[attr-defined]  # as above
-    return _with_raw_requests(handler, behaviour)
 
 
 def _with_raw_requests(handler: Any, behaviour: Callable[..., Any]) -> grpc.RpcMethodHandler[Any, Any]:

@@ -4,9 +4,13 @@ For a unary handler grpcio waits for the message on the RPC's thread, without a 
 runs. A few streams that are opened and never written to would hold all threads, for callers that nobody has
 authenticated. The pipeline therefore serves every unary method as one with a stream of requests, which is the same on
 the wire, and reads its one message here. See docs/decisions/0022-messages-after-authorisation.md.
+
+Streams that anybody may open, for health and reflection, wait for their clients here too: for each message, and for the
+client to take each response.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Event, Lock
 
 import grpc
@@ -51,10 +55,7 @@ class RequestReader:
         Raises MalformedMessageError when the caller ends its side without a message, RequestLateError when the message
         did not come in time, DeadlineOverError, CallerGoneError.
         """
-        with self._lock:
-            self._waiting[context] = 0
-            if len(self._waiting) > self._max_slow:
-                self._crowded.set()
+        self._enter(context)
         try:
             message = next(requests)
         except (StopIteration, grpc.RpcError) as error:
@@ -66,11 +67,21 @@ class RequestReader:
                 raise MalformedMessageError from None
             raise (DeadlineOverError if monotonic() >= deadline else CallerGoneError) from None
         finally:
-            with self._lock:
-                was_waiting = self._waiting.pop(context, None) is not None
+            was_waiting = self._leave(context)
         if not was_waiting:  # it was cancelled at the moment at which the message came: its caller sees CANCELLED
             raise RequestLateError(seconds=f"{MESSAGE_SECONDS:g}")
         return message
+
+    @contextmanager
+    def sending(self, context: grpc.ServicerContext) -> Iterator[None]:
+        """Send a response of a stream in this block. It blocks until the client takes it: a client that does not is
+        cancelled like one that sends no message.
+        """
+        self._enter(context)
+        try:
+            yield
+        finally:
+            self._leave(context)
 
     def cancel_slow(self) -> None:
         """Cancel the calls whose message is overdue and, while too many are slow, those that have waited longest.
@@ -92,9 +103,27 @@ class RequestReader:
             ]
             for context in slow:
                 del self._waiting[context]
+        self._note_slow(slow)  # before: a call that was cancelled has no peer any more
         for context in slow:
             context.cancel()
-        self._note_slow(slow)
+
+    def _enter(self, context: grpc.ServicerContext) -> None:
+        """Count a call that waits for its client. Too many: cancel the oldest of a connection that was slow before."""
+        slow = None
+        with self._lock:
+            if len(self._waiting) >= self._max_slow:
+                self._crowded.set()
+                slow = next(filter(self._was_slow, self._waiting), None)
+                if slow is not None:
+                    del self._waiting[slow]
+            self._waiting[context] = 0
+        if slow is not None:
+            slow.cancel()
+
+    def _leave(self, context: grpc.ServicerContext) -> bool:
+        """Whether the call was not cancelled meanwhile."""
+        with self._lock:
+            return self._waiting.pop(context, None) is not None
 
     def _was_slow(self, context: grpc.ServicerContext) -> bool:
         """Whether a call of this connection was slow before. Then no further one is given any time."""

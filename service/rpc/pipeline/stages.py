@@ -25,8 +25,9 @@ from service.rpc.admission.executor import is_refused
 from service.rpc.admission.rate_limits import RateLimits
 from service.rpc.callers.identification import Identify
 from service.rpc.context import ACTING_USER_KEY, CallContext, require_wanted
-from service.rpc.methods import Method, RateLimit
+from service.rpc.methods import Method, RateLimit, granting
 from service.rpc.pipeline.drain import Drain
+from service.rpc.pipeline.refusals import Refusals
 from service.rpc.pipeline.request_reader import RequestReader
 from service.rpc.pipeline.retries import retry
 from service.rpc.pipeline.status import internal_status, status_of
@@ -49,32 +50,42 @@ class WrappedMethod(NamedTuple):
 Stage = Callable[[Handler, WrappedMethod], Handler]
 
 
-def log_access(proceed: Handler, method: WrappedMethod) -> Handler:
-    """Write one access log line for each RPC. It never has data from the messages."""
-    log = structlog.get_logger("personae.rpc").bind(method=method.name)
+def logging_access(refusals: Refusals) -> Stage:
+    """The stage that logs each RPC, or leaves it to `refusals`."""
 
-    def run(request: Any, call: CallContext) -> Any:
-        started = monotonic()
-        response = proceed(request, call)
-        line = {
-            "code": "OK" if call.status is None else call.status.code.name,
-            "ms": round((monotonic() - started) * 1000, 2),
-            "statements": call.statements,
-            "request_id": call.request_id,
-            "caller": call.caller,
-        }
-        if call.key_id is not None:
-            line["key"] = call.key_id
-        elif call.claimed_key_id is not None:
-            line["claimed_key"] = call.claimed_key_id
-        if call.reason is not None:
-            line["reason"] = call.reason
-        if call.trace_id is not None:
-            line["trace_id"] = call.trace_id
-        log.info("rpc", **line)
-        return response
+    def log_access(proceed: Handler, method: WrappedMethod) -> Handler:
+        """Write one access log line for each RPC. It never has data from the messages."""
+        log = structlog.get_logger("personae.rpc").bind(method=method.name)
 
-    return run
+        def run(request: Any, call: CallContext) -> Any:
+            started = monotonic()
+            response = proceed(request, call)
+            if not refusals.is_counted(call):
+                log.info("rpc", **_access_line(call, monotonic() - started))
+            return response
+
+        return run
+
+    return log_access
+
+
+def _access_line(call: CallContext, seconds: float) -> dict[str, object]:
+    line: dict[str, object] = {
+        "code": "OK" if call.status is None else call.status.code.name,
+        "ms": round(seconds * 1000, 2),
+        "statements": call.statements,
+        "request_id": call.request_id,
+        "caller": call.caller,
+    }
+    if call.key_id is not None:
+        line["key"] = call.key_id
+    elif call.claimed_key_id is not None:
+        line["claimed_key"] = call.claimed_key_id
+    if call.reason is not None:
+        line["reason"] = call.reason
+    if call.trace_id is not None:
+        line["trace_id"] = call.trace_id
+    return line
 
 
 def answer_errors(proceed: Handler, method: WrappedMethod) -> Handler:
@@ -101,11 +112,19 @@ def require_admitted() -> None:
         raise ServerBusyError
 
 
-def admit(proceed: Handler, _method: WrappedMethod) -> Handler:
-    """Refuse an RPC that was not admitted, and one whose caller has gone while it waited for a thread."""
+def refuse(_proceed: Handler, _method: WrappedMethod) -> Handler:
+    """Refuse an RPC that was not admitted."""
+
+    def run(_request: Any, _call: CallContext) -> Any:
+        raise ServerBusyError
+
+    return run
+
+
+def drop_unwanted(proceed: Handler, _method: WrappedMethod) -> Handler:
+    """Refuse an RPC whose caller has gone while it waited for a thread."""
 
     def run(request: Any, call: CallContext) -> Any:
-        require_admitted()
         require_wanted(call)
         return proceed(request, call)
 
@@ -135,12 +154,12 @@ def authorisation(identify: Identify) -> Stage:
 
     def authorise(proceed: Handler, method: WrappedMethod) -> Handler:
         """Refuse callers without credentials or without the method's scope, before their message is read."""
-        scope = method.row.scope
+        scope, any_of = method.row.scope, granting(method.row.scope)
 
         def run(request: Any, call: CallContext) -> Any:
             caller = identify(call)
-            call.caller, call.rate = caller.name, caller.rate
-            if scope not in caller.scopes:
+            call.caller, call.rate, call.scopes = caller.name, caller.rate, caller.scopes
+            if any_of.isdisjoint(caller.scopes):
                 raise ScopeMissingError(scope)
             if call.acting_user is not None:
                 call.acting_user_id = _user_id(call.acting_user)
@@ -175,6 +194,7 @@ def receive(proceed: Handler, method: WrappedMethod) -> Handler:
 
     def run(requests: Any, call: CallContext) -> Any:
         message = read(requests, call.context, call.deadline)
+        call.has_message = True
         try:
             request = parse(message)
         except DecodeError:
@@ -196,6 +216,7 @@ def retry_database_failures(proceed: Handler, _method: WrappedMethod) -> Handler
 def stages(
     drain: Drain,
     identify: Identify,
+    refusals: Refusals,
     observers: Sequence[Stage] = (),
     *,
     limits: RateLimits,
@@ -204,15 +225,20 @@ def stages(
     """All stages in their order. observers: the stages of metrics and traces, if enabled."""
     return (
         *observers,
-        log_access,  # outside all that refuses or fails, so that every RPC is logged
+        logging_access(refusals),  # outside all that refuses or fails, so that every RPC is logged
         answer_errors,  # inside the log, which needs the status; outside all that raises
-        admit,  # before any work for the RPC
+        drop_unwanted,  # before any work for the RPC
         draining(drain),  # around all work, so that the drain ends with the last RPC
         authorisation(identify),  # before reading, so that no thread waits for the message of an unknown caller
         rate_limiting(limits, code_limits),  # needs the caller; before reading, which a refused RPC is not worth
         receive,
         retry_database_failures,  # innermost: retries the handler alone
     )
+
+
+def refusal_stages(observers: Sequence[Stage], refusals: Refusals) -> tuple[Stage, ...]:
+    """The stages of an RPC that was not admitted: it is counted and answered. The less it costs, the more is served."""
+    return (*observers, logging_access(refusals), answer_errors, refuse)
 
 
 def _user_id(text: str) -> int:

@@ -4,8 +4,9 @@ Details stay under 4 kB: clients drop a response whose metadata is larger than 8
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import grpc
 from google.protobuf.any_pb2 import Any
@@ -82,40 +83,49 @@ def status_of(error: PersonaeError, request_id: str, *, remaining: float = math.
     remaining: seconds until the caller's deadline. A channel obeys a pushback that ends after the deadline, and then
     reports DEADLINE_EXCEEDED without the reason. Such a pushback is replaced by "do not retry".
     """
-    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
-    if error.violations:
-        details.append(_bad_request(error.violations))
+    code, message = CODES[type(error)], _message(error)
     trailing: list[tuple[str, str | bytes]] = []
     if error.pushback_ms is not None:
         pushback_ms = error.pushback_ms if error.pushback_ms < remaining * 1000 else errors.DO_NOT_RETRY_MS
         trailing.append((PUSHBACK_KEY, str(pushback_ms)))
+    is_plain = not (error.metadata or error.violations or error.retry_after)
+    details = _plain_details(type(error)) if is_plain else _details(error, code, message)  # type: ignore[arg-type]  # a class
+    return RpcStatus(code, message, ((REQUEST_ID_KEY, request_id), (DETAILS_KEY, details), *trailing))
+
+
+@cache
+def _plain_details(make: Callable[[], PersonaeError]) -> bytes:
+    """The details of an error without data of its own. They are always the same, and refusals must be cheap."""
+    error = make()
+    return _details(error, CODES[type(error)], _message(error))
+
+
+def _details(error: PersonaeError, code: grpc.StatusCode, message: str) -> bytes:
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
+    if error.violations:
+        details.append(_bad_request(error.violations))
     wait = _retry_delay(error)
     if wait is not None:
         details.append(error_details_pb2.RetryInfo(retry_delay=wait))
-    return _packed(CODES[type(error)], _message(error), details, request_id, trailing)
+    return _packed(code, message, details)
 
 
 def internal_status(error_id: str, request_id: str) -> RpcStatus:
     """The status of a bug. It reveals nothing but an id that is also in the log."""
     message = f"Internal error. The server's log has more under the error_id {error_id}."
     info = error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN, metadata={"error_id": error_id})
-    return _packed(Code.INTERNAL, message, [info], request_id, [])
+    details = _packed(Code.INTERNAL, message, [info])
+    return RpcStatus(Code.INTERNAL, message, ((REQUEST_ID_KEY, request_id), (DETAILS_KEY, details)))
 
 
-def _packed(
-    code: grpc.StatusCode,
-    message: str,
-    details: Sequence[Message],
-    request_id: str,
-    trailing: list[tuple[str, str | bytes]],
-) -> RpcStatus:
+def _packed(code: grpc.StatusCode, message: str, details: Sequence[Message]) -> bytes:
     status = status_pb2.Status(code=code.value[0], message=message)
     for detail in details:
         packed = Any()
         packed.Pack(detail)
         status.details.append(packed)
-    metadata = ((REQUEST_ID_KEY, request_id), (DETAILS_KEY, status.SerializeToString()), *trailing)
-    return RpcStatus(code, message, metadata)
+    packed_status: bytes = status.SerializeToString()
+    return packed_status
 
 
 def _retry_delay(error: PersonaeError) -> Duration | None:

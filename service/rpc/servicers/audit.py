@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc
 
-from personae.v1 import audit_pb2, audit_pb2_grpc
+from personae.v1 import audit_pb2, audit_pb2_grpc, authentication_pb2
 from service.core import audit
 from service.core.audit import AuditFilter, AuditRecord, Outcome
 from service.core.page_tokens import PageTokens
@@ -86,6 +86,9 @@ def _filter(message: Any, violations: Violations) -> AuditFilter:
 
 def event_message(event: AuditRecord) -> audit_pb2.AuditEvent:
     """The message of an audit event."""
+    client = None
+    if event.client_ip or event.client_user_agent:
+        client = authentication_pb2.Client(ip_address=event.client_ip or "", user_agent=event.client_user_agent or "")
     return audit_pb2.AuditEvent(
         id=event.id,
         occurred_at=to_timestamp(event.occurred_at),
@@ -98,4 +101,6 @@ def event_message(event: AuditRecord) -> audit_pb2.AuditEvent:
         reason=event.reason or "",
         request_id=event.request_id,
         changed_fields=event.changed_fields,
+        client=client,
+        operator=event.operator or "",
     )

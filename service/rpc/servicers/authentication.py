@@ -1,6 +1,5 @@
 """AuthenticationService: signing in with a password, and reading and clearing lockouts."""
 
-import ipaddress
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -15,13 +14,10 @@ from service.core.users import Key
 from service.db.engine import Database, reading
 from service.rpc.admission.hashing import HashLimiter
 from service.rpc.context import rpc_scope
+from service.rpc.servicers.client import client_of
 from service.rpc.servicers.rules import Rules
 from service.rpc.servicers.sign_in import SignIn, Subject, subject_of
-from service.rpc.validation import Violations, bounded_text, require_id, to_timestamp, user_id_of, user_message
-
-_IP_ADDRESS_MAX_BYTES = 64
-_USER_AGENT_MAX_BYTES = 2048
-_USER_AGENT_MAX_LENGTH = 512
+from service.rpc.validation import Violations, require_id, to_timestamp, user_id_of, user_message
 
 
 @dataclass(eq=False)
@@ -37,8 +33,9 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
         self, request: authentication_pb2.AuthenticateRequest, context: grpc.ServicerContext
     ) -> authentication_pb2.AuthenticateResponse:
         subject = self._subject(request)
+        client = client_of(request.client)
         with self.hashing.permit() as hash_:
-            _, outcome = self.sign_in.attempt(subject, request.password, hash_, action="Authenticate")
+            _, outcome = self.sign_in.attempt(subject, request.password, hash_, action="Authenticate", client=client)
         return authentication_pb2.AuthenticateResponse(user=user_message(outcome.or_raise()))
 
     def GetLockout(
@@ -68,7 +65,6 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
 
     def _subject(self, request: authentication_pb2.AuthenticateRequest) -> Subject:
         violations = Violations()
-        _check_client(request.client, violations)
         subject = Subject(None)
         match request.WhichOneof("subject"):
             case "user_id":
@@ -87,15 +83,3 @@ def _attempts_message(counted: FailedSignIns, now: datetime) -> authentication_p
         last_failed_at=to_timestamp(counted.last_failed_at),
         locked_until=to_timestamp(counted.locked_until) if remaining(counted, now) else None,
     )
-
-
-def _check_client(client: authentication_pb2.Client, violations: Violations) -> None:
-    address = bounded_text(client.ip_address, "client.ip_address", violations, max_bytes=_IP_ADDRESS_MAX_BYTES)
-    if address:
-        try:
-            ipaddress.ip_address(address.replace("%", "zone"))  # a zone index has no meaning on another machine
-        except ValueError:
-            violations.add("client.ip_address", "INVALID_IP_ADDRESS", "must be an IPv4 or IPv6 address")
-    agent = bounded_text(client.user_agent, "client.user_agent", violations, max_bytes=_USER_AGENT_MAX_BYTES)
-    if len(agent) > _USER_AGENT_MAX_LENGTH:
-        violations.add("client.user_agent", "TOO_LONG", f"must not be longer than {_USER_AGENT_MAX_LENGTH} characters")

@@ -1,6 +1,5 @@
 """CredentialService: passwords, their reset, and email verification. Passwords are hashed outside any transaction."""
 
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -8,20 +7,19 @@ import grpc
 from sqlalchemy.orm import Session
 
 from personae.v1 import credential_pb2, credential_pb2_grpc, user_pb2
-from service.base.clock import Clock, monotonic
+from service.base.clock import Clock
 from service.base.errors import (
     InvalidFieldsError,
     PasswordChangeRequiredError,
-    StoredHashError,
     UserNotFoundError,
     Violation,
 )
 from service.base.randomness import random_token
-from service.core import audit, codes, credentials, users
+from service.core import codes, credentials, users
 from service.core.codes import CODE_MAX_BYTES, Purpose
-from service.core.identifiers import to_nfc
+from service.core.identifiers import to_nfc, without_blanks
 from service.core.lockout import LockoutKeys
-from service.core.passwords import hash_password, is_match, is_over_ceiling, parse_hash
+from service.core.passwords import hash_password, is_over_ceiling
 from service.core.passwords.policy import Names, unchanged
 from service.core.users import Key, UserRecord
 from service.db.engine import Database, reading
@@ -29,7 +27,7 @@ from service.rpc.admission.hashing import HashLimiter
 from service.rpc.context import current, rpc_scope
 from service.rpc.pipeline.retries import retry_transaction
 from service.rpc.servicers.rules import Rules
-from service.rpc.servicers.sign_in import SETTLE_SECONDS, SignIn, Subject, subject_of
+from service.rpc.servicers.sign_in import SignIn, Subject, subject_of
 from service.rpc.validation import (
     Violations,
     bounded_text,
@@ -62,6 +60,8 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         expires_at = _expires_at(request, violations, now=self.clock())
         with rpc_scope(self.database) as session, reading(session):
             user = users.find_user(session, Key("id", user_id))
+            if user is not None:
+                users.require_may_change(session, user)
         if request.password:
             violations.found += self._violations(request.password, user, "password")
         violations.check()
@@ -89,6 +89,14 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         user_id = user_id_of(request.user_id)
         with rpc_scope(self.database) as session, session.begin():
             user = credentials.require_password_change(session, user_id)
+        return user_message(user)
+
+    def RemovePassword(
+        self, request: credential_pb2.RemovePasswordRequest, context: grpc.ServicerContext
+    ) -> user_pb2.User:
+        user_id = user_id_of(request.user_id)
+        with rpc_scope(self.database) as session, session.begin():
+            user = credentials.remove_password(session, user_id, now=self.clock())
         return user_message(user)
 
     def ChangePassword(
@@ -147,11 +155,12 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         self, request: credential_pb2.StartPasswordResetRequest, context: grpc.ServicerContext
     ) -> credential_pb2.StartPasswordResetResponse:
         violations = Violations()
-        if not request.identifier:
+        identifier = without_blanks(request.identifier)
+        if not identifier:
             violations.add("identifier", "REQUIRED", "must say whose password is to be reset")
-        bounded_text(request.identifier, "identifier", violations, max_bytes=_IDENTIFIER_MAX_BYTES)
+        bounded_text(identifier, "identifier", violations, max_bytes=_IDENTIFIER_MAX_BYTES)
         violations.check()
-        subject = subject_of(request.identifier, allow_special_domains=self.rules.allow_special_domains)
+        subject = subject_of(identifier, allow_special_domains=self.rules.allow_special_domains)
         code = random_token()
         expires_at = self.clock() + self.rules.reset_valid_for
         with rpc_scope(self.database) as session, session.begin():
@@ -180,25 +189,13 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
             code = codes.require_open(session, Purpose.PASSWORD_RESET, request.code, now=self.clock())
         violations.found += self._violations(request.new_password, code.user, "new_password")
         violations.check()
-        # The comparison with the current password could serve as an oracle for the holder of a code. It therefore comes
-        # last, and each try is counted and committed before it. A wrong guess resets the password, which the user
-        # notices, and it does so even when the caller's deadline has passed.
-        with self.hashing.permit() as hash_:
-            with rpc_scope(self.database) as session, session.begin():
-                codes.count_try(session, code)
-            hashed = hash_(_hash_if_changed, request.new_password, code.stored_hash, self.rules.bcrypt_cost)
+        # Not compared with the present password: to whoever has a code, the answer would tell what that is.
+        hashed = self.hashing.run(hash_password, request.new_password, self.rules.bcrypt_cost)
 
-        def write(session: Session) -> UserRecord | None:
-            if hashed is None:  # a right guess: the caller now knows the current password, so it must leave an event
-                refusal = InvalidFieldsError.reason
-                audit.record(session, "CompletePasswordReset", target_user_id=code.user.id, refusal=refusal)
-                return None
+        def write(session: Session) -> UserRecord:
             return credentials.reset_password(session, code, hashed, now=self.clock(), keys=self.lockout_keys)
 
-        user = retry_transaction(self.database, write, deadline=monotonic() + SETTLE_SECONDS)
-        if user is None:
-            raise InvalidFieldsError([unchanged("new_password")])
-        return user_message(user)
+        return user_message(retry_transaction(self.database, write, deadline=current().deadline))
 
     # ------------------------------------------------------------------------------------------------- emails
 
@@ -226,9 +223,12 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
     ) -> user_pb2.User:
         violations = Violations()
         _check_code(request.code, violations)
+        user_id = require_id(request.user_id, "user_id", violations) if request.HasField("user_id") else None
         violations.check()
         with rpc_scope(self.database) as session, session.begin():
-            user = credentials.complete_email_verification(session, request.code, now=self.clock())
+            user = credentials.complete_email_verification(
+                session, request.code, of=user_id, drops_password=request.drop_password, now=self.clock()
+            )
         return user_message(user)
 
     def MarkEmailVerified(
@@ -239,7 +239,9 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         email = self._email(request.email, "email", violations)
         violations.check()
         with rpc_scope(self.database) as session, session.begin():
-            user = credentials.mark_email_verified(session, user_id, email, now=self.clock())
+            user = credentials.mark_email_verified(
+                session, user_id, email, drops_password=request.drop_password, now=self.clock()
+            )
         return user_message(user)
 
     # ------------------------------------------------------------------------------------------------- shared
@@ -271,18 +273,6 @@ def _expires_at(
     if expires_at is not None and expires_at <= now:
         violations.add("expires_at", "NOT_IN_THE_FUTURE", "must lie in the future")
     return expires_at
-
-
-def _hash_if_changed(password: str, stored: str | None, cost: int) -> str | None:
-    """Hash a password; return None when it equals the stored one.
-
-    A damaged stored hash equals no password: a reset repairs it.
-    """
-    if stored is not None:
-        with suppress(StoredHashError):
-            if is_match(password, stored, reference_cost=parse_hash(stored).cost):
-                return None
-    return hash_password(password, cost)
 
 
 def _check_present(password: str, field_name: str, violations: Violations) -> None:

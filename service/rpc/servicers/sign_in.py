@@ -12,11 +12,12 @@ from sqlalchemy.orm import Session
 from service.base.clock import Clock, monotonic
 from service.base.errors import InvalidCredentialsError, PersonaeError, StoredHashError
 from service.core import authn
+from service.core.audit import UNKNOWN_CLIENT, Client
 from service.core.authn import Candidate, Outcome, PasswordAttempt
 from service.core.failed_sign_ins import CounterKeys, lock_failures
-from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username
+from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username, without_blanks
 from service.core.lockout import Kind, LockoutKeys
-from service.core.passwords import hash_password, is_match, needs_rehash
+from service.core.passwords import hash_password, is_match, renewal_cost
 from service.core.users import Key
 from service.db.engine import Database, reading
 from service.rpc.admission.hashing import Hasher
@@ -47,6 +48,7 @@ class Subject:
 
 def subject_of(identifier: str, *, allow_special_domains: bool) -> Subject:
     """The subject of a typed identifier. A malformed one is treated like that of an unknown user, not as an error."""
+    identifier = without_blanks(identifier)
     try:
         if "@" in identifier:
             email = normalise_email(identifier, allow_special_domains=allow_special_domains)
@@ -74,11 +76,13 @@ class SignIn:
         action: str,
         forgives: type[PersonaeError] | None = None,
         renews: bool = True,
+        client: Client = UNKNOWN_CLIENT,
     ) -> tuple[Candidate, Outcome]:
         """Verify a password. Raises TooManyAttemptsError before hashing, and StoredHashError after the attempt is
         counted; every other refusal is in the outcome.
 
-        action, forgives: see authn.PasswordAttempt. renews: whether to rehash a right password whose hash is outdated.
+        action, forgives, client: see authn.PasswordAttempt. renews: whether to rehash a right password whose hash is
+        outdated.
         """
         with rpc_scope(self._database) as session, reading(session):
             now = self._clock()
@@ -92,7 +96,7 @@ class SignIn:
         except StoredHashError as error:
             damage = error
         reason = InvalidCredentialsError.reason if damage is None else damage.reason
-        outcome = self._settle(candidate, keys, PasswordAttempt(action, is_right, reason, forgives))
+        outcome = self._settle(candidate, keys, PasswordAttempt(action, is_right, reason, forgives, client))
         if damage is not None and isinstance(outcome.refusal, InvalidCredentialsError):
             damage.metadata["user_id"] = str(candidate.user_id)
             raise damage
@@ -112,10 +116,11 @@ class SignIn:
     def _renew(self, candidate: Candidate, password: str, hash_: Hasher) -> None:
         """Rehash the right password if its hash is outdated. A failure is only logged: the next sign-in tries again."""
         stored = candidate.comparable_hash
-        if stored is None or not needs_rehash(password, stored, self._bcrypt_cost):
+        cost = None if stored is None else renewal_cost(password, stored, self._bcrypt_cost)
+        if cost is None:
             return
         try:
-            new_hash = hash_(hash_password, password, self._bcrypt_cost)
+            new_hash = hash_(hash_password, password, cost)
             with rpc_scope(self._database, deadline=monotonic() + SETTLE_SECONDS) as session, session.begin():
                 authn.renew_hash(session, candidate, new_hash)
         except PersonaeError as error:

@@ -10,7 +10,13 @@ from pydantic import Field
 
 from personae.v1 import user_pb2
 from service.core import users
-from service.core.identifiers import EMAIL_MAX_BYTES, USERNAME_MAX_BYTES, BadIdentifierError, normalise_prefix
+from service.core.identifiers import (
+    EMAIL_MAX_BYTES,
+    USERNAME_MAX_BYTES,
+    BadIdentifierError,
+    normalise_prefix,
+    without_blanks,
+)
 from service.core.page_tokens import PageTokens
 from service.core.passwords.policy import Names
 from service.core.users import Key, NewUser, Order, RequestKey, UserFilter
@@ -218,7 +224,7 @@ def _filter(request: user_pb2.ListUsersRequest, violations: Violations) -> UserF
 
     def prefix(name: str, max_bytes: int) -> str:
         try:
-            return normalise_prefix(getattr(message, name), max_bytes=max_bytes)
+            return normalise_prefix(without_blanks(getattr(message, name)), max_bytes=max_bytes)
         except BadIdentifierError as error:
             violations.add(f"filter.{name}", error.reason, str(error))
             return ""

@@ -1,0 +1,28 @@
+"""Text from files and standard input: UTF-8, and refused otherwise in words that show nothing of it."""
+
+from pathlib import Path
+
+
+def read_text(path: Path) -> str:
+    """The text of a file. Raises OSError, and ValueError as decode."""
+    return decode(path.read_bytes())
+
+
+def decode(data: bytes) -> str:
+    """UTF-8 as text, without a byte order mark. Raises ValueError, which names the line."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:  # whose own text would quote it
+        raise ValueError(f"line {_line(data, error.start)} is not UTF-8") from None
+    if "\0" in text:
+        raise ValueError(f"line {_line(data, data.index(0))} has a NUL byte, as UTF-16 has: it must be UTF-8")
+    return text
+
+
+def is_utf8(text: str) -> bool:
+    """Whether an argument or a variable was UTF-8: Python keeps what was not as surrogates (PEP 383)."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _line(data: bytes, position: int) -> int:
+    return data.count(b"\n", 0, position) + 1

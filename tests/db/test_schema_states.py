@@ -1,0 +1,190 @@
+"""What every command says of a role that may not, and of somebody else's schema: one line, and exit code 1."""
+
+import re
+import secrets
+from collections.abc import Iterator
+
+import pytest
+from psycopg2 import sql
+from sqlalchemy.engine import URL
+
+from personae.v1 import user_pb2
+from tests.support.commands import refused, run_module
+from tests.support.databases import Postgres, libpq_url, run
+from tests.support.errors import fails
+from tests.support.servers import RunningServer, running
+
+MIGRATING = {
+    "migrate": ("service", "migrate"),
+    "alembic upgrade": ("alembic", "upgrade", "head"),
+    "alembic downgrade": ("alembic", "downgrade", "base"),
+}
+WORKING = {
+    "create-superuser": (
+        "service",
+        "create-superuser",
+        "--email",
+        "a@example.com",
+        "--username",
+        "ada",
+        "--password-stdin",
+    ),
+    "callers create": ("service", "callers", "create", "shop"),
+    "callers list": ("service", "callers", "list"),
+    "hash-report": ("service", "hash-report"),
+    "purge-deleted": ("service", "purge-deleted"),
+}
+COMMANDS = (
+    MIGRATING
+    | WORKING
+    | {
+        "alembic check": ("alembic", "check"),
+        "alembic current": ("alembic", "current"),
+        "alembic stamp": ("alembic", "stamp", "head"),
+        "db-test": ("service.db.test_db",),
+        "serve": ("service", "serve"),
+    }
+)
+
+
+def ask(command: str, url: URL) -> tuple[int, str]:
+    environment = {"DATABASE_URL": libpq_url(url), "GRPC_WORKERS": "1", "GRPC_PORT": "0"}
+    return run_module(*COMMANDS[command], text=b"correct horse battery staple\n", environment=environment)
+
+
+def said_by(command: str, url: URL) -> str:
+    """What a command says that cannot do its work on this database."""
+    answer = ask(command, url)
+    if command not in {"db-test", "serve"}:  # which say more
+        return refused(answer)
+    assert (answer[0], "Traceback" in answer[1]) == (1, False), answer
+    return answer[1]
+
+
+@pytest.fixture
+def role(postgres: Postgres) -> Iterator[str]:
+    """A role of its own, without a privilege."""
+    name = f"personae_test_{secrets.token_hex(6)}"
+    run(postgres.url, f"CREATE ROLE {name} LOGIN PASSWORD 'secret-word'")
+    yield name
+    run(postgres.url, f"DROP ROLE {name}")
+
+
+def as_role(url: URL, name: str, *statements: str) -> URL:
+    for statement in statements:
+        run(url, sql.SQL(statement).format(role=sql.Identifier(name), database=sql.Identifier(url.database or "")))
+    return url.set(username=name, password="secret-word")
+
+
+NO_CONNECT = ("REVOKE CONNECT ON DATABASE {database} FROM PUBLIC",)
+NO_USAGE = ("REVOKE ALL ON SCHEMA public FROM PUBLIC",)
+READ_ONLY = ("GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}",)
+
+
+def table() -> list[tuple[tuple[str, ...], bool, str, str]]:
+    """(statements, whether the database is migrated, command, words of the answer)"""
+    rows: list[tuple[tuple[str, ...], bool, str, str]] = []
+    rows += [(NO_CONNECT, True, command, "GRANT CONNECT ON DATABASE") for command in COMMANDS if command != "serve"]
+    creating = [*MIGRATING, "alembic stamp", "db-test"]
+    rows += [((), False, command, "GRANT CREATE ON SCHEMA public TO") for command in creating if "down" not in command]
+    rows += [
+        (NO_USAGE, False, command, "GRANT USAGE, CREATE ON SCHEMA public TO")
+        for command in creating
+        if "down" not in command
+    ]
+    rows += [((), True, command, "GRANT") for command in COMMANDS if command != "serve"]
+    rows += [(READ_ONLY, True, command, "lacks privileges on the table") for command in [*WORKING, "db-test"]]
+    rows += [(READ_ONLY, True, command, "GRANT CREATE ON SCHEMA public") for command in ["alembic downgrade"]]
+    return rows
+
+
+@pytest.mark.parametrize("statements, is_migrated, command, words", table())
+def test_a_role_that_may_not(  # noqa: PLR0917  a table
+    postgres: Postgres,
+    template: str,
+    role: str,
+    statements: tuple[str, ...],
+    is_migrated: bool,
+    command: str,
+    words: str,
+) -> None:
+    """What is missing, and what to GRANT."""
+    with postgres.scratch(template=template if is_migrated else None) as url:
+        said = said_by(command, as_role(url, role, *statements))
+    assert words in said
+    assert "secret-word" not in said
+
+
+FOREIGN = "CREATE TABLE alembic_version (version_num text); "
+STATES = {
+    "another's revision": (
+        False,
+        FOREIGN + "INSERT INTO alembic_version VALUES ('ae1027a6acf')",
+        "which is no revision",
+    ),
+    "another's number": (False, FOREIGN + "INSERT INTO alembic_version VALUES ('0003')", "the table users of Personae"),
+    "another's newer number": (
+        False,
+        FOREIGN + "INSERT INTO alembic_version VALUES ('0999')",
+        "the table users of Personae",
+    ),
+    "another's users too": (
+        False,
+        FOREIGN + "INSERT INTO alembic_version VALUES ('0001'); CREATE TABLE users (id int)",
+        "the table users of Personae",
+    ),
+    "two revisions": (True, "INSERT INTO alembic_version VALUES ('ae1027a6acf')", "which is no revision"),
+    "another shape": (
+        False,
+        "CREATE TABLE alembic_version (id int); INSERT INTO alembic_version VALUES (1)",
+        "no revision",
+    ),
+    "another's users": (False, "CREATE TABLE users (id int)", "has a table users"),
+    "no row": (True, "DELETE FROM alembic_version", "has a table users"),
+}
+
+
+@pytest.mark.parametrize(
+    "command", ["migrate", "alembic upgrade", "alembic downgrade", "db-test", "serve", "callers list"]
+)
+@pytest.mark.parametrize("state", STATES)
+def test_a_schema_of_somebody_else(postgres: Postgres, template: str, state: str, command: str) -> None:
+    """Nobody's tables are touched, and nothing is called a schema that is none."""
+    if command == "alembic downgrade" and "has a table" in STATES[state][2]:
+        pytest.skip("without a revision there is nothing to take back")
+    is_copy, statements, words = STATES[state]
+    with postgres.scratch(template=template if is_copy else None) as url:
+        run(url, statements)
+        before = run(url, "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1")
+        said = said_by(command, url)
+        after = run(url, "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1")
+    assert re.search(f"{words}|already exists", said), said
+    assert after == before
+
+
+@pytest.mark.parametrize("command", ["migrate", "alembic upgrade", "db-test", "callers list"])
+def test_a_search_path_that_leads_nowhere(postgres: Postgres, template: str, command: str) -> None:
+    with postgres.scratch(template=template) as url:
+        run(url, sql.SQL("ALTER DATABASE {} SET search_path = elsewhere").format(sql.Identifier(url.database or "")))
+        said = said_by(command, url)
+    assert "elsewhere" in said or "has no schema yet" in said
+
+
+@pytest.mark.parametrize("statements", [(), READ_ONLY])
+def test_a_server_whose_role_may_not(postgres: Postgres, template: str, role: str, statements: tuple[str, ...]) -> None:
+    """It starts, does not serve, and says what to GRANT."""
+    with postgres.scratch(template=template) as url:
+        with running(as_role(url, role, *statements)) as server:
+            assert not server.server.health.is_serving
+            trouble = server.server.monitor.trouble
+    assert trouble is not None
+    assert "privilege" in trouble.what or "permission denied" in trouble.what
+    assert "grant" in trouble.remedy.lower()
+
+
+@pytest.mark.parametrize("statement", ["DROP SCHEMA public CASCADE", "DROP TABLE users CASCADE"])
+def test_a_schema_that_goes_while_the_server_runs(private_server: RunningServer, statement: str) -> None:
+    """During a restore, say: what the database lacks is no bug of the service."""
+    run(private_server.url, statement)
+    failure = fails(private_server.users.GetUser, user_pb2.GetUserRequest(key=user_pb2.UserKey(id=1)))
+    assert failure.reason == "DATABASE_UNAVAILABLE"

@@ -1,0 +1,164 @@
+"""What a command says, and its exit code, whatever surrounds it: environment variables, `.env`, files, streams."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy.engine import URL
+
+from service.base.settings import Settings, SettingsError, load_settings
+from service.core.passwords import is_match
+from tests.support.commands import refused, run_module
+from tests.support.databases import ROOT, libpq_url, run
+from tests.support.factories import PASSWORD
+from tests.support.processes import inherited
+from tests.support.servers import KEY
+
+LATIN_1 = "k\u00e9y".encode("latin-1")
+BOM = b"\xef\xbb\xbf"
+CREATE = ("create-superuser", "--email", "ada@example.com", "--username", "ada", "--password-stdin")
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def written(content: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(content)
+
+
+class TestDotEnv:
+    @pytest.mark.parametrize(
+        "make, words",
+        [
+            (written(b"# ok\nGRPC_HOST=" + LATIN_1 + b"\n"), ".env: line 2 is not UTF-8"),
+            (written("GRPC_PORT=1\n".encode("utf-16")), ".env: line 1 is not UTF-8"),
+            (written("GRPC_PORT=1\n".encode("utf-16-le")), ".env: line 1 has a NUL byte"),
+            (written(b"GRPC_PORT=1\nGRPC_HOST=a\0b\n"), ".env: line 2 has a NUL byte"),
+            (written(b'GRPC_PORT=1\nGRPC_HOST="127.0.0.1\n'), ".env: line 2 is not of the form NAME=value"),
+            (written(b"GRPC_PORT=1\nGRPC HOST\n=2\n"), ".env: line 2 is not of the form NAME=value"),
+            (Path.mkdir, ".env is not a file"),
+            (pipe, ".env is not a file"),
+        ],
+    )
+    def test_one_that_would_be_ignored_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], object], words: str
+    ) -> None:
+        """With the line and nothing of what it holds."""
+        make(tmp_path / ".env")
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SettingsError) as caught:
+            load_settings()
+        assert str(caught.value).startswith(words)
+
+    @pytest.mark.parametrize("command", [("health",), ("serve",), ("migrate",), CREATE, ("callers", "list"), ("dev",)])
+    def test_every_command_says_it_in_one_line(self, tmp_path: Path, command: tuple[str, ...]) -> None:
+        (tmp_path / ".env").write_bytes(LATIN_1)
+        assert refused(run_module("service", *command, cwd=tmp_path)) == ".env: line 1 is not UTF-8"
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            BOM + b"GRPC_PORT=9\n",
+            b"GRPC_PORT=9\r\nGRPC_HOST=127.0.0.1\r\n",
+            b"export GRPC_PORT=9",
+            b"GRPC_PORT='9'\n",
+            b'GRPC_PORT = "9" # the port\n',
+            b"GRPC_PORT=8\nGRPC_PORT=9\nUNKNOWN_NAME=1\nWITHOUT_VALUE\n",
+        ],
+    )
+    def test_every_usual_form_is_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+        """Of two lines with one name the last counts; names that the service does not know are of others."""
+        (tmp_path / ".env").write_bytes(content)
+        monkeypatch.chdir(tmp_path)
+        assert load_settings().grpc_port == 9
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+    def test_one_that_may_not_be_read(self, tmp_path: Path) -> None:
+        (tmp_path / ".env").touch(mode=0o600)
+        script = f"import os; from service.base.settings import load_settings; os.chdir({str(tmp_path)!r})"
+        script += "; os.setuid(65534); load_settings()"
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=ROOT, env=inherited(), capture_output=True, check=False
+        )
+        assert b"SettingsError: .env cannot be read: Permission denied" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (LATIN_1, "line 1 is not UTF-8"),
+        (KEY.encode("utf-16"), "line 1 is not UTF-8"),
+        (KEY.encode("utf-16-be"), "line 1 has a NUL byte"),
+        (b"", "there is no key"),
+        (None, "Is a directory"),
+        (BOM + KEY.encode() + b"\r\n", ""),
+    ],
+)
+@pytest.mark.parametrize("setting", ["secret_keys_file", "dev_data_dir"])
+def test_files_of_secret_keys(tmp_path: Path, content: bytes | None, words: str, setting: str) -> None:
+    """The operator's file and the generated one; nothing of them is shown."""
+    path = tmp_path / "secret_keys"
+    path.mkdir() if content is None else path.write_bytes(content)
+    path.chmod(0o600)
+    settings = load_settings(_env_file=None, **{setting: path if setting == "secret_keys_file" else tmp_path})
+    if not words:
+        assert settings.keys().keys
+        return
+    with pytest.raises(SettingsError) as caught:
+        settings.keys()
+    assert words in str(caught.value)
+    assert "MDEy" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(Settings.model_fields))
+def test_a_variable_that_is_not_utf8_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name.upper(), os.fsdecode(LATIN_1))
+    with pytest.raises(SettingsError, match=f"^{name.upper()}: is not UTF-8"):
+        load_settings(_env_file=None)
+
+
+@pytest.mark.parametrize(
+    "command", [("callers", "create", LATIN_1), ("generate-key", "--id", LATIN_1), ("health", "--address", LATIN_1)]
+)
+def test_an_argument_that_is_not_utf8_is_refused(command: tuple[str | bytes, ...]) -> None:
+    assert refused(run_module("service", *command)).startswith("An argument is not text")
+
+
+class TestStreams:
+    @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+    @pytest.mark.parametrize("line", [LATIN_1 * 9 + b"\n", PASSWORD.encode("utf-16-le")])
+    def test_a_password_that_is_not_utf8_is_refused_and_not_shown(self, line: bytes, encoding: str) -> None:
+        said = refused(run_module("service", *CREATE, text=line, environment={"PYTHONIOENCODING": encoding}))
+        assert said == "The password is not UTF-8."
+
+    def test_a_password_is_what_was_typed(self, private_url: URL) -> None:
+        """In UTF-8, whatever the terminal speaks; neither a line end nor a byte order mark is part of it."""
+        password = "correct horse b\u00e4ttery staple"
+        text = f"\ufeff{password}\r\n".encode()
+        environment = {"DATABASE_URL": libpq_url(private_url), "PYTHONIOENCODING": "latin-1"}
+        created = run_module("service", *CREATE, text=text, environment=environment)
+        assert created == (0, "Created superuser ada with id 1.\n")
+        stored = run(private_url, "SELECT hashed_password FROM users")[0][0]
+        assert is_match(password, stored, reference_cost=4)
+
+    @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+    @pytest.mark.parametrize("command", [CREATE, ("health",), ("generate-key",), ("serve",)])
+    def test_closed_streams(self, closed: str, command: tuple[str, ...]) -> None:
+        """A verb neither raises, nor writes into what has got the number of a closed stream."""
+        line = f'exec "$0" -m service "$@" {closed}'
+        environment = inherited() | {"DATABASE_URL": "postgresql://u@127.0.0.1:1/d", "SECRET_KEYS": KEY}
+        done = subprocess.run(
+            ["/bin/sh", "-c", line, sys.executable, *command],
+            cwd=ROOT,
+            env=environment | {"GRPC_HOST": "nowhere"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == (0 if command == ("generate-key",) else 1)
+        assert "Traceback" not in done.stderr + done.stdout
