@@ -15,6 +15,7 @@ BEFORE: dict[str, object] = {
     "tls_certificate_file": "server.pem",
     "tls_private_key_file": "server.key",
     "tls_client_ca_file": "ca.pem",
+    "insecure_plaintext_database": True,
     "caller_auth": "required",
     "caller_rate_limit": 100,
     "caller_code_rate_limit": 10,
