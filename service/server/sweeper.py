@@ -108,7 +108,7 @@ def _in_batches(
     while not is_ending():
         removed = _one_batch(database, actor, remove)
         total += removed
-        if removed < SWEEP_BATCH:
+        if not removed:
             break
     return total
 
