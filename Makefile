@@ -14,7 +14,7 @@ WITH_DATABASE := $(BIN)/python -m service with-database
 PIP_INSTALL := install --no-user --quiet --disable-pip-version-check --require-hashes
 
 # What would lead Python and pip elsewhere than into $(VENV).
-unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH PYTHONOPTIMIZE PYTHONINSPECT VIRTUAL_ENV
+unexport PYTHONHOME PYTHONSAFEPATH PYTHONOPTIMIZE PYTHONINSPECT VIRTUAL_ENV
 unexport PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_DRY_RUN PIP_NO_DEPS PIP_REQUIRE_VIRTUALENV
 
 # ---- environment

@@ -1,6 +1,6 @@
 """`python -m service VERB`."""
 
-from service.cli.streams import prepare_streams
+from service.base.text import prepare_streams
 
 prepare_streams()
 

@@ -1,5 +1,8 @@
-"""Text from files and standard input: UTF-8, and refused otherwise in words that show nothing of it."""
+"""Text from files, arguments and standard streams: UTF-8, and refused otherwise in words that show nothing of it."""
 
+import io
+import os
+import sys
 from pathlib import Path
 
 
@@ -22,6 +25,23 @@ def decode(data: bytes) -> str:
 def is_utf8(text: str) -> bool:
     """Whether an argument or a variable was UTF-8: Python keeps what was not as surrogates (PEP 383)."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def prepare_streams() -> None:
+    """Open /dev/null for each stream that the caller has closed, and let no character end the command.
+
+    A closed one would be None in `sys`, and the next file or connection would get its number. Output that the encoding
+    of the terminal does not have is escaped; input that it does not have becomes surrogates, see is_utf8.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # noqa: FBT003  the lowest free number is this
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  for good
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape" if mode == "r" else "backslashreplace")
 
 
 def _line(data: bytes, position: int) -> int:

@@ -10,7 +10,7 @@ from sqlalchemy.pool import NullPool
 
 from service.base.database_url import described
 from service.base.settings import SettingsError, load_settings
-from service.base.streams import prepare_streams
+from service.base.text import prepare_streams
 from service.db.connections import connect_arguments
 from service.db.diagnosis import diagnose
 from service.db.privileges import missing_for_migrations, missing_privilege

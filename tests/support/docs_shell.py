@@ -234,8 +234,7 @@ def _set_up(directory: Path) -> None:
     """Make the directory look like a checkout after `make setup`."""
     python = directory / ".venv/bin/python"
     python.parent.mkdir(parents=True)
-    # The code is not in this directory, and the Makefile takes PYTHONPATH away.
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(ROOT))} exec {shlex.quote(sys.executable)} "$@"\n')
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
     python.chmod(0o755)
     for name in ("Makefile", "requirements"):
         (directory / name).symlink_to(ROOT / name)
