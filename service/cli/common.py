@@ -10,9 +10,9 @@ import click
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
-from service.base.errors import PersonaeError
+from service.base.errors import DatabaseUnavailableError, PersonaeError
 from service.base.settings import Settings, SettingsError, load_settings, psycopg2_url
-from service.db.diagnosis import diagnose
+from service.db.diagnosis import UNKNOWN, diagnose
 from service.db.schema import SchemaBehindError, connect, database_revision, needed_revision, require_schema
 from service.observability.log import configure
 
@@ -77,6 +77,9 @@ def working_database(settings: Settings) -> "Iterator[Database]":
         database = open_database(settings, url)
         try:
             yield database
+        except DatabaseUnavailableError as error:
+            cause = error.__cause__
+            fail(str(diagnose(cause) if isinstance(cause, DBAPIError) else error))
         except PersonaeError as error:
             fail(str(error))
         finally:
@@ -106,9 +109,10 @@ def upgrade(url: URL) -> str:
     except (MigratorBusyError, GrantsError) as error:
         fail(str(error))
     except DBAPIError as error:
-        if error.statement is not None:
+        diagnosis = diagnose(error)
+        if error.statement is not None and diagnosis == UNKNOWN:
             raise
-        fail(str(diagnose(error)))
+        fail(str(diagnosis))
     if found == needed:
         return f"The database has schema {needed} already."
     return f"The database has schema {needed} now; before: {found or 'none'}."

@@ -22,13 +22,16 @@ def microseconds(time: datetime) -> int:
     return (time - _UNIX_EPOCH) // _MICROSECOND
 
 
-def canonical(rpc: str, values: Mapping[str, bool | int | str | datetime]) -> bytes:
+Value = bool | int | str | datetime
+
+
+def canonical(rpc: str, values: Mapping[str, Value]) -> bytes:
     """The bytes for a request of this RPC with these values; those that have their default are to be left out."""
     plain = {name: microseconds(value) if isinstance(value, datetime) else value for name, value in values.items()}
     return orjson.dumps([_VERSION, rpc, plain], option=orjson.OPT_SORT_KEYS)
 
 
-def set_fields(*parts: object) -> dict[str, bool | int | str | datetime]:
+def set_fields(*parts: object) -> dict[str, Value]:
     """The fields of these dataclasses that differ from their defaults; no two have a field of one name."""
     return {
         one.name: getattr(part, one.name)

@@ -49,7 +49,7 @@ def map_driver_error(
     """The service's error for a driver's error; None for a bug."""
     if isinstance(error, PoolTimeoutError):
         return DatabaseBusyError()
-    sqlstate = _sqlstate(error)
+    sqlstate = sqlstate_of(error)
     if sqlstate == _UNIQUE_VIOLATION:
         known = UNIQUE_CONSTRAINTS.get(_constraint(error))
         return None if known is None else known()
@@ -90,8 +90,9 @@ def _is_unavailable(error: DBAPIError, sqlstate: str | None) -> bool:
     return sqlstate in {_QUERY_CANCELED, READ_ONLY} or sqlstate.startswith(_UNAVAILABLE)
 
 
-def _sqlstate(error: DBAPIError) -> str | None:
-    code = getattr(error.orig, "pgcode", None)
+def sqlstate_of(error: DBAPIError | PoolTimeoutError) -> str | None:
+    """The SQLSTATE of a driver's error; None where the database did not say."""
+    code = getattr(getattr(error, "orig", None), "pgcode", None)
     return code if isinstance(code, str) else None
 
 

@@ -164,7 +164,7 @@ def build_server(
         telemetry.swept(sweep_and_log(database, clock, stopping.is_set, keep_events=keep_events), clock)
 
     monitor = DatabaseMonitor(
-        DatabaseProbe(url, connect_timeout=settings.db_connect_timeout),
+        DatabaseProbe(url, connect_timeout=settings.db_connect_timeout, clock=clock),
         database,
         directory,
         health,

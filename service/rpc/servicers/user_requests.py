@@ -154,12 +154,11 @@ def creation_of(request: user_pb2.CreateUserRequest, rules: Rules, fingerprint_k
 
 def _fingerprints(request: user_pb2.CreateUserRequest, names: _Names, keys: tuple[bytes, ...]) -> tuple[bytes, ...]:
     """The HMAC of what is created under each key, without what a retry may change (the password)."""
-    flags = {"inactive": request.inactive, "email_verified": request.email_verified}
-    asked_for = {
-        "email": names.email,
-        "username": names.username,
-        **{name: True for name, is_set in flags.items() if is_set},
-    }
+    asked_for: dict[str, str | bool] = {"email": names.email, "username": names.username}
+    if request.inactive:
+        asked_for["inactive"] = True
+    if request.email_verified:
+        asked_for["email_verified"] = True
     data = canonical("CreateUser", asked_for)
     return tuple(hmac.digest(key, data, "sha256") for key in keys)
 
