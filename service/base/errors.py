@@ -227,6 +227,14 @@ class TooManyAttemptsError(PersonaeError):
 # --------------------------------------------------------------------------------------- the server, the database
 
 
+class IdsExhaustedError(PersonaeError):
+    """A sequence of the database has given its last number."""
+
+    reason = "IDS_EXHAUSTED"
+    text = "The database has no id left for a new row: an operator has to make room. Nothing was changed."
+    pushback_ms = DO_NOT_RETRY_MS
+
+
 class DatabaseUnavailableError(PersonaeError):
     """The database could not be reached, or dropped the connection before anything was committed.
 

@@ -26,6 +26,7 @@ from service.core.lockout import LockoutKeys
 from service.core.users import (
     COLUMNS,
     NEXT_EPOCH,
+    NEXT_VERSION,
     PASSWORD_CHANGED_AT,
     USERS,
     Key,
@@ -151,7 +152,7 @@ def complete_email_verification(session: Session, code: str, *, now: datetime) -
             email=found.email,
             email_verified_at=now,
             access_epoch=case((is_same, USERS.c.access_epoch), else_=NEXT_EPOCH),
-            version=USERS.c.version + 1,
+            version=NEXT_VERSION,
             updated_at=func.clock_timestamp(),
         )
         .returning(*COLUMNS)
@@ -174,7 +175,7 @@ def mark_email_verified(session: Session, user_id: int, email: str, *, now: date
     row = session.execute(
         update(USERS)
         .where(USERS.c.id == user_id, USERS.c.email == email, _LIVE, USERS.c.email_verified_at.is_(None))
-        .values(email_verified_at=now, version=USERS.c.version + 1, updated_at=func.clock_timestamp())
+        .values(email_verified_at=now, version=NEXT_VERSION, updated_at=func.clock_timestamp())
         .returning(*COLUMNS)
     ).one_or_none()
     if row is not None:
@@ -216,7 +217,7 @@ def _replace_password(
             password_change_required=is_change_required,
             password_expires_at=expires_at,
             access_epoch=NEXT_EPOCH,
-            version=USERS.c.version + case((is_first, 1), else_=0),
+            version=case((is_first, NEXT_VERSION), else_=USERS.c.version),
             updated_at=case((is_first, func.clock_timestamp()), else_=USERS.c.updated_at),
         )
         .returning(*COLUMNS)

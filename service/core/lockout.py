@@ -30,6 +30,8 @@ _WAITS: tuple[tuple[int, timedelta], ...] = (
     (33, timedelta(hours=1)),
 )
 """From how many failures on, how long."""
+_MOST_FAILURES = 2**31 - 1
+"""As many as the column holds; the wait is the longest long before."""
 
 
 class FailedSignIns(NamedTuple):
@@ -78,7 +80,7 @@ def after(failed: FailedSignIns, event: Event, now: datetime) -> FailedSignIns:
         case Event.RIGHT:
             return NO_FAILURES
         case Event.WRONG:
-            return FailedSignIns(failed.failures + 1, now)
+            return FailedSignIns(min(failed.failures + 1, _MOST_FAILURES), now)
 
 
 Kind = Literal["email", "username", "id", "malformed"]

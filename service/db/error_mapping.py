@@ -15,6 +15,7 @@ from service.base.errors import (
     DatabaseUnavailableError,
     DeadlineOverError,
     EmailTakenError,
+    IdsExhaustedError,
     PersonaeError,
     UsernameTakenError,
 )
@@ -35,6 +36,7 @@ UNIQUE_CONSTRAINTS: dict[str, type[PersonaeError]] = {
 
 READ_ONLY = "25006"  # a standby, or a primary that was demoted under us
 _QUERY_CANCELED = "57014"
+_SEQUENCE_AT_ITS_END = "2200H"
 _UNIQUE_VIOLATION = "23505"
 _LOCK_TIMEOUT = "55P03"  # has waited for as long as the operator allows: not to be repeated
 _DEADLOCK = "40P01"
@@ -53,6 +55,8 @@ def map_driver_error(
     if sqlstate == _UNIQUE_VIOLATION:
         known = UNIQUE_CONSTRAINTS.get(_constraint(error))
         return None if known is None else known()
+    if sqlstate == _SEQUENCE_AT_ITS_END:
+        return IdsExhaustedError()
     if sqlstate == _QUERY_CANCELED and is_deadline_over:
         return DeadlineOverError()
     if sqlstate in _CONFLICTS:

@@ -25,6 +25,7 @@ from service.core.users.listing import ORDER_COLUMNS, Order, Page, UserFilter, l
 from service.core.users.rows import (
     COLUMNS,
     NEXT_EPOCH,
+    NEXT_VERSION,
     NO_USER,
     PASSWORD_CHANGED_AT,
     USERS,
@@ -38,6 +39,7 @@ from service.core.users.rows import (
 __all__ = [
     "COLUMNS",
     "NEXT_EPOCH",
+    "NEXT_VERSION",
     "NO_USER",
     "ORDER_COLUMNS",
     "PASSWORD_CHANGED_AT",

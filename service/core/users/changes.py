@@ -21,7 +21,7 @@ from service.base.errors import (
 )
 from service.core import audit
 from service.core.expiry import delete_expired
-from service.core.users.rows import AUDITED_FIELDS, COLUMNS, NEXT_EPOCH, USERS, Key, UserRecord, get_user
+from service.core.users.rows import AUDITED_FIELDS, COLUMNS, NEXT_EPOCH, NEXT_VERSION, USERS, Key, UserRecord, get_user
 
 _SUPERUSER_LOCK = 0x7375  # "su": no other advisory lock of this database has this number
 _LIVE = USERS.c.deleted_at.is_(None)
@@ -192,7 +192,7 @@ def _change(
         update(USERS)
         .where(USERS.c.id == user_id, USERS.c.id == former.c.id)
         # clock_timestamp, not now(): after a wait for the row, now() would lie before the change that was waited for.
-        .values(**values, version=USERS.c.version + 1, updated_at=func.clock_timestamp())
+        .values(**values, version=NEXT_VERSION, updated_at=func.clock_timestamp())
         .returning(*COLUMNS, *(former.c[name] for name in AUDITED_FIELDS))
     )
     compared = change.where(where)
