@@ -195,7 +195,7 @@ def _session(*, changes: bool = False) -> "Iterator[tuple[Session, datetime]]":
     """A session with the current time: a transaction for changes, else for reading only."""
     from service.db.engine import reading
 
-    with working_database(settings_or_fail()) as database:
+    with working_database(settings_or_fail(), as_owner=changes) as database:
         try:
             with database.scope(actor=COMMAND_LINE) as session, session.begin() if changes else reading(session):
                 yield session, utc_now()

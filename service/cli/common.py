@@ -10,11 +10,14 @@ import click
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
+from service.base.actor import COMMAND_LINE
 from service.base.errors import DatabaseUnavailableError, PersonaeError
 from service.base.settings import Settings, SettingsError, load_settings, psycopg2_url
 from service.db.diagnosis import UNKNOWN, diagnose
 from service.db.schema import SchemaBehindError, connect, database_revision, needed_revision, require_schema
 from service.observability.log import configure
+
+_INSUFFICIENT_PRIVILEGE = "42501"
 
 if TYPE_CHECKING:
     from service.db.engine import Database
@@ -58,15 +61,17 @@ def database_url(settings: Settings) -> Iterator[URL]:
 
 
 @contextmanager
-def working_database(settings: Settings) -> "Iterator[Database]":
+def working_database(settings: Settings, *, as_owner: bool = False) -> "Iterator[Database]":
     """As database_url, with the schema in place and ready for sessions: the embedded one is migrated, another one has
     to be. What the service refuses ends the command with its text.
+
+    as_owner: with MIGRATION_DATABASE_URL, if it is set, for what the service's role may not do.
     """
     from service.server.wiring import open_database
 
     with database_url(settings) as url:
         if settings.url is None:
-            upgrade(url)
+            upgrade(settings, url)
         try:
             with connect(url) as connection:
                 require_schema(connection)
@@ -74,9 +79,16 @@ def working_database(settings: Settings) -> "Iterator[Database]":
             fail(str(error))
         except DBAPIError as error:
             fail(str(diagnose(error)))
-        database = open_database(settings, url)
+        database = open_database(settings, settings.migration_url or url if as_owner else url)
         try:
             yield database
+        except DBAPIError as error:
+            if getattr(error.orig, "pgcode", None) != _INSUFFICIENT_PRIVILEGE:
+                raise
+            fail(
+                "The role of DATABASE_URL may serve, and not do that. Set MIGRATION_DATABASE_URL too, to the role that "
+                "owns the tables."
+            )
         except DatabaseUnavailableError as error:
             cause = error.__cause__
             fail(str(diagnose(cause) if isinstance(cause, DBAPIError) else error))
@@ -86,8 +98,9 @@ def working_database(settings: Settings) -> "Iterator[Database]":
             database.dispose()
 
 
-def upgrade(url: URL) -> str:
-    """Run the migrations up to the newest, as `alembic upgrade head` does; what was done, in words.
+def upgrade(settings: Settings, url: URL) -> str:
+    """Run the migrations up to the newest, as `alembic upgrade head` does; what was done, in words. Then store for how
+    long the audit trail is kept, unless that was stored before and AUDIT_RETENTION_DAYS is not set.
 
     A database that is newer than this code is left alone: that is how a release that was rolled back finds it.
     """
@@ -106,6 +119,7 @@ def upgrade(url: URL) -> str:
         if found is not None and found > needed:
             return f"The database has schema {found}, newer than this code's {needed}: nothing to do."
         command.upgrade(config, "head")
+        _set_audit_retention(settings, url)
     except (MigratorBusyError, GrantsError) as error:
         fail(str(error))
     except DBAPIError as error:
@@ -116,3 +130,16 @@ def upgrade(url: URL) -> str:
     if found == needed:
         return f"The database has schema {needed} already."
     return f"The database has schema {needed} now; before: {found or 'none'}."
+
+
+def _set_audit_retention(settings: Settings, url: URL) -> None:
+    from service.core import audit
+    from service.server.wiring import open_database
+
+    database = open_database(settings, url)
+    try:
+        with database.scope(actor=COMMAND_LINE) as session, session.begin():
+            is_set = "audit_retention_days" in settings.model_fields_set
+            audit.set_retention(session, settings.audit_retention_days, replace=is_set)
+    finally:
+        database.dispose()

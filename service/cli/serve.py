@@ -10,7 +10,7 @@ import click
 from service.base.ports import PortInUseError
 from service.base.settings import SettingsError, load_settings
 from service.cli.common import fail, settings_or_fail
-from service.db.schema import SchemaBehindError
+from service.db.schema import UnfitDatabaseError
 from service.observability.log import flush
 
 
@@ -57,7 +57,7 @@ def worker(number: int, channel: int, core: int | None, workers: int, **override
         settings = load_settings(**overrides | {"metrics_port": 0})
     try:
         failure = work(settings, url, channel=channel, core=core, workers=workers)
-    except (SettingsError, PortInUseError, SchemaBehindError) as error:
+    except (SettingsError, PortInUseError, UnfitDatabaseError) as error:
         fail(str(error), os.EX_CONFIG)
     if failure is not None:
         fail(str(failure), os.EX_CONFIG)

@@ -13,7 +13,11 @@ from sqlalchemy.pool import NullPool
 MIGRATIONS = Path(__file__).resolve().parents[2] / "alembic" / "versions"
 
 
-class SchemaBehindError(Exception):
+class UnfitDatabaseError(Exception):
+    """The service must not run on this database as it is. The text says what to do."""
+
+
+class SchemaBehindError(UnfitDatabaseError):
     """The database has an older schema than the code needs. The text names the command to run."""
 
 

@@ -14,8 +14,8 @@ from service.base.errors import DeadlineOverError
 from service.db.connections import Connections
 from service.db.diagnosis import Diagnosis, diagnose, why_read_only
 from service.db.engine import Database
-from service.db.privileges import missing_privilege
-from service.db.schema import SchemaBehindError, require_schema
+from service.db.privileges import missing_privilege, require_own_role
+from service.db.schema import UnfitDatabaseError, require_schema
 from service.rpc.callers.directory import CallerDirectory
 from service.rpc.health import Health
 
@@ -29,8 +29,9 @@ _log = structlog.get_logger("personae.database")
 class DatabaseProbe:
     """Checks that the service can use the database. It has its own connection, because a busy pool is no outage."""
 
-    def __init__(self, url: URL, *, connect_timeout: int, clock: Clock) -> None:
+    def __init__(self, url: URL, *, connect_timeout: int, clock: Clock, requires_own_role: bool) -> None:
         self._clock = clock
+        self._requires_own_role = requires_own_role
         self._connections = Connections()
         self._engine = create_engine(
             url,
@@ -47,7 +48,10 @@ class DatabaseProbe:
         """By how much this server's clock is ahead of the database's, at least; negative: behind. None: not known."""
 
     def check(self) -> Diagnosis | None:
-        """Probe the database; None: it can be used. Raises SchemaBehindError: the schema is read after each outage."""
+        """Probe the database; None: it can be used.
+
+        Raises UnfitDatabaseError: schema and role are looked at after each outage.
+        """
         is_retry = False
         while True:
             started_at = monotonic()
@@ -79,6 +83,8 @@ class DatabaseProbe:
                 return read_only
             if not self._is_schema_known:
                 self.revision = require_schema(connection)
+                if self._requires_own_role:
+                    require_own_role(connection)
                 missing = missing_privilege(connection)
                 if missing is not None:
                     return missing
@@ -130,11 +136,11 @@ class DatabaseMonitor:
         """Whether the database can be used."""
         self.is_clock_off = False
         """Whether this server's clock differs from the database's by more than MAX_CLOCK_SKEW."""
-        self.failure: SchemaBehindError | None = None
-        """Why the server must end: the schema is older than the code."""
+        self.failure: UnfitDatabaseError | None = None
+        """Why the server must end: the schema is older than the code, or the role owns the tables."""
 
     def check_first(self) -> None:
-        """Probe the database before the start. Raises SchemaBehindError."""
+        """Probe the database before the start. Raises UnfitDatabaseError."""
         self._probe()
         if self.failure is not None:
             raise self.failure
@@ -147,7 +153,7 @@ class DatabaseMonitor:
     def _probe(self) -> None:
         try:
             trouble = self.probe.check() or (None if self._directory is None else self._directory.trouble())
-        except SchemaBehindError as error:
+        except UnfitDatabaseError as error:
             self.failure = error
             return
         self._compare_clocks()

@@ -43,7 +43,13 @@ def work(settings: Settings, url: URL, *, channel: int, core: int | None, worker
         pin_thread(frozenset((core,)))  # before gRPC and the pool start their threads, which inherit it
     supervisor = SupervisorChannel(socket.socket(fileno=channel))
     server = build_server(
-        settings, url, report_status=supervisor.report_status, shares_port=True, hash_cores=cores, workers=workers
+        settings,
+        url,
+        report_status=supervisor.report_status,
+        shares_port=True,
+        hash_cores=cores,
+        workers=workers,
+        requires_own_role=settings.requires_own_role,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.end())
