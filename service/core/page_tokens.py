@@ -12,10 +12,13 @@ from typing import Self
 import orjson
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
-from service.core.canonical import microseconds
-
 TOKEN_MAX_BYTES = 1024
 _UNIX_EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+def microseconds(time: datetime) -> int:
+    """Microseconds since 1970."""
+    return (time - _UNIX_EPOCH) // timedelta(microseconds=1)
 
 
 class BadPageTokenError(ValueError):

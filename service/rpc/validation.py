@@ -17,10 +17,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, Val
 
 from personae.v1 import audit_pb2, user_pb2
 from service.base.errors import InvalidFieldsError, Violation
-from service.core.canonical import canonical, set_fields
 from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username, require_bounded
 from service.core.page_tokens import TOKEN_MAX_BYTES, BadPageTokenError, PageTokens, Position
 from service.core.users import Key, UserRecord
+from service.rpc.canonical import canonical, set_fields
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1000

@@ -8,9 +8,9 @@ import pytest
 
 from personae.v1 import audit_pb2, user_pb2
 from service.core.audit import AuditFilter, Outcome
-from service.core.canonical import canonical, set_fields
 from service.core.page_tokens import PageTokens, Position
 from service.core.users import Order, UserFilter
+from service.rpc.canonical import canonical, set_fields
 from service.rpc.servicers.audit import listing_of as audit_listing_of
 from service.rpc.servicers.user_requests import listing_of
 

@@ -17,8 +17,8 @@ from service.core import audit
 from service.core.api_keys import NewKey
 from service.core.callers.index import CALLER_COLUMNS, CALLERS, IDENTITIES, KEY_COLUMNS, KEYS, Key, rate_in
 from service.core.callers.rules import CallerError, require_identity, require_name, require_rate
-from service.core.fresh_ids import fresh_id
 from service.core.token_bucket import Rate
+from service.db.fresh_ids import fresh_id
 
 MAX_CALLERS = 1000
 """How many callers may exist: every server holds all of them in memory."""

@@ -13,8 +13,8 @@ from sqlalchemy.orm import Session
 from service.base.errors import ConflictError, EmailTakenError, RequestIdReusedError, UsernameTakenError
 from service.core import audit
 from service.core.expiry import delete_expired
-from service.core.fresh_ids import fresh_id
 from service.core.users.rows import COLUMNS, REQUESTS, USERS, UserRecord
+from service.db.fresh_ids import fresh_id
 
 REQUEST_ID_HOURS = 24
 

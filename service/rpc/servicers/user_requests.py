@@ -10,11 +10,11 @@ from pydantic import Field
 
 from personae.v1 import user_pb2
 from service.core import users
-from service.core.canonical import canonical
 from service.core.identifiers import EMAIL_MAX_BYTES, USERNAME_MAX_BYTES, BadIdentifierError, normalise_prefix
 from service.core.page_tokens import PageTokens
 from service.core.passwords.policy import Names
 from service.core.users import Key, NewUser, Order, RequestKey, UserFilter
+from service.rpc.canonical import canonical
 from service.rpc.context import current
 from service.rpc.servicers.rules import Rules
 from service.rpc.validation import (

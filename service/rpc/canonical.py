@@ -8,20 +8,13 @@ without another _VERSION. Not repr(), which shows every field, and not protobuf'
 
 import dataclasses
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 import orjson
 
+from service.core.page_tokens import microseconds
+
 _VERSION = 1
-_UNIX_EPOCH = datetime.fromtimestamp(0, UTC)
-_MICROSECOND = timedelta(microseconds=1)
-
-
-def microseconds(time: datetime) -> int:
-    """Microseconds since 1970."""
-    return (time - _UNIX_EPOCH) // _MICROSECOND
-
-
 Value = bool | int | str | datetime
 
 
