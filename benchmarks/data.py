@@ -151,6 +151,17 @@ def connect(url: URL) -> psycopg2.extensions.connection:
     return connection
 
 
+def delete_users(url: URL, number: int) -> None:
+    """Delete this many users softly, the oldest first."""
+    _execute(
+        url,
+        sql.SQL(
+            "UPDATE users SET deleted_at = now(), purge_at = now() + {} WHERE id <= {} AND deleted_at IS NULL"
+        ).format(sql.Literal(PURGE_AFTER), sql.Literal(number)),
+    )
+    _execute(url, "VACUUM (ANALYZE) users")
+
+
 def _execute(url: URL, statement: sql.Composable | str) -> None:
     with contextlib.closing(connect(url)) as connection, connection.cursor() as cursor:
         cursor.execute(statement)

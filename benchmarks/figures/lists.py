@@ -1,4 +1,6 @@
-"""Whether a page deep in a long list costs as much as the first one, without filter and with each."""
+"""Whether a page deep in a long list costs as much as the first one: without filter, with each, in every order, and
+with most of the users deleted.
+"""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -7,7 +9,7 @@ from statistics import median
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from benchmarks.bench import Bench
-from benchmarks.data import NOW, PREFIX, YEARS, database
+from benchmarks.data import NOW, PREFIX, YEARS, database, delete_users
 from benchmarks.load import Request, latencies, walk
 from benchmarks.processes import SERVICE, Server, running
 from benchmarks.requests import list_users
@@ -50,7 +52,10 @@ _RARE: dict[str, user_pb2.ListUsersRequest.Filter] = {
     "created_after yesterday": _Filter(created_after=_YESTERDAY),
     "updated_after yesterday": _Filter(updated_after=_YESTERDAY),
 }
+_DELETED = 0.9
+"""The share of the users that a mass delete takes, the oldest first."""
 _ORDERS = ("created_at desc", "created_at", "id", "id desc", "updated_at", "updated_at desc", "email", "username")
+_LISTS |= {f"by {order}": user_pb2.ListUsersRequest(order_by=order) for order in _ORDERS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,8 @@ def measure(bench: Bench) -> Findings:
     ):
         compared = _compared(bench, server)
         slow = _slow_orders(bench, server)
+        delete_users(url, round(users * _DELETED))
+        compared += _compared(bench, server, suffix=f", {_DELETED:.0%} deleted")
     findings = Findings()
     worst = max(compared, key=lambda comparison: comparison.ratio)
     findings.at_most(
@@ -95,7 +102,7 @@ def measure(bench: Bench) -> Findings:
     return findings
 
 
-def _compared(bench: Bench, server: Server) -> list[_Comparison]:
+def _compared(bench: Bench, server: Server, suffix: str = "") -> list[_Comparison]:
     requests: list[Request] = []
     pages: dict[str, int] = {}
     for name, message in _LISTS.items():
@@ -103,7 +110,7 @@ def _compared(bench: Bench, server: Server) -> list[_Comparison]:
         first_and_deep = bench.callers.do(walk, server.target, sized.SerializeToString(), pages=_DEEP_PAGE)
         if len(first_and_deep) < 2:
             continue  # with --quick there are too few superusers for a second full page
-        pages[name] = first_and_deep[1].number
+        pages[name + suffix] = first_and_deep[1].number
         requests += [list_users(_copy(sized, page_token=page.token), page.ids) for page in first_and_deep]
     taken = [median(all_) for all_ in bench.callers.do(latencies, server.target, requests, rounds=bench.sizes.repeats)]
     return [

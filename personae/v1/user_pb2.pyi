@@ -313,7 +313,12 @@ class ListUsersRequest(_message.Message):
 
         @_builtins.property
         def updated_after(self) -> _timestamp_pb2.Timestamp:
-            """Only users changed at this time or later. The list is then ordered by updated_at, unless order_by says otherwise."""
+            """Only users changed at this time or later. The list is then ordered by updated_at, unless order_by says otherwise.
+
+            A change becomes visible when its transaction commits, with the time at which it was made, so a later one can be
+            visible first. To keep a copy up to date, ask from one minute before the newest updated_at that you have, and
+            skip users whose etag you have. A purge leaves nothing to list.
+            """
 
         def __init__(
             self,

@@ -31,6 +31,9 @@ class PersonaeError(Exception):
     retry_after: timedelta | None = None
     """How long a person should wait; None: as long as the client."""
 
+    sqlstate: str | None = None
+    """What the database reported; None where it was not asked, or did not say. For the log."""
+
     def __init__(self, **metadata: str) -> None:
         super().__init__(self.text.format_map(metadata))
         self.metadata = metadata
@@ -222,6 +225,14 @@ class TooManyAttemptsError(PersonaeError):
 
 
 # --------------------------------------------------------------------------------------- the server, the database
+
+
+class IdsExhaustedError(PersonaeError):
+    """A sequence of the database has given its last number."""
+
+    reason = "IDS_EXHAUSTED"
+    text = "The database has no id left for a new row: an operator has to make room. Nothing was changed."
+    pushback_ms = DO_NOT_RETRY_MS
 
 
 class DatabaseUnavailableError(PersonaeError):

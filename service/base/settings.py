@@ -65,6 +65,7 @@ class Settings(BaseSettings):
     insecure_plaintext: bool = False
     insecure_plaintext_keys: bool = False
     insecure_plaintext_database: bool = False
+    insecure_one_role: bool = False
     tls_certificate_file: Path | None = None
     tls_private_key_file: Path | None = None
     tls_client_ca_file: Path | None = None
@@ -222,6 +223,13 @@ class Settings(BaseSettings):
     def is_loopback(self) -> bool:
         """Whether the server can be reached from this machine only."""
         return is_local_host(self.grpc_host)
+
+    @property
+    def requires_own_role(self) -> bool:
+        """Whether the role of DATABASE_URL must not own the tables: where other machines reach server or database."""
+        if self.url is None or self.insecure_one_role:
+            return False
+        return not (self.is_loopback and is_local_database(self.url))
 
     @cached_property
     def url(self) -> URL | None:

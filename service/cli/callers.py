@@ -195,7 +195,7 @@ def _session(*, changes: bool = False) -> "Iterator[tuple[Session, datetime]]":
     from service.db.engine import reading
 
     settings = settings_or_fail()
-    with working_database(settings) as database:
+    with working_database(settings, as_owner=changes) as database:
         try:
             with (
                 database.scope(actor=command_line(settings)) as session,

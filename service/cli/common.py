@@ -12,9 +12,9 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
 from service.base.actor import COMMAND_LINE, Actor
-from service.base.errors import PersonaeError
+from service.base.errors import DatabaseUnavailableError, PersonaeError
 from service.base.settings import OPERATOR_MAX_LENGTH, Settings, SettingsError, load_settings, psycopg2_url
-from service.db.diagnosis import diagnose
+from service.db.diagnosis import UNKNOWN, diagnose
 from service.db.schema import (
     MIGRATIONS,
     SchemaBehindError,
@@ -25,6 +25,8 @@ from service.db.schema import (
     require_schema,
 )
 from service.observability.log import configure, flush
+
+_INSUFFICIENT_PRIVILEGE = "42501"
 
 if TYPE_CHECKING:
     from service.db.engine import Database
@@ -106,16 +108,18 @@ def database_url(settings: Settings) -> Iterator[URL]:
 
 
 @contextmanager
-def working_database(settings: Settings) -> "Iterator[Database]":
+def working_database(settings: Settings, *, as_owner: bool = False) -> "Iterator[Database]":
     """As database_url, with the schema in place and ready for sessions: the embedded one is migrated, another one has
     to be. What the service refuses ends the command with its text.
+
+    as_owner: with MIGRATION_DATABASE_URL, if it is set, for what the service's role may not do.
     """
     from service.db.privileges import missing_privilege
     from service.server.wiring import open_database
 
     with database_url(settings) as url:
         if settings.url is None:
-            upgrade(url)
+            upgrade(settings, url)
         try:
             with connect(url) as connection:
                 require_schema(connection)
@@ -126,17 +130,28 @@ def working_database(settings: Settings) -> "Iterator[Database]":
             fail(str(error))
         except DBAPIError as error:
             fail(str(diagnose(error)))
-        database = open_database(settings, url)
+        database = open_database(settings, settings.migration_url or url if as_owner else url)
         try:
             yield database
+        except DBAPIError as error:
+            if getattr(error.orig, "pgcode", None) != _INSUFFICIENT_PRIVILEGE:
+                raise
+            fail(
+                "The role of DATABASE_URL may serve, and not do that. Set MIGRATION_DATABASE_URL too, to the role that "
+                "owns the tables."
+            )
+        except DatabaseUnavailableError as error:
+            cause = error.__cause__
+            fail(str(diagnose(cause) if isinstance(cause, DBAPIError) else error))
         except PersonaeError as error:
             fail(str(error))
         finally:
             database.dispose()
 
 
-def upgrade(url: URL) -> str:
-    """Run the migrations up to the newest, as `alembic upgrade head` does; what was done, in words.
+def upgrade(settings: Settings, url: URL) -> str:
+    """Run the migrations up to the newest, as `alembic upgrade head` does; what was done, in words. Then store for how
+    long the audit trail is kept, unless that was stored before and AUDIT_RETENTION_DAYS is not set.
 
     A database that is newer than this code is left alone: that is how a release that was rolled back finds it.
     """
@@ -150,13 +165,30 @@ def upgrade(url: URL) -> str:
             found = database_revision(connection)
             if found is None:
                 require_free(connection)
+        if found is not None and found > needed:
+            return f"The database has schema {found}, newer than this code's {needed}: nothing to do."
+        command.upgrade(config, "head")  # ends the process if it fails: see alembic/env.py
+        _set_audit_retention(settings, url)
     except SchemaBehindError as error:
         fail(str(error))
     except DBAPIError as error:
-        fail(str(diagnose(error)))
-    if found is not None and found > needed:
-        return f"The database has schema {found}, newer than this code's {needed}: nothing to do."
-    command.upgrade(config, "head")  # ends the process if it fails: see alembic/env.py
+        diagnosis = diagnose(error)
+        if error.statement is not None and diagnosis == UNKNOWN:
+            raise
+        fail(str(diagnosis))
     if found == needed:
         return f"The database has schema {needed} already."
     return f"The database has schema {needed} now; before: {found or 'none'}."
+
+
+def _set_audit_retention(settings: Settings, url: URL) -> None:
+    from service.core import audit
+    from service.server.wiring import open_database
+
+    database = open_database(settings, url)
+    try:
+        with database.scope(actor=COMMAND_LINE) as session, session.begin():
+            is_set = "audit_retention_days" in settings.model_fields_set
+            audit.set_retention(session, settings.audit_retention_days, replace=is_set)
+    finally:
+        database.dispose()

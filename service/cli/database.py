@@ -1,7 +1,5 @@
 """The verbs `migrate` and `purge-deleted`."""
 
-from datetime import timedelta
-
 import click
 
 from service.base.clock import utc_now
@@ -13,10 +11,10 @@ def migrate() -> None:
     """Bring the database to the newest schema."""
     settings = settings_or_fail()
     if settings.migration_url is not None:
-        click.echo(upgrade(settings.migration_url))
+        click.echo(upgrade(settings, settings.migration_url))
         return
     with database_url(settings) as url:
-        click.echo(upgrade(url))
+        click.echo(upgrade(settings, url))
 
 
 @click.command("purge-deleted")
@@ -28,9 +26,8 @@ def purge_deleted() -> None:
     from service.server.sweeper import sweep
 
     settings = settings_or_fail()
-    keep_events = timedelta(days=settings.audit_retention_days)
     with working_database(settings) as database:
-        removed = sweep(database, utc_now, keep_events=keep_events, actor=command_line(settings))
+        removed = sweep(database, utc_now, actor=command_line(settings))
     click.echo(
         f"Purged {removed['purged_users']} users, forgot {removed['forgotten_request_ids']} request ids, "
         f"{removed['forgotten_codes']} codes, {removed['forgotten_lockouts']} lockouts and "

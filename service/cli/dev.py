@@ -17,7 +17,7 @@ from service.base.gc_tuning import freeze_startup_objects
 from service.base.ports import PortInUseError
 from service.base.settings import Settings, SettingsError, load_settings
 from service.cli.common import database_url, end_process, fail, settings_or_fail, silence_grpc, upgrade
-from service.db.schema import SchemaBehindError
+from service.db.schema import UnfitDatabaseError
 from service.observability.log import flush
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def dev() -> None:
     with database_url(settings) as url:
         assumed_caller = None
         if settings.url is None:
-            upgrade(url)
+            upgrade(settings, url)
             is_open = settings.is_loopback and settings.tls_client_ca_file is None
             if is_open and "caller_auth" not in settings.model_fields_set:
                 assumed_caller = LOCAL_CALLER
@@ -87,11 +87,13 @@ def _serve(settings: Settings, url: URL, *, assumed_caller: str | None) -> tuple
     from service.server.wiring import build_server
 
     try:
-        server = build_server(settings, url, assumed_caller=assumed_caller)
+        server = build_server(
+            settings, url, assumed_caller=assumed_caller, requires_own_role=settings.requires_own_role
+        )
         _on_signals(server.end)
         freeze_startup_objects()
         server.start()
-    except (SettingsError, PortInUseError, SchemaBehindError) as error:
+    except (SettingsError, PortInUseError, UnfitDatabaseError) as error:
         fail(str(error))
     flush()  # so that the log does not come in between
     _print_banner(server, settings)

@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL
 from service.base.ports import PortInUseError
 from service.base.settings import Settings, SettingsError, load_settings
 from service.cli.common import end_process, fail, settings_or_fail, silence_grpc
-from service.db.schema import SchemaBehindError
+from service.db.schema import UnfitDatabaseError
 
 Kept = dict[str, Any]
 
@@ -55,7 +55,7 @@ def worker(*, number: int, channel: int, core: int | None, workers: int, kept: K
         if settings.metrics_port and not keep_metrics(number):
             settings = load_settings(**kept | {"metrics_port": 0})
         failure, is_clean = work(settings, url, channel=channel, core=core, workers=workers, protection=own)
-    except (SettingsError, PortInUseError, SchemaBehindError) as error:
+    except (SettingsError, PortInUseError, UnfitDatabaseError) as error:
         fail(str(error), os.EX_CONFIG)
     end_process(os.EX_OK if failure is None else os.EX_CONFIG, failure=failure, is_clean=is_clean)
 

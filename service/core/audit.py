@@ -2,7 +2,7 @@
 
 Rows hold ids, names of fields and reasons; never a value or a secret. A sign-in also holds where the person was seen,
 which a purge of the user erases. Else the database refuses to change or delete rows: whole months are dropped after the
-retention, by a function that enforces a minimum of its own.
+retention that the owner of the tables has set, by a function that reads it there.
 
 The actor comes from the session. A change that is rolled back leaves no row; a refusal that is recorded (of a sign-in)
 is committed first and raised afterwards.
@@ -11,20 +11,22 @@ is committed first and raised afterwards.
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ARRAY, BigInteger, ColumnElement, DateTime, func, insert, literal, select, tuple_
+from sqlalchemy import ARRAY, BigInteger, ColumnElement, and_, func, insert, literal, select, tuple_
+from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session
 
 from service.core.page_tokens import Position
 from service.db.engine import actor_of
-from service.db.models import AuditEvent, table_of
+from service.db.models import AuditEvent, AuditRetention, table_of
 
 MONTHS_AHEAD = 3
 """For how many months ahead there are partitions."""
 
 _EVENTS = table_of(AuditEvent)
+_RETENTION = table_of(AuditRetention)
 
 
 class Outcome(enum.StrEnum):
@@ -195,11 +197,28 @@ def is_month_missing(session: Session) -> bool:
     return bool(session.scalar(select(func.to_regclass(name).is_(None))))
 
 
-def drop_partitions(session: Session, *, now: datetime, keep: timedelta) -> int:
-    """Drop the months that ended `keep` ago or earlier; how many. The database records which.
+def drop_partitions(session: Session) -> int:
+    """Drop the months that ended before the retention of set_retention; how many. The database records which.
 
-    The database raises an error for a `keep` of less than 90 days. Waits up to half a second for transactions that use
-    the trail, and blocks new ones meanwhile; then raises the driver's error for a lock timeout: try again later.
+    Waits up to half a second for transactions that use the trail, and blocks new ones meanwhile; then raises the
+    driver's error for a lock timeout: try again later.
     """
-    older_than = literal(now - keep, DateTime(timezone=True))
-    return int(session.execute(select(func.audit_drop_partitions(older_than))).scalar_one())
+    return int(session.execute(select(func.audit_drop_partitions())).scalar_one())
+
+
+def set_retention(session: Session, days: int, *, replace: bool) -> None:
+    """Say how long the trail is kept, as the owner of the tables: the service's role may not.
+
+    replace: whether to change what was said before. Without it the first word stays.
+    """
+    statement = pg_insert(_RETENTION).values(days=days)
+    changed = {"days": days, "updated_at": func.now()}
+    stored = session.scalar(
+        statement.on_conflict_do_update(
+            index_elements=[_RETENTION.c.is_only],
+            set_=changed,
+            where=and_(literal(replace), _RETENTION.c.days != days),
+        ).returning(_RETENTION.c.days)
+    )
+    if stored is not None:
+        record(session, "SetAuditRetention", changed=["days"])

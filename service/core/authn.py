@@ -24,6 +24,7 @@ from service.core import audit
 from service.core.audit import UNKNOWN_CLIENT, Client
 from service.core.failed_sign_ins import (
     CounterKeys,
+    bring_back,
     clear_failures,
     insert_or_lock_failures,
     read_failures,
@@ -117,11 +118,17 @@ def look_up(session: Session, key: Key | None, *, cost: int, now: datetime) -> C
 
 
 def require_unlocked(session: Session, keys: CounterKeys, *, now: datetime) -> None:
-    """Raises TooManyAttemptsError for a locked name, which saves the hash. Counts nothing."""
+    """Raises TooManyAttemptsError for a locked name, which saves the hash. Counts nothing.
+
+    To be called in autocommit: what it corrects survives the refusal.
+    """
     (failed,) = read_failures(session, keys, now=now)
     refusal = _lockout_refusal(failed, now)
-    if refusal is not None:
-        raise refusal
+    if refusal is None:
+        return
+    if failed.last_failed_at is not None and failed.last_failed_at > now:
+        bring_back(session, keys, now=now)
+    raise refusal
 
 
 def settle(

@@ -30,6 +30,7 @@ from service.core.lockout import LockoutKeys
 from service.core.users import (
     COLUMNS,
     NEXT_EPOCH,
+    NEXT_VERSION,
     PASSWORD_CHANGED_AT,
     USERS,
     Key,
@@ -44,7 +45,7 @@ from service.core.users import (
 
 _TICK = timedelta(microseconds=1)
 _LIVE = USERS.c.deleted_at.is_(None)
-_NEXT_VERSION: dict[str, Any] = {"version": USERS.c.version + 1, "updated_at": func.clock_timestamp()}
+_NEXT_VERSION: dict[str, Any] = {"version": NEXT_VERSION, "updated_at": func.clock_timestamp()}
 
 
 def set_password(
@@ -274,7 +275,7 @@ def _replace_password(
             password_change_required=is_change_required,
             password_expires_at=expires_at,
             access_epoch=NEXT_EPOCH,
-            version=USERS.c.version + case((is_first, 1), else_=0),
+            version=case((is_first, NEXT_VERSION), else_=USERS.c.version),
             updated_at=case((is_first, func.clock_timestamp()), else_=USERS.c.updated_at),
         )
         .returning(*COLUMNS)

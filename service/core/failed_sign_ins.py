@@ -63,6 +63,16 @@ def store_failures(session: Session, keys: CounterKeys, failed: FailedSignIns) -
     )
 
 
+def bring_back(session: Session, keys: CounterKeys, *, now: datetime) -> None:
+    """Date failures to now that a server whose clock is ahead has counted later than that.
+
+    Otherwise a wait would not begin, and so not end, before the time of that server has come.
+    """
+    session.execute(
+        update(_LOCKOUTS).where(_LOCKOUTS.c.key.in_(keys), _LOCKOUTS.c.last_failed_at > now).values(last_failed_at=now)
+    )
+
+
 def clear_lockout(session: Session, user: UserRecord, keys: LockoutKeys) -> None:
     """Clear both counters of a user on behalf of an operator.
 

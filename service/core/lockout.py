@@ -30,6 +30,8 @@ _WAITS: tuple[tuple[int, timedelta], ...] = (
     (33, timedelta(hours=1)),
 )
 """From how many failures on, how long."""
+_MOST_FAILURES = 2**31 - 1
+"""As many as the column holds; the wait is the longest long before."""
 
 
 class FailedSignIns(NamedTuple):
@@ -37,12 +39,6 @@ class FailedSignIns(NamedTuple):
 
     failures: int = 0
     last_failed_at: datetime | None = None
-
-    @property
-    def locked_until(self) -> datetime | None:
-        """Until when attempts are refused; may lie in the past. None: attempts are not refused."""
-        wait = wait_after(self.failures)
-        return None if self.last_failed_at is None or not wait else self.last_failed_at + wait
 
 
 NO_FAILURES = FailedSignIns()
@@ -65,9 +61,14 @@ def unexpired(failed: FailedSignIns, now: datetime) -> FailedSignIns:
 
 
 def remaining(failed: FailedSignIns, now: datetime) -> timedelta:
-    """How long attempts are still refused; zero when they are not."""
-    until = failed.locked_until
-    return timedelta() if until is None else max(timedelta(), until - now)
+    """How long attempts are still refused; zero when they are not.
+
+    Never longer than the wait itself, also when a server whose clock is ahead has counted the last failure.
+    """
+    if failed.last_failed_at is None:
+        return timedelta()
+    since = max(timedelta(), now - failed.last_failed_at)
+    return max(timedelta(), wait_after(failed.failures) - since)
 
 
 def after(failed: FailedSignIns, event: Event, now: datetime) -> FailedSignIns:
@@ -79,7 +80,7 @@ def after(failed: FailedSignIns, event: Event, now: datetime) -> FailedSignIns:
         case Event.RIGHT:
             return NO_FAILURES
         case Event.WRONG:
-            return FailedSignIns(failed.failures + 1, now)
+            return FailedSignIns(min(failed.failures + 1, _MOST_FAILURES), now)
 
 
 Kind = Literal["email", "username", "id", "malformed"]

@@ -14,7 +14,11 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 TOKEN_MAX_BYTES = 1024
 _UNIX_EPOCH = datetime.fromtimestamp(0, UTC)
-_MICROSECOND = timedelta(microseconds=1)
+
+
+def microseconds(time: datetime) -> int:
+    """Microseconds since 1970."""
+    return (time - _UNIX_EPOCH) // timedelta(microseconds=1)
 
 
 class BadPageTokenError(ValueError):
@@ -30,11 +34,11 @@ class Position:
 
     @classmethod
     def of(cls, value: datetime | int | str, row_id: int) -> Self:
-        return cls((value - _UNIX_EPOCH) // _MICROSECOND if isinstance(value, datetime) else value, row_id)
+        return cls(microseconds(value) if isinstance(value, datetime) else value, row_id)
 
     @property
     def time(self) -> datetime:
-        return _UNIX_EPOCH + int(self.value) * _MICROSECOND
+        return _UNIX_EPOCH + timedelta(microseconds=int(self.value))
 
 
 class PageTokens:

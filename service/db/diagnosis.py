@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 
@@ -19,6 +20,28 @@ class Diagnosis:
 _REFUSED_OPTION = re.compile(
     r'(?:invalid connection option |for connection option |invalid )"?([a-z_]+)"?(?: value:|$)', re.MULTILINE
 )
+_STANDBY = Diagnosis("The server is a read-only standby", "Point DATABASE_URL at the primary.")
+_READ_ONLY = Diagnosis(
+    "The database is read-only: default_transaction_read_only is on",
+    "Providers set it when the disk is full: give it space, then reset it where pg_settings or pg_db_role_setting says "
+    "that it was set (ALTER DATABASE … RESET default_transaction_read_only). Reads go on meanwhile; sign-ins and "
+    "changes do not.",
+)
+
+_IS_STANDBY = text("SELECT pg_is_in_recovery()")
+# What is set for the database or the role counts for new connections, not for those that are open. Of several such
+# settings the most specific one counts, as in PostgreSQL; and all but an option of the connection's own.
+_IS_READ_ONLY = text(
+    "SELECT current_setting('transaction_read_only')::boolean OR coalesce("
+    "(SELECT split_part(setting, '=', 2)::boolean FROM pg_db_role_setting, unnest(setconfig) AS setting"
+    " WHERE setting LIKE 'default_transaction_read_only=%'"
+    " AND setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = session_user))"
+    " AND setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))"
+    " ORDER BY setrole <> 0 DESC, setdatabase <> 0 DESC LIMIT 1)"
+    " AND NOT EXISTS (SELECT FROM pg_settings WHERE name = 'default_transaction_read_only' AND source = 'client'),"
+    " false)"
+)
+
 # libpq reports a failed connection without an SQLSTATE, so these are told apart by its messages, which have not changed
 # for decades. The first pattern that is found in the message counts.
 _BY_MESSAGE = {
@@ -119,10 +142,8 @@ _BY_SQLSTATE = {
         "Somebody else holds a lock on a table", "End that transaction, or raise MIGRATION_LOCK_TIMEOUT, and migrate."
     ),
     "57014": Diagnosis("The statement took too long", "Raise MIGRATION_STATEMENT_TIMEOUT, or the role's timeout."),
-    "25006": Diagnosis(
-        "The server, the database or the role is read-only", "Point DATABASE_URL at the primary; free the disk."
-    ),
-    "53100": Diagnosis("The server's disk is full", "Free the disk."),
+    "25006": _READ_ONLY,
+    "53100": Diagnosis("The disk of the database is full", "Give it space. Reads go on meanwhile."),
 }
 UNKNOWN = Diagnosis("The database cannot be used", "Look into the server's log.")
 _NOT_REACHED = Diagnosis(
@@ -147,3 +168,10 @@ def diagnose(error: DBAPIError) -> Diagnosis:
     is_reached = error.statement is not None or "connection to server" in message
     fallback = UNKNOWN if is_reached else _NOT_REACHED
     return next((found for pattern, found in _BY_MESSAGE.items() if re.search(pattern, message)), fallback)
+
+
+def why_read_only(connection: Connection) -> Diagnosis | None:
+    """Why nothing can be written by a new connection like this one; None when it can."""
+    if connection.scalar(_IS_STANDBY):
+        return _STANDBY
+    return _READ_ONLY if connection.scalar(_IS_READ_ONLY) else None

@@ -23,7 +23,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from service.base.actor import Actor
 from service.base.clock import monotonic
 from service.db.connections import Connections, Tally, Watch
-from service.db.error_mapping import READ_ONLY, Commit, map_driver_error, outcome_unknown
+from service.db.error_mapping import READ_ONLY, Commit, map_driver_error, outcome_unknown, sqlstate_of
 
 Scope = AbstractContextManager[Session]
 """What Database.scope returns."""
@@ -132,6 +132,7 @@ class Database:
             )
             if mapped is None:
                 raise
+            mapped.sqlstate = sqlstate_of(error)
             raise mapped from error
         finally:
             if session.in_transaction():

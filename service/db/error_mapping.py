@@ -15,6 +15,7 @@ from service.base.errors import (
     DatabaseUnavailableError,
     DeadlineOverError,
     EmailTakenError,
+    IdsExhaustedError,
     PersonaeError,
     UsernameTakenError,
 )
@@ -35,6 +36,7 @@ UNIQUE_CONSTRAINTS: dict[str, type[PersonaeError]] = {
 
 READ_ONLY = "25006"  # a standby, or a primary that was demoted under us
 _QUERY_CANCELED = "57014"
+_SEQUENCE_AT_ITS_END = "2200H"
 _UNIQUE_VIOLATION = "23505"
 _LOCK_TIMEOUT = "55P03"  # has waited for as long as the operator allows: not to be repeated
 _DEADLOCK = "40P01"
@@ -50,10 +52,12 @@ def map_driver_error(
     """The service's error for a driver's error; None for a bug."""
     if isinstance(error, PoolTimeoutError):
         return DatabaseBusyError()
-    sqlstate = _sqlstate(error)
+    sqlstate = sqlstate_of(error)
     if sqlstate == _UNIQUE_VIOLATION:
         known = UNIQUE_CONSTRAINTS.get(_constraint(error))
         return None if known is None else known()
+    if sqlstate == _SEQUENCE_AT_ITS_END:
+        return IdsExhaustedError()
     if sqlstate == _QUERY_CANCELED and is_deadline_over:
         return DeadlineOverError()
     if sqlstate in _CONFLICTS:
@@ -96,8 +100,9 @@ def _is_unavailable(error: DBAPIError, sqlstate: str | None) -> bool:
     return sqlstate in {_QUERY_CANCELED, READ_ONLY} | _SCHEMA_GONE or sqlstate.startswith(_UNAVAILABLE)
 
 
-def _sqlstate(error: DBAPIError) -> str | None:
-    code = getattr(error.orig, "pgcode", None)
+def sqlstate_of(error: DBAPIError | PoolTimeoutError) -> str | None:
+    """The SQLSTATE of a driver's error; None where the database did not say."""
+    code = getattr(getattr(error, "orig", None), "pgcode", None)
     return code if isinstance(code, str) else None
 
 

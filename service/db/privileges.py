@@ -2,31 +2,53 @@
 the tables.
 
 With two roles, nothing that the service does, or that is done with its password, can change the audit trail, its
-triggers or the functions that drop old months. With one role it can: an owner may switch triggers off
+triggers, how long it is kept, or who may call. With one role it can: an owner may switch triggers off
 (docs/security.md).
 """
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from sqlalchemy import Connection, inspect, text
 
 from service.db.diagnosis import Diagnosis
-from service.db.models import AuditEvent, Base, table_of
+from service.db.models import AuditEvent, AuditRetention, Base, Caller, CallerIdentity, CallerKey, table_of
+from service.db.schema import UnfitDatabaseError
 
 _AUDIT = table_of(AuditEvent)
 _SET_BY_THE_DATABASE = frozenset({"id", "occurred_at"})
-_FUNCTIONS = (
-    "audit_make_partitions(integer)",
-    "audit_drop_partitions(timestamptz)",
-    "audit_forget_clients(bigint[])",
-)
 _GONE = text("SELECT name FROM unnest(CAST(:tables AS text[])) AS name WHERE to_regclass(name) IS NULL LIMIT 1")
-_MISSING = text(
-    "SELECT name FROM unnest(CAST(:tables AS text[])) AS name"
-    " WHERE NOT (has_table_privilege(name, 'SELECT') AND has_table_privilege(name, 'INSERT')"
-    " AND has_table_privilege(name, 'UPDATE') AND has_table_privilege(name, 'DELETE'))"
-    " UNION ALL SELECT CAST(:audit AS text) WHERE NOT (has_table_privilege(:audit, 'SELECT')"
-    " AND has_any_column_privilege(:audit, 'INSERT')"
-    " AND (SELECT bool_and(has_function_privilege(f, 'EXECUTE')) FROM unnest(CAST(:functions AS text[])) AS f))"
+_ALL: Mapping[str, Sequence[str]] = {"SELECT": (), "INSERT": (), "UPDATE": (), "DELETE": ()}
+_BOUNDED: Mapping[str, Mapping[str, Sequence[str]]] = {
+    _AUDIT.name: {"SELECT": (), "INSERT": [one.name for one in _AUDIT.c if one.name not in _SET_BY_THE_DATABASE]},
+    table_of(AuditRetention).name: {"SELECT": ()},
+    table_of(Caller).name: {"SELECT": ()},
+    table_of(CallerIdentity).name: {"SELECT": ()},
+    table_of(CallerKey).name: {"SELECT": (), "UPDATE": ["last_used_at"], "DELETE": ()},
+}
+"""What the service's role may do with each table, and by which columns; (): by all. With other tables: _ALL."""
+_VERBS = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER")
+_BY_COLUMN = frozenset({"SELECT", "INSERT", "UPDATE", "REFERENCES"})
+_FUNCTIONS = ("audit_make_partitions(integer)", "audit_drop_partitions()", "audit_forget_clients(bigint[])")
+_FOR_THE_RELEASE_BEFORE = "audit_drop_partitions(timestamptz)"
+_LACKS = text(
+    "SELECT relation FROM unnest(CAST(:tables AS text[]), CAST(:columns AS text[]), CAST(:verbs AS text[]))"
+    " AS needed (relation, attribute, verb) WHERE NOT CASE WHEN attribute = '' THEN has_table_privilege(relation, verb)"
+    " ELSE has_column_privilege(relation, attribute, verb) END"
+    " UNION ALL SELECT CAST(:audit AS text)"
+    " WHERE NOT (SELECT bool_and(has_function_privilege(f, 'EXECUTE')) FROM unnest(CAST(:functions AS text[])) AS f)"
     " LIMIT 1"
+)
+_HAS_TOO_MUCH = text(
+    "SELECT relation FROM unnest(CAST(:tables AS text[]), CAST(:columns AS text[]), CAST(:verbs AS text[]))"
+    " AS refused (relation, attribute, verb) WHERE CASE WHEN attribute = '' THEN"
+    " has_table_privilege(:role, relation, verb) ELSE has_column_privilege(:role, relation, attribute, verb) END"
+    " UNION ALL SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = to_regclass(:audit)"
+    " AND (has_table_privilege(:role, inhrelid, 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER')"
+    " OR has_any_column_privilege(:role, inhrelid, 'SELECT, INSERT, UPDATE, REFERENCES')) LIMIT 1"
+)
+_IS_OWNER = text(
+    "SELECT relname FROM pg_class WHERE relnamespace = current_schema()::regnamespace AND relname = ANY(:names)"
+    " AND pg_has_role(current_user, relowner, 'MEMBER') LIMIT 1"
 )
 # MEMBER is true for a superuser, whatever it is a member of; USAGE is what a grant needs.
 _NOT_SEPARATE = text(
@@ -40,17 +62,10 @@ _SCHEMA = text(
     " has_schema_privilege(:role, pg_namespace.oid, 'CREATE') AS may_create"
     " FROM pg_namespace, pg_database WHERE nspname = current_schema() AND datname = current_database()"
 )
-_EXCESS = text(
-    "SELECT found::text FROM (SELECT to_regclass(:table) AS found, true AS is_whole"
-    " UNION ALL SELECT inhrelid::regclass, false FROM pg_inherits WHERE inhparent = to_regclass(:table)) AS tables"
-    " WHERE has_table_privilege(:role, found, 'UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER')"
-    " OR has_column_privilege(:role, found, 'occurred_at', 'INSERT')"
-    " OR has_column_privilege(:role, found, 'id', 'INSERT')"
-    " OR (NOT is_whole AND has_any_column_privilege(:role, found, 'SELECT, INSERT, UPDATE')) LIMIT 1"
-)
 _PARTITIONS = text(
     "SELECT relname FROM pg_inherits JOIN pg_class ON oid = inhrelid WHERE inhparent = to_regclass(:name)"
 )
+_EXISTING = text("SELECT name FROM unnest(CAST(:names AS text[])) AS name WHERE to_regprocedure(name) IS NOT NULL")
 _SEQUENCE = text("SELECT pg_get_serial_sequence(:name, :column)")
 
 
@@ -68,15 +83,15 @@ class GrantsError(Exception):
 
 def missing_privilege(connection: Connection) -> Diagnosis | None:
     """What the connected role may not do of what the service does; None when it may do all. Needs the schema."""
-    tables = [name for name in Base.metadata.tables if name != _AUDIT.name]
-    parameters = {"tables": tables, "audit": _AUDIT.name, "functions": list(_FUNCTIONS)}
-    gone = connection.scalar(_GONE, {"tables": [*tables, _AUDIT.name]})
+    gone = connection.scalar(_GONE, {"tables": list(Base.metadata.tables)})
     if gone is not None:
         return Diagnosis(
             f"The database says that it has the schema, but the table {gone} is not there",
             "A restore was incomplete, or somebody dropped it: restore the database.",
         )
-    table = connection.scalar(_MISSING, parameters)
+    needed = [one for name in Base.metadata.tables for one in _needed(name)]
+    parameters = {**_as_arrays(needed), "audit": _AUDIT.name, "functions": list(_FUNCTIONS)}
+    table = connection.scalar(_LACKS, parameters)
     if table is None:
         return None
     return Diagnosis(
@@ -111,6 +126,17 @@ def missing_for_migrations(connection: Connection) -> Diagnosis | None:
     return None
 
 
+def require_own_role(connection: Connection) -> None:
+    """Raises UnfitDatabaseError when the connected role owns the tables, is a member of their owner, or a superuser."""
+    table = connection.scalar(_IS_OWNER, {"names": list(Base.metadata.tables)})
+    if table is not None:
+        raise UnfitDatabaseError(
+            f"The role of DATABASE_URL owns the table {table}, or is a superuser: whoever has its password can erase "
+            "the audit trail and make callers. Serve as a role of its own (docs/operations.md, Two database roles), or "
+            "say INSECURE_ONE_ROLE=true"
+        )
+
+
 def grant(connection: Connection, role: str) -> bool:
     """Grant the service's role what it needs in this schema, and revoke everything else that it has there. Commits.
 
@@ -126,7 +152,8 @@ def grant(connection: Connection, role: str) -> bool:
     _require_separate_roles(connection, role, tables)
     for statement in _grants(connection, tables, role):
         connection.exec_driver_sql(statement)
-    excess = connection.scalar(_EXCESS, {"role": role, "table": _AUDIT.name})
+    refused = [one for name in tables if name in _BOUNDED for one in _refused(name, _columns(connection, name))]
+    excess = connection.scalar(_HAS_TOO_MUCH, {**_as_arrays(refused), "role": role, "audit": _AUDIT.name})
     if excess is not None:  # by a membership: that cannot be revoked from the role itself
         raise GrantsError(
             f"The role {role} of DATABASE_URL has privileges on {excess} that it must not have, from a role of which "
@@ -166,24 +193,26 @@ def _grants(connection: Connection, tables: list[str], role: str) -> list[str]:
     statements = [f"GRANT USAGE ON SCHEMA {schema} TO {to}", f"GRANT SELECT ON {schema}.alembic_version TO {to}"]
     for table in tables:
         name = f"{schema}.{quote(table)}"
+        there = _columns(connection, table)
         statements.append(f"REVOKE ALL ON {name} FROM {to}")
-        statements += [f"GRANT USAGE ON SEQUENCE {one} TO {to}" for one in _sequences(connection, table, name)]
-        if table != _AUDIT.name:
-            statements.append(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {name} TO {to}")
-            continue
-        there = {column["name"] for column in inspect(connection).get_columns(table)} - _SET_BY_THE_DATABASE
-        written = ", ".join(quote(column.name) for column in _AUDIT.c if column.name in there)
-        statements.append(f"GRANT SELECT, INSERT ({written}) ON {name} TO {to}")
-        partitions = connection.scalars(_PARTITIONS, {"name": name}).all()
+        if "INSERT" in _BOUNDED.get(table, _ALL):
+            statements += [f"GRANT USAGE ON SEQUENCE {one} TO {to}" for one in _sequences(connection, table, name)]
+        rights = ", ".join(
+            f"{verb} ({', '.join(quote(column) for column in columns if column in there)})" if columns else verb
+            for verb, columns in _BOUNDED.get(table, _ALL).items()
+        )
+        statements.append(f"GRANT {rights} ON {name} TO {to}")
+    if _AUDIT.name in tables:
+        partitions = connection.scalars(_PARTITIONS, {"name": _AUDIT.name}).all()
         statements += [f"REVOKE ALL ON {schema}.{quote(partition)} FROM {to}" for partition in partitions]
-        functions = [f"{schema}.{one}" for one in _FUNCTIONS]
-        statements += [f"GRANT EXECUTE ON FUNCTION {one} TO {to}" for one in functions if _exists(connection, one)]
+        functions = connection.scalars(_EXISTING, {"names": [*_FUNCTIONS, _FOR_THE_RELEASE_BEFORE]}).all()
+        statements += [f"GRANT EXECUTE ON FUNCTION {schema}.{function} TO {to}" for function in functions]
     return statements
 
 
-def _exists(connection: Connection, function: str) -> bool:
-    """Whether the schema, which may be older than this code, has this function."""
-    return connection.scalar(text("SELECT to_regprocedure(:name)"), {"name": function}) is not None
+def _columns(connection: Connection, table: str) -> set[str]:
+    """The columns that are there: the schema may be older than this code."""
+    return {column["name"] for column in inspect(connection).get_columns(table)}
 
 
 def _sequences(connection: Connection, table: str, name: str) -> list[str]:
@@ -191,3 +220,32 @@ def _sequences(connection: Connection, table: str, name: str) -> list[str]:
     columns = Base.metadata.tables[table].primary_key
     found = [connection.scalar(_SEQUENCE, {"name": name, "column": column.name}) for column in columns]
     return [sequence for sequence in found if sequence is not None]
+
+
+_Privilege = tuple[str, str, str]
+"""Table, column (or "" for the table as a whole), and verb."""
+
+
+def _needed(table: str) -> Iterator[_Privilege]:
+    for verb, columns in _BOUNDED.get(table, _ALL).items():
+        for column in columns or ("",):
+            yield table, column, verb
+
+
+def _refused(table: str, there: Collection[str]) -> Iterator[_Privilege]:
+    """All that the service's role must not have on a bounded table: also by a membership, or from PUBLIC."""
+    allowed = _BOUNDED[table]
+    for verb in _VERBS:
+        if verb in allowed and not allowed[verb]:
+            continue
+        if verb not in _BY_COLUMN:
+            yield table, "", verb
+            continue
+        for column in there:
+            if column not in allowed.get(verb, ()):
+                yield table, column, verb
+
+
+def _as_arrays(privileges: Sequence[_Privilege]) -> dict[str, list[str]]:
+    names = ("tables", "columns", "verbs")
+    return {name: [privilege[index] for privilege in privileges] for index, name in enumerate(names)}

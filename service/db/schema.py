@@ -22,7 +22,11 @@ _HAS_OWN_USERS = text(
 MIGRATIONS = Path(__file__).resolve().parents[2] / "alembic" / "versions"
 
 
-class SchemaBehindError(Exception):
+class UnfitDatabaseError(Exception):
+    """The service must not run on this database as it is. The text says what to do."""
+
+
+class SchemaBehindError(UnfitDatabaseError):
     """The database has not the schema that the code needs: an older one, none, or another application's. The text says
     what to do.
     """

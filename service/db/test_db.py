@@ -12,7 +12,7 @@ from service.base.database_url import described
 from service.base.settings import SettingsError, load_settings
 from service.base.text import prepare_streams
 from service.db.connections import connect_arguments
-from service.db.diagnosis import diagnose
+from service.db.diagnosis import diagnose, why_read_only
 from service.db.privileges import missing_for_migrations, missing_privilege
 from service.db.schema import SchemaBehindError, database_revision, needed_revision, require_schema
 
@@ -49,13 +49,14 @@ def _describe(connection: Connection) -> int:
     facts: Any = connection.execute(
         text(
             "SELECT current_setting('server_version') AS version, current_user AS role,"
-            " pg_is_in_recovery() AS standby, current_setting('max_connections') AS max_connections,"
+            " current_setting('max_connections') AS max_connections,"
             " current_setting('server_encoding') AS encoding"
         )
     ).one()
     print(f"connection  ok, PostgreSQL {facts.version}, as {facts.role}, max_connections {facts.max_connections}")
-    if facts.standby:
-        print("problem     The server is a read-only standby.\nwhat to do  Point DATABASE_URL at the primary.")
+    read_only = why_read_only(connection)
+    if read_only is not None:
+        print(f"problem     {read_only.what}.\nwhat to do  {read_only.remedy}")
         return 1
     if facts.encoding != "UTF8":
         print(f"problem     The encoding is {facts.encoding}.\nwhat to do  Create the database with ENCODING 'UTF8'.")

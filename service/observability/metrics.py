@@ -36,6 +36,7 @@ GAUGES = {
     "personae_db_connections": GaugeDefinition("Connections of the pool by state", "livesum", ("state",)),
     "personae_db_connections_max": GaugeDefinition("Connections that the pool may have", "livesum"),
     "personae_database_up": GaugeDefinition("1 while the database can be used", "livemin"),
+    "personae_clock_skew_seconds": GaugeDefinition("How far this clock is from the database's", "livemax"),
     "personae_callers_age_seconds": GaugeDefinition("How long ago the callers were read", "livemax"),
     "personae_caller_keys_expiring": GaugeDefinition("API keys that expire within this time", "livemax", ("within",)),
     "personae_certificate_expires_timestamp_seconds": GaugeDefinition("When the certificate expires", "livemin"),

@@ -52,6 +52,8 @@ class CallContext:
     status: grpc.Status | None = None
     """The status of the failure; None: success."""
     reason: str | None = None
+    sqlstate: str | None = None
+    """The SQLSTATE behind the failure; None where the database reported none."""
     statements: int = 0
     """SQL statements sent, without BEGIN and COMMIT."""
     repeats: tuple[str, ...] = ()

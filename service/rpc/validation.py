@@ -26,6 +26,7 @@ from service.core.identifiers import (
 )
 from service.core.page_tokens import TOKEN_MAX_BYTES, BadPageTokenError, PageTokens, Position
 from service.core.users import Key, UserRecord
+from service.rpc.canonical import canonical, set_fields
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1000
@@ -178,6 +179,7 @@ class PageRequest:
 
 def page_of(
     request: user_pb2.ListUsersRequest | audit_pb2.ListAuditEventsRequest,
+    rpc: str,
     *query: object,
     page_tokens: PageTokens,
     violations: Violations,
@@ -185,13 +187,13 @@ def page_of(
 ) -> PageRequest:
     """Validate page_size (0: the default, AIP-158) and page_token.
 
-    query: the filter and order of the list, to which its tokens are bound by a hash. decided_by: the names of their
-    fields, for the description of the violation.
+    query: the filter and order of the list, to which its tokens are bound by a hash, as dataclasses. decided_by: the
+    names of their fields, for the description of the violation.
     """
     size = request.page_size
     if size < 0:
         violations.add("page_size", "NEGATIVE", "must not be negative")
-    binding, after = hashlib.sha256(repr(query).encode()).hexdigest(), None
+    binding, after = hashlib.sha256(canonical(rpc, set_fields(*query))).hexdigest(), None
     if bounded_text(request.page_token, "page_token", violations, max_bytes=TOKEN_MAX_BYTES):
         try:
             after = page_tokens.open(request.page_token, binding=binding)

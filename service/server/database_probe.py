@@ -1,33 +1,37 @@
 """The health probe of the database, and how the server reacts to its result."""
 
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 import structlog
-from sqlalchemy import create_engine, text
+from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
-from service.base.clock import monotonic
+from service.base.clock import Clock, monotonic
 from service.base.errors import DeadlineOverError
 from service.db.connections import Connections
-from service.db.diagnosis import Diagnosis, diagnose
+from service.db.diagnosis import Diagnosis, diagnose, why_read_only
 from service.db.engine import Database
-from service.db.privileges import missing_privilege
-from service.db.schema import SchemaBehindError, require_schema
+from service.db.privileges import missing_privilege, require_own_role
+from service.db.schema import UnfitDatabaseError, require_schema
 from service.rpc.callers.directory import CallerDirectory
 from service.rpc.health import Health
 
 _PROBE_SECONDS = 2.0
 _SILENT = Diagnosis("The server does not answer in time", "Look at its load, its disks, and what lies in between.")
-_STANDBY = Diagnosis("The server is a read-only standby", "Point DATABASE_URL at the primary.")
+MAX_CLOCK_SKEW = timedelta(seconds=2)
+"""Beyond it the log warns: lockouts and codes count seconds."""
 _log = structlog.get_logger("personae.database")
 
 
 class DatabaseProbe:
     """Checks that the service can use the database. It has its own connection, because a busy pool is no outage."""
 
-    def __init__(self, url: URL, *, connect_timeout: int) -> None:
+    def __init__(self, url: URL, *, connect_timeout: int, clock: Clock, requires_own_role: bool) -> None:
+        self._clock = clock
+        self._requires_own_role = requires_own_role
         self._connections = Connections()
         self._engine = create_engine(
             url,
@@ -40,9 +44,14 @@ class DatabaseProbe:
         self._is_schema_known = False
         self.revision: str | None = None
         """The revision of the schema; None until it was read."""
+        self.clock_skew: timedelta | None = None
+        """By how much this server's clock is ahead of the database's, at least; negative: behind. None: not known."""
 
     def check(self) -> Diagnosis | None:
-        """Probe the database; None: it can be used. Raises SchemaBehindError: the schema is read after each outage."""
+        """Probe the database; None: it can be used.
+
+        Raises UnfitDatabaseError: schema and role are looked at after each outage.
+        """
         is_retry = False
         while True:
             started_at = monotonic()
@@ -66,18 +75,27 @@ class DatabaseProbe:
         with self._engine.connect() as connection:
             driver: Any = connection.connection.dbapi_connection
             driver.autocommit, driver.grace, driver.deadline = True, 0.0, monotonic() + _PROBE_SECONDS
-            standby = connection.scalar(text("SELECT pg_is_in_recovery()"))
-            if standby:
-                connection.invalidate()  # a new connection may reach another server
+            self.clock_skew = self._measure_skew(connection)
+            read_only = why_read_only(connection)
+            if read_only is not None:
+                connection.invalidate()  # a new connection may reach another server, or find it writable
                 self._is_schema_known = False
-                return _STANDBY
+                return read_only
             if not self._is_schema_known:
                 self.revision = require_schema(connection)
+                if self._requires_own_role:
+                    require_own_role(connection)
                 missing = missing_privilege(connection)
                 if missing is not None:
                     return missing
                 self._is_schema_known = True
         return None
+
+    def _measure_skew(self, connection: Connection) -> timedelta:
+        """Without what the round trip may account for."""
+        sent_at = self._clock()
+        database_time: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+        return max(sent_at - database_time, timedelta()) + min(self._clock() - database_time, timedelta())
 
     def close(self) -> None:
         """Close the connection."""
@@ -116,11 +134,13 @@ class DatabaseMonitor:
         """Why the server cannot serve; None while it can."""
         self.is_up = False
         """Whether the database can be used."""
-        self.failure: SchemaBehindError | None = None
-        """Why the server must end: the schema is older than the code."""
+        self.is_clock_off = False
+        """Whether this server's clock differs from the database's by more than MAX_CLOCK_SKEW."""
+        self.failure: UnfitDatabaseError | None = None
+        """Why the server must end: the schema is older than the code, or the role owns the tables."""
 
     def check_first(self) -> None:
-        """Probe the database before the start. Raises SchemaBehindError."""
+        """Probe the database before the start. Raises UnfitDatabaseError."""
         self._probe()
         if self.failure is not None:
             raise self.failure
@@ -133,10 +153,11 @@ class DatabaseMonitor:
     def _probe(self) -> None:
         try:
             trouble = self.probe.check() or (None if self._directory is None else self._directory.trouble())
-        except SchemaBehindError as error:
+        except UnfitDatabaseError as error:
             _log.error("the server ends", why=str(error))
             self.failure = error
             return
+        self._compare_clocks()
         if trouble is not None and trouble != self.trouble:
             _log.error("database cannot be used", problem=trouble.what, remedy=trouble.remedy)
             self._reconnect()
@@ -146,6 +167,20 @@ class DatabaseMonitor:
         self._health.set_serving(is_serving=self.is_up)
         if self.is_up and not was_up:
             self._on_up()
+
+    def _compare_clocks(self) -> None:
+        skew = self.probe.clock_skew
+        if skew is None:
+            return
+        was_off, self.is_clock_off = self.is_clock_off, abs(skew) > MAX_CLOCK_SKEW
+        if self.is_clock_off and not was_off:
+            _log.warning(
+                "clock differs from the database's",
+                seconds_ahead=round(skew.total_seconds(), 1),
+                remedy="Set the clocks of all servers and of the database by NTP.",
+            )
+        elif was_off and not self.is_clock_off:
+            _log.info("clock agrees with the database's")
 
     def cut_hung(self) -> None:
         """Cut connections whose answer is overdue, so that no thread waits for ever."""

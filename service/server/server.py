@@ -12,7 +12,7 @@ import structlog
 from service.base.clock import monotonic
 from service.base.ports import PortInUseError
 from service.db.engine import Database
-from service.db.schema import SchemaBehindError
+from service.db.schema import UnfitDatabaseError
 from service.rpc.admission.executor import BoundedExecutor
 from service.rpc.callers.directory import CallerDirectory
 from service.rpc.health import Health
@@ -110,14 +110,14 @@ class Server:
         return self.directory is not None
 
     @property
-    def failure(self) -> SchemaBehindError | None:
+    def failure(self) -> UnfitDatabaseError | None:
         """Why the server must end; None while it can go on."""
         return self.monitor.failure
 
     def start(self) -> None:
         """Probe the database once, bind the ports and serve: NOT_SERVING while the database cannot be reached.
 
-        Raises SchemaBehindError for a schema that is older than the code, and PortInUseError.
+        Raises UnfitDatabaseError for a schema that is older than the code, and PortInUseError.
         """
         for guard in self._guards:
             guard.start()

@@ -1,7 +1,6 @@
 """The sweeper: deletes expired users, codes, request ids, failed sign-ins, caller keys and audit months."""
 
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from functools import partial
 from typing import TypeVar
 
@@ -43,12 +42,11 @@ def sweep(
     clock: Clock,
     is_ending: Callable[[], bool] = lambda: False,
     *,
-    keep_events: timedelta,
     actor: Actor = SWEEPER,
 ) -> dict[str, int]:
     """Delete what has expired, in short transactions; how many of each kind.
 
-    keep_events: how long audit events are kept. Several servers may sweep at once: each skips rows that another has
+    Several servers may sweep at once: each skips rows that another has
     locked. Stops between two transactions once `is_ending` returns True.
     """
     now = clock()
@@ -58,8 +56,7 @@ def sweep(
     }
     if not is_ending():
         # It fails while somebody reads a month, or if another object depends on it: the next sweep tries again.
-        drop = partial(audit.drop_partitions, now=now, keep=keep_events)
-        dropped = _try_batch(database, actor, drop, failure="audit partitions not dropped")
+        dropped = _try_batch(database, actor, audit.drop_partitions, failure="audit partitions not dropped")
         removed[_DROPPED_MONTHS] = dropped or 0
     return removed
 
@@ -87,12 +84,10 @@ def make_audit_months(database: Database) -> bool | None:
     return is_late
 
 
-def sweep_and_log(
-    database: Database, clock: Clock, is_ending: Callable[[], bool], *, keep_events: timedelta
-) -> dict[str, int] | None:
+def sweep_and_log(database: Database, clock: Clock, is_ending: Callable[[], bool]) -> dict[str, int] | None:
     """As `sweep`, for the background job: logs the result. None in an outage, which the probe reports."""
     try:
-        removed = sweep(database, clock, is_ending, keep_events=keep_events)
+        removed = sweep(database, clock, is_ending)
     except PersonaeError as error:
         _log.warning("sweep postponed", reason=error.reason)
         return None

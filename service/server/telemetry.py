@@ -152,6 +152,8 @@ def _set_server_gauges(metrics: "Metrics", state: ServerState) -> None:
         metrics.set_gauge("personae_db_connections", pool.checkedin(), "idle")
     metrics.set_gauge("personae_db_connections_max", state.database.max_connections)
     metrics.set_gauge("personae_database_up", state.monitor.is_up)
+    if state.monitor.probe.clock_skew is not None:
+        metrics.set_gauge("personae_clock_skew_seconds", abs(state.monitor.probe.clock_skew).total_seconds())
     revision = state.monitor.probe.revision
     if revision is not None:
         metrics.set_gauge("personae_schema_revision", int(revision))

@@ -115,6 +115,7 @@ def build_server(
     report_status: ReportStatus = lambda *, is_serving: None,  # noqa: ARG005
     hash_cores: frozenset[int] | None = None,
     workers: int = 1,
+    requires_own_role: bool = False,
     rate_clock: Callable[[], float] = monotonic,
 ) -> Server:
     """Build a server, without starting or connecting anything. Raises SettingsError for missing SECRET_KEYS, an
@@ -123,7 +124,9 @@ def build_server(
     assumed_caller: attribute every call to this caller, without credentials; None: callers need credentials, unless
     CALLER_AUTH is off. shares_port: other processes listen on the same port. report_status: called with whether the
     server serves, after each health probe. hash_cores: the cores to hash on; None: those of the process. workers: how
-    many processes share them. rate_clock: the monotonic seconds of the rate limits.
+    many processes share them.
+    requires_own_role: the server ends when the role of the URL owns the tables. rate_clock: the monotonic seconds of
+    the rate limits.
     """
     require_rows(SERVED_METHODS)
     if settings.caller_auth == "off":
@@ -170,11 +173,15 @@ def build_server(
         telemetry.looked_at_months(is_missing=make_audit_months(database))
 
     def sweep() -> None:
-        keep_events = timedelta(days=settings.audit_retention_days)
-        telemetry.swept(sweep_and_log(database, clock, stopping.is_set, keep_events=keep_events), clock)
+        telemetry.swept(sweep_and_log(database, clock, stopping.is_set), clock)
 
     monitor = DatabaseMonitor(
-        DatabaseProbe(url, connect_timeout=settings.db_connect_timeout),
+        DatabaseProbe(
+            url,
+            connect_timeout=settings.db_connect_timeout,
+            clock=clock,
+            requires_own_role=requires_own_role,
+        ),
         database,
         directory,
         health,

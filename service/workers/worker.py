@@ -46,7 +46,13 @@ def work(
         pin_thread(frozenset((core,)))  # before gRPC and the pool start their threads, which inherit it
     supervisor = SupervisorChannel(socket.socket(fileno=channel))
     server = build_server(
-        settings, url, report_status=supervisor.report_status, shares_port=True, hash_cores=cores, workers=workers
+        settings,
+        url,
+        report_status=supervisor.report_status,
+        shares_port=True,
+        hash_cores=cores,
+        workers=workers,
+        requires_own_role=settings.requires_own_role,
     )
     promise = Promise(
         # A probe is followed by the next one after the interval, and takes as long as it may take to connect.

@@ -54,6 +54,13 @@ def partitions(database: Database) -> list[str]:
     return [name for (name,) in run(database.engine.url, names)]
 
 
+SET_RETENTION_SINCE = (
+    "INSERT INTO audit_retention (days) VALUES (extract(day FROM now() - %s) + %s)"
+    " ON CONFLICT (is_only) DO UPDATE SET days = excluded.days"
+)
+"""Keep what is at most as many whole days old as this moment, and more."""
+
+
 def make_month(database: Database, starts_at: datetime) -> str:
     """A partition for a month that has passed."""
     name = f"audit_events_{starts_at:%Y_%m}"
@@ -254,10 +261,12 @@ def test_months_are_those_of_utc_whoever_asks(database: Database) -> None:
     cursor.execute("SET timezone = 'Pacific/Kiritimati'; SET datestyle = 'German'; SET lc_time = 'C'")
     cursor.execute("SELECT audit_make_partitions(14)")
     make_month(database, MONTHS[0])
-    cursor.execute("SELECT audit_drop_partitions('2020-01-31 23:59:59.999999+00')")
-    assert cursor.fetchone() == (0,)
-    cursor.execute("SELECT audit_drop_partitions('2020-02-01 00:00:00+00')")
-    assert cursor.fetchone() == (1,)
+    cursor.execute("BEGIN")  # now() stands still
+    for more, dropped in ((1, 0), (0, 1)):
+        cursor.execute(SET_RETENTION_SINCE, (MONTHS[1], more))
+        cursor.execute("SELECT audit_drop_partitions()")
+        assert cursor.fetchone() == (dropped,)
+    cursor.execute("COMMIT")
     cursor.execute("SET timezone = 'UTC'; SET datestyle = 'ISO'")
     cursor.execute(
         "SELECT relname, pg_get_expr(relpartbound, oid) FROM pg_class WHERE relispartition AND relkind = 'r'"
@@ -338,43 +347,73 @@ def test_an_operator_makes_a_month_of_the_default_partition(database: Database) 
         with pytest.raises(psycopg2.errors.InsufficientPrivilege, match=APPEND_ONLY):
             run(database.engine.url, f"DELETE FROM {table}")
     with database.scope(actor=ACTOR) as session, session.begin():
-        assert audit.drop_partitions(session, now=datetime.now(UTC), keep=timedelta(days=400)) == 1
+        audit.set_retention(session, 400, replace=True)
+        assert audit.drop_partitions(session) == 1
 
 
 def test_retention_drops_the_months_that_are_due(database: Database) -> None:
     """Those that have ended by then, whole; not the one that has not, not the default partition; and it is recorded."""
     made = [make_month(database, month) for month in MONTHS[:3]]
     fill(database, [MONTHS[3]])  # goes to the default partition
-    keep = timedelta(days=3)
     before = partitions(database)
 
-    with database.scope(actor=ACTOR) as session, session.begin():
-        assert audit.drop_partitions(session, now=MONTHS[2] + keep - timedelta(microseconds=1), keep=keep) == 1
+    def drop(*, more: int) -> int:
+        with database.scope(actor=ACTOR) as session, session.begin():  # in which now() stands still
+            session.connection().exec_driver_sql(SET_RETENTION_SINCE, (MONTHS[2], more))
+            return audit.drop_partitions(session)
+
+    assert drop(more=1) == 1
     assert partitions(database) == [name for name in before if name != made[0]]
 
-    with database.scope(actor=ACTOR) as session, session.begin():
-        assert audit.drop_partitions(session, now=MONTHS[2] + keep, keep=keep) == 1
-        assert audit.drop_partitions(session, now=MONTHS[2] + keep, keep=keep) == 0
+    assert drop(more=0) == 1
+    assert drop(more=0) == 0
     assert partitions(database) == [name for name in before if name not in made[:2]]
     assert [one.action for one in rows(database)[:2]] == ["DropAuditEvents"] * 2
     assert [one.occurred_at for one in rows(database)[2:]] == [MONTHS[3]]
 
 
-@pytest.mark.parametrize("older_than", ["now()", "now() - interval '89 days'", "'infinity'", "NULL"])
-def test_retention_refuses_what_is_too_young(database: Database, older_than: str) -> None:
-    """The floor is the database's own, whatever the settings and the clock of the service say."""
-    with pytest.raises(psycopg2.errors.InsufficientPrivilege, match="90 days at least"):
-        run(database.engine.url, f"SELECT audit_drop_partitions({older_than})")
+def test_nothing_is_dropped_before_the_owner_has_spoken(database: Database) -> None:
+    make_month(database, MONTHS[0])
+    with database.scope(actor=ACTOR) as session, session.begin():
+        assert audit.drop_partitions(session) == 0
+
+
+def test_the_retention_is_stored_and_recorded(database: Database) -> None:
+    """The first word counts until another is given; the same again changes nothing."""
+    for days, replace in ((400, False), (500, False), (300, True), (300, True)):
+        with database.scope(actor=ACTOR) as session, session.begin():
+            audit.set_retention(session, days, replace=replace)
+        expected = 300 if replace else 400
+        assert run(database.engine.url, "SELECT days FROM audit_retention") == [(expected,)]
+    assert [(one.action, one.changed_fields) for one in rows(database)] == [("SetAuditRetention", ["days"])] * 2
+
+
+@pytest.mark.parametrize("values", ["(90)", "(0)", "(36501)", "(400), (500)"])
+def test_retention_has_bounds(database: Database, values: str) -> None:
+    """The floor is the database's own, and there is one row."""
+    with pytest.raises(psycopg2.errors.IntegrityError):
+        run(database.engine.url, f"INSERT INTO audit_retention (days) VALUES {values}")
+
+
+@pytest.mark.parametrize("older_than", ["now()", "'infinity'", "NULL", "'2020-02-01'"])
+def test_what_the_release_before_asks_for_makes_no_difference(database: Database, older_than: str) -> None:
+    """Its servers call the function with a time: the retention of the owner decides."""
+    make_month(database, MONTHS[0])
+    call = f"SELECT audit_drop_partitions({older_than})"
+    assert run(database.engine.url, call) == [(0,)]
+    run(database.engine.url, "INSERT INTO audit_retention (days) VALUES (400)")
+    assert run(database.engine.url, call) == [(1,)]
 
 
 def test_retention_waits_for_nobody_for_long(database: Database) -> None:
     """While the trail is being read it ends with a lock timeout, instead of blocking the writers of the trail."""
     make_month(database, MONTHS[0])
+    run(database.engine.url, "INSERT INTO audit_retention (days) VALUES (400)")
     reader = connect(database.engine.url)
     reader.autocommit = False
     reader.cursor().execute("SELECT count(*) FROM audit_events")
     with pytest.raises(DBAPIError) as caught, database.engine.begin() as connection:
-        connection.execute(text("SELECT audit_drop_partitions('2020-02-01')"))
+        connection.execute(text("SELECT audit_drop_partitions()"))
     reader.close()
 
     assert getattr(caught.value.orig, "pgcode", None) == "55P03"

@@ -1,7 +1,10 @@
 """Two roles: one owns the tables and migrates, the other serves. What the second may do, and what it cannot."""
 
 import contextlib
+import os
 import secrets
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,7 +31,8 @@ from tests.support.callers import bearer, operating, told
 from tests.support.credentials import OTHER, by_id, change, fail, reset
 from tests.support.databases import ROOT, Postgres, libpq_url, migrate, run
 from tests.support.factories import PASSWORD, new_user, unique_name
-from tests.support.servers import running, settings_for
+from tests.support.processes import process
+from tests.support.servers import KEY, running, settings_for
 
 SERVED = Actor("billing")
 
@@ -92,12 +96,12 @@ def fresh(postgres: Postgres) -> Iterator[Roles]:
 
 
 def test_the_service_can_do_all_that_it_does(roles: Roles) -> None:
-    with operating(roles.service) as operator:
+    with operating(roles.owner) as operator:
         name = operator.create(*ALL_SCOPES)
         key = operator.add_key(name)
     with running(roles.service, caller_auth="required") as asking:
         assert told(asking.channel, bearer(key)) == "OK"
-    with operating(roles.service) as operator:
+    with operating(roles.owner) as operator:
         assert operator.last_used_at(name) != [None]
         operator.revoke(key)
     with running(roles.service) as server:
@@ -123,7 +127,13 @@ def test_the_service_can_do_all_that_it_does(roles: Roles) -> None:
 @pytest.mark.parametrize(
     "table, revoke, grant_again",
     [
-        ("caller_keys", "REVOKE INSERT ON caller_keys FROM {}", "GRANT INSERT ON caller_keys TO {}"),
+        ("users", "REVOKE INSERT ON users FROM {}", "GRANT INSERT ON users TO {}"),
+        (
+            "caller_keys",
+            "REVOKE UPDATE (last_used_at) ON caller_keys FROM {}",
+            "GRANT UPDATE (last_used_at) ON caller_keys TO {}",
+        ),
+        ("audit_retention", "REVOKE SELECT ON audit_retention FROM {}", "GRANT SELECT ON audit_retention TO {}"),
         ("audit_events", "REVOKE SELECT ON audit_events FROM {}", "GRANT SELECT ON audit_events TO {}"),
         (
             "audit_events",
@@ -169,7 +179,10 @@ def test_the_service_writes_reads_and_keeps_the_trail(roles: Roles) -> None:
             audit.record_many(session, "Try", [6, 7])
             assert audit.make_partitions(session) == 0
         with database.scope(actor=SERVED) as session, session.begin():
-            assert audit.drop_partitions(session, now=datetime.now(UTC), keep=timedelta(days=400)) == 1
+            assert audit.drop_partitions(session) == 0
+        with database.scope(actor=SERVED) as session, session.begin():
+            run(roles.owner, "INSERT INTO audit_retention (days) VALUES (400)")
+            assert audit.drop_partitions(session) == 1
             (dropped,) = audit.list_events(
                 session, where=audit.AuditFilter(action="DropAuditEvents"), after=None, size=10
             ).events
@@ -195,6 +208,11 @@ def test_the_service_writes_reads_and_keeps_the_trail(roles: Roles) -> None:
         ("GRANT CREATE ON SCHEMA public TO PUBLIC", "may create in the schema public"),
         ("GRANT TRIGGER ON audit_events TO PUBLIC", "has privileges on audit_events"),
         ("GRANT INSERT ON audit_events_default TO PUBLIC", "has privileges on audit_events_default"),
+        ("GRANT INSERT (name) ON callers TO PUBLIC", "has privileges on callers"),
+        ("GRANT UPDATE (scopes) ON callers TO PUBLIC", "has privileges on callers"),
+        ("GRANT UPDATE (expires_at) ON caller_keys TO PUBLIC", "has privileges on caller_keys"),
+        ("GRANT TRIGGER ON caller_identities TO PUBLIC", "has privileges on caller_identities"),
+        ("GRANT UPDATE ON audit_retention TO PUBLIC", "has privileges on audit_retention"),
     ],
 )
 def test_a_service_that_could_get_round_it_is_refused(postgres: Postgres, statement: str, words: str) -> None:
@@ -248,10 +266,25 @@ FORBIDDEN = (
     "CREATE TRIGGER hide AFTER INSERT ON audit_events EXECUTE FUNCTION audit_refuse_change()",
     "CREATE RULE hide AS ON INSERT TO audit_events DO INSTEAD NOTHING",
     "CREATE OR REPLACE FUNCTION audit_refuse_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
-    "DROP FUNCTION audit_drop_partitions(timestamptz)",
-    "ALTER FUNCTION audit_drop_partitions(timestamptz) RESET search_path",
+    "DROP FUNCTION audit_drop_partitions()",
+    "ALTER FUNCTION audit_drop_partitions() RESET search_path",
+    "INSERT INTO audit_retention (days) VALUES (91)",
+    "UPDATE audit_retention SET days = 91",
+    "DELETE FROM audit_retention",
+    "INSERT INTO callers (name, scopes) VALUES ('planted', '{{users.write}}')",
+    "UPDATE callers SET scopes = '{{users.write}}'",
+    "UPDATE callers SET rate_limit = 0",
+    "DELETE FROM callers",
+    "INSERT INTO caller_keys (key_hash, key_id, caller_id, expires_at) VALUES ('x', 'x', 1, now())",
+    "UPDATE caller_keys SET key_hash = 'x'",
+    "UPDATE caller_keys SET revoked_at = NULL",
+    "UPDATE caller_keys SET expires_at = 'infinity', last_used_at = now()",
+    "UPDATE caller_keys SET caller_id = 1",
+    "INSERT INTO caller_identities (identity, caller_id) VALUES ('planted.example.com', 1)",
+    "UPDATE caller_identities SET identity = 'planted.example.com'",
+    "DELETE FROM caller_identities",
+    "SELECT nextval('callers_id_seq')",
     "SET session_replication_role = replica",
-    "SELECT audit_drop_partitions(now())",
     "UPDATE audit_events SET client_ip = NULL",
     "SET personae.forgets_clients = 'on'; UPDATE audit_events SET client_ip = NULL",
     "CREATE OR REPLACE FUNCTION audit_forget_clients(bigint[]) RETURNS bigint LANGUAGE sql AS 'SELECT 1'",
@@ -276,10 +309,24 @@ def test_the_service_cannot(roles: Roles, statement: str) -> None:
         run(roles.service, statement.format(month=month))
 
 
+def test_however_long_ago_the_service_drops_nothing_that_the_owner_keeps(fresh: Roles) -> None:
+    """By any of the functions: the owner's word counts, which the service cannot change."""
+    fresh.migrate()
+    month = "audit_events_2020_01 PARTITION OF audit_events FOR VALUES FROM ('2020-01-01') TO ('2020-02-01')"
+    run(fresh.owner, f"CREATE TABLE {month}; INSERT INTO audit_retention (days) VALUES (36500)")
+    for call in ("audit_drop_partitions()", "audit_drop_partitions(now() - interval '91 days')"):
+        assert run(fresh.service, f"SELECT {call}") == [(0,)]
+
+
 def test_nobody_else_calls_the_functions(fresh: Roles) -> None:
     """They run with the owner's rights, and so are for the service alone."""
     migrate(fresh.owner)
-    for call in ("audit_make_partitions(1)", "audit_drop_partitions('2020-01-01')", "audit_forget_clients('{1}')"):
+    for call in (
+        "audit_make_partitions(1)",
+        "audit_drop_partitions()",
+        "audit_drop_partitions('2020-01-01')",
+        "audit_forget_clients('{1}')",
+    ):
         with pytest.raises(psycopg2.errors.InsufficientPrivilege):
             run(fresh.service, f"SELECT {call}")
 
@@ -293,7 +340,8 @@ def test_a_table_of_the_callers_is_not_taken_for_the_trail(roles: Roles) -> None
         "CREATE TEMPORARY TABLE mine PARTITION OF audit_events FOR VALUES FROM ('2020-01-01') TO ('2020-02-01')"
     )
     cursor.execute("SET search_path = pg_temp, public")
-    cursor.execute("SELECT public.audit_drop_partitions('2021-01-01')")
+    cursor.execute("CREATE TEMPORARY TABLE audit_retention AS SELECT 91 AS days")
+    cursor.execute("SELECT public.audit_drop_partitions()")
     assert cursor.fetchone() == (0,)
     connection.close()
 
@@ -332,6 +380,9 @@ def test_every_migration_grants_exactly_what_is_needed(fresh: Roles) -> None:
         *("caller", "acting_user_id", "action", "target_user_id", "target_caller", "outcome", "reason", "request_id"),
         *("changed_fields", "client_ip", "client_user_agent", "operator"),
     }
+    assert {kind for table, column, kind in granted if table == "callers" and not column} == {"SELECT"}
+    assert {kind for table, column, kind in granted if table == "caller_keys" and not column} == {"SELECT", "DELETE"}
+    assert {kind for table, _, kind in granted if table == "audit_retention"} == {"SELECT"}
     assert {kind for table, _, kind in granted if table == "users"} == {"SELECT", "INSERT", "UPDATE", "DELETE"}
     assert {kind for table, _, kind in granted if table == "alembic_version"} == {"SELECT"}
     assert not [table for table, _, _ in granted if table.startswith("audit_events_")]
@@ -390,3 +441,77 @@ def test_a_role_that_is_missing_or_not_said_is_an_error(fresh: Roles) -> None:
     unsaid = Roles(fresh.owner, URL.create("postgresql", database="x"), fresh.superuser)
     with pytest.raises(SystemExit, match="set both"):
         unsaid.migrate()
+
+
+# ----------------------------------------------------------------------------------------------------- commands
+
+
+def verb(url: URL, *words: str, **environment: str) -> tuple[int, str]:
+    """How a command ends, and what it says."""
+    environment |= {"PATH": "/usr/bin:/bin", "DATABASE_URL": libpq_url(url), "SECRET_KEYS": KEY}
+    done = subprocess.run(
+        [sys.executable, "-m", "service", *words],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+BEYOND = {"GRPC_HOST": "0.0.0.0", "GRPC_PORT": "0", "INSECURE_PLAINTEXT": "true", "GRPC_WORKERS": "1"}
+
+
+@pytest.mark.parametrize("words", ["serve", "dev"])
+@pytest.mark.parametrize("role", ["owner", "superuser"])
+def test_the_owner_does_not_serve_beyond_this_machine(roles: Roles, role: str, words: str) -> None:
+    code, said = verb(getattr(roles, role), words, **BEYOND)
+    assert code in {1, os.EX_CONFIG}
+    assert "The role of DATABASE_URL owns the table" in said
+    assert "INSECURE_ONE_ROLE" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "role, settings",
+    [
+        ("service", BEYOND),
+        ("owner", BEYOND | {"INSECURE_ONE_ROLE": "true"}),
+        ("owner", {"GRPC_PORT": "0", "GRPC_WORKERS": "1"}),
+    ],
+)
+def test_who_does_serve(roles: Roles, role: str, settings: dict[str, str]) -> None:
+    """The other role; the owner on this machine alone, or by an explicit word."""
+    with process("serve", DATABASE_URL=libpq_url(getattr(roles, role)), **settings) as server:
+        assert server.port
+        assert server.end() == 0
+
+
+def test_retention_and_callers_are_the_owners(fresh: Roles) -> None:
+    """`migrate` stores the retention; `callers` changes nothing without the owner's URL, and says so."""
+    owner = {"MIGRATION_DATABASE_URL": libpq_url(fresh.owner)}
+    stored = "SELECT days FROM audit_retention"
+    for given, expected in (("", 400), ("730", 730), ("", 730)):
+        code, said = verb(fresh.service, "migrate", AUDIT_RETENTION_DAYS=given, **owner)
+        assert (code, run(fresh.service, stored)) == (0, [(expected,)]), said
+    changes = (
+        ("create", "shop", "--scope", "users.read"),
+        ("rotate", "shop"),
+        ("grant", "shop", "--scope", "users.write"),
+        ("limit", "shop", "--rate", "1"),
+        ("revoke", "shop", "--all"),
+    )
+    for words in changes:
+        code, said = verb(fresh.service, "callers", *words)
+        assert (code, "Set MIGRATION_DATABASE_URL too" in said, "Traceback" in said) == (1, True, False), said
+        code, said = verb(fresh.service, "callers", *words, **owner)
+        assert code == 0, said
+    assert verb(fresh.service, "callers", "list")[0] == 0
+    assert verb(fresh.service, "callers", "show", "shop")[0] == 0
+    events = "SELECT action FROM audit_events WHERE caller = 'command-line' ORDER BY occurred_at"
+    assert [action for (action,) in run(fresh.owner, events)] == [
+        *("SetAuditRetention", "SetAuditRetention", "CreateCaller", "CreateCallerKey", "CreateCallerKey"),
+        *("GrantScopes", "LimitCaller", "RevokeCaller"),
+    ]

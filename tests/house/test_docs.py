@@ -194,12 +194,13 @@ def test_nothing_of_the_image_makes_it_listen_without_tls() -> None:
 def test_compose_runs_verbs_and_sets_settings_that_exist() -> None:
     compose = compose_text()
     assert re.findall(r"^  ([a-z]+):$", compose.split("\nservices:")[1].split("\nvolumes:")[0], re.MULTILINE) == [
-        *("postgres", "keys", "certs", "migrate", "caller", "personae")
+        *("postgres", "keys", "certs", "roles", "migrate", "caller", "personae")
     ]
     for command in re.findall(r"^    command: (\[.*\])$", compose, re.MULTILINE):
         assert ast.literal_eval(command)[0] in main.commands
     set_here = re.findall(r"^      ([A-Z_]+): ", compose, re.MULTILINE)
     known = {name.upper() for name in Settings.model_fields} | {"POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB"}
+    known |= {"PGHOST", "PGUSER", "PGDATABASE", "PGPASSWORD", "SERVE_PASSWORD"}  # of psql, in `roles`
     assert set(set_here) <= known
 
 

@@ -57,7 +57,7 @@ def test_every_action_of_the_trail_is_listed() -> None:
     table = PAGE.read_text().split("| Action |")[1].split("\n\n")[0]
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| ")]
     recorded.add("DropAuditEvents")  # by a function in the database
-    recorded.remove("ListAuditEvents")  # binds a page token
+    recorded -= {"ListAuditEvents", "ListUsers"}  # bind page tokens
     assert {name for cell in cells for name in ACTION.findall(cell)} == recorded
 
 
@@ -288,7 +288,7 @@ def test_the_trail(private_url: URL, tmp_path: Path) -> None:
     kept = (tmp_path / "audit_events_2020_01.csv").read_text().splitlines()
     assert kept[0].startswith("id,occurred_at,caller,")
     assert [line.split(",")[2] for line in kept[1:]] == ["shop"] * 3
-    typing.administer("SELECT audit_drop_partitions('2020-02-01 00:00+00')")
+    typing.administer("INSERT INTO audit_retention (days) VALUES (400); SELECT audit_drop_partitions()")
     typing.administer(
         "DO $$ BEGIN ASSERT NOT EXISTS (SELECT FROM audit_events WHERE caller = 'shop'), 'still there'; END $$"
     )

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, timedelta
 
 import pytest
 from sqlalchemy.engine import URL
@@ -16,6 +16,7 @@ from tests.support.credentials import (
     WAITS,
     by,
     by_id,
+    change,
     counted,
     fail,
     lock_for_an_hour,
@@ -137,6 +138,42 @@ class TestTable:
 
 
 Pair = tuple[RunningServer, RunningServer]
+
+
+class TestClocksThatDiffer:
+    @pytest.mark.parametrize("ahead", [timedelta(seconds=2), timedelta(hours=2), timedelta(days=800)])
+    @pytest.mark.parametrize("failures", WAITS)
+    def test_a_server_that_is_ahead_locks_nobody_out(self, private_url: URL, failures: int, ahead: timedelta) -> None:
+        """On a server with the right time the wait is the usual one, from the first attempt on that it refuses."""
+        fast_clock, clock = MovableClock(), MovableClock()
+        fast_clock.advance(ahead)
+        with running(private_url, fast_clock) as fast, running(private_url, clock) as right:
+            user = new_user(right.users, password=PASSWORD)
+            for _ in range(failures):
+                fast_clock.advance(timedelta(seconds=10))
+                fail(fast, by(user.email))
+            wait = timedelta(seconds=WAITS[failures])
+            shown = lockout_of(right, user).email
+            assert shown.locked_until.ToDatetime(UTC) - clock() <= wait
+            for request in (by(user.email, PASSWORD), by_id(user, PASSWORD), by(user.email)):
+                _, remaining = refused(right.authentication.Authenticate, request)
+                assert timedelta() < remaining <= wait
+            refused(right.credentials.ChangePassword, change(user, PASSWORD))
+
+            clock.advance(wait)
+
+            assert outcome(right.authentication.Authenticate, by(user.email, PASSWORD)) == "OK"
+            assert counted(right, user) == counted(fast, user) == (0, 0)
+
+    def test_a_server_that_is_behind_waits_no_longer(self, private_url: URL) -> None:
+        slow_clock, clock = MovableClock(), MovableClock()
+        clock.advance(timedelta(hours=2))
+        with running(private_url, slow_clock) as slow, running(private_url, clock) as right:
+            user = new_user(right.users, password=PASSWORD)
+            lock_for_an_hour(right, by(user.email))
+            refused(slow.authentication.Authenticate, by(user.email, PASSWORD))
+            slow_clock.advance(timedelta(hours=1))
+            assert outcome(slow.authentication.Authenticate, by(user.email, PASSWORD)) == "OK"
 
 
 class TestKeysThatAreRotated:

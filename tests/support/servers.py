@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import grpc
@@ -97,7 +96,7 @@ class RunningServer(Services):
 
     def sweep(self) -> dict[str, int]:
         """Remove what is due, as the server does in the background."""
-        return sweep(self.database, self.clock, keep_events=timedelta(days=400))
+        return sweep(self.database, self.clock)
 
     def health(self) -> Iterator[int]:
         """The status that the health service reports, now and at every change."""

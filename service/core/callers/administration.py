@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
@@ -17,6 +18,7 @@ from service.core.api_keys import NewKey
 from service.core.callers.index import CALLER_COLUMNS, CALLERS, IDENTITIES, KEY_COLUMNS, KEYS, Key, rate_in
 from service.core.callers.rules import CallerError, require_identity, require_name, require_rate
 from service.core.token_bucket import Rate
+from service.db.fresh_ids import fresh_id
 
 MAX_CALLERS = 1000
 """How many callers may exist: every server holds all of them in memory."""
@@ -72,10 +74,9 @@ def create_caller(session: Session, name: str, *, scopes: Iterable[str], identit
     if (session.scalar(select(func.count()).select_from(CALLERS)) or 0) >= MAX_CALLERS:
         raise CallerError(f"There are {MAX_CALLERS} callers already, and every server holds all of them in memory.")
     granted = sorted(set(scopes))
-    created = session.scalar(
-        pg_insert(CALLERS).values(name=name, scopes=granted).on_conflict_do_nothing().returning(CALLERS.c.id)
-    )
-    if created is None:
+    if session.scalar(select(CALLERS.c.id).where(CALLERS.c.name == name)) is not None or not _insert(
+        session, name=name, scopes=granted
+    ):
         raise CallerExistsError(f"There is a caller {name} already.")
     audit.record(session, "CreateCaller", target_caller=name, changed=_scope_fields(granted))
     for identity in identities:
@@ -202,6 +203,14 @@ def revoke_all(session: Session, name: str, *, now: datetime) -> tuple[int, int]
         changed = [*(f"keys.{key_id}" for key_id in keys), *(["identities"] if identities else [])]
         audit.record(session, "RevokeCaller", target_caller=name, changed=changed)
     return len(keys), len(identities)
+
+
+def _insert(session: Session, **values: Any) -> bool:
+    """Insert a caller; whether it was inserted. The id of an imported one that is taken is passed over."""
+    statement = pg_insert(CALLERS).on_conflict_do_nothing().returning(CALLERS.c.id)
+    if session.scalar(statement.values(values)) is not None:
+        return True
+    return session.scalar(statement.values(values | {"id": fresh_id(session, CALLERS)})) is not None
 
 
 def _lock_caller(session: Session, name: str) -> int:

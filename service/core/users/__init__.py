@@ -26,6 +26,7 @@ from service.core.users.listing import ORDER_COLUMNS, Order, Page, UserFilter, l
 from service.core.users.rows import (
     COLUMNS,
     NEXT_EPOCH,
+    NEXT_VERSION,
     NO_USER,
     PASSWORD_CHANGED_AT,
     USERS,
@@ -40,6 +41,7 @@ from service.core.users.superusers import may_change, require_may_change
 __all__ = [
     "COLUMNS",
     "NEXT_EPOCH",
+    "NEXT_VERSION",
     "NO_USER",
     "ORDER_COLUMNS",
     "PASSWORD_CHANGED_AT",

@@ -21,7 +21,7 @@ from service.base.errors import (
 )
 from service.core import audit
 from service.core.expiry import delete_expired
-from service.core.users.rows import AUDITED_FIELDS, COLUMNS, NEXT_EPOCH, USERS, UserRecord
+from service.core.users.rows import AUDITED_FIELDS, COLUMNS, NEXT_EPOCH, NEXT_VERSION, USERS, UserRecord
 from service.core.users.superusers import may_change, require_may_change
 
 _SUPERUSER_LOCK = 0x7375  # "su": no other advisory lock of this database has this number
@@ -193,7 +193,7 @@ def _change(
         update(USERS)
         .where(USERS.c.id == user_id, USERS.c.id == former.c.id)
         # clock_timestamp, not now(): after a wait for the row, now() would lie before the change that was waited for.
-        .values(**values, version=USERS.c.version + 1, updated_at=func.clock_timestamp())
+        .values(**values, version=NEXT_VERSION, updated_at=func.clock_timestamp())
         .returning(*COLUMNS, *(former.c[name] for name in AUDITED_FIELDS))
     )
     compared = change.where(where, may_change(session))

@@ -1,11 +1,12 @@
 """Creating users, once for each request id. The named constraints decide whether a name is free."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, case, func, or_, select
+from sqlalchemy import ColumnElement, case, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session
 
@@ -13,6 +14,7 @@ from service.base.errors import ConflictError, EmailTakenError, RequestIdReusedE
 from service.core import audit
 from service.core.expiry import delete_expired
 from service.core.users.rows import COLUMNS, REQUESTS, USERS, UserRecord
+from service.db.fresh_ids import fresh_id
 
 REQUEST_ID_HOURS = 24
 
@@ -80,15 +82,28 @@ def create_user(session: Session, new: NewUser, *, request: RequestKey | None, n
                 raise ConflictError
             return created
         values["id"] = user_id
-    # An error would put the statement into the database's log, and with it the email and the hash.
-    statement = pg_insert(USERS).values(values).on_conflict_do_nothing().returning(*COLUMNS)
-    row = session.execute(statement).one_or_none()
+    row = _insert(session, values)
     if row is None:
         require_free_names(session, email=new.email, username=new.username)
-        raise ConflictError  # the name was taken, and has become free since
+        # The id is taken, by a row that was imported; or a name was, and has become free since.
+        values["id"] = fresh_id(session, USERS)
+        if request is not None:
+            session.execute(update(REQUESTS).where(*_same_request(request)).values(user_id=values["id"]))
+        row = None if values["id"] is None else _insert(session, values)
+    if row is None:
+        require_free_names(session, email=new.email, username=new.username)
+        raise ConflictError
     user = UserRecord(*row)
     audit.record(session, "CreateUser", target_user_id=user.id, changed=_set_fields(user))
     return user
+
+
+def _insert(session: Session, values: dict[str, Any]) -> Sequence[Any] | None:
+    """Insert a user; None for an id or a name that is taken.
+
+    An error would put the statement into the database's log, and with it the email and the hash.
+    """
+    return session.execute(pg_insert(USERS).values(values).on_conflict_do_nothing().returning(*COLUMNS)).one_or_none()
 
 
 def _set_fields(user: UserRecord) -> list[str]:

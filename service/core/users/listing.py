@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, or_, select, tuple_
+from sqlalchemy import ColumnElement, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from service.core.page_tokens import Position
@@ -82,10 +82,13 @@ def _conditions(where: UserFilter) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = [] if where.show_deleted else [live]
     if where.is_active is not None:
         # As in the predicates of the partial indexes, so that the planner uses them.
-        inactive = (
-            or_(~USERS.c.is_active, USERS.c.deleted_at.is_not(None)) if where.show_deleted else ~USERS.c.is_active
-        )
-        conditions.append(and_(USERS.c.is_active, live) if where.is_active else inactive)
+        # No condition twice: PostgreSQL would take it for two, and expect fewer rows than there are.
+        if not where.show_deleted:
+            conditions.append(USERS.c.is_active if where.is_active else ~USERS.c.is_active)
+        elif where.is_active:
+            conditions += [USERS.c.is_active, live]
+        else:
+            conditions.append(or_(~USERS.c.is_active, USERS.c.deleted_at.is_not(None)))
     if where.is_superuser is not None:
         conditions.append(USERS.c.is_superuser if where.is_superuser else ~USERS.c.is_superuser)
     if where.created_after is not None:

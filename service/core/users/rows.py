@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, DateTime, Select, any_, bindparam, func, literal, or_, select
+from sqlalchemy import ColumnElement, DateTime, Select, any_, bindparam, case, func, literal, or_, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
 from sqlalchemy.types import BigInteger, Text
@@ -47,7 +47,17 @@ _NOT_AUDITED = {"id", "created_at", "updated_at", "version", *_COMPUTED}
 AUDITED_FIELDS = tuple(name for name in UserRecord._fields if name not in _NOT_AUDITED)
 """The fields that a change of a user can name in the audit trail."""
 
-NEXT_EPOCH: ColumnElement[int] = USERS.c.access_epoch + 1
+_MAX_INTEGER = 2**31 - 1
+
+
+def _next(number: ColumnElement[int]) -> ColumnElement[int]:
+    """The next number; after the last one 1 again. They are compared for equality alone, and none is as old as that."""
+    return case((number < _MAX_INTEGER, number + 1), else_=1)
+
+
+NEXT_VERSION: ColumnElement[int] = _next(USERS.c.version)
+"""Changes the etag; set in the same UPDATE as updated_at."""
+NEXT_EPOCH: ColumnElement[int] = _next(USERS.c.access_epoch)
 """Voids everything that was issued for a user: see docs/decisions/0015-access-epochs.md.
 
 Set in the same UPDATE by every change of email or password, by GrantSuperuser, deactivation and deletion. A feature

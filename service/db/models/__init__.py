@@ -1,6 +1,6 @@
 """All tables: importing this package is what lets migrations see every one of them."""
 
-from service.db.models.audit_event import AuditEvent
+from service.db.models.audit_event import AuditEvent, AuditRetention
 from service.db.models.base import Base, table_of
 from service.db.models.caller import Caller, CallerIdentity, CallerKey
 from service.db.models.code import Code
@@ -10,6 +10,7 @@ from service.db.models.user import User
 
 __all__ = [
     "AuditEvent",
+    "AuditRetention",
     "Base",
     "Caller",
     "CallerIdentity",

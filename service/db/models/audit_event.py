@@ -2,11 +2,11 @@
 
 from datetime import datetime
 
-from sqlalchemy import ARRAY, BigInteger, CheckConstraint, Index, PrimaryKeyConstraint, String, func, text
+from sqlalchemy import ARRAY, BigInteger, CheckConstraint, Index, PrimaryKeyConstraint, String, func, text, true
 from sqlalchemy.dialects.postgresql import INET
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.db.models.base import Base
+from service.db.models.base import Base, CreatedAt
 
 
 class AuditEvent(Base):
@@ -87,4 +87,21 @@ class AuditEvent(Base):
             "comment": "The audit trail: append-only, partitioned by month",
             "postgresql_partition_by": "RANGE (occurred_at)",
         },
+    )
+
+
+class AuditRetention(Base):
+    """How long the audit trail is kept: one row, which the owner of the tables writes and the service only reads."""
+
+    __tablename__ = "audit_retention"
+
+    is_only: Mapped[bool] = mapped_column(primary_key=True, server_default=true(), comment="There is one row at most")
+    days: Mapped[int] = mapped_column(comment="How many days after its end a month is dropped")
+    created_at: Mapped[CreatedAt]
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), comment="When the days last changed")
+
+    __table_args__ = (
+        CheckConstraint("is_only", name="one_row"),
+        CheckConstraint("days BETWEEN 91 AND 36500", name="days_in_range"),
+        {"comment": "How long the audit trail is kept; no row: for ever"},
     )

@@ -81,9 +81,16 @@ class User(Base):
         CheckConstraint("position('@' in username) = 0", name="username_without_at"),
         Index(None, "created_at", "id"),
         Index(None, "updated_at", "id"),
-        # In the default order of a list: live users, so that no page reads past many deleted ones; and the rare kinds,
-        # for which a page would otherwise read the whole table.
+        # In every order of a list: live users, so that no page reads past many deleted ones. In the default order also
+        # the rare kinds, for which a page would otherwise read the whole table.
         Index("ix_users_live", "created_at", "id", postgresql_where=text("deleted_at IS NULL")),
+        Index("ix_users_live_id", "id", postgresql_where=text("deleted_at IS NULL")),
+        Index("ix_users_live_email", "email", postgresql_where=text("deleted_at IS NULL")),
+        Index("ix_users_live_username", "username", postgresql_where=text("deleted_at IS NULL")),
+        Index("ix_users_live_updated_at", "updated_at", "id", postgresql_where=text("deleted_at IS NULL")),
+        Index(
+            "ix_users_live_superusers", "created_at", "id", postgresql_where=text("is_superuser AND deleted_at IS NULL")
+        ),
         Index(
             "ix_users_live_inactive", "created_at", "id", postgresql_where=text("NOT is_active AND deleted_at IS NULL")
         ),

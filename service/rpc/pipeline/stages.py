@@ -83,6 +83,8 @@ def _access_line(call: CallContext, seconds: float) -> dict[str, object]:
         line["claimed_key"] = call.claimed_key_id
     if call.reason is not None:
         line["reason"] = call.reason
+    if call.sqlstate is not None:
+        line["sqlstate"] = call.sqlstate
     if call.trace_id is not None:
         line["trace_id"] = call.trace_id
     return line
@@ -98,7 +100,7 @@ def answer_errors(proceed: Handler, method: WrappedMethod) -> Handler:
             call.status = _internal_error(error, method, call)
         except PersonaeError as error:
             call.status = status_of(error, call.request_id, remaining=call.context.time_remaining())
-            call.reason = error.reason
+            call.reason, call.sqlstate = error.reason, error.sqlstate
         except BaseException as error:  # noqa: BLE001  see above
             call.status = _internal_error(error, method, call)
         return None

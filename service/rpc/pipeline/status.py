@@ -54,6 +54,7 @@ CODES: dict[type[PersonaeError], grpc.StatusCode] = {
     errors.ConflictError: Code.ABORTED,
     errors.InvalidCredentialsError: Code.UNAUTHENTICATED,
     errors.TooManyAttemptsError: Code.RESOURCE_EXHAUSTED,
+    errors.IdsExhaustedError: Code.RESOURCE_EXHAUSTED,
     errors.DatabaseUnavailableError: Code.UNAVAILABLE,
     errors.ServerStoppingError: Code.UNAVAILABLE,
     errors.CommitOutcomeUnknownError: Code.UNAVAILABLE,

@@ -81,5 +81,5 @@ def _attempts_message(counted: FailedSignIns, now: datetime) -> authentication_p
     return authentication_pb2.Lockout.Attempts(
         failures=counted.failures,
         last_failed_at=to_timestamp(counted.last_failed_at),
-        locked_until=to_timestamp(counted.locked_until) if remaining(counted, now) else None,
+        locked_until=to_timestamp(now + wait) if (wait := remaining(counted, now)) else None,
     )

@@ -20,6 +20,7 @@ from service.core.identifiers import (
 from service.core.page_tokens import PageTokens
 from service.core.passwords.policy import Names
 from service.core.users import Key, NewUser, Order, RequestKey, UserFilter
+from service.rpc.canonical import canonical
 from service.rpc.context import current
 from service.rpc.servicers.rules import Rules
 from service.rpc.validation import (
@@ -114,6 +115,7 @@ def listing_of(request: user_pb2.ListUsersRequest, page_tokens: PageTokens) -> t
     order = _order(request.order_by, where, violations)
     page = page_of(
         request,
+        "ListUsers",
         where,
         order,
         page_tokens=page_tokens,
@@ -144,7 +146,8 @@ def creation_of(request: user_pb2.CreateUserRequest, rules: Rules, fingerprint_k
     assert names is not None  # noqa: S101  for the type checker: violations.check() has raised otherwise
     key = None
     if request_id is not None:
-        key = RequestKey(current().caller, current().method, request_id, _fingerprints(request, fingerprint_keys))
+        fingerprints = _fingerprints(request, names, fingerprint_keys)
+        key = RequestKey(current().caller, current().method, request_id, fingerprints)
     return Creation(
         email=names.email,
         username=names.username,
@@ -155,13 +158,14 @@ def creation_of(request: user_pb2.CreateUserRequest, rules: Rules, fingerprint_k
     )
 
 
-def _fingerprints(request: user_pb2.CreateUserRequest, keys: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """The HMAC of the request under each key, without the fields that a retry may change."""
-    bare = user_pb2.CreateUserRequest()
-    bare.CopyFrom(request)
-    for name in ("password", "request_id", "validate_only"):
-        bare.ClearField(name)
-    data = bare.SerializeToString(deterministic=True)
+def _fingerprints(request: user_pb2.CreateUserRequest, names: _Names, keys: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """The HMAC of what is created under each key, without what a retry may change (the password)."""
+    asked_for: dict[str, str | bool] = {"email": names.email, "username": names.username}
+    if request.inactive:
+        asked_for["inactive"] = True
+    if request.email_verified:
+        asked_for["email_verified"] = True
+    data = canonical("CreateUser", asked_for)
     return tuple(hmac.digest(key, data, "sha256") for key in keys)
 
 

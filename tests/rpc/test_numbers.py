@@ -1,0 +1,118 @@
+"""Ids, versions and epochs: taken ones, and the last ones."""
+
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import pytest
+from sqlalchemy.engine import URL
+
+from personae.v1 import credential_pb2, user_pb2
+from tests.support.callers import operating
+from tests.support.credentials import reset, start_reset, start_verification
+from tests.support.databases import run
+from tests.support.errors import fails
+from tests.support.factories import PASSWORD, creation, new_user, unique_name
+from tests.support.servers import RunningServer
+
+LAST = 2**31 - 1
+
+
+@pytest.mark.parametrize("is_repeatable", [False, True])
+@pytest.mark.parametrize("first, last", [(1, 1), (1, 2500), (2, 3), (LAST, LAST)])
+def test_imported_ids_are_passed_over(
+    private_server: RunningServer, first: int, last: int, is_repeatable: bool
+) -> None:
+    """The first call already makes a user, and a repeat of it gives that user, not an imported one."""
+    server = private_server
+    run(
+        server.url,
+        "INSERT INTO users (id, email, username) SELECT id, id || '@example.org', 'imported' || id"
+        " FROM generate_series(%s::bigint, %s) AS id",
+        (first, last),
+    )
+    taken = range(first, last + 1)
+    for _ in range(3):
+        request = creation(request_id=str(uuid.uuid4()) if is_repeatable else "")
+        user = server.users.CreateUser(request)
+        assert user.id not in taken
+        assert user.username == request.user.username
+        if is_repeatable:
+            assert server.users.CreateUser(request) == user
+    taken_name = creation("imported2", request_id=str(uuid.uuid4()) if is_repeatable else "")
+    if 2 in taken:
+        assert fails(server.users.CreateUser, taken_name).reason == "USERNAME_TAKEN"
+
+
+def test_imported_callers_are_passed_over(private_url: URL) -> None:
+    run(private_url, "INSERT INTO callers (id, name) SELECT id, 'imported' || id FROM generate_series(1, 9) AS id")
+    with operating(private_url) as operator:
+        name = operator.create("users.read")
+    assert run(private_url, "SELECT id > 9 FROM callers WHERE name = %s", (name,)) == [(True,)]
+
+
+def grant(server: RunningServer, user: user_pb2.User) -> None:
+    server.users.GrantSuperuser(user_pb2.GrantSuperuserRequest(id=user.id))
+
+
+def deactivate(server: RunningServer, user: user_pb2.User) -> None:
+    server.users.DeactivateUser(user_pb2.DeactivateUserRequest(id=user.id))
+
+
+def delete(server: RunningServer, user: user_pb2.User) -> None:
+    server.users.DeleteUser(user_pb2.DeleteUserRequest(id=user.id))
+
+
+def set_password(server: RunningServer, user: user_pb2.User) -> None:
+    server.credentials.SetPassword(credential_pb2.SetPasswordRequest(user_id=user.id, password=PASSWORD))
+
+
+def reset_password(server: RunningServer, user: user_pb2.User) -> None:
+    server.credentials.CompletePasswordReset(reset(start_reset(server, user).code))
+
+
+def mark_verified(server: RunningServer, user: user_pb2.User) -> None:
+    server.credentials.MarkEmailVerified(credential_pb2.MarkEmailVerifiedRequest(user_id=user.id, email=user.email))
+
+
+def verify(server: RunningServer, user: user_pb2.User) -> None:
+    code = start_verification(server, user, f"{unique_name()}@example.com").code
+    server.credentials.CompleteEmailVerification(credential_pb2.CompleteEmailVerificationRequest(code=code))
+
+
+def rename(server: RunningServer, user: user_pb2.User) -> None:
+    server.update(user, email=f"{unique_name()}@example.com")
+
+
+@pytest.mark.parametrize(
+    "change", [grant, deactivate, delete, set_password, reset_password, mark_verified, verify, rename]
+)
+def test_the_last_version_and_epoch(server: RunningServer, change: Callable[[RunningServer, Any], None]) -> None:
+    """The first ones follow: etags and epochs are compared for equality alone."""
+    user = new_user(server.users)
+    run(server.url, "UPDATE users SET version = %s, access_epoch = %s WHERE id = %s", (LAST, LAST, user.id))
+    assert server.read(user).etag == f"v{LAST}"
+
+    change(server, user)
+
+    ((version, epoch),) = run(server.url, "SELECT version, access_epoch FROM users WHERE id = %s", (user.id,))
+    assert version == 1
+    assert epoch in {1, LAST}
+
+
+@pytest.mark.parametrize("sequence, last", [("users_id_seq", LAST), ("audit_events_id_seq", 2**63 - 1)])
+@pytest.mark.parametrize("is_repeatable", [False, True])
+def test_a_sequence_at_its_end(private_server: RunningServer, sequence: str, last: int, *, is_repeatable: bool) -> None:
+    """An error with a reason, which no channel repeats; reads go on, and so does all once there is room."""
+    user = new_user(private_server.users)
+    run(private_server.url, f"SELECT setval('{sequence}', {last})")
+    request = creation(request_id=str(uuid.uuid4()) if is_repeatable else "")
+
+    failure = fails(private_server.users.CreateUser, request)
+
+    assert (failure.code, failure.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "IDS_EXHAUSTED")
+    assert failure.trailers["grpc-retry-pushback-ms"] == "-1"
+    assert private_server.read(user) == user
+    run(private_server.url, f"SELECT setval('{sequence}', 10)")
+    assert private_server.users.CreateUser(request).email == request.user.email
