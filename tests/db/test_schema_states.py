@@ -8,10 +8,12 @@ import pytest
 from psycopg2 import sql
 from sqlalchemy.engine import URL
 
-from personae.v1 import user_pb2
+from personae.v1 import audit_pb2, authentication_pb2, user_pb2
+from tests.support.clocks import MovableClock
 from tests.support.commands import refused, run_module
 from tests.support.databases import Postgres, libpq_url, run
 from tests.support.errors import fails
+from tests.support.factories import PASSWORD, new_user
 from tests.support.servers import RunningServer, running
 
 MIGRATING = {
@@ -188,3 +190,46 @@ def test_a_schema_that_goes_while_the_server_runs(private_server: RunningServer,
     run(private_server.url, statement)
     failure = fails(private_server.users.GetUser, user_pb2.GetUserRequest(key=user_pb2.UserKey(id=1)))
     assert failure.reason == "DATABASE_UNAVAILABLE"
+
+
+SESSION_SETTINGS = {
+    "client_encoding": "LATIN1",
+    "DateStyle": "SQL, DMY",
+    "IntervalStyle": "sql_standard",
+    "TimeZone": "Asia/Kolkata",
+    "standard_conforming_strings": "off",
+    "bytea_output": "escape",
+    "extra_float_digits": "-15",
+    "default_transaction_isolation": "serializable",
+    "quote_all_identifiers": "on",
+    "transform_null_equals": "on",
+}
+
+
+def test_settings_of_the_database_change_nothing(postgres: Postgres, private_server: RunningServer) -> None:
+    """Nor those of a role: the same schema, and the same answers."""
+    with postgres.scratch() as url:
+        for name, value in SESSION_SETTINGS.items():
+            alter = sql.SQL("ALTER DATABASE {} SET {} = {}")
+            run(url, alter.format(sql.Identifier(url.database or ""), sql.Identifier(name), sql.Literal(value)))
+        assert ask("migrate", url)[0] == 0
+        assert ask("alembic check", url)[0] == 0
+        assert ask("create-superuser", url)[0] == 0
+        with running(url, clock := MovableClock()) as server, running(private_server.url, clock) as plain:
+            made = [new_user(one.users, name="zoe", password=PASSWORD) for one in (plain, server)]
+            constraints = (
+                "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE conname ~ 'users' ORDER BY 1"
+            )
+            assert run(libpq_url(url), "SET quote_all_identifiers = off; " + constraints) == run(plain.url, constraints)
+            signed_in = server.authentication.Authenticate(
+                authentication_pb2.AuthenticateRequest(identifier="zoe", password=PASSWORD)
+            )
+            assert signed_in.user.id == made[1].id
+            events = server.audit.ListAuditEvents(audit_pb2.ListAuditEventsRequest()).events
+            listed = server.users.ListUsers(user_pb2.ListUsersRequest(page_size=1))
+            assert listed.next_page_token
+            assert server.users.ListUsers(
+                user_pb2.ListUsersRequest(page_token=listed.next_page_token, page_size=1)
+            ).users
+            assert abs(made[1].created_at.seconds - made[0].created_at.seconds) < 3600
+            assert {event.action for event in events} >= {"CreateUser", "Authenticate"}
