@@ -133,16 +133,16 @@ def working_database(settings: Settings, *, as_owner: bool = False) -> "Iterator
         database = open_database(settings, settings.migration_url or url if as_owner else url)
         try:
             yield database
-        except DBAPIError as error:
-            if getattr(error.orig, "pgcode", None) != _INSUFFICIENT_PRIVILEGE:
-                raise
+        except DatabaseUnavailableError as error:
+            cause = error.__cause__
+            if not isinstance(cause, DBAPIError):
+                fail(str(error))
+            if getattr(cause.orig, "pgcode", None) != _INSUFFICIENT_PRIVILEGE:
+                fail(str(diagnose(cause)))
             fail(
                 "The role of DATABASE_URL may serve, and not do that. Set MIGRATION_DATABASE_URL too, to the role that "
                 "owns the tables."
             )
-        except DatabaseUnavailableError as error:
-            cause = error.__cause__
-            fail(str(diagnose(cause) if isinstance(cause, DBAPIError) else error))
         except PersonaeError as error:
             fail(str(error))
         finally:

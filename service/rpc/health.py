@@ -73,7 +73,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-he
     A call for which no thread is free is answered at once, as if it asked for the whole server: see built_in.py.
 
     The servicer of grpcio-health-checking is not used: it sends to watchers under the lock that gRPC's serving thread
-    takes when a watcher leaves, so that one slow watcher can block the whole server. See decision 0039.
+    takes when a watcher leaves, so that one slow watcher can block the whole server. See decision 0037.
     """
 
     def __init__(self, services: tuple[str, ...], *, max_watches: int) -> None:

@@ -1,7 +1,7 @@
 """What a reload may strengthen but not weaken: a worker that would protect less than those before it does not start.
 
 docs/operations.md has the list (a test compares). To protect less, restart the service
-(docs/decisions/0040-a-reload-weakens-nothing.md).
+(docs/decisions/0038-a-reload-weakens-nothing.md).
 """
 
 from collections.abc import Callable, Mapping, Sequence

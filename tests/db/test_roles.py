@@ -461,7 +461,13 @@ def verb(url: URL, *words: str, **environment: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-BEYOND = {"GRPC_HOST": "0.0.0.0", "GRPC_PORT": "0", "INSECURE_PLAINTEXT": "true", "GRPC_WORKERS": "1"}
+BEYOND = {
+    "BCRYPT_COST": "10",
+    "GRPC_HOST": "0.0.0.0",
+    "GRPC_PORT": "0",
+    "INSECURE_PLAINTEXT": "true",
+    "GRPC_WORKERS": "1",
+}
 
 
 @pytest.mark.parametrize("words", ["serve", "dev"])

@@ -261,7 +261,7 @@ def test_images_are_named_in_one_place_each() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
     assert re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE) == ["${PYTHON_IMAGE}"] * 2
     named = re.findall(r"^ARG PYTHON_IMAGE=(.*)$", dockerfile, re.MULTILINE)
-    named += re.findall(r"image: \$\{POSTGRES_IMAGE:-(.*?)\}", compose_text())
+    named += set(re.findall(r"image: \$\{POSTGRES_IMAGE:-(.*?)\}", compose_text()))
     assert len(named) == 2
     for image in named:
         assert re.fullmatch(r"[a-z]+:[\w.-]+(@sha256:[0-9a-f]{64})?", image)

@@ -1,4 +1,4 @@
-"""Who may change the account and the credentials of a superuser: docs/decisions/0037-superusers.md."""
+"""Who may change the account and the credentials of a superuser: docs/decisions/0035-superusers.md."""
 
 from sqlalchemy import ColumnElement, literal, or_
 from sqlalchemy.orm import Session
