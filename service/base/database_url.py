@@ -35,7 +35,9 @@ _UNKNOWN = "remove it; or, if it belongs to the value before it, write & as %26"
 _SECRET_OPTIONS = frozenset({"password", "sslpassword"})
 _SET_BY_PERSONAE = ("keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout")
 _REMEDIES = {
-    **dict.fromkeys(("application_name", *_SET_BY_PERSONAE), "remove it: Personae sets it by itself"),
+    **dict.fromkeys(
+        ("application_name", "client_encoding", *_SET_BY_PERSONAE), "remove it: Personae sets it by itself"
+    ),
     "connect_timeout": "remove it, and set DB_CONNECT_TIMEOUT",
     "connection_limit": "remove it, and set DB_POOL_SIZE",
     "currentSchema": "remove it, and give the role a search_path: ALTER ROLE … SET search_path = …",

@@ -106,7 +106,7 @@ _BY_MESSAGE = {
     "configuration parameter|for parameter|command-line argument|startup parameter|cannot be changed|requires a value"
     "|conversion between": Diagnosis(
         "The server refuses a parameter that the connection sets",
-        "Check options and client_encoding in DATABASE_URL, and PGOPTIONS; PgBouncer allows no options.",
+        "Check options in DATABASE_URL, and PGOPTIONS; PgBouncer allows no options.",
     ),
     "channel binding|authentication method requirement|GSSAPI": Diagnosis(
         "The server does not offer what DATABASE_URL requires",

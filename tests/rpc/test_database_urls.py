@@ -149,7 +149,6 @@ SERVER = [  # what the server of the tests says
     ({"options": "-c nosuch=1"}, "The server refuses a parameter that the connection sets"),
     ({"options": "-z"}, "The server refuses a parameter that the connection sets"),
     ({"options": "-c port=1"}, "The server refuses a parameter that the connection sets"),
-    ({"client_encoding": "bogus"}, "The server refuses a parameter that the connection sets"),
     ({"target_session_attrs": "read-only"}, "target_session_attrs in DATABASE_URL asks for a server that cannot be"),
     ({"require_auth": "gss"}, "The server does not offer what DATABASE_URL requires"),
 ]
