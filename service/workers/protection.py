@@ -63,6 +63,7 @@ _LEVELS: Mapping[str, Callable[[Settings], float | Sequence[str]]] = {
     "TLS_CERTIFICATE_FILE": lambda settings: settings.has_tls,
     "TLS_CLIENT_CERTIFICATES": lambda settings: _CLIENT_CERTIFICATES.index(settings.client_certificates),
     "INSECURE_PLAINTEXT_KEYS": lambda settings: not settings.insecure_plaintext_keys,
+    "INSECURE_ONE_ROLE": lambda settings: not settings.insecure_one_role,
     "CALLER_AUTH": lambda settings: settings.caller_auth == "required",
     "CALLER_RATE_LIMIT": lambda settings: settings.caller_rate_limit > 0,
     "CALLER_CODE_RATE_LIMIT": lambda settings: settings.caller_code_rate_limit > 0,
@@ -71,5 +72,4 @@ _LEVELS: Mapping[str, Callable[[Settings], float | Sequence[str]]] = {
     "BCRYPT_COST": lambda settings: settings.bcrypt_cost,
     "PASSWORD_MIN_LENGTH": lambda settings: settings.password_min_length,
     "PASSWORD_BLOCKLIST_FILE": lambda settings: settings.password_blocklist_file is not None,
-    "AUDIT_RETENTION_DAYS": lambda settings: settings.audit_retention_days,
 }

@@ -119,7 +119,7 @@ def test_an_expired_certificate_is_said(shared_url: URL, tmp_path: Path, ca: Iss
 @pytest.mark.parametrize("host", ["::1", "[::]", "0::0", "0.0.0.0", "localhost"])
 def test_wherever_it_listens(shared_url: URL, host: str) -> None:
     """Also where every address is bound."""
-    with running(shared_url, grpc_host=host, insecure_plaintext=True) as server:
+    with running(shared_url, grpc_host=host, insecure_plaintext=True, bcrypt_cost=10) as server:
         done = subprocess.run(
             [sys.executable, "-m", "service", "health"],
             cwd=ROOT,

@@ -195,6 +195,7 @@ def test_a_reload_never_protects_less(private_url: URL, tmp_path: Path) -> None:
         "DATABASE_URL": libpq_url(private_url),
         "SECRET_KEYS": KEY,
         "GRPC_WORKERS": "1",
+        "INSECURE_ONE_ROLE": "true",
     }
     no_tls = dict.fromkeys(tls, "")
     refused = {

@@ -22,7 +22,6 @@ BEFORE: dict[str, object] = {
     "secret_keys": f"{KEYS[0]},{KEYS[1]}",
     "bcrypt_cost": 12,
     "password_blocklist_file": "names.txt",
-    "audit_retention_days": 400,
 }
 WEAKER: dict[str, list[dict[str, object]]] = {
     "TLS_CERTIFICATE_FILE": [{"tls_certificate_file": None, "tls_private_key_file": None, "tls_client_ca_file": None}],
@@ -32,6 +31,7 @@ WEAKER: dict[str, list[dict[str, object]]] = {
         {"tls_client_certificates": "off", "tls_client_ca_file": None},
     ],
     "INSECURE_PLAINTEXT_KEYS": [{"insecure_plaintext_keys": True}],
+    "INSECURE_ONE_ROLE": [{"insecure_one_role": True}],
     "CALLER_AUTH": [{"caller_auth": "off"}],
     "CALLER_RATE_LIMIT": [{"caller_rate_limit": 0}],
     "CALLER_CODE_RATE_LIMIT": [{"caller_code_rate_limit": 0}],
@@ -43,7 +43,6 @@ WEAKER: dict[str, list[dict[str, object]]] = {
     "BCRYPT_COST": [{"bcrypt_cost": 11}],
     "PASSWORD_MIN_LENGTH": [{"password_min_length": 14}],
     "PASSWORD_BLOCKLIST_FILE": [{"password_blocklist_file": None}],
-    "AUDIT_RETENTION_DAYS": [{"audit_retention_days": 399}],
 }
 
 
