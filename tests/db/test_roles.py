@@ -504,9 +504,7 @@ def test_retention_and_callers_are_the_owners(fresh: Roles) -> None:
         assert (code, run(fresh.service, stored)) == (0, [(expected,)]), said
     changes = (
         ("create", "shop", "--scope", "users.read"),
-        ("rotate", "shop"),
         ("grant", "shop", "--scope", "users.write"),
-        ("limit", "shop", "--rate", "1"),
         ("revoke", "shop", "--all"),
     )
     for words in changes:
@@ -518,6 +516,6 @@ def test_retention_and_callers_are_the_owners(fresh: Roles) -> None:
     assert verb(fresh.service, "callers", "show", "shop")[0] == 0
     events = "SELECT action FROM audit_events WHERE caller = 'command-line' ORDER BY occurred_at"
     assert [action for (action,) in run(fresh.owner, events)] == [
-        *("SetAuditRetention", "SetAuditRetention", "CreateCaller", "CreateCallerKey", "CreateCallerKey"),
-        *("GrantScopes", "LimitCaller", "RevokeCaller"),
+        *("SetAuditRetention", "SetAuditRetention", "CreateCaller", "CreateCallerKey", "GrantScopes"),
+        "RevokeCaller",
     ]

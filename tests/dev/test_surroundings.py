@@ -73,6 +73,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (programs / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     (programs / "python").chmod(0o755)
     (directory / ".venv" / ".installed").touch()
+    assert make(directory, "migrate")[0] == 0
     yield directory
     forget(directory / ".dev" / "postgres")
 
@@ -85,7 +86,7 @@ def make(directory: Path, target: str, **environment: str) -> tuple[int, str]:
     return done.returncode, (done.stdout + done.stderr).decode(errors="replace")
 
 
-@pytest.mark.parametrize("environment", [LIBPQ, PYTHON, PLAIN, TURKISH], ids=["libpq", "python", "plain", "turkish"])
+@pytest.mark.parametrize("environment", [LIBPQ | PLAIN, PYTHON | TURKISH], ids=["libpq, plain", "python, turkish"])
 @pytest.mark.parametrize(
     "target, words",
     [
@@ -98,9 +99,8 @@ def make(directory: Path, target: str, **environment: str) -> tuple[int, str]:
 )
 def test_every_target_works(checkout: Path, environment: dict[str, str], target: str, words: str) -> None:
     """In a moved checkout with an odd name, and with variables that are meant for other programs."""
-    if environment is PYTHON and target == "migrate-history":
+    if "PYTHONOPTIMIZE" in environment and target == "migrate-history":
         words = "0001"  # without docstrings
-    make(checkout, "migrate") if target != "migrate" else None
     code, said = make(checkout, target, **environment)
     assert (code, words in said, "Traceback" in said) == (0, True, False), said
 
