@@ -187,7 +187,7 @@ def _set_audit_retention(settings: Settings, url: URL) -> None:
 
     database = open_database(settings, url)
     try:
-        with database.scope(actor=COMMAND_LINE) as session, session.begin():
+        with database.scope(actor=command_line(settings)) as session, session.begin():
             is_set = "audit_retention_days" in settings.model_fields_set
             audit.set_retention(session, settings.audit_retention_days, replace=is_set)
     finally:
