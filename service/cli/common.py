@@ -26,10 +26,10 @@ from service.db.schema import (
 )
 from service.observability.log import configure, flush
 
-_INSUFFICIENT_PRIVILEGE = "42501"
-
 if TYPE_CHECKING:
     from service.db.engine import Database
+
+_INSUFFICIENT_PRIVILEGE = "42501"
 
 
 def settings_or_fail(*, worker: int | None = None, code: int = 1, **overrides: object) -> Settings:
@@ -137,7 +137,7 @@ def working_database(settings: Settings, *, as_owner: bool = False) -> "Iterator
             cause = error.__cause__
             if not isinstance(cause, DBAPIError):
                 fail(str(error))
-            if getattr(cause.orig, "pgcode", None) != _INSUFFICIENT_PRIVILEGE:
+            if error.sqlstate != _INSUFFICIENT_PRIVILEGE:
                 fail(str(diagnose(cause)))
             fail(
                 "The role of DATABASE_URL may serve, and not do that. Set MIGRATION_DATABASE_URL too, to the role that "
@@ -187,7 +187,7 @@ def _set_audit_retention(settings: Settings, url: URL) -> None:
 
     database = open_database(settings, url)
     try:
-        with database.scope(actor=COMMAND_LINE) as session, session.begin():
+        with database.scope(actor=command_line(settings)) as session, session.begin():
             is_set = "audit_retention_days" in settings.model_fields_set
             audit.set_retention(session, settings.audit_retention_days, replace=is_set)
     finally:

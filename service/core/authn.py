@@ -24,7 +24,7 @@ from service.core import audit
 from service.core.audit import UNKNOWN_CLIENT, Client
 from service.core.failed_sign_ins import (
     CounterKeys,
-    bring_back,
+    cap_failure_times,
     clear_failures,
     insert_or_lock_failures,
     read_failures,
@@ -127,7 +127,7 @@ def require_unlocked(session: Session, keys: CounterKeys, *, now: datetime) -> N
     if refusal is None:
         return
     if failed.last_failed_at is not None and failed.last_failed_at > now:
-        bring_back(session, keys, now=now)
+        cap_failure_times(session, keys, now=now)
     raise refusal
 
 

@@ -3,7 +3,7 @@
     (none) --start--> open --complete--> used        a user has at most one open code of each purpose
                       open --start------> replaced
                       open --expires_at-> expired
-                      open --the user's email or password changes, deactivation, deletion--> void
+                      open --the user's email or password changes, GrantSuperuser, deactivation, deletion--> void
 
 Only an open code does anything; the answer to all others is the same. Used and replaced codes are deleted, expired
 ones are swept, void ones carry an epoch that the user no longer has. Stored as SHA-256: 256 random bits need neither
@@ -70,9 +70,8 @@ def start_for_name(
     """Open a code for the user with this name; the stored email, to which alone it may be delivered.
 
     "" when there is no such user: unknown, deactivated, deleted, a superuser whom the caller may not change, or an
-    impossible name (key None). Then the code is
-    stored under `name_hash`, where it opens nothing and the next one for the name replaces it: one statement and one
-    row in every case, so that the duration reveals nothing.
+    impossible name (key None). Then the code is stored under `name_hash`, where it opens nothing and the next one for
+    the name replaces it: one statement and one row in every case, so that the duration reveals nothing.
     """
     key = key or NO_USER
     one = select(literal_column("1")).subquery("one")

@@ -63,8 +63,8 @@ def store_failures(session: Session, keys: CounterKeys, failed: FailedSignIns) -
     )
 
 
-def bring_back(session: Session, keys: CounterKeys, *, now: datetime) -> None:
-    """Date failures to now that a server whose clock is ahead has counted later than that.
+def cap_failure_times(session: Session, keys: CounterKeys, *, now: datetime) -> None:
+    """Date failures that lie in the future, because a server whose clock is ahead has counted them, to now.
 
     Otherwise a wait would not begin, and so not end, before the time of that server has come.
     """

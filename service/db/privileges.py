@@ -1,9 +1,9 @@
 """What the service's role needs in the database: the check that it has that, and the grants where another role owns
 the tables.
 
-With two roles, nothing that the service does, or that is done with its password, can change the audit trail, its
-triggers, how long it is kept, or who may call. With one role it can: an owner may switch triggers off
-(docs/security.md).
+With two roles, nothing that the service does, or that is done with its password, can change what an event of the audit
+trail says, its triggers or how long it is kept, or let anybody call. With one role it can: an owner may switch triggers
+off (docs/security.md).
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -67,8 +67,6 @@ _PARTITIONS = text(
 )
 _EXISTING = text("SELECT name FROM unnest(CAST(:names AS text[])) AS name WHERE to_regprocedure(name) IS NOT NULL")
 _SEQUENCE = text("SELECT pg_get_serial_sequence(:name, :column)")
-
-
 _MIGRATOR = text(
     "SELECT current_user AS role, current_schema() AS schema, current_setting('search_path') AS path,"
     " coalesce(has_schema_privilege(current_schema(), 'CREATE'), false) AS may_create,"

@@ -1,8 +1,8 @@
 """Structured logging: one line per event on standard error, as JSON for machines or as text on a terminal.
 
 Events are queued and written by a thread, so that no call waits for standard error or fails because of it. Records of
-the standard logging module take the same way. What may be logged: names, codes, counts, durations and ids. Never a
-message, an address, a password, a hash, a token or the text of a driver's error.
+the standard logging module take the same way. What may be logged: names, codes, counts, durations, ids and network
+addresses. Never a message, an email, a password, a hash, a token or the text of a driver's error.
 """
 
 import atexit

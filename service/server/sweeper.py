@@ -46,8 +46,8 @@ def sweep(
 ) -> dict[str, int]:
     """Delete what has expired, in short transactions; how many of each kind.
 
-    Several servers may sweep at once: each skips rows that another has
-    locked. Stops between two transactions once `is_ending` returns True.
+    Several servers may sweep at once: each skips rows that another has locked. Stops between two transactions once
+    `is_ending` returns True.
     """
     now = clock()
     removed = {

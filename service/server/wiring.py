@@ -124,9 +124,8 @@ def build_server(
     assumed_caller: attribute every call to this caller, without credentials; None: callers need credentials, unless
     CALLER_AUTH is off. shares_port: other processes listen on the same port. report_status: called with whether the
     server serves, after each health probe. hash_cores: the cores to hash on; None: those of the process. workers: how
-    many processes share them.
-    requires_own_role: the server ends when the role of the URL owns the tables. rate_clock: the monotonic seconds of
-    the rate limits.
+    many processes share them. requires_own_role: the server ends when the role of the URL owns the tables. rate_clock:
+    the monotonic seconds of the rate limits.
     """
     require_rows(SERVED_METHODS)
     if settings.caller_auth == "off":

@@ -514,8 +514,10 @@ def test_retention_and_callers_are_the_owners(fresh: Roles) -> None:
         assert code == 0, said
     assert verb(fresh.service, "callers", "list")[0] == 0
     assert verb(fresh.service, "callers", "show", "shop")[0] == 0
-    events = "SELECT action FROM audit_events WHERE caller = 'command-line' ORDER BY occurred_at"
-    assert [action for (action,) in run(fresh.owner, events)] == [
+    events = "SELECT action, operator FROM audit_events WHERE caller = 'command-line' ORDER BY occurred_at"
+    found = run(fresh.owner, events)
+    assert [action for action, _ in found] == [
         *("SetAuditRetention", "SetAuditRetention", "CreateCaller", "CreateCallerKey", "GrantScopes"),
         "RevokeCaller",
     ]
+    assert all(operator for _, operator in found)

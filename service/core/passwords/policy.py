@@ -58,7 +58,7 @@ class PasswordPolicy:
         texts = {folded, _without_separators(folded)}
         if any(_is_repetitive(text) for text in texts):
             found.append(Violation(field_name, "REPETITIVE", "must not be a few characters, repeated"))
-        elif any(self._is_common(core) for core in _cores(folded)):
+        elif any(self._is_common(bare) for bare in _undecorated(folded)):
             found.append(
                 Violation(
                     field_name,
@@ -70,10 +70,10 @@ class PasswordPolicy:
             found += _of_names(folded, names, field_name)
         return found
 
-    def _is_common(self, core: str) -> bool:
+    def _is_common(self, bare: str) -> bool:
         return any(
             self.common.is_listed(text[:length])
-            for text in _readings(core)
+            for text in _readings(bare)
             for length in (len(text), *islice(_periods(text), _PERIODS))
         )
 
@@ -118,19 +118,19 @@ def _weight(text: str) -> int:
     return len(squeezed) - sum(step == before and abs(step) == 1 for before, step in pairwise(steps))
 
 
-def _cores(text: str) -> set[str]:
+def _undecorated(text: str) -> set[str]:
     """The text, and what is left of it without decoration that weighs less: separators, punctuation and digits at the
     ends, and runs of one character. Attackers try common passwords with all of these.
     """
-    cores = {text, _without_separators(text)}
+    found = {text, _without_separators(text)}
     runs = len(_RUN.findall(text))
     for bare, weight in {_RUN.sub(r"\1", text): 0, _RUN.sub("", text): runs, text: 0}.items():
         for is_kept in (str.isalnum, str.isalpha):
             kept = [place for place, letter in enumerate(bare) if is_kept(letter)] or [0]
-            core = bare[kept[0] : kept[-1] + 1]
-            if len(core) >= weight + _weight(bare[: kept[0]]) + _weight(bare[kept[-1] + 1 :]):
-                cores |= {core, _without_separators(core)}
-    return {core for core in cores if len(core) >= _MIN_COMMON_LENGTH}
+            inner = bare[kept[0] : kept[-1] + 1]
+            if len(inner) >= weight + _weight(bare[: kept[0]]) + _weight(bare[kept[-1] + 1 :]):
+                found |= {inner, _without_separators(inner)}
+    return {one for one in found if len(one) >= _MIN_COMMON_LENGTH}
 
 
 def _readings(text: str) -> set[str]:

@@ -13,8 +13,8 @@ class AuditEvent(Base):
     """A change, or a sign-in that was answered. Ids and names of fields only: no value and no secret.
 
     Partitioned by month (UTC): retention drops whole months, and triggers on the table and on every partition refuse
-    UPDATE, DELETE and TRUNCATE. The triggers, the partitions and the two functions that make and drop partitions are in
-    the migration that made the table; a row without a month of its own goes to audit_events_default.
+    UPDATE, DELETE and TRUNCATE. The triggers, the partitions and the functions are in migrations 0006, 0008 and 0009; a
+    row without a month of its own goes to audit_events_default.
 
     The client columns are personal data, and the exception to the triggers: audit_forget_clients sets them to NULL.
 
@@ -54,7 +54,6 @@ class AuditEvent(Base):
     changed_fields: Mapped[list[str]] = mapped_column(
         ARRAY(String(64)), server_default=text("'{}'"), comment="Names of the fields that were changed; never values"
     )
-
     client_ip: Mapped[str | None] = mapped_column(
         INET, comment="Where the person who signs in was seen, as the caller says; NULL: not said, or forgotten"
     )

@@ -83,10 +83,10 @@ class BoundedExecutor(ThreadPoolExecutor):
             return _run_refused(fn, args, kwargs)
         try:
             return super().submit(self._run, now, fn, args, kwargs)
-        except (
-            RuntimeError
-        ):  # no thread can be started: the RPC is queued, for those that there are; or the pool has ended
-            return Future()  # raising would end gRPC's serving thread
+        except RuntimeError:
+            # No thread can be started, and the RPC is queued for those that there are; or the pool has ended. Raising
+            # would end gRPC's serving thread.
+            return Future()
 
     def end(self, *, patience: float) -> bool:
         """Start no more RPCs, and wait up to `patience` seconds for those that run. Returns whether all have ended."""

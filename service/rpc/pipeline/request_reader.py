@@ -26,8 +26,6 @@ does not blame its callers for the lost time."""
 _OVERDUE_AFTER = 20
 MESSAGE_SECONDS = _OVERDUE_AFTER * CHECK_INTERVAL
 """How long a message may take: enough for 4 MiB at 7 Mbit/s."""
-
-
 _GONE_SECONDS = 0.05
 _MAX_SLOW_PEERS = 1000
 
