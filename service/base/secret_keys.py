@@ -56,7 +56,9 @@ def parse_secret_keys(text: str) -> SecretKeys:
 
 
 def generate_secret_key(key_id: str) -> str:
-    """A new entry for SECRET_KEYS with 256 random bits."""
+    """A new entry for SECRET_KEYS with 256 random bits. Raises ValueError for an id that SECRET_KEYS cannot have."""
+    if not _KEY_ID.fullmatch(key_id):
+        raise ValueError("an id has 1 to 32 letters, digits, and any of . _ -")
     return f"{key_id}:{random_token()}"
 
 

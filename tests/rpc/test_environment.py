@@ -192,6 +192,27 @@ def test_an_argument_that_is_not_utf8_is_refused(command: tuple[str | bytes, ...
     assert refused(run_module("service", *command)).startswith("An argument is not text")
 
 
+@pytest.mark.parametrize(
+    "command, code, words",
+    [
+        ("with-database /nowhere/program", 127, "/nowhere/program cannot be run: No such file or directory"),
+        ("with-database /etc/passwd", 127, "/etc/passwd cannot be run: Permission denied"),
+        ("with-database sh -c exit$IFS$9", 0, ""),
+        ("with-database sh -c kill$IFS-9$IFS$$", 128 + 9, ""),
+        ("generate-key --id a:b", 1, "--id: an id has 1 to 32 letters"),
+        ("generate-key --id \u00e9", 1, "--id: an id has 1 to 32 letters"),
+        ("generate-key --file /", 1, "Is a directory\n"),
+        ("health --timeout -1", 1, "--timeout is a number of seconds"),
+        ("health --timeout nan", 1, "--timeout is a number of seconds"),
+        ("health --timeout inf", 1, "--timeout is a number of seconds"),
+    ],
+)
+def test_arguments_that_cannot_be_used(command: str, code: int, words: str) -> None:
+    environment = {"DATABASE_URL": "postgresql://u@127.0.0.1:1/d"}
+    found, said = run_module("service", *command.split(), environment=environment)
+    assert (found, words in said, "Traceback" in said) == (code, True, False), said
+
+
 class TestStreams:
     @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
     @pytest.mark.parametrize("line", [LATIN_1 * 9 + b"\n", PASSWORD.encode("utf-16-le")])
