@@ -60,7 +60,7 @@ def online(settings: Settings, url: URL) -> None:
         wait=settings.migration_wait,
         lock_timeout=settings.migration_lock_timeout,
         statement_timeout=settings.migration_statement_timeout,
-        connect_timeout=settings.db_connect_timeout,
+        connect_timeout=settings.connect_timeout(url),
     ) as connection:
         if moves:
             database_revision(connection)  # refuses to touch another application's

@@ -33,23 +33,33 @@ _SOCKET = ("/", "@")
 _COMPONENTS = {"user": "username", "password": "password", "dbname": "database"}
 _UNKNOWN = "remove it; or, if it belongs to the value before it, write & as %26"
 _SECRET_OPTIONS = frozenset({"password", "sslpassword"})
-_SET_BY_PERSONAE = ("keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout")
+_SET_BY_PERSONAE = (
+    "fallback_application_name",
+    "keepalives_idle",
+    "keepalives_interval",
+    "keepalives_count",
+    "tcp_user_timeout",
+)
+_SCHEMA = "remove it, and give the role a search_path: ALTER ROLE … SET search_path = …"
+_TIMEOUT = "remove it, and give it to the role: ALTER ROLE … SET …"
 _REMEDIES = {
-    **dict.fromkeys(
-        ("application_name", "client_encoding", *_SET_BY_PERSONAE), "remove it: Personae sets it by itself"
-    ),
-    "connect_timeout": "remove it, and set DB_CONNECT_TIMEOUT",
-    "connection_limit": "remove it, and set DB_POOL_SIZE",
-    "currentSchema": "remove it, and give the role a search_path: ALTER ROLE … SET search_path = …",
+    **dict.fromkeys(_SET_BY_PERSONAE, "remove it: Personae sets it by itself"),
+    **dict.fromkeys(("currentSchema", "schema", "search_path"), _SCHEMA),
+    **dict.fromkeys(("idle_in_transaction_session_timeout", "lock_timeout", "statement_timeout"), _TIMEOUT),
+    **dict.fromkeys(("ApplicationName", "applicationName"), "write application_name instead"),
+    **dict.fromkeys(("charset", "encoding"), "remove it: Personae speaks UTF-8"),
+    **dict.fromkeys(("connection_limit", "pool", "pool_size"), "remove it, and set DB_POOL_SIZE"),
+    "max_overflow": "remove it, and set DB_MAX_OVERFLOW",
+    "loginTimeout": "write connect_timeout instead",
     "pgbouncer": "remove it: Personae needs no option for PgBouncer",
     "pool_timeout": "remove it, and set DB_POOL_TIMEOUT",
     "replication": "remove it: such a connection runs no SQL",
     "requiressl": "write sslmode=verify-full instead",  # libpq would let it take the place of sslmode
-    "schema": "remove it, and give the role a search_path: ALTER ROLE … SET search_path = …",
     "ssl": "write sslmode=verify-full instead",
     "sslaccept": "write sslmode=verify-full instead",
 }
 """What to do about an option that cannot be used; the others are to be removed."""
+_MAX_CONNECT_SECONDS = 60
 
 
 def parse_url(text: str) -> URL:
@@ -69,6 +79,7 @@ def parse_url(text: str) -> URL:
         url = make_url(text)
     except (ArgumentError, ValueError):
         raise ValueError(_EXPECTED) from None
+    _check_database(text)
     _check_options(url)
     for option, component in _COMPONENTS.items():
         if option in url.query:
@@ -82,6 +93,12 @@ def parse_url(text: str) -> URL:
             raise ValueError("has ports beside its hosts and a port= as well: remove one")
         url = url.set(query={**url.query, **spelled})
     return _with_ports(url)
+
+
+def connect_timeout_of(url: URL) -> int | None:
+    """The seconds that the URL gives a connection, as libpq counts them: 1 means 2. None where it does not say."""
+    value = url.query.get("connect_timeout")
+    return None if value is None else max(2, int(str(value)))
 
 
 def hosts_of(url: URL) -> list[str]:
@@ -148,6 +165,13 @@ def _check_text(text: str) -> None:
         raise ValueError(f"has a % that begins no character in UTF-8: {_ENCODE}")
 
 
+def _check_database(text: str) -> None:
+    """Refuse a name of a database with options in it: a password among them would be shown."""
+    location = text.partition("://")[2].rpartition("@")[2].partition("?")[0]
+    if re.search("[&=]", location):
+        raise ValueError(f"has an & or a = before its options, which begin with a ?: {_ENCODE}, = as %3D")
+
+
 def _check_options(url: URL) -> None:
     """Refuse an option that libpq does not know, or that cannot have an effect."""
     is_shown = not _SECRET_OPTIONS & url.query.keys()  # else what follows an & may be the rest of a password
@@ -159,6 +183,12 @@ def _check_options(url: URL) -> None:
             raise ValueError(f"{option} is not one of PostgreSQL's: {_REMEDIES.get(name, _UNKNOWN)}")
         if name in _REMEDIES:
             raise ValueError(f"{option} cannot be used: {_REMEDIES[name]}")
+        if name == "client_encoding" and re.sub("[^a-z0-9]", "", str(value).lower()) not in {"utf8", "unicode"}:
+            raise ValueError("the option client_encoding cannot be used: remove it: Personae speaks UTF-8")
+        if name == "connect_timeout" and not (
+            re.fullmatch("[0-9]{1,2}", str(value), re.ASCII) and 1 <= int(str(value)) <= _MAX_CONNECT_SECONDS
+        ):
+            raise ValueError(f"the option connect_timeout is no number of seconds from 1 to {_MAX_CONNECT_SECONDS}")
 
 
 def _is_known(option: str) -> bool:

@@ -19,6 +19,8 @@ def reserved_port(host: str, port: int, setting: str) -> Iterator[int]:
     with ExitStack() as sockets:
         try:
             number = _bind(host.strip("[]"), port, sockets)
+        except socket.gaierror:
+            raise PortInUseError(f"GRPC_HOST={host} is not known. Write an address of this machine.") from None
         except OSError as error:
             raise PortInUseError(
                 f"{host}:{port} cannot be bound ({error.strerror}). Is another server running there? "

@@ -5,7 +5,6 @@ value made for one purpose is invalid for another. The first key signs, all veri
 """
 
 import base64
-import binascii
 import os
 import re
 from collections.abc import Mapping
@@ -57,7 +56,9 @@ def parse_secret_keys(text: str) -> SecretKeys:
 
 
 def generate_secret_key(key_id: str) -> str:
-    """A new entry for SECRET_KEYS with 256 random bits."""
+    """A new entry for SECRET_KEYS with 256 random bits. Raises ValueError for an id that SECRET_KEYS cannot have."""
+    if not _KEY_ID.fullmatch(key_id):
+        raise ValueError("an id has 1 to 32 letters, digits, and any of . _ -")
     return f"{key_id}:{random_token()}"
 
 
@@ -93,7 +94,7 @@ def _decoded(key_id: str, encoded: str) -> bytes:
     try:
         padded = encoded.rstrip("=") + "=" * (-len(encoded.rstrip("=")) % 4)
         secret = base64.b64decode(padded.replace("-", "+").replace("_", "/"), validate=True)
-    except binascii.Error:
+    except ValueError:  # also binascii.Error
         raise ValueError(f"the secret of {key_id} is not base64") from None
     if len(secret) < MIN_BYTES:
         raise ValueError(f"the secret of {key_id} has {len(secret)} bytes; at least {MIN_BYTES} are needed")

@@ -4,7 +4,9 @@ Every field here is described in docs/settings.md; tests/house/test_docs.py comp
 """
 
 import io
+import ipaddress
 import os
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,11 +16,14 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import URL
 
-from service.base.database_url import is_local_database, is_local_host, overriding, parse_url
+from service.base.database_url import connect_timeout_of, is_local_database, is_local_host, overriding, parse_url
 from service.base.secret_keys import SecretKeys, load_or_create, parse_secret_keys
 from service.base.text import is_utf8, read_text
 
-Seconds = float
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
+_DAY = 86_400
+_HOST = re.compile(r"(?!-)[\w-]{1,63}(\.[\w-]{1,63})*\.?", re.ASCII)
+_MAX_HOST_LENGTH = 253
 _ENV_FILE = ".env"
 OPERATOR_MAX_LENGTH = 64
 SAFE_BCRYPT_COST = 10
@@ -46,7 +51,7 @@ class Settings(BaseSettings):
     db_max_overflow: Annotated[int, Field(ge=0, le=1000)] = 10
     db_pool_recycle: Annotated[int, Field(ge=-1)] = 3600
     db_pool_pre_ping: bool = True
-    db_pool_ping_idle: Annotated[Seconds, Field(ge=0)] = 5
+    db_pool_ping_idle: Annotated[Seconds, Field(ge=0, le=_DAY)] = 5
     db_pool_timeout: Annotated[Seconds, Field(gt=0, le=60)] = 3
     db_connect_timeout: Annotated[int, Field(ge=2, le=60)] = 2
 
@@ -101,7 +106,7 @@ class Settings(BaseSettings):
     email_verification_valid: Annotated[Seconds, Field(ge=60, le=86_400)] = 86_400
     email_allow_special_domains: bool = False
     purge_after_days: Annotated[int, Field(ge=1, le=3650)] = 30
-    purge_interval: Annotated[Seconds, Field(ge=0)] = 600
+    purge_interval: Annotated[Seconds, Field(ge=0, le=_DAY)] = 600
 
     # ---- commands
     operator: str | None = None
@@ -112,9 +117,9 @@ class Settings(BaseSettings):
 
     # ---- migrations
     migration_database_url: SecretStr | None = None
-    migration_wait: Annotated[Seconds, Field(gt=0)] = 60
-    migration_lock_timeout: Annotated[Seconds, Field(gt=0)] = 5
-    migration_statement_timeout: Annotated[Seconds, Field(gt=0)] = 300
+    migration_wait: Annotated[Seconds, Field(gt=0, le=_DAY)] = 60
+    migration_lock_timeout: Annotated[Seconds, Field(ge=0.001, le=_DAY)] = 5
+    migration_statement_timeout: Annotated[Seconds, Field(ge=0.001, le=7 * _DAY)] = 300
 
     # ---- a developer's machine
     dev_data_dir: Path = Path(".dev/postgres")
@@ -124,6 +129,16 @@ class Settings(BaseSettings):
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
+
+    @field_validator("grpc_host", "metrics_host")
+    @classmethod
+    def _a_host(cls, value: str) -> str:
+        try:
+            ipaddress.ip_address(value.strip("[]"))
+        except ValueError:
+            if len(value) > _MAX_HOST_LENGTH or _HOST.fullmatch(value) is None:
+                raise ValueError("is no IP address and no host name; the port has a setting of its own") from None
+        return value
 
     @field_validator("operator")
     @classmethod
@@ -152,9 +167,12 @@ class Settings(BaseSettings):
     @field_validator("*", mode="before")  # the last of its mode runs first
     @classmethod
     def _utf8(cls, value: object) -> object:
-        if isinstance(value, str) and not is_utf8(value):
+        """Text without the blanks around it, which `docker run --env-file` keeps."""
+        if not isinstance(value, str):
+            return value
+        if not is_utf8(value):
             raise ValueError("is not UTF-8")
-        return value
+        return value.strip()
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> "Settings":
@@ -242,6 +260,10 @@ class Settings(BaseSettings):
         if self.migration_database_url is None:
             return self.url
         return psycopg2_url(self.migration_database_url.get_secret_value())
+
+    def connect_timeout(self, url: URL) -> int:
+        """Seconds for a connection to this database: connect_timeout in its URL, else DB_CONNECT_TIMEOUT."""
+        return connect_timeout_of(url) or self.db_connect_timeout
 
     def address(self, port: int) -> str:
         """Where the server listens, in gRPC's form: an IPv6 address is in brackets."""

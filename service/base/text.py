@@ -7,7 +7,9 @@ from pathlib import Path
 
 
 def read_text(path: Path) -> str:
-    """The text of a file. Raises OSError, and ValueError as decode."""
+    """The text of a file. Raises OSError, and ValueError as decode, and for a pipe: reading it would block."""
+    if path.is_fifo():
+        raise ValueError("is a pipe, not a file")
     return decode(path.read_bytes())
 
 

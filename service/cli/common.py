@@ -135,10 +135,8 @@ def working_database(settings: Settings, *, as_owner: bool = False) -> "Iterator
             yield database
         except DatabaseUnavailableError as error:
             cause = error.__cause__
-            if not isinstance(cause, DBAPIError):
-                fail(str(error))
             if error.sqlstate != _INSUFFICIENT_PRIVILEGE:
-                fail(str(diagnose(cause)))
+                _fail_unavailable(error)
             fail(
                 "The role of DATABASE_URL may serve, and not do that. Set MIGRATION_DATABASE_URL too, to the role that "
                 "owns the tables."
@@ -147,6 +145,11 @@ def working_database(settings: Settings, *, as_owner: bool = False) -> "Iterator
             fail(str(error))
         finally:
             database.dispose()
+
+
+def _fail_unavailable(error: DatabaseUnavailableError) -> NoReturn:
+    cause = error.__cause__
+    fail(str(diagnose(cause) if isinstance(cause, DBAPIError) else error))
 
 
 def upgrade(settings: Settings, url: URL) -> str:
@@ -176,6 +179,8 @@ def upgrade(settings: Settings, url: URL) -> str:
         if error.statement is not None and diagnosis == UNKNOWN:
             raise
         fail(str(diagnosis))
+    except DatabaseUnavailableError as error:
+        _fail_unavailable(error)
     if found == needed:
         return f"The database has schema {needed} already."
     return f"The database has schema {needed} now; before: {found or 'none'}."

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from service.server.server import Server
 
 _SECOND_SIGNAL = 130
+_CANNOT_RUN, _BY_SIGNAL = 127, 128  # as a shell has them
 
 
 @click.command()
@@ -73,8 +74,11 @@ def with_database(command: Sequence[str]) -> None:
     settings = settings_or_fail()
     with database_url(settings) as url:
         environment = os.environ | {"DATABASE_URL": url.render_as_string(hide_password=False)}  # noqa: TID251
-        done = subprocess.run(command, env=environment, check=False)  # noqa: S603  the operator's own command
-    sys.exit(done.returncode)
+        try:
+            code = subprocess.run(command, env=environment, check=False).returncode  # noqa: S603  the operator's own
+        except (OSError, ValueError) as error:
+            fail(f"{command[0]} cannot be run: {getattr(error, 'strerror', None) or error}", _CANNOT_RUN)
+    sys.exit(code if code >= 0 else _BY_SIGNAL - code)
 
 
 def _serve(settings: Settings, url: URL, *, assumed_caller: str | None) -> tuple[Exception | None, bool]:

@@ -9,6 +9,8 @@ import click
 from service.base.settings import load_settings
 from service.cli.common import fail, settings_or_fail
 
+_MAX_TIMEOUT = 3600
+
 
 @click.command()
 @click.option("--address", help="host:port; by default GRPC_HOST and GRPC_PORT.")
@@ -19,6 +21,8 @@ def health(address: str | None, timeout: float) -> None:
 
     from service.rpc.health_client import HealthCheckError, ask
 
+    if not 0 < timeout <= _MAX_TIMEOUT:  # NaN is neither
+        fail(f"--timeout is a number of seconds above 0, up to {_MAX_TIMEOUT}.")
     settings = settings_or_fail()
     with suppress(ValueError):  # a host name
         bound = ipaddress.ip_address(settings.grpc_host.strip("[]"))

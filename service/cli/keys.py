@@ -13,11 +13,11 @@ from service.cli.common import fail
 @click.option("--file", "path", type=click.Path(), help="Write it to this file, unless the file is there already.")
 def generate_key(key_id: str, path: str | None) -> None:
     """Print a new entry for SECRET_KEYS, or make a SECRET_KEYS_FILE."""
-    if path is None:
-        click.echo(generate_secret_key(key_id))
-        return
     try:
+        if path is None:
+            click.echo(generate_secret_key(key_id))
+            return
         keys = load_or_create(Path(path))
     except (OSError, ValueError) as error:
-        fail(f"{path}: {error}")
+        fail(f"{path or '--id'}: {getattr(error, 'strerror', None) or error}")
     click.echo(f"{path} holds the keys {', '.join(keys.keys)}.")

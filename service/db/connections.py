@@ -164,7 +164,7 @@ def connect_arguments(connect_timeout: int) -> dict[str, Any]:
     The encoding is named because PGCLIENTENCODING, the role or the database may have another one.
     """
     return {
-        "application_name": "personae",
+        "fallback_application_name": "personae",  # application_name in the URL, and PGAPPNAME, count
         "client_encoding": "UTF8",
         "connect_timeout": connect_timeout,
         "keepalives_idle": 10,

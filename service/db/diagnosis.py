@@ -103,7 +103,7 @@ _BY_MESSAGE = {
         "The client certificate of DATABASE_URL cannot be used",
         "Check sslcert and sslkey: both files are needed, and the key may be read by its owner alone.",
     ),
-    "configuration parameter|for parameter|command-line argument|startup parameter|cannot be changed|requires a value"
+    "configuration parameter|for parameter|command-line argument|startup parameter|cannot be changed|requires an? "
     "|conversion between": Diagnosis(
         "The server refuses a parameter that the connection sets",
         "Check options in DATABASE_URL, and PGOPTIONS; PgBouncer allows no options.",
@@ -115,7 +115,23 @@ _BY_MESSAGE = {
     "Connection refused": Diagnosis(
         "Nothing listens there", "Start the server, or check host and port in DATABASE_URL."
     ),
-    "No such file or directory": Diagnosis(
+    "terminating connection|server closed the connection|Connection reset|Broken pipe|could not (?:receive|send) data"
+    "|SSL connection has been closed|EOF detected": Diagnosis(
+        "The server ended the connection",
+        "It restarts, or somebody ended the session, or it is no PostgreSQL: try again, and look into its log. What "
+        "was not finished was not changed.",
+    ),
+    "unreachable|No route to host|Cannot assign requested address|Invalid argument|Connection timed out": Diagnosis(
+        "The network does not lead there",
+        "Check host and port in DATABASE_URL, and the routes and firewalls of this machine.",
+    ),
+    "expected authentication request|invalid response|SSL negotiation|not supported|unexpected message": Diagnosis(
+        "What answers there does not speak as PostgreSQL does", "Check host and port in DATABASE_URL."
+    ),
+    "Permission denied": Diagnosis(
+        "This user may not use that socket", "Check its directory's rights, or connect by TCP: host and port."
+    ),
+    "No such file or directory|Not a directory": Diagnosis(
         "There is no server behind that socket", "Start the server, or check the host in DATABASE_URL."
     ),
     "timeout expired": Diagnosis(
@@ -125,6 +141,12 @@ _BY_MESSAGE = {
         "The two sides do not agree on TLS", "Check sslmode in DATABASE_URL against the server's settings."
     ),
 }
+_NAME_TAKEN = Diagnosis(
+    "The schema has a table, an index, a type or a function of the name of Personae's already",
+    "Give Personae a database or a schema of its own. The migration that met it has changed nothing.",
+)
+_DAMAGED = Diagnosis("The server cannot read or write its files", "Look into its log, and at its disk.")
+_IN_THE_WAY = Diagnosis("Another transaction was in the way", "Nothing was changed. Try it again.")
 _BY_SQLSTATE = {
     "3F000": Diagnosis(
         "The search_path of this role names no schema that it may use",
@@ -134,18 +156,26 @@ _BY_SQLSTATE = {
         "The role may not do this",
         "Use the role that owns the tables (MIGRATION_DATABASE_URL for migrations), or GRANT this one what it lacks.",
     ),
-    "42P07": Diagnosis(
-        "The schema has a table or an index of the name of Personae's already",
-        "Give Personae a database or a schema of its own. Nothing was changed.",
-    ),
+    **dict.fromkeys(("42P07", "42710", "42723", "42809"), _NAME_TAKEN),
+    **dict.fromkeys(("58030", "58P01", "XX001", "XX002"), _DAMAGED),
+    **dict.fromkeys(("40001", "40P01"), _IN_THE_WAY),
+    "53200": Diagnosis("The server has no memory left", "Give it more, or lower its max_connections and work_mem."),
+    "P0001": Diagnosis("A trigger of this database refuses it", "Ask whoever set the trigger, or take it away."),
     "55P03": Diagnosis(
         "Somebody else holds a lock on a table", "End that transaction, or raise MIGRATION_LOCK_TIMEOUT, and migrate."
     ),
     "57014": Diagnosis("The statement took too long", "Raise MIGRATION_STATEMENT_TIMEOUT, or the role's timeout."),
+    "22P05": Diagnosis(
+        "The encoding of the database lacks a character", "Give Personae a database with ENCODING 'UTF8'."
+    ),
     "25006": _READ_ONLY,
     "53100": Diagnosis("The disk of the database is full", "Give it space. Reads go on meanwhile."),
 }
 UNKNOWN = Diagnosis("The database cannot be used", "Look into the server's log.")
+_NO_CONNECTION = Diagnosis(
+    "The connection fails",
+    "Check that PostgreSQL is what answers at host and port of DATABASE_URL; psql with the same URL says more.",
+)
 _NOT_REACHED = Diagnosis(
     "The driver cannot use DATABASE_URL", "Try the same URL with psql, which says why; the server was not reached."
 )
@@ -165,8 +195,10 @@ def diagnose(error: DBAPIError) -> Diagnosis:
             f"The driver refuses the option {option[1]}",
             "Correct or remove it in DATABASE_URL, or in libpq's own variables (PG…) in the environment.",
         )
-    is_reached = error.statement is not None or "connection to server" in message
-    fallback = UNKNOWN if is_reached else _NOT_REACHED
+    if error.statement is not None or re.search("FATAL|ERROR|PANIC", message):
+        fallback = UNKNOWN
+    else:
+        fallback = _NO_CONNECTION if "connection to server" in message else _NOT_REACHED
     return next((found for pattern, found in _BY_MESSAGE.items() if re.search(pattern, message)), fallback)
 
 

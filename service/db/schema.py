@@ -16,6 +16,10 @@ from service.db.connections import connect_arguments
 _CONNECT_SECONDS = 10
 # As JSON, so that the table of another application may have any columns.
 _REVISIONS = text("SELECT coalesce(to_jsonb(v) ->> 'version_num', '?') FROM alembic_version AS v LIMIT 3")
+_HAS_REVISIONS = text(
+    "SELECT EXISTS (SELECT FROM pg_attribute"
+    " WHERE attrelid = to_regclass('alembic_version') AND attname = 'version_num')"
+)
 _HAS_OWN_USERS = text(
     "SELECT EXISTS (SELECT FROM pg_constraint WHERE conrelid = to_regclass('users') AND conname = 'uq_users_email')"
 )
@@ -46,9 +50,11 @@ def database_revision(connection: Connection) -> str | None:
     if connection.scalar(text("SELECT to_regclass('alembic_version')")) is None:
         return None
     found = [str(row) for row in connection.scalars(_REVISIONS)]
-    if not found:
+    if not found and connection.scalar(_HAS_REVISIONS):
         return None
-    if len(found) == 1 and re.fullmatch("[0-9]{4}", found[0]):
+    if not found:
+        what = "has no column version_num"
+    elif len(found) == 1 and re.fullmatch("[0-9]{4}", found[0]):
         if connection.scalar(_HAS_OWN_USERS):
             return found[0]
         what = f"says {found[0]}, but the table users of Personae is not there"
@@ -67,13 +73,26 @@ def require_schema(connection: Connection) -> str:
     if found is None:
         require_free(connection)
     if found is None or found < needed:
+        if found is None and connection.scalar(text("SELECT current_schema() IS NULL")):
+            raise SchemaBehindError(
+                "The role of DATABASE_URL may use no schema of its search_path, or none of them is there. As the "
+                "schema's owner: GRANT USAGE ON SCHEMA … TO this role; or: ALTER ROLE … SET search_path = …"
+            )
         state = f"has no schema yet in {_current_schema(connection)}" if found is None else f"has schema {found}"
         raise SchemaBehindError(f"The database {state}; this code needs {needed}. Run: make migrate")
     return found
 
 
 def require_free(connection: Connection) -> None:
-    """Raise SchemaBehindError when a schema without a revision has a table `users` already."""
+    """Raise SchemaBehindError when a schema without a revision has a table `users` already, or could not hold what
+    users write.
+    """
+    encoding = connection.scalar(text("SELECT current_setting('server_encoding')"))
+    if encoding != "UTF8":
+        raise SchemaBehindError(
+            f"The encoding of the database is {encoding}. Nothing was changed. Create one with ENCODING 'UTF8' for "
+            "Personae"
+        )
     if connection.scalar(text("SELECT to_regclass('users')")) is not None:
         raise SchemaBehindError(
             f"The schema {_current_schema(connection)} has a table users, and no revision in alembic_version: the "

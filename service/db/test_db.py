@@ -28,7 +28,7 @@ def main() -> int:
         print("problem     DATABASE_URL is not set.")
         print("what to do  Set it, or say make db-test, which tries the embedded database.")
         return 1
-    return _report(settings.url, connect_timeout=settings.db_connect_timeout)
+    return _report(settings.url, connect_timeout=settings.connect_timeout(settings.url))
 
 
 def _report(url: URL, *, connect_timeout: int) -> int:

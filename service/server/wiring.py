@@ -177,7 +177,7 @@ def build_server(
     monitor = DatabaseMonitor(
         DatabaseProbe(
             url,
-            connect_timeout=settings.db_connect_timeout,
+            connect_timeout=settings.connect_timeout(url),
             clock=clock,
             requires_own_role=requires_own_role,
         ),
@@ -359,7 +359,7 @@ def caller_directory(settings: Settings, url: URL) -> CallerDirectory:
         pool_recycle=settings.db_pool_recycle,
         pre_ping=True,
         ping_idle=0,
-        connect_timeout=settings.db_connect_timeout,
+        connect_timeout=settings.connect_timeout(url),
     )
     return CallerDirectory(database, max_age=settings.caller_cache_seconds)
 
@@ -374,7 +374,7 @@ def open_database(settings: Settings, url: URL, *, watch: Watch | None = None) -
         pool_recycle=settings.db_pool_recycle,
         pre_ping=settings.db_pool_pre_ping,
         ping_idle=settings.db_pool_ping_idle,
-        connect_timeout=settings.db_connect_timeout,
+        connect_timeout=settings.connect_timeout(url),
         echo=settings.db_echo,
         watch=watch,
     )

@@ -21,7 +21,7 @@ def choose_cores(settings: Settings, url: URL) -> Sequence[int | None]:
     for, with one more during a reload. Logs the decision and its reason.
     """
     cores = usable_cores()
-    limit = connection_limit(url, connect_timeout=settings.db_connect_timeout)
+    limit = connection_limit(url, connect_timeout=settings.connect_timeout(url))
     each = settings.db_pool_size + settings.db_max_overflow + _CONNECTIONS_BESIDE_POOL
     most = None if limit is None else max(1, limit // each - 1)
     wanted = settings.grpc_workers or cores

@@ -56,7 +56,7 @@ def work(
     )
     promise = Promise(
         # A probe is followed by the next one after the interval, and takes as long as it may take to connect.
-        report=settings.health_probe_interval + settings.db_connect_timeout,
+        report=settings.health_probe_interval + settings.connect_timeout(url),
         stop=settings.shutdown_drain + settings.shutdown_grace,
         retire=retirement_seconds(settings),
         protection=protection,

@@ -97,6 +97,7 @@ def table() -> list[tuple[tuple[str, ...], bool, str, str]]:
         (READ_ONLY, True, command, "lacks privileges on the table")
         for command in ("create-superuser", "callers create", "db-test")
     ]
+    rows += [(READ_ONLY, True, "migrate", "The role may not do this")]
     rows += [(READ_ONLY, True, command, "GRANT CREATE ON SCHEMA public") for command in ["alembic downgrade"]]
     return rows
 
@@ -142,6 +143,7 @@ STATES = {
         "CREATE TABLE alembic_version (id int); INSERT INTO alembic_version VALUES (1)",
         "no revision",
     ),
+    "another shape, empty": (False, "CREATE TABLE alembic_version (id int)", "has no column version_num"),
     "another's users": (False, "CREATE TABLE users (id int)", "has a table users"),
     "no row": (True, "DELETE FROM alembic_version", "has a table users"),
 }
@@ -164,12 +166,52 @@ def test_a_schema_of_somebody_else(postgres: Postgres, template: str, state: str
     assert after == before
 
 
+TRIGGER = (
+    "CREATE FUNCTION no() RETURNS event_trigger LANGUAGE plpgsql AS $$BEGIN {} END$$;"
+    " CREATE EVENT TRIGGER no ON ddl_command_start EXECUTE FUNCTION no()"
+)
+
+
+@pytest.mark.parametrize("command", ["migrate", "alembic upgrade"])
+@pytest.mark.parametrize(
+    "statements, words",
+    [
+        ("CREATE TYPE users AS ENUM ('a')", "of the name of Personae's already"),
+        ("CREATE DOMAIN callers AS int", "of the name of Personae's already"),
+        ("CREATE TABLE ix_users_live_id (id int)", "of the name of Personae's already"),
+        (TRIGGER.format("RAISE 'not today';"), "A trigger of this database refuses it: not today"),
+        (TRIGGER.format("PERFORM pg_terminate_backend(pg_backend_pid());"), "The server ended the connection"),
+    ],
+)
+def test_a_migration_that_is_stopped(postgres: Postgres, statements: str, words: str, command: str) -> None:
+    """By what somebody else has in the database, or by a server that goes away."""
+    with postgres.scratch() as url:
+        run(url, statements)
+        assert words in said_by(command, url)
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+@pytest.mark.parametrize("command", ["migrate", "db-test", "callers list", "serve"])
+def test_another_encoding(postgres: Postgres, encoding: str, command: str) -> None:
+    """Before anything is made there: it could not hold what users write."""
+    name = f"personae_test_{secrets.token_hex(6)}"
+    run(
+        postgres.url,
+        f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE_PROVIDER libc LOCALE 'C'",
+    )
+    try:
+        said = said_by(command, postgres.url.set(database=name))
+    finally:
+        run(postgres.url, f"DROP DATABASE {name} WITH (FORCE)")
+    assert f"encoding is {encoding}" in said or f"encoding of the database is {encoding}" in said
+
+
 @pytest.mark.parametrize("command", ["migrate", "alembic upgrade", "db-test", "callers list"])
 def test_a_search_path_that_leads_nowhere(postgres: Postgres, template: str, command: str) -> None:
     with postgres.scratch(template=template) as url:
         run(url, sql.SQL("ALTER DATABASE {} SET search_path = elsewhere").format(sql.Identifier(url.database or "")))
         said = said_by(command, url)
-    assert "elsewhere" in said or "has no schema yet" in said
+    assert "elsewhere" in said or "may use no schema of its search_path" in said
 
 
 @pytest.mark.parametrize("statements", [(), READ_ONLY])

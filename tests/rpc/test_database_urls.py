@@ -111,8 +111,22 @@ SETTINGS = [  # refused before anything is tried, and by every command alike
     ),
     (f"{LOCAL}?a%20b%3d=1", "an option is not one of PostgreSQL's: remove it"),
     (f"{LOCAL}?{'x' * 100}=1", "an option is not one of PostgreSQL's: remove it"),
-    *((f"{LOCAL}?{name}=abc", f"the option {name} cannot be used: remove it") for name in connect_arguments(2)),
-    (f"{LOCAL}?connect_timeout=10", "set DB_CONNECT_TIMEOUT"),
+    *(
+        (f"{LOCAL}?{name}=abc", f"the option {name} cannot be used: remove it")
+        for name in connect_arguments(2)
+        if name != "connect_timeout"
+    ),
+    *(
+        (f"{LOCAL}?connect_timeout={seconds}", "the option connect_timeout is no number of seconds from 1 to 60")
+        for seconds in ("0", "61", "1.5", "-1", "10s", "\u0661", "9" * 5000)
+    ),
+    (f"{LOCAL}?search_path=x", "remove it, and give the role a search_path"),
+    (f"{LOCAL}?statement_timeout=5000", "give it to the role"),
+    (f"{LOCAL}?pool_size=5", "set DB_POOL_SIZE"),
+    (f"{LOCAL}?ApplicationName=x", "write application_name"),
+    (f"{LOCAL}&sslmode=disable", "before its options, which begin with a ?"),
+    (f"postgresql://127.0.0.1:1/d&user=ada&password={P}", "before its options, which begin with a ?"),
+    (f"postgresql://127.0.0.1;user=ada;password={P}", "before its options, which begin with a ?"),
     (f"{LOCAL}?replication=true", "the option replication cannot be used: remove it"),
     (f"{LOCAL}?sslmode=verify-full&requiressl=0", "the option requiressl cannot be used: write sslmode=verify-full"),
     (f"{LOCAL}?sslmode=disable&sslmode=require", "the option sslmode is there twice"),
@@ -134,6 +148,15 @@ DRIVER = [  # what only the driver refuses, or what it meets
     (f"postgresql://ada:{P}@localhost/d?hostaddr=x&sslmode=verify-full", "The host name in DATABASE_URL is not known"),
     (f"postgresql://ada:{P}@no-such-host.invalid/d?sslmode=verify-full", "The host name in DATABASE_URL is not known"),
     (f"postgresql:///d?host=/{'x' * 150}&password={P}", "The driver cannot use DATABASE_URL"),
+    (f"postgresql://ada:{P}@/d?host=/dev/null", "no server behind that socket"),
+    (f"postgresql://ada:{P}@255.255.255.255:1/d?sslmode=verify-full", "The network does not lead there"),
+    *(
+        (f"{LOCAL}?{accepted}", "Nothing listens there")
+        for accepted in (
+            *("client_encoding=utf8", "client_encoding=UTF-8", "client_encoding=unicode", "application_name=web"),
+            *("connect_timeout=1", "connect_timeout=10"),
+        )
+    ),
     (LOCAL, "Nothing listens there"),
     (f" {LOCAL}\r\n", "Nothing listens there"),
     (LOCAL.replace("postgresql", "POSTGRES"), "Nothing listens there"),
@@ -148,6 +171,7 @@ DRIVER = [  # what only the driver refuses, or what it meets
 SERVER = [  # what the server of the tests says
     ({"options": "-c nosuch=1"}, "The server refuses a parameter that the connection sets"),
     ({"options": "-z"}, "The server refuses a parameter that the connection sets"),
+    ({"options": "-c geqo=x"}, "The server refuses a parameter that the connection sets"),
     ({"options": "-c port=1"}, "The server refuses a parameter that the connection sets"),
     ({"target_session_attrs": "read-only"}, "target_session_attrs in DATABASE_URL asks for a server that cannot be"),
     ({"require_auth": "gss"}, "The server does not offer what DATABASE_URL requires"),
@@ -281,6 +305,47 @@ def test_what_tls_refuses(tls_server: tuple[int, dict[str, Path]], host: str, qu
     code, printed = db_test(f"postgresql://ada:{P}@{host}:{port}/d?{query.format(**files)}")
 
     assert (code, words in printed, is_clean(printed)) == (1, True, True), printed
+
+
+NOT_POSTGRESQL = [
+    (b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak as PostgreSQL does"),
+    (b"J\0\0\0\n8.0", "does not speak as PostgreSQL does"),
+    (bytes(64), "does not speak as PostgreSQL does"),
+    (b"R\0\0\0\x08\0\0\0\x63", "does not speak as PostgreSQL does"),
+    (b"Etoo many connections\n\0", "The connection fails"),
+    (b"", "The server ended the connection"),
+]
+
+
+@pytest.mark.parametrize("answer, words", NOT_POSTGRESQL)
+def test_what_is_no_postgresql(answer: bytes, words: str) -> None:
+    """A web server, say, on that port: there is no server's log to look into."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                self.request.recv(1024)
+                self.request.sendall(answer)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        code, printed = db_test(f"postgresql://ada:{P}@127.0.0.1:{server.server_address[1]}/d?sslmode=disable")
+        server.shutdown()
+        thread.join()
+    assert (code, words in printed, is_clean(printed)) == (1, True, True), printed
+
+
+def test_what_the_url_says_of_the_connection_counts(shared_url: URL) -> None:
+    """Its name and its timeout; DB_CONNECT_TIMEOUT is for a URL that says nothing. As in libpq 1 second means 2."""
+    url = psycopg2_url(libpq_url(shared_url.update_query_dict({"application_name": "web", "client_encoding": "utf8"})))
+    for found, name in ((url, "web"), (shared_url, "personae")):
+        with open_database(settings_for(shared_url), found).scope() as session:
+            assert session.scalar(text("SELECT current_setting('application_name')")) == name
+            assert session.scalar(text("SHOW client_encoding")) == "UTF8"
+    settings = settings_for(shared_url, db_connect_timeout=7)
+    for query, seconds in (("", 7), ("?connect_timeout=30", 30), ("?connect_timeout=1", 2)):
+        assert settings.connect_timeout(psycopg2_url(LOCAL + query)) == seconds
 
 
 @given(

@@ -94,15 +94,18 @@ class TestDotEnv:
         (KEY.encode("utf-16"), "line 1 is not UTF-8"),
         (KEY.encode("utf-16-be"), "line 1 has a NUL byte"),
         (b"", "there is no key"),
-        (None, "Is a directory"),
+        (Path.mkdir, "Is a directory"),
+        (KEY.replace(":", ":\u00e9").encode(), "is not base64"),
         (BOM + KEY.encode() + b"\r\n", ""),
     ],
 )
 @pytest.mark.parametrize("setting", ["secret_keys_file", "dev_data_dir"])
-def test_files_of_secret_keys(tmp_path: Path, content: bytes | None, words: str, setting: str) -> None:
+def test_files_of_secret_keys(
+    tmp_path: Path, content: bytes | Callable[[Path], object], words: str, setting: str
+) -> None:
     """The operator's file and the generated one; nothing of them is shown."""
     path = tmp_path / "secret_keys"
-    path.mkdir() if content is None else path.write_bytes(content)
+    path.write_bytes(content) if isinstance(content, bytes) else content(path)
     path.chmod(0o600)
     settings = load_settings(_env_file=None, **{setting: path if setting == "secret_keys_file" else tmp_path})
     if not words:
@@ -121,11 +124,93 @@ def test_a_variable_that_is_not_utf8_is_named(monkeypatch: pytest.MonkeyPatch, n
         load_settings(_env_file=None)
 
 
+def test_a_pipe_of_secret_keys_is_refused(tmp_path: Path) -> None:
+    """Each worker reads them: a pipe has them once, and would hold up the start for ever."""
+    pipe(tmp_path / "keys")
+    with pytest.raises(SettingsError, match="is a pipe, not a file"):
+        load_settings(_env_file=None, secret_keys_file=tmp_path / "keys").keys()
+
+
+@pytest.mark.parametrize(
+    "names, values, words",
+    [
+        (
+            ("GRPC_HOST", "METRICS_HOST"),
+            (
+                "127.0.0.1:50051",
+                "http://127.0.0.1",
+                "*",
+                ":",
+                "a..b",
+                "a" * 64,
+                "a.b" * 99,
+                "-x",
+                "/tmp/s",
+                '""',
+                "a,b",
+            ),
+            "is no IP address and no host name",
+        ),
+        (
+            ("DB_POOL_PING_IDLE", "PURGE_INTERVAL", "MIGRATION_WAIT", "MIGRATION_LOCK_TIMEOUT"),
+            ("inf", "nan", "1e400", "1e9", "-1", "1s"),
+            "Input should be",
+        ),
+        (("MIGRATION_LOCK_TIMEOUT", "MIGRATION_STATEMENT_TIMEOUT"), ("0", "0.0001", "inf", "1e300"), "Input should be"),
+        (("SECRET_KEYS",), ("k1:\u00e9", "k1:*", "k1:MDEy:x"), "is not base64"),
+    ],
+)
+def test_values_that_cannot_be_meant(
+    monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], values: tuple[str, ...], words: str
+) -> None:
+    for name in names:
+        for value in values:
+            monkeypatch.setenv(name, value)
+            with pytest.raises(SettingsError, match=f"^{name}: .*{words}"):
+                load_settings(_env_file=None)
+            monkeypatch.delenv(name)
+
+
+def test_blanks_around_a_value_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`docker run --env-file` keeps them."""
+    for name, value in {
+        "GRPC_HOST": " 127.0.0.9\t",
+        "DB_ECHO": " true ",
+        "LOG_LEVEL": "debug\r",
+        "GRPC_PORT": "7 ",
+    }.items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings(_env_file=None)
+    assert (settings.grpc_host, settings.db_echo) == ("127.0.0.9", True)
+    assert (settings.log_level, settings.grpc_port) == ("debug", 7)
+
+
 @pytest.mark.parametrize(
     "command", [("callers", "create", LATIN_1), ("generate-key", "--id", LATIN_1), ("health", "--address", LATIN_1)]
 )
 def test_an_argument_that_is_not_utf8_is_refused(command: tuple[str | bytes, ...]) -> None:
     assert refused(run_module("service", *command)).startswith("An argument is not text")
+
+
+@pytest.mark.parametrize(
+    "command, code, words",
+    [
+        ("with-database /nowhere/program", 127, "/nowhere/program cannot be run: No such file or directory"),
+        ("with-database /etc/passwd", 127, "/etc/passwd cannot be run: Permission denied"),
+        ("with-database sh -c exit$IFS$9", 0, ""),
+        ("with-database sh -c kill$IFS-9$IFS$$", 128 + 9, ""),
+        ("generate-key --id a:b", 1, "--id: an id has 1 to 32 letters"),
+        ("generate-key --id \u00e9", 1, "--id: an id has 1 to 32 letters"),
+        ("generate-key --file /", 1, "Is a directory\n"),
+        ("health --timeout -1", 1, "--timeout is a number of seconds"),
+        ("health --timeout nan", 1, "--timeout is a number of seconds"),
+        ("health --timeout inf", 1, "--timeout is a number of seconds"),
+    ],
+)
+def test_arguments_that_cannot_be_used(command: str, code: int, words: str) -> None:
+    environment = {"DATABASE_URL": "postgresql://u@127.0.0.1:1/d"}
+    found, said = run_module("service", *command.split(), environment=environment)
+    assert (found, words in said, "Traceback" in said) == (code, True, False), said
 
 
 class TestStreams:

@@ -94,6 +94,8 @@ def _operators(path: Path) -> bytes:
 
 
 def _content(path: Path) -> bytes:
+    if path.is_fifo():
+        raise PasswordListError(f"{path}: is a pipe, not a file")  # reading it would block
     try:
         content = path.read_bytes()
     except OSError as error:
