@@ -1,6 +1,8 @@
 """The context of the RPC that runs on this thread: caller, deadline, request id, and what the log and metrics need."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from urllib.parse import unquote
@@ -103,9 +105,18 @@ def _trace_id(traceparent: str) -> str | None:
 _current: ContextVar[CallContext] = ContextVar("call")
 
 
-def enter(call: CallContext) -> None:
-    """Make this the current call. gRPC runs every RPC in a fresh context, so nothing needs to be restored."""
-    _current.set(call)
+@contextmanager
+def being(call: CallContext) -> Iterator[None]:
+    """Make this the current call for as long as the block runs.
+
+    gRPC keeps the context variables of a call with the call. A call that stayed among them would keep itself alive until
+    a full garbage collection, which is rare; and gRPC refuses the calls of a connection with 512 that are alive.
+    """
+    token = _current.set(call)
+    try:
+        yield
+    finally:
+        _current.reset(token)
 
 
 def rpc_scope(database: Database, *, deadline: float | None = None, is_idempotent: bool | None = None) -> Scope:

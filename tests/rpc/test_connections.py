@@ -1,8 +1,10 @@
 """The limit of open connections: what happens beyond it, and that closed connections make room."""
 
+import gc
 import resource
 import socket
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
@@ -53,6 +55,30 @@ class TestOptions:
         calls = [server.users.GetUser.future(request, metadata=sent, timeout=PATIENCE) for _ in range(30)]
         assert {call.code() for call in calls} == {code}
         assert server.users.GetUser(request, timeout=PATIENCE).id
+
+    @pytest.mark.parametrize(
+        "method, body, code",
+        [
+            ("/personae.v1.UserService/ListUsers", b"", Code.OK),
+            ("/personae.v1.UserService/GetUser", b"", Code.INVALID_ARGUMENT),
+            ("/personae.v1.UserService/GetUser", b"\xff", Code.INVALID_ARGUMENT),
+            ("/personae.v1.AuthenticationService/Authenticate", b"", Code.INVALID_ARGUMENT),
+            ("/grpc.health.v1.Health/Check", b"", Code.OK),
+            ("/grpc.health.v1.Health/Check", b"\x0a\x01a", Code.NOT_FOUND),
+        ],
+    )
+    def test_calls_that_have_ended_do_not_count(
+        self, private_url: URL, method: str, body: bytes, code: grpc.StatusCode
+    ) -> None:
+        """gRPC refuses the calls of a connection on which 512 are alive. None must wait for the garbage collector."""
+        with running(private_url) as server:
+            gc.disable()
+            try:
+                call = server.channel.unary_unary(method)
+                ends = [call.future(body, timeout=PATIENCE).code() for _ in range(600)]
+            finally:
+                gc.enable()
+        assert Counter(ends) == {code: 600}
 
     @pytest.mark.parametrize("age", [0, 60])
     def test_keepalive_pings_are_welcome(self, shared_url: URL, age: int) -> None:
