@@ -74,7 +74,7 @@ class TestOptions:
 
     @pytest.mark.parametrize("method, request_", ENDING, ids=lambda value: str(value)[-30:])
     def test_calls_that_have_ended_do_not_count(self, private_url: URL, method: str, request_: Message) -> None:
-        """gRPC resets the calls of a connection on which 512 are alive. None must wait for the garbage collector."""
+        """A connection on which 512 calls are alive gets no others. None must wait for the garbage collector."""
         with running(private_url, rpc_timeout=PATIENCE) as server:
             damage(private_url, new_user(server.users))  # the first user, whose id is 1
             gc.disable()

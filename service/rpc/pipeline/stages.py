@@ -251,8 +251,8 @@ def _user_id(text: str) -> int:
 
 
 def _drop_frames(error: BaseException | None) -> None:
-    """Let an exception go of its stack frames. One of them may hold the exception in a variable, and together they would
-    keep the call alive until a full garbage collection: see decision 0030.
+    """Let an exception go of its stack frames. One of them may hold the exception in a variable: together they would
+    keep the call alive until a full garbage collection. See decision 0030.
     """
     while error is not None:
         error.__traceback__, error = None, error.__context__
