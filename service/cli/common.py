@@ -134,7 +134,6 @@ def working_database(settings: Settings, *, as_owner: bool = False) -> "Iterator
         try:
             yield database
         except DatabaseUnavailableError as error:
-            cause = error.__cause__
             if error.sqlstate != _INSUFFICIENT_PRIVILEGE:
                 _fail_unavailable(error)
             fail(

@@ -18,12 +18,14 @@ _SPECIAL_DOMAINS = tuple(SPECIAL_USE_DOMAIN_NAMES)
 # The library refuses the domains in this list, which it documents as changeable, for the whole process. The list is
 # emptied here and checked below instead, so that the choice is an argument.
 SPECIAL_USE_DOMAIN_NAMES.clear()
-_BLANKS = (
-    "\t\n\v\f\r \xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
-    "\u2028\u2029\u202f\u205f\u3000"
-    "\xad\u061c\u180e\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
+_BLANK_RANGES = (
+    *((0x09, 0x0D), (0x1C, 0x20), (0x85, 0x85), (0xA0, 0xA0), (0xAD, 0xAD), (0x034F, 0x034F), (0x061C, 0x061C)),
+    *((0x115F, 0x1160), (0x1680, 0x1680), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x2000, 0x200F), (0x2028, 0x202F)),
+    *((0x205F, 0x206F), (0x2800, 0x2800), (0x3000, 0x3000), (0x3164, 0x3164), (0xFE00, 0xFE0F), (0xFEFF, 0xFEFF)),
+    *((0xFFA0, 0xFFA0), (0xFFF9, 0xFFFC), (0x1D173, 0x1D17A), (0xE0000, 0xE007F), (0xE0100, 0xE01EF)),
 )
-"""White space, and what is as invisible: zero-width characters, marks of direction, the byte order mark."""
+_BLANKS = "".join(chr(point) for first, last in _BLANK_RANGES for point in range(first, last + 1))
+"""White space, and what is as invisible: zero-width characters, marks of direction, variation selectors, fillers."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 

@@ -42,7 +42,23 @@ class TestAuthenticate:
         assert api.read(user) == user
 
     @pytest.mark.parametrize(
-        "blanks", [" ", "\t", "\r\n", "\xa0", "\u3000", "\u200b", "\ufeff", "\u202a", " \u2060\xa0 "]
+        "blanks",
+        [
+            " ",
+            "\t",
+            "\r\n",
+            "\xa0",
+            "\u3000",
+            "\u200b",
+            "\ufeff",
+            "\u202a",
+            " \u2060\xa0 ",
+            "\x85",
+            "\x1f",
+            "\ufe0f",
+            "\u2800",
+            "\u3164",
+        ],
     )
     def test_blanks_around_a_typed_name_do_not_count(self, api: Services, blanks: str) -> None:
         """Keyboards and clipboards add them, at either end: signing in, starting a reset and looking somebody up."""

@@ -1,21 +1,27 @@
 """The limit of open connections: what happens beyond it, and that closed connections make room."""
 
+import gc
 import resource
 import socket
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
 from sqlalchemy.engine import URL
 
 from benchmarks import http2
 from benchmarks.http2 import PREFACE
+from personae.v1 import authentication_pb2, user_pb2
 from service.rpc.admission.connection_limit import connections_per_port
 from tests.support.callers import PATIENCE, tls_settings
 from tests.support.certificates import Pair, connected, new_ca, server_certificate, tls_context
+from tests.support.credentials import damage, reset
 from tests.support.factories import get_request, new_user
 from tests.support.servers import RunningServer, running
 from tests.support.waiting import eventually
@@ -24,6 +30,18 @@ Code = grpc.StatusCode
 LIMIT = 4
 GARBAGE = (b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\xff\x01", b"\0" * 100, PREFACE, PREFACE + b"\xff" * 50)
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+ENDING: list[tuple[str, Message]] = [
+    ("/personae.v1.UserService/ListUsers", user_pb2.ListUsersRequest()),
+    ("/personae.v1.UserService/GetUser", user_pb2.GetUserRequest()),
+    ("/personae.v1.UserService/GetUser", user_pb2.GetUserRequest(key=user_pb2.UserKey(id=404))),
+    ("/personae.v1.UserService/DeleteUser", user_pb2.DeleteUserRequest(id=404)),
+    ("/personae.v1.AuthenticationService/Authenticate", authentication_pb2.AuthenticateRequest(identifier="nobody")),
+    ("/personae.v1.AuthenticationService/Authenticate", authentication_pb2.AuthenticateRequest(user_id=1)),
+    ("/personae.v1.CredentialService/CompletePasswordReset", reset("no code")),
+    ("/grpc.health.v1.Health/Check", health_pb2.HealthCheckRequest()),
+    ("/grpc.health.v1.Health/Check", health_pb2.HealthCheckRequest(service="unknown")),
+]
+"""Calls that end in different ways: OK, or with an error from different places."""
 Connect = Callable[[], AbstractContextManager[socket.socket]]
 
 
@@ -53,6 +71,19 @@ class TestOptions:
         calls = [server.users.GetUser.future(request, metadata=sent, timeout=PATIENCE) for _ in range(30)]
         assert {call.code() for call in calls} == {code}
         assert server.users.GetUser(request, timeout=PATIENCE).id
+
+    @pytest.mark.parametrize("method, request_", ENDING, ids=lambda value: str(value)[-30:])
+    def test_calls_that_have_ended_do_not_count(self, private_url: URL, method: str, request_: Message) -> None:
+        """A connection on which 512 calls are alive gets no others. None must wait for the garbage collector."""
+        with running(private_url, rpc_timeout=PATIENCE) as server:
+            damage(private_url, new_user(server.users))  # the first user, whose id is 1
+            gc.disable()
+            try:
+                call = server.channel.unary_unary(method)
+                ends = Counter(call.future(request_.SerializeToString()).code() for _ in range(600))
+            finally:
+                gc.enable()
+        assert Code.UNAVAILABLE not in ends
 
     @pytest.mark.parametrize("age", [0, 60])
     def test_keepalive_pings_are_welcome(self, shared_url: URL, age: int) -> None:

@@ -45,6 +45,16 @@ def test_imported_ids_are_passed_over(
         assert fails(server.users.CreateUser, taken_name).reason == "USERNAME_TAKEN"
 
 
+def test_more_imported_ids_than_one_call_passes_over(private_server: RunningServer) -> None:
+    """The call may be repeated, and leaves nothing. Here the sequence gives only taken ids for ever."""
+    run(private_server.url, "INSERT INTO users (id, email, username) VALUES (1, 'a@b.org', 'x1'), (2, 'b@b.org', 'x2')")
+    run(private_server.url, "ALTER SEQUENCE users_id_seq MAXVALUE 2 CYCLE")
+    request = creation(request_id=str(uuid.uuid4()))
+    assert fails(private_server.users.CreateUser, request).reason == "CONFLICT"
+    run(private_server.url, "ALTER SEQUENCE users_id_seq MAXVALUE 9 CYCLE")
+    assert private_server.users.CreateUser(request).username == request.user.username
+
+
 def test_imported_callers_are_passed_over(private_url: URL) -> None:
     run(private_url, "INSERT INTO callers (id, name) SELECT id, 'imported' || id FROM generate_series(1, 9) AS id")
     with operating(private_url) as operator:

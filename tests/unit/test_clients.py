@@ -17,6 +17,7 @@ from service.rpc.servicers.client import client_of
             for text in ("192.0.2.1", " 192.0.2.1\t", "192.0.2.1:5678", "192.0.2.1/32", '"192.0.2.1"')
         ],
         *[(text, "192.0.2.1") for text in ("::ffff:192.0.2.1", "[::ffff:c000:201]:443", "192.0.2.1, 198.51.100.2")],
+        *[(text, "192.0.2.1") for text in ("For=192.0.2.1;proto=https", "\xa0192.0.2.1\u200b")],
         *[
             (text, "192.0.2.1")
             for text in ("unknown, 192.0.2.1", 'for="192.0.2.1:5678"', "192.0.2.1," + "x" * 3_000_000)

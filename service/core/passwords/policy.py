@@ -7,7 +7,7 @@ made of the user's names. No composition rules and no expiry: they make password
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import groupby, islice, pairwise, permutations
+from itertools import groupby, islice, pairwise
 
 from service.base.errors import Violation
 from service.core.identifiers import domain_as_typed, has_control_character, to_nfc
@@ -19,8 +19,6 @@ _MIN_WORD_LENGTH = 5
 _MIN_COMMON_LENGTH = 4
 """The shortest entries of the list."""
 _MAX_REPEATED_LENGTH = 4
-_MAX_PAIRED = 10
-"""How many parts of names are also looked for one behind the other. An email can have a hundred."""
 _PERIODS = 4
 _RUN = re.compile(r"(.)\1{2,}", re.DOTALL)
 _WORDS = re.compile(r"[^\W_]+")
@@ -58,7 +56,7 @@ class PasswordPolicy:
         texts = {folded, _without_separators(folded)}
         if any(_is_repetitive(text) for text in texts):
             found.append(Violation(field_name, "REPETITIVE", "must not be a few characters, repeated"))
-        elif any(self._is_common(bare) for bare in _undecorated(folded)):
+        elif any(self._is_common(bare) for text in texts for bare in _undecorated(_repeated(text))):
             found.append(
                 Violation(
                     field_name,
@@ -100,6 +98,12 @@ def _too_long(field_name: str) -> Violation:
 def _periods(text: str) -> Iterator[int]:
     """The lengths after which the text repeats itself up to its end; the last repetition may be cut short."""
     yield from (length for length in range(1, len(text)) if text.startswith(text[length:]))
+
+
+def _repeated(text: str) -> str:
+    """What the text repeats at least twice, or the text."""
+    length = next(_periods(text), len(text))
+    return text[:length] if length * 2 <= len(text) else text
 
 
 def _is_repetitive(text: str) -> bool:
@@ -171,15 +175,23 @@ def _parts(*names: str) -> set[str]:
 
 
 def _is_mostly(readings: set[str], parts: set[str]) -> bool:
-    """Whether these parts of names, alone or one behind the other, weigh as much in a reading as the rest of it."""
-    longest = sorted(parts, key=lambda part: (-len(part), part))
-    pairs = ("".join(pair) for pair in permutations(longest[:_MAX_PAIRED], 2))
-    words = sorted({word for word in (*parts, *pairs) if len(word) >= _MIN_WORD_LENGTH}, key=len, reverse=True)
-    for reading in readings:
+    """Whether these parts of names, alone or one behind the other, weigh as much in a reading as the rest of it.
+
+    Short parts count where they stand beside another one, and have five characters together with it.
+    """
+    by_length = sorted(parts, key=lambda part: (-len(part), part))
+    long = [part for part in by_length if len(part) >= _MIN_WORD_LENGTH]
+    short = [re.escape(part) for part in by_length if 1 < len(part) < _MIN_WORD_LENGTH]
+    in_a_row = re.compile("(?:" + "|".join(["\0", *short]) + ")+")
+    for reading in {reading.replace("\0", "") for reading in readings}:
         rest = reading
-        for word in words:
-            rest = rest.replace(word, "\0")
-        rest = rest.replace("\0", "")
+        for part in long:
+            rest = rest.replace(part, "\0")
+        rest = in_a_row.sub(_without_names, rest)
         if len(rest) < len(reading) and len(reading) - len(rest) >= _weight(rest):
             return True
     return False
+
+
+def _without_names(row: re.Match[str]) -> str:
+    return "" if "\0" in row[0] or len(row[0]) >= _MIN_WORD_LENGTH else row[0]

@@ -87,9 +87,11 @@ def create_user(session: Session, new: NewUser, *, request: RequestKey | None, n
         require_free_names(session, email=new.email, username=new.username)
         # The id is taken, by a row that was imported; or a name was, and has become free since.
         values["id"] = fresh_id(session, USERS)
+        if values["id"] is None:
+            raise ConflictError
         if request is not None:
             session.execute(update(REQUESTS).where(*_same_request(request)).values(user_id=values["id"]))
-        row = None if values["id"] is None else _insert(session, values)
+        row = _insert(session, values)
     if row is None:
         require_free_names(session, email=new.email, username=new.username)
         raise ConflictError

@@ -15,7 +15,7 @@ import grpc
 
 from service.base.clock import monotonic
 from service.rpc.admission.executor import BoundedExecutor, is_refused
-from service.rpc.context import REQUEST_ID_KEY, CallContext, enter, read_metadata
+from service.rpc.context import REQUEST_ID_KEY, CallContext, enter, leave, read_metadata
 from service.rpc.methods import METHODS, Executor
 from service.rpc.pipeline.built_in import built_in
 from service.rpc.pipeline.request_reader import CHECK_INTERVAL, RequestReader
@@ -94,8 +94,11 @@ class Pipeline(grpc.ServerInterceptor):
             # Without a deadline of the caller time_remaining() is huge.
             call = CallContext(name, context, monotonic() + min(context.time_remaining(), max_seconds))
             read_metadata(call)
-            enter(call)
-            response = refuse(requests, call) if is_refused() else run(requests, call)
+            entered = enter(call)
+            try:
+                response = refuse(requests, call) if is_refused() else run(requests, call)
+            finally:
+                leave(entered)
             if call.status is not None:
                 context.abort_with_status(call.status)  # always raises
             context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))

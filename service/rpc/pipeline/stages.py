@@ -96,13 +96,13 @@ def answer_errors(proceed: Handler, method: WrappedMethod) -> Handler:
     def run(request: Any, call: CallContext) -> Any:
         try:
             return proceed(request, call)
-        except StoredHashError as error:
-            call.status = _internal_error(error, method, call)
-        except PersonaeError as error:
-            call.status = status_of(error, call.request_id, remaining=call.context.time_remaining())
-            call.reason, call.sqlstate = error.reason, error.sqlstate
         except BaseException as error:  # noqa: BLE001  see above
-            call.status = _internal_error(error, method, call)
+            if isinstance(error, PersonaeError) and not isinstance(error, StoredHashError):
+                call.status = status_of(error, call.request_id, remaining=call.context.time_remaining())
+                call.reason, call.sqlstate = error.reason, error.sqlstate
+            else:
+                call.status = _internal_error(error, method, call)
+            _drop_frames(error)
         return None
 
     return run
@@ -248,6 +248,14 @@ def _user_id(text: str) -> int:
     if not _USER_ID.fullmatch(text) or int(text) > _MAX_USER_ID:
         raise InvalidFieldsError([Violation(ACTING_USER_KEY, "INVALID_ID", "must be one positive id of a user")])
     return int(text)
+
+
+def _drop_frames(error: BaseException | None) -> None:
+    """Let an exception go of its stack frames. One of them may hold the exception in a variable: together they would
+    keep the call alive until a full garbage collection. See decision 0030.
+    """
+    while error is not None:
+        error.__traceback__, error = None, error.__context__
 
 
 def _internal_error(error: BaseException, method: WrappedMethod, call: CallContext) -> grpc.Status:

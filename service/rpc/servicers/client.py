@@ -3,11 +3,12 @@
 Callers forward headers that strangers write. Nothing here refuses a sign-in: what cannot be read is left out.
 """
 
+import re
 from ipaddress import IPv6Address, ip_address
 
 from personae.v1 import authentication_pb2
 from service.core.audit import Client
-from service.core.identifiers import replace_control_characters
+from service.core.identifiers import replace_control_characters, without_blanks
 
 _ADDRESSES_MAX_LENGTH = 1024
 _USER_AGENT_MAX_LENGTH = 512
@@ -20,13 +21,15 @@ def client_of(message: authentication_pb2.Client) -> Client:
 
 
 def _first_address(text: str) -> str | None:
-    """The first address in a list like that of X-Forwarded-For, in its usual form (RFC 5952); None without one."""
-    return next(filter(None, map(_address, text.split(","))), None)
+    """The first address in a list like that of X-Forwarded-For or Forwarded (RFC 7239), in its usual form (RFC 5952);
+    None without one.
+    """
+    return next(filter(None, map(_address, re.split("[,;]", text))), None)
 
 
 def _address(text: str) -> str | None:
     """An IPv4 or IPv6 address without port, brackets, quotes, zone (RFC 4007) and prefix length."""
-    bare = text.strip().removeprefix("for=").strip('"')
+    bare = without_blanks(text).lower().removeprefix("for=").strip('"')
     if bare.startswith("["):
         bare = bare[1:].partition("]")[0]
     elif bare.count(":") == 1:
