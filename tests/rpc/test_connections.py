@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -79,7 +80,7 @@ class TestOptions:
             damage(private_url, new_user(server.users))  # the first user, whose id is 1
             gc.disable()
             try:
-                call = server.channel.unary_unary(method)
+                call: Any = server.channel.unary_unary(method)
                 ends = Counter(call.future(request_.SerializeToString()).code() for _ in range(600))
             finally:
                 gc.enable()

@@ -5,6 +5,7 @@ made of the user's names. No composition rules and no expiry: they make password
 """
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby, islice, pairwise
@@ -139,7 +140,10 @@ def _undecorated(text: str) -> set[str]:
 
 def _readings(text: str) -> set[str]:
     """The text forwards and backwards, as it is and with look-alikes of letters read as these letters."""
+    plain = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
     forwards = {text, text.translate(_LEET), text.translate(_LEET | _LEET_L)}
+    if len(plain) <= PASSWORD_MAX_LENGTH:  # a letter can have 18 in its decomposition
+        forwards.add(plain)
     return forwards | {reading[::-1] for reading in forwards}
 
 
