@@ -129,7 +129,7 @@ def working_database(settings: Settings, *, as_owner: bool = False) -> "Iterator
         except SchemaBehindError as error:
             fail(str(error))
         except DBAPIError as error:
-            fail(str(diagnose(error)))
+            _fail_or_raise(error)
         database = open_database(settings, settings.migration_url or url if as_owner else url)
         try:
             yield database
@@ -142,11 +142,21 @@ def working_database(settings: Settings, *, as_owner: bool = False) -> "Iterator
             )
         except PersonaeError as error:
             fail(str(error))
+        except DBAPIError as error:
+            _fail_or_raise(error)
         finally:
             database.dispose()
 
 
-def _fail_unavailable(error: DatabaseUnavailableError) -> NoReturn:
+def _fail_or_raise(error: DBAPIError) -> NoReturn:
+    """End the command where an operator can do something; a bug keeps its traceback."""
+    found = diagnose(error)
+    if error.statement is not None and found == UNKNOWN:
+        raise error
+    fail(str(found))
+
+
+def _fail_unavailable(error: PersonaeError) -> NoReturn:
     cause = error.__cause__
     fail(str(diagnose(cause) if isinstance(cause, DBAPIError) else error))
 
@@ -174,11 +184,8 @@ def upgrade(settings: Settings, url: URL) -> str:
     except SchemaBehindError as error:
         fail(str(error))
     except DBAPIError as error:
-        diagnosis = diagnose(error)
-        if error.statement is not None and diagnosis == UNKNOWN:
-            raise
-        fail(str(diagnosis))
-    except DatabaseUnavailableError as error:
+        _fail_or_raise(error)
+    except PersonaeError as error:
         _fail_unavailable(error)
     if found == needed:
         return f"The database has schema {needed} already."

@@ -30,6 +30,7 @@ _CANNOT_RUN, _BY_SIGNAL = 127, 128  # as a shell has them
 @click.command()
 def dev() -> None:
     """Serve with everything a developer needs: embedded PostgreSQL unless DATABASE_URL is set, reflection."""
+    silence_grpc()  # before the migrations, which load it
     settings = settings_or_fail()
     # No load balancer stands between developers' servers, so nothing has to be drained.
     defaults = {"grpc_reflection": True, "shutdown_drain": 0}
@@ -87,7 +88,6 @@ def _serve(settings: Settings, url: URL, *, assumed_caller: str | None) -> tuple
 
     assumed_caller: see service.server.wiring.build_server.
     """
-    silence_grpc()
     from service.server.wiring import build_server
 
     try:

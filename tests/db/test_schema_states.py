@@ -190,6 +190,31 @@ def test_a_migration_that_is_stopped(postgres: Postgres, statements: str, words:
         assert words in said_by(command, url)
 
 
+ON_INSERT = (
+    "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $${}$$;"
+    " CREATE TRIGGER no BEFORE INSERT ON users EXECUTE FUNCTION no();"
+    " CREATE TRIGGER no BEFORE INSERT ON callers EXECUTE FUNCTION no()"
+)
+
+
+@pytest.mark.parametrize("command", ["create-superuser", "callers create"])
+@pytest.mark.parametrize(
+    "body, words",
+    [
+        ("BEGIN RAISE 'not today'; END", "A trigger of this database refuses it: not today"),
+        ("BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END", "The server ended the connection"),
+        ("BEGIN RAISE USING ERRCODE = '53100'; END", "The disk of the database is full"),
+        ("BEGIN RAISE USING ERRCODE = 'XX001'; END", "The server cannot read or write its files"),
+        ("BEGIN RAISE USING ERRCODE = '40P01'; END", "Repeat it"),
+    ],
+)
+def test_a_verb_that_is_stopped(postgres: Postgres, template: str, body: str, words: str, command: str) -> None:
+    """In one line, whatever stops the statement."""
+    with postgres.scratch(template=template) as url:
+        run(url, ON_INSERT.format(body))
+        assert words in said_by(command, url)
+
+
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
 @pytest.mark.parametrize("command", ["migrate", "db-test", "callers list", "serve"])
 def test_another_encoding(postgres: Postgres, encoding: str, command: str) -> None:

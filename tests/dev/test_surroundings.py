@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -103,6 +104,14 @@ def test_every_target_works(checkout: Path, environment: dict[str, str], target:
         words = "0001"  # without docstrings
     code, said = make(checkout, target, **environment)
     assert (code, words in said, "Traceback" in said) == (0, True, False), said
+
+
+def test_a_port_in_use_is_one_line(checkout: Path) -> None:
+    """Without a line of gRPC's own."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, said = make(checkout, "run", GRPC_PORT=str(taken.getsockname()[1]))
+    printed = [line for line in said.splitlines() if not line.startswith("make: ")]
+    assert (code, len(printed), "GRPC_PORT choose another" in said) == (2, 1, True), said
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root can become a user without a name")
