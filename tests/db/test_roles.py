@@ -3,8 +3,6 @@
 import contextlib
 import os
 import secrets
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,11 +26,12 @@ from service.db.privileges import grant, missing_privilege
 from service.rpc.methods import ALL_SCOPES
 from service.server.wiring import open_database
 from tests.support.callers import bearer, operating, told
+from tests.support.commands import run_module
 from tests.support.credentials import OTHER, by_id, change, fail, reset
 from tests.support.databases import ROOT, Postgres, libpq_url, migrate, run
 from tests.support.factories import PASSWORD, new_user, unique_name
 from tests.support.processes import process
-from tests.support.servers import KEY, running, settings_for
+from tests.support.servers import running, settings_for
 
 SERVED = Actor("billing")
 
@@ -448,17 +447,7 @@ def test_a_role_that_is_missing_or_not_said_is_an_error(fresh: Roles) -> None:
 
 def verb(url: URL, *words: str, **environment: str) -> tuple[int, str]:
     """How a command ends, and what it says."""
-    environment |= {"PATH": "/usr/bin:/bin", "DATABASE_URL": libpq_url(url), "SECRET_KEYS": KEY}
-    done = subprocess.run(
-        [sys.executable, "-m", "service", *words],
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout + done.stderr
+    return run_module("service", *words, environment={"DATABASE_URL": libpq_url(url), **environment})
 
 
 BEYOND = {

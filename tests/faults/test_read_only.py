@@ -1,8 +1,6 @@
 """Databases that cannot be written to: a primary that was demoted, and one whose provider has stopped writes."""
 
 import secrets
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -11,13 +9,14 @@ from psycopg2 import sql
 from sqlalchemy.engine import URL
 
 from tests.support.clocks import MovableClock
+from tests.support.commands import run_module
 from tests.support.credentials import by_id, counted
-from tests.support.databases import ROOT, libpq_url, run
+from tests.support.databases import libpq_url, run
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, new_user, unique_name
 from tests.support.proxy import serving_through_a_proxy
 from tests.support.scrapes import free_port, get, value, wait_until
-from tests.support.servers import KEY, NOT_SERVING, SERVING, running
+from tests.support.servers import NOT_SERVING, SERVING, running
 
 
 def test_the_change_is_made_on_a_fresh_connection(private_url: URL) -> None:
@@ -70,17 +69,7 @@ def tell(url: URL, statement: str, value: str) -> None:
 
 def verb(url: URL, *words: str) -> tuple[int, str]:
     """How a command ends, and what it says."""
-    environment = {"PATH": "/usr/bin:/bin", "DATABASE_URL": libpq_url(url), "SECRET_KEYS": KEY, "BCRYPT_COST": "4"}
-    done = subprocess.run(
-        [sys.executable, "-m", *words],
-        cwd=ROOT,
-        env=environment,
-        input=f"{PASSWORD}\n",
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout + done.stderr
+    return run_module(*words, text=f"{PASSWORD}\n".encode(), environment={"DATABASE_URL": libpq_url(url)})
 
 
 @pytest.mark.parametrize("statement", [FOR_DATABASE, FOR_ROLE, FOR_BOTH])

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +15,8 @@ from sqlalchemy.engine import URL
 from service.core.api_keys import KEY_PATTERN
 from service.core.callers.administration import create_caller
 from service.rpc.methods import ALL_SCOPES
-from tests.support import docs_verbs
 from tests.support.callers import Operator, operating, told
+from tests.support.commands import run_command
 from tests.support.credentials import rows_of
 from tests.support.databases import ROOT, libpq_url
 from tests.support.servers import KEY, running
@@ -50,21 +49,14 @@ class Verbs:
 
     url: URL
     operator: Operator
-    runner: docs_verbs.Verbs
-    directory: Path
 
     @property
     def environment(self) -> dict[str, str]:
         return {"PATH": os.environ["PATH"], "DATABASE_URL": libpq_url(self.url), "SECRET_KEYS": KEY}
 
     def run(self, *arguments: str) -> Done:
-        out, err = self.directory / "out", self.directory / "err"
-        for path in (out, err):
-            path.write_text("")
-        code = self.runner.run(
-            ["callers", *arguments], directory=ROOT, environment=self.environment, printed=out, said=err
-        )
-        return self.looked_at(Done(code, out.read_text(), err.read_text()))
+        done = run_command(("service", "callers", *arguments), environment=self.environment)
+        return self.looked_at(Done(done.returncode, done.stdout.decode(), done.stderr.decode()))
 
     def looked_at(self, done: Done) -> Done:
         assert "Traceback" not in done.err
@@ -89,17 +81,10 @@ class Verbs:
         return {table: rows_of(self.url, table) for table in tables}
 
 
-@pytest.fixture(scope="module")
-def runner() -> Iterator[docs_verbs.Verbs]:
-    """Forks a process for each command, which is faster than importing everything again."""
-    with docs_verbs.verbs() as found:
-        yield found
-
-
 @pytest.fixture
-def verbs(private_url: URL, runner: docs_verbs.Verbs, tmp_path: Path) -> Iterator[Verbs]:
+def verbs(private_url: URL) -> Iterator[Verbs]:
     with operating(private_url) as operator:
-        yield Verbs(private_url, operator, runner, tmp_path)
+        yield Verbs(private_url, operator)
 
 
 class TestVerbs:

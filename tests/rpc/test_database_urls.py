@@ -7,8 +7,6 @@ import re
 import signal
 import socketserver
 import ssl
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,10 +30,11 @@ from service.db.connections import connect_arguments
 from service.server.wiring import open_database
 from tests.support.callers import bearer, new_key, told
 from tests.support.certificates import new_ca, server_certificate
-from tests.support.databases import ROOT, libpq_url
+from tests.support.commands import run_module
+from tests.support.databases import libpq_url
 from tests.support.errors import fails
-from tests.support.processes import inherited, process
-from tests.support.servers import KEY, running, settings_for
+from tests.support.processes import process
+from tests.support.servers import running, settings_for
 
 SECRETS = ("Sesame", "Hush42")
 P, Q = SECRETS
@@ -223,15 +222,7 @@ def is_clean(printed: str) -> bool:
 
 def verb(*arguments: str, **environment: str) -> tuple[int, str]:
     """A command as a process of its own, to its end."""
-    done = subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=ROOT,
-        env=inherited() | {"SECRET_KEYS": KEY} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout + done.stderr
+    return run_module(*arguments, environment=environment)
 
 
 @pytest.fixture(autouse=True)

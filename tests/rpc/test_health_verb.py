@@ -14,6 +14,7 @@ from sqlalchemy.engine import URL
 
 from service.dev.certificates import Issued, issue
 from tests.support.certificates import LOCAL, Pair, new_ca, server_certificate
+from tests.support.commands import run_module
 from tests.support.databases import ROOT
 from tests.support.processes import inherited
 from tests.support.servers import RunningServer, running
@@ -29,15 +30,7 @@ def ca() -> Issued:
 
 
 def health(address: str, **environment: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "service", "health", "--address", address],
-        cwd=ROOT,
-        env=inherited() | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout + done.stderr
+    return run_module("service", "health", "--address", address, environment=environment)
 
 
 @contextlib.contextmanager
@@ -120,15 +113,9 @@ def test_an_expired_certificate_is_said(shared_url: URL, tmp_path: Path, ca: Iss
 def test_wherever_it_listens(shared_url: URL, host: str) -> None:
     """Also where every address is bound."""
     with running(shared_url, grpc_host=host, insecure_plaintext=True, bcrypt_cost=10) as server:
-        done = subprocess.run(
-            [sys.executable, "-m", "service", "health"],
-            cwd=ROOT,
-            env=inherited() | {"GRPC_HOST": host, "GRPC_PORT": str(server.server.port), "INSECURE_PLAINTEXT": "true"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "SERVING\n", "")
+        environment = {"GRPC_HOST": host, "GRPC_PORT": str(server.server.port), "BCRYPT_COST": "10"}
+        environment["INSECURE_PLAINTEXT"] = "true"
+        assert run_module("service", "health", environment=environment) == (0, "SERVING\n")
 
 
 @pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:x", "127.0.0.1:99999", "no.such.host.invalid:1", ":1"])

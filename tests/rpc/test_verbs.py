@@ -1,32 +1,24 @@
 """The verbs of an operator: what `python -m service VERB` does and prints."""
 
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 from sqlalchemy.engine import URL
 
 from personae.v1 import user_pb2
 from service.db.schema import needed_revision
-from tests.support.databases import ROOT, Postgres, libpq_url, run
+from tests.support.commands import run_module
+from tests.support.databases import Postgres, libpq_url, run
 from tests.support.factories import PASSWORD
 from tests.support.processes import process, set_revision
-from tests.support.servers import KEY, running
+from tests.support.servers import running
 
 HEAD = needed_revision()
 
 
 class TestVerbs:
     def run(self, *arguments: str, url: URL, text: str = "", **settings: str) -> tuple[int, str]:
-        environment = {"PATH": os.environ["PATH"], "DATABASE_URL": libpq_url(url), "SECRET_KEYS": KEY}
-        environment |= {"BCRYPT_COST": "4", **settings}
-        command = [sys.executable, "-m", *arguments]
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, input=text, capture_output=True, text=True, check=False
-        )
-        return done.returncode, done.stdout + done.stderr
+        return run_module(*arguments, text=text.encode(), environment={"DATABASE_URL": libpq_url(url), **settings})
 
     def test_migrate_then_superuser_then_purge(self, postgres: Postgres) -> None:
         """An operator's first commands, on an empty database."""

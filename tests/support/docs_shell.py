@@ -1,6 +1,6 @@
 """A terminal for the documentation's commands: a directory, a shell, and the servers that the commands start.
 
-grpcurl commands become calls (docs_grpcurl), `python -m service …` runs in a process (docs_verbs), SQL goes to psql,
+grpcurl commands become calls (docs_grpcurl), `python -m service …` runs in a fork (commands), SQL goes to psql,
 and everything else to bash. The directory looks like a checkout after `make setup`: it has `.venv/bin/python` and the
 Makefile. Servers listen on free ports; the default ports in the docs stand for them.
 """
@@ -24,9 +24,9 @@ from sqlalchemy.engine import URL
 
 from service.base.settings import Settings
 from service.dev.postgres import find_bindir
-from tests.support.databases import libpq_url
+from tests.support.commands import run_command
+from tests.support.databases import ROOT, libpq_url
 from tests.support.docs_grpcurl import ADDRESS, MTLS_ADDRESS, Answer, Servers, parse, run
-from tests.support.docs_verbs import ROOT, Verbs, verbs
 from tests.support.servers import KEY
 from tests.support.witness import WITNESS
 
@@ -46,11 +46,10 @@ class Terminal:
         servers: Servers,
         *,
         environment: Mapping[str, str] | None = None,
-        runner: Verbs | None = None,
         administered: URL | None = None,
         names: Mapping[str, str] | None = None,
     ) -> None:
-        """runner: runs the verbs of `python -m service`. administered: the database for SQL blocks.
+        """administered: the database for SQL blocks.
 
         names: replacements for names in the docs, such as roles, that are unique in a PostgreSQL cluster.
         """
@@ -58,7 +57,6 @@ class Terminal:
         self.environment = dict(environment or {})
         self.variables: dict[str, str] = {}
         self.servers = servers
-        self._runner = runner
         self._administered = administered
         self._names = dict(names or {})
         self._has_changed_callers = False
@@ -108,23 +106,16 @@ class Terminal:
 
     def _verb(self, words: str, variable: str | None) -> list[str]:
         """Run a verb. Returns the lines that the terminal shows: not those that `NAME=$(…)` takes."""
-        assert self._runner is not None
         arguments = shlex.split(self.expanded(words))
-        printed, said = self.directory / ".printed", self.directory / ".said"
-        for path in (printed, said):
-            path.write_text("")
-        self._runner.run(
-            arguments,
-            directory=self.directory,
-            environment=self.environment | self.variables,
-            printed=printed if variable else said,
-            said=said,
-        )
+        environment = self.environment | self.variables
+        done = run_command(("service", *arguments), cwd=self.directory, environment=environment)
+        printed, said = done.stdout.decode(), done.stderr.decode()
         if variable:
-            self.variables[variable] = printed.read_text().strip()
+            self.variables[variable] = printed.strip()
+            printed = ""
         if arguments[0] == "callers":
             self._has_changed_callers = True
-        return said.read_text().splitlines()
+        return (printed + said).splitlines()
 
     def _shell(self, command: str, *, stderr: int | None, check: bool) -> str:
         return subprocess.run(
@@ -217,17 +208,10 @@ def terminal(
         "PURGE_INTERVAL": "0",
     }
     _set_up(directory)
-    with verbs() as runner:
-        found = Terminal(
-            directory,
-            Servers(plaintext, directory=directory),
-            environment=environment,
-            runner=runner,
-            administered=url,
-            names=names,
-        )
-        with contextlib.closing(found):
-            yield found
+    servers = Servers(plaintext, directory=directory)
+    found = Terminal(directory, servers, environment=environment, administered=url, names=names)
+    with contextlib.closing(found):
+        yield found
 
 
 def _set_up(directory: Path) -> None:
