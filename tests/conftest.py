@@ -59,7 +59,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     with EmbeddedPostgres.start(
         directory, bindir=settings.pg_bindir, durable=False, settings={"max_connections": "300"}
     ) as server:
-        yield Postgres(psycopg2_url(server.url))
+        yield Postgres(psycopg2_url(server.url), is_durable=False)
     shutil.rmtree(server.home, ignore_errors=True)  # for root it is not in tmp_path, and is not removed with it
 
 

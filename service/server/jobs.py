@@ -30,6 +30,8 @@ class Job:
     function: Callable[[], object]
     is_guard: bool = False
     """Whether it ends what hangs: then it runs from before the start until everything else has stopped."""
+    wake: Callable[[], object] | None = None
+    """Ends a wait inside of the function, when the job is to end."""
 
 
 def background_jobs(
@@ -49,18 +51,18 @@ def background_jobs(
     refresh_certificates: handshakes refresh them as well; the job is for a server to which nobody connects.
     """
     table = (
-        ("hung-connections", _HUNG_CONNECTIONS_INTERVAL, monitor.cut_hung, True),
-        ("slow-messages", _SLOW_MESSAGES_INTERVAL, pipeline.cancel_slow_messages, True),
-        ("database-probe", probe_interval, monitor.check, False),
-        ("api-key-uses", _API_KEY_USES_INTERVAL, write_api_key_uses, False),
-        ("certificates", _CERTIFICATES_INTERVAL, refresh_certificates, False),
-        ("audit-months", _AUDIT_MONTHS_INTERVAL, make_audit_months, False),
-        ("sweeper", sweep_interval, sweep, False),
-        ("refused-calls", _REFUSALS_INTERVAL, report_refusals, False),
+        ("hung-connections", _HUNG_CONNECTIONS_INTERVAL, monitor.cut_hung, True, None),
+        ("slow-messages", _SLOW_MESSAGES_INTERVAL, pipeline.cancel_slow_messages, True, pipeline.wake),
+        ("database-probe", probe_interval, monitor.check, False, None),
+        ("api-key-uses", _API_KEY_USES_INTERVAL, write_api_key_uses, False, None),
+        ("certificates", _CERTIFICATES_INTERVAL, refresh_certificates, False, None),
+        ("audit-months", _AUDIT_MONTHS_INTERVAL, make_audit_months, False, None),
+        ("sweeper", sweep_interval, sweep, False, None),
+        ("refused-calls", _REFUSALS_INTERVAL, report_refusals, False, None),
     )
     return tuple(
-        Job(name, interval, function, is_guard)
-        for name, interval, function, is_guard in table
+        Job(name, interval, function, is_guard, wake)
+        for name, interval, function, is_guard, wake in table
         if interval and function is not None
     )
 
@@ -78,7 +80,9 @@ class JobThread:
         self._thread.start()
 
     def join(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds for the thread. Returns whether it has ended."""
+        """Wait up to `timeout` seconds for the thread, once `stopping` is set. Returns whether it has ended."""
+        if self._job.wake is not None:
+            self._job.wake()
         if self._thread.is_alive():
             self._thread.join(timeout)
         return not self._thread.is_alive()

@@ -54,6 +54,10 @@ class Pipeline(grpc.ServerInterceptor):
         for reader in tuple(self._readers.values()):
             reader.cancel_slow()
 
+    def wake(self) -> None:
+        """End the wait of cancel_slow_messages."""
+        self._crowded.set()
+
     def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
