@@ -34,7 +34,11 @@ def migrating(
     )
     with _exclusive(engine, wait), engine.connect() as connection:
         connection.execute(
-            text("SELECT set_config('lock_timeout', :lock, false), set_config('statement_timeout', :all, false)"),
+            # Quoted identifiers would make alembic take defaults for others than those of the models.
+            text(
+                "SELECT set_config('lock_timeout', :lock, false), set_config('statement_timeout', :all, false),"
+                " set_config('quote_all_identifiers', 'off', false)"
+            ),
             {"lock": str(round(lock_timeout * 1000)), "all": str(round(statement_timeout * 1000))},
         )
         connection.commit()

@@ -35,6 +35,7 @@ def settings_for(url: URL, **changes: object) -> Settings:
         "grpc_host": "127.0.0.1",
         "grpc_port": 0,
         "grpc_reflection": True,
+        "grpc_max_connection_age": 0,
         "caller_auth": "off",
         "caller_code_rate_limit": 0,
         "bcrypt_cost": BCRYPT_COST,
