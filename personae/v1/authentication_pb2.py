@@ -23,11 +23,12 @@ _sym_db = _symbol_database.Default()
 
 
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from personae.v1 import user_pb2 as personae_dot_v1_dot_user__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n personae/v1/authentication.proto\x12\x0bpersonae.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16personae/v1/user.proto\"<\n\x06\x43lient\x12\x18\n\nip_address\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nuser_agent\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"\x98\x01\n\x13\x41uthenticateRequest\x12\x1a\n\nidentifier\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x12\x17\n\x07user_id\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x12\x16\n\x08password\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12)\n\x06\x63lient\x18\x04 \x01(\x0b\x32\x13.personae.v1.ClientB\x04\xe2\x41\x01\x01\x42\t\n\x07subject\"=\n\x14\x41uthenticateResponse\x12%\n\x04user\x18\x01 \x01(\x0b\x32\x11.personae.v1.UserB\x04\xe2\x41\x01\x03\"\xa2\x02\n\x07Lockout\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x32\n\x05\x65mail\x18\x02 \x01(\x0b\x32\x1d.personae.v1.Lockout.AttemptsB\x04\xe2\x41\x01\x03\x12\x35\n\x08username\x18\x03 \x01(\x0b\x32\x1d.personae.v1.Lockout.AttemptsB\x04\xe2\x41\x01\x03\x1a\x94\x01\n\x08\x41ttempts\x12\x16\n\x08\x66\x61ilures\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x38\n\x0elast_failed_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x36\n\x0clocked_until\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"*\n\x11GetLockoutRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\",\n\x13\x43learLockoutRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x32\xf8\x01\n\x15\x41uthenticationService\x12S\n\x0c\x41uthenticate\x12 .personae.v1.AuthenticateRequest\x1a!.personae.v1.AuthenticateResponse\x12\x42\n\nGetLockout\x12\x1e.personae.v1.GetLockoutRequest\x1a\x14.personae.v1.Lockout\x12\x46\n\x0c\x43learLockout\x12 .personae.v1.ClearLockoutRequest\x1a\x14.personae.v1.Lockoutb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n personae/v1/authentication.proto\x12\x0bpersonae.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16personae/v1/user.proto\"<\n\x06\x43lient\x12\x18\n\nip_address\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nuser_agent\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"\xe6\x01\n\x13\x41uthenticateRequest\x12\x1a\n\nidentifier\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x12\x17\n\x07user_id\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x12\x16\n\x08password\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12)\n\x06\x63lient\x18\x04 \x01(\x0b\x32\x13.personae.v1.ClientB\x04\xe2\x41\x01\x01\x12\x32\n\x07session\x18\x05 \x01(\x0b\x32\x1b.personae.v1.SessionRequestB\x04\xe2\x41\x01\x01\x12\x18\n\nsession_id\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\x42\t\n\x07subject\"o\n\x14\x41uthenticateResponse\x12%\n\x04user\x18\x01 \x01(\x0b\x32\x11.personae.v1.UserB\x04\xe2\x41\x01\x03\x12\x30\n\x06tokens\x18\x02 \x01(\x0b\x32\x1a.personae.v1.SessionTokensB\x04\xe2\x41\x01\x03\"\x92\x01\n\x0eSessionRequest\x12\x16\n\x08\x61udience\x18\x01 \x03(\tB\x04\xe2\x41\x01\x01\x12\x35\n\x0cidle_timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x12\x31\n\x08lifetime\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\"\xa3\x02\n\rSessionTokens\x12\x1a\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x41\n\x17\x61\x63\x63\x65ss_token_expires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x1b\n\rrefresh_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x42\n\x18refresh_token_expires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12+\n\x07session\x18\x05 \x01(\x0b\x32\x14.personae.v1.SessionB\x04\xe2\x41\x01\x03\x12%\n\x04user\x18\x06 \x01(\x0b\x32\x11.personae.v1.UserB\x04\xe2\x41\x01\x03\"\xcc\x03\n\x07Session\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07user_id\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x11\n\x03\x61mr\x18\x03 \x03(\tB\x04\xe2\x41\x01\x03\x12\x11\n\x03\x61\x63r\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12:\n\x10\x61uthenticated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x34\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x36\n\x0clast_used_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x39\n\x0fidle_expires_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x34\n\nexpires_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12)\n\x06\x63lient\x18\n \x01(\x0b\x32\x13.personae.v1.ClientB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x63\x61ller\x18\x0b \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08\x61udience\x18\x0c \x03(\tB\x04\xe2\x41\x01\x03\"\xa2\x02\n\x07Lockout\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x32\n\x05\x65mail\x18\x02 \x01(\x0b\x32\x1d.personae.v1.Lockout.AttemptsB\x04\xe2\x41\x01\x03\x12\x35\n\x08username\x18\x03 \x01(\x0b\x32\x1d.personae.v1.Lockout.AttemptsB\x04\xe2\x41\x01\x03\x1a\x94\x01\n\x08\x41ttempts\x12\x16\n\x08\x66\x61ilures\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x38\n\x0elast_failed_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x36\n\x0clocked_until\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"*\n\x11GetLockoutRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\",\n\x13\x43learLockoutRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x32\xf8\x01\n\x15\x41uthenticationService\x12S\n\x0c\x41uthenticate\x12 .personae.v1.AuthenticateRequest\x1a!.personae.v1.AuthenticateResponse\x12\x42\n\nGetLockout\x12\x1e.personae.v1.GetLockoutRequest\x1a\x14.personae.v1.Lockout\x12\x46\n\x0c\x43learLockout\x12 .personae.v1.ClearLockoutRequest\x1a\x14.personae.v1.Lockoutb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,8 +47,56 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AUTHENTICATEREQUEST'].fields_by_name['password']._serialized_options = b'\342A\001\002'
   _globals['_AUTHENTICATEREQUEST'].fields_by_name['client']._loaded_options = None
   _globals['_AUTHENTICATEREQUEST'].fields_by_name['client']._serialized_options = b'\342A\001\001'
+  _globals['_AUTHENTICATEREQUEST'].fields_by_name['session']._loaded_options = None
+  _globals['_AUTHENTICATEREQUEST'].fields_by_name['session']._serialized_options = b'\342A\001\001'
+  _globals['_AUTHENTICATEREQUEST'].fields_by_name['session_id']._loaded_options = None
+  _globals['_AUTHENTICATEREQUEST'].fields_by_name['session_id']._serialized_options = b'\342A\001\001'
   _globals['_AUTHENTICATERESPONSE'].fields_by_name['user']._loaded_options = None
   _globals['_AUTHENTICATERESPONSE'].fields_by_name['user']._serialized_options = b'\342A\001\003'
+  _globals['_AUTHENTICATERESPONSE'].fields_by_name['tokens']._loaded_options = None
+  _globals['_AUTHENTICATERESPONSE'].fields_by_name['tokens']._serialized_options = b'\342A\001\003'
+  _globals['_SESSIONREQUEST'].fields_by_name['audience']._loaded_options = None
+  _globals['_SESSIONREQUEST'].fields_by_name['audience']._serialized_options = b'\342A\001\001'
+  _globals['_SESSIONREQUEST'].fields_by_name['idle_timeout']._loaded_options = None
+  _globals['_SESSIONREQUEST'].fields_by_name['idle_timeout']._serialized_options = b'\342A\001\001'
+  _globals['_SESSIONREQUEST'].fields_by_name['lifetime']._loaded_options = None
+  _globals['_SESSIONREQUEST'].fields_by_name['lifetime']._serialized_options = b'\342A\001\001'
+  _globals['_SESSIONTOKENS'].fields_by_name['access_token']._loaded_options = None
+  _globals['_SESSIONTOKENS'].fields_by_name['access_token']._serialized_options = b'\342A\001\003'
+  _globals['_SESSIONTOKENS'].fields_by_name['access_token_expires_at']._loaded_options = None
+  _globals['_SESSIONTOKENS'].fields_by_name['access_token_expires_at']._serialized_options = b'\342A\001\003'
+  _globals['_SESSIONTOKENS'].fields_by_name['refresh_token']._loaded_options = None
+  _globals['_SESSIONTOKENS'].fields_by_name['refresh_token']._serialized_options = b'\342A\001\003'
+  _globals['_SESSIONTOKENS'].fields_by_name['refresh_token_expires_at']._loaded_options = None
+  _globals['_SESSIONTOKENS'].fields_by_name['refresh_token_expires_at']._serialized_options = b'\342A\001\003'
+  _globals['_SESSIONTOKENS'].fields_by_name['session']._loaded_options = None
+  _globals['_SESSIONTOKENS'].fields_by_name['session']._serialized_options = b'\342A\001\003'
+  _globals['_SESSIONTOKENS'].fields_by_name['user']._loaded_options = None
+  _globals['_SESSIONTOKENS'].fields_by_name['user']._serialized_options = b'\342A\001\003'
+  _globals['_SESSION'].fields_by_name['id']._loaded_options = None
+  _globals['_SESSION'].fields_by_name['id']._serialized_options = b'\342A\001\003'
+  _globals['_SESSION'].fields_by_name['user_id']._loaded_options = None
+  _globals['_SESSION'].fields_by_name['user_id']._serialized_options = b'\342A\001\003'
+  _globals['_SESSION'].fields_by_name['amr']._loaded_options = None
+  _globals['_SESSION'].fields_by_name['amr']._serialized_options = b'\342A\001\003'
+  _globals['_SESSION'].fields_by_name['acr']._loaded_options = None
+  _globals['_SESSION'].fields_by_name['acr']._serialized_options = b'\342A\001\003'
+  _globals['_SESSION'].fields_by_name['authenticated_at']._loaded_options = None
+  _globals['_SESSION'].fields_by_name['authenticated_at']._serialized_options = b'\342A\001\003'
+  _globals['_SESSION'].fields_by_name['created_at']._loaded_options = None
+  _globals['_SESSION'].fields_by_name['created_at']._serialized_options = b'\342A\001\003'
+  _globals['_SESSION'].fields_by_name['last_used_at']._loaded_options = None
+  _globals['_SESSION'].fields_by_name['last_used_at']._serialized_options = b'\342A\001\003'
+  _globals['_SESSION'].fields_by_name['idle_expires_at']._loaded_options = None
+  _globals['_SESSION'].fields_by_name['idle_expires_at']._serialized_options = b'\342A\001\003'
+  _globals['_SESSION'].fields_by_name['expires_at']._loaded_options = None
+  _globals['_SESSION'].fields_by_name['expires_at']._serialized_options = b'\342A\001\003'
+  _globals['_SESSION'].fields_by_name['client']._loaded_options = None
+  _globals['_SESSION'].fields_by_name['client']._serialized_options = b'\342A\001\003'
+  _globals['_SESSION'].fields_by_name['caller']._loaded_options = None
+  _globals['_SESSION'].fields_by_name['caller']._serialized_options = b'\342A\001\003'
+  _globals['_SESSION'].fields_by_name['audience']._loaded_options = None
+  _globals['_SESSION'].fields_by_name['audience']._serialized_options = b'\342A\001\003'
   _globals['_LOCKOUT_ATTEMPTS'].fields_by_name['failures']._loaded_options = None
   _globals['_LOCKOUT_ATTEMPTS'].fields_by_name['failures']._serialized_options = b'\342A\001\003'
   _globals['_LOCKOUT_ATTEMPTS'].fields_by_name['last_failed_at']._loaded_options = None
@@ -64,20 +113,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETLOCKOUTREQUEST'].fields_by_name['user_id']._serialized_options = b'\342A\001\002'
   _globals['_CLEARLOCKOUTREQUEST'].fields_by_name['user_id']._loaded_options = None
   _globals['_CLEARLOCKOUTREQUEST'].fields_by_name['user_id']._serialized_options = b'\342A\001\002'
-  _globals['_CLIENT']._serialized_start=139
-  _globals['_CLIENT']._serialized_end=199
-  _globals['_AUTHENTICATEREQUEST']._serialized_start=202
-  _globals['_AUTHENTICATEREQUEST']._serialized_end=354
-  _globals['_AUTHENTICATERESPONSE']._serialized_start=356
-  _globals['_AUTHENTICATERESPONSE']._serialized_end=417
-  _globals['_LOCKOUT']._serialized_start=420
-  _globals['_LOCKOUT']._serialized_end=710
-  _globals['_LOCKOUT_ATTEMPTS']._serialized_start=562
-  _globals['_LOCKOUT_ATTEMPTS']._serialized_end=710
-  _globals['_GETLOCKOUTREQUEST']._serialized_start=712
-  _globals['_GETLOCKOUTREQUEST']._serialized_end=754
-  _globals['_CLEARLOCKOUTREQUEST']._serialized_start=756
-  _globals['_CLEARLOCKOUTREQUEST']._serialized_end=800
-  _globals['_AUTHENTICATIONSERVICE']._serialized_start=803
-  _globals['_AUTHENTICATIONSERVICE']._serialized_end=1051
+  _globals['_CLIENT']._serialized_start=171
+  _globals['_CLIENT']._serialized_end=231
+  _globals['_AUTHENTICATEREQUEST']._serialized_start=234
+  _globals['_AUTHENTICATEREQUEST']._serialized_end=464
+  _globals['_AUTHENTICATERESPONSE']._serialized_start=466
+  _globals['_AUTHENTICATERESPONSE']._serialized_end=577
+  _globals['_SESSIONREQUEST']._serialized_start=580
+  _globals['_SESSIONREQUEST']._serialized_end=726
+  _globals['_SESSIONTOKENS']._serialized_start=729
+  _globals['_SESSIONTOKENS']._serialized_end=1020
+  _globals['_SESSION']._serialized_start=1023
+  _globals['_SESSION']._serialized_end=1483
+  _globals['_LOCKOUT']._serialized_start=1486
+  _globals['_LOCKOUT']._serialized_end=1776
+  _globals['_LOCKOUT_ATTEMPTS']._serialized_start=1628
+  _globals['_LOCKOUT_ATTEMPTS']._serialized_end=1776
+  _globals['_GETLOCKOUTREQUEST']._serialized_start=1778
+  _globals['_GETLOCKOUTREQUEST']._serialized_end=1820
+  _globals['_CLEARLOCKOUTREQUEST']._serialized_start=1822
+  _globals['_CLEARLOCKOUTREQUEST']._serialized_end=1866
+  _globals['_AUTHENTICATIONSERVICE']._serialized_start=1869
+  _globals['_AUTHENTICATIONSERVICE']._serialized_end=2117
 # @@protoc_insertion_point(module_scope)

@@ -66,6 +66,10 @@ class AuthenticationServiceServicer(object):
         the reason TOO_MANY_ATTEMPTS and a google.rpc.RetryInfo while the identifier is locked, whatever the password and
         whether or not there is such a user; with the reason HASHING_BUSY when more sign-ins and password changes wait than
         the server takes on. INTERNAL, counted as a wrong password, when the stored hash is damaged.
+
+        With `session`, the right password also starts a session; with `session_id`, it proves the person of a session
+        anew. UNAUTHENTICATED with the reason SESSION_INVALID when the password is right and the session is over, or another
+        user's. FAILED_PRECONDITION with the reason TOKENS_NOT_CONFIGURED when the server has no TOKEN_ISSUER.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

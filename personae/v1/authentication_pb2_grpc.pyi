@@ -43,6 +43,10 @@ class AuthenticationServiceStub:
     the reason TOO_MANY_ATTEMPTS and a google.rpc.RetryInfo while the identifier is locked, whatever the password and
     whether or not there is such a user; with the reason HASHING_BUSY when more sign-ins and password changes wait than
     the server takes on. INTERNAL, counted as a wrong password, when the stored hash is damaged.
+
+    With `session`, the right password also starts a session; with `session_id`, it proves the person of a session
+    anew. UNAUTHENTICATED with the reason SESSION_INVALID when the password is right and the session is over, or another
+    user's. FAILED_PRECONDITION with the reason TOKENS_NOT_CONFIGURED when the server has no TOKEN_ISSUER.
     """
     GetLockout: _grpc.UnaryUnaryMultiCallable[_authentication_pb2.GetLockoutRequest, _authentication_pb2.Lockout]
     """Returns the failed sign-ins that are counted against a user, for each of its two names.
@@ -72,6 +76,10 @@ class AuthenticationServiceAsyncStub(AuthenticationServiceStub):
     the reason TOO_MANY_ATTEMPTS and a google.rpc.RetryInfo while the identifier is locked, whatever the password and
     whether or not there is such a user; with the reason HASHING_BUSY when more sign-ins and password changes wait than
     the server takes on. INTERNAL, counted as a wrong password, when the stored hash is damaged.
+
+    With `session`, the right password also starts a session; with `session_id`, it proves the person of a session
+    anew. UNAUTHENTICATED with the reason SESSION_INVALID when the password is right and the session is over, or another
+    user's. FAILED_PRECONDITION with the reason TOKENS_NOT_CONFIGURED when the server has no TOKEN_ISSUER.
     """
     GetLockout: _aio.UnaryUnaryMultiCallable[_authentication_pb2.GetLockoutRequest, _authentication_pb2.Lockout]  # type: ignore[assignment]
     """Returns the failed sign-ins that are counted against a user, for each of its two names.
@@ -104,6 +112,10 @@ class AuthenticationServiceServicer(metaclass=_abc_1.ABCMeta):
         the reason TOO_MANY_ATTEMPTS and a google.rpc.RetryInfo while the identifier is locked, whatever the password and
         whether or not there is such a user; with the reason HASHING_BUSY when more sign-ins and password changes wait than
         the server takes on. INTERNAL, counted as a wrong password, when the stored hash is damaged.
+
+        With `session`, the right password also starts a session; with `session_id`, it proves the person of a session
+        anew. UNAUTHENTICATED with the reason SESSION_INVALID when the password is right and the session is over, or another
+        user's. FAILED_PRECONDITION with the reason TOKENS_NOT_CONFIGURED when the server has no TOKEN_ISSUER.
         """
 
     @_abc_1.abstractmethod

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from personae.v1 import user_pb2 as personae_dot_v1_dot_user__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpersonae/v1/credential.proto\x12\x0bpersonae.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16personae/v1/user.proto\"\xd0\x02\n\x11PasswordViolation\x12;\n\x06reason\x18\x01 \x01(\x0e\x32%.personae.v1.PasswordViolation.ReasonB\x04\xe2\x41\x01\x03\x12\x19\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"\xe2\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x14\n\x10REASON_TOO_SHORT\x10\x01\x12\x13\n\x0fREASON_TOO_LONG\x10\x02\x12\x1c\n\x18REASON_CONTROL_CHARACTER\x10\x03\x12\x11\n\rREASON_COMMON\x10\x04\x12\x15\n\x11REASON_REPETITIVE\x10\x05\x12\x1c\n\x18REASON_CONTAINS_USERNAME\x10\x06\x12\x19\n\x15REASON_CONTAINS_EMAIL\x10\x07\x12\x14\n\x10REASON_UNCHANGED\x10\x08\"\x97\x01\n\x12SetPasswordRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x16\n\x08password\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1c\n\x0erequire_change\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x34\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"5\n\x1cRequirePasswordChangeRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\".\n\x15RemovePasswordRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\"j\n\x15\x43hangePasswordRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x1e\n\x10\x63urrent_password\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0cnew_password\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\"V\n\x14\x43heckPasswordRequest\x12\x16\n\x08password\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x07user_id\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\n\n\x08_user_id\"Q\n\x15\x43heckPasswordResponse\x12\x38\n\nviolations\x18\x01 \x03(\x0b\x32\x1e.personae.v1.PasswordViolationB\x04\xe2\x41\x01\x03\"5\n\x19StartPasswordResetRequest\x12\x18\n\nidentifier\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x80\x01\n\x1aStartPasswordResetResponse\x12\x12\n\x04\x63ode\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x34\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x18\n\ndeliver_to\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\"N\n\x1c\x43ompletePasswordResetRequest\x12\x12\n\x04\x63ode\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0cnew_password\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\"b\n\x1dStartEmailVerificationRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x1c\n\tnew_email\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\x0c\n\n_new_email\"\x84\x01\n\x1eStartEmailVerificationResponse\x12\x12\n\x04\x63ode\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x34\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x18\n\ndeliver_to\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\"{\n CompleteEmailVerificationRequest\x12\x12\n\x04\x63ode\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x07user_id\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x1b\n\rdrop_password\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x42\n\n\x08_user_id\"c\n\x18MarkEmailVerifiedRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x13\n\x05\x65mail\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1b\n\rdrop_password\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x32\xf6\x06\n\x11\x43redentialService\x12\x41\n\x0bSetPassword\x12\x1f.personae.v1.SetPasswordRequest\x1a\x11.personae.v1.User\x12U\n\x15RequirePasswordChange\x12).personae.v1.RequirePasswordChangeRequest\x1a\x11.personae.v1.User\x12G\n\x0eRemovePassword\x12\".personae.v1.RemovePasswordRequest\x1a\x11.personae.v1.User\x12G\n\x0e\x43hangePassword\x12\".personae.v1.ChangePasswordRequest\x1a\x11.personae.v1.User\x12V\n\rCheckPassword\x12!.personae.v1.CheckPasswordRequest\x1a\".personae.v1.CheckPasswordResponse\x12\x65\n\x12StartPasswordReset\x12&.personae.v1.StartPasswordResetRequest\x1a\'.personae.v1.StartPasswordResetResponse\x12U\n\x15\x43ompletePasswordReset\x12).personae.v1.CompletePasswordResetRequest\x1a\x11.personae.v1.User\x12q\n\x16StartEmailVerification\x12*.personae.v1.StartEmailVerificationRequest\x1a+.personae.v1.StartEmailVerificationResponse\x12]\n\x19\x43ompleteEmailVerification\x12-.personae.v1.CompleteEmailVerificationRequest\x1a\x11.personae.v1.User\x12M\n\x11MarkEmailVerified\x12%.personae.v1.MarkEmailVerifiedRequest\x1a\x11.personae.v1.Userb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpersonae/v1/credential.proto\x12\x0bpersonae.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16personae/v1/user.proto\"\xd0\x02\n\x11PasswordViolation\x12;\n\x06reason\x18\x01 \x01(\x0e\x32%.personae.v1.PasswordViolation.ReasonB\x04\xe2\x41\x01\x03\x12\x19\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"\xe2\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x14\n\x10REASON_TOO_SHORT\x10\x01\x12\x13\n\x0fREASON_TOO_LONG\x10\x02\x12\x1c\n\x18REASON_CONTROL_CHARACTER\x10\x03\x12\x11\n\rREASON_COMMON\x10\x04\x12\x15\n\x11REASON_REPETITIVE\x10\x05\x12\x1c\n\x18REASON_CONTAINS_USERNAME\x10\x06\x12\x19\n\x15REASON_CONTAINS_EMAIL\x10\x07\x12\x14\n\x10REASON_UNCHANGED\x10\x08\"\x97\x01\n\x12SetPasswordRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x16\n\x08password\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1c\n\x0erequire_change\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x34\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"5\n\x1cRequirePasswordChangeRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\".\n\x15RemovePasswordRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\"\x89\x01\n\x15\x43hangePasswordRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x1e\n\x10\x63urrent_password\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0cnew_password\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1d\n\x0fkeep_session_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"V\n\x14\x43heckPasswordRequest\x12\x16\n\x08password\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x07user_id\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\n\n\x08_user_id\"Q\n\x15\x43heckPasswordResponse\x12\x38\n\nviolations\x18\x01 \x03(\x0b\x32\x1e.personae.v1.PasswordViolationB\x04\xe2\x41\x01\x03\"5\n\x19StartPasswordResetRequest\x12\x18\n\nidentifier\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x80\x01\n\x1aStartPasswordResetResponse\x12\x12\n\x04\x63ode\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x34\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x18\n\ndeliver_to\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\"N\n\x1c\x43ompletePasswordResetRequest\x12\x12\n\x04\x63ode\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0cnew_password\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\"b\n\x1dStartEmailVerificationRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x1c\n\tnew_email\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\x0c\n\n_new_email\"\x84\x01\n\x1eStartEmailVerificationResponse\x12\x12\n\x04\x63ode\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x34\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x18\n\ndeliver_to\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\"{\n CompleteEmailVerificationRequest\x12\x12\n\x04\x63ode\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x07user_id\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x1b\n\rdrop_password\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x42\n\n\x08_user_id\"c\n\x18MarkEmailVerifiedRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x13\n\x05\x65mail\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1b\n\rdrop_password\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x32\xf6\x06\n\x11\x43redentialService\x12\x41\n\x0bSetPassword\x12\x1f.personae.v1.SetPasswordRequest\x1a\x11.personae.v1.User\x12U\n\x15RequirePasswordChange\x12).personae.v1.RequirePasswordChangeRequest\x1a\x11.personae.v1.User\x12G\n\x0eRemovePassword\x12\".personae.v1.RemovePasswordRequest\x1a\x11.personae.v1.User\x12G\n\x0e\x43hangePassword\x12\".personae.v1.ChangePasswordRequest\x1a\x11.personae.v1.User\x12V\n\rCheckPassword\x12!.personae.v1.CheckPasswordRequest\x1a\".personae.v1.CheckPasswordResponse\x12\x65\n\x12StartPasswordReset\x12&.personae.v1.StartPasswordResetRequest\x1a\'.personae.v1.StartPasswordResetResponse\x12U\n\x15\x43ompletePasswordReset\x12).personae.v1.CompletePasswordResetRequest\x1a\x11.personae.v1.User\x12q\n\x16StartEmailVerification\x12*.personae.v1.StartEmailVerificationRequest\x1a+.personae.v1.StartEmailVerificationResponse\x12]\n\x19\x43ompleteEmailVerification\x12-.personae.v1.CompleteEmailVerificationRequest\x1a\x11.personae.v1.User\x12M\n\x11MarkEmailVerified\x12%.personae.v1.MarkEmailVerifiedRequest\x1a\x11.personae.v1.Userb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -56,6 +56,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHANGEPASSWORDREQUEST'].fields_by_name['current_password']._serialized_options = b'\342A\001\002'
   _globals['_CHANGEPASSWORDREQUEST'].fields_by_name['new_password']._loaded_options = None
   _globals['_CHANGEPASSWORDREQUEST'].fields_by_name['new_password']._serialized_options = b'\342A\001\002'
+  _globals['_CHANGEPASSWORDREQUEST'].fields_by_name['keep_session_id']._loaded_options = None
+  _globals['_CHANGEPASSWORDREQUEST'].fields_by_name['keep_session_id']._serialized_options = b'\342A\001\001'
   _globals['_CHECKPASSWORDREQUEST'].fields_by_name['password']._loaded_options = None
   _globals['_CHECKPASSWORDREQUEST'].fields_by_name['password']._serialized_options = b'\342A\001\002'
   _globals['_CHECKPASSWORDREQUEST'].fields_by_name['user_id']._loaded_options = None
@@ -106,26 +108,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REQUIREPASSWORDCHANGEREQUEST']._serialized_end=681
   _globals['_REMOVEPASSWORDREQUEST']._serialized_start=683
   _globals['_REMOVEPASSWORDREQUEST']._serialized_end=729
-  _globals['_CHANGEPASSWORDREQUEST']._serialized_start=731
-  _globals['_CHANGEPASSWORDREQUEST']._serialized_end=837
-  _globals['_CHECKPASSWORDREQUEST']._serialized_start=839
-  _globals['_CHECKPASSWORDREQUEST']._serialized_end=925
-  _globals['_CHECKPASSWORDRESPONSE']._serialized_start=927
-  _globals['_CHECKPASSWORDRESPONSE']._serialized_end=1008
-  _globals['_STARTPASSWORDRESETREQUEST']._serialized_start=1010
-  _globals['_STARTPASSWORDRESETREQUEST']._serialized_end=1063
-  _globals['_STARTPASSWORDRESETRESPONSE']._serialized_start=1066
-  _globals['_STARTPASSWORDRESETRESPONSE']._serialized_end=1194
-  _globals['_COMPLETEPASSWORDRESETREQUEST']._serialized_start=1196
-  _globals['_COMPLETEPASSWORDRESETREQUEST']._serialized_end=1274
-  _globals['_STARTEMAILVERIFICATIONREQUEST']._serialized_start=1276
-  _globals['_STARTEMAILVERIFICATIONREQUEST']._serialized_end=1374
-  _globals['_STARTEMAILVERIFICATIONRESPONSE']._serialized_start=1377
-  _globals['_STARTEMAILVERIFICATIONRESPONSE']._serialized_end=1509
-  _globals['_COMPLETEEMAILVERIFICATIONREQUEST']._serialized_start=1511
-  _globals['_COMPLETEEMAILVERIFICATIONREQUEST']._serialized_end=1634
-  _globals['_MARKEMAILVERIFIEDREQUEST']._serialized_start=1636
-  _globals['_MARKEMAILVERIFIEDREQUEST']._serialized_end=1735
-  _globals['_CREDENTIALSERVICE']._serialized_start=1738
-  _globals['_CREDENTIALSERVICE']._serialized_end=2624
+  _globals['_CHANGEPASSWORDREQUEST']._serialized_start=732
+  _globals['_CHANGEPASSWORDREQUEST']._serialized_end=869
+  _globals['_CHECKPASSWORDREQUEST']._serialized_start=871
+  _globals['_CHECKPASSWORDREQUEST']._serialized_end=957
+  _globals['_CHECKPASSWORDRESPONSE']._serialized_start=959
+  _globals['_CHECKPASSWORDRESPONSE']._serialized_end=1040
+  _globals['_STARTPASSWORDRESETREQUEST']._serialized_start=1042
+  _globals['_STARTPASSWORDRESETREQUEST']._serialized_end=1095
+  _globals['_STARTPASSWORDRESETRESPONSE']._serialized_start=1098
+  _globals['_STARTPASSWORDRESETRESPONSE']._serialized_end=1226
+  _globals['_COMPLETEPASSWORDRESETREQUEST']._serialized_start=1228
+  _globals['_COMPLETEPASSWORDRESETREQUEST']._serialized_end=1306
+  _globals['_STARTEMAILVERIFICATIONREQUEST']._serialized_start=1308
+  _globals['_STARTEMAILVERIFICATIONREQUEST']._serialized_end=1406
+  _globals['_STARTEMAILVERIFICATIONRESPONSE']._serialized_start=1409
+  _globals['_STARTEMAILVERIFICATIONRESPONSE']._serialized_end=1541
+  _globals['_COMPLETEEMAILVERIFICATIONREQUEST']._serialized_start=1543
+  _globals['_COMPLETEEMAILVERIFICATIONREQUEST']._serialized_end=1666
+  _globals['_MARKEMAILVERIFIEDREQUEST']._serialized_start=1668
+  _globals['_MARKEMAILVERIFIEDREQUEST']._serialized_end=1767
+  _globals['_CREDENTIALSERVICE']._serialized_start=1770
+  _globals['_CREDENTIALSERVICE']._serialized_end=2656
 # @@protoc_insertion_point(module_scope)

@@ -196,22 +196,26 @@ class ChangePasswordRequest(_message.Message):
     USER_ID_FIELD_NUMBER: _builtins.int
     CURRENT_PASSWORD_FIELD_NUMBER: _builtins.int
     NEW_PASSWORD_FIELD_NUMBER: _builtins.int
+    KEEP_SESSION_ID_FIELD_NUMBER: _builtins.int
     user_id: _builtins.int
     """Which user."""
     current_password: _builtins.str
     """The present password, as the person typed it."""
     new_password: _builtins.str
     """The new password."""
+    keep_session_id: _builtins.str
+    """A session of this user that goes on: the one in which the person changes the password. All others end."""
     def __init__(
         self,
         *,
         user_id: _builtins.int = ...,
         current_password: _builtins.str = ...,
         new_password: _builtins.str = ...,
+        keep_session_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["current_password", b"current_password", "new_password", b"new_password", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["current_password", b"current_password", "keep_session_id", b"keep_session_id", "new_password", b"new_password", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -140,7 +140,7 @@ class CredentialServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RemovePassword(self, request, context):
-        """Removes the password of a user and voids its codes: for a password that somebody else knows. Until there is a new
+        """Removes the password of a user voids its codes and ends its sessions: for a password that somebody else knows. Until there is a new
         one, by a reset or by SetPassword, no password signs the user in or can be changed.
 
         Voids codes also when there is no password. FAILED_PRECONDITION with the reason USER_DELETED for a deleted user.
@@ -150,7 +150,8 @@ class CredentialServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ChangePassword(self, request, context):
-        """Changes the password of a user who knows the present one. Clears its lockout and voids its codes.
+        """Changes the password of a user who knows the present one. Clears its lockout, voids its codes and ends its sessions
+        but keep_session_id. The refresh token of that one stays: Authenticate with session_id replaces it.
 
         Counts as a sign-in by id: the same refusals, the same durations, the same lockout. The new password is judged only
         after the present one was right; the new one must differ. However the call ends afterwards, the sign-in counts: it

@@ -62,13 +62,14 @@ class CredentialServiceStub:
     FAILED_PRECONDITION with the reason USER_DELETED for a deleted user, PASSWORD_NOT_SET for one without a password.
     """
     RemovePassword: _grpc.UnaryUnaryMultiCallable[_credential_pb2.RemovePasswordRequest, _user_pb2.User]
-    """Removes the password of a user and voids its codes: for a password that somebody else knows. Until there is a new
+    """Removes the password of a user voids its codes and ends its sessions: for a password that somebody else knows. Until there is a new
     one, by a reset or by SetPassword, no password signs the user in or can be changed.
 
     Voids codes also when there is no password. FAILED_PRECONDITION with the reason USER_DELETED for a deleted user.
     """
     ChangePassword: _grpc.UnaryUnaryMultiCallable[_credential_pb2.ChangePasswordRequest, _user_pb2.User]
-    """Changes the password of a user who knows the present one. Clears its lockout and voids its codes.
+    """Changes the password of a user who knows the present one. Clears its lockout, voids its codes and ends its sessions
+    but keep_session_id. The refresh token of that one stays: Authenticate with session_id replaces it.
 
     Counts as a sign-in by id: the same refusals, the same durations, the same lockout. The new password is judged only
     after the present one was right; the new one must differ. However the call ends afterwards, the sign-in counts: it
@@ -148,13 +149,14 @@ class CredentialServiceAsyncStub(CredentialServiceStub):
     FAILED_PRECONDITION with the reason USER_DELETED for a deleted user, PASSWORD_NOT_SET for one without a password.
     """
     RemovePassword: _aio.UnaryUnaryMultiCallable[_credential_pb2.RemovePasswordRequest, _user_pb2.User]  # type: ignore[assignment]
-    """Removes the password of a user and voids its codes: for a password that somebody else knows. Until there is a new
+    """Removes the password of a user voids its codes and ends its sessions: for a password that somebody else knows. Until there is a new
     one, by a reset or by SetPassword, no password signs the user in or can be changed.
 
     Voids codes also when there is no password. FAILED_PRECONDITION with the reason USER_DELETED for a deleted user.
     """
     ChangePassword: _aio.UnaryUnaryMultiCallable[_credential_pb2.ChangePasswordRequest, _user_pb2.User]  # type: ignore[assignment]
-    """Changes the password of a user who knows the present one. Clears its lockout and voids its codes.
+    """Changes the password of a user who knows the present one. Clears its lockout, voids its codes and ends its sessions
+    but keep_session_id. The refresh token of that one stays: Authenticate with session_id replaces it.
 
     Counts as a sign-in by id: the same refusals, the same durations, the same lockout. The new password is judged only
     after the present one was right; the new one must differ. However the call ends afterwards, the sign-in counts: it
@@ -249,7 +251,7 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credential_pb2.RemovePasswordRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_pb2.User, _abc.Awaitable[_user_pb2.User]]:
-        """Removes the password of a user and voids its codes: for a password that somebody else knows. Until there is a new
+        """Removes the password of a user voids its codes and ends its sessions: for a password that somebody else knows. Until there is a new
         one, by a reset or by SetPassword, no password signs the user in or can be changed.
 
         Voids codes also when there is no password. FAILED_PRECONDITION with the reason USER_DELETED for a deleted user.
@@ -261,7 +263,8 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credential_pb2.ChangePasswordRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_pb2.User, _abc.Awaitable[_user_pb2.User]]:
-        """Changes the password of a user who knows the present one. Clears its lockout and voids its codes.
+        """Changes the password of a user who knows the present one. Clears its lockout, voids its codes and ends its sessions
+        but keep_session_id. The refresh token of that one stays: Authenticate with session_id replaces it.
 
         Counts as a sign-in by id: the same refusals, the same durations, the same lockout. The new password is judged only
         after the present one was right; the new one must differ. However the call ends afterwards, the sign-in counts: it

@@ -194,6 +194,62 @@ class ConflictError(PersonaeError):
     """A label of a metric."""
 
 
+# ------------------------------------------------------------------------------------------------- sessions, tokens
+
+
+class SessionInvalidError(PersonaeError):
+    """Mistyped, of another caller, expired, revoked or void: the answer does not tell which."""
+
+    reason = "SESSION_INVALID"
+    text = "The session is over, or the token is not one of its tokens. The person has to sign in again."
+
+
+class SessionReusedError(PersonaeError):
+    """A refresh token was used twice: two clients have it, and one of them should not. The session is over."""
+
+    reason = "SESSION_REUSED"
+    text = "The refresh token was used before. The session has been ended: somebody else may have its tokens."
+
+
+class SessionNotFoundError(PersonaeError):
+    reason = "SESSION_NOT_FOUND"
+    text = "There is no such session, or it is over."
+
+
+class ReauthenticationRequiredError(PersonaeError):
+    """RFC 9470: the token is good; the person has to be authenticated again, or better."""
+
+    reason = "REAUTHENTICATION_REQUIRED"
+    text = "The person has to be authenticated again for this request."
+
+
+class AudienceNotAllowedError(PersonaeError):
+    reason = "AUDIENCE_NOT_ALLOWED"
+    text = "The caller may not have tokens issued for this audience. python -m service callers grant … --audience"
+
+    def __init__(self, field: str) -> None:
+        super().__init__()
+        self.violations = (Violation(field, self.reason, self.text),)
+
+
+class TokensNotConfiguredError(PersonaeError):
+    reason = "TOKENS_NOT_CONFIGURED"
+    text = "This server issues no tokens: TOKEN_ISSUER is not set."
+
+
+class SigningKeyNotFoundError(PersonaeError):
+    reason = "SIGNING_KEY_NOT_FOUND"
+    text = "There is no such signing key."
+
+
+class SigningKeyUnavailableError(PersonaeError):
+    """No key can sign: none could be read yet, or this server's SECRET_KEYS do not decrypt it. The log says which."""
+
+    reason = "SIGNING_KEY_UNAVAILABLE"
+    text = "The server cannot sign access tokens at the moment. Its log says why."
+    pushback_ms = 1000
+
+
 # ------------------------------------------------------------------------------------------------------ sign-in
 
 

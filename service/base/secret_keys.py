@@ -32,10 +32,14 @@ class SecretKeys:
 
     def derive(self, purpose: str) -> tuple[bytes, ...]:
         """A 32-byte key for this purpose from each secret, the signing one first."""
-        return tuple(
-            HKDF(algorithm=SHA256(), length=32, salt=None, info=f"personae/{purpose}".encode()).derive(secret)
-            for secret in self.keys.values()
-        )
+        return tuple(self.derive_by_id(purpose).values())
+
+    def derive_by_id(self, purpose: str) -> dict[str, bytes]:
+        """As derive, by the ids of the secrets."""
+        return {
+            key_id: HKDF(algorithm=SHA256(), length=32, salt=None, info=f"personae/{purpose}".encode()).derive(secret)
+            for key_id, secret in self.keys.items()
+        }
 
 
 def parse_secret_keys(text: str) -> SecretKeys:

@@ -32,6 +32,10 @@ _EXPIRES_IN = click.option(
 )
 _SCOPE = click.option("--scope", "scopes", multiple=True, help="What it may call; repeat it for several.")
 
+_AUDIENCE = click.option(
+    "--audience", "audiences", multiple=True, help="A service for which it may have access tokens issued."
+)
+
 
 @click.group(invoke_without_command=False)
 def callers() -> None:
@@ -45,6 +49,7 @@ def callers() -> None:
 @click.argument("name")
 @_SCOPE
 @click.option("--all-scopes", is_flag=True, help="Grant every scope.")
+@_AUDIENCE
 @click.option("--identity", "identities", multiple=True, help="A SPIFFE id or DNS name in its certificates.")
 @click.option("--no-key", is_flag=True, help="Create no API key: the caller uses certificates only.")
 @click.option("--if-missing", is_flag=True, help="Do nothing if the caller exists.")
@@ -53,6 +58,7 @@ def create(  # noqa: PLR0917  click calls it by name
     name: str,
     scopes: Sequence[str],
     all_scopes: bool,  # noqa: FBT001  click's convention
+    audiences: Sequence[str],
     identities: Sequence[str],
     no_key: bool,  # noqa: FBT001
     if_missing: bool,  # noqa: FBT001
@@ -64,7 +70,7 @@ def create(  # noqa: PLR0917  click calls it by name
     granted = _require_known(ALL_SCOPES if all_scopes else scopes)
     with _session(changes=True) as (session, now):
         try:
-            create_caller(session, name, scopes=granted, identities=identities)
+            create_caller(session, name, scopes=granted, audiences=audiences, identities=identities)
         except CallerExistsError as error:
             if not if_missing:
                 raise
@@ -174,19 +180,30 @@ def limit(name: str, rate: int | None, burst: int | None, is_default: bool) -> N
 @click.argument("name")
 @_SCOPE
 @click.option("--remove", "removed", multiple=True, help="A scope to withdraw; repeat it for several.")
+@_AUDIENCE
+@click.option("--remove-audience", "removed_audiences", multiple=True, help="An audience to withdraw.")
 @click.option("--identity", "identities", multiple=True, help="Another SPIFFE id or DNS name in its certificates.")
-def grant(name: str, scopes: Sequence[str], removed: Sequence[str], identities: Sequence[str]) -> None:
-    """Grant scopes and certificate identities, or withdraw scopes."""
-    from service.core.callers.administration import add_identity, change_scopes
+def grant(
+    name: str,
+    scopes: Sequence[str],
+    removed: Sequence[str],
+    audiences: Sequence[str],
+    removed_audiences: Sequence[str],
+    identities: Sequence[str],
+) -> None:
+    """Grant scopes, audiences and certificate identities, or withdraw scopes and audiences."""
+    from service.core.callers.administration import add_identity, change_audiences, change_scopes
 
-    if not (scopes or removed or identities):
-        fail("Say what to grant: --scope, --remove or --identity.")
+    if not (scopes or removed or audiences or removed_audiences or identities):
+        fail("Say what to grant: --scope, --remove, --audience, --remove-audience or --identity.")
     with _session(changes=True) as (session, _):
         has = change_scopes(session, name, add=_require_known(scopes), remove=removed)
+        may_ask_for = change_audiences(session, name, add=audiences, remove=removed_audiences)
         for identity in identities:
             add_identity(session, name, identity)
     known_by = f" Its certificates may also have the name {', '.join(identities)}." if identities else ""
-    click.echo(f"{name} has {_format_scopes(has)}.{known_by}")
+    tokens = f" It may have tokens issued for {', '.join(may_ask_for)}." if may_ask_for else ""
+    click.echo(f"{name} has {_format_scopes(has)}.{tokens}{known_by}")
 
 
 @contextmanager
@@ -231,6 +248,7 @@ def _key_id_in(text: str) -> str:
 def _print_caller(caller: "CallerRecord", now: datetime) -> None:
     click.echo(f"caller      {caller.name}, made {_format_time(caller.created_at)}")
     click.echo(f"scopes      {', '.join(caller.scopes) or '-'}")
+    click.echo(f"audiences   {', '.join(caller.audiences) or '-'}")
     click.echo(f"rate        {_format_rate(caller.rate)}")
     for identity in caller.identities or ["-"]:
         click.echo(f"identity    {identity}")

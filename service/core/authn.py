@@ -77,7 +77,8 @@ class Candidate:
 class PasswordAttempt:
     """A password that was compared, and the result.
 
-    action: its name in the audit trail. reason: of the error for a wrong password. forgives: an error that the right
+    action: its name in the audit trail. reason: of the error for a wrong password. changes: names of what the right
+    password changes, for the trail. forgives: an error that the right
     password usually leads to, but that does not refuse this attempt (ChangePassword: PASSWORD_CHANGE_REQUIRED).
     client: where the person was seen.
     """
@@ -87,6 +88,7 @@ class PasswordAttempt:
     reason: str
     forgives: type[PersonaeError] | None
     client: Client = UNKNOWN_CLIENT
+    changes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,8 @@ class Outcome:
 
     user: UserRecord | None
     refusal: PersonaeError | None
+    access_epoch: int = 0
+    """The user's epoch under which the password was right."""
 
     def or_raise(self) -> UserRecord:
         """The user who has signed in. Raises the refusal."""
@@ -154,15 +158,21 @@ def settle(
         return _count_failure(session, candidate, keys, attempt, now)
     if after(failed, Event.RIGHT, now) != failed:
         clear_failures(session, keys)
-    is_change_required, *columns = row
+    is_change_required, epoch, *columns = row
     user = UserRecord(*columns)
     if not user.is_active:
         refusal = UserInactiveError()
     elif is_change_required and attempt.forgives is not PasswordChangeRequiredError:
         refusal = PasswordChangeRequiredError()
-    reason = None if refusal is None else refusal.reason
-    audit.record(session, attempt.action, target_user_id=user.id, refusal=reason, client=attempt.client)
-    return Outcome(user, refusal)
+    audit.record(
+        session,
+        attempt.action,
+        target_user_id=user.id,
+        changed=attempt.changes if refusal is None else (),
+        refusal=None if refusal is None else refusal.reason,
+        client=attempt.client,
+    )
+    return Outcome(user, refusal, epoch)
 
 
 def renew_hash(session: Session, candidate: Candidate, new_hash: str) -> None:
@@ -210,7 +220,7 @@ def _read_again(session: Session, candidate: Candidate, now: datetime) -> Sequen
     A hash that another sign-in renewed meanwhile is the same password: right passwords never refuse each other.
     """
     return session.execute(
-        select(USERS.c.password_change_required, *COLUMNS).where(
+        select(USERS.c.password_change_required, USERS.c.access_epoch, *COLUMNS).where(
             USERS.c.id == candidate.user_id,
             USERS.c.hashed_password.is_not(None),
             PASSWORD_CHANGED_AT.is_not_distinct_from(candidate.password_changed_at),

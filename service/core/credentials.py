@@ -4,12 +4,13 @@ Every change of a superuser raises ScopeMissingError for a caller who may not ma
 the present password was proved, and a caller who does not know it can change nothing.
 
 Passwords come in hashed, after the policy was applied. Setting one is one UPDATE that also moves the user's epoch,
-which voids whatever was issued for the user (codes, later sessions). Locks are taken in the order lockouts, users,
+which voids whatever was issued for the user: codes and sessions. Locks are taken in the order lockouts, users,
 codes.
 """
 
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import ColumnElement, case, func, literal, update
 from sqlalchemy.orm import Session
@@ -27,6 +28,7 @@ from service.core import audit, codes
 from service.core.codes import OpenCode, Purpose
 from service.core.failed_sign_ins import clear_failures, counter_keys_of
 from service.core.lockout import LockoutKeys
+from service.core.sessions.rows import carry_over
 from service.core.users import (
     COLUMNS,
     NEXT_EPOCH,
@@ -84,9 +86,17 @@ def set_password(
 
 
 def change_password(
-    session: Session, user: UserRecord, hashed: str, *, changed_at: datetime, now: datetime, keys: LockoutKeys
+    session: Session,
+    user: UserRecord,
+    hashed: str,
+    *,
+    changed_at: datetime,
+    keep_session: UUID | None,
+    now: datetime,
+    keys: LockoutKeys,
 ) -> UserRecord:
-    """Give another password to a user who has proved the present one. Clears the lockout; voids what was issued.
+    """Give another password to a user who has proved the present one. Clears the lockout; voids what was issued, but the
+    session that is to be kept.
 
     changed_at: since when the user has the proved password. Raises InvalidCredentialsError when the user has another
     one by now, or was deactivated or deleted: the proof is worth nothing then.
@@ -95,6 +105,8 @@ def change_password(
     changed = _replace_password(session, user, hashed, is_proved, USERS.c.is_active, _LIVE, now=now, keys=keys)
     if changed is None:
         raise InvalidCredentialsError
+    if keep_session is not None:
+        carry_over(session, user.id, only=keep_session)
     _record(session, "ChangePassword", user.id, "password")
     return changed
 
@@ -214,6 +226,8 @@ def _prove(
         values |= _no_password(now)
     fields = {"email": is_new, "email_verified_at": True, "password": is_dropped and user.has_password}
     changed = _update(session, user.id, values)
+    if is_new and not is_dropped:  # else its sessions may be of somebody who does not have this email
+        carry_over(session, user.id)
     _record(session, action, user.id, *(name for name, is_changed in fields.items() if is_changed))
     return changed
 

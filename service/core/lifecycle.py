@@ -1,6 +1,6 @@
-"""Purging users: deletes the rows of every feature that stores data about them.
+"""What concerns several features at once: a change of email, and a purge.
 
-Deactivation and a new password need no such flow: they make codes void by a new access_epoch.
+Deactivation, deletion and a new password need no such flow: they make codes void and end sessions by a new access_epoch.
 """
 
 from datetime import datetime
@@ -9,13 +9,29 @@ from sqlalchemy.orm import Session
 
 from service.core import audit, users
 from service.core.codes import remove_codes
+from service.core.sessions.rows import carry_over
+from service.core.users import UserRecord
 
 _PURGE_BATCH = 20
 """Few, because each user may have signed in many thousand times: forgetting 200,000 events takes three seconds."""
 
 
+def update_user(
+    session: Session, user_id: int, *, email: str | None, username: str | None, version: int | None
+) -> UserRecord:
+    """As users.update_user. Sessions go on: a person who changes the email is not signed out."""
+    return users.update_user(
+        session,
+        user_id,
+        email=email,
+        username=username,
+        version=version,
+        on_new_email=lambda: carry_over(session, user_id),
+    )
+
+
 def purge_user(session: Session, user_id: int) -> None:
-    """Remove a softly deleted user and everything personal. Raises UserNotFoundError, UserNotDeletedError.
+    """Remove a softly deleted user and everything personal; its sessions go with its row. Raises UserNotFoundError, UserNotDeletedError.
 
     A concurrent call that has read the user as live may still store a code: it opens nothing, but its email stays until
     it expires; a sign-in that is settled meanwhile still says where it came from. Failed sign-ins stay for their day,

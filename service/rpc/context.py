@@ -41,6 +41,8 @@ class CallContext:
     acting_user_id: int | None = None
     caller: str = ""
     scopes: frozenset[str] = frozenset()
+    audiences: frozenset[str] | None = frozenset()
+    """For which services the caller may have access tokens issued; None: for any."""
     rate: Rate | None = None
     """The caller's own rate limit; None: the default."""
     key_id: str | None = None

@@ -55,6 +55,11 @@ class CodeUsed:
     purpose: str
 
 
+@dataclass(frozen=True, slots=True)
+class SessionRefresh:
+    """Counts in personae_session_refreshes, by outcome."""
+
+
 class Response(Enum):
     """The kind of response of an RPC."""
 
@@ -71,7 +76,7 @@ class Method:
     executor: Executor
     rate_limit: RateLimit
     retry: Retry
-    outcome: SignIn | CodeIssued | CodeUsed | None
+    outcome: SignIn | CodeIssued | CodeUsed | SessionRefresh | None
     """The metric that it counts in, besides those of every RPC."""
     response: Response
 
@@ -122,6 +127,21 @@ _CREDENTIALS: dict[str, Method] = {
 _AUDIT: dict[str, Method] = {
     "ListAuditEvents": Method("audit.read", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
 }
+_SESSIONS: dict[str, Method] = {
+    "CreateSession": Method("sessions.create", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
+    "RefreshSession": Method("sessions.refresh", _USUAL, _CALLS, _SAFE, SessionRefresh(), _MESSAGE),
+    "GetSession": Method("sessions.read", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
+    "ListSessions": Method("sessions.read", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
+    "RevokeSession": Method("sessions.revoke", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
+    "RevokeSessions": Method("sessions.revoke", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
+    "IntrospectToken": Method("tokens.introspect", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
+}
+_SIGNING_KEYS: dict[str, Method] = {
+    "GetJwks": Method("keys.read", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
+    "ListSigningKeys": Method("keys.read", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
+    "RotateSigningKey": Method("keys.write", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
+    "RevokeSigningKey": Method("keys.write", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
+}
 
 METHODS: dict[str, Method] = {
     f"/personae.v1.{service}/{name}": method
@@ -130,6 +150,8 @@ METHODS: dict[str, Method] = {
         ("AuthenticationService", _AUTHENTICATION),
         ("CredentialService", _CREDENTIALS),
         ("AuditService", _AUDIT),
+        ("SessionService", _SESSIONS),
+        ("SigningKeyService", _SIGNING_KEYS),
     )
     for name, method in methods.items()
 }

@@ -15,7 +15,7 @@ from uuid import UUID
 from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo
 
-from personae.v1 import audit_pb2, user_pb2
+from personae.v1 import audit_pb2, session_pb2, user_pb2
 from service.base.errors import InvalidFieldsError, Violation
 from service.core.identifiers import (
     BadIdentifierError,
@@ -178,7 +178,7 @@ class PageRequest:
 
 
 def page_of(
-    request: user_pb2.ListUsersRequest | audit_pb2.ListAuditEventsRequest,
+    request: user_pb2.ListUsersRequest | audit_pb2.ListAuditEventsRequest | session_pb2.ListSessionsRequest,
     rpc: str,
     *query: object,
     page_tokens: PageTokens,

@@ -16,13 +16,14 @@ from sqlalchemy.orm import Session
 from service.core import audit
 from service.core.api_keys import NewKey
 from service.core.callers.index import CALLER_COLUMNS, CALLERS, IDENTITIES, KEY_COLUMNS, KEYS, Key, rate_in
-from service.core.callers.rules import CallerError, require_identity, require_name, require_rate
+from service.core.callers.rules import CallerError, require_audience, require_identity, require_name, require_rate
 from service.core.token_bucket import Rate
 from service.db.fresh_ids import fresh_id
 
 MAX_CALLERS = 1000
 """How many callers may exist: every server holds all of them in memory."""
 MAX_LIVE_KEYS = 2
+MAX_AUDIENCES = 32
 
 
 class CallerExistsError(CallerError):
@@ -35,6 +36,7 @@ class CallerRecord:
 
     name: str
     scopes: Sequence[str]
+    audiences: Sequence[str]
     rate: Rate | None
     created_at: datetime
     identities: Sequence[str]
@@ -52,7 +54,7 @@ def list_callers(session: Session) -> list[CallerRecord]:
     for caller_id, identity in session.execute(select(*columns).order_by(IDENTITIES.c.identity)):
         identities[caller_id].append(identity)
     return [
-        CallerRecord(row.name, row.scopes, rate_in(row), row.created_at, identities[row.id], keys[row.id])
+        CallerRecord(row.name, row.scopes, row.audiences, rate_in(row), row.created_at, identities[row.id], keys[row.id])
         for row in session.execute(select(CALLERS.c.id, CALLERS.c.created_at, *CALLER_COLUMNS).order_by(CALLERS.c.name))
     ]
 
@@ -65,8 +67,10 @@ def get_caller(session: Session, name: str) -> CallerRecord:
     raise CallerError(f"There is no caller {name}.")
 
 
-def create_caller(session: Session, name: str, *, scopes: Iterable[str], identities: Iterable[str] = ()) -> None:
-    """Create a caller with these scopes and certificate identities.
+def create_caller(
+    session: Session, name: str, *, scopes: Iterable[str], audiences: Iterable[str] = (), identities: Iterable[str] = ()
+) -> None:
+    """Create a caller with these scopes, audiences and certificate identities.
 
     Raises CallerExistsError, and CallerError for an invalid name or identity, one that is taken, or too many callers.
     """
@@ -79,6 +83,8 @@ def create_caller(session: Session, name: str, *, scopes: Iterable[str], identit
     ):
         raise CallerExistsError(f"There is a caller {name} already.")
     audit.record(session, "CreateCaller", target_caller=name, changed=_scope_fields(granted))
+    if audiences:
+        change_audiences(session, name, add=audiences)
     for identity in identities:
         add_identity(session, name, identity)
 
@@ -120,6 +126,34 @@ def change_scopes(session: Session, name: str, *, add: Iterable[str] = (), remov
     for action, changed in (("GrantScopes", after - before), ("WithdrawScopes", before - after)):
         if changed:
             audit.record(session, action, target_caller=name, changed=_scope_fields(changed))
+    return sorted(after)
+
+
+def change_audiences(session: Session, name: str, *, add: Iterable[str] = (), remove: Iterable[str] = ()) -> list[str]:
+    """Allow and withdraw audiences of access tokens; those that the caller has afterwards.
+
+    Raises CallerError: an invalid audience, too many, or one withdrawn that the caller does not have.
+    """
+    add, remove = set(add), set(remove)
+    for audience in add:
+        require_audience(audience)
+    caller_id = _lock_caller(session, name)
+    before = set(session.execute(select(CALLERS.c.audiences).where(CALLERS.c.id == caller_id)).scalar_one())
+    if remove - before:
+        has = ", ".join(sorted(before)) or "none"
+        raise CallerError(f"{name} does not have the audience {', '.join(sorted(remove - before))}. It has: {has}.")
+    after = (before | add) - remove
+    if len(after) > MAX_AUDIENCES:
+        raise CallerError(f"A caller has {MAX_AUDIENCES} audiences at most.")
+    if after != before:
+        session.execute(
+            update(CALLERS)
+            .where(CALLERS.c.id == caller_id)
+            .values(audiences=sorted(after), updated_at=func.clock_timestamp())
+        )
+    for action, changed in (("AllowAudiences", after - before), ("WithdrawAudiences", before - after)):
+        if changed:
+            audit.record(session, action, target_caller=name, changed=["audiences"])
     return sorted(after)
 
 

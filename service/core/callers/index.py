@@ -30,6 +30,8 @@ class KnownCaller(NamedTuple):
     scopes: frozenset[str]
     rate: Rate | None = None
     """Its own rate limit; None: the server's default."""
+    audiences: frozenset[str] | None = None
+    """For which services it may have access tokens issued; None: for any."""
 
 
 class Key(NamedTuple):
@@ -65,7 +67,7 @@ class CallerIndex:
         return {caller for caller in found if caller is not None}
 
 
-CALLER_COLUMNS = (CALLERS.c.name, CALLERS.c.scopes, CALLERS.c.rate_limit, CALLERS.c.rate_burst)
+CALLER_COLUMNS = (CALLERS.c.name, CALLERS.c.scopes, CALLERS.c.audiences, CALLERS.c.rate_limit, CALLERS.c.rate_burst)
 KEY_COLUMNS = tuple(KEYS.c[name] for name in Key._fields)
 
 
@@ -107,4 +109,4 @@ def rate_in(row: Row[*tuple[Any, ...]]) -> Rate | None:
 
 
 def _caller_in(row: Row[*tuple[Any, ...]]) -> KnownCaller:
-    return KnownCaller(row.name, frozenset(row.scopes), rate_in(row))
+    return KnownCaller(row.name, frozenset(row.scopes), rate_in(row), frozenset(row.audiences))

@@ -16,6 +16,9 @@ _SPIFFE_ID = re.compile(r"spiffe://[a-z0-9._-]{1,255}(?:/(?!\.{1,2}(?:/|$))[A-Za
 _SPIFFE_ID_MAX_LENGTH = 2048
 
 
+_AUDIENCE = re.compile(r"[!#-\[\]-~]{1,255}")
+
+
 class CallerError(Exception):
     """The change that an operator asked for is not possible. The text says why."""
 
@@ -82,6 +85,14 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return _NUMBERS.fullmatch(text) is not None
     return True
+
+
+def require_audience(audience: str) -> None:
+    """Raise CallerError for what cannot be an audience of access tokens: a name or URI (StringOrURI, RFC 7519)."""
+    if not _AUDIENCE.fullmatch(audience):
+        raise CallerError(
+            f"{audience!r} is no audience: 1 to 255 visible ASCII characters, such as orders or https://orders.example"
+        )
 
 
 def require_rate(rate: Rate) -> None:

@@ -25,6 +25,7 @@ from service.core.users.creation import (
 from service.core.users.listing import ORDER_COLUMNS, Order, Page, UserFilter, list_users
 from service.core.users.rows import (
     COLUMNS,
+    FORMER_EPOCH,
     NEXT_EPOCH,
     NEXT_VERSION,
     NO_USER,
@@ -40,6 +41,7 @@ from service.core.users.superusers import may_change, require_may_change
 
 __all__ = [
     "COLUMNS",
+    "FORMER_EPOCH",
     "NEXT_EPOCH",
     "NEXT_VERSION",
     "NO_USER",

@@ -4,7 +4,7 @@ Etags are compared and set in the UPDATE itself; the last superuser is protected
 could remove one. Every change of a superuser raises ScopeMissingError for a caller who may not make it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime
 from typing import Any
 
@@ -29,11 +29,12 @@ _LIVE = USERS.c.deleted_at.is_(None)
 
 
 def update_user(
-    session: Session, user_id: int, *, email: str | None, username: str | None, version: int | None
+    session: Session, user_id: int, *, email: str | None, username: str | None, version: int | None, on_new_email: Callable[[], None]
 ) -> UserRecord:
     """Change the names that are not None. When nothing differs, version and updated_at stay.
 
-    A new email is unverified, and voids what was issued for the user.
+    A new email is unverified, and voids what was issued for the user. on_new_email: called in the transaction when the
+    email has changed.
     Raises UserNotFoundError, UserDeletedError, EtagMismatchError; a taken name raises by its constraint.
     """
     names = {name: value for name, value in (("email", email), ("username", username)) if value is not None}
@@ -48,7 +49,16 @@ def update_user(
         return all(getattr(user, name) == value for name, value in names.items())
 
     differs = or_(false(), *(USERS.c[name] != value for name, value in names.items()))
-    return _change(session, "UpdateUser", user_id, version, values, where=and_(_LIVE, differs), is_done=is_done)
+    return _change(
+        session,
+        "UpdateUser",
+        user_id,
+        version,
+        values,
+        where=and_(_LIVE, differs),
+        is_done=is_done,
+        on_change=lambda fields: on_new_email() if "email" in fields else None,
+    )
 
 
 def set_active(session: Session, user_id: int, *, is_active: bool, version: int | None) -> UserRecord:
@@ -174,11 +184,12 @@ def _change(
     where: ColumnElement[bool],
     is_done: Callable[[UserRecord], bool],
     may_lose_superuser: bool = False,
+    on_change: Callable[[Collection[str]], None] = lambda _fields: None,
 ) -> UserRecord:
     """Change a user by one compare-and-set; only when that changed nothing, lock the row and find out why.
 
     where: the state in which the change needs no closer look. is_done: whether there is nothing to change; raises for a
-    state that forbids the change.
+    state that forbids the change. on_change: called with the names of the fields that have changed.
     The lock order is row, then superuser lock: an UPDATE that waited for a row keeps it locked even when it then
     changes nothing, so the row cannot come second.
     """
@@ -213,6 +224,7 @@ def _change(
     were = zip(AUDITED_FIELDS, row[len(COLUMNS) :], strict=True)
     fields = [name for name, value in were if getattr(changed, name) != value]
     audit.record(session, action, target_user_id=user_id, changed=fields)
+    on_change(fields)
     return changed
 
 

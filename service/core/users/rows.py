@@ -61,9 +61,12 @@ NEXT_EPOCH: ColumnElement[int] = _next(USERS.c.access_epoch)
 """Voids everything that was issued for a user: see docs/decisions/0015-access-epochs.md.
 
 Set in the same UPDATE by every change of email or password, by GrantSuperuser, deactivation and deletion. A feature
-that issues something (a code, later a session) stores the user's epoch with it, and honours it only while the user has
+that issues something (a code, a session) stores the user's epoch with it, and honours it only while the user has
 that epoch.
 """
+
+FORMER_EPOCH: ColumnElement[int] = case((USERS.c.access_epoch > 1, USERS.c.access_epoch - 1), else_=_MAX_INTEGER)
+"""The epoch before the present one."""
 
 PASSWORD_CHANGED_AT: ColumnElement[Any] = func.coalesce(
     USERS.c.password_changed_at, literal(datetime.fromtimestamp(0, UTC), DateTime(timezone=True))

@@ -6,6 +6,8 @@ from service.db.models.caller import Caller, CallerIdentity, CallerKey
 from service.db.models.code import Code
 from service.db.models.lockout import Lockout
 from service.db.models.request_id import RequestId
+from service.db.models.session import Session
+from service.db.models.signing_key import SigningKey
 from service.db.models.user import User
 
 __all__ = [
@@ -18,6 +20,8 @@ __all__ = [
     "Code",
     "Lockout",
     "RequestId",
+    "Session",
+    "SigningKey",
     "User",
     "table_of",
 ]

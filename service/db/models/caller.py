@@ -18,6 +18,9 @@ class Caller(Base):
     scopes: Mapped[list[str]] = mapped_column(
         ARRAY(String(64)), server_default=text("'{}'"), comment="What it may call, in alphabetical order"
     )
+    audiences: Mapped[list[str]] = mapped_column(
+        ARRAY(String(255)), server_default=text("'{}'"), comment="For which services it may have access tokens issued"
+    )
     rate_limit: Mapped[int | None] = mapped_column(
         comment="How often a second it may call each server process; 0: no limit; NULL: the default"
     )
@@ -26,7 +29,7 @@ class Caller(Base):
     )
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[datetime] = mapped_column(
-        server_default=func.now(), comment="When its scopes or its rate last changed"
+        server_default=func.now(), comment="When its scopes, its audiences or its rate last changed"
     )
 
     __table_args__ = (

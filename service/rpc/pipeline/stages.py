@@ -161,6 +161,7 @@ def authorisation(identify: Identify) -> Stage:
         def run(request: Any, call: CallContext) -> Any:
             caller = identify(call)
             call.caller, call.rate, call.scopes = caller.name, caller.rate, caller.scopes
+            call.audiences = caller.audiences
             if any_of.isdisjoint(caller.scopes):
                 raise ScopeMissingError(scope)
             if call.acting_user is not None:

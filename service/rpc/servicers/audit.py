@@ -6,12 +6,13 @@ from typing import Any
 
 import grpc
 
-from personae.v1 import audit_pb2, audit_pb2_grpc, authentication_pb2
+from personae.v1 import audit_pb2, audit_pb2_grpc
 from service.core import audit
 from service.core.audit import AuditFilter, AuditRecord, Outcome
 from service.core.page_tokens import PageTokens
 from service.db.engine import Database, reading
 from service.rpc.context import rpc_scope
+from service.rpc.servicers.client import client_message
 from service.rpc.validation import (
     PageRequest,
     Violations,
@@ -86,9 +87,6 @@ def _filter(message: Any, violations: Violations) -> AuditFilter:
 
 def event_message(event: AuditRecord) -> audit_pb2.AuditEvent:
     """The message of an audit event."""
-    client = None
-    if event.client_ip or event.client_user_agent:
-        client = authentication_pb2.Client(ip_address=event.client_ip or "", user_agent=event.client_user_agent or "")
     return audit_pb2.AuditEvent(
         id=event.id,
         occurred_at=to_timestamp(event.occurred_at),
@@ -101,6 +99,6 @@ def event_message(event: AuditRecord) -> audit_pb2.AuditEvent:
         reason=event.reason or "",
         request_id=event.request_id,
         changed_fields=event.changed_fields,
-        client=client,
+        client=client_message(event.client_ip, event.client_user_agent),
         operator=event.operator or "",
     )

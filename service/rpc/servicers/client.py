@@ -20,6 +20,13 @@ def client_of(message: authentication_pb2.Client) -> Client:
     return Client(_first_address(message.ip_address[:_ADDRESSES_MAX_LENGTH]), agent or None)
 
 
+def client_message(ip_address: str | None, user_agent: str | None) -> authentication_pb2.Client | None:
+    """The message of a client that was stored; None for one of which nothing is known."""
+    if not ip_address and not user_agent:
+        return None
+    return authentication_pb2.Client(ip_address=ip_address or "", user_agent=user_agent or "")
+
+
 def _first_address(text: str) -> str | None:
     """The first address in a list like that of X-Forwarded-For or Forwarded (RFC 7239), in its usual form (RFC 5952);
     None without one.

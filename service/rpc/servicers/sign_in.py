@@ -4,6 +4,7 @@
 that checks the lockout again under a row lock. The first check only saves a hash; the second one decides.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -77,12 +78,14 @@ class SignIn:
         forgives: type[PersonaeError] | None = None,
         renews: bool = True,
         client: Client = UNKNOWN_CLIENT,
+        changes: Sequence[str] = (),
+        then: Callable[[Session, Outcome], Outcome] = lambda _session, outcome: outcome,
     ) -> tuple[Candidate, Outcome]:
         """Verify a password. Raises TooManyAttemptsError before hashing, and StoredHashError after the attempt is
         counted; every other refusal is in the outcome.
 
-        action, forgives, client: see authn.PasswordAttempt. renews: whether to rehash a right password whose hash is
-        outdated.
+        action, forgives, client, changes: see authn.PasswordAttempt. renews: whether to rehash a right password whose
+        hash is outdated. then: called in the transaction of an attempt that is not refused; returns its outcome.
         """
         with rpc_scope(self._database) as session, reading(session):
             now = self._clock()
@@ -96,7 +99,7 @@ class SignIn:
         except StoredHashError as error:
             damage = error
         reason = InvalidCredentialsError.reason if damage is None else damage.reason
-        outcome = self._settle(candidate, keys, PasswordAttempt(action, is_right, reason, forgives, client))
+        outcome = self._settle(candidate, keys, PasswordAttempt(action, is_right, reason, forgives, client, changes), then)
         if damage is not None and isinstance(outcome.refusal, InvalidCredentialsError):
             damage.metadata["user_id"] = str(candidate.user_id)
             raise damage
@@ -104,12 +107,19 @@ class SignIn:
             self._renew(candidate, password, hash_)
         return candidate, outcome
 
-    def _settle(self, candidate: Candidate, keys: CounterKeys, tried: PasswordAttempt) -> Outcome:
+    def _settle(
+        self,
+        candidate: Candidate,
+        keys: CounterKeys,
+        tried: PasswordAttempt,
+        then: Callable[[Session, Outcome], Outcome],
+    ) -> Outcome:
         """Commit the outcome of a hash, even after the caller's deadline. Retries do not hash again."""
 
         def write(session: Session) -> Outcome:
             failed = lock_failures(session, keys, now=self._clock())
-            return authn.settle(session, candidate, keys, failed, tried, now=self._clock())
+            outcome = authn.settle(session, candidate, keys, failed, tried, now=self._clock())
+            return outcome if outcome.refusal is not None else then(session, outcome)
 
         return retry_transaction(self._database, write, deadline=monotonic() + SETTLE_SECONDS, is_idempotent=True)
 

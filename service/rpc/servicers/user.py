@@ -104,7 +104,7 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
         change = update_of(request, self.rules)
         is_idempotent = change.version is None
         with rpc_scope(self.database, is_idempotent=is_idempotent) as session, session.begin():
-            user = users.update_user(
+            user = lifecycle.update_user(
                 session, change.id, email=change.email, username=change.username, version=change.version
             )
         return user_message(user)

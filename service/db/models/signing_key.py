@@ -1,0 +1,27 @@
+"""The signing_keys table: the keys that sign access tokens."""
+
+from datetime import datetime
+
+from sqlalchemy import String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from service.db.models.base import Base, CreatedAt
+
+
+class SigningKey(Base):
+    """A key pair. Of those that were not revoked, the one with the last activates_at that has come signs."""
+
+    __tablename__ = "signing_keys"
+
+    kid: Mapped[str] = mapped_column(
+        String(43, collation="C"), primary_key=True, comment="Thumbprint of the public half (RFC 7638)"
+    )
+    public_key: Mapped[bytes] = mapped_column(comment="The public half, SubjectPublicKeyInfo in DER")
+    private_key: Mapped[bytes] = mapped_column(
+        comment="The private half, PKCS #8 in DER, encrypted with a key that derives from SECRET_KEYS"
+    )
+    created_at: Mapped[CreatedAt]
+    activates_at: Mapped[datetime] = mapped_column(comment="From when on it signs")
+    revoked_at: Mapped[datetime | None] = mapped_column(comment="When it was revoked; NULL: it was not")
+
+    __table_args__ = ({"comment": "Keys that sign access tokens, until their last token has expired"},)
