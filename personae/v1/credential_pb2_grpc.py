@@ -119,7 +119,7 @@ class CredentialServiceServicer(object):
     """
 
     def SetPassword(self, request, context):
-        """Sets the password of a user, as an operator. Clears its lockout and voids its codes.
+        """Sets the password of a user, as an operator. Clears its lockout, voids its codes and ends its sessions.
 
         FAILED_PRECONDITION with the reason USER_DELETED for a deleted user.
         """
@@ -140,10 +140,10 @@ class CredentialServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RemovePassword(self, request, context):
-        """Removes the password of a user voids its codes and ends its sessions: for a password that somebody else knows. Until there is a new
-        one, by a reset or by SetPassword, no password signs the user in or can be changed.
+        """Removes the password of a user, voids its codes and ends its sessions: for a password that somebody else knows.
+        Until there is a new one, by a reset or by SetPassword, no password signs the user in or can be changed.
 
-        Voids codes also when there is no password. FAILED_PRECONDITION with the reason USER_DELETED for a deleted user.
+        Voids codes and ends sessions also when there is no password. FAILED_PRECONDITION with the reason USER_DELETED for a deleted user.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -183,7 +183,7 @@ class CredentialServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CompletePasswordReset(self, request, context):
-        """Sets a new password by a code. Clears the user's lockout and voids its codes.
+        """Sets a new password by a code. Clears the user's lockout, voids its codes and ends its sessions.
 
         A new password that is refused does not use up the code. The answer does not tell whether it is the present one,
         which may be chosen again.

@@ -49,7 +49,7 @@ class CredentialServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CredentialServiceAsyncStub: ...
     SetPassword: _grpc.UnaryUnaryMultiCallable[_credential_pb2.SetPasswordRequest, _user_pb2.User]
-    """Sets the password of a user, as an operator. Clears its lockout and voids its codes.
+    """Sets the password of a user, as an operator. Clears its lockout, voids its codes and ends its sessions.
 
     FAILED_PRECONDITION with the reason USER_DELETED for a deleted user.
     """
@@ -62,10 +62,10 @@ class CredentialServiceStub:
     FAILED_PRECONDITION with the reason USER_DELETED for a deleted user, PASSWORD_NOT_SET for one without a password.
     """
     RemovePassword: _grpc.UnaryUnaryMultiCallable[_credential_pb2.RemovePasswordRequest, _user_pb2.User]
-    """Removes the password of a user voids its codes and ends its sessions: for a password that somebody else knows. Until there is a new
-    one, by a reset or by SetPassword, no password signs the user in or can be changed.
+    """Removes the password of a user, voids its codes and ends its sessions: for a password that somebody else knows.
+    Until there is a new one, by a reset or by SetPassword, no password signs the user in or can be changed.
 
-    Voids codes also when there is no password. FAILED_PRECONDITION with the reason USER_DELETED for a deleted user.
+    Voids codes and ends sessions also when there is no password. FAILED_PRECONDITION with the reason USER_DELETED for a deleted user.
     """
     ChangePassword: _grpc.UnaryUnaryMultiCallable[_credential_pb2.ChangePasswordRequest, _user_pb2.User]
     """Changes the password of a user who knows the present one. Clears its lockout, voids its codes and ends its sessions
@@ -89,7 +89,7 @@ class CredentialServiceStub:
     empty deliver_to; so are superusers, for a caller without the scope users.superuser.
     """
     CompletePasswordReset: _grpc.UnaryUnaryMultiCallable[_credential_pb2.CompletePasswordResetRequest, _user_pb2.User]
-    """Sets a new password by a code. Clears the user's lockout and voids its codes.
+    """Sets a new password by a code. Clears the user's lockout, voids its codes and ends its sessions.
 
     A new password that is refused does not use up the code. The answer does not tell whether it is the present one,
     which may be chosen again.
@@ -136,7 +136,7 @@ class CredentialServiceAsyncStub(CredentialServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     SetPassword: _aio.UnaryUnaryMultiCallable[_credential_pb2.SetPasswordRequest, _user_pb2.User]  # type: ignore[assignment]
-    """Sets the password of a user, as an operator. Clears its lockout and voids its codes.
+    """Sets the password of a user, as an operator. Clears its lockout, voids its codes and ends its sessions.
 
     FAILED_PRECONDITION with the reason USER_DELETED for a deleted user.
     """
@@ -149,10 +149,10 @@ class CredentialServiceAsyncStub(CredentialServiceStub):
     FAILED_PRECONDITION with the reason USER_DELETED for a deleted user, PASSWORD_NOT_SET for one without a password.
     """
     RemovePassword: _aio.UnaryUnaryMultiCallable[_credential_pb2.RemovePasswordRequest, _user_pb2.User]  # type: ignore[assignment]
-    """Removes the password of a user voids its codes and ends its sessions: for a password that somebody else knows. Until there is a new
-    one, by a reset or by SetPassword, no password signs the user in or can be changed.
+    """Removes the password of a user, voids its codes and ends its sessions: for a password that somebody else knows.
+    Until there is a new one, by a reset or by SetPassword, no password signs the user in or can be changed.
 
-    Voids codes also when there is no password. FAILED_PRECONDITION with the reason USER_DELETED for a deleted user.
+    Voids codes and ends sessions also when there is no password. FAILED_PRECONDITION with the reason USER_DELETED for a deleted user.
     """
     ChangePassword: _aio.UnaryUnaryMultiCallable[_credential_pb2.ChangePasswordRequest, _user_pb2.User]  # type: ignore[assignment]
     """Changes the password of a user who knows the present one. Clears its lockout, voids its codes and ends its sessions
@@ -176,7 +176,7 @@ class CredentialServiceAsyncStub(CredentialServiceStub):
     empty deliver_to; so are superusers, for a caller without the scope users.superuser.
     """
     CompletePasswordReset: _aio.UnaryUnaryMultiCallable[_credential_pb2.CompletePasswordResetRequest, _user_pb2.User]  # type: ignore[assignment]
-    """Sets a new password by a code. Clears the user's lockout and voids its codes.
+    """Sets a new password by a code. Clears the user's lockout, voids its codes and ends its sessions.
 
     A new password that is refused does not use up the code. The answer does not tell whether it is the present one,
     which may be chosen again.
@@ -226,7 +226,7 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credential_pb2.SetPasswordRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_pb2.User, _abc.Awaitable[_user_pb2.User]]:
-        """Sets the password of a user, as an operator. Clears its lockout and voids its codes.
+        """Sets the password of a user, as an operator. Clears its lockout, voids its codes and ends its sessions.
 
         FAILED_PRECONDITION with the reason USER_DELETED for a deleted user.
         """
@@ -251,10 +251,10 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credential_pb2.RemovePasswordRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_pb2.User, _abc.Awaitable[_user_pb2.User]]:
-        """Removes the password of a user voids its codes and ends its sessions: for a password that somebody else knows. Until there is a new
-        one, by a reset or by SetPassword, no password signs the user in or can be changed.
+        """Removes the password of a user, voids its codes and ends its sessions: for a password that somebody else knows.
+        Until there is a new one, by a reset or by SetPassword, no password signs the user in or can be changed.
 
-        Voids codes also when there is no password. FAILED_PRECONDITION with the reason USER_DELETED for a deleted user.
+        Voids codes and ends sessions also when there is no password. FAILED_PRECONDITION with the reason USER_DELETED for a deleted user.
         """
 
     @_abc_1.abstractmethod
@@ -302,7 +302,7 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credential_pb2.CompletePasswordResetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_pb2.User, _abc.Awaitable[_user_pb2.User]]:
-        """Sets a new password by a code. Clears the user's lockout and voids its codes.
+        """Sets a new password by a code. Clears the user's lockout, voids its codes and ends its sessions.
 
         A new password that is refused does not use up the code. The answer does not tell whether it is the present one,
         which may be chosen again.

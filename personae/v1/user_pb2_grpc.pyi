@@ -84,7 +84,7 @@ class UserServiceStub:
     FAILED_PRECONDITION with the reason LAST_SUPERUSER for the last active superuser.
     """
     GrantSuperuser: _grpc.UnaryUnaryMultiCallable[_user_pb2.GrantSuperuserRequest, _user_pb2.User]
-    """Marks a user as superuser, and voids its codes. Personae itself gives the flag no power: it is data for the callers.
+    """Marks a user as superuser, voids its codes and ends its sessions. Personae itself gives the flag no power: it is data for the callers.
     But only callers with this RPC's scope may change a superuser.
     """
     RevokeSuperuser: _grpc.UnaryUnaryMultiCallable[_user_pb2.RevokeSuperuserRequest, _user_pb2.User]
@@ -145,7 +145,7 @@ class UserServiceAsyncStub(UserServiceStub):
     FAILED_PRECONDITION with the reason LAST_SUPERUSER for the last active superuser.
     """
     GrantSuperuser: _aio.UnaryUnaryMultiCallable[_user_pb2.GrantSuperuserRequest, _user_pb2.User]  # type: ignore[assignment]
-    """Marks a user as superuser, and voids its codes. Personae itself gives the flag no power: it is data for the callers.
+    """Marks a user as superuser, voids its codes and ends its sessions. Personae itself gives the flag no power: it is data for the callers.
     But only callers with this RPC's scope may change a superuser.
     """
     RevokeSuperuser: _aio.UnaryUnaryMultiCallable[_user_pb2.RevokeSuperuserRequest, _user_pb2.User]  # type: ignore[assignment]
@@ -269,7 +269,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_pb2.GrantSuperuserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_pb2.User, _abc.Awaitable[_user_pb2.User]]:
-        """Marks a user as superuser, and voids its codes. Personae itself gives the flag no power: it is data for the callers.
+        """Marks a user as superuser, voids its codes and ends its sessions. Personae itself gives the flag no power: it is data for the callers.
         But only callers with this RPC's scope may change a superuser.
         """
 

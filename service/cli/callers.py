@@ -183,7 +183,7 @@ def limit(name: str, rate: int | None, burst: int | None, is_default: bool) -> N
 @_AUDIENCE
 @click.option("--remove-audience", "removed_audiences", multiple=True, help="An audience to withdraw.")
 @click.option("--identity", "identities", multiple=True, help="Another SPIFFE id or DNS name in its certificates.")
-def grant(
+def grant(  # noqa: PLR0917  click calls it by name
     name: str,
     scopes: Sequence[str],
     removed: Sequence[str],

@@ -30,7 +30,8 @@ def purge_deleted() -> None:
         removed = sweep(database, utc_now, actor=command_line(settings))
     click.echo(
         f"Purged {removed['purged_users']} users, forgot {removed['forgotten_request_ids']} request ids, "
-        f"{removed['forgotten_codes']} codes, {removed['forgotten_lockouts']} lockouts and "
-        f"{removed['forgotten_caller_keys']} keys of callers, dropped {removed['dropped_audit_months']} months of the "
+        f"{removed['forgotten_codes']} codes, {removed['forgotten_lockouts']} lockouts, "
+        f"{removed['forgotten_caller_keys']} keys of callers and {removed['forgotten_sessions']} sessions, "
+        f"dropped {removed['dropped_audit_months']} months of the "
         "audit trail."
     )

@@ -95,8 +95,8 @@ def change_password(
     now: datetime,
     keys: LockoutKeys,
 ) -> UserRecord:
-    """Give another password to a user who has proved the present one. Clears the lockout; voids what was issued, but the
-    session that is to be kept.
+    """Give another password to a user who has proved the present one. Clears the lockout; voids what was issued,
+    but for the session that is to be kept.
 
     changed_at: since when the user has the proved password. Raises InvalidCredentialsError when the user has another
     one by now, or was deactivated or deleted: the proof is worth nothing then.

@@ -1,6 +1,6 @@
 """What concerns several features at once: a change of email, and a purge.
 
-Deactivation, deletion and a new password need no such flow: they make codes void and end sessions by a new access_epoch.
+Deactivation, deletion and a new password need no such flow: a new access_epoch makes codes void and ends sessions.
 """
 
 from datetime import datetime
@@ -31,8 +31,9 @@ def update_user(
 
 
 def purge_user(session: Session, user_id: int) -> None:
-    """Remove a softly deleted user and everything personal; its sessions go with its row. Raises UserNotFoundError, UserNotDeletedError.
+    """Remove a softly deleted user and everything personal. Its sessions go with its row.
 
+    Raises UserNotFoundError, UserNotDeletedError.
     A concurrent call that has read the user as live may still store a code: it opens nothing, but its email stays until
     it expires; a sign-in that is settled meanwhile still says where it came from. Failed sign-ins stay for their day,
     under hashes of the names.

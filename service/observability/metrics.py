@@ -39,6 +39,10 @@ GAUGES = {
     "personae_clock_skew_seconds": GaugeDefinition("How far this clock is from the database's", "livemax"),
     "personae_callers_age_seconds": GaugeDefinition("How long ago the callers were read", "livemax"),
     "personae_caller_keys_expiring": GaugeDefinition("API keys that expire within this time", "livemax", ("within",)),
+    "personae_sessions": GaugeDefinition("Sessions that are not over by time", "livemax"),
+    "personae_signing_key_age_seconds": GaugeDefinition("For how long the present signing key has signed", "livemax"),
+    "personae_signing_key_next_seconds": GaugeDefinition("In how many seconds the next signing key signs", "livemin"),
+    "personae_signing_key_usable": GaugeDefinition("1 while access tokens can be signed", "livemin"),
     "personae_certificate_expires_timestamp_seconds": GaugeDefinition("When the certificate expires", "livemin"),
     "personae_schema_revision": GaugeDefinition("Revision of the database's schema", "livemin"),
     "personae_schema_revision_needed": GaugeDefinition("Revision that the code needs", "livemax"),
@@ -102,6 +106,7 @@ class Metrics:
             "personae_rpc_errors", "RPCs that failed, by the reason", "grpc_service", "grpc_method", "reason"
         )
         self.sign_ins = counter("personae_sign_ins", "Calls of Authenticate and ChangePassword", "outcome")
+        self.session_refreshes = counter("personae_session_refreshes", "Calls of RefreshSession", "outcome")
         self.lockout_refusals = counter("personae_lockout_refusals", "Attempts refused while a name was locked")
         self.codes = counter("personae_codes", "Codes for resets and emails", "purpose", "event")
         self.caller_rpcs = counter("personae_caller_rpcs", "RPCs by caller; - is unknown", "caller", "grpc_code")

@@ -80,7 +80,7 @@ class SigningKeys:
         return key
 
     def jwks(self) -> bytes:
-        """The public keys as a JWK Set (RFC 7517). Raises SigningKeyUnavailableError when they could not be read yet."""
+        """The public keys as a JWK Set (RFC 7517). Raises SigningKeyUnavailableError while none was read."""
         if not self._snapshot.public and not (self._read_again() and self._snapshot.public):
             raise SigningKeyUnavailableError
         keys: list[Any] = [jwk(key, kid) for kid, key in self._snapshot.public.items()]
@@ -122,6 +122,7 @@ class SigningKeys:
             if not is_maintained(keys, self._maker, now=now):
                 with self._database.scope(deadline=deadline, actor=SWEEPER) as session, session.begin():
                     keys = maintain(session, self._maker, now=now)
+                _log.info("signing keys maintained", kids=[key.kid for key in keys])
             self._snapshot = self._opened(keys)
 
     def _opened(self, keys: list[StoredKey]) -> _Snapshot:

@@ -8,6 +8,7 @@ import structlog
 
 from service.observability.log import where_raised
 from service.rpc.pipeline.interceptor import Pipeline
+from service.rpc.signing_keys import READ_INTERVAL
 from service.server.database_probe import DatabaseMonitor
 
 _HUNG_CONNECTIONS_INTERVAL = 0.25
@@ -41,6 +42,7 @@ def background_jobs(
     write_api_key_uses: Callable[[], object] | None,
     refresh_certificates: Callable[[], object] | None,
     make_audit_months: Callable[[], object],
+    refresh_signing_keys: Callable[[], object] | None,
     sweep: Callable[[], object],
     report_refusals: Callable[[], object],
     probe_interval: float,
@@ -57,6 +59,7 @@ def background_jobs(
         ("api-key-uses", _API_KEY_USES_INTERVAL, write_api_key_uses, False, None),
         ("certificates", _CERTIFICATES_INTERVAL, refresh_certificates, False, None),
         ("audit-months", _AUDIT_MONTHS_INTERVAL, make_audit_months, False, None),
+        ("signing-keys", READ_INTERVAL, refresh_signing_keys, False, None),
         ("sweeper", sweep_interval, sweep, False, None),
         ("refused-calls", _REFUSALS_INTERVAL, report_refusals, False, None),
     )

@@ -16,6 +16,7 @@ from service.core.callers.index import forget_keys
 from service.core.codes import delete_expired_codes
 from service.core.failed_sign_ins import delete_expired_failures
 from service.core.lifecycle import purge_expired
+from service.core.sessions.rows import count_live_sessions, delete_expired_sessions
 from service.db.engine import Database
 from service.observability.log import where_raised
 
@@ -30,6 +31,7 @@ _SWEEPS: Mapping[str, Callable[..., int]] = {
     "forgotten_codes": delete_expired_codes,
     "forgotten_lockouts": delete_expired_failures,
     "forgotten_caller_keys": forget_keys,
+    "forgotten_sessions": delete_expired_sessions,
 }
 """What a sweep deletes, by the name in the log. Each function takes session, now and limit."""
 _DROPPED_MONTHS = "dropped_audit_months"
@@ -82,6 +84,11 @@ def make_audit_months(database: Database) -> bool | None:
             remedy="docs/operations.md says how to make a month of it",
         )
     return is_late
+
+
+def count_sessions(database: Database, clock: Clock) -> int | None:
+    """How many sessions are not over by time; None after logging a failure."""
+    return _try_batch(database, SWEEPER, partial(count_live_sessions, now=clock()), failure="sessions not counted")
 
 
 def sweep_and_log(database: Database, clock: Clock, is_ending: Callable[[], bool]) -> dict[str, int] | None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from threading import Event
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from service.rpc.admission.executor import BoundedExecutor
 from service.rpc.admission.hashing import HashLimiter
 from service.rpc.callers.directory import CallerDirectory
 from service.rpc.pipeline.stages import Stage
+from service.rpc.signing_keys import SigningKeys
 from service.rpc.tls import Certificates
 from service.server.database_probe import DatabaseMonitor
 from service.server.jobs import Job, JobThread
@@ -48,6 +49,7 @@ class ServerState:
     hashing: HashLimiter
     directory: CallerDirectory | None
     certificates: Certificates | None
+    signing_keys: SigningKeys | None
 
 
 class Telemetry:
@@ -127,6 +129,11 @@ class Telemetry:
                 self._metrics.swept.labels(what).inc(number)
             self._metrics.set_gauge("personae_sweeper_last_success_timestamp_seconds", clock().timestamp())
 
+    def counted_sessions(self, count: int | None) -> None:
+        """Note how many sessions there are; None: unknown."""
+        if self._metrics is not None and count is not None:
+            self._metrics.set_gauge("personae_sessions", count)
+
     def looked_at_months(self, *, is_missing: bool | None) -> None:
         """Note whether the audit trail lacks the partition of this month; None: unknown."""
         if self._metrics is not None and is_missing is not None:
@@ -162,9 +169,18 @@ def _set_server_gauges(metrics: "Metrics", state: ServerState) -> None:
         for within, time in _KEY_EXPIRY.items():
             expiring = state.directory.expiring_keys(state.clock(), time)
             metrics.set_gauge("personae_caller_keys_expiring", expiring, within)
+    if state.signing_keys is not None:
+        _set_signing_key_gauges(metrics, state.signing_keys, state.clock())
     if state.certificates is not None:
         expires_at = state.certificates.expires_at.timestamp()
         metrics.set_gauge("personae_certificate_expires_timestamp_seconds", expires_at)
+
+
+def _set_signing_key_gauges(metrics: "Metrics", keys: SigningKeys, now: datetime) -> None:
+    metrics.set_gauge("personae_signing_key_usable", keys.is_usable(now))
+    for name, seconds in (("age", keys.age(now)), ("next", keys.next_in(now))):
+        if seconds is not None:
+            metrics.set_gauge(f"personae_signing_key_{name}_seconds", seconds)
 
 
 def _process_reader(metrics: "Metrics") -> Callable[[], None]:

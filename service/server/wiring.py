@@ -20,6 +20,10 @@ from personae.v1 import (
     authentication_pb2_grpc,
     credential_pb2,
     credential_pb2_grpc,
+    session_pb2,
+    session_pb2_grpc,
+    signing_key_pb2,
+    signing_key_pb2_grpc,
     user_pb2,
     user_pb2_grpc,
 )
@@ -27,12 +31,16 @@ from service.base.actor import ANONYMOUS_CALLER
 from service.base.clock import Clock, monotonic, utc_now
 from service.base.connection_age import retirement_seconds
 from service.base.cores import pin_thread, usable_cores
+from service.base.randomness import random_bytes, random_id
 from service.base.settings import Settings, SettingsError
 from service.core.lockout import LockoutKeys
 from service.core.page_tokens import PageTokens
 from service.core.passwords import common as common_passwords
 from service.core.passwords.common import PasswordListError
 from service.core.passwords.policy import PasswordPolicy
+from service.core.sessions.refresh_tokens import RefreshTokens
+from service.core.signing_keys.rows import KeyMaker
+from service.core.signing_keys.sealing import Sealer
 from service.core.token_bucket import rate_of
 from service.db.connections import Watch
 from service.db.engine import Database
@@ -52,14 +60,18 @@ from service.rpc.servicers.audit import AuditServicer
 from service.rpc.servicers.authentication import AuthenticationServicer
 from service.rpc.servicers.credential import CredentialServicer
 from service.rpc.servicers.rules import Rules
+from service.rpc.servicers.session import SessionServicer
 from service.rpc.servicers.sign_in import SignIn
+from service.rpc.servicers.signing_key import SigningKeyServicer
+from service.rpc.servicers.tokens import TokenRules, Tokens
 from service.rpc.servicers.user import UserServicer
+from service.rpc.signing_keys import SigningKeys
 from service.rpc.tls import CertificateError, Certificates, TlsFiles
 from service.server.database_probe import DatabaseMonitor, DatabaseProbe, ReportStatus
 from service.server.jobs import background_jobs
 from service.server.ports import grpc_listeners, grpc_options
 from service.server.server import Server
-from service.server.sweeper import make_audit_months, sweep_and_log
+from service.server.sweeper import count_sessions, make_audit_months, sweep_and_log
 from service.server.telemetry import ServerState, Telemetry
 
 SERVICES = (
@@ -67,6 +79,8 @@ SERVICES = (
     authentication_pb2.DESCRIPTOR.services_by_name["AuthenticationService"],
     credential_pb2.DESCRIPTOR.services_by_name["CredentialService"],
     audit_pb2.DESCRIPTOR.services_by_name["AuditService"],
+    session_pb2.DESCRIPTOR.services_by_name["SessionService"],
+    signing_key_pb2.DESCRIPTOR.services_by_name["SigningKeyService"],
 )
 SERVICE_NAMES = tuple(service.full_name for service in SERVICES)
 SERVED_METHODS = {
@@ -141,15 +155,25 @@ def build_server(
         executors[Executor.USUAL], interceptors=[pipeline], options=grpc_options(settings, shares_port=shares_port)
     )
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    _add_servicers(server, database, settings, clock=clock, hashing=hashing)
+    maker = _key_maker(settings)
+    signing_keys = SigningKeys(database, maker, clock)
+    _add_servicers(server, database, settings, clock=clock, hashing=hashing, maker=maker, signing_keys=signing_keys)
     if settings.grpc_reflection:
         enable_reflection(server, SERVICE_NAMES)
 
     def make_months() -> None:
         telemetry.looked_at_months(is_missing=make_audit_months(database))
 
+    def prepare() -> None:
+        """What a server needs of a database that it can reach."""
+        make_months()
+        if settings.token_issuer is not None:
+            signing_keys.refresh()
+
     def sweep() -> None:
         telemetry.swept(sweep_and_log(database, clock, stopping.is_set), clock)
+        if settings.metrics_port:
+            telemetry.counted_sessions(count_sessions(database, clock))
 
     monitor = DatabaseMonitor(
         DatabaseProbe(
@@ -162,7 +186,7 @@ def build_server(
         directory,
         health,
         report_status=report_status,
-        on_up=make_months,
+        on_up=prepare,
     )
     return Server(
         grpc=server,
@@ -180,6 +204,7 @@ def build_server(
             write_api_key_uses=None if directory is None else partial(directory.write_uses, database),
             refresh_certificates=None if certificates is None else certificates.refresh,
             make_audit_months=make_months,
+            refresh_signing_keys=None if settings.token_issuer is None else signing_keys.refresh,
             sweep=sweep,
             report_refusals=refusals.report,
             probe_interval=settings.health_probe_interval,
@@ -195,6 +220,7 @@ def build_server(
             hashing=hashing,
             directory=directory,
             certificates=certificates,
+            signing_keys=None if settings.token_issuer is None else signing_keys,
         ),
         describe=partial(_description, settings, directory, clock, assumed_caller),
         drain_seconds=settings.shutdown_drain,
@@ -215,8 +241,20 @@ def _executors(
     }
 
 
+def _key_maker(settings: Settings) -> KeyMaker:
+    sealer = Sealer(settings.keys().derive_by_id("signing-key"))
+    return KeyMaker(sealer, timedelta(days=settings.signing_key_days), random_bytes)
+
+
 def _add_servicers(
-    server: grpc.Server, database: Database, settings: Settings, *, clock: Clock, hashing: HashLimiter
+    server: grpc.Server,
+    database: Database,
+    settings: Settings,
+    *,
+    clock: Clock,
+    hashing: HashLimiter,
+    maker: KeyMaker,
+    signing_keys: SigningKeys,
 ) -> None:
     keys = settings.keys()
     lockout_keys = LockoutKeys(keys.derive("lockout"))
@@ -231,13 +269,30 @@ def _add_servicers(
         verification_valid_for=timedelta(seconds=settings.email_verification_valid),
     )
     sign_in = SignIn(database, clock=clock, bcrypt_cost=settings.bcrypt_cost, lockout_keys=lockout_keys)
+    tokens = Tokens(
+        TokenRules(
+            issuer=settings.token_issuer,
+            access_token_valid_for=timedelta(seconds=settings.access_token_seconds),
+            session_idle=timedelta(seconds=settings.session_idle_seconds),
+            session_lifetime=timedelta(seconds=settings.session_lifetime_seconds),
+            refresh_grace=timedelta(seconds=settings.refresh_grace_seconds),
+        ),
+        RefreshTokens(keys.derive("refresh-token")),
+        signing_keys,
+        random=random_bytes,
+        new_id=random_id,
+    )
     users = UserServicer(database, clock, rules, hashing, page_tokens, fingerprint_keys)
-    authentication = AuthenticationServicer(database, clock, rules, hashing, sign_in, lockout_keys)
+    authentication = AuthenticationServicer(database, clock, rules, hashing, sign_in, lockout_keys, tokens)
     credentials = CredentialServicer(database, clock, rules, hashing, sign_in, lockout_keys)
     user_pb2_grpc.add_UserServiceServicer_to_server(users, server)
     authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(authentication, server)
     credential_pb2_grpc.add_CredentialServiceServicer_to_server(credentials, server)
     audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(database, page_tokens), server)
+    sessions = SessionServicer(database, clock, tokens, page_tokens)
+    session_pb2_grpc.add_SessionServiceServicer_to_server(sessions, server)
+    keys_servicer = SigningKeyServicer(database, clock, maker, signing_keys)
+    signing_key_pb2_grpc.add_SigningKeyServiceServicer_to_server(keys_servicer, server)
 
 
 def _identification(

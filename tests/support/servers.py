@@ -9,7 +9,15 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy.engine import URL
 
-from personae.v1 import audit_pb2_grpc, authentication_pb2_grpc, credential_pb2_grpc, user_pb2, user_pb2_grpc
+from personae.v1 import (
+    audit_pb2_grpc,
+    authentication_pb2_grpc,
+    credential_pb2_grpc,
+    session_pb2_grpc,
+    signing_key_pb2_grpc,
+    user_pb2,
+    user_pb2_grpc,
+)
 from service.base.clock import monotonic
 from service.base.settings import Settings
 from service.db.engine import Database
@@ -22,6 +30,7 @@ from tests.support.witness import Interceptor
 
 KEY = "test:MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY"
 BCRYPT_COST = 4
+ISSUER = "https://id.test"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _WATCH_SECONDS = 300
@@ -40,6 +49,7 @@ def settings_for(url: URL, **changes: object) -> Settings:
         "caller_code_rate_limit": 0,
         "bcrypt_cost": BCRYPT_COST,
         "secret_keys": KEY,
+        "token_issuer": ISSUER,
         "purge_interval": 0,
         "health_probe_interval": 0.05,
         "shutdown_drain": 0,
@@ -67,6 +77,14 @@ class Services:
     @property
     def audit(self) -> audit_pb2_grpc.AuditServiceStub:
         return audit_pb2_grpc.AuditServiceStub(self.channel)
+
+    @property
+    def sessions(self) -> session_pb2_grpc.SessionServiceStub:
+        return session_pb2_grpc.SessionServiceStub(self.channel)
+
+    @property
+    def signing_keys(self) -> signing_key_pb2_grpc.SigningKeyServiceStub:
+        return signing_key_pb2_grpc.SigningKeyServiceStub(self.channel)
 
     @property
     def credentials(self) -> credential_pb2_grpc.CredentialServiceStub:

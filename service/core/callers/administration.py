@@ -54,7 +54,9 @@ def list_callers(session: Session) -> list[CallerRecord]:
     for caller_id, identity in session.execute(select(*columns).order_by(IDENTITIES.c.identity)):
         identities[caller_id].append(identity)
     return [
-        CallerRecord(row.name, row.scopes, row.audiences, rate_in(row), row.created_at, identities[row.id], keys[row.id])
+        CallerRecord(
+            row.name, row.scopes, row.audiences, rate_in(row), row.created_at, identities[row.id], keys[row.id]
+        )
         for row in session.execute(select(CALLERS.c.id, CALLERS.c.created_at, *CALLER_COLUMNS).order_by(CALLERS.c.name))
     ]
 

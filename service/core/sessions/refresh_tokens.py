@@ -57,9 +57,7 @@ class RefreshTokens:
 
     def write(self, token: RefreshToken) -> str:
         """The token as its client gets it: 85 characters."""
-        body = _BODY.pack(
-            _VERSION, token.session.user_id, token.session.id.bytes, token.generation, token.secret
-        )
+        body = _BODY.pack(_VERSION, token.session.user_id, token.session.id.bytes, token.generation, token.secret)
         return PREFIX + base64.urlsafe_b64encode(body + _mac(self._keys[0], body)).rstrip(b"=").decode()
 
     def read(self, text: str) -> RefreshToken:
@@ -74,7 +72,7 @@ class RefreshTokens:
         if base64.urlsafe_b64encode(packed).decode() != encoded:  # unused bits of the last character were set
             raise BadRefreshTokenError
         body, mac = packed[:-_MAC_BYTES], packed[-_MAC_BYTES:]
-        if not any([hmac.compare_digest(mac, _mac(key, body)) for key in self._keys]):
+        if not any(hmac.compare_digest(mac, _mac(key, body)) for key in self._keys):
             raise BadRefreshTokenError
         version, user_id, session_id, generation, secret = _BODY.unpack(body)
         if version != _VERSION:

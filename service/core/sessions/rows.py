@@ -37,7 +37,7 @@ from service.core.audit import Client
 from service.core.expiry import delete_expired
 from service.core.sessions.refresh_tokens import RefreshToken
 from service.core.sessions.rules import MAX_SESSIONS, SessionKey, Terms, merged_amr
-from service.core.users import COLUMNS, USERS, FORMER_EPOCH, Key, UserRecord, get_user, require_live, require_may_change
+from service.core.users import COLUMNS, FORMER_EPOCH, USERS, Key, UserRecord, get_user, require_live, require_may_change
 from service.db.models import Session as SessionRow
 from service.db.models import SigningKey, table_of
 
@@ -200,9 +200,7 @@ def _makes_room(user_id: int, now: datetime) -> Any:
     epoch = select(USERS.c.access_epoch).where(USERS.c.id == user_id).scalar_subquery()
     kept = (
         select(_SESSIONS.c.id)
-        .where(
-            _SESSIONS.c.user_id == user_id, _SESSIONS.c.access_epoch == epoch, _SESSIONS.c.idle_expires_at > now
-        )
+        .where(_SESSIONS.c.user_id == user_id, _SESSIONS.c.access_epoch == epoch, _SESSIONS.c.idle_expires_at > now)
         .order_by(_SESSIONS.c.refreshed_at.desc(), _SESSIONS.c.id.desc())
         .limit(MAX_SESSIONS - 1)
     )
@@ -224,7 +222,9 @@ def _makes_room(user_id: int, now: datetime) -> Any:
 
 
 def _next_idle(now: ColumnElement[Any]) -> ColumnElement[Any]:
-    return func.least(_SESSIONS.c.expires_at, now + _SESSIONS.c.idle_seconds * literal(timedelta(seconds=1), Interval()))
+    return func.least(
+        _SESSIONS.c.expires_at, now + _SESSIONS.c.idle_seconds * literal(timedelta(seconds=1), Interval())
+    )
 
 
 def _refresh_statement() -> Any:
@@ -250,9 +250,7 @@ def _refresh_statement() -> Any:
         .values(
             generation=case((is_newest, _SESSIONS.c.generation + 1), else_=_SESSIONS.c.generation),
             refreshed_at=case((is_newest, now), else_=_SESSIONS.c.refreshed_at),
-            idle_expires_at=case(
-                (is_newest, _next_idle(now)), (is_repeat, _SESSIONS.c.idle_expires_at), else_=now
-            ),
+            idle_expires_at=case((is_newest, _next_idle(now)), (is_repeat, _SESSIONS.c.idle_expires_at), else_=now),
             ip_address=func.coalesce(bindparam("ip", type_=_SESSIONS.c.ip_address.type), _SESSIONS.c.ip_address),
             user_agent=func.coalesce(bindparam("agent", type_=_SESSIONS.c.user_agent.type), _SESSIONS.c.user_agent),
         )
@@ -322,9 +320,7 @@ def list_sessions(
     session: Session, user_id: int, *, after: UUID | None, size: int, now: datetime
 ) -> tuple[list[SessionRecord], bool]:
     """Sessions of a user that are not over, the newest first, and whether there are more. One statement."""
-    statement = select(*_COLUMNS).where(
-        _SESSIONS.c.user_id == user_id, _SESSIONS.c.idle_expires_at > now, _HAS_EPOCH
-    )
+    statement = select(*_COLUMNS).where(_SESSIONS.c.user_id == user_id, _SESSIONS.c.idle_expires_at > now, _HAS_EPOCH)
     if after is not None:
         statement = statement.where(_SESSIONS.c.id < after)
     rows = session.execute(statement.order_by(_SESSIONS.c.id.desc()).limit(size + 1)).all()
@@ -342,9 +338,7 @@ class LiveSession(NamedTuple):
 def find_live_session(session: Session, key: SessionKey, *, kid: str, now: datetime) -> LiveSession | None:
     """The session of a token that was signed with this key; None when it is over or the key revoked. One statement."""
     is_key_good = (
-        select(_SIGNING_KEYS.c.kid)
-        .where(_SIGNING_KEYS.c.kid == kid, _SIGNING_KEYS.c.revoked_at.is_(None))
-        .exists()
+        select(_SIGNING_KEYS.c.kid).where(_SIGNING_KEYS.c.kid == kid, _SIGNING_KEYS.c.revoked_at.is_(None)).exists()
     )
     row = session.execute(
         select(_SESSIONS.c.amr, _SESSIONS.c.authenticated_at, USERS.c.is_superuser).where(
@@ -377,7 +371,7 @@ def revoke_session(session: Session, key: SessionKey, *, secret_hash: bytes | No
 def revoke_sessions(session: Session, user_id: int, *, but: UUID | None, now: datetime) -> int:
     """End the sessions of a user but one; how many were not over. Raises UserNotFoundError."""
     get_user(session, Key("id", user_id))
-    statement = delete(_SESSIONS).where(_SESSIONS.c.user_id == user_id, USERS.c.id == user_id)
+    statement = delete(_SESSIONS).where(_SESSIONS.c.user_id == user_id, USERS.c.id == _SESSIONS.c.user_id)
     if but is not None:
         statement = statement.where(_SESSIONS.c.id != but)
     is_live = and_(_HAS_EPOCH, _SESSIONS.c.idle_expires_at > now)
@@ -393,7 +387,9 @@ def carry_over(session: Session, user_id: int, *, only: UUID | None = None) -> N
     To be called once, in the transaction that has just moved the epoch: sessions of older epochs stay over.
     """
     statement = update(_SESSIONS).where(
-        _SESSIONS.c.user_id == user_id, USERS.c.id == user_id, _SESSIONS.c.access_epoch == FORMER_EPOCH
+        _SESSIONS.c.user_id == user_id,
+        USERS.c.id == _SESSIONS.c.user_id,
+        _SESSIONS.c.access_epoch == FORMER_EPOCH,
     )
     if only is not None:
         statement = statement.where(_SESSIONS.c.id == only)

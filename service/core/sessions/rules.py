@@ -11,7 +11,8 @@ ID_RANDOM_BYTES = 10
 MAX_SESSIONS = 100
 """Live sessions of one user. Beyond, the one that was used longest ago is ended."""
 AMR_VALUES = frozenset(
-    "face fpt geo hwk iris mca mfa otp pin pop pwd rba retina sc sms swk tel user vbm wia".split()
+    {"face", "fpt", "geo", "hwk", "iris", "mca", "mfa", "otp", "pin", "pop"}
+    | {"pwd", "rba", "retina", "sc", "sms", "swk", "tel", "user", "vbm", "wia"}
 )
 """The values of RFC 8176, section 2. Not kba: an answer that others can find out authenticates nobody."""
 AAL1, AAL2 = "aal1", "aal2"

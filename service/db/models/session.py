@@ -33,7 +33,9 @@ class Session(Base):
     amr: Mapped[list[str]] = mapped_column(ARRAY(String(16)), comment="How the person was authenticated (RFC 8176)")
     authenticated_at: Mapped[datetime] = mapped_column(comment="When the person was last authenticated")
     refreshed_at: Mapped[datetime] = mapped_column(comment="When the newest refresh token was issued")
-    idle_expires_at: Mapped[datetime] = mapped_column(comment="When it is over, if it is not refreshed; when it was, if a refresh token was used twice")
+    idle_expires_at: Mapped[datetime] = mapped_column(
+        comment="When it is over, if it is not refreshed; when it was, after a theft"
+    )
     expires_at: Mapped[datetime] = mapped_column(index=True, comment="When it is over in any case; never changes")
     idle_seconds: Mapped[int] = mapped_column(comment="How long it may be idle")
     ip_address: Mapped[str | None] = mapped_column(INET, comment="Where the person was seen, as the caller says")

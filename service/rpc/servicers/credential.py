@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from uuid import UUID
 
 import grpc
 from sqlalchemy.orm import Session
@@ -28,6 +29,7 @@ from service.rpc.context import current, rpc_scope
 from service.rpc.pipeline.retries import retry_transaction
 from service.rpc.servicers.rules import Rules
 from service.rpc.servicers.sign_in import SignIn, Subject, subject_of
+from service.rpc.servicers.tokens import session_key_of
 from service.rpc.validation import (
     Violations,
     bounded_text,
@@ -105,6 +107,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         violations = Violations()
         user_id = require_id(request.user_id, "user_id", violations)
         _check_present(request.new_password, "new_password", violations)
+        kept = _kept_session(request, violations)
         violations.check()
         with self.hashing.permit() as hash_:
             candidate, outcome = self.sign_in.attempt(
@@ -125,6 +128,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
                 user,
                 hashed,
                 changed_at=candidate.password_changed_at,
+                keep_session=kept,
                 now=self.clock(),
                 keys=self.lockout_keys,
             )
@@ -273,6 +277,15 @@ def _expires_at(
     if expires_at is not None and expires_at <= now:
         violations.add("expires_at", "NOT_IN_THE_FUTURE", "must lie in the future")
     return expires_at
+
+
+def _kept_session(request: credential_pb2.ChangePasswordRequest, violations: Violations) -> UUID | None:
+    if not request.keep_session_id:
+        return None
+    key = session_key_of(request.keep_session_id, "keep_session_id", violations)
+    if key.user_id not in {0, request.user_id}:
+        violations.add("keep_session_id", "INVALID_ID", "must be the id of a session of this user")
+    return key.id
 
 
 def _check_present(password: str, field_name: str, violations: Violations) -> None:

@@ -22,7 +22,7 @@ from service.core.sessions import rows
 from service.core.sessions.access_tokens import BadAccessTokenError, Claims, kid_of, verify
 from service.core.sessions.refresh_tokens import BadRefreshTokenError, RefreshToken
 from service.core.sessions.rows import LiveSession
-from service.core.sessions.rules import ACR_VALUES, AMR_VALUES, acr_of, is_enough
+from service.core.sessions.rules import ACR_VALUES, AMR_VALUES, SessionKey, acr_of, is_enough
 from service.db.engine import Database, reading
 from service.rpc.context import current, rpc_scope
 from service.rpc.servicers.client import client_of
@@ -138,7 +138,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
 
     def RevokeSession(self, request: session_pb2.RevokeSessionRequest, context: grpc.ServicerContext) -> Empty:
         violations = Violations()
-        secret_hash = None
+        key, secret_hash = SessionKey(0, UUID(int=0)), None
         match request.WhichOneof("session"):
             case "refresh_token":
                 try:

@@ -99,7 +99,9 @@ class SignIn:
         except StoredHashError as error:
             damage = error
         reason = InvalidCredentialsError.reason if damage is None else damage.reason
-        outcome = self._settle(candidate, keys, PasswordAttempt(action, is_right, reason, forgives, client, changes), then)
+        outcome = self._settle(
+            candidate, keys, PasswordAttempt(action, is_right, reason, forgives, client, changes), then
+        )
         if damage is not None and isinstance(outcome.refusal, InvalidCredentialsError):
             damage.metadata["user_id"] = str(candidate.user_id)
             raise damage
