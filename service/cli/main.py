@@ -28,6 +28,7 @@ for verb in (
     users.hash_report,
     users.calibrate,
     keys.generate_key,
+    keys.keys,
     health.health,
     callers.callers,
 ):

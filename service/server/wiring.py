@@ -155,7 +155,7 @@ def build_server(
         executors[Executor.USUAL], interceptors=[pipeline], options=grpc_options(settings, shares_port=shares_port)
     )
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    maker = _key_maker(settings)
+    maker = key_maker(settings)
     signing_keys = SigningKeys(database, maker, clock)
     _add_servicers(server, database, settings, clock=clock, hashing=hashing, maker=maker, signing_keys=signing_keys)
     if settings.grpc_reflection:
@@ -241,7 +241,7 @@ def _executors(
     }
 
 
-def _key_maker(settings: Settings) -> KeyMaker:
+def key_maker(settings: Settings) -> KeyMaker:
     sealer = Sealer(settings.keys().derive_by_id("signing-key"))
     return KeyMaker(sealer, timedelta(days=settings.signing_key_days), random_bytes)
 
