@@ -225,7 +225,7 @@ class ReauthenticationRequiredError(PersonaeError):
 
 class AudienceNotAllowedError(PersonaeError):
     reason = "AUDIENCE_NOT_ALLOWED"
-    text = "The caller may not have tokens issued for this audience. python -m service callers grant … --audience"
+    text = "The caller may not have tokens issued for this audience: see `callers grant --audience`."
 
     def __init__(self, field: str) -> None:
         super().__init__()

@@ -14,8 +14,8 @@ from service.core.audit import Client
 from service.core.authn import Outcome
 from service.core.failed_sign_ins import counter_keys_of
 from service.core.lockout import FailedSignIns, LockoutKeys, remaining
+from service.core.sessions.issuing import Refreshed, start_session, step_up
 from service.core.sessions.refresh_tokens import RefreshToken
-from service.core.sessions.rows import Refreshed, start_session, step_up
 from service.core.sessions.rules import SessionKey, Terms
 from service.core.users import Key
 from service.db.engine import Database, reading

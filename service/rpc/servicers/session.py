@@ -20,6 +20,7 @@ from service.base.errors import (
 from service.core.page_tokens import PageTokens, Position
 from service.core.sessions import rows
 from service.core.sessions.access_tokens import BadAccessTokenError, Claims, kid_of, verify
+from service.core.sessions.issuing import create_session, refresh_session
 from service.core.sessions.refresh_tokens import BadRefreshTokenError, RefreshToken
 from service.core.sessions.rows import LiveSession
 from service.core.sessions.rules import ACR_VALUES, AMR_VALUES, SessionKey, acr_of, is_enough
@@ -61,7 +62,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         self.tokens.require_ready(now)
         new = self.tokens.new_session(now)
         with rpc_scope(self.database) as session, session.begin():
-            started = rows.create_session(
+            started = create_session(
                 session,
                 user_id,
                 new.token(user_id),
@@ -84,7 +85,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         self.tokens.require_ready(now)
         grace = self.tokens.rules.refresh_grace
         with rpc_scope(self.database) as session, session.begin():
-            found = rows.refresh_session(
+            found = refresh_session(
                 session,
                 token,
                 caller=current().caller,

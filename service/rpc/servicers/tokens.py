@@ -11,8 +11,9 @@ from google.protobuf.duration_pb2 import Duration
 from personae.v1 import authentication_pb2
 from service.base.errors import AudienceNotAllowedError, TokensNotConfiguredError
 from service.core.sessions.access_tokens import Claims, sign
+from service.core.sessions.issuing import Refreshed
 from service.core.sessions.refresh_tokens import SECRET_BYTES, RefreshToken, RefreshTokens
-from service.core.sessions.rows import Refreshed, SessionRecord
+from service.core.sessions.rows import SessionRecord
 from service.core.sessions.rules import (
     ID_RANDOM_BYTES,
     BadSessionIdError,
