@@ -4,6 +4,8 @@ RFC 8725 is followed: one algorithm, which the token does not choose; the type, 
 and the kid only names one of this service's keys. Nothing personal is inside.
 """
 
+import base64
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,6 +21,8 @@ ALGORITHM = "ES256"
 CLOCK_SKEW = timedelta(seconds=30)
 """How far ahead the clock of the server may be that has issued a token."""
 _TYPE = "at+jwt"
+_COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.(?P<signature>[A-Za-z0-9_-]{86})")
+"""RFC 7515, 3.1. The library also takes padding and other characters, which are none of a token."""
 _REQUIRED = ["aud", "auth_time", "client_id", "exp", "iat", "iss", "jti", "sid", "sub"]
 
 
@@ -59,11 +63,14 @@ def sign(claims: Claims, *, issuer: str, jti: str, kid: str, key: EllipticCurveP
 
 def kid_of(token: str) -> str:
     """Which key the token says it was signed with. Raises BadAccessTokenError for what is no access token."""
-    if len(token) > TOKEN_MAX_BYTES:
+    if len(token) > TOKEN_MAX_BYTES or (found := _COMPACT.fullmatch(token)) is None:
         raise BadAccessTokenError
+    signature = found["signature"]
+    if base64.urlsafe_b64encode(base64.urlsafe_b64decode(signature + "==")).rstrip(b"=").decode() != signature:
+        raise BadAccessTokenError  # with other bits in the last character: one token would have several texts
     try:
         header = jwt.get_unverified_header(token)
-    except (jwt.PyJWTError, ValueError):  # ValueError: surrogates
+    except jwt.PyJWTError:
         raise BadAccessTokenError from None
     kid = header.get("kid")
     if header.get("typ") != _TYPE or header.get("alg") != ALGORITHM or not isinstance(kid, str):
@@ -78,7 +85,7 @@ def verify(token: str, key: EllipticCurvePublicKey, *, issuer: str, now: datetim
     try:
         found = jwt.decode(token, key, algorithms=[ALGORITHM], issuer=issuer, options=options)
         claims = Claims(
-            session=SessionKey.parse(found["sid"]),
+            session=SessionKey.parse(str(found["sid"])),
             caller=found["client_id"],
             audience=tuple(found["aud"]),
             amr=tuple(found.get("amr", ())),

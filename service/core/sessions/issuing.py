@@ -16,7 +16,7 @@ from service.core.audit import Client
 from service.core.sessions.refresh_tokens import RefreshToken
 from service.core.sessions.rows import HAS_EPOCH, SESSION_COLUMNS, SESSIONS, SessionRecord, is_live
 from service.core.sessions.rules import MAX_SESSIONS, Terms, merged_amr
-from service.core.users import COLUMNS, USERS, UserRecord, require_may_change
+from service.core.users import COLUMNS, USERS, UserRecord, require_live, require_may_change
 
 _TIME = DateTime(timezone=True)
 

@@ -1,0 +1,175 @@
+"""Sessions under concurrent calls, on two servers with one database: one rotation, and nothing outlives its end."""
+
+import random
+from collections.abc import Callable
+from datetime import timedelta
+from itertools import count
+
+import grpc
+import pytest
+from sqlalchemy.engine import URL
+
+from personae.v1 import credential_pb2, session_pb2, user_pb2
+from tests.support.clocks import MovableClock
+from tests.support.credentials import NEW, change, outcome, reset, rows_of, start_reset
+from tests.support.errors import failure_of
+from tests.support.factories import PASSWORD
+from tests.support.servers import RunningServer, running
+from tests.support.sessions import (
+    Tokens,
+    in_token,
+    introspect,
+    refresh,
+    refreshed,
+    refreshing,
+    sessions_of,
+    sign_in,
+    signed_in,
+)
+from tests.support.threads import at_once, outcomes
+
+Change = Callable[[RunningServer, user_pb2.User], object]
+
+
+def test_eighty_refreshes_of_one_token_are_one_rotation(private_url: URL) -> None:
+    """All get the same successor. An older token afterwards ends the session for everybody: one event."""
+    clock = MovableClock()
+    with running(private_url, clock) as one, running(private_url, clock) as two:
+        user, tokens = signed_in(one)
+        results = at_once(80, lambda index: refresh((one, two)[index % 2], tokens.refresh_token))
+        found = [result for result in results if isinstance(result, Tokens)]
+        assert len(found) == 80
+        [successor] = {result.refresh_token for result in found}
+        assert in_token(successor).generation == in_token(tokens.refresh_token).generation + 1
+        assert [row["generation"] for row in rows_of(private_url, "sessions")] == [2]
+
+        newest = refresh(two, successor).refresh_token
+        ended = outcomes(at_once(20, lambda index: refresh((one, two)[index % 2], tokens.refresh_token)))
+        assert ended == {"SESSION_REUSED": 1, "SESSION_INVALID": 19}
+        assert refreshed(one, newest) == "SESSION_INVALID"
+        assert sessions_of(one, user) == []
+        events = [row for row in rows_of(private_url, "audit_events") if row["action"] == "RefreshSession"]
+        assert [(row["target_user_id"], row["reason"]) for row in events] == [(user.id, "SESSION_REUSED")]
+
+
+def test_the_grace_counts_from_the_rotation(private_url: URL) -> None:
+    """A repeat does not renew it."""
+    with running(private_url, refresh_grace_seconds=30) as server:
+        _, tokens = signed_in(server)
+        successor = refresh(server, tokens.refresh_token)
+        for seconds in (10, 10, 9):
+            server.clock.advance(timedelta(seconds=seconds))
+            assert refresh(server, tokens.refresh_token).refresh_token == successor.refresh_token
+        server.clock.advance(timedelta(seconds=2))
+        assert refreshed(server, tokens.refresh_token) == "SESSION_REUSED"
+        assert refreshed(server, successor.refresh_token) == "SESSION_INVALID"
+
+
+def test_without_a_grace_a_repeat_is_a_reuse(private_url: URL) -> None:
+    with running(private_url, refresh_grace_seconds=0) as server:
+        _, tokens = signed_in(server)
+        refresh(server, tokens.refresh_token)
+        assert refreshed(server, tokens.refresh_token) == "SESSION_REUSED"
+
+
+def test_two_hundred_honest_clients_for_a_month(private_url: URL) -> None:
+    """They refresh at random times on either server, and lose answers now and then: none is signed out."""
+    rng = random.Random(15)
+    clock = MovableClock()
+    losses = count()
+    with (
+        running(private_url, clock, session_lifetime_seconds=60 * 86_400) as one,
+        running(private_url, clock, session_lifetime_seconds=60 * 86_400) as two,
+    ):
+        user, *_ = signed_in(one)
+        clients: list[str] = []
+        for number in range(200):
+            if number % 50 == 0:
+                user, _ = signed_in(one)
+            clients.append(sign_in(one, user).refresh_token)
+        for _day in range(10):
+            clock.advance(timedelta(days=3))
+            for index, token in enumerate(clients):
+                successor = refresh(rng.choice((one, two)), token).refresh_token
+                while rng.random() < 0.2:  # the answer was lost, and the client tries again
+                    next(losses)
+                    clock.advance(timedelta(milliseconds=rng.randrange(100)))
+                    assert refresh(rng.choice((one, two)), token).refresh_token == successor
+                clients[index] = successor
+        assert {refreshed(one, token) for token in clients} == {"OK"}
+    assert next(losses) > 200
+
+
+def deactivate(server: RunningServer, user: user_pb2.User) -> object:
+    return server.users.DeactivateUser(user_pb2.DeactivateUserRequest(id=user.id))
+
+
+def delete(server: RunningServer, user: user_pb2.User) -> object:
+    return server.users.DeleteUser(user_pb2.DeleteUserRequest(id=user.id))
+
+
+def set_password(server: RunningServer, user: user_pb2.User) -> object:
+    return server.credentials.SetPassword(credential_pb2.SetPasswordRequest(user_id=user.id, password=NEW))
+
+
+def complete_reset(server: RunningServer, user: user_pb2.User) -> object:
+    return server.credentials.CompletePasswordReset(reset(start_reset(server, user).code))
+
+
+def change_password(server: RunningServer, user: user_pb2.User) -> object:
+    return server.credentials.ChangePassword(change(user, PASSWORD))
+
+
+def revoke_all(server: RunningServer, user: user_pb2.User) -> object:
+    return server.sessions.RevokeSessions(session_pb2.RevokeSessionsRequest(user_id=user.id))
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [deactivate, delete, set_password, complete_reset, change_password, revoke_all],
+    ids=lambda ends: ends.__name__,
+)
+def test_nothing_that_was_issued_before_works_after(private_url: URL, ends: Change) -> None:
+    """While sessions are refreshed on two servers: once the change is acknowledged, no token of before refreshes, and
+    none is active at the next introspection.
+    """
+    clock = MovableClock()
+    with running(private_url, clock) as one, running(private_url, clock) as two:
+        user, *_ = signed_in(one)
+        issued = [sign_in(one, user) for _ in range(6)]
+
+        def refreshing_until_refused(index: int) -> list[Tokens]:
+            """All the tokens that a client gets."""
+            held = [issued[index]]
+            server = (one, two)[index % 2]
+            while outcome(server.sessions.RefreshSession, refreshing(held[-1].refresh_token)) == "OK":
+                held.append(refresh(server, held[-1].refresh_token))
+            return held
+
+        def run(index: int) -> list[Tokens]:
+            if index < len(issued):
+                return refreshing_until_refused(index)
+            ends(one, user)
+            return []
+
+        results = at_once(len(issued) + 1, run)
+        held = [tokens for result in results if not isinstance(result, grpc.RpcError) for tokens in result]
+        assert len(held) >= len(issued)
+        for server in (one, two):
+            assert {refreshed(server, tokens.refresh_token) for tokens in held} == {"SESSION_INVALID"}
+            assert not any(introspect(server, tokens.access_token).active for tokens in held)
+        assert sessions_of(one, user) == []
+
+
+def test_sign_ins_at_once_keep_to_the_limit(private_url: URL) -> None:
+    """A hundred sessions, and those that began at the very same moment until the next one begins."""
+    with running(private_url) as server:
+        user, *_ = signed_in(server)
+
+        def start(_: int) -> object:
+            return server.sessions.CreateSession(session_pb2.CreateSessionRequest(user_id=user.id, amr=["otp"]))
+
+        for _ in range(13):
+            assert set(outcomes(at_once(10, start))) == {"OK"}
+        start(0)
+        assert len(sessions_of(server, user, page_size=1000)) <= 100
