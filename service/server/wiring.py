@@ -25,7 +25,7 @@ from personae.v1 import (
 )
 from service.base.actor import ANONYMOUS_CALLER
 from service.base.clock import Clock, monotonic, utc_now
-from service.base.connection_age import age_grace, retirement_seconds
+from service.base.connection_age import retirement_seconds
 from service.base.cores import pin_thread, usable_cores
 from service.base.settings import Settings, SettingsError
 from service.core.lockout import LockoutKeys
@@ -36,7 +36,6 @@ from service.core.passwords.policy import PasswordPolicy
 from service.core.token_bucket import rate_of
 from service.db.connections import Watch
 from service.db.engine import Database
-from service.rpc.admission.connection_limit import connection_limit_option
 from service.rpc.admission.executor import BoundedExecutor
 from service.rpc.admission.hashing import HashLimiter
 from service.rpc.admission.rate_limits import RateLimits
@@ -58,13 +57,11 @@ from service.rpc.servicers.user import UserServicer
 from service.rpc.tls import CertificateError, Certificates, TlsFiles
 from service.server.database_probe import DatabaseMonitor, DatabaseProbe, ReportStatus
 from service.server.jobs import background_jobs
-from service.server.server import Listener, Server
+from service.server.ports import grpc_listeners, grpc_options
+from service.server.server import Server
 from service.server.sweeper import make_audit_months, sweep_and_log
 from service.server.telemetry import ServerState, Telemetry
 
-MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-MAX_METADATA_BYTES = 16 * 1024
-"""Of one call: each key and value counts 32 more (RFC 9113, section 6.5.2)."""
 SERVICES = (
     user_pb2.DESCRIPTOR.services_by_name["UserService"],
     authentication_pb2.DESCRIPTOR.services_by_name["AuthenticationService"],
@@ -82,26 +79,6 @@ SERVED_METHODS = {
 _SPARE_THREADS = 4
 """Threads of the hashing executor beyond the permits and their queue: for RPCs that are refused, and for CreateUser
 without a password."""
-_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # Further calls of a connection wait at the client. As many as may wait here, so that a lone client is not refused.
-    # Not fewer: streams that a client opens before it has received the limit are reset (decision 0030).
-    ("grpc.max_concurrent_streams", 512),
-    # gRPC must not refuse calls by itself: it would do so as CANCELLED, without a reason.
-    ("grpc.server.max_pending_requests", 1_000_000),
-    ("grpc.server.max_pending_requests_hard_limit", 1_000_000),
-    ("grpc.enable_channelz", 0),  # unused statistics
-    ("grpc.server_handshake_timeout_ms", 10_000),
-    # The soft limit is 8 KiB otherwise: between both gRPC refuses by chance, the more often the larger they are.
-    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
-    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
-    # Clients may ping every two seconds, also without a call: Go and Java do so every 10 s at the most, others as they
-    # like. Faster ones get GOAWAY too_many_pings. A connection whose peer is gone is closed within a minute.
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
-    ("grpc.keepalive_time_ms", 45_000),
-    ("grpc.keepalive_timeout_ms", 15_000),
-)
 _log = structlog.get_logger("personae.server")
 
 
@@ -161,7 +138,7 @@ def build_server(
         watch_executor=health.sending,
     )
     server = grpc.server(
-        executors[Executor.USUAL], interceptors=[pipeline], options=_grpc_options(settings, shares_port=shares_port)
+        executors[Executor.USUAL], interceptors=[pipeline], options=grpc_options(settings, shares_port=shares_port)
     )
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     _add_servicers(server, database, settings, clock=clock, hashing=hashing)
@@ -189,7 +166,7 @@ def build_server(
     )
     return Server(
         grpc=server,
-        listeners=_listeners(settings, certificates),
+        listeners=grpc_listeners(settings, certificates),
         database=database,
         directory=directory,
         monitor=monitor,
@@ -261,39 +238,6 @@ def _add_servicers(
     authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(authentication, server)
     credential_pb2_grpc.add_CredentialServiceServicer_to_server(credentials, server)
     audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(database, page_tokens), server)
-
-
-def _grpc_options(settings: Settings, *, shares_port: bool) -> tuple[tuple[str, int], ...]:
-    options = [
-        *_OPTIONS,
-        # Unless the port is shared, a second server on it is an error.
-        ("grpc.so_reuseport", int(shares_port)),
-        connection_limit_option(
-            settings.grpc_max_connections,
-            ports=2 if settings.client_certificates == "optional" else 1,
-            pool_size=settings.db_pool_size + settings.db_max_overflow,
-            is_explicit="grpc_max_connections" in settings.model_fields_set,
-        ),
-    ]
-    if settings.grpc_max_connection_age:
-        options += [
-            ("grpc.max_connection_age_ms", round(settings.grpc_max_connection_age * 1000)),
-            ("grpc.max_connection_age_grace_ms", round(age_grace(settings) * 1000)),
-        ]
-    return tuple(options)
-
-
-def _listeners(settings: Settings, certificates: Certificates | None) -> list[Listener]:
-    """The port, and a second one if client certificates are optional: see decision 0018."""
-    address = settings.address(settings.grpc_port)
-    if certificates is None:
-        return [Listener("GRPC_PORT", address, None)]
-    is_required = settings.client_certificates == "required"
-    listeners = [Listener("GRPC_PORT", address, certificates.credentials(requires_client_certificate=is_required))]
-    if settings.client_certificates == "optional":
-        mtls = certificates.credentials(requires_client_certificate=True)
-        listeners.append(Listener("GRPC_MTLS_PORT", settings.address(settings.grpc_mtls_port), mtls))
-    return listeners
 
 
 def _identification(
