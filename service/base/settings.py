@@ -24,6 +24,10 @@ Seconds = Annotated[float, Field(allow_inf_nan=False)]
 _DAY = 86_400
 _HOST = re.compile(r"(?!-)[\w-]{1,63}(\.[\w-]{1,63})*\.?", re.ASCII)
 _MAX_HOST_LENGTH = 253
+_ISSUER = re.compile(
+    r"(?P<scheme>https?)://(?P<host>[\w.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?(/[\w.~!$&'()*+,;=:@%-]+)*", re.ASCII
+)
+_MAX_ISSUER_LENGTH = 255
 _ENV_FILE = ".env"
 OPERATOR_MAX_LENGTH = 64
 SAFE_BCRYPT_COST = 10
@@ -81,6 +85,11 @@ class Settings(BaseSettings):
     shutdown_grace: Annotated[Seconds, Field(ge=0, le=3600)] = 10
     health_probe_interval: Annotated[Seconds, Field(gt=0, le=60)] = 0.5
 
+    # ---- http
+    http_host: str | None = None
+    http_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    token_issuer: str | None = None
+
     # ---- observability
     metrics_host: str = "127.0.0.1"
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
@@ -130,14 +139,31 @@ class Settings(BaseSettings):
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
 
-    @field_validator("grpc_host", "metrics_host")
+    @field_validator("grpc_host", "metrics_host", "http_host")
     @classmethod
-    def _a_host(cls, value: str) -> str:
+    def _a_host(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
         try:
             ipaddress.ip_address(value.strip("[]"))
         except ValueError:
             if len(value) > _MAX_HOST_LENGTH or _HOST.fullmatch(value) is None:
                 raise ValueError("is no IP address and no host name; the port has a setting of its own") from None
+        return value
+
+    @field_validator("token_issuer")
+    @classmethod
+    def _an_issuer(cls, value: str | None) -> str | None:
+        """Verifiers compare the text, and append a path to it (OpenID Connect Discovery, section 4.1)."""
+        if value is None:
+            return None
+        if len(value) > _MAX_ISSUER_LENGTH or (found := _ISSUER.fullmatch(value)) is None:
+            raise ValueError(
+                f"must be a URL like https://id.example.com of at most {_MAX_ISSUER_LENGTH} characters, without user, "
+                "query, fragment and a slash at its end"
+            )
+        if found["scheme"] == "http" and not is_local_host(found["host"]):
+            raise ValueError("must be https: whoever changes the public keys on their way can forge tokens")
         return value
 
     @field_validator("operator")
@@ -204,6 +230,20 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _http_has_an_issuer_and_is_safe(self) -> "Settings":
+        if not self.http_port:
+            return self
+        if self.token_issuer is None:
+            raise ValueError("HTTP_PORT is set without TOKEN_ISSUER: the port says who issues tokens, by that URL")
+        if not is_local_host(self.http_listen_host) and not self.has_tls and not self.insecure_plaintext:
+            raise ValueError(
+                f"HTTP_HOST={self.http_listen_host} is reached from other machines, and the server has no certificate: "
+                "whoever changes the public keys on their way can forge tokens. Set TLS_CERTIFICATE_FILE and "
+                "TLS_PRIVATE_KEY_FILE, or bind 127.0.0.1, or put a TLS proxy in front and say INSECURE_PLAINTEXT=true"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _databases_are_reached_by_tls(self) -> "Settings":
         for name, url in (("DATABASE_URL", self.url), ("MIGRATION_DATABASE_URL", self.migration_url)):
             if url is None or is_local_database(url) or url.query.get("sslmode") == "verify-full":
@@ -241,6 +281,11 @@ class Settings(BaseSettings):
     def is_loopback(self) -> bool:
         """Whether the server can be reached from this machine only."""
         return is_local_host(self.grpc_host)
+
+    @property
+    def http_listen_host(self) -> str:
+        """The address of the HTTP port: HTTP_HOST, else that of gRPC."""
+        return self.http_host or self.grpc_host
 
     @property
     def requires_own_role(self) -> bool:

@@ -196,6 +196,7 @@ def build_server(
             directory=directory,
             certificates=certificates,
         ),
+        http=None,  # there are no tokens to verify yet: see http_server in ports.py
         describe=partial(_description, settings, directory, clock, assumed_caller),
         drain_seconds=settings.shutdown_drain,
         grace_seconds=settings.shutdown_grace,
