@@ -10,21 +10,22 @@ class PortInUseError(Exception):
 
 
 @contextmanager
-def reserved_port(host: str, port: int, setting: str) -> Iterator[int]:
+def reserved_port(host: str, port: int, setting: str, *, host_setting: str = "GRPC_HOST") -> Iterator[int]:
     """Reserve a port for processes that share it by SO_REUSEPORT; yield its number, a free one for 0.
 
     Its sockets are bound but do not listen, so no caller is connected before a server is there. Raises PortInUseError,
-    also when another program listens on the port with SO_REUSEPORT. setting: the one that chose the port, for the text.
+    also when another program listens on the port with SO_REUSEPORT. setting, host_setting: those that chose port and
+    host, for the text.
     """
     with ExitStack() as sockets:
         try:
             number = _bind(host.strip("[]"), port, sockets)
         except socket.gaierror:
-            raise PortInUseError(f"GRPC_HOST={host} is not known. Write an address of this machine.") from None
+            raise PortInUseError(f"{host_setting}={host} is not known. Write an address of this machine.") from None
         except OSError as error:
             raise PortInUseError(
                 f"{host}:{port} cannot be bound ({error.strerror}). Is another server running there? "
-                f"GRPC_HOST and {setting} choose another."
+                f"{host_setting} and {setting} choose another."
             ) from None
         yield number
 

@@ -1,11 +1,14 @@
-"""Serves a WSGI application over HTTP on threads of its own, beside gRPC. No TLS: the port belongs on loopback or on a
-network that only its clients reach.
+"""Serves a WSGI application over HTTP or HTTPS on threads of its own, beside gRPC.
+
+One thread has all connections and waits for none of them: a slow client holds no thread, neither in its TLS handshake
+nor in its request. Other threads run the application, for requests that have arrived whole.
 """
 
 import logging
 import socket
+import ssl
 from functools import partial
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 from wsgiref.types import WSGIApplication
 
@@ -13,40 +16,52 @@ from waitress import create_server, wasyncore
 from waitress.channel import HTTPChannel
 
 MAX_CONNECTIONS = 32
-"""One more takes the place of the oldest without a request. Where all have one, it waits in the kernel's backlog."""
 _STOP_SECONDS = 2.0
 _MAX_HEADER_BYTES = 16_384
 _MAX_BODY_BYTES = 16_384
+_MAX_TLS_RECORD_BYTES = 16_384  # RFC 8446, section 5.1
 
 
 class WsgiServer:
     """An HTTP server that answers from when it is made until it is closed."""
 
-    def __init__(self, app: WSGIApplication, host: str, port: int, *, idle_seconds: int = 5) -> None:
-        """port: 0 picks a free one. idle_seconds: a connection is closed that has no whole request for so long, so that
-        idle and slow clients keep nobody out. Raises OSError when the address cannot be bound.
+    def __init__(
+        self,
+        app: WSGIApplication,
+        host: str,
+        port: int,
+        *,
+        tls: ssl.SSLContext | None = None,
+        shares_port: bool = False,
+        max_connections: int = MAX_CONNECTIONS,
+        idle_seconds: int = 5,
+    ) -> None:
+        """port: 0 picks a free one. tls: None: in clear text. shares_port: other processes listen on the same port;
+        the kernel gives each connection to one of them. max_connections: one more takes the place of the oldest without
+        a request; where all have one, it waits in the kernel's backlog. idle_seconds: a connection is closed that has
+        no whole request for so long, so that idle and slow clients keep nobody out.
+
+        Raises OSError when the address cannot be bound.
         """
         logging.getLogger("waitress").setLevel(logging.ERROR)  # it would warn whenever its clients are many
-        host = host.strip("[]")
-        is_ipv6 = ":" in host
-        family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
-        listener = socket.create_server((host, port), family=family, dualstack_ipv6=is_ipv6)
+        listener = _listen(host.strip("[]"), port, tls, shares_port=shares_port)
         self.port: int = listener.getsockname()[1]
         self._sockets: dict[int, object] = {}
         self._server = create_server(
             app,
             map=self._sockets,
             sockets=[listener],
-            connection_limit=MAX_CONNECTIONS + 2,  # it counts the listener and the pipe that wakes its thread
+            connection_limit=max_connections + 2,  # it counts the listener and the pipe that wakes its thread
             channel_timeout=idle_seconds,
             cleanup_interval=1,
             max_request_header_size=_MAX_HEADER_BYTES,
             max_request_body_size=_MAX_BODY_BYTES,
+            url_scheme="http" if tls is None else "https",
             asyncore_use_poll=True,  # select() fails for descriptors above 1023, and gRPC may hold thousands
             log_socket_errors=False,  # a client that leaves is no event
             ident="personae",  # in place of the name of the library
         )
-        self._server.channel_class = _Connection
+        self._server.channel_class = partial(_Connection if tls is None else _TlsConnection, max_connections)
         self._thread = Thread(target=self._server.run, name="http", daemon=True)
         self._thread.start()
 
@@ -58,6 +73,16 @@ class WsgiServer:
         self._thread.join(_STOP_SECONDS)
 
 
+def _listen(host: str, port: int, tls: ssl.SSLContext | None, *, shares_port: bool) -> socket.socket:
+    is_ipv6 = ":" in host
+    family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
+    listener = socket.create_server((host, port), family=family, dualstack_ipv6=is_ipv6, reuse_port=shares_port)
+    if tls is None:
+        return listener
+    # The sockets that it accepts speak TLS. Their handshake happens as they are read.
+    return tls.wrap_socket(listener, server_side=True, do_handshake_on_connect=False)
+
+
 class _Connection(HTTPChannel):  # type: ignore[misc]  # waitress has no types
     """A connection that a client cannot keep open by sending a request, or reading an answer, bit by bit; nor by saying
     nothing while others want to connect.
@@ -65,9 +90,9 @@ class _Connection(HTTPChannel):  # type: ignore[misc]  # waitress has no types
 
     last_activity: float
 
-    def __init__(self, server: Any, *arguments: Any, **options: Any) -> None:
+    def __init__(self, max_connections: int, server: Any, *arguments: Any, **options: Any) -> None:
         super().__init__(server, *arguments, **options)
-        if len(server.active_channels) >= MAX_CONNECTIONS:
+        if len(server.active_channels) >= max_connections:
             others = (one for one in server.active_channels.values() if one is not self)
             idle = [one for one in others if not one.requests and not one.total_outbufs_len]
             if idle:
@@ -83,3 +108,42 @@ class _Connection(HTTPChannel):  # type: ignore[misc]  # waitress has no types
         last_activity = self.last_activity
         super().handle_write()
         self.last_activity = last_activity
+
+
+class _TlsConnection(_Connection):
+    """The same over TLS. Its socket shakes hands when it is first read."""
+
+    socket: ssl.SSLSocket | None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._tls_lock = Lock()  # an SSLSocket is not for two threads; both the server's and the application's send
+        self._decrypted = b""
+        super().__init__(*arguments, **options)
+
+    def handle_read(self) -> None:
+        if self.socket is None:
+            return
+        try:
+            with self._tls_lock:
+                # A whole record, since what OpenSSL kept of one would never show as readable.
+                self._decrypted = self.socket.recv(_MAX_TLS_RECORD_BYTES)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return  # half a record, or a step of the handshake
+        except OSError:
+            self.handle_close()
+            return
+        super().handle_read()
+
+    def recv(self, _buffer_size: int) -> bytes:
+        if not self._decrypted:
+            self.handle_close()
+        return self._decrypted
+
+    def send(self, data: bytes, do_close: bool = True) -> int:  # noqa: ARG002, FBT001, FBT002  its signature
+        if self.socket is None:
+            return 0
+        try:
+            with self._tls_lock:
+                return self.socket.send(data)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return 0

@@ -5,6 +5,7 @@ them too, so that an idle server reports problems. A certificate that cannot be 
 one stays in use. Open connections keep the certificate that they were opened with.
 """
 
+import ssl
 import stat
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -117,6 +118,29 @@ class Certificates:
             requires_client_certificate,
         )
 
+    def ssl_context(self) -> ssl.SSLContext:
+        """A context of the standard library with the same certificate, for a port that is not gRPC's; clients are asked
+        for no certificate. TLS 1.2 or later (RFC 9325, section 3.1.1). Raises CertificateError.
+        """
+        shown, context = self._current, _http_context(self._files)
+
+        def choose(connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _first: ssl.SSLContext) -> None:
+            """Show the current certificate in this handshake. Called whether or not the client names a server."""
+            nonlocal shown, context
+            self.refresh()
+            if self._current is not shown:
+                shown = self._current
+                try:
+                    context = _http_context(self._files)
+                except (
+                    CertificateError
+                ) as error:  # of the files that follow these, if they are being replaced right now
+                    _log.error("certificate not replaced on the HTTP port", problem=str(error))
+            connection.context = context
+
+        context.sni_callback = choose
+        return context
+
     def refresh(self) -> None:
         """Load the files again if they have changed, and warn of a certificate that expires."""
         with self._lock:
@@ -154,6 +178,19 @@ def read_identity(files: TlsFiles) -> tuple[bytes, bytes]:
     """The certificate chain and its private key in PEM, as gRPC takes them. Raises CertificateError."""
     identity = _load(files, _read(files))
     return identity.chain, identity.private_key
+
+
+def _http_context(files: TlsFiles) -> ssl.SSLContext:
+    """Load the files once more, since `ssl` reads nothing but files. OpenSSL requires that the key fits."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(files.certificate, files.private_key, password="")  # never asks a terminal for one
+    except OSError as error:
+        problem = f"{_CERTIFICATE}: {files.certificate} cannot be used by OpenSSL: {error.strerror or error}"
+        raise CertificateError(problem) from None
+    return context
 
 
 def _read(files: TlsFiles) -> list[bytes] | str:

@@ -1,9 +1,13 @@
-"""The ports of a server: the options of gRPC, and where it listens."""
+"""The ports of a server: where gRPC listens and with which options, and the HTTP port."""
+
+from collections.abc import Callable
 
 from service.base.connection_age import age_grace
-from service.base.settings import Settings
+from service.base.settings import Settings, SettingsError
+from service.http.app import well_known
+from service.http.server import MAX_CONNECTIONS, HttpServer
 from service.rpc.admission.connection_limit import connection_limit_option
-from service.rpc.tls import Certificates
+from service.rpc.tls import CertificateError, Certificates
 from service.server.server import Listener
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
@@ -40,6 +44,7 @@ def grpc_options(settings: Settings, *, shares_port: bool) -> tuple[tuple[str, i
             settings.grpc_max_connections,
             ports=2 if settings.client_certificates == "optional" else 1,
             pool_size=settings.db_pool_size + settings.db_max_overflow,
+            http_connections=MAX_CONNECTIONS if settings.http_port else 0,
             is_explicit="grpc_max_connections" in settings.model_fields_set,
         ),
     ]
@@ -62,3 +67,21 @@ def grpc_listeners(settings: Settings, certificates: Certificates | None) -> lis
         mtls = certificates.credentials(requires_client_certificate=True)
         listeners.append(Listener("GRPC_MTLS_PORT", settings.address(settings.grpc_mtls_port), mtls))
     return listeners
+
+
+def http_server(
+    settings: Settings, certificates: Certificates | None, jwks: Callable[[], bytes], *, shares_port: bool
+) -> HttpServer | None:
+    """The HTTP port, which serves with the certificate of the gRPC port if there is one; None where HTTP_PORT is 0.
+
+    jwks: returns the JWK Set as JSON; it may raise PersonaeError. shares_port: other processes listen on the same port.
+    Raises SettingsError for a certificate that OpenSSL refuses.
+    """
+    if not settings.http_port or settings.token_issuer is None:  # the one without the other is no valid setting
+        return None
+    try:
+        tls = None if certificates is None else certificates.ssl_context()
+    except CertificateError as error:
+        raise SettingsError(str(error)) from None
+    app = well_known(settings.token_issuer, jwks)
+    return HttpServer(app, settings.http_listen_host, settings.http_port, tls=tls, shares_port=shares_port)

@@ -13,6 +13,7 @@ from service.base.clock import monotonic
 from service.base.ports import PortInUseError
 from service.db.engine import Database
 from service.db.schema import UnfitDatabaseError
+from service.http.server import HttpServer
 from service.rpc.admission.executor import BoundedExecutor
 from service.rpc.callers.directory import CallerDirectory
 from service.rpc.health import Health
@@ -76,6 +77,8 @@ class Server:
     """Set when the jobs must end."""
     telemetry: Telemetry
     state: ServerState
+    http: HttpServer | None
+    """None: there is no HTTP port."""
     describe: Callable[[], dict[str, object]]
     """Returns what the log says of a server that listens."""
     drain_seconds: float
@@ -105,6 +108,11 @@ class Server:
         return self._ports[1] if len(self._ports) > 1 else 0
 
     @property
+    def http_port(self) -> int:
+        """The HTTP port; 0 if there is none."""
+        return 0 if self.http is None else self.http.port
+
+    @property
     def authenticates_callers(self) -> bool:
         """Whether callers need credentials."""
         return self.directory is not None
@@ -124,8 +132,12 @@ class Server:
         try:
             self.monitor.check_first()
             self._ports = tuple(listener.bind(self.grpc) for listener in self.listeners)
+            if self.http is not None:
+                self.http.start()
             self.telemetry.start(self.state, is_ready=lambda: self._is_started and self.health.is_serving)
         except Exception:
+            if self.http is not None:
+                self.http.close()
             self._guards_stopping.set()
             raise
         if self.directory is not None:
@@ -134,9 +146,10 @@ class Server:
         self._is_started = True
         for thread in self._threads:
             thread.start()
-        mtls = {"mtls_port": self.mtls_port} if self.mtls_port else {}
+        others = {"mtls_port": self.mtls_port, "http_port": self.http_port}
+        others = {name: port for name, port in others.items() if port}
         is_up = self.monitor.is_up
-        _log.info("listening", port=self.port, pid=os.getpid(), serving=is_up, **mtls, **self.describe())
+        _log.info("listening", port=self.port, pid=os.getpid(), serving=is_up, **others, **self.describe())
         self.monitor.report_status(is_serving=is_up)
 
     def wait(self) -> None:
@@ -184,6 +197,8 @@ class Server:
 
         self.stopping.set()
         self._drain(grace_ends_at, flush_seconds)
+        if self.http is not None:
+            self.http.close()
         stopped = self.grpc.stop(max(0.0, grace_ends_at - monotonic()))
         has_ended = stopped.wait(self.grace_seconds + _GRPC_END_SECONDS)
         for executor in self.executors:

@@ -69,7 +69,7 @@ from service.rpc.signing_keys import SigningKeys
 from service.rpc.tls import CertificateError, Certificates, TlsFiles
 from service.server.database_probe import DatabaseMonitor, DatabaseProbe, ReportStatus
 from service.server.jobs import background_jobs
-from service.server.ports import grpc_listeners, grpc_options
+from service.server.ports import grpc_listeners, grpc_options, http_server
 from service.server.server import Server
 from service.server.sweeper import count_sessions, make_audit_months, sweep_and_log
 from service.server.telemetry import ServerState, Telemetry
@@ -222,6 +222,7 @@ def build_server(
             certificates=certificates,
             signing_keys=None if settings.token_issuer is None else signing_keys,
         ),
+        http=http_server(settings, certificates, signing_keys.jwks, shares_port=shares_port),
         describe=partial(_description, settings, directory, clock, assumed_caller),
         drain_seconds=settings.shutdown_drain,
         grace_seconds=settings.shutdown_grace,

@@ -20,7 +20,10 @@ from service.workers.protection import Protection, protection_of
 from service.workers.sizing import choose_cores
 from service.workers.supervisor import Limits, Supervisor
 
-_KEPT = ("grpc_host", "grpc_port", "grpc_mtls_port", "grpc_workers", "grpc_pin_workers", "metrics_host", "metrics_port")
+_KEPT = (
+    *("grpc_host", "grpc_port", "grpc_mtls_port", "grpc_workers", "grpc_pin_workers"),
+    *("http_host", "http_port", "metrics_host", "metrics_port"),
+)
 """The settings of the supervisor, which a reload does not change."""
 _PREFIX = "personae-metrics-"
 _LOCK = "lock"
@@ -42,6 +45,9 @@ def serve(settings: Settings, url: URL) -> int:
             kept["grpc_mtls_port"] = stack.enter_context(
                 reserved_port(settings.grpc_host, settings.grpc_mtls_port, "GRPC_MTLS_PORT")
             )
+        if settings.http_port:
+            http = reserved_port(settings.http_listen_host, settings.http_port, "HTTP_PORT", host_setting="HTTP_HOST")
+            stack.enter_context(http)
         environment = dict(os.environ)  # noqa: TID251  passed on
         directory = stack.enter_context(_metrics_directory()) if settings.metrics_port else None
         if directory is not None:

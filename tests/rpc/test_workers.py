@@ -221,11 +221,12 @@ def test_a_reload_never_protects_less(private_url: URL, tmp_path: Path) -> None:
             assert orjson.loads(server.wait_for("reload given up", count))["why"] == "the new worker died: exit code 78"
             assert words in [line for line in server.lines if line.startswith("personae: ")][-1]
         assert workers_of(server) == before
-        write({"GRPC_HOST": "127.0.0.1", "GRPC_WORKERS": "3", "GRPC_MAX_CONNECTION_AGE": "0"})
+        http = {"HTTP_PORT": "8080", "TOKEN_ISSUER": "https://id.example.com"}
+        write({"GRPC_HOST": "127.0.0.1", "GRPC_WORKERS": "3", "GRPC_MAX_CONNECTION_AGE": "0"} | http)
         server.process.send_signal(signal.SIGHUP)
         server.wait_for("reload done")
         unchanged = [line for line in server.lines if "only a restart changes" in line][-1]
-        assert orjson.loads(unchanged)["settings"] == ["GRPC_HOST", "GRPC_WORKERS"]
+        assert orjson.loads(unchanged)["settings"] == ["GRPC_HOST", "GRPC_WORKERS", "HTTP_PORT"]
         assert server.end() == 0
 
 

@@ -89,6 +89,51 @@ class TestSettings:
             self.load(grpc_host=host)
         assert self.load(grpc_host=host, insecure_plaintext=True).is_loopback is False
 
+    @pytest.mark.parametrize(
+        "issuer",
+        [
+            "https://id.example.com",
+            "https://id.example.com:8443/tenants/a",
+            "http://127.0.0.1:8080",
+            "http://localhost",
+            "http://[::1]:8080",
+            f"https://{'i' * 247}",
+        ],
+    )
+    def test_issuers(self, issuer: str) -> None:
+        assert self.load(token_issuer=issuer).token_issuer == issuer
+
+    @pytest.mark.parametrize(
+        "issuer",
+        [
+            *("id.example.com", "ftp://id.example.com", "https://", "https:///path", "http://id.example.com"),
+            *("https://id.example.com/", "https://id.example.com/a/", "https://id.example.com//a"),
+            *("https://id.example.com?a=b", "https://id.example.com#a", "https://id.example.com/a?", "https://u@h"),
+            *("https://u:topsecret@h", "https://h\\@evil", "https://h/a b", "https://h/\n", "https://ü.example"),
+            *("https://h:port", "HTTPS://id.example.com", f"https://{'i' * 248}"),
+        ],
+    )
+    def test_bad_issuers(self, issuer: str) -> None:
+        """Verifiers compare it letter by letter, and append a path."""
+        with pytest.raises(SettingsError, match="TOKEN_ISSUER: must be") as caught:
+            self.load(token_issuer=issuer)
+        assert "topsecret" not in str(caught.value)
+
+    def test_the_http_port_needs_an_issuer(self) -> None:
+        with pytest.raises(SettingsError, match="HTTP_PORT is set without TOKEN_ISSUER"):
+            self.load(http_port=8080)
+
+    @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "db.example.com"])
+    def test_public_keys_in_clear_text_beyond_loopback_have_to_be_said(self, host: str) -> None:
+        """Whoever replaces them on their way forges tokens. Without HTTP_HOST the port is at GRPC_HOST."""
+        http = {"http_port": 8080, "token_issuer": "https://id.example.com"}
+        with pytest.raises(SettingsError, match=f"HTTP_HOST={host} .*INSECURE_PLAINTEXT=true"):
+            self.load(http_host=host, **http)
+        assert self.load(http_host=host, token_issuer="https://id.example.com").http_port == 0
+        assert self.load(http_host=host, insecure_plaintext=True, **http).http_listen_host == host
+        assert self.load(http_host=host, tls_certificate_file="c", tls_private_key_file="k", **http)
+        assert self.load(grpc_host=host, insecure_plaintext=True, **http).http_listen_host == host
+
     @pytest.mark.parametrize("name", ["database_url", "migration_database_url"])
     @pytest.mark.parametrize(
         "url, is_local",

@@ -16,14 +16,17 @@ _FILES_PER_DATABASE_CONNECTION = 2
 _log = structlog.get_logger("personae.server")
 
 
-def connection_limit_option(wanted: int, *, ports: int, pool_size: int, is_explicit: bool) -> tuple[str, int]:
+def connection_limit_option(
+    wanted: int, *, ports: int, pool_size: int, http_connections: int, is_explicit: bool
+) -> tuple[str, int]:
     """The gRPC option that limits the connections of each port.
 
-    wanted: connections on all ports. pool_size: most connections to the database. is_explicit: the operator has set the
-    limit, so log a warning when the limit of open files allows fewer.
+    wanted: connections on all ports. pool_size: most connections to the database. http_connections: most connections of
+    the HTTP port. is_explicit: the operator has set the limit, so log a warning when the limit of open files allows
+    fewer.
     """
     max_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    other_files = _OTHER_FILES + _FILES_PER_DATABASE_CONNECTION * pool_size
+    other_files = _OTHER_FILES + _FILES_PER_DATABASE_CONNECTION * pool_size + http_connections
     limit = connections_per_port(wanted, ports=ports, other_files=other_files, max_files=max_files)
     if is_explicit and limit < wanted // ports:
         _log.warning("fewer connections than GRPC_MAX_CONNECTIONS", on_each_port=limit, remedy="raise ulimit -n")
