@@ -13,6 +13,7 @@ from tests.support.callers import bearer, new_key, operating, told
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, new_user, unique_name
 from tests.support.servers import RunningServer, running
+from tests.support.sessions import is_active, refresh, refreshing, signed_in
 from tests.support.witness import WITNESS, Witness
 
 
@@ -82,3 +83,18 @@ def test_the_witness_would_notice(said: str) -> None:
 
     assert [leak for leak in witness.leaks() if leak.endswith(said)]
     assert not [leak for leak in witness.leaks() if "harmless" in leak]
+
+
+def test_no_token_was_logged_or_answered(server: RunningServer) -> None:
+    """Neither a good one nor one that is refused."""
+    _, tokens = signed_in(server)
+    newest = refresh(server, refresh(server, tokens.refresh_token).refresh_token)
+    fails(server.sessions.RefreshSession, refreshing(tokens.refresh_token))
+    fails(server.sessions.RefreshSession, refreshing(newest.refresh_token))
+    assert not is_active(server, newest)
+
+    assert {tokens.refresh_token, tokens.access_token, newest.refresh_token} <= WITNESS.secrets
+    for leak in (tokens.refresh_token, tokens.access_token, newest.access_token[:60]):
+        witness = Witness()
+        witness.hear(f"a line with {leak} in it")
+        assert list(witness.leaks())

@@ -7,13 +7,14 @@ import grpc
 import pytest
 from sqlalchemy.engine import URL
 
-from personae.v1 import authentication_pb2, credential_pb2, user_pb2
+from personae.v1 import authentication_pb2, credential_pb2, session_pb2, user_pb2
 from tests.support.credentials import NEW, by_id, change, reset, rows_of, signing_in, start_reset
 from tests.support.databases import wait_until_blocked
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, creation, get_request, new_user, unique_email, unique_name
 from tests.support.proxy import Proxied, serving_through_a_proxy
 from tests.support.servers import RunningServer, running
+from tests.support.sessions import introspecting, refreshing, signed_in
 from tests.support.waiting import code_of
 
 
@@ -221,3 +222,23 @@ def test_an_exhausted_pool_pushes_back(private_url: URL) -> None:
         assert failure.reason == "DATABASE_BUSY"
         assert int(failure.trailers["grpc-retry-pushback-ms"]) > 0
         assert server.read(user) == user
+
+
+def test_sessions(proxied: Proxied) -> None:
+    """A sign-in with a session sends one statement more; a refresh and an introspection send one."""
+    server = proxied.server
+    user, tokens = signed_in(server)
+    plainly, with_session = by_id(user, PASSWORD), by_id(user, PASSWORD)
+    with_session.session.SetInParent()
+    sent = proxied.sent_by(server.authentication.Authenticate, plainly)
+    assert sent[-2:] == ["INSERT", "COMMIT"]
+    assert proxied.sent_by(server.authentication.Authenticate, with_session) == [*sent[:-1], "WITH", "COMMIT"]
+    refresh_ = refreshing(tokens.refresh_token)
+    for _ in range(2):  # the second is a repeat
+        assert proxied.sent_by(server.sessions.RefreshSession, refresh_) == ["BEGIN", "UPDATE", "COMMIT"]
+    assert proxied.sent_by(server.sessions.IntrospectToken, introspecting(tokens.access_token)) == ["SELECT"]
+    assert proxied.sent_by(server.sessions.GetSession, session_pb2.GetSessionRequest(id=tokens.session.id)) == [
+        "SELECT"
+    ]
+    assert proxied.sent_by(server.sessions.ListSessions, session_pb2.ListSessionsRequest(user_id=user.id)) == ["SELECT"]
+    assert proxied.sent_by(server.sessions.IntrospectToken, introspecting("x")) == []

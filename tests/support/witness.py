@@ -1,8 +1,8 @@
 """Leak detection: records the output of the servers of the suite, and the secrets that the suite sends and receives.
 
 Output is every event of the log at every level, and the message, details and trailers of every failed call. Secrets are
-passwords, codes and emails, wherever they stand in a message, and what callers send as an API key. Anything that looks
-like a key, an email or a hash is a leak as well, even if the suite has never sent it.
+passwords, codes, tokens and emails, wherever they stand in a message, and what callers send as an API key. Anything
+that looks like a key, a token, an email or a hash is a leak as well, even if the suite has never sent it.
 A fixture in tests/conftest.py searches the output for secrets when all tests have run.
 """
 
@@ -17,14 +17,18 @@ from google.protobuf.message import Message
 from structlog.typing import EventDict, WrappedLogger
 
 from service.core.api_keys import KEY_PATTERN
+from service.core.sessions.refresh_tokens import TOKEN_PATTERN
 
 MIN_LENGTH = 10
 """Shorter texts occur in a log by chance."""
 _SECRET_FIELDS = frozenset(
     {"password", "current_password", "new_password", "code", "email", "new_email", "deliver_to", "identifier"}
+    | {"refresh_token", "access_token", "token"}
 )
-_SHAPES = re.compile(rf"\$2[aby]\$\d\d\$|\$bcrypt-sha256\$|[\w.+-]+@[\w-]+\.\w+|{KEY_PATTERN}")
-"""What a bcrypt hash, an email and a key look like."""
+_SHAPES = re.compile(
+    rf"\$2[aby]\$\d\d\$|\$bcrypt-sha256\$|[\w.+-]+@[\w-]+\.\w+|{KEY_PATTERN}|{TOKEN_PATTERN}|eyJ[\w-]+\.eyJ"
+)
+"""What a bcrypt hash, an email, a key, a refresh token and an access token look like."""
 
 
 class Witness:
