@@ -81,6 +81,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-he
         self._services = frozenset(("", *services))
         self._max_watches = max_watches
         self._status = _Status.NOT_SERVING
+        self._withdrawn: frozenset[str] = frozenset()
         self._is_stopping = False
         self._lock = Lock()
         self._watches: dict[str, list[_Watch]] = {}
@@ -96,6 +97,14 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-he
         """Set the status of the server and of each service. Without effect once the server stops."""
         self._set(_Status.SERVING if is_serving else _Status.NOT_SERVING)
 
+    def withdraw(self, *services: str) -> None:
+        """Let these services be NOT_SERVING, and all others as the server is."""
+        with self._lock:
+            if self._withdrawn == frozenset(services):
+                return
+            self._withdrawn = frozenset(services)
+        self._tell_all()
+
     @property
     def is_serving(self) -> bool:
         """Whether the status is SERVING."""
@@ -109,12 +118,12 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-he
         """The status of one service. Aborts with NOT_FOUND for an unknown one."""
         if request.service not in self._services:
             context.abort(grpc.StatusCode.NOT_FOUND, "There is no such service here.")
-        return health_pb2.HealthCheckResponse(status=self._status)
+        return health_pb2.HealthCheckResponse(status=self._status_of(request.service))
 
     def List(self, request: Any, context: grpc.ServicerContext) -> Any:
         """The status of every service."""
-        status = health_pb2.HealthCheckResponse(status=self._status)
-        return health_pb2.HealthListResponse(statuses=dict.fromkeys(self._services, status))
+        statuses = {name: health_pb2.HealthCheckResponse(status=self._status_of(name)) for name in self._services}
+        return health_pb2.HealthListResponse(statuses=statuses)
 
     def Watch(self, request: Any, context: grpc.ServicerContext, send: Send) -> None:
         """The status of one service now, and whenever it changes, until the watcher leaves or the server stops.
@@ -141,14 +150,22 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-he
             if self._is_stopping or (status, is_stopping) == (self._status, False):
                 return
             self._status, self._is_stopping = status, is_stopping
+        self._tell_all()
+
+    def _tell_all(self) -> None:
+        with self._lock:
             watches = [watch for watches in self._watches.values() for watch in watches]
         for watch in watches:
             self.sending.submit(watch.tell, self._current)
 
+    def _status_of(self, service: str) -> int:
+        """The status of a service of this server."""
+        return int(_Status.NOT_SERVING if service in self._withdrawn else self._status)
+
     def _current(self, service: str) -> tuple[int, bool]:
         """The status of a service, and whether it is the last one."""
         with self._lock:
-            status = self._status if service in self._services else _Status.SERVICE_UNKNOWN
+            status = self._status_of(service) if service in self._services else _Status.SERVICE_UNKNOWN
             return status, self._is_stopping
 
     def _forget(self, watch: _Watch) -> None:

@@ -119,11 +119,12 @@ class SigningKeys:
             deadline = self._read_at + _READ_SECONDS
             with self._database.scope(deadline=deadline, actor=SWEEPER) as session, reading(session):
                 keys = read_keys(session)
+            self._snapshot = self._opened(keys)  # before what a read-only database refuses
             if not is_maintained(keys, self._maker, now=now):
                 with self._database.scope(deadline=deadline, actor=SWEEPER) as session, session.begin():
                     keys = maintain(session, self._maker, now=now)
                 _log.info("signing keys maintained", kids=[key.kid for key in keys])
-            self._snapshot = self._opened(keys)
+                self._snapshot = self._opened(keys)
 
     def _opened(self, keys: list[StoredKey]) -> _Snapshot:
         private, public, closed = {}, {}, set()

@@ -90,6 +90,7 @@ SERVED_METHODS = {
 }
 """The kind of response of each RPC, as the proto declares it."""
 
+_SESSION_SERVICE = session_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name
 _SPARE_THREADS = 4
 """Threads of the hashing executor beyond the permits and their queue: for RPCs that are refused, and for CreateUser
 without a password."""
@@ -164,11 +165,16 @@ def build_server(
     def make_months() -> None:
         telemetry.looked_at_months(is_missing=make_audit_months(database))
 
+    def refresh_keys() -> None:
+        """Without a key that signs, the service that issues tokens is not healthy; the others are."""
+        if settings.token_issuer is not None:
+            signing_keys.refresh()
+            health.withdraw(*([] if signing_keys.is_usable(clock()) else [_SESSION_SERVICE]))
+
     def prepare() -> None:
         """What a server needs of a database that it can reach."""
         make_months()
-        if settings.token_issuer is not None:
-            signing_keys.refresh()
+        refresh_keys()
 
     def sweep() -> None:
         telemetry.swept(sweep_and_log(database, clock, stopping.is_set), clock)
@@ -204,7 +210,7 @@ def build_server(
             write_api_key_uses=None if directory is None else partial(directory.write_uses, database),
             refresh_certificates=None if certificates is None else certificates.refresh,
             make_audit_months=make_months,
-            refresh_signing_keys=None if settings.token_issuer is None else signing_keys.refresh,
+            refresh_signing_keys=None if settings.token_issuer is None else refresh_keys,
             sweep=sweep,
             report_refusals=refusals.report,
             probe_interval=settings.health_probe_interval,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import jwt
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy.engine import URL
 
 from personae.v1 import authentication_pb2, user_pb2
@@ -17,7 +18,7 @@ from tests.support.databases import libpq_url, run
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, new_user
 from tests.support.scrapes import free_port, get, value, wait_until
-from tests.support.servers import RunningServer, running
+from tests.support.servers import NOT_SERVING, SERVING, RunningServer, running
 from tests.support.sessions import (
     claims_of,
     duration,
@@ -153,11 +154,14 @@ class TestSecretKeys:
             assert is_active(server, tokens)
             assert server.read(user) == user
             wait_until(port, lambda found: value(found, "personae_signing_key_usable") == 0)
+            assert service_health(server, "personae.v1.SessionService") == NOT_SERVING
+            assert service_health(server, "personae.v1.UserService") == service_health(server, "") == SERVING
             signing = next(key.kid for key in keys_of(server) if key.state == pb.SigningKey.STATE_SIGNING)
             waiting = next(key.kid for key in keys_of(server) if key.state == pb.SigningKey.STATE_NEXT)
             for kid in (waiting, signing):  # the remedy: keys that this server has made
                 server.signing_keys.RevokeSigningKey(pb.RevokeSigningKeyRequest(kid=kid))
             assert server.authentication.Authenticate(request).tokens.access_token
+            eventually(lambda: service_health(server, "personae.v1.SessionService") == SERVING)
 
     def test_a_row_that_was_moved_or_damaged(self, private_url: URL) -> None:
         """The private half of one key in the row of another: refused, and said."""
@@ -185,6 +189,11 @@ class TestSecretKeys:
                 assert secret not in dumped
         for row in rows_of(private_url, "signing_keys"):
             assert b"\x30\x81\x87\x02\x01\x00" not in bytes(row["private_key"])  # how a PKCS #8 key on P-256 begins
+
+
+def service_health(server: RunningServer, service: str) -> int:
+    request = health_pb2.HealthCheckRequest(service=service)
+    return int(health_pb2_grpc.HealthStub(server.channel).Check(request).status)
 
 
 def by_password(user: user_pb2.User) -> authentication_pb2.AuthenticateRequest:

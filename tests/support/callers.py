@@ -76,11 +76,11 @@ class Operator:
         with self.database.scope(actor=COMMAND_LINE) as session, session.begin():
             yield session
 
-    def create(self, *scopes: str, identities: Sequence[str] = ()) -> str:
+    def create(self, *scopes: str, identities: Sequence[str] = (), audiences: Sequence[str] = ()) -> str:
         """Create a caller; its unique name."""
         name = f"caller-{secrets.token_hex(6)}"
         with self.changing() as session:
-            administration.create_caller(session, name, scopes=scopes, identities=identities)
+            administration.create_caller(session, name, scopes=scopes, audiences=audiences, identities=identities)
         return name
 
     def add_key(self, name: str, *, valid_for: timedelta = timedelta(days=365), now: datetime | None = None) -> NewKey:
@@ -91,8 +91,10 @@ class Operator:
         WITNESS.secrets.add(key.text)
         return key
 
-    def create_with_key(self, *scopes: str, valid_for: timedelta = timedelta(days=365)) -> NewKey:
-        return self.add_key(self.create(*scopes), valid_for=valid_for)
+    def create_with_key(
+        self, *scopes: str, valid_for: timedelta = timedelta(days=365), audiences: Sequence[str] = ()
+    ) -> NewKey:
+        return self.add_key(self.create(*scopes, audiences=audiences), valid_for=valid_for)
 
     def revoke(self, key: NewKey) -> None:
         with self.changing() as session:

@@ -119,7 +119,10 @@ class Tiers:
 def tiers(url: URL, **settings: object) -> Iterator[Tiers]:
     """Such a server on this database, and a superuser beside those of the test: the last one may not be removed."""
     with operating(url) as operator, running(url, caller_auth="required", **settings) as server:
-        keys = (operator.create_with_key(*scopes) for scopes in (ALL_SCOPES, ALL_SCOPES - {"users.superuser"}))
+        keys = (
+            operator.create_with_key(*scopes, audiences=["orders"])
+            for scopes in (ALL_SCOPES, ALL_SCOPES - {"users.superuser"})
+        )
         strong, weak = (Services(keyed(server.channel, key)) for key in keys)
         found = Tiers(server, strong, weak)
         found.new_superuser()

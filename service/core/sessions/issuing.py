@@ -111,17 +111,25 @@ def create_session(
 
 
 def step_up(
-    session: Session, user: UserRecord, token: RefreshToken, *, caller: str, amr: Sequence[str], now: datetime
+    session: Session,
+    user: UserRecord,
+    token: RefreshToken,
+    *,
+    access_epoch: int,
+    caller: str,
+    amr: Sequence[str],
+    now: datetime,
 ) -> Refreshed | None:
     """Record in a session that its person was authenticated again, and void its refresh tokens (OWASP ASVS 5, 7.2.4).
 
-    token: the new one, of this session. None: the session is over, or not of this user and caller.
+    token: the new one, of this session. access_epoch: that under which the person was authenticated: what the password
+    of before has proved counts for no session that was kept. None: the session is over, or not of this user and caller.
     """
-    live = is_live(token.session, now)
-    found = session.execute(
-        select(SESSIONS.c.amr).where(*live, SESSIONS.c.caller == caller, HAS_EPOCH).with_for_update(of=SESSIONS)
-    ).one_or_none()
-    if found is None or token.session.user_id != user.id:
+    if token.session.user_id != user.id:
+        return None
+    live = (*is_live(token.session, now), SESSIONS.c.caller == caller, SESSIONS.c.access_epoch == access_epoch)
+    found = session.execute(select(SESSIONS.c.amr).where(*live, HAS_EPOCH).with_for_update(of=SESSIONS)).one_or_none()
+    if found is None:
         return None
     row = session.execute(
         update(SESSIONS)

@@ -139,7 +139,15 @@ class _WantedSession:
         user, now = outcome.or_raise(), self.clock()
         if self.key is not None:
             token = RefreshToken(self.key, 1, self.new.secret)
-            self.found = step_up(session, user, token, caller=self.caller, amr=_PASSWORD, now=now)
+            self.found = step_up(
+                session,
+                user,
+                token,
+                access_epoch=outcome.access_epoch,
+                caller=self.caller,
+                amr=_PASSWORD,
+                now=now,
+            )
         elif self.terms is not None:
             self.found = start_session(
                 session,

@@ -108,15 +108,23 @@ class Tokens:
         lifetime = _shortened(request, "lifetime", self.rules.session_lifetime, field, violations)
         idle = _shortened(request, "idle_timeout", self.rules.session_idle, field, violations)
         audience = audience_of(request.audience, f"{field}.audience", violations)
-        if not audience and allowed is None:
-            audience = (self.rules.issuer or "",)
-        elif not audience and allowed is not None and len(allowed) == 1:
-            audience = tuple(allowed)
-        elif not audience and allowed:
-            violations.add(f"{field}.audience", "REQUIRED", "must be set: the caller was granted several audiences")
-        elif allowed is not None and (not audience or not allowed.issuperset(audience)):
+        if not request.audience:
+            audience = self._default_audience(f"{field}.audience", violations, allowed=allowed)
+        elif allowed is not None and not violations.found and not allowed.issuperset(audience):
             raise AudienceNotAllowedError(f"{field}.audience")
         return Terms(audience, min(idle, lifetime), lifetime)
+
+    def _default_audience(
+        self, field: str, violations: Violations, *, allowed: frozenset[str] | None
+    ) -> tuple[str, ...]:
+        """The only audience that the caller was granted; the issuer for a caller who may ask for any."""
+        if allowed is None:
+            return (self.rules.issuer or "",)
+        if not allowed:
+            raise AudienceNotAllowedError(field)
+        if len(allowed) > 1:
+            violations.add(field, "REQUIRED", "must be set: the caller was granted several audiences")
+        return tuple(allowed)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
