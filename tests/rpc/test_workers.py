@@ -266,3 +266,21 @@ def test_fewer_workers_where_the_database_has_no_connections_for_more(private_ur
         logged = orjson.loads(server.wait_for("fewer workers than cores"))
         assert logged["workers"] == 1
         assert logged["connections_each"] == 202
+
+
+def test_all_workers_serve_the_public_keys(private_url: URL) -> None:
+    """On one HTTP port, with the same keys, and no request fails while they are replaced."""
+    port = free_port()
+
+    def keys() -> tuple[int, bytes]:
+        status, _, body = get(port, "/.well-known/jwks.json")
+        return status, body
+
+    with serving(private_url, HTTP_PORT=str(port), TOKEN_ISSUER="http://127.0.0.1:1") as (server, _):
+        before = keys()
+        server.process.send_signal(signal.SIGHUP)
+        seen = {keys() for _ in range(50)}
+        server.wait_for("reload done")
+        seen |= {keys() for _ in range(20)}
+        assert seen == {before}
+        assert before[0] == 200
