@@ -21,13 +21,10 @@ def upgrade() -> None:
             comment="Thumbprint of the public half (RFC 7638)",
         ),
         sa.Column(
-            "public_key", sa.LargeBinary(), nullable=False, comment="The public half, SubjectPublicKeyInfo in DER"
-        ),
-        sa.Column(
             "private_key",
             sa.LargeBinary(),
             nullable=False,
-            comment="The private half, PKCS #8 in DER, encrypted with a key that derives from SECRET_KEYS",
+            comment="PKCS #8 in DER, encrypted with a key that derives from SECRET_KEYS",
         ),
         sa.Column(
             "created_at",

@@ -225,11 +225,12 @@ class ReauthenticationRequiredError(PersonaeError):
 
 class AudienceNotAllowedError(PersonaeError):
     reason = "AUDIENCE_NOT_ALLOWED"
-    text = "The caller may not have tokens issued for this audience: see `callers grant --audience`."
+    text = "Tokens for this audience are not issued to this caller, or in this session."
 
     def __init__(self, field: str) -> None:
         super().__init__()
-        self.violations = (Violation(field, self.reason, self.text),)
+        what = "must be an audience that was granted to the caller, and that the session has"
+        self.violations = (Violation(field, self.reason, what),)
 
 
 class TokensNotConfiguredError(PersonaeError):

@@ -4,7 +4,7 @@ The password is hashed between `look_up` and `settle`, without a connection. Wha
 then, so `settle` reads again, under the lock of the name's counter. Every attempt that was hashed is settled.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -58,6 +58,11 @@ _BY = {
 }
 
 
+Finish = Callable[[Session, UserRecord, int], PersonaeError | None]
+"""What else a right password leads to, in the same transaction: called with the user and the access_epoch under which
+the password was right. Returns why the attempt is refused all the same."""
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """Who signs in, as far as is known before hashing. Its repr shows no hash and no email.
@@ -97,8 +102,6 @@ class Outcome:
 
     user: UserRecord | None
     refusal: PersonaeError | None
-    access_epoch: int = 0
-    """The user's epoch under which the password was right."""
 
     def or_raise(self) -> UserRecord:
         """The user who has signed in. Raises the refusal."""
@@ -143,12 +146,13 @@ def settle(
     attempt: PasswordAttempt,
     *,
     now: datetime,
+    finish: Finish,
 ) -> Outcome:
     """Decide an attempt. Raises nothing, so that what it stores is committed; the refusal is raised afterwards.
 
     failed: from lock_failures, in this transaction; now: read since. A locked name is refused whatever the password
     was, and without an audit event: such refusals could fill the disk. A wrong password is counted; a right one clears
-    the counter.
+    the counter. finish: not called for a refused attempt.
     """
     refusal: PersonaeError | None = _lockout_refusal(failed, now)
     if refusal is not None:
@@ -164,6 +168,8 @@ def settle(
         refusal = UserInactiveError()
     elif is_change_required and attempt.forgives is not PasswordChangeRequiredError:
         refusal = PasswordChangeRequiredError()
+    if refusal is None:
+        refusal = finish(session, user, epoch)
     audit.record(
         session,
         attempt.action,
@@ -172,7 +178,7 @@ def settle(
         refusal=None if refusal is None else refusal.reason,
         client=attempt.client,
     )
-    return Outcome(user, refusal, epoch)
+    return Outcome(user, refusal)
 
 
 def renew_hash(session: Session, candidate: Candidate, new_hash: str) -> None:

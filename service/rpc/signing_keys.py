@@ -18,7 +18,6 @@ from service.core.signing_keys.rules import (
     StoredKey,
     jwk,
     load_private,
-    load_public,
     next_key,
     place_of,
     signing_key,
@@ -40,7 +39,8 @@ class _Snapshot:
     keys: tuple[StoredKey, ...] = ()
     private: Mapping[str, EllipticCurvePrivateKey] = field(default_factory=dict, repr=False)
     public: Mapping[str, EllipticCurvePublicKey] = field(default_factory=dict)
-    """Of the keys that were not revoked."""
+    """Of the keys that were not revoked. A key that cannot be decrypted is not believed: whoever can write to the
+    table could have added it."""
 
 
 class SigningKeys:
@@ -131,13 +131,14 @@ class SigningKeys:
         for key in keys:
             if key.revoked_at is not None:
                 continue
-            public[key.kid] = load_public(key.public_key)
             try:
-                private[key.kid] = load_private(self._maker.sealer.open(key.private_key, place_of(key.kid)))
+                opened = load_private(self._maker.sealer.open(key.private_key, place_of(key.kid)))
             except UnsealError as error:
                 closed.add(key.kid)
                 if key.kid not in self._reported:
                     _report(key.kid, error)
+                continue
+            private[key.kid], public[key.kid] = opened, opened.public_key()
         self._reported = frozenset(closed)
         return _Snapshot(tuple(keys), private, public)
 
@@ -146,5 +147,8 @@ def _report(kid: str, error: UnsealError) -> None:
     if error.is_key_known:
         what, remedy = "it was damaged, or SECRET_KEYS has another secret under this id", "put the former secret back"
     else:
-        what, remedy = "SECRET_KEYS has no such key", "add it behind the first one, or revoke the signing key"
+        what, remedy = (
+            "SECRET_KEYS has no such key",
+            "add it behind the first one, or revoke the signing keys, the next one first",
+        )
     _log.error("signing key cannot be decrypted", kid=kid, secret_key=error.key_id, why=what, remedy=remedy)

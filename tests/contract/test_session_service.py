@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from personae.v1 import authentication_pb2, session_pb2, user_pb2
+from personae.v1 import audit_pb2, authentication_pb2, session_pb2, user_pb2
 from personae.v1 import credential_pb2 as credentials
 from tests.support.credentials import NEW, by_id, change, outcome, reset, start_reset, start_verification
 from tests.support.errors import fails
@@ -99,6 +99,11 @@ class TestAuthenticate:
             request = by_id(user, PASSWORD)
             request.session_id = session_id
             assert fails(api.authentication.Authenticate, request).reason == "SESSION_INVALID"
+            events = audit_pb2.ListAuditEventsRequest(
+                filter=audit_pb2.ListAuditEventsRequest.Filter(user_id=user.id), page_size=1
+            )
+            [event] = api.audit.ListAuditEvents(events).events
+            assert (event.action, event.reason, list(event.changed_fields)) == ("Authenticate", "SESSION_INVALID", [])
             request.password = "wrong"
             assert fails(api.authentication.Authenticate, request).reason == "INVALID_CREDENTIALS"
         assert refreshed(api, other.refresh_token) == "OK"

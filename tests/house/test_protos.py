@@ -10,7 +10,10 @@ from personae.v1 import user_pb2, user_pb2_grpc
 from service.server.wiring import SERVICES
 
 SECRET_WORDS = ("hash", "secret", "token_hash")
-RESOURCES = {"personae.v1.User", "personae.v1.Lockout", "google.protobuf.Empty"}
+RESOURCES = {
+    *(f"personae.v1.{name}" for name in ("User", "Lockout", "Session", "SessionTokens", "SigningKey")),
+    "google.protobuf.Empty",
+}
 METHODS = [method for service in SERVICES for method in service.methods]
 
 

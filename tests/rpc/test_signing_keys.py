@@ -10,7 +10,17 @@ from sqlalchemy.engine import URL
 
 from personae.v1 import authentication_pb2, user_pb2
 from personae.v1 import signing_key_pb2 as pb
-from service.core.signing_keys.rules import State, StoredKey, forgettable, signing_key, state_of
+from service.core.signing_keys.rules import (
+    State,
+    StoredKey,
+    forgettable,
+    load_private,
+    new_key,
+    place_of,
+    signing_key,
+    state_of,
+)
+from service.core.signing_keys.sealing import Sealer
 from tests.support.clocks import MovableClock
 from tests.support.commands import run_module
 from tests.support.credentials import NEW_KEY, OLD_KEY, by_id, rows_of
@@ -18,7 +28,7 @@ from tests.support.databases import libpq_url, run
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, new_user
 from tests.support.scrapes import free_port, get, value, wait_until
-from tests.support.servers import NOT_SERVING, SERVING, RunningServer, running
+from tests.support.servers import KEY, NOT_SERVING, SERVING, RunningServer, running
 from tests.support.sessions import (
     claims_of,
     duration,
@@ -140,7 +150,7 @@ class TestSecretKeys:
         }
 
     def test_a_server_without_the_key_says_so(self, private_url: URL) -> None:
-        """What signs is refused as retryable; what verifies, and everything else, goes on. The log has the remedy."""
+        """What signs is refused as retryable, and no token is believed; all else goes on. The log has the remedy."""
         clock, port = MovableClock(), free_port()
         with running(private_url, clock, secret_keys=OLD_KEY) as server:
             user, tokens = signed_in(server)
@@ -151,7 +161,7 @@ class TestSecretKeys:
             assert failure.reason == "SIGNING_KEY_UNAVAILABLE"
             assert "signing key cannot be decrypted" in log
             assert "SECRET_KEYS has no such key" in log
-            assert is_active(server, tokens)
+            assert not is_active(server, tokens)
             assert server.read(user) == user
             wait_until(port, lambda found: value(found, "personae_signing_key_usable") == 0)
             assert service_health(server, "personae.v1.SessionService") == NOT_SERVING
@@ -177,6 +187,27 @@ class TestSecretKeys:
         with running(private_url, clock) as server:
             assert fails(server.authentication.Authenticate, by_password(user)).reason == "SIGNING_KEY_UNAVAILABLE"
             assert "it was damaged, or SECRET_KEYS has another secret under this id" in log
+
+    def test_a_key_that_somebody_else_has_written(self, private_url: URL) -> None:
+        """Who can write to the database and has no SECRET_KEYS can forge no token."""
+        clock = MovableClock()
+        kid, private = new_key()
+        stranger = Sealer({KEY.partition(":")[0]: b"x" * 32}).seal(private, place_of(kid), b"0" * 12)
+        with running(private_url, clock) as server:
+            _, tokens = signed_in(server)
+            run(
+                private_url,
+                "INSERT INTO signing_keys (kid, private_key, activates_at) VALUES (%s, %s, now() + interval '1 day')",
+                (kid, stranger),
+            )
+            claims = claims_of(tokens.access_token)
+            headers = {"typ": "at+jwt", "kid": kid}
+            forged = jwt.encode(claims, load_private(private), algorithm="ES256", headers=headers)
+            keys = server.server.state.signing_keys
+            assert keys is not None
+            keys.refresh()
+            assert kid not in published(server)
+            assert not server.sessions.IntrospectToken(introspecting(forged)).active
 
     def test_a_dump_has_no_private_key_and_no_token(self, private_url: URL) -> None:
         """Nothing in the database forges a token."""
@@ -304,7 +335,6 @@ class TestRules:
         return [
             StoredKey(
                 str(number),
-                b"",
                 b"",
                 self.NOW,
                 self.NOW - timedelta(hours=hours),

@@ -49,9 +49,11 @@ def test_reads_and_writes_alternate_without_stray_statements(proxied: Proxied) -
 
 
 def test_what_each_change_sends(proxied: Proxied) -> None:
-    """The usual path of a change is one statement and one for the audit trail, between BEGIN and COMMIT."""
+    """The usual path of a change is one statement and one for the audit trail, between BEGIN and COMMIT; a new email
+    takes the sessions along.
+    """
     users, user = proxied.server.users, new_user(proxied.server.users)
-    partly = user_pb2.User(id=user.id, email=unique_email(), username=user.username)
+    partly = user_pb2.User(id=user.id, username=unique_name(), email=user.email)
     for call, request in (
         (users.DeactivateUser, user_pb2.DeactivateUserRequest(id=user.id)),
         (users.ActivateUser, user_pb2.ActivateUserRequest(id=user.id)),
@@ -60,6 +62,10 @@ def test_what_each_change_sends(proxied: Proxied) -> None:
         (users.DeleteUser, user_pb2.DeleteUserRequest(id=new_user(users).id)),
     ):
         assert proxied.sent_by(call, request) == ["BEGIN", "UPDATE", "INSERT", "COMMIT"]
+    carried = ["BEGIN", "UPDATE", "INSERT", "UPDATE", "COMMIT"]
+    new = new_user(users)
+    moved = user_pb2.User(id=new.id, email=unique_email())
+    assert proxied.sent_by(users.UpdateUser, user_pb2.UpdateUserRequest(user=moved)) == carried
     repeatable = creation(request_id=str(uuid.uuid4()))
     assert proxied.sent_by(users.CreateUser, creation()) == ["BEGIN", "INSERT", "INSERT", "COMMIT"]
     assert proxied.sent_by(users.CreateUser, repeatable) == ["SELECT", "BEGIN", "INSERT", "INSERT", "INSERT", "COMMIT"]

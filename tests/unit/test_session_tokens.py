@@ -19,14 +19,15 @@ from hypothesis import strategies as st
 from service.core.sessions.access_tokens import BadAccessTokenError, Claims, kid_of, sign, verify
 from service.core.sessions.refresh_tokens import BadRefreshTokenError, RefreshToken, RefreshTokens
 from service.core.sessions.rules import BadSessionIdError, SessionKey, acr_of, is_enough, new_session_id
-from service.core.signing_keys.rules import load_private, load_public, new_pair, thumbprint
+from service.core.signing_keys.rules import load_private, new_key, thumbprint
 from service.core.signing_keys.sealing import Sealer, UnsealError
 from tests.support.sessions import encoded
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
 ISSUER = "https://id.example"
-KID, PUBLIC, PRIVATE = new_pair()
+KID, PRIVATE = new_key()
 KEY = load_private(PRIVATE)
+PUBLIC = KEY.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 SESSION = SessionKey(7, UUID(int=15))
 CLAIMS = Claims(SESSION, "shop", ("orders",), ("pwd",), NOW, NOW, NOW + timedelta(minutes=5))
 TOKEN = sign(CLAIMS, issuer=ISSUER, jti="a", kid=KID, key=KEY)
@@ -34,7 +35,7 @@ TOKEN = sign(CLAIMS, issuer=ISSUER, jti="a", kid=KID, key=KEY)
 
 def check(token: str, *, now: datetime = NOW, issuer: str = ISSUER) -> Claims:
     assert kid_of(token) == KID
-    return verify(token, load_public(PUBLIC), issuer=issuer, now=now)
+    return verify(token, KEY.public_key(), issuer=issuer, now=now)
 
 
 class TestAccessTokens:
@@ -49,7 +50,7 @@ class TestAccessTokens:
         }
 
     def test_rfc_7515_a_3(self) -> None:
-        """The vector of ES256: our loading of keys and the library's verification."""
+        """The vector of ES256: the library's verification, and our thumbprint."""
         token = (
             "eyJhbGciOiJFUzI1NiJ9.eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290"
             "Ijp0cnVlfQ.DtEhU3ljbEg8L38VWAfUAqOyKAM6-Xx-F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3-Kg6NU1Q"
@@ -57,8 +58,7 @@ class TestAccessTokens:
         x, y = "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU", "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"
         at_x, at_y = (int.from_bytes(base64.urlsafe_b64decode(one + "="), "big") for one in (x, y))
         public = ec.EllipticCurvePublicNumbers(at_x, at_y, ec.SECP256R1()).public_key()
-        der = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        found = jwt.decode(token, load_public(der), algorithms=["ES256"], options={"verify_exp": False})
+        found = jwt.decode(token, public, algorithms=["ES256"], options={"verify_exp": False})
         assert found["iss"] == "joe"
         members = f'{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}'  # RFC 7638, 3.1: sorted, without blanks
         assert thumbprint(public) == encoded(hashlib.sha256(members.encode()).digest())

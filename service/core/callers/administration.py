@@ -23,7 +23,7 @@ from service.db.fresh_ids import fresh_id
 MAX_CALLERS = 1000
 """How many callers may exist: every server holds all of them in memory."""
 MAX_LIVE_KEYS = 2
-MAX_AUDIENCES = 32
+MAX_AUDIENCES = 16
 
 
 class CallerExistsError(CallerError):

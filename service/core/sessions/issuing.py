@@ -118,6 +118,7 @@ def step_up(
     access_epoch: int,
     caller: str,
     amr: Sequence[str],
+    client: Client,
     now: datetime,
 ) -> Refreshed | None:
     """Record in a session that its person was authenticated again, and void its refresh tokens (OWASP ASVS 5, 7.2.4).
@@ -141,6 +142,8 @@ def step_up(
             authenticated_at=now,
             refreshed_at=now,
             idle_expires_at=_next_idle(literal(now, _TIME)),
+            ip_address=func.coalesce(literal(client.ip_address, SESSIONS.c.ip_address.type), SESSIONS.c.ip_address),
+            user_agent=func.coalesce(literal(client.user_agent, SESSIONS.c.user_agent.type), SESSIONS.c.user_agent),
         )
         .returning(*SESSION_COLUMNS)
     ).one()
@@ -220,20 +223,24 @@ def refresh_session(
     A repeat within the grace, counted from the rotation, gets the successor again. A token that was rotated before that
     ends the session: the error is returned, to be raised after the commit. Raises SessionInvalidError.
     """
-    row = session.execute(
-        _REFRESH,
-        {
-            "now": now,
-            "of_generation": token.generation,
-            "grace": grace,
-            "of_user": token.session.user_id,
-            "of_session": token.session.id,
-            "secret": token.secret_hash,
-            "by_caller": caller,
-            "ip": client.ip_address,
-            "agent": client.user_agent,
-        },
-    ).one_or_none()
+    row = (
+        session.connection()
+        .execute(  # see users.find_user
+            _REFRESH,
+            {
+                "now": now,
+                "of_generation": token.generation,
+                "grace": grace,
+                "of_user": token.session.user_id,
+                "of_session": token.session.id,
+                "secret": token.secret_hash,
+                "by_caller": caller,
+                "ip": client.ip_address,
+                "agent": client.user_agent,
+            },
+        )
+        .one_or_none()
+    )
     if row is None:
         raise SessionInvalidError
     generation, *columns = row

@@ -25,7 +25,6 @@ _BODY = struct.Struct(">Bq16sI16s")
 _MAC_BYTES = 16
 _VERSION = 1
 _LENGTH = len(PREFIX) + 82
-MAX_GENERATION = 2**31 - 1
 
 
 class BadRefreshTokenError(ValueError):

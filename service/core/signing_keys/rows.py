@@ -15,7 +15,7 @@ from service.core.signing_keys.rules import (
     PUBLISHED_BEFORE,
     StoredKey,
     forgettable,
-    new_pair,
+    new_key,
     next_key,
     place_of,
     signing_key,
@@ -113,11 +113,9 @@ def revoke(session: Session, maker: KeyMaker, kid: str, *, now: datetime) -> Sto
 
 
 def _make(session: Session, maker: KeyMaker, *, activates_at: datetime, now: datetime) -> None:
-    kid, public, private = new_pair()
+    kid, private = new_key()
     sealed = maker.sealer.seal(private, place_of(kid), maker.random(NONCE_BYTES))
-    session.execute(
-        insert(_KEYS).values(kid=kid, public_key=public, private_key=sealed, created_at=now, activates_at=activates_at)
-    )
+    session.execute(insert(_KEYS).values(kid=kid, private_key=sealed, created_at=now, activates_at=activates_at))
 
 
 def _activate(session: Session, kid: str, when: datetime) -> None:

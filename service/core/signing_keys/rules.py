@@ -20,9 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
-    PublicFormat,
     load_der_private_key,
-    load_der_public_key,
 )
 
 PUBLISHED_BEFORE = timedelta(hours=1)
@@ -42,7 +40,6 @@ class StoredKey(NamedTuple):
     """A row. private_key: encrypted."""
 
     kid: str
-    public_key: bytes
     private_key: bytes
     created_at: datetime
     activates_at: datetime
@@ -94,27 +91,16 @@ def _ended_at(key: StoredKey, keys: Sequence[StoredKey]) -> datetime | None:
 # ------------------------------------------------------------------------------------------------------ key pairs
 
 
-def new_pair() -> tuple[str, bytes, bytes]:
-    """A new key pair on P-256: its kid, its public half and its private half."""
+def new_key() -> tuple[str, bytes]:
+    """A new key pair on P-256: its kid, and its private half in DER."""
     private = ec.generate_private_key(ec.SECP256R1())
-    public = private.public_key()
-    return (
-        thumbprint(public),
-        public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
-        private.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()),
-    )
+    der = private.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    return thumbprint(private.public_key()), der
 
 
 def load_private(der: bytes) -> ec.EllipticCurvePrivateKey:
     key = load_der_private_key(der, password=None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise TypeError("a signing key is not on an elliptic curve")
-    return key
-
-
-def load_public(der: bytes) -> ec.EllipticCurvePublicKey:
-    key = load_der_public_key(der)
-    if not isinstance(key, ec.EllipticCurvePublicKey):
         raise TypeError("a signing key is not on an elliptic curve")
     return key
 

@@ -9,16 +9,17 @@ from service.db.models.base import Base, CreatedAt
 
 
 class SigningKey(Base):
-    """A key pair. Of those that were not revoked, the one with the last activates_at that has come signs."""
+    """A key pair. Only the private half is stored, encrypted: whoever can write here and has no SECRET_KEYS can add no
+    key that is believed. Of those that were not revoked, the one with the last activates_at that has come signs.
+    """
 
     __tablename__ = "signing_keys"
 
     kid: Mapped[str] = mapped_column(
         String(43, collation="C"), primary_key=True, comment="Thumbprint of the public half (RFC 7638)"
     )
-    public_key: Mapped[bytes] = mapped_column(comment="The public half, SubjectPublicKeyInfo in DER")
     private_key: Mapped[bytes] = mapped_column(
-        comment="The private half, PKCS #8 in DER, encrypted with a key that derives from SECRET_KEYS"
+        comment="PKCS #8 in DER, encrypted with a key that derives from SECRET_KEYS"
     )
     created_at: Mapped[CreatedAt]
     activates_at: Mapped[datetime] = mapped_column(comment="From when on it signs")

@@ -1,6 +1,6 @@
 """AuthenticationService: signing in with a password, and reading and clearing lockouts."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
 import grpc
@@ -11,13 +11,12 @@ from service.base.clock import Clock
 from service.base.errors import SessionInvalidError
 from service.core import failed_sign_ins, users
 from service.core.audit import Client
-from service.core.authn import Outcome
 from service.core.failed_sign_ins import counter_keys_of
 from service.core.lockout import FailedSignIns, LockoutKeys, remaining
 from service.core.sessions.issuing import Refreshed, start_session, step_up
 from service.core.sessions.refresh_tokens import RefreshToken
 from service.core.sessions.rules import SessionKey, Terms
-from service.core.users import Key
+from service.core.users import Key, UserRecord
 from service.db.engine import Database, reading
 from service.rpc.admission.hashing import HashLimiter
 from service.rpc.context import current, rpc_scope
@@ -55,7 +54,7 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
                 action="Authenticate",
                 client=client_of(request.client),
                 changes=() if wanted is None else ["session"],
-                then=_no_session if wanted is None else wanted.settle,
+                finish=_no_session if wanted is None else wanted.settle,
             )
         user = user_message(outcome.or_raise())
         found = None if wanted is None else wanted.found
@@ -118,8 +117,8 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
         return _WantedSession(self.clock, current().caller, client_of(request.client), new, terms, key)
 
 
-def _no_session(_session: Session, outcome: Outcome) -> Outcome:
-    return outcome
+def _no_session(_session: Session, _user: UserRecord, _epoch: int) -> None:
+    return None
 
 
 @dataclass(eq=False)
@@ -134,18 +133,18 @@ class _WantedSession:
     key: SessionKey | None
     found: Refreshed | None = None
 
-    def settle(self, session: Session, outcome: Outcome) -> Outcome:
-        """Store it. The outcome is a refusal when the session that is to be renewed is over."""
-        user, now = outcome.or_raise(), self.clock()
+    def settle(self, session: Session, user: UserRecord, access_epoch: int) -> SessionInvalidError | None:
+        """Store it: see authn.Finish. The sign-in is refused when the session that is to be renewed is over."""
+        now = self.clock()
         if self.key is not None:
-            token = RefreshToken(self.key, 1, self.new.secret)
             self.found = step_up(
                 session,
                 user,
-                token,
-                access_epoch=outcome.access_epoch,
+                RefreshToken(self.key, 1, self.new.secret),
+                access_epoch=access_epoch,
                 caller=self.caller,
                 amr=_PASSWORD,
+                client=self.client,
                 now=now,
             )
         elif self.terms is not None:
@@ -153,14 +152,14 @@ class _WantedSession:
                 session,
                 user,
                 self.new.token(user.id),
-                access_epoch=outcome.access_epoch,
+                access_epoch=access_epoch,
                 caller=self.caller,
                 amr=_PASSWORD,
                 terms=self.terms,
                 client=self.client,
                 now=now,
             )
-        return outcome if self.found is not None else replace(outcome, refusal=SessionInvalidError())
+        return None if self.found is not None else SessionInvalidError()
 
 
 def _attempts_message(counted: FailedSignIns, now: datetime) -> authentication_pb2.Lockout.Attempts:

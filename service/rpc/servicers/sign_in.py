@@ -4,7 +4,7 @@
 that checks the lockout again under a row lock. The first check only saves a hash; the second one decides.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -14,7 +14,7 @@ from service.base.clock import Clock, monotonic
 from service.base.errors import InvalidCredentialsError, PersonaeError, StoredHashError
 from service.core import authn
 from service.core.audit import UNKNOWN_CLIENT, Client
-from service.core.authn import Candidate, Outcome, PasswordAttempt
+from service.core.authn import Candidate, Finish, Outcome, PasswordAttempt
 from service.core.failed_sign_ins import CounterKeys, lock_failures
 from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username, without_blanks
 from service.core.lockout import Kind, LockoutKeys
@@ -79,13 +79,13 @@ class SignIn:
         renews: bool = True,
         client: Client = UNKNOWN_CLIENT,
         changes: Sequence[str] = (),
-        then: Callable[[Session, Outcome], Outcome] = lambda _session, outcome: outcome,
+        finish: Finish = lambda _session, _user, _epoch: None,
     ) -> tuple[Candidate, Outcome]:
         """Verify a password. Raises TooManyAttemptsError before hashing, and StoredHashError after the attempt is
         counted; every other refusal is in the outcome.
 
         action, forgives, client, changes: see authn.PasswordAttempt. renews: whether to rehash a right password whose
-        hash is outdated. then: called in the transaction of an attempt that is not refused; returns its outcome.
+        hash is outdated. finish: see authn.Finish.
         """
         with rpc_scope(self._database) as session, reading(session):
             now = self._clock()
@@ -99,9 +99,8 @@ class SignIn:
         except StoredHashError as error:
             damage = error
         reason = InvalidCredentialsError.reason if damage is None else damage.reason
-        outcome = self._settle(
-            candidate, keys, PasswordAttempt(action, is_right, reason, forgives, client, changes), then
-        )
+        tried = PasswordAttempt(action, is_right, reason, forgives, client, changes)
+        outcome = self._settle(candidate, keys, tried, finish)
         if damage is not None and isinstance(outcome.refusal, InvalidCredentialsError):
             damage.metadata["user_id"] = str(candidate.user_id)
             raise damage
@@ -114,14 +113,13 @@ class SignIn:
         candidate: Candidate,
         keys: CounterKeys,
         tried: PasswordAttempt,
-        then: Callable[[Session, Outcome], Outcome],
+        finish: Finish,
     ) -> Outcome:
         """Commit the outcome of a hash, even after the caller's deadline. Retries do not hash again."""
 
         def write(session: Session) -> Outcome:
             failed = lock_failures(session, keys, now=self._clock())
-            outcome = authn.settle(session, candidate, keys, failed, tried, now=self._clock())
-            return outcome if outcome.refusal is not None else then(session, outcome)
+            return authn.settle(session, candidate, keys, failed, tried, now=self._clock(), finish=finish)
 
         return retry_transaction(self._database, write, deadline=monotonic() + SETTLE_SECONDS, is_idempotent=True)
 

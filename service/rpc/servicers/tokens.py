@@ -27,7 +27,7 @@ from service.rpc.signing_keys import SigningKeys
 from service.rpc.validation import Violations, bounded_text, to_timestamp, user_message
 
 _AUDIENCE_MAX_BYTES = 255
-_MAX_AUDIENCES = 32
+_MAX_AUDIENCES = 16
 _SHORTEST = timedelta(minutes=1)
 _MAX_SECONDS = 1000 * 366 * 86_400
 _NANOS_PER_SECOND = 1_000_000_000
