@@ -47,17 +47,17 @@ def follow(found: list[Block], typing: Terminal) -> None:
 def test_every_action_of_the_trail_is_listed() -> None:
     """What the code records, and nothing else."""
     sources = [*(ROOT / "service/core").rglob("*.py"), *(ROOT / "service/rpc/servicers").rglob("*.py")]
+    nodes = [node for path in sources if path.name != "__init__.py" for node in ast.walk(ast.parse(path.read_text()))]
     recorded = {
         node.value
-        for path in sources
-        if path.name != "__init__.py"
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in nodes
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and ACTION.fullmatch(node.value)
     }
+    recorded -= {node.name for node in nodes if isinstance(node, ast.ClassDef)}  # quoted annotations
     table = PAGE.read_text().split("| Action |")[1].split("\n\n")[0]
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| ")]
     recorded.add("DropAuditEvents")  # by a function in the database
-    recorded -= {"ListAuditEvents", "ListUsers"}  # bind page tokens
+    recorded -= {"ListAuditEvents", "ListSessions", "ListUsers"}  # bind page tokens
     assert {name for cell in cells for name in ACTION.findall(cell)} == recorded
 
 
