@@ -283,7 +283,7 @@ def test_the_trail(private_url: URL, tmp_path: Path) -> None:
     )
     follow(recipe("The default partition must be empty"), typing)
     follow(recipe("Keep a month elsewhere before it is dropped", "Read it"), typing)
-    follow(list(blocks(ALERTS, ["PersonaeSignInFailuresSurge"])), typing)
+    follow(list(blocks(ALERTS, ["PersonaeSignInFailuresSurge", "PersonaeRefreshTokensReused"])), typing)
 
     kept = (tmp_path / "audit_events_2020_01.csv").read_text().splitlines()
     assert kept[0].startswith("id,occurred_at,caller,")
