@@ -143,7 +143,8 @@ class CredentialServiceServicer(object):
         """Removes the password of a user, voids its codes and ends its sessions: for a password that somebody else knows.
         Until there is a new one, by a reset or by SetPassword, no password signs the user in or can be changed.
 
-        Voids codes and ends sessions also when there is no password. FAILED_PRECONDITION with the reason USER_DELETED for a deleted user.
+        Voids codes and ends sessions also when there is no password. FAILED_PRECONDITION with the reason USER_DELETED for a
+        deleted user.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -65,7 +65,8 @@ class CredentialServiceStub:
     """Removes the password of a user, voids its codes and ends its sessions: for a password that somebody else knows.
     Until there is a new one, by a reset or by SetPassword, no password signs the user in or can be changed.
 
-    Voids codes and ends sessions also when there is no password. FAILED_PRECONDITION with the reason USER_DELETED for a deleted user.
+    Voids codes and ends sessions also when there is no password. FAILED_PRECONDITION with the reason USER_DELETED for a
+    deleted user.
     """
     ChangePassword: _grpc.UnaryUnaryMultiCallable[_credential_pb2.ChangePasswordRequest, _user_pb2.User]
     """Changes the password of a user who knows the present one. Clears its lockout, voids its codes and ends its sessions
@@ -152,7 +153,8 @@ class CredentialServiceAsyncStub(CredentialServiceStub):
     """Removes the password of a user, voids its codes and ends its sessions: for a password that somebody else knows.
     Until there is a new one, by a reset or by SetPassword, no password signs the user in or can be changed.
 
-    Voids codes and ends sessions also when there is no password. FAILED_PRECONDITION with the reason USER_DELETED for a deleted user.
+    Voids codes and ends sessions also when there is no password. FAILED_PRECONDITION with the reason USER_DELETED for a
+    deleted user.
     """
     ChangePassword: _aio.UnaryUnaryMultiCallable[_credential_pb2.ChangePasswordRequest, _user_pb2.User]  # type: ignore[assignment]
     """Changes the password of a user who knows the present one. Clears its lockout, voids its codes and ends its sessions
@@ -254,7 +256,8 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         """Removes the password of a user, voids its codes and ends its sessions: for a password that somebody else knows.
         Until there is a new one, by a reset or by SetPassword, no password signs the user in or can be changed.
 
-        Voids codes and ends sessions also when there is no password. FAILED_PRECONDITION with the reason USER_DELETED for a deleted user.
+        Voids codes and ends sessions also when there is no password. FAILED_PRECONDITION with the reason USER_DELETED for a
+        deleted user.
         """
 
     @_abc_1.abstractmethod

@@ -186,7 +186,7 @@ class RevokeSessionRequest(_message.Message):
     id: _builtins.str
     """Its id."""
     refresh_token: _builtins.str
-    """One of its refresh tokens, also a void one: what a client has that signs out."""
+    """One of its refresh tokens since the last step-up, also one that was rotated: what a client has that signs out."""
     def __init__(
         self,
         *,

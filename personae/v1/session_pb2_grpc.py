@@ -31,8 +31,9 @@ class SessionServiceStub(object):
     """Keeps people signed in, and ends it. A session is started by Authenticate with `session`, or by CreateSession.
 
     A session is over when its person signs out, when an operator revokes it, when it was idle for too long, at its
-    expires_at, when a refresh token is used twice, and when the user is deactivated, deleted or purged, gets another
-    password or becomes a superuser. All that is the same answer: UNAUTHENTICATED with the reason SESSION_INVALID.
+    expires_at, when a refresh token is used twice, when the user starts too many others, and when the user is
+    deactivated, deleted or purged, gets another password or becomes a superuser. All that is the same answer:
+    UNAUTHENTICATED with the reason SESSION_INVALID.
     docs/sessions.md tells the life of a session.
     """
 
@@ -83,8 +84,9 @@ class SessionServiceServicer(object):
     """Keeps people signed in, and ends it. A session is started by Authenticate with `session`, or by CreateSession.
 
     A session is over when its person signs out, when an operator revokes it, when it was idle for too long, at its
-    expires_at, when a refresh token is used twice, and when the user is deactivated, deleted or purged, gets another
-    password or becomes a superuser. All that is the same answer: UNAUTHENTICATED with the reason SESSION_INVALID.
+    expires_at, when a refresh token is used twice, when the user starts too many others, and when the user is
+    deactivated, deleted or purged, gets another password or becomes a superuser. All that is the same answer:
+    UNAUTHENTICATED with the reason SESSION_INVALID.
     docs/sessions.md tells the life of a session.
     """
 
@@ -103,9 +105,10 @@ class SessionServiceServicer(object):
     def RefreshSession(self, request, context):
         """Returns new tokens for a refresh token, which is void from then on (refresh token rotation, RFC 9700, 4.14.2).
 
-        A repeat within 30 seconds of the rotation gets the same refresh token as before: an answer may be lost. After that,
-        somebody else may have the token: the session is over for everybody, and the answer is UNAUTHENTICATED with the
-        reason SESSION_REUSED and the metadata user_id and session_id, so that the caller can tell the person. Everything
+        A repeat gets the same refresh token as before: an answer may be lost. That holds for the setting
+        REFRESH_GRACE_SECONDS, 30 by default, from the rotation on, and until the new token is used. After that, somebody
+        else may have the token: the session is over for everybody, and the answer is UNAUTHENTICATED with the reason
+        SESSION_REUSED and the metadata user_id and session_id, so that the caller can tell the person. Everything
         else that is wrong with the token is UNAUTHENTICATED with the reason SESSION_INVALID: the person signs in again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -202,8 +205,9 @@ class SessionService(object):
     """Keeps people signed in, and ends it. A session is started by Authenticate with `session`, or by CreateSession.
 
     A session is over when its person signs out, when an operator revokes it, when it was idle for too long, at its
-    expires_at, when a refresh token is used twice, and when the user is deactivated, deleted or purged, gets another
-    password or becomes a superuser. All that is the same answer: UNAUTHENTICATED with the reason SESSION_INVALID.
+    expires_at, when a refresh token is used twice, when the user starts too many others, and when the user is
+    deactivated, deleted or purged, gets another password or becomes a superuser. All that is the same answer:
+    UNAUTHENTICATED with the reason SESSION_INVALID.
     docs/sessions.md tells the life of a session.
     """
 

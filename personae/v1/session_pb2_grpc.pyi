@@ -32,8 +32,9 @@ class SessionServiceStub:
     """Keeps people signed in, and ends it. A session is started by Authenticate with `session`, or by CreateSession.
 
     A session is over when its person signs out, when an operator revokes it, when it was idle for too long, at its
-    expires_at, when a refresh token is used twice, and when the user is deactivated, deleted or purged, gets another
-    password or becomes a superuser. All that is the same answer: UNAUTHENTICATED with the reason SESSION_INVALID.
+    expires_at, when a refresh token is used twice, when the user starts too many others, and when the user is
+    deactivated, deleted or purged, gets another password or becomes a superuser. All that is the same answer:
+    UNAUTHENTICATED with the reason SESSION_INVALID.
     docs/sessions.md tells the life of a session.
     """
 
@@ -52,9 +53,10 @@ class SessionServiceStub:
     RefreshSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.RefreshSessionRequest, _authentication_pb2.SessionTokens]
     """Returns new tokens for a refresh token, which is void from then on (refresh token rotation, RFC 9700, 4.14.2).
 
-    A repeat within 30 seconds of the rotation gets the same refresh token as before: an answer may be lost. After that,
-    somebody else may have the token: the session is over for everybody, and the answer is UNAUTHENTICATED with the
-    reason SESSION_REUSED and the metadata user_id and session_id, so that the caller can tell the person. Everything
+    A repeat gets the same refresh token as before: an answer may be lost. That holds for the setting
+    REFRESH_GRACE_SECONDS, 30 by default, from the rotation on, and until the new token is used. After that, somebody
+    else may have the token: the session is over for everybody, and the answer is UNAUTHENTICATED with the reason
+    SESSION_REUSED and the metadata user_id and session_id, so that the caller can tell the person. Everything
     else that is wrong with the token is UNAUTHENTICATED with the reason SESSION_INVALID: the person signs in again.
     """
     GetSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.GetSessionRequest, _authentication_pb2.Session]
@@ -79,8 +81,9 @@ class SessionServiceAsyncStub(SessionServiceStub):
     """Keeps people signed in, and ends it. A session is started by Authenticate with `session`, or by CreateSession.
 
     A session is over when its person signs out, when an operator revokes it, when it was idle for too long, at its
-    expires_at, when a refresh token is used twice, and when the user is deactivated, deleted or purged, gets another
-    password or becomes a superuser. All that is the same answer: UNAUTHENTICATED with the reason SESSION_INVALID.
+    expires_at, when a refresh token is used twice, when the user starts too many others, and when the user is
+    deactivated, deleted or purged, gets another password or becomes a superuser. All that is the same answer:
+    UNAUTHENTICATED with the reason SESSION_INVALID.
     docs/sessions.md tells the life of a session.
     """
 
@@ -96,9 +99,10 @@ class SessionServiceAsyncStub(SessionServiceStub):
     RefreshSession: _aio.UnaryUnaryMultiCallable[_session_pb2.RefreshSessionRequest, _authentication_pb2.SessionTokens]  # type: ignore[assignment]
     """Returns new tokens for a refresh token, which is void from then on (refresh token rotation, RFC 9700, 4.14.2).
 
-    A repeat within 30 seconds of the rotation gets the same refresh token as before: an answer may be lost. After that,
-    somebody else may have the token: the session is over for everybody, and the answer is UNAUTHENTICATED with the
-    reason SESSION_REUSED and the metadata user_id and session_id, so that the caller can tell the person. Everything
+    A repeat gets the same refresh token as before: an answer may be lost. That holds for the setting
+    REFRESH_GRACE_SECONDS, 30 by default, from the rotation on, and until the new token is used. After that, somebody
+    else may have the token: the session is over for everybody, and the answer is UNAUTHENTICATED with the reason
+    SESSION_REUSED and the metadata user_id and session_id, so that the caller can tell the person. Everything
     else that is wrong with the token is UNAUTHENTICATED with the reason SESSION_INVALID: the person signs in again.
     """
     GetSession: _aio.UnaryUnaryMultiCallable[_session_pb2.GetSessionRequest, _authentication_pb2.Session]  # type: ignore[assignment]
@@ -122,8 +126,9 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps people signed in, and ends it. A session is started by Authenticate with `session`, or by CreateSession.
 
     A session is over when its person signs out, when an operator revokes it, when it was idle for too long, at its
-    expires_at, when a refresh token is used twice, and when the user is deactivated, deleted or purged, gets another
-    password or becomes a superuser. All that is the same answer: UNAUTHENTICATED with the reason SESSION_INVALID.
+    expires_at, when a refresh token is used twice, when the user starts too many others, and when the user is
+    deactivated, deleted or purged, gets another password or becomes a superuser. All that is the same answer:
+    UNAUTHENTICATED with the reason SESSION_INVALID.
     docs/sessions.md tells the life of a session.
     """
 
@@ -149,9 +154,10 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_authentication_pb2.SessionTokens, _abc.Awaitable[_authentication_pb2.SessionTokens]]:
         """Returns new tokens for a refresh token, which is void from then on (refresh token rotation, RFC 9700, 4.14.2).
 
-        A repeat within 30 seconds of the rotation gets the same refresh token as before: an answer may be lost. After that,
-        somebody else may have the token: the session is over for everybody, and the answer is UNAUTHENTICATED with the
-        reason SESSION_REUSED and the metadata user_id and session_id, so that the caller can tell the person. Everything
+        A repeat gets the same refresh token as before: an answer may be lost. That holds for the setting
+        REFRESH_GRACE_SECONDS, 30 by default, from the rotation on, and until the new token is used. After that, somebody
+        else may have the token: the session is over for everybody, and the answer is UNAUTHENTICATED with the reason
+        SESSION_REUSED and the metadata user_id and session_id, so that the caller can tell the person. Everything
         else that is wrong with the token is UNAUTHENTICATED with the reason SESSION_INVALID: the person signs in again.
         """
 

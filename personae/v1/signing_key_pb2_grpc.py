@@ -75,15 +75,16 @@ class SigningKeyServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListSigningKeys(self, request, context):
-        """Lists the keys, the newest first: the next one, the one that signs, and those whose tokens may still be in use.
+        """Lists the keys, the newest first: the next one, the one that signs, and for two hours those that sign no more,
+        revoked ones too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RotateSigningKey(self, request, context):
-        """Lets the next key sign from now on, or an hour after it was published, and publishes another next key. Tokens stay
-        good. Returns the key that will sign.
+        """Lets the next key sign from now on, or an hour after it was published. When it does, another next key is published.
+        Tokens stay good. Returns the key that will sign.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

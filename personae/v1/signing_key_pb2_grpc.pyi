@@ -40,10 +40,12 @@ class SigningKeyServiceStub:
     GetJwks: _grpc.UnaryUnaryMultiCallable[_signing_key_pb2.GetJwksRequest, _signing_key_pb2.GetJwksResponse]
     """Returns the public keys as a JWK Set (RFC 7517): the same that GET /.well-known/jwks.json answers."""
     ListSigningKeys: _grpc.UnaryUnaryMultiCallable[_signing_key_pb2.ListSigningKeysRequest, _signing_key_pb2.ListSigningKeysResponse]
-    """Lists the keys, the newest first: the next one, the one that signs, and those whose tokens may still be in use."""
+    """Lists the keys, the newest first: the next one, the one that signs, and for two hours those that sign no more,
+    revoked ones too.
+    """
     RotateSigningKey: _grpc.UnaryUnaryMultiCallable[_signing_key_pb2.RotateSigningKeyRequest, _signing_key_pb2.SigningKey]
-    """Lets the next key sign from now on, or an hour after it was published, and publishes another next key. Tokens stay
-    good. Returns the key that will sign.
+    """Lets the next key sign from now on, or an hour after it was published. When it does, another next key is published.
+    Tokens stay good. Returns the key that will sign.
     """
     RevokeSigningKey: _grpc.UnaryUnaryMultiCallable[_signing_key_pb2.RevokeSigningKeyRequest, _signing_key_pb2.SigningKey]
     """Ends a key, because somebody else may have its private half. Its tokens are not active from the next IntrospectToken
@@ -63,10 +65,12 @@ class SigningKeyServiceAsyncStub(SigningKeyServiceStub):
     GetJwks: _aio.UnaryUnaryMultiCallable[_signing_key_pb2.GetJwksRequest, _signing_key_pb2.GetJwksResponse]  # type: ignore[assignment]
     """Returns the public keys as a JWK Set (RFC 7517): the same that GET /.well-known/jwks.json answers."""
     ListSigningKeys: _aio.UnaryUnaryMultiCallable[_signing_key_pb2.ListSigningKeysRequest, _signing_key_pb2.ListSigningKeysResponse]  # type: ignore[assignment]
-    """Lists the keys, the newest first: the next one, the one that signs, and those whose tokens may still be in use."""
+    """Lists the keys, the newest first: the next one, the one that signs, and for two hours those that sign no more,
+    revoked ones too.
+    """
     RotateSigningKey: _aio.UnaryUnaryMultiCallable[_signing_key_pb2.RotateSigningKeyRequest, _signing_key_pb2.SigningKey]  # type: ignore[assignment]
-    """Lets the next key sign from now on, or an hour after it was published, and publishes another next key. Tokens stay
-    good. Returns the key that will sign.
+    """Lets the next key sign from now on, or an hour after it was published. When it does, another next key is published.
+    Tokens stay good. Returns the key that will sign.
     """
     RevokeSigningKey: _aio.UnaryUnaryMultiCallable[_signing_key_pb2.RevokeSigningKeyRequest, _signing_key_pb2.SigningKey]  # type: ignore[assignment]
     """Ends a key, because somebody else may have its private half. Its tokens are not active from the next IntrospectToken
@@ -95,7 +99,9 @@ class SigningKeyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _signing_key_pb2.ListSigningKeysRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_signing_key_pb2.ListSigningKeysResponse, _abc.Awaitable[_signing_key_pb2.ListSigningKeysResponse]]:
-        """Lists the keys, the newest first: the next one, the one that signs, and those whose tokens may still be in use."""
+        """Lists the keys, the newest first: the next one, the one that signs, and for two hours those that sign no more,
+        revoked ones too.
+        """
 
     @_abc_1.abstractmethod
     def RotateSigningKey(
@@ -103,8 +109,8 @@ class SigningKeyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _signing_key_pb2.RotateSigningKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_signing_key_pb2.SigningKey, _abc.Awaitable[_signing_key_pb2.SigningKey]]:
-        """Lets the next key sign from now on, or an hour after it was published, and publishes another next key. Tokens stay
-        good. Returns the key that will sign.
+        """Lets the next key sign from now on, or an hour after it was published. When it does, another next key is published.
+        Tokens stay good. Returns the key that will sign.
         """
 
     @_abc_1.abstractmethod

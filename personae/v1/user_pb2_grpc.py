@@ -202,8 +202,8 @@ class UserServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GrantSuperuser(self, request, context):
-        """Marks a user as superuser, voids its codes and ends its sessions. Personae itself gives the flag no power: it is data for the callers.
-        But only callers with this RPC's scope may change a superuser.
+        """Marks a user as superuser, voids its codes and ends its sessions. Personae itself gives the flag no power: it is
+        data for the callers. But only callers with this RPC's scope may change a superuser.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -84,8 +84,8 @@ class UserServiceStub:
     FAILED_PRECONDITION with the reason LAST_SUPERUSER for the last active superuser.
     """
     GrantSuperuser: _grpc.UnaryUnaryMultiCallable[_user_pb2.GrantSuperuserRequest, _user_pb2.User]
-    """Marks a user as superuser, voids its codes and ends its sessions. Personae itself gives the flag no power: it is data for the callers.
-    But only callers with this RPC's scope may change a superuser.
+    """Marks a user as superuser, voids its codes and ends its sessions. Personae itself gives the flag no power: it is
+    data for the callers. But only callers with this RPC's scope may change a superuser.
     """
     RevokeSuperuser: _grpc.UnaryUnaryMultiCallable[_user_pb2.RevokeSuperuserRequest, _user_pb2.User]
     """Takes the superuser mark away. FAILED_PRECONDITION with the reason LAST_SUPERUSER for the last active one."""
@@ -145,8 +145,8 @@ class UserServiceAsyncStub(UserServiceStub):
     FAILED_PRECONDITION with the reason LAST_SUPERUSER for the last active superuser.
     """
     GrantSuperuser: _aio.UnaryUnaryMultiCallable[_user_pb2.GrantSuperuserRequest, _user_pb2.User]  # type: ignore[assignment]
-    """Marks a user as superuser, voids its codes and ends its sessions. Personae itself gives the flag no power: it is data for the callers.
-    But only callers with this RPC's scope may change a superuser.
+    """Marks a user as superuser, voids its codes and ends its sessions. Personae itself gives the flag no power: it is
+    data for the callers. But only callers with this RPC's scope may change a superuser.
     """
     RevokeSuperuser: _aio.UnaryUnaryMultiCallable[_user_pb2.RevokeSuperuserRequest, _user_pb2.User]  # type: ignore[assignment]
     """Takes the superuser mark away. FAILED_PRECONDITION with the reason LAST_SUPERUSER for the last active one."""
@@ -269,8 +269,8 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_pb2.GrantSuperuserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_pb2.User, _abc.Awaitable[_user_pb2.User]]:
-        """Marks a user as superuser, voids its codes and ends its sessions. Personae itself gives the flag no power: it is data for the callers.
-        But only callers with this RPC's scope may change a superuser.
+        """Marks a user as superuser, voids its codes and ends its sessions. Personae itself gives the flag no power: it is
+        data for the callers. But only callers with this RPC's scope may change a superuser.
         """
 
     @_abc_1.abstractmethod
