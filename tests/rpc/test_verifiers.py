@@ -5,6 +5,7 @@ They read the keys from the HTTP port, and judge by the time of the machine: the
 
 import contextlib
 import http.client
+import runpy
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,9 +20,9 @@ import pytest
 from sqlalchemy.engine import URL
 
 from personae.v1 import signing_key_pb2 as pb
-from service.http.app import CONFIGURATION_PATH
+from service.http.app import CONFIGURATION_PATH, JWKS_PATH
 from tests.support.clocks import MovableClock
-from tests.support.databases import Postgres
+from tests.support.databases import ROOT, Postgres
 from tests.support.envoy import Envoy, ask, envoy
 from tests.support.forgeries import forgeries
 from tests.support.scrapes import free_port, get
@@ -30,8 +31,27 @@ from tests.support.sessions import claims_of, introspect, refresh, signed_in
 from tests.support.waiting import eventually
 
 API = "https://api.example.com"
+EXAMPLE = ROOT / "examples/verify/verify.py"
 LOAD_THREADS = 4
 REFUSED = {http.client.UNAUTHORIZED, http.client.FORBIDDEN}
+"""How Envoy refuses: with 403 where only the audience is wrong."""
+PYJWT_REFUSALS = {
+    "another issuer": jwt.InvalidIssuerError,
+    "another audience": jwt.InvalidAudienceError,
+    "expired": jwt.ExpiredSignatureError,
+    "issued in the future": jwt.ImmatureSignatureError,
+    "another type": jwt.InvalidTokenError,
+    "no algorithm": jwt.InvalidAlgorithmError,
+    "no algorithm, and the signature": jwt.InvalidAlgorithmError,
+    "HS256 with the public key as PEM": jwt.InvalidAlgorithmError,
+    "HS256 with the public key as DER": jwt.InvalidAlgorithmError,
+    "an unknown kid": jwt.PyJWKClientError,
+    "the kid of another key": jwt.InvalidSignatureError,
+    "an edited payload": jwt.InvalidSignatureError,
+    "no signature": jwt.InvalidSignatureError,
+    "a trailing character": jwt.InvalidSignatureError,
+}
+"""Each for the one thing that is wrong with it."""
 ENVOY_TAKES = {"issued in the future", "another type", "a trailing character"}
 """Envoy 1.40 compares `exp` and `nbf`, not `iat`, and does not look at `typ`: this service signs nothing but access
 tokens with these keys. And it ignores what base64 has too much at the end of a signature, so that one token has several
@@ -108,35 +128,27 @@ def revoke(server: RunningServer, token: str) -> None:
     server.signing_keys.RevokeSigningKey(pb.RevokeSigningKeyRequest(kid=kid_of(token)))
 
 
-class Verifier:
-    """PyJWT as examples/verify/verify.py uses it, with the keys where the issuer says that they are."""
+def verifier_of(server: RunningServer) -> Any:
+    """One that has not read the keys yet."""
+    return runpy.run_path(str(EXAMPLE))["Verifier"](issuer_of(server), API)
 
-    def __init__(self, server: RunningServer) -> None:
-        self.issuer = issuer_of(server)
-        configuration = orjson.loads(get(server.server.http_port, CONFIGURATION_PATH)[2])
-        assert configuration["issuer"] == self.issuer
-        self.keys = jwt.PyJWKClient(configuration["jwks_uri"])
 
-    def verify(self, token: str) -> dict[str, Any]:
-        """The claims. Raises jwt.PyJWTError."""
-        found = jwt.decode_complete(
-            token,
-            self.keys.get_signing_key_from_jwt(token),
-            algorithms=["ES256"],
-            audience=API,
-            issuer=self.issuer,
-            leeway=10,
-            options={"require": ["exp", "iat", "iss", "aud", "sub", "jti", "client_id"]},
-        )
-        if found["header"]["typ"] != "at+jwt":
-            raise jwt.InvalidTokenError("not an access token")
-        claims: dict[str, Any] = found["payload"]
-        return claims
+def judge(verifier: Any, token: str) -> type[Exception] | None:
+    """Why PyJWT refuses a token; None: it does not."""
+    try:
+        verifier.verify(token)
+    except jwt.PyJWTError as error:
+        return type(error)
+    return None
 
-    def accepts(self, token: str) -> bool:
-        with contextlib.suppress(jwt.PyJWTError):
-            return bool(self.verify(token))
-        return False
+
+def test_the_configuration_leads_to_the_keys(server: RunningServer) -> None:
+    """For those who look for them there; the others append the path to the issuer."""
+    configuration = orjson.loads(get(server.server.http_port, CONFIGURATION_PATH)[2])
+    assert configuration["issuer"] == issuer_of(server)
+    assert configuration["jwks_uri"] == issuer_of(server) + JWKS_PATH
+    read = jwt.PyJWKClient(configuration["jwks_uri"]).get_signing_keys()
+    assert {key.key_id for key in read} == {key.kid for key in keys_of(server)}
 
 
 def test_the_service_refuses_every_forgery(server: RunningServer) -> None:
@@ -147,36 +159,38 @@ def test_the_service_refuses_every_forgery(server: RunningServer) -> None:
 
 
 class TestPyJWT:
+    """As examples/verify/verify.py uses it, which people copy."""
+
     def test_it_accepts_a_good_token(self, server: RunningServer) -> None:
         user, tokens = signed_in(server, audience=("https://other.example.com", API))
-        claims = Verifier(server).verify(tokens.access_token)
+        claims = verifier_of(server).verify(tokens.access_token)
         assert (claims["sub"], claims["sid"]) == (str(user.id), tokens.session.id)
 
     def test_it_refuses_every_forgery(self, server: RunningServer) -> None:
-        verifier, good = Verifier(server), new_token(server)
-        assert verifier.accepts(good)
-        assert [what for what, token in forged_by(server, good).items() if verifier.accepts(token)] == []
+        verifier, good = verifier_of(server), new_token(server)
+        assert judge(verifier, good) is None
+        assert {what: judge(verifier, token) for what, token in forged_by(server, good).items()} == PYJWT_REFUSALS
 
     def test_a_rotation(self, private_url: URL) -> None:
         """The next key is known by the time it signs; the tokens of before stay good."""
         with issuing(private_url) as server:
-            verifier, before = Verifier(server), new_token(server)
-            assert verifier.accepts(before)
+            verifier, before = verifier_of(server), new_token(server)
+            assert judge(verifier, before) is None
             rotate(server, immediately=True)
             after = new_token(server)
             assert kid_of(after) != kid_of(before)
-            assert verifier.accepts(after)
-            assert verifier.accepts(before)
-            assert Verifier(server).accepts(before)  # with the keys of now
+            assert judge(verifier, after) is None
+            assert judge(verifier, before) is None
+            assert judge(verifier_of(server), before) is None  # with the keys of now
 
     def test_a_revoked_key(self, private_url: URL) -> None:
         """Its tokens are refused once the keys are read again, and those of the next key are good at once."""
         with issuing(private_url) as server:
-            verifier, before = Verifier(server), new_token(server)
-            assert verifier.accepts(before)
+            verifier, before = verifier_of(server), new_token(server)
+            assert judge(verifier, before) is None
             revoke(server, before)
-            assert not Verifier(server).accepts(before)
-            assert verifier.accepts(new_token(server))
+            assert judge(verifier_of(server), before) is jwt.PyJWKClientError
+            assert judge(verifier, new_token(server)) is None
 
 
 class TestEnvoy:
