@@ -3,7 +3,8 @@ import { createInterface } from 'node:readline'
 import { createRemoteJWKSet, jwtVerify } from 'jose'
 
 /**
- * Make one for the whole process: it keeps the keys. It reads them again after five minutes, and for a new kid.
+ * Make one for the whole process: it keeps the keys.
+ * It reads them again after five minutes, and for a new kid half a minute after it last did.
  * The function that it returns takes a token, and returns its claims or throws an error of jose.
  */
 function verifier(issuer, audience) {

@@ -7,7 +7,10 @@ import jwt
 
 
 class Verifier:
-    """Make one for the whole process: it keeps the keys. It reads them again after five minutes, and for a new kid."""
+    """Make one for the whole process: it keeps the keys.
+
+    It reads them again after five minutes, and for a new kid half a minute after it last did.
+    """
 
     def __init__(self, issuer: str, audience: str) -> None:
         self._keys = jwt.PyJWKClient(f"{issuer}/.well-known/jwks.json", lifespan=300, timeout=10)
