@@ -25,7 +25,7 @@ from tests.support.servers import RunningServer
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
 PORTS = ("grpc_port", "grpc_mtls_port")
 MIGRATION_TARGETS = {"migrate", "migrate-new", "migrate-down", "migrate-history", "migrate-check", "migrate-sql"}
 
@@ -98,7 +98,7 @@ def test_files_that_the_docs_name_exist() -> None:
     """Decisions are history: they may name files that a later decision removed."""
     for page in PAGES:
         if page.parent.name != "decisions" and page.name != "CHANGELOG.md":
-            named = re.findall(r"`((?:alembic|benchmarks|deploy|service|tests)/[\w/.]+\w)`", page.read_text())
+            named = re.findall(r"`((?:alembic|benchmarks|deploy|examples|service|tests)/[\w/.]+\w)`", page.read_text())
             assert not [path for path in named if "NNNN" not in path and not (ROOT / path).exists()], page.name
 
 

@@ -1,0 +1,290 @@
+"""Access tokens as verifiers see them that were written elsewhere: PyJWT, and Envoy's `jwt_authn`.
+
+They read the keys from the HTTP port, and judge by the time of the machine: the clock of the servers here starts there.
+"""
+
+import contextlib
+import http.client
+import runpy
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import jwt
+import orjson
+import pytest
+from sqlalchemy.engine import URL
+
+from personae.v1 import signing_key_pb2 as pb
+from service.http.app import CONFIGURATION_PATH, JWKS_PATH
+from tests.support.clocks import MovableClock
+from tests.support.databases import ROOT, Postgres
+from tests.support.envoy import Envoy, ask, envoy
+from tests.support.forgeries import forgeries
+from tests.support.scrapes import free_port, get
+from tests.support.servers import RunningServer, running
+from tests.support.sessions import claims_of, introspect, refresh, signed_in
+from tests.support.waiting import eventually
+
+API = "https://api.example.com"
+EXAMPLE = ROOT / "examples/verify/verify.py"
+LOAD_THREADS = 4
+REFUSED = {http.client.UNAUTHORIZED, http.client.FORBIDDEN}
+"""How Envoy refuses: with 403 where only the audience is wrong."""
+PYJWT_REFUSALS = {
+    "another issuer": jwt.InvalidIssuerError,
+    "another audience": jwt.InvalidAudienceError,
+    "expired": jwt.ExpiredSignatureError,
+    "issued in the future": jwt.ImmatureSignatureError,
+    "another type": jwt.InvalidTokenError,
+    "no algorithm": jwt.InvalidAlgorithmError,
+    "no algorithm, and the signature": jwt.InvalidAlgorithmError,
+    "HS256 with the public key as PEM": jwt.InvalidAlgorithmError,
+    "HS256 with the public key as DER": jwt.InvalidAlgorithmError,
+    "an unknown kid": jwt.PyJWKClientError,
+    "the kid of another key": jwt.InvalidSignatureError,
+    "an edited payload": jwt.InvalidSignatureError,
+    "no signature": jwt.InvalidSignatureError,
+    "a trailing character": jwt.InvalidSignatureError,
+}
+"""Each for the one thing that is wrong with it."""
+ENVOY_TAKES = {"issued in the future", "another type", "a trailing character"}
+"""Envoy 1.40 compares `exp` and `nbf`, not `iat`, and does not look at `typ`: this service signs nothing but access
+tokens with these keys. And it ignores what base64 has too much at the end of a signature, so that one token has several
+texts. That is harmless as long as nobody looks tokens up by their text: a list of revoked ones would miss the others.
+Nothing here does: IntrospectToken refuses such a text, and looks sessions up by the `sid` that is signed.
+"""
+
+
+@contextlib.contextmanager
+def issuing(url: URL, clock: MovableClock | None = None) -> Iterator[RunningServer]:
+    """A server that issues tokens, and publishes its keys where its issuer's name says."""
+    port = free_port()
+    with running(url, clock, http_port=port, token_issuer=f"http://127.0.0.1:{port}", access_token_seconds=3600) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def server(postgres: Postgres, template: str) -> Iterator[RunningServer]:
+    """One whose keys no test changes."""
+    with postgres.scratch(template=template) as url, issuing(url) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def proxy(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Envoy]:
+    with envoy_of(server, tmp_path_factory.mktemp("envoy")) as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyJWT would reach even this machine through the one of the environment."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+def envoy_of(server: RunningServer, directory: Path) -> "contextlib.AbstractContextManager[Envoy]":
+    return envoy(directory, server.server.http_port, issuer=issuer_of(server), audience=API)
+
+
+def issuer_of(server: RunningServer) -> str:
+    return f"http://127.0.0.1:{server.server.http_port}"
+
+
+def new_token(server: RunningServer) -> str:
+    """The access token of a new user's session."""
+    token: str = signed_in(server, audience=(API,))[1].access_token
+    return token
+
+
+def forged_by(server: RunningServer, good: str) -> dict[str, str]:
+    """Bad tokens that are made with the server's own key."""
+    keys = server.server.state.signing_keys
+    assert keys is not None
+    _, key = keys.current(server.clock())
+    [next_kid] = [one.kid for one in keys_of(server) if one.state == pb.SigningKey.STATE_NEXT]
+    return forgeries(good, key, next_kid)
+
+
+def keys_of(server: RunningServer) -> list[pb.SigningKey]:
+    return list(server.signing_keys.ListSigningKeys(pb.ListSigningKeysRequest()).signing_keys)
+
+
+def kid_of(token: str) -> str:
+    found: str = jwt.get_unverified_header(token)["kid"]
+    return found
+
+
+def rotate(server: RunningServer, *, immediately: bool = False) -> pb.SigningKey:
+    return server.signing_keys.RotateSigningKey(pb.RotateSigningKeyRequest(immediately=immediately))
+
+
+def revoke(server: RunningServer, token: str) -> None:
+    """Revoke the key of a token."""
+    server.signing_keys.RevokeSigningKey(pb.RevokeSigningKeyRequest(kid=kid_of(token)))
+
+
+def verifier_of(server: RunningServer) -> Any:
+    """One that has not read the keys yet."""
+    return runpy.run_path(str(EXAMPLE))["Verifier"](issuer_of(server), API)
+
+
+def judge(verifier: Any, token: str) -> type[Exception] | None:
+    """Why PyJWT refuses a token; None: it does not."""
+    try:
+        verifier.verify(token)
+    except jwt.PyJWTError as error:
+        return type(error)
+    return None
+
+
+def test_the_configuration_leads_to_the_keys(server: RunningServer) -> None:
+    """For those who look for them there; the others append the path to the issuer."""
+    configuration = orjson.loads(get(server.server.http_port, CONFIGURATION_PATH)[2])
+    assert configuration["issuer"] == issuer_of(server)
+    assert configuration["jwks_uri"] == issuer_of(server) + JWKS_PATH
+    read = jwt.PyJWKClient(configuration["jwks_uri"]).get_signing_keys()
+    assert {key.key_id for key in read} == {key.kid for key in keys_of(server)}
+
+
+def test_the_service_refuses_every_forgery(server: RunningServer) -> None:
+    good = new_token(server)
+    forged = forged_by(server, good)
+    assert introspect(server, good, audience=API).active
+    assert [what for what, token in forged.items() if introspect(server, token, audience=API).active] == []
+
+
+class TestPyJWT:
+    """As examples/verify/verify.py uses it, which people copy."""
+
+    def test_it_accepts_a_good_token(self, server: RunningServer) -> None:
+        user, tokens = signed_in(server, audience=("https://other.example.com", API))
+        claims = verifier_of(server).verify(tokens.access_token)
+        assert (claims["sub"], claims["sid"]) == (str(user.id), tokens.session.id)
+
+    def test_it_refuses_every_forgery(self, server: RunningServer) -> None:
+        verifier, good = verifier_of(server), new_token(server)
+        assert judge(verifier, good) is None
+        assert {what: judge(verifier, token) for what, token in forged_by(server, good).items()} == PYJWT_REFUSALS
+
+    def test_a_rotation(self, private_url: URL) -> None:
+        """The next key is known by the time it signs; the tokens of before stay good."""
+        with issuing(private_url) as server:
+            verifier, before = verifier_of(server), new_token(server)
+            assert judge(verifier, before) is None
+            rotate(server, immediately=True)
+            after = new_token(server)
+            assert kid_of(after) != kid_of(before)
+            assert judge(verifier, after) is None
+            assert judge(verifier, before) is None
+            assert judge(verifier_of(server), before) is None  # with the keys of now
+
+    def test_a_revoked_key(self, private_url: URL) -> None:
+        """Its tokens are refused once the keys are read again, and those of the next key are good at once."""
+        with issuing(private_url) as server:
+            verifier, before = verifier_of(server), new_token(server)
+            assert judge(verifier, before) is None
+            revoke(server, before)
+            assert judge(verifier_of(server), before) is jwt.PyJWKClientError
+            assert judge(verifier, new_token(server)) is None
+
+
+class TestEnvoy:
+    def test_it_accepts_a_good_token(self, server: RunningServer, proxy: Envoy) -> None:
+        """And tells the service behind it whose it is."""
+        user, tokens = signed_in(server, audience=("https://other.example.com", API))
+        with proxy.client() as connection:
+            assert ask(connection, tokens.access_token) == (http.client.OK, str(user.id))
+            assert ask(connection, "")[0] in REFUSED
+
+    def test_it_refuses_forgeries(self, server: RunningServer, proxy: Envoy) -> None:
+        """But for those that it takes for what they are: their user is the one that this service has signed."""
+        good = new_token(server)
+        with proxy.client() as connection:
+            answers = {what: ask(connection, token) for what, token in forged_by(server, good).items()}
+        assert {what for what, (status, _) in answers.items() if status not in REFUSED} == ENVOY_TAKES
+        assert {answers[what] for what in ENVOY_TAKES} == {(http.client.OK, claims_of(good)["sub"])}
+
+    def test_no_request_fails_while_a_key_rotates(self, private_url: URL, tmp_path: Path) -> None:
+        """Tokens of before and after, on several threads; the next key was published an hour ago."""
+        clock = MovableClock()
+        clock.advance(-timedelta(hours=1))
+        with issuing(private_url, clock) as server:
+            clock.advance(timedelta(hours=1))
+            with envoy_of(server, tmp_path) as proxy, under_load(server, proxy) as load:
+                load.wait_for_kids(1)
+                rotate(server)
+                load.wait_for_kids(2)
+            assert set(load.statuses) == {http.client.OK}
+
+    def test_keys_that_it_has_not_read(self, private_url: URL, tmp_path: Path) -> None:
+        """It does not read them because of a kid that it does not know: so keys are published early. Nor does a
+        revocation reach it before it reads them again.
+        """
+        with issuing(private_url) as server, envoy_of(server, tmp_path) as proxy, proxy.client() as connection:
+            first = new_token(server)
+            rotate(server, immediately=True)
+            rotate(server, immediately=True)  # to a key that was not there when Envoy started
+            third = new_token(server)
+            assert ask(connection, third, "/seldom")[0] in REFUSED
+            eventually(lambda: ask(connection, third)[0] == http.client.OK, "Envoy has read the new key")
+            revoke(server, first)
+            eventually(lambda: ask(connection, first)[0] in REFUSED, "Envoy has read that the key is gone")
+            assert ask(connection, first, "/seldom")[0] == http.client.OK
+            assert ask(connection, third, "/seldom")[0] in REFUSED
+
+
+class Load:
+    """Requests through Envoy on several threads, each with the first and with the newest token of its session."""
+
+    def __init__(self, server: RunningServer, proxy: Envoy) -> None:
+        self.statuses: Counter[int] = Counter()
+        self._server = server
+        self._proxy = proxy
+        self._over = Event()
+        self._kids: list[set[str]] = [set() for _ in range(LOAD_THREADS)]
+        self._threads: list[Future[Counter[int]]] = []
+
+    def start(self, pool: ThreadPoolExecutor) -> None:
+        self._threads += [pool.submit(self._ask, kids) for kids in self._kids]
+
+    def wait_for_kids(self, count: int) -> None:
+        """Return when each thread has used tokens of so many keys."""
+        eventually(
+            lambda: all(len(kids) >= count for kids in self._kids) or any(one.done() for one in self._threads),
+            f"tokens of {count} keys on each thread",
+        )
+
+    def end(self) -> None:
+        self._over.set()
+
+    def count(self) -> None:
+        """Once all threads have ended. Raises what one of them has raised."""
+        for one in self._threads:
+            self.statuses += one.result()
+
+    def _ask(self, kids: set[str]) -> Counter[int]:
+        _, tokens = signed_in(self._server, audience=(API,))
+        first, statuses = tokens.access_token, Counter[int]()
+        with self._proxy.client() as connection:
+            while not self._over.is_set():
+                tokens = refresh(self._server, tokens.refresh_token)
+                statuses.update(ask(connection, token)[0] for token in (first, tokens.access_token))
+                kids.add(kid_of(tokens.access_token))
+        return statuses
+
+
+@contextlib.contextmanager
+def under_load(server: RunningServer, proxy: Envoy) -> Iterator[Load]:
+    load = Load(server, proxy)
+    with ThreadPoolExecutor(LOAD_THREADS) as pool:
+        load.start(pool)
+        try:
+            yield load
+        finally:
+            load.end()
+    load.count()

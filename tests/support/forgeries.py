@@ -1,0 +1,64 @@
+"""Access tokens that a verifier must refuse. Each is made from a good one, with the service's own key where that helps,
+so that it is wrong in one thing only.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import jwt
+import orjson
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from tests.support.sessions import claims_of, encoded
+
+UNKNOWN_KID = "n4bQgYhMfWWaL-qgxVrQFaO_TxsrC4Is0V1sFbDwCgg"
+_HOUR = int(timedelta(hours=1).total_seconds())
+
+
+def forgeries(good: str, key: EllipticCurvePrivateKey, next_kid: str) -> dict[str, str]:
+    """Bad tokens by what is wrong with them.
+
+    good: a token that is accepted. key: the one that signed it. next_kid: of another key in the JWK Set.
+    """
+    now = int(datetime.now(UTC).timestamp())
+    header, payload, signature = good.split(".")
+    pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    der = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    claims = claims_of(good)
+    edited = encoded(orjson.dumps(claims | {"sub": str(int(claims["sub"]) + 1)}))
+    return {
+        "another issuer": signed(good, key, iss="https://evil.example.com"),
+        "another audience": signed(good, key, aud=["https://other.example.com"]),
+        "expired": signed(good, key, iat=now - 2 * _HOUR, exp=now - _HOUR),
+        "issued in the future": signed(good, key, iat=now + _HOUR, exp=now + 2 * _HOUR),
+        "another type": signed(good, key, {"typ": "JWT"}),
+        "no algorithm": f"{_header(good, alg='none')}.{payload}.",
+        "no algorithm, and the signature": f"{_header(good, alg='none')}.{payload}.{signature}",
+        "HS256 with the public key as PEM": _hmac(good, pem),
+        "HS256 with the public key as DER": _hmac(good, der),
+        "an unknown kid": signed(good, key, {"kid": UNKNOWN_KID}),
+        "the kid of another key": signed(good, key, {"kid": next_kid}),
+        "an edited payload": f"{header}.{edited}.{signature}",
+        "no signature": f"{header}.{payload}.",
+        "a trailing character": good + "A",
+    }
+
+
+def signed(good: str, key: EllipticCurvePrivateKey, header: Mapping[str, str] | None = None, **claims: Any) -> str:
+    """The token with other headers and claims, signed with ES256."""
+    headers = jwt.get_unverified_header(good) | dict(header or {})
+    return jwt.encode(claims_of(good) | claims, key, algorithm="ES256", headers=headers)
+
+
+def _hmac(good: str, secret: bytes) -> str:
+    """Algorithm confusion (RFC 8725, section 2.1). By hand: PyJWT refuses to take a public key as a secret."""
+    text = f"{_header(good, alg='HS256')}.{good.split('.')[1]}"
+    return f"{text}.{encoded(hmac.digest(secret, text.encode(), hashlib.sha256))}"
+
+
+def _header(good: str, **changes: str) -> str:
+    return encoded(orjson.dumps(jwt.get_unverified_header(good) | changes))
