@@ -21,7 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from benchmarks.identities import NOBODY, Identity
 from benchmarks.machine import cpu_seconds, on_cores
 from benchmarks.table import MeasurementError
-from personae.v1 import authentication_pb2, user_pb2
+from personae.v1 import authentication_pb2, session_pb2, user_pb2
 
 GET_USER = "/personae.v1.UserService/GetUser"
 BATCH_GET_USERS = "/personae.v1.UserService/BatchGetUsers"
@@ -30,10 +30,13 @@ CREATE_USER = "/personae.v1.UserService/CreateUser"
 UPDATE_USER = "/personae.v1.UserService/UpdateUser"
 AUTHENTICATE = "/personae.v1.AuthenticationService/Authenticate"
 START_PASSWORD_RESET = "/personae.v1.CredentialService/StartPasswordReset"
+REFRESH_SESSION = "/personae.v1.SessionService/RefreshSession"
+INTROSPECT_TOKEN = "/personae.v1.SessionService/IntrospectToken"
 DEADLINE_SECONDS = 10
+WARM_UP_SECONDS = 0.3
+"""For which keep_calling calls before the window opens."""
 
 _CHANNELS = 4
-_WARM_UP_SECONDS = 0.3
 _STEP_SECONDS = 0.002
 
 _IDS_IN: dict[str, Callable[[bytes], list[int]]] = {
@@ -42,6 +45,8 @@ _IDS_IN: dict[str, Callable[[bytes], list[int]]] = {
     LIST_USERS: lambda raw: [user.id for user in user_pb2.ListUsersResponse.FromString(raw).users],
     UPDATE_USER: lambda raw: [user_pb2.User.FromString(raw).id],
     AUTHENTICATE: lambda raw: [authentication_pb2.AuthenticateResponse.FromString(raw).user.id],
+    REFRESH_SESSION: lambda raw: [authentication_pb2.SessionTokens.FromString(raw).user.id],
+    INTROSPECT_TOKEN: lambda raw: _owner_of(session_pb2.IntrospectTokenResponse.FromString(raw)),
 }
 
 Arguments = ParamSpec("Arguments")
@@ -112,15 +117,21 @@ def keep_calling(
     in_flight: int,
     seconds: float,
     identity: Identity = NOBODY,
+    once: bool = False,
 ) -> Rate:
-    """Call for so long, and say what that cost the server. Raises MeasurementError for any wrong answer."""
-    crew = _Crew(target, requests, in_flight, identity)
+    """Call for so long, and say what that cost the server. once: no request is made twice.
+
+    Raises MeasurementError for any wrong answer, and when requests that are made once run out.
+    """
+    crew = _Crew(target, requests, in_flight, identity, times=len(requests) // in_flight if once else None)
     with crew.working():
-        time.sleep(_WARM_UP_SECONDS)
+        time.sleep(WARM_UP_SECONDS)
         started, calls, cpu = time.perf_counter(), crew.calls, cpu_seconds(server_pid)
         time.sleep(seconds)
         rate = Rate(crew.calls - calls, time.perf_counter() - started, cpu_seconds(server_pid) - cpu)
     crew.require_clean()
+    if once and crew.has_run_out:
+        raise MeasurementError(f"{len(requests)} requests were too few for {seconds:g} s")
     return rate
 
 
@@ -177,14 +188,25 @@ def latencies(target: str, requests: Sequence[Request], *, rounds: int) -> list[
         calls: list[Any] = [channel.unary_unary(request.method) for request in requests]
         for round_number in range(rounds + 1):
             for request, call, taken in zip(requests, calls, found, strict=True):
-                started = time.perf_counter()
-                raw = _answer(call, request.body)
-                took = time.perf_counter() - started
-                if not has_users_of(request, raw):
-                    raise MeasurementError(f"{request.method} returned other users than were asked for")
+                timed = _timed(call, request)
                 if round_number:  # the first one warms up
-                    taken.append(took)
+                    taken.append(timed.seconds)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class TimedAnswer:
+    """An answer that was right, and how long it took."""
+
+    seconds: float
+    body: bytes
+
+
+def call_each_once(target: str, requests: Sequence[Request]) -> list[TimedAnswer]:
+    """Make these calls of one method, one after another. Raises MeasurementError for any wrong answer."""
+    with open_channel(target) as channel:
+        call: Any = channel.unary_unary(requests[0].method)
+        return [_timed(call, request) for request in requests]
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +272,11 @@ class _Crew:
         """How many calls were answered."""
         return sum(self._counts)
 
+    @property
+    def has_run_out(self) -> bool:
+        """Whether a thread made all calls that it was to make."""
+        return self._times in self._counts
+
     @contextmanager
     def working(self) -> Iterator[None]:
         """The threads call while the block runs."""
@@ -277,7 +304,8 @@ class _Crew:
 
     def _work(self, number: int, requests: Sequence[Request]) -> None:
         channel = self._channels[number % len(self._channels)]
-        calls: dict[str, Any] = {request.method: channel.unary_unary(request.method) for request in requests}
+        methods = {request.method for request in requests}
+        calls: dict[str, Any] = {method: channel.unary_unary(method) for method in methods}
         start = number * len(requests) // len(self._threads)  # each thread begins elsewhere
         turns = itertools.islice(itertools.cycle((*requests[start:], *requests[:start])), self._times)
         for request in turns:
@@ -287,6 +315,16 @@ class _Crew:
             if fault is not None:
                 self._faults[fault] += 1
             self._counts[number] += 1
+
+
+def _timed(call: Callable[..., bytes], request: Request) -> TimedAnswer:
+    """Raises MeasurementError for any wrong answer."""
+    started = time.perf_counter()
+    raw = _answer(call, request.body)
+    took = time.perf_counter() - started
+    if not has_users_of(request, raw):
+        raise MeasurementError(f"{request.method} returned other users than were asked for")
+    return TimedAnswer(took, raw)
 
 
 def _answer(call: Callable[..., bytes], body: bytes) -> bytes:
@@ -315,6 +353,10 @@ def fault_in(
 def has_users_of(request: Request, raw: bytes) -> bool:
     """Whether these are the users that were asked for."""
     return request.ids is None or _IDS_IN[request.method](raw) == request.ids
+
+
+def _owner_of(token: session_pb2.IntrospectTokenResponse) -> list[int]:
+    return [token.user_id] if token.active else []
 
 
 def open_channel(target: str, identity: Identity = NOBODY) -> grpc.Channel:

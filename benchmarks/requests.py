@@ -9,12 +9,14 @@ from benchmarks.load import (
     BATCH_GET_USERS,
     CREATE_USER,
     GET_USER,
+    INTROSPECT_TOKEN,
     LIST_USERS,
+    REFRESH_SESSION,
     START_PASSWORD_RESET,
     UPDATE_USER,
     Request,
 )
-from personae.v1 import authentication_pb2, credential_pb2, user_pb2
+from personae.v1 import authentication_pb2, credential_pb2, session_pb2, user_pb2
 
 
 def get_user(user_id: int) -> Request:
@@ -82,6 +84,17 @@ def authenticate_named(identifier: str, password: str) -> Request:
 def start_password_reset(name: str) -> Request:
     """StartPasswordReset by username."""
     return Request(START_PASSWORD_RESET, credential_pb2.StartPasswordResetRequest(identifier=name).SerializeToString())
+
+
+def refresh_session(user_id: int, token: str) -> Request:
+    """RefreshSession."""
+    message = session_pb2.RefreshSessionRequest(refresh_token=token)
+    return Request(REFRESH_SESSION, message.SerializeToString(), [user_id])
+
+
+def introspect_token(user_id: int, token: str) -> Request:
+    """IntrospectToken, of an access token that is active."""
+    return Request(INTROSPECT_TOKEN, session_pb2.IntrospectTokenRequest(token=token).SerializeToString(), [user_id])
 
 
 def _get(key: user_pb2.UserKey, user_id: int) -> Request:

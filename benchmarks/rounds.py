@@ -18,6 +18,8 @@ class Lane:
     server: Server
     requests: Sequence[Request]
     identity: Identity = NOBODY
+    once: bool = False
+    """No request is made twice: each round has a share of them."""
 
 
 def in_turns(bench: Bench, lanes: Mapping[str, Lane]) -> dict[str, list[Rate]]:
@@ -28,14 +30,16 @@ def in_turns(bench: Bench, lanes: Mapping[str, Lane]) -> dict[str, list[Rate]]:
     found: dict[str, list[Rate]] = {name: [] for name in lanes}
     for round_number in range(bench.sizes.rounds + 1):
         for name, lane in lanes.items():
+            share = lane.requests[round_number :: bench.sizes.rounds + 1] if lane.once else lane.requests
             rate = bench.callers.do(
                 keep_calling,
                 lane.server.target,
                 lane.server.pid,
-                lane.requests,
+                share,
                 in_flight=bench.in_flight,
                 seconds=bench.sizes.seconds,
                 identity=lane.identity,
+                once=lane.once,
             )
             if round_number:  # the first one warms up
                 found[name].append(rate)

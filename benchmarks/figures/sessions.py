@@ -1,0 +1,198 @@
+"""What it costs to keep people signed in: refreshing a session and introspecting a token, in the server's CPU time
+beside a read; and whether a refresh takes longer with a large table of sessions.
+"""
+
+import math
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from statistics import median
+
+from sqlalchemy.engine import URL
+
+from benchmarks.bench import Bench
+from benchmarks.data import database
+from benchmarks.load import WARM_UP_SECONDS, Rate, Request, call_each_once
+from benchmarks.machine import on_cores
+from benchmarks.processes import SERVICE, Server, running
+from benchmarks.requests import get_user, introspect_token, refresh_session
+from benchmarks.rounds import Lane, by_round, how_busy, in_turns
+from benchmarks.sessions import AMR, ISSUER, Issuer, add_sessions, some_sessions
+from benchmarks.table import Findings, spread
+from personae.v1 import authentication_pb2
+from service.base.actor import ANONYMOUS_CALLER
+from service.base.clock import utc_now
+from service.core.sessions.access_tokens import Claims, sign, verify
+from service.core.sessions.rules import SessionKey
+from service.core.signing_keys.rules import load_private, load_public, new_pair
+
+_USERS = range(1, 1001)
+_ACCESS_TOKENS = 1_000
+_MOST_PER_SECOND = 4_000
+"""Refreshes that one core can make, with room to spare: there are tokens for so many."""
+_FEW_SESSIONS = 1_000
+_BATCHES, _BATCH = 9, 200
+_MICRO, _MILLI = 1e6, 1e3
+
+
+def measure(bench: Bench) -> Findings:
+    """First the CPU time of one server; then the durations, of two servers at once."""
+    issuer, findings = Issuer(), Findings()
+    _add_cpu(findings, bench, _rates(bench, issuer))
+    _add_durations(findings, bench, issuer)
+    return findings
+
+
+# ------------------------------------------------------------------------------------------------------ CPU time
+
+
+def _rates(bench: Bench, issuer: Issuer) -> dict[str, list[Rate]]:
+    """A read, a refresh and an introspection in turns. Each refresh token is used once: a repeat is no rotation."""
+    a_round = math.ceil((bench.sizes.seconds + WARM_UP_SECONDS) * _MOST_PER_SECOND)
+    number = _ACCESS_TOKENS + a_round * (bench.sizes.rounds + 1)
+    with database(bench.server, "sessions", bench.directory, users=bench.sizes.few_users) as url:
+        add_sessions(url, issuer, number)
+        refreshes = _refreshes(url, issuer, number)
+        with running(SERVICE, url, bench.directory, settings=issuer.settings, cores=bench.cores.server) as server:
+            introspections = _introspections(bench, server, refreshes[:_ACCESS_TOKENS])
+            return in_turns(
+                bench,
+                {
+                    "GetUser": Lane(server, [get_user(user_id) for user_id in _USERS]),
+                    "RefreshSession": Lane(server, refreshes[_ACCESS_TOKENS:], once=True),
+                    "IntrospectToken": Lane(server, introspections),
+                },
+            )
+
+
+def _refreshes(url: URL, issuer: Issuer, number: int) -> list[Request]:
+    """The first refresh of each of so many sessions."""
+    found = some_sessions(url, number)
+    return [
+        refresh_session(session.user_id, token)
+        for session, token in zip(found, issuer.first_tokens(found), strict=True)
+    ]
+
+
+def _introspections(bench: Bench, server: Server, refreshes: list[Request]) -> list[Request]:
+    """Make these refreshes; the introspections of the access tokens that they return."""
+    answers = bench.callers.do(call_each_once, server.target, refreshes)
+    tokens = [authentication_pb2.SessionTokens.FromString(answer.body) for answer in answers]
+    return [introspect_token(found.user.id, found.access_token) for found in tokens]
+
+
+def _add_cpu(findings: Findings, bench: Bench, rates: dict[str, list[Rate]]) -> None:
+    cost = {name: [rate.cpu_per_call for rate in found] for name, found in rates.items()}
+    middle = {name: median(values) for name, values in cost.items()}
+    for name, bar in (("RefreshSession", 2.5), ("IntrospectToken", 2.0)):
+        findings.at_most(f"{name}: server CPU / GetUser", middle[name] / middle["GetUser"], bar)
+    each = ", ".join(f"{name} {spread(values, scale=_MICRO, unit=' µs')}" for name, values in cost.items())
+    findings.note(
+        f"CPU per call: {each}. Ratios to GetUser within one round: RefreshSession "
+        f"{by_round(cost['RefreshSession'], cost['GetUser'])}, IntrospectToken "
+        f"{by_round(cost['IntrospectToken'], cost['GetUser'])}."
+    )
+    with on_cores(bench.cores.server):
+        signing, verifying = _crypto()
+    findings.note(
+        f"CPU per access token: sign {spread(signing, scale=_MICRO, unit=' µs')}, "
+        f"{median(signing) / middle['RefreshSession']:.0%} of a RefreshSession; verify "
+        f"{spread(verifying, scale=_MICRO, unit=' µs')}, {median(verifying) / middle['IntrospectToken']:.0%} of an "
+        f"IntrospectToken; {_BATCHES} batches of {_BATCH}, on the server's core."
+    )
+    findings.note(
+        f"{bench.sizes.rounds} rounds of {bench.sizes.seconds:g} s for each call, {bench.in_flight} in flight; share "
+        f"of its core that the server used: {how_busy(rates)}."
+    )
+
+
+def _crypto() -> tuple[list[float], list[float]]:
+    """The CPU seconds of signing an access token, and of verifying it, in each of some batches."""
+    kid, public_der, private_der = new_pair()
+    public, private = load_public(public_der), load_private(private_der)
+    now = utc_now()
+    claims = Claims(
+        session=SessionKey(1, uuid.uuid4()),
+        caller=ANONYMOUS_CALLER,
+        audience=(ISSUER,),
+        amr=AMR,
+        authenticated_at=now,
+        issued_at=now,
+        expires_at=now + timedelta(hours=1),
+    )
+    jti = str(uuid.uuid4())
+    token = sign(claims, issuer=ISSUER, jti=jti, kid=kid, key=private)
+    signing = _cpu_of(lambda: sign(claims, issuer=ISSUER, jti=jti, kid=kid, key=private))
+    return signing, _cpu_of(lambda: verify(token, public, issuer=ISSUER, now=now))
+
+
+def _cpu_of(function: Callable[[], object]) -> list[float]:
+    """The CPU seconds that one call takes, in each of some batches."""
+    found = []
+    for _ in range(_BATCHES + 1):
+        started = time.thread_time()
+        for _ in range(_BATCH):
+            function()
+        found.append((time.thread_time() - started) / _BATCH)
+    return found[1:]  # the first one warms up
+
+
+# ------------------------------------------------------------------------------------------------------ durations
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A server, and one refresh of each of some sessions in its database."""
+
+    server: Server
+    refreshes: list[Request]
+
+
+def _add_durations(findings: Findings, bench: Bench, issuer: Issuer) -> None:
+    sizes = (_FEW_SESSIONS, bench.sizes.many_users)
+    with ExitStack() as stack:
+        few, many = _durations_of(bench, [_table(bench, issuer, size, stack) for size in sizes])
+    findings.at_most(
+        f"RefreshSession p50 with {sizes[1]:,} sessions in the table / with {sizes[0]:,}",
+        median(_flat(many)) / median(_flat(few)),
+        1.2,
+    )
+    medians_of_few, medians_of_many = ([median(taken) for taken in found] for found in (few, many))
+    each = ", ".join(
+        f"{size:,} sessions {spread(medians, scale=_MILLI, unit=' ms', digits=2)}"
+        for size, medians in zip(sizes, (medians_of_few, medians_of_many), strict=True)
+    )
+    findings.note(
+        f"RefreshSession, one after another, p50 of {bench.sizes.rounds} rounds of {len(few[0])} calls: {each}; ratio "
+        f"within one round {by_round(medians_of_many, medians_of_few)}."
+    )
+
+
+def _table(bench: Bench, issuer: Issuer, sessions: int, stack: ExitStack) -> _Table:
+    url = stack.enter_context(
+        database(bench.server, f"sessions_{sessions}", bench.directory, users=bench.sizes.few_users)
+    )
+    add_sessions(url, issuer, sessions)
+    server = stack.enter_context(
+        running(SERVICE, url, bench.directory, settings=issuer.settings, cores=bench.cores.server)
+    )
+    return _Table(server, _refreshes(url, issuer, _FEW_SESSIONS))
+
+
+def _durations_of(bench: Bench, tables: list[_Table]) -> list[list[list[float]]]:
+    """How long refreshes take, in seconds: for each table a list a round. The tables take turns, with one caller."""
+    found: list[list[list[float]]] = [[] for _ in tables]
+    for round_number in range(bench.sizes.rounds + 1):
+        for table, taken in zip(tables, found, strict=True):
+            share = table.refreshes[round_number :: bench.sizes.rounds + 1]
+            answers = bench.callers.do(call_each_once, table.server.target, share)
+            if round_number:  # the first one warms up
+                taken.append([answer.seconds for answer in answers])
+    return found
+
+
+def _flat(rounds: list[list[float]]) -> list[float]:
+    return [seconds for taken in rounds for seconds in taken]
