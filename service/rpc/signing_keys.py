@@ -123,7 +123,7 @@ class SigningKeys:
             if not is_maintained(keys, self._maker, now=now):
                 with self._database.scope(deadline=deadline, actor=SWEEPER) as session, session.begin():
                     keys = maintain(session, self._maker, now=now)
-                _log.info("signing keys maintained", kids=[key.kid for key in keys])
+                _log.debug("signing keys maintained", kids=[key.kid for key in keys])
                 self._snapshot = self._opened(keys)
 
     def _opened(self, keys: list[StoredKey]) -> _Snapshot:

@@ -113,12 +113,13 @@ class TestVerbs:
             "users.read, users.write",
         ]
         lines = shown.splitlines()
-        assert lines[1:4] == [
+        assert lines[1:5] == [
             "scopes      users.read, users.write",
+            "audiences   -",
             "rate        the server's default",
             f"identity    {SPIFFE}",
         ]
-        assert {re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d", "…", line) for line in lines[4:]} == {
+        assert {re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d", "…", line) for line in lines[5:]} == {
             f"key         {key[3:11]}  live until …, last used never" for key in (first, second)
         }
         valid = {row["key_id"]: row["expires_at"] - row["created_at"] for row in rows_of(verbs.url, "caller_keys")}
@@ -157,7 +158,7 @@ class TestVerbs:
             (["--default"], "the server's default", "default"),
         ):
             assert verbs.done("limit", "mailer", *options) == f"The rate of mailer: {rate}. {known}"
-            assert verbs.done("show", "mailer").splitlines()[2] == f"rate        {rate}"
+            assert verbs.done("show", "mailer").splitlines()[3] == f"rate        {rate}"
             assert verbs.done("list").splitlines()[1].split()[4] == listed
         for wrong in ([], ["--default", "--rate", "5"], ["--default", "--burst", "5"], ["--rate", "0", "--burst", "5"]):
             refused = verbs.run("limit", "mailer", *wrong)
@@ -188,7 +189,7 @@ class TestVerbs:
         assert verbs.done(*none) == "billing has no scope.\n"
         revoke = ("revoke", "billing", "--identity", "billing.internal")
         assert verbs.done(*revoke).startswith("billing.internal no longer identifies billing.")
-        assert verbs.done("show", "billing").splitlines()[1::2] == ["scopes      -", f"identity    {SPIFFE}"]
+        assert verbs.done("show", "billing").splitlines()[1::3] == ["scopes      -", f"identity    {SPIFFE}"]
         assert verbs.events() == [
             ("CreateCaller", "billing", []),
             ("AddCallerIdentity", "billing", ["identities"]),

@@ -203,7 +203,8 @@ class TestGauges:
         assert value(idle, "personae_build_info", version=__version__) == 1
         missing = GAUGES.keys() - {name for name, _ in idle}
         assert {name for name in missing if "caller" not in name and "certificate" not in name} == {
-            "personae_sweeper_last_success_timestamp_seconds"
+            "personae_sweeper_last_success_timestamp_seconds",
+            "personae_sessions",
         }
 
     def test_an_outage_shows(self, private_url: URL) -> None:

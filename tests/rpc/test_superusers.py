@@ -15,8 +15,10 @@ from tests.support.superusers import CHANGES, Change, Tiers, tiers
 from tests.support.waiting import statements
 
 READ = {"GetUser", "BatchGetUsers", "ListUsers", "GetLockout", "CheckPassword", "ListAuditEvents"}
-OPEN = {"CreateUser", "Authenticate", "ChangePassword"}
-"""CreateUser makes no superuser; the others need the password of the person."""
+READ |= {"GetSession", "ListSessions", "IntrospectToken", "GetJwks", "ListSigningKeys"}
+OPEN = {"CreateUser", "Authenticate", "ChangePassword", "RefreshSession", "RevokeSession", "RevokeSessions"}
+"""CreateUser makes no superuser; some need the password of the person, or a token. Ending sessions protects."""
+OPEN |= {"RotateSigningKey", "RevokeSigningKey"}
 NO_CHANGE: dict[str, Change] = {
     "UpdateUser": lambda _, user: lambda api: api.update(user, email=user.email),
     "ActivateUser": lambda _, user: lambda api: api.users.ActivateUser(user_pb2.ActivateUserRequest(id=user.id)),

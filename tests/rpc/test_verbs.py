@@ -34,7 +34,7 @@ class TestVerbs:
             assert "Another user has this email" in self.run(*create, url=url, text=f"{PASSWORD}\n")[1]
             assert "at least 15 characters" in self.run(*create, url=url, text="short\n")[1]
             assert self.run("service", "purge-deleted", url=url)[1] == (
-                "Purged 0 users, forgot 0 request ids, 0 codes, 0 lockouts and 0 keys of callers, "
+                "Purged 0 users, forgot 0 request ids, 0 codes, 0 lockouts, 0 keys of callers and 0 sessions, "
                 "dropped 0 months of the audit trail.\n"
             )
             with running(url) as server:

@@ -232,7 +232,7 @@ def _name(message: Message, user: user_pb2.User) -> None:
     texts = {"email": user.email, "new_email": user.email, "identifier": user.email, "username": user.username}
     texts |= dict.fromkeys(("password", "current_password", "new_password"), PASSWORD)
     for field in message.DESCRIPTOR.fields:
-        if field.name in {"id", "user_id"}:
+        if field.name in {"id", "user_id"} and field.type == field.TYPE_INT64:
             setattr(message, field.name, user.id)
         elif field.name in texts:
             setattr(message, field.name, texts[field.name])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.engine import URL
 
-from personae.v1 import authentication_pb2, credential_pb2, user_pb2
+from personae.v1 import authentication_pb2, credential_pb2, session_pb2, user_pb2
 from service.rpc.methods import ALL_SCOPES
 from tests.support.callers import keyed, operating
 from tests.support.credentials import reset, start_reset, start_verification
@@ -83,7 +83,13 @@ def mark_verified(_: Services, user: User) -> Call:
     return lambda api: api.credentials.MarkEmailVerified(request)
 
 
+def create_session(_: Services, user: User) -> Call:
+    request = session_pb2.CreateSessionRequest(user_id=user.id, amr=["otp"])
+    return lambda api: api.sessions.CreateSession(request)
+
+
 CHANGES: dict[str, Change] = {
+    "CreateSession": create_session,
     "UpdateUser": update,
     "DeleteUser": delete,
     "UndeleteUser": undelete,
