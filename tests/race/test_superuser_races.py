@@ -18,8 +18,8 @@ from tests.support.threads import at_once
 from tests.support.waiting import PATIENCE
 
 Racer = Callable[[], object]
-LOCKING = sorted(CHANGES.keys() - {"StartEmailVerification"})
-"""Starting a code locks no user: the code is void once the user is a superuser."""
+LOCKING = sorted(CHANGES.keys() - {"StartEmailVerification", "CreateSession"})
+"""Starting a code or a session locks no user: it is void once the user is a superuser."""
 
 
 @pytest.fixture

@@ -238,7 +238,7 @@ def test_sessions(proxied: Proxied) -> None:
     with_session.session.SetInParent()
     sent = proxied.sent_by(server.authentication.Authenticate, plainly)
     assert sent[-2:] == ["INSERT", "COMMIT"]
-    assert proxied.sent_by(server.authentication.Authenticate, with_session) == [*sent[:-1], "WITH", "COMMIT"]
+    assert proxied.sent_by(server.authentication.Authenticate, with_session) == [*sent[:-2], "WITH", *sent[-2:]]
     refresh_ = refreshing(tokens.refresh_token)
     for _ in range(2):  # the second is a repeat
         assert proxied.sent_by(server.sessions.RefreshSession, refresh_) == ["BEGIN", "UPDATE", "COMMIT"]

@@ -96,7 +96,7 @@ class TestAccessTokens:
         "header",
         [
             {"typ": "JWT"},
-            {"typ": "at+jwt ", "kid": KID},
+            {"typ": "at+jwt "},
             {"typ": "application/jwt"},
             {"alg": "none"},
             {"alg": "HS256"},
