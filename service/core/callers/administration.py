@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, func, or_, select, update
+from sqlalchemy import Column, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session
 
@@ -110,21 +110,7 @@ def change_scopes(session: Session, name: str, *, add: Iterable[str] = (), remov
 
     Raises CallerError, also for withdrawing a scope that the caller does not have: the name may be mistyped.
     """
-    caller_id = _lock_caller(session, name)
-    before = set(session.execute(select(CALLERS.c.scopes).where(CALLERS.c.id == caller_id)).scalar_one())
-    add, remove = set(add), set(remove)
-    if remove - before:
-        has = ", ".join(sorted(before)) or "no scope"
-        raise CallerError(f"{name} does not have {', '.join(sorted(remove - before))}. It has: {has}.")
-    if add & remove:
-        raise CallerError("The same scope cannot be granted and withdrawn.")
-    after = (before | add) - remove
-    if after != before:
-        session.execute(
-            update(CALLERS)
-            .where(CALLERS.c.id == caller_id)
-            .values(scopes=sorted(after), updated_at=func.clock_timestamp())
-        )
+    before, after = _change_list(session, name, CALLERS.c.scopes, "scope", add=set(add), remove=set(remove))
     for action, changed in (("GrantScopes", after - before), ("WithdrawScopes", before - after)):
         if changed:
             audit.record(session, action, target_caller=name, changed=_scope_fields(changed))
@@ -132,31 +118,38 @@ def change_scopes(session: Session, name: str, *, add: Iterable[str] = (), remov
 
 
 def change_audiences(session: Session, name: str, *, add: Iterable[str] = (), remove: Iterable[str] = ()) -> list[str]:
-    """Allow and withdraw audiences of access tokens; those that the caller has afterwards.
-
-    Raises CallerError: an invalid audience, too many, or one withdrawn that the caller does not have.
-    """
-    add, remove = set(add), set(remove)
+    """As change_scopes, for the audiences of access tokens. Raises CallerError, also for an invalid one and too many."""
+    add = set(add)
     for audience in add:
         require_audience(audience)
-    caller_id = _lock_caller(session, name)
-    before = set(session.execute(select(CALLERS.c.audiences).where(CALLERS.c.id == caller_id)).scalar_one())
-    if remove - before:
-        has = ", ".join(sorted(before)) or "none"
-        raise CallerError(f"{name} does not have the audience {', '.join(sorted(remove - before))}. It has: {has}.")
-    after = (before | add) - remove
+    before, after = _change_list(session, name, CALLERS.c.audiences, "audience", add=add, remove=set(remove))
     if len(after) > MAX_AUDIENCES:
         raise CallerError(f"A caller has {MAX_AUDIENCES} audiences at most.")
-    if after != before:
-        session.execute(
-            update(CALLERS)
-            .where(CALLERS.c.id == caller_id)
-            .values(audiences=sorted(after), updated_at=func.clock_timestamp())
-        )
     for action, changed in (("AllowAudiences", after - before), ("WithdrawAudiences", before - after)):
         if changed:
             audit.record(session, action, target_caller=name, changed=["audiences"])
     return sorted(after)
+
+
+def _change_list(
+    session: Session, name: str, column: Column[Any], noun: str, *, add: set[str], remove: set[str]
+) -> tuple[set[str], set[str]]:
+    """Change a list of a caller; what it held before and holds now. Raises CallerError."""
+    caller_id = _lock_caller(session, name)
+    before = set(session.execute(select(column).where(CALLERS.c.id == caller_id)).scalar_one())
+    if remove - before:
+        has = ", ".join(sorted(before)) or f"no {noun}"
+        raise CallerError(f"{name} does not have {', '.join(sorted(remove - before))}. It has: {has}.")
+    if add & remove:
+        raise CallerError(f"The same {noun} cannot be granted and withdrawn.")
+    after = (before | add) - remove
+    if after != before:
+        session.execute(
+            update(CALLERS)
+            .where(CALLERS.c.id == caller_id)
+            .values({column: sorted(after), CALLERS.c.updated_at: func.clock_timestamp()})
+        )
+    return before, after
 
 
 def change_rate(session: Session, name: str, rate: Rate | None) -> None:
