@@ -93,7 +93,7 @@ migrate-sql: setup ## Print the SQL of the migrations, without running it: from=
 
 .PHONY: test
 test: setup ## Run all tests, on a real PostgreSQL
-	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	@$(BIN)/python -m pytest -n 3 --dist loadfile
 
 .PHONY: test-fast
 test-fast: setup ## Run the tests that need no database

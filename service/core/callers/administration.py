@@ -118,7 +118,7 @@ def change_scopes(session: Session, name: str, *, add: Iterable[str] = (), remov
 
 
 def change_audiences(session: Session, name: str, *, add: Iterable[str] = (), remove: Iterable[str] = ()) -> list[str]:
-    """As change_scopes, for audiences of access tokens. Raises CallerError, also for an invalid one and for too many."""
+    """As change_scopes, for audiences of access tokens. Raises CallerError, also for an invalid one or too many."""
     add = set(add)
     for audience in add:
         require_audience(audience)
