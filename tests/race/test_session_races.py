@@ -64,6 +64,19 @@ def test_the_grace_counts_from_the_rotation(private_url: URL) -> None:
         assert refreshed(server, successor.refresh_token) == "SESSION_INVALID"
 
 
+def test_a_theft_ends_the_session_on_servers_whose_clocks_are_behind(private_url: URL) -> None:
+    """It is over for all of them, however far the clock of the server was ahead that found out."""
+    ahead = MovableClock()
+    with running(private_url) as behind, running(private_url, ahead) as found_out:
+        user, tokens = signed_in(behind)
+        newest = refresh(behind, refresh(behind, tokens.refresh_token).refresh_token)
+        ahead.advance(timedelta(minutes=5))
+        assert refreshed(found_out, tokens.refresh_token) == "SESSION_REUSED"
+        assert refreshed(behind, newest.refresh_token) == "SESSION_INVALID"
+        assert not introspect(behind, newest.access_token).active
+        assert sessions_of(behind, user) == []
+
+
 def test_without_a_grace_a_repeat_is_a_reuse(private_url: URL) -> None:
     with running(private_url, refresh_grace_seconds=0) as server:
         _, tokens = signed_in(server)

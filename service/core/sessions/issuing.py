@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Interval, and_, bindparam, case, cast, delete, func, literal, select, update
@@ -19,6 +19,8 @@ from service.core.sessions.rules import MAX_SESSIONS, Terms, merged_amr
 from service.core.users import COLUMNS, USERS, UserRecord, require_live, require_may_change
 
 _TIME = DateTime(timezone=True)
+_ENDED = literal(datetime.fromtimestamp(0, UTC), _TIME)
+"""The idle_expires_at of a session that a theft has ended: past for every server, also where the clock is behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +206,7 @@ def _refresh_statement() -> Any:
         .values(
             generation=case((is_newest, SESSIONS.c.generation + 1), else_=SESSIONS.c.generation),
             refreshed_at=case((is_newest, now), else_=SESSIONS.c.refreshed_at),
-            idle_expires_at=case((is_newest, _next_idle(now)), (is_repeat, SESSIONS.c.idle_expires_at), else_=now),
+            idle_expires_at=case((is_newest, _next_idle(now)), (is_repeat, SESSIONS.c.idle_expires_at), else_=_ENDED),
             ip_address=func.coalesce(bindparam("ip", type_=SESSIONS.c.ip_address.type), SESSIONS.c.ip_address),
             user_agent=func.coalesce(bindparam("agent", type_=SESSIONS.c.user_agent.type), SESSIONS.c.user_agent),
         )
