@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from itertools import count
 
@@ -10,10 +11,14 @@ import pytest
 from sqlalchemy.engine import URL
 
 from personae.v1 import credential_pb2, session_pb2, user_pb2
+from service.base.actor import SWEEPER
+from service.base.clock import monotonic
+from service.core.lifecycle import update_user
 from tests.support.clocks import MovableClock
 from tests.support.credentials import NEW, change, reset, rows_of, start_reset
+from tests.support.databases import wait_until_blocked
 from tests.support.errors import failure_of
-from tests.support.factories import PASSWORD
+from tests.support.factories import PASSWORD, unique_email
 from tests.support.servers import RunningServer, running
 from tests.support.sessions import (
     Tokens,
@@ -26,6 +31,7 @@ from tests.support.sessions import (
     signed_in,
 )
 from tests.support.threads import at_once, outcomes
+from tests.support.waiting import PATIENCE
 
 Change = Callable[[RunningServer, user_pb2.User], object]
 
@@ -176,6 +182,18 @@ def test_nothing_that_was_issued_before_works_after(private_url: URL, ends: Chan
             assert {refreshed(server, tokens.refresh_token) for tokens in held} == {"SESSION_INVALID"}
             assert not any(introspect(server, tokens.access_token).active for tokens in held)
         assert sessions_of(one, user) == []
+
+
+def test_a_refresh_waits_for_a_change_of_email(private_url: URL) -> None:
+    """The person goes on, as without the race: the session was carried over while the refresh waited for its row."""
+    with running(private_url) as server, ThreadPoolExecutor(1) as pool:
+        user, tokens = signed_in(server)
+        with server.database.scope(deadline=monotonic() + PATIENCE, actor=SWEEPER) as session:
+            with session.begin():
+                update_user(session, user.id, email=unique_email(), username=None, version=None)
+                refreshing = pool.submit(refreshed, server, tokens.refresh_token)
+                wait_until_blocked(private_url)
+        assert refreshing.result(PATIENCE) == "OK"
 
 
 def test_sign_ins_at_once_keep_to_the_limit(private_url: URL) -> None:

@@ -225,24 +225,23 @@ def refresh_session(
     A repeat within the grace, counted from the rotation, gets the successor again. A token that was rotated before that
     ends the session: the error is returned, to be raised after the commit. Raises SessionInvalidError.
     """
-    row = (
-        session.connection()
-        .execute(  # see users.find_user
-            _REFRESH,
-            {
-                "now": now,
-                "of_generation": token.generation,
-                "grace": grace,
-                "of_user": token.session.user_id,
-                "of_session": token.session.id,
-                "secret": token.secret_hash,
-                "by_caller": caller,
-                "ip": client.ip_address,
-                "agent": client.user_agent,
-            },
-        )
-        .one_or_none()
-    )
+    values = {
+        "now": now,
+        "of_generation": token.generation,
+        "grace": grace,
+        "of_user": token.session.user_id,
+        "of_session": token.session.id,
+        "secret": token.secret_hash,
+        "by_caller": caller,
+        "ip": client.ip_address,
+        "agent": client.user_agent,
+    }
+    connection = session.connection()  # see users.find_user
+    row = connection.execute(_REFRESH, values).one_or_none()
+    if row is None:
+        # A statement that has waited for the session sees its new row beside the user of before, so a session that a
+        # change of email has just carried over does not match. A second statement sees both as they are now.
+        row = connection.execute(_REFRESH, values).one_or_none()
     if row is None:
         raise SessionInvalidError
     generation, *columns = row
