@@ -92,8 +92,8 @@ def test_without_a_grace_a_repeat_is_a_reuse(private_url: URL) -> None:
 
 
 def test_two_hundred_honest_clients_for_a_month(private_url: URL) -> None:
-    """None is signed out. Each refreshes at random times within its idle time, on either server; when an answer is lost,
-    it repeats the call at a random time within the grace.
+    """None is signed out. Each refreshes at random times within its idle time, on either server. When an answer is
+    lost, it repeats the call at a random time within the grace.
     """
     rng, clock, elapsed, losses = random.Random(15), MovableClock(), 0.0, 0
     with (
