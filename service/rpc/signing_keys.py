@@ -52,6 +52,7 @@ class SigningKeys:
         self._clock = clock
         self._snapshot = _Snapshot()
         self._read_at = _NEVER
+        self._was_read = False
         self._reading = Lock()
         self._reported: frozenset[str] = frozenset()
 
@@ -73,10 +74,15 @@ class SigningKeys:
         return found
 
     def find(self, kid: str) -> EllipticCurvePublicKey | None:
-        """The key that verifies; None for an unknown or revoked one."""
+        """The key that verifies; None for an unknown or revoked one.
+
+        Raises SigningKeyUnavailableError for an unknown one while the keys cannot be read: it may be good.
+        """
         key = self._snapshot.public.get(kid)
         if key is None and self._read_again():
             key = self._snapshot.public.get(kid)
+        if key is None and not self._was_read:
+            raise SigningKeyUnavailableError
         return key
 
     def jwks(self) -> bytes:
@@ -107,24 +113,34 @@ class SigningKeys:
 
     def _read_again(self) -> bool:
         """Read the keys in the middle of a call, unless that was just done; whether they were read."""
-        if monotonic() - self._read_at < _EXTRA_READ_SECONDS:
+        last = self._read_at
+        if monotonic() - last < _EXTRA_READ_SECONDS:
             return False
-        self._read()
+        self._read(unless_since=last)
         return True
 
-    def _read(self) -> None:
+    def _read(self, *, unless_since: float | None = None) -> None:
+        """Read the keys, and make what is missing.
+
+        unless_since: the `_read_at` that the caller has seen; nothing happens if another thread has read them since.
+        """
         with self._reading:
-            self._read_at = monotonic()
-            now = self._clock()
-            deadline = self._read_at + _READ_SECONDS
-            with self._database.scope(deadline=deadline, actor=SWEEPER) as session, reading(session):
-                keys = read_keys(session)
-            self._snapshot = self._opened(keys)  # before what a read-only database refuses
-            if not is_maintained(keys, self._maker, now=now):
-                with self._database.scope(deadline=deadline, actor=SWEEPER) as session, session.begin():
-                    keys = maintain(session, self._maker, now=now)
-                _log.debug("signing keys maintained", kids=[key.kid for key in keys])
-                self._snapshot = self._opened(keys)
+            if unless_since not in {None, self._read_at}:
+                return
+            was_read = False
+            try:
+                now, deadline = self._clock(), monotonic() + _READ_SECONDS
+                with self._database.scope(deadline=deadline, actor=SWEEPER) as session, reading(session):
+                    keys = read_keys(session)
+                was_read = True
+                self._snapshot = self._opened(keys)  # before what a read-only database refuses
+                if not is_maintained(keys, self._maker, now=now):
+                    with self._database.scope(deadline=deadline, actor=SWEEPER) as session, session.begin():
+                        keys = maintain(session, self._maker, now=now)
+                    _log.debug("signing keys maintained", kids=[key.kid for key in keys])
+                    self._snapshot = self._opened(keys)
+            finally:
+                self._was_read, self._read_at = was_read, monotonic()
 
     def _opened(self, keys: list[StoredKey]) -> _Snapshot:
         private, public, closed = {}, {}, set()

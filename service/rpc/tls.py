@@ -132,9 +132,7 @@ class Certificates:
                 shown = self._current
                 try:
                     context = _http_context(self._files)
-                except (
-                    CertificateError
-                ) as error:  # of the files that follow these, if they are being replaced right now
+                except CertificateError as error:  # of other files, if these are being replaced right now
                     _log.error("certificate not replaced on the HTTP port", problem=str(error))
             connection.context = context
 

@@ -1,19 +1,24 @@
 """Sessions under concurrent calls, on two servers with one database: one rotation, and nothing outlives its end."""
 
+import heapq
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from itertools import count
 
 import grpc
 import pytest
 from sqlalchemy.engine import URL
 
 from personae.v1 import credential_pb2, session_pb2, user_pb2
+from service.base.actor import SWEEPER
+from service.base.clock import monotonic
+from service.core.lifecycle import update_user
 from tests.support.clocks import MovableClock
 from tests.support.credentials import NEW, change, reset, rows_of, start_reset
+from tests.support.databases import wait_until_blocked
 from tests.support.errors import failure_of
-from tests.support.factories import PASSWORD
+from tests.support.factories import PASSWORD, unique_email
 from tests.support.servers import RunningServer, running
 from tests.support.sessions import (
     Tokens,
@@ -26,8 +31,10 @@ from tests.support.sessions import (
     signed_in,
 )
 from tests.support.threads import at_once, outcomes
+from tests.support.waiting import PATIENCE
 
 Change = Callable[[RunningServer, user_pb2.User], object]
+_DAY = 86_400
 
 
 def test_eighty_refreshes_of_one_token_are_one_rotation(private_url: URL) -> None:
@@ -64,6 +71,19 @@ def test_the_grace_counts_from_the_rotation(private_url: URL) -> None:
         assert refreshed(server, successor.refresh_token) == "SESSION_INVALID"
 
 
+def test_a_theft_ends_the_session_on_servers_whose_clocks_are_behind(private_url: URL) -> None:
+    """It is over for all of them, however far the clock of the server was ahead that found out."""
+    ahead = MovableClock()
+    with running(private_url) as behind, running(private_url, ahead) as found_out:
+        user, tokens = signed_in(behind)
+        newest = refresh(behind, refresh(behind, tokens.refresh_token).refresh_token)
+        ahead.advance(timedelta(minutes=5))
+        assert refreshed(found_out, tokens.refresh_token) == "SESSION_REUSED"
+        assert refreshed(behind, newest.refresh_token) == "SESSION_INVALID"
+        assert not introspect(behind, newest.access_token).active
+        assert sessions_of(behind, user) == []
+
+
 def test_without_a_grace_a_repeat_is_a_reuse(private_url: URL) -> None:
     with running(private_url, refresh_grace_seconds=0) as server:
         _, tokens = signed_in(server)
@@ -72,31 +92,34 @@ def test_without_a_grace_a_repeat_is_a_reuse(private_url: URL) -> None:
 
 
 def test_two_hundred_honest_clients_for_a_month(private_url: URL) -> None:
-    """They refresh at random times on either server, and lose answers now and then: none is signed out."""
-    rng = random.Random(15)
-    clock = MovableClock()
-    losses = count()
+    """None is signed out. Each refreshes at random times within its idle time, on either server. When an answer is
+    lost, it repeats the call at a random time within the grace.
+    """
+    rng, clock, elapsed, losses = random.Random(15), MovableClock(), 0.0, 0
     with (
-        running(private_url, clock, session_lifetime_seconds=60 * 86_400) as one,
-        running(private_url, clock, session_lifetime_seconds=60 * 86_400) as two,
+        running(private_url, clock, session_lifetime_seconds=60 * _DAY) as one,
+        running(private_url, clock, session_lifetime_seconds=60 * _DAY) as two,
     ):
-        user, *_ = signed_in(one)
         clients: list[str] = []
-        for number in range(200):
-            if number % 50 == 0:
-                user, _ = signed_in(one)
-            clients.append(sign_in(one, user).refresh_token)
-        for _day in range(10):
-            clock.advance(timedelta(days=3))
-            for index, token in enumerate(clients):
-                successor = refresh(rng.choice((one, two)), token).refresh_token
-                while rng.random() < 0.2:  # the answer was lost, and the client tries again
-                    next(losses)
-                    clock.advance(timedelta(milliseconds=rng.randrange(100)))
-                    assert refresh(rng.choice((one, two)), token).refresh_token == successor
+        while len(clients) < 200:
+            user, tokens = signed_in(one)
+            clients += [tokens.refresh_token, *(sign_in(one, user).refresh_token for _ in range(49))]
+        due = [(rng.uniform(0, 6.9 * _DAY), index, "") for index in range(200)]
+        heapq.heapify(due)
+        while due[0][0] < 30 * _DAY:
+            at, index, lost = heapq.heappop(due)
+            clock.advance(timedelta(seconds=at - elapsed))
+            elapsed = at
+            successor = refresh(rng.choice((one, two)), clients[index]).refresh_token
+            assert lost in {"", successor}
+            if not lost and rng.random() < 0.2:
+                losses += 1
+                heapq.heappush(due, (at + rng.uniform(0, 29), index, successor))
+            else:
                 clients[index] = successor
+                heapq.heappush(due, (at + rng.uniform(0, 6.9 * _DAY), index, ""))
         assert {refreshed(one, token) for token in clients} == {"OK"}
-    assert next(losses) > 200
+    assert losses > 200
 
 
 def deactivate(server: RunningServer, user: user_pb2.User) -> object:
@@ -163,6 +186,18 @@ def test_nothing_that_was_issued_before_works_after(private_url: URL, ends: Chan
             assert {refreshed(server, tokens.refresh_token) for tokens in held} == {"SESSION_INVALID"}
             assert not any(introspect(server, tokens.access_token).active for tokens in held)
         assert sessions_of(one, user) == []
+
+
+def test_a_refresh_waits_for_a_change_of_email(private_url: URL) -> None:
+    """The person goes on, as without the race: the session was carried over while the refresh waited for its row."""
+    with running(private_url) as server, ThreadPoolExecutor(1) as pool:
+        user, tokens = signed_in(server)
+        with server.database.scope(deadline=monotonic() + PATIENCE, actor=SWEEPER) as session:
+            with session.begin():
+                update_user(session, user.id, email=unique_email(), username=None, version=None)
+                refreshing = pool.submit(refreshed, server, tokens.refresh_token)
+                wait_until_blocked(private_url)
+        assert refreshing.result(PATIENCE) == "OK"
 
 
 def test_sign_ins_at_once_keep_to_the_limit(private_url: URL) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Interval, and_, bindparam, case, cast, delete, func, literal, select, update
@@ -19,6 +19,8 @@ from service.core.sessions.rules import MAX_SESSIONS, Terms, merged_amr
 from service.core.users import COLUMNS, USERS, UserRecord, require_live, require_may_change
 
 _TIME = DateTime(timezone=True)
+_ENDED = literal(datetime.fromtimestamp(0, UTC), _TIME)
+"""The idle_expires_at of a session that a theft has ended: past for every server, also where the clock is behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +206,7 @@ def _refresh_statement() -> Any:
         .values(
             generation=case((is_newest, SESSIONS.c.generation + 1), else_=SESSIONS.c.generation),
             refreshed_at=case((is_newest, now), else_=SESSIONS.c.refreshed_at),
-            idle_expires_at=case((is_newest, _next_idle(now)), (is_repeat, SESSIONS.c.idle_expires_at), else_=now),
+            idle_expires_at=case((is_newest, _next_idle(now)), (is_repeat, SESSIONS.c.idle_expires_at), else_=_ENDED),
             ip_address=func.coalesce(bindparam("ip", type_=SESSIONS.c.ip_address.type), SESSIONS.c.ip_address),
             user_agent=func.coalesce(bindparam("agent", type_=SESSIONS.c.user_agent.type), SESSIONS.c.user_agent),
         )
@@ -223,24 +225,23 @@ def refresh_session(
     A repeat within the grace, counted from the rotation, gets the successor again. A token that was rotated before that
     ends the session: the error is returned, to be raised after the commit. Raises SessionInvalidError.
     """
-    row = (
-        session.connection()
-        .execute(  # see users.find_user
-            _REFRESH,
-            {
-                "now": now,
-                "of_generation": token.generation,
-                "grace": grace,
-                "of_user": token.session.user_id,
-                "of_session": token.session.id,
-                "secret": token.secret_hash,
-                "by_caller": caller,
-                "ip": client.ip_address,
-                "agent": client.user_agent,
-            },
-        )
-        .one_or_none()
-    )
+    values = {
+        "now": now,
+        "of_generation": token.generation,
+        "grace": grace,
+        "of_user": token.session.user_id,
+        "of_session": token.session.id,
+        "secret": token.secret_hash,
+        "by_caller": caller,
+        "ip": client.ip_address,
+        "agent": client.user_agent,
+    }
+    connection = session.connection()  # see users.find_user
+    row = connection.execute(_REFRESH, values).one_or_none()
+    if row is None:
+        # A statement that has waited for the session sees its new row beside the user of before, so a session that a
+        # change of email has just carried over does not match. A second statement sees both as they are now.
+        row = connection.execute(_REFRESH, values).one_or_none()
     if row is None:
         raise SessionInvalidError
     generation, *columns = row
