@@ -68,7 +68,7 @@ def upgrade() -> None:
             "idle_expires_at",
             sa.DateTime(timezone=True),
             nullable=False,
-            comment="When it is over, if it is not refreshed; when it was, after a theft",
+            comment="When it is over, if it is not refreshed; 1970 after a theft",
         ),
         sa.Column(
             "expires_at",

@@ -71,6 +71,19 @@ def test_without_a_grace_a_repeat_is_a_reuse(private_url: URL) -> None:
         assert refreshed(server, tokens.refresh_token) == "SESSION_REUSED"
 
 
+def test_a_stolen_session_is_over_by_every_clock(private_url: URL) -> None:
+    """Also on a server whose clock is behind, and for a call that read its clock before the theft was seen."""
+    ahead, behind = MovableClock(), MovableClock()
+    ahead.advance(timedelta(seconds=29))
+    with running(private_url, ahead, refresh_grace_seconds=0) as one, running(private_url, behind) as two:
+        user, tokens = signed_in(two)
+        newest = refresh(two, tokens.refresh_token)
+        assert refreshed(one, tokens.refresh_token) == "SESSION_REUSED"
+        assert refreshed(two, newest.refresh_token) == "SESSION_INVALID"
+        assert not introspect(two, newest.access_token).active
+        assert sessions_of(two, user) == []
+
+
 def test_two_hundred_honest_clients_for_a_month(private_url: URL) -> None:
     """They refresh at random times on either server, and lose answers now and then: none is signed out."""
     rng = random.Random(15)

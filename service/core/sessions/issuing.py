@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Interval, and_, bindparam, case, cast, delete, func, literal, select, update
@@ -19,6 +19,8 @@ from service.core.sessions.rules import MAX_SESSIONS, Terms, merged_amr
 from service.core.users import COLUMNS, USERS, UserRecord, require_live, require_may_change
 
 _TIME = DateTime(timezone=True)
+_LONG_AGO = datetime.fromtimestamp(0, UTC)
+"""When a stolen session is over: by every server's clock, and for a call that has read its own before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +206,9 @@ def _refresh_statement() -> Any:
         .values(
             generation=case((is_newest, SESSIONS.c.generation + 1), else_=SESSIONS.c.generation),
             refreshed_at=case((is_newest, now), else_=SESSIONS.c.refreshed_at),
-            idle_expires_at=case((is_newest, _next_idle(now)), (is_repeat, SESSIONS.c.idle_expires_at), else_=now),
+            idle_expires_at=case(
+                (is_newest, _next_idle(now)), (is_repeat, SESSIONS.c.idle_expires_at), else_=literal(_LONG_AGO, _TIME)
+            ),
             ip_address=func.coalesce(bindparam("ip", type_=SESSIONS.c.ip_address.type), SESSIONS.c.ip_address),
             user_agent=func.coalesce(bindparam("agent", type_=SESSIONS.c.user_agent.type), SESSIONS.c.user_agent),
         )
@@ -245,7 +249,7 @@ def refresh_session(
         raise SessionInvalidError
     generation, *columns = row
     found = SessionRecord(*columns[: len(SESSION_COLUMNS)])
-    if found.idle_expires_at <= now:
+    if found.idle_expires_at == _LONG_AGO:
         error = SessionReusedError(user_id=str(found.user_id), session_id=str(found.key))
         audit.record(
             session,

@@ -34,7 +34,7 @@ class Session(Base):
     authenticated_at: Mapped[datetime] = mapped_column(comment="When the person was last authenticated")
     refreshed_at: Mapped[datetime] = mapped_column(comment="When the newest refresh token was issued")
     idle_expires_at: Mapped[datetime] = mapped_column(
-        comment="When it is over, if it is not refreshed; when it was, after a theft"
+        comment="When it is over, if it is not refreshed; 1970 after a theft"
     )
     expires_at: Mapped[datetime] = mapped_column(index=True, comment="When it is over in any case; never changes")
     idle_seconds: Mapped[int] = mapped_column(comment="How long it may be idle")
