@@ -7,6 +7,7 @@ nor in its request. Other threads run the application, for requests that have ar
 import logging
 import socket
 import ssl
+import sys
 import time
 from functools import partial
 from threading import Lock, Thread
@@ -106,6 +107,12 @@ class _Connection(HTTPChannel):  # type: ignore[misc]  # waitress has no types
             self.handle_close()
             return False
         return bool(super().writable())
+
+    def handle_error(self) -> None:
+        if isinstance(sys.exc_info()[1], ValueError):  # of urlsplit, for "http://[": strangers must not fill the log
+            self.handle_close()
+        else:
+            super().handle_error()
 
     def handle_read(self) -> None:
         last_activity = self.last_activity

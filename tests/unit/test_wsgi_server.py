@@ -80,6 +80,16 @@ def test_clients_that_read_no_answer_are_closed(size: int) -> None:
         assert get(server.port, "/")[0] == 200
 
 
+@pytest.mark.parametrize("target", ["http://[", "http://[x]/", "//[", "http://[::1"])
+def test_a_target_that_is_no_url(target: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody but its client is told: strangers could fill the disk with the log."""
+    with served() as server, closing(connection(server.port)) as client:
+        client.sendall(f"GET {target} HTTP/1.1\r\n\r\n".encode())
+        client.recv(1)
+        assert get(server.port, "/")[0] == 200
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize(
     "method, header, value, status",
     [("GET", "Accept", "*/*", 200), ("POST", "Content-Length", "100000", 413), ("GET", "X-Large", "x" * 17_000, 431)],
