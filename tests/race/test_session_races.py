@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from itertools import count
 
@@ -10,8 +11,12 @@ import pytest
 from sqlalchemy.engine import URL
 
 from personae.v1 import credential_pb2, session_pb2, user_pb2
+from service.base.actor import SWEEPER
+from service.base.clock import monotonic
+from service.core.lifecycle import update_user
 from tests.support.clocks import MovableClock
 from tests.support.credentials import NEW, change, reset, rows_of, start_reset
+from tests.support.databases import wait_until_blocked
 from tests.support.errors import failure_of
 from tests.support.factories import PASSWORD
 from tests.support.servers import RunningServer, running
@@ -24,9 +29,12 @@ from tests.support.sessions import (
     sessions_of,
     sign_in,
     signed_in,
+    step_up,
 )
 from tests.support.threads import at_once, outcomes
+from tests.support.waiting import PATIENCE
 
+UseOfSession = Callable[[RunningServer, user_pb2.User, Tokens], Tokens]
 Change = Callable[[RunningServer, user_pb2.User], object]
 
 
@@ -136,6 +144,22 @@ def revoke_all(server: RunningServer, user: user_pb2.User) -> object:
     return server.sessions.RevokeSessions(session_pb2.RevokeSessionsRequest(user_id=user.id))
 
 
+def refresh_it(server: RunningServer, _user: user_pb2.User, tokens: Tokens) -> Tokens:
+    return refresh(server, tokens.refresh_token)
+
+
+def step_it_up(server: RunningServer, user: user_pb2.User, tokens: Tokens) -> Tokens:
+    return step_up(server, user, tokens.session.id)
+
+
+def sign_in_again(server: RunningServer, user: user_pb2.User, _tokens: Tokens) -> Tokens:
+    return sign_in(server, user)
+
+
+def create_another(server: RunningServer, user: user_pb2.User, _tokens: Tokens) -> Tokens:
+    return server.sessions.CreateSession(session_pb2.CreateSessionRequest(user_id=user.id, amr=["otp"]))
+
+
 @pytest.mark.parametrize(
     "ends",
     [deactivate, delete, set_password, complete_reset, change_password, revoke_all],
@@ -176,6 +200,24 @@ def test_nothing_that_was_issued_before_works_after(private_url: URL, ends: Chan
             assert {refreshed(server, tokens.refresh_token) for tokens in held} == {"SESSION_INVALID"}
             assert not any(introspect(server, tokens.access_token).active for tokens in held)
         assert sessions_of(one, user) == []
+
+
+@pytest.mark.parametrize(
+    "call", [refresh_it, step_it_up, sign_in_again, create_another], ids=lambda call: call.__name__
+)
+def test_a_change_of_email_ends_none_that_is_used_meanwhile(private_url: URL, call: UseOfSession) -> None:
+    """The call comes while the change is not committed yet, and finds the sessions that are over to be removed."""
+    with running(private_url) as server, ThreadPoolExecutor(1) as pool:
+        user, tokens = signed_in(server)
+        sign_in(server, user, idle=60)
+        server.clock.advance(timedelta(seconds=61))
+        with server.database.scope(deadline=monotonic() + PATIENCE, actor=SWEEPER) as session, session.begin():
+            update_user(session, user.id, email="another@example.org", username=None, version=None)
+            answer = pool.submit(call, server, user, tokens)
+            wait_until_blocked(private_url)
+        newest = answer.result(PATIENCE)
+        assert refreshed(server, newest.refresh_token) == "OK"
+        assert introspect(server, newest.access_token).active
 
 
 def test_sign_ins_at_once_keep_to_the_limit(private_url: URL) -> None:

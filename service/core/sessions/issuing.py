@@ -96,7 +96,10 @@ def create_session(
 
     Raises UserNotFoundError, UserDeletedError, UserInactiveError, ScopeMissingError.
     """
-    row = session.execute(select(USERS.c.access_epoch, *COLUMNS).where(USERS.c.id == user_id)).one_or_none()
+    statement = select(USERS.c.access_epoch, *COLUMNS).where(USERS.c.id == user_id)
+    # FOR KEY SHARE, as the foreign key takes it afterwards: a change of email or a purge waits, or is waited for and
+    # seen. Other changes of the epoch go on beside it; they end the session anyway.
+    row = session.execute(statement.with_for_update(read=True, key_share=True)).one_or_none()
     if row is None:
         raise UserNotFoundError
     epoch, *columns = row
@@ -227,24 +230,23 @@ def refresh_session(
     A repeat within the grace, counted from the rotation, gets the successor again. A token that was rotated before that
     ends the session: the error is returned, to be raised after the commit. Raises SessionInvalidError.
     """
-    row = (
-        session.connection()
-        .execute(  # see users.find_user
-            _REFRESH,
-            {
-                "now": now,
-                "of_generation": token.generation,
-                "grace": grace,
-                "of_user": token.session.user_id,
-                "of_session": token.session.id,
-                "secret": token.secret_hash,
-                "by_caller": caller,
-                "ip": client.ip_address,
-                "agent": client.user_agent,
-            },
-        )
-        .one_or_none()
-    )
+    parameters = {
+        "now": now,
+        "of_generation": token.generation,
+        "grace": grace,
+        "of_user": token.session.user_id,
+        "of_session": token.session.id,
+        "secret": token.secret_hash,
+        "by_caller": caller,
+        "ip": client.ip_address,
+        "agent": client.user_agent,
+    }
+    connection = session.connection()  # see users.find_user
+    row = connection.execute(_REFRESH, parameters).one_or_none()
+    if row is None:
+        # Once more: an UPDATE that has waited for a session which was carried over sees the new session, and the user
+        # as it was before (READ COMMITTED).
+        row = connection.execute(_REFRESH, parameters).one_or_none()
     if row is None:
         raise SessionInvalidError
     generation, *columns = row
