@@ -58,7 +58,8 @@ class SigningKeys:
     def refresh(self) -> None:
         """Read the keys, and make what is missing. For the background job: a failure is logged."""
         try:
-            self._read()
+            with self._reading:
+                self._read()
         except PersonaeError as error:
             _log.warning("signing keys not read", reason=error.reason)
 
@@ -74,14 +75,15 @@ class SigningKeys:
 
     def find(self, kid: str) -> EllipticCurvePublicKey | None:
         """The key that verifies; None for an unknown or revoked one."""
-        key = self._snapshot.public.get(kid)
-        if key is None and self._read_again():
-            key = self._snapshot.public.get(kid)
-        return key
+        if kid not in self._snapshot.public:
+            self._read_again()
+        return self._snapshot.public.get(kid)
 
     def jwks(self) -> bytes:
         """The public keys as a JWK Set (RFC 7517). Raises SigningKeyUnavailableError while none was read."""
-        if not self._snapshot.public and not (self._read_again() and self._snapshot.public):
+        if not self._snapshot.public:
+            self._read_again()
+        if not self._snapshot.public:
             raise SigningKeyUnavailableError
         keys: list[Any] = [jwk(key, kid) for kid, key in self._snapshot.public.items()]
         return orjson.dumps({"keys": keys})
@@ -105,26 +107,29 @@ class SigningKeys:
         private = None if key is None else self._snapshot.private.get(key.kid)
         return None if key is None or private is None else (key.kid, private)
 
-    def _read_again(self) -> bool:
-        """Read the keys in the middle of a call, unless that was just done; whether they were read."""
-        if monotonic() - self._read_at < _EXTRA_READ_SECONDS:
-            return False
-        self._read()
-        return True
+    def _read_again(self) -> None:
+        """Read the keys in the middle of a call, or wait for whoever is reading them; unless that was just done."""
+        with self._reading:
+            if monotonic() - self._read_at >= _EXTRA_READ_SECONDS:
+                self._read()
 
     def _read(self) -> None:
-        with self._reading:
-            self._read_at = monotonic()
-            now = self._clock()
-            deadline = self._read_at + _READ_SECONDS
-            with self._database.scope(deadline=deadline, actor=SWEEPER) as session, reading(session):
-                keys = read_keys(session)
-            self._snapshot = self._opened(keys)  # before what a read-only database refuses
-            if not is_maintained(keys, self._maker, now=now):
-                with self._database.scope(deadline=deadline, actor=SWEEPER) as session, session.begin():
-                    keys = maintain(session, self._maker, now=now)
-                _log.debug("signing keys maintained", kids=[key.kid for key in keys])
-                self._snapshot = self._opened(keys)
+        """To be called with the lock."""
+        try:
+            self._read_and_maintain(deadline=monotonic() + _READ_SECONDS)
+        finally:
+            self._read_at = monotonic()  # of the end: who has waited for a failure does not wait for another one
+
+    def _read_and_maintain(self, *, deadline: float) -> None:
+        now = self._clock()
+        with self._database.scope(deadline=deadline, actor=SWEEPER) as session, reading(session):
+            keys = read_keys(session)
+        self._snapshot = self._opened(keys)  # before what a read-only database refuses
+        if not is_maintained(keys, self._maker, now=now):
+            with self._database.scope(deadline=deadline, actor=SWEEPER) as session, session.begin():
+                keys = maintain(session, self._maker, now=now)
+            _log.debug("signing keys maintained", kids=[key.kid for key in keys])
+            self._snapshot = self._opened(keys)
 
     def _opened(self, keys: list[StoredKey]) -> _Snapshot:
         private, public, closed = {}, {}, set()
