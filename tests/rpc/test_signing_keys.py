@@ -197,6 +197,16 @@ class TestSecretKeys:
             assert server.authentication.Authenticate(request).tokens.access_token
             eventually(lambda: service_health(server, "personae.v1.SessionService") == SERVING)
 
+    def test_rotation_with_other_secret_keys_is_refused(self, private_url: URL) -> None:
+        """By a verb in a shell without SECRET_KEYS, say: its own next key would be one that no server can sign with."""
+        clock = MovableClock()
+        with running(private_url, clock, secret_keys=OLD_KEY) as server:
+            before = keys_of(server)
+            with running(private_url, clock, secret_keys=NEW_KEY) as other:
+                request = pb.RotateSigningKeyRequest(immediately=True)
+                assert fails(other.signing_keys.RotateSigningKey, request).reason == "SIGNING_KEY_UNAVAILABLE"
+            assert keys_of(server) == before
+
     def test_a_row_that_was_moved_or_damaged(self, private_url: URL) -> None:
         """The private half of one key in the row of another: refused, and said."""
         clock = MovableClock()
