@@ -157,7 +157,7 @@ def settle(
     refusal: PersonaeError | None = _lockout_refusal(failed, now)
     if refusal is not None:
         return Outcome(None, refusal)
-    row = _read_again(session, candidate, now) if attempt.is_match else None
+    row = _read_again(session, candidate, now, has_session=bool(attempt.changes)) if attempt.is_match else None
     if row is None:
         return _count_failure(session, candidate, keys, attempt, now)
     if after(failed, Event.RIGHT, now) != failed:
@@ -220,17 +220,19 @@ def _lockout_refusal(failed: FailedSignIns, now: datetime) -> TooManyAttemptsErr
     return TooManyAttemptsError(wait) if wait else None
 
 
-def _read_again(session: Session, candidate: Candidate, now: datetime) -> Sequence[Any] | None:
+def _read_again(session: Session, candidate: Candidate, now: datetime, *, has_session: bool) -> Sequence[Any] | None:
     """The user, if it still has this password. None for a user that was deleted or got another password meanwhile.
 
     A hash that another sign-in renewed meanwhile is the same password: right passwords never refuse each other.
+    has_session: whether a session is to be stored.
     """
-    return session.execute(
-        select(USERS.c.password_change_required, USERS.c.access_epoch, *COLUMNS).where(
-            USERS.c.id == candidate.user_id,
-            USERS.c.hashed_password.is_not(None),
-            PASSWORD_CHANGED_AT.is_not_distinct_from(candidate.password_changed_at),
-            USERS.c.deleted_at.is_(None),
-            or_(USERS.c.password_expires_at.is_(None), USERS.c.password_expires_at > now),
-        )
-    ).one_or_none()
+    statement = select(USERS.c.password_change_required, USERS.c.access_epoch, *COLUMNS).where(
+        USERS.c.id == candidate.user_id,
+        USERS.c.hashed_password.is_not(None),
+        PASSWORD_CHANGED_AT.is_not_distinct_from(candidate.password_changed_at),
+        USERS.c.deleted_at.is_(None),
+        or_(USERS.c.password_expires_at.is_(None), USERS.c.password_expires_at > now),
+    )
+    if has_session:  # see sessions.create_session
+        statement = statement.with_for_update(read=True, key_share=True)
+    return session.execute(statement).one_or_none()

@@ -7,6 +7,8 @@ nor in its request. Other threads run the application, for requests that have ar
 import logging
 import socket
 import ssl
+import sys
+import time
 from functools import partial
 from threading import Lock, Thread
 from typing import Any
@@ -97,6 +99,20 @@ class _Connection(HTTPChannel):  # type: ignore[misc]  # waitress has no types
             idle = [one for one in others if not one.requests and not one.total_outbufs_len]
             if idle:
                 min(idle, key=lambda one: one.creation_time).will_close = True
+
+    def writable(self) -> bool:
+        # The library closes a connection once there is room for more of its answer: if its client reads nothing, never.
+        now = time.time()  # noqa: TID251  what last_activity is of
+        if self.total_outbufs_len and now - self.last_activity > self.adj.channel_timeout:
+            self.handle_close()
+            return False
+        return bool(super().writable())
+
+    def handle_error(self) -> None:
+        if isinstance(sys.exc_info()[1], ValueError):  # of urlsplit, for "http://[": strangers must not fill the log
+            self.handle_close()
+        else:
+            super().handle_error()
 
     def handle_read(self) -> None:
         last_activity = self.last_activity

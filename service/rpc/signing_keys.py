@@ -59,7 +59,8 @@ class SigningKeys:
     def refresh(self) -> None:
         """Read the keys, and make what is missing. For the background job: a failure is logged."""
         try:
-            self._read()
+            with self._reading:
+                self._read()
         except PersonaeError as error:
             _log.warning("signing keys not read", reason=error.reason)
 
@@ -78,16 +79,18 @@ class SigningKeys:
 
         Raises SigningKeyUnavailableError for an unknown one while the keys cannot be read: it may be good.
         """
+        if kid not in self._snapshot.public:
+            self._read_again()
         key = self._snapshot.public.get(kid)
-        if key is None and self._read_again():
-            key = self._snapshot.public.get(kid)
         if key is None and not self._was_read:
             raise SigningKeyUnavailableError
         return key
 
     def jwks(self) -> bytes:
         """The public keys as a JWK Set (RFC 7517). Raises SigningKeyUnavailableError while none was read."""
-        if not self._snapshot.public and not (self._read_again() and self._snapshot.public):
+        if not self._snapshot.public:
+            self._read_again()
+        if not self._snapshot.public:
             raise SigningKeyUnavailableError
         keys: list[Any] = [jwk(key, kid) for kid, key in self._snapshot.public.items()]
         return orjson.dumps({"keys": keys})
@@ -111,36 +114,31 @@ class SigningKeys:
         private = None if key is None else self._snapshot.private.get(key.kid)
         return None if key is None or private is None else (key.kid, private)
 
-    def _read_again(self) -> bool:
-        """Read the keys in the middle of a call, unless that was just done; whether they were read."""
-        last = self._read_at
-        if monotonic() - last < _EXTRA_READ_SECONDS:
-            return False
-        self._read(unless_since=last)
-        return True
-
-    def _read(self, *, unless_since: float | None = None) -> None:
-        """Read the keys, and make what is missing.
-
-        unless_since: the `_read_at` that the caller has seen; nothing happens if another thread has read them since.
-        """
+    def _read_again(self) -> None:
+        """Read the keys in the middle of a call, or wait for whoever is reading them; unless that was just done."""
         with self._reading:
-            if unless_since not in {None, self._read_at}:
-                return
-            was_read = False
-            try:
-                now, deadline = self._clock(), monotonic() + _READ_SECONDS
-                with self._database.scope(deadline=deadline, actor=SWEEPER) as session, reading(session):
-                    keys = read_keys(session)
-                was_read = True
-                self._snapshot = self._opened(keys)  # before what a read-only database refuses
-                if not is_maintained(keys, self._maker, now=now):
-                    with self._database.scope(deadline=deadline, actor=SWEEPER) as session, session.begin():
-                        keys = maintain(session, self._maker, now=now)
-                    _log.debug("signing keys maintained", kids=[key.kid for key in keys])
-                    self._snapshot = self._opened(keys)
-            finally:
-                self._was_read, self._read_at = was_read, monotonic()
+            if monotonic() - self._read_at >= _EXTRA_READ_SECONDS:
+                self._read()
+
+    def _read(self) -> None:
+        """To be called with the lock."""
+        self._was_read = False
+        try:
+            self._read_and_maintain(deadline=monotonic() + _READ_SECONDS)
+        finally:
+            self._read_at = monotonic()  # of the end: who has waited for a failure does not wait for another one
+
+    def _read_and_maintain(self, *, deadline: float) -> None:
+        now = self._clock()
+        with self._database.scope(deadline=deadline, actor=SWEEPER) as session, reading(session):
+            keys = read_keys(session)
+        self._was_read = True
+        self._snapshot = self._opened(keys)  # before what a read-only database refuses
+        if not is_maintained(keys, self._maker, now=now):
+            with self._database.scope(deadline=deadline, actor=SWEEPER) as session, session.begin():
+                keys = maintain(session, self._maker, now=now)
+            _log.debug("signing keys maintained", kids=[key.kid for key in keys])
+            self._snapshot = self._opened(keys)
 
     def _opened(self, keys: list[StoredKey]) -> _Snapshot:
         private, public, closed = {}, {}, set()

@@ -18,7 +18,7 @@ from tests.support.clocks import MovableClock
 from tests.support.credentials import NEW, change, reset, rows_of, start_reset
 from tests.support.databases import wait_until_blocked
 from tests.support.errors import failure_of
-from tests.support.factories import PASSWORD, unique_email
+from tests.support.factories import PASSWORD
 from tests.support.servers import RunningServer, running
 from tests.support.sessions import (
     Tokens,
@@ -29,10 +29,12 @@ from tests.support.sessions import (
     sessions_of,
     sign_in,
     signed_in,
+    step_up,
 )
 from tests.support.threads import at_once, outcomes
 from tests.support.waiting import PATIENCE
 
+UseOfSession = Callable[[RunningServer, user_pb2.User, Tokens], Tokens]
 Change = Callable[[RunningServer, user_pb2.User], object]
 _DAY = 86_400
 
@@ -146,6 +148,22 @@ def revoke_all(server: RunningServer, user: user_pb2.User) -> object:
     return server.sessions.RevokeSessions(session_pb2.RevokeSessionsRequest(user_id=user.id))
 
 
+def refresh_it(server: RunningServer, _user: user_pb2.User, tokens: Tokens) -> Tokens:
+    return refresh(server, tokens.refresh_token)
+
+
+def step_it_up(server: RunningServer, user: user_pb2.User, tokens: Tokens) -> Tokens:
+    return step_up(server, user, tokens.session.id)
+
+
+def sign_in_again(server: RunningServer, user: user_pb2.User, _tokens: Tokens) -> Tokens:
+    return sign_in(server, user)
+
+
+def create_another(server: RunningServer, user: user_pb2.User, _tokens: Tokens) -> Tokens:
+    return server.sessions.CreateSession(session_pb2.CreateSessionRequest(user_id=user.id, amr=["otp"]))
+
+
 @pytest.mark.parametrize(
     "ends",
     [deactivate, delete, set_password, complete_reset, change_password, revoke_all],
@@ -188,16 +206,22 @@ def test_nothing_that_was_issued_before_works_after(private_url: URL, ends: Chan
         assert sessions_of(one, user) == []
 
 
-def test_a_refresh_waits_for_a_change_of_email(private_url: URL) -> None:
-    """The person goes on, as without the race: the session was carried over while the refresh waited for its row."""
+@pytest.mark.parametrize(
+    "call", [refresh_it, step_it_up, sign_in_again, create_another], ids=lambda call: call.__name__
+)
+def test_a_change_of_email_ends_none_that_is_used_meanwhile(private_url: URL, call: UseOfSession) -> None:
+    """The call comes while the change is not committed yet, and finds the sessions that are over to be removed."""
     with running(private_url) as server, ThreadPoolExecutor(1) as pool:
         user, tokens = signed_in(server)
-        with server.database.scope(deadline=monotonic() + PATIENCE, actor=SWEEPER) as session:
-            with session.begin():
-                update_user(session, user.id, email=unique_email(), username=None, version=None)
-                refreshing = pool.submit(refreshed, server, tokens.refresh_token)
-                wait_until_blocked(private_url)
-        assert refreshing.result(PATIENCE) == "OK"
+        sign_in(server, user, idle=60)
+        server.clock.advance(timedelta(seconds=61))
+        with server.database.scope(deadline=monotonic() + PATIENCE, actor=SWEEPER) as session, session.begin():
+            update_user(session, user.id, email="another@example.org", username=None, version=None)
+            answer = pool.submit(call, server, user, tokens)
+            wait_until_blocked(private_url)
+        newest = answer.result(PATIENCE)
+        assert refreshed(server, newest.refresh_token) == "OK"
+        assert introspect(server, newest.access_token).active
 
 
 def test_sign_ins_at_once_keep_to_the_limit(private_url: URL) -> None:

@@ -72,7 +72,7 @@ def test_audiences(operator: Operator, server: RunningServer) -> None:
     assert fails(two.authentication.Authenticate, asking(user)).violations == {"session.audience": ["REQUIRED"]}
     many = asking(user, *(str(number) for number in range(17)))
     assert fails(two.authentication.Authenticate, many).violations == {"session.audience": ["TOO_MANY"]}
-    for bad in ("", "\0", "x" * 256):
+    for bad in ("", "\0", "x" * 256, '"', "\\", "a b", "\u00e9"):
         failure = fails(two.authentication.Authenticate, asking(user, "a", bad))
         assert list(failure.violations) == ["session.audience[1]"]
 

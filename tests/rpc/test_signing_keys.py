@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import datetime, timedelta
 
 import jwt
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from sqlalchemy import create_engine, text
 from sqlalchemy.engine import URL
 
-from personae.v1 import authentication_pb2, user_pb2
+from personae.v1 import authentication_pb2, session_pb2, user_pb2
 from personae.v1 import signing_key_pb2 as pb
 from service.core.signing_keys.rules import (
     State,
@@ -24,7 +27,7 @@ from service.core.signing_keys.sealing import Sealer
 from tests.support.clocks import MovableClock
 from tests.support.commands import run_module
 from tests.support.credentials import NEW_KEY, OLD_KEY, by_id, rows_of
-from tests.support.databases import libpq_url, run
+from tests.support.databases import libpq_url, run, wait_until_blocked
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, new_user
 from tests.support.scrapes import free_port, get, value, wait_until
@@ -136,6 +139,27 @@ def test_a_token_of_a_key_that_another_server_has_just_made(private_url: URL) ->
         eventually(lambda: is_active(two, newer), "the new key is known")
 
 
+def test_whoever_meets_a_new_key_waits_for_the_read_that_is_under_way(private_url: URL) -> None:
+    """A good token is never called bad because another call is just reading the keys."""
+    clock = MovableClock()
+    with running(private_url, clock) as server, ExitStack() as stack:
+        with running(private_url, clock) as other:
+            _, tokens = signed_in(other)
+            for _ in range(2):
+                other.signing_keys.RotateSigningKey(pb.RotateSigningKeyRequest(immediately=True))
+            newer = refresh(other, tokens.refresh_token)
+        pool = stack.enter_context(ThreadPoolExecutor(3))
+        with create_engine(private_url).connect() as connection, connection.begin():
+            connection.execute(text("LOCK TABLE signing_keys"))
+            first = pool.submit(eventually, lambda: is_active(server, newer), "the new key is known")
+            wait_until_blocked(private_url)
+            others = [pool.submit(is_active, server, newer) for _ in range(2)]
+            for _ in range(4):  # meanwhile those come to the read, too
+                server.sessions.GetSession(session_pb2.GetSessionRequest(id=tokens.session.id))
+        assert first.result()
+        assert all(one.result() for one in others)
+
+
 class TestSecretKeys:
     def test_rotation_encrypts_anew(self, private_url: URL) -> None:
         """A new key behind the old one, then in front; then without the old one."""
@@ -173,6 +197,16 @@ class TestSecretKeys:
                 server.signing_keys.RevokeSigningKey(pb.RevokeSigningKeyRequest(kid=kid))
             assert server.authentication.Authenticate(request).tokens.access_token
             eventually(lambda: service_health(server, "personae.v1.SessionService") == SERVING)
+
+    def test_rotation_with_other_secret_keys_is_refused(self, private_url: URL) -> None:
+        """By a verb in a shell without SECRET_KEYS, say: its own next key would be one that no server can sign with."""
+        clock = MovableClock()
+        with running(private_url, clock, secret_keys=OLD_KEY) as server:
+            before = keys_of(server)
+            with running(private_url, clock, secret_keys=NEW_KEY) as other:
+                request = pb.RotateSigningKeyRequest(immediately=True)
+                assert fails(other.signing_keys.RotateSigningKey, request).reason == "SIGNING_KEY_UNAVAILABLE"
+            assert keys_of(server) == before
 
     def test_a_row_that_was_moved_or_damaged(self, private_url: URL) -> None:
         """The private half of one key in the row of another: refused, and said."""

@@ -59,6 +59,37 @@ def test_slow_clients_are_closed() -> None:
     assert sent < 16_384, "closed for being slow, not for being large"
 
 
+def ask_for_ever(client: socket.socket) -> None:
+    while True:
+        client.sendall(b"GET / HTTP/1.1\r\n\r\n" * 500)
+
+
+@pytest.mark.parametrize("size", [1_000, 100_000])
+def test_clients_that_read_no_answer_are_closed(size: int) -> None:
+    """They ask until their answers fill all buffers. Otherwise a few could hold all connections, or all threads, for
+    ever.
+    """
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        return [b"".join(hello(environ, start_response)) * (size // 5)]
+
+    with served(app) as server:
+        for greedy in [connection(server.port) for _ in range(8)]:
+            with closing(greedy), pytest.raises(ConnectionError):
+                ask_for_ever(greedy)
+        assert get(server.port, "/")[0] == 200
+
+
+@pytest.mark.parametrize("target", ["http://[", "http://[x]/", "//[", "http://[::1"])
+def test_a_target_that_is_no_url(target: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody but its client is told: strangers could fill the disk with the log."""
+    with served() as server, closing(connection(server.port)) as client:
+        client.sendall(f"GET {target} HTTP/1.1\r\n\r\n".encode())
+        client.recv(1)
+        assert get(server.port, "/")[0] == 200
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize(
     "method, header, value, status",
     [("GET", "Accept", "*/*", 200), ("POST", "Content-Length", "100000", 413), ("GET", "X-Large", "x" * 17_000, 431)],

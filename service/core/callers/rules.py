@@ -16,6 +16,7 @@ _SPIFFE_ID = re.compile(r"spiffe://[a-z0-9._-]{1,255}(?:/(?!\.{1,2}(?:/|$))[A-Za
 _SPIFFE_ID_MAX_LENGTH = 2048
 
 
+AN_AUDIENCE = "1 to 255 visible ASCII characters, without quotes and backslashes"
 _AUDIENCE = re.compile(r"[!#-\[\]-~]{1,255}")
 
 
@@ -87,12 +88,15 @@ def _is_address(text: str) -> bool:
     return True
 
 
+def is_audience(text: str) -> bool:
+    """Whether the text can be an audience of access tokens: a name or URI (StringOrURI, RFC 7519)."""
+    return _AUDIENCE.fullmatch(text) is not None
+
+
 def require_audience(audience: str) -> None:
-    """Raise CallerError for what cannot be an audience of access tokens: a name or URI (StringOrURI, RFC 7519)."""
-    if not _AUDIENCE.fullmatch(audience):
-        raise CallerError(
-            f"{audience!r} is no audience: 1 to 255 visible ASCII characters, such as orders or https://orders.example"
-        )
+    """Raise CallerError for what cannot be an audience."""
+    if not is_audience(audience):
+        raise CallerError(f"{audience!r} is no audience, such as orders or https://orders.example: {AN_AUDIENCE}")
 
 
 def require_rate(rate: Rate) -> None:

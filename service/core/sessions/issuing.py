@@ -19,7 +19,7 @@ from service.core.sessions.rules import MAX_SESSIONS, Terms, merged_amr
 from service.core.users import COLUMNS, USERS, UserRecord, require_live, require_may_change
 
 _TIME = DateTime(timezone=True)
-_ENDED = literal(datetime.fromtimestamp(0, UTC), _TIME)
+_LONG_AGO = datetime.fromtimestamp(0, UTC)
 """The idle_expires_at of a session that a theft has ended: past for every server, also where the clock is behind."""
 
 
@@ -96,7 +96,10 @@ def create_session(
 
     Raises UserNotFoundError, UserDeletedError, UserInactiveError, ScopeMissingError.
     """
-    row = session.execute(select(USERS.c.access_epoch, *COLUMNS).where(USERS.c.id == user_id)).one_or_none()
+    statement = select(USERS.c.access_epoch, *COLUMNS).where(USERS.c.id == user_id)
+    # FOR KEY SHARE, as the foreign key takes it afterwards: a change of email or a purge waits, or is waited for and
+    # seen. Other changes of the epoch go on beside it; they end the session anyway.
+    row = session.execute(statement.with_for_update(read=True, key_share=True)).one_or_none()
     if row is None:
         raise UserNotFoundError
     epoch, *columns = row
@@ -206,7 +209,9 @@ def _refresh_statement() -> Any:
         .values(
             generation=case((is_newest, SESSIONS.c.generation + 1), else_=SESSIONS.c.generation),
             refreshed_at=case((is_newest, now), else_=SESSIONS.c.refreshed_at),
-            idle_expires_at=case((is_newest, _next_idle(now)), (is_repeat, SESSIONS.c.idle_expires_at), else_=_ENDED),
+            idle_expires_at=case(
+                (is_newest, _next_idle(now)), (is_repeat, SESSIONS.c.idle_expires_at), else_=literal(_LONG_AGO, _TIME)
+            ),
             ip_address=func.coalesce(bindparam("ip", type_=SESSIONS.c.ip_address.type), SESSIONS.c.ip_address),
             user_agent=func.coalesce(bindparam("agent", type_=SESSIONS.c.user_agent.type), SESSIONS.c.user_agent),
         )
@@ -246,7 +251,7 @@ def refresh_session(
         raise SessionInvalidError
     generation, *columns = row
     found = SessionRecord(*columns[: len(SESSION_COLUMNS)])
-    if found.idle_expires_at <= now:
+    if found.idle_expires_at == _LONG_AGO:
         error = SessionReusedError(user_id=str(found.user_id), session_id=str(found.key))
         audit.record(
             session,

@@ -47,7 +47,7 @@ class SessionKey:
             packed = base64.b64decode(text.encode("ascii"), altchars=b"-_", validate=True)
         except (ValueError, binascii.Error):
             raise BadSessionIdError from None
-        if len(packed) != _ID_BYTES:
+        if len(packed) != _ID_BYTES or "+" in text or "/" in text:  # which b64decode takes for - and _ as well
             raise BadSessionIdError
         return cls(int.from_bytes(packed[:_USER_ID_BYTES], "big"), UUID(bytes=packed[_USER_ID_BYTES:]))
 

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from service.base.errors import SigningKeyNotFoundError
+from service.base.errors import SigningKeyNotFoundError, SigningKeyUnavailableError
 from service.core import audit
 from service.core.signing_keys.rules import (
     PUBLISHED_BEFORE,
@@ -77,11 +77,19 @@ def maintain(session: Session, maker: KeyMaker, *, now: datetime) -> list[Stored
 
 
 def rotate(session: Session, maker: KeyMaker, *, immediately: bool, now: datetime) -> StoredKey:
-    """Let the next key sign now, or once it has been published for PUBLISHED_BEFORE; that key."""
+    """Let the next key sign now, or once it has been published for PUBLISHED_BEFORE; that key.
+
+    Raises SigningKeyUnavailableError for a key that the maker cannot decrypt: whoever has other SECRET_KEYS than the
+    servers would next make one that they cannot.
+    """
     keys = maintain(session, maker, now=now)
     key = next_key(keys, now)
     if key is None:
         raise AssertionError("maintain leaves a next key")
+    try:
+        maker.sealer.open(key.private_key, place_of(key.kid))
+    except UnsealError:
+        raise SigningKeyUnavailableError from None
     earliest = now if immediately else max(now, key.created_at + PUBLISHED_BEFORE)
     if earliest < key.activates_at:
         _activate(session, key.kid, earliest)

@@ -10,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from personae.v1 import authentication_pb2
 from service.base.errors import AudienceNotAllowedError, TokensNotConfiguredError
+from service.core.callers.rules import AN_AUDIENCE, is_audience
 from service.core.sessions.access_tokens import Claims, sign
 from service.core.sessions.issuing import Refreshed
 from service.core.sessions.refresh_tokens import SECRET_BYTES, RefreshToken, RefreshTokens
@@ -24,9 +25,8 @@ from service.core.sessions.rules import (
 )
 from service.rpc.servicers.client import client_message
 from service.rpc.signing_keys import SigningKeys
-from service.rpc.validation import Violations, bounded_text, to_timestamp, user_message
+from service.rpc.validation import Violations, to_timestamp, user_message
 
-_AUDIENCE_MAX_BYTES = 255
 _MAX_AUDIENCES = 16
 _SHORTEST = timedelta(minutes=1)
 _MAX_SECONDS = 1000 * 366 * 86_400
@@ -173,9 +173,8 @@ def audience_of(audience: Sequence[str], field: str, violations: Violations) -> 
         return ()
     for index, one in enumerate(audience):
         path = f"{field}[{index}]"
-        if not one:
-            violations.add(path, "REQUIRED", "must not be empty")
-        bounded_text(one, path, violations, max_bytes=_AUDIENCE_MAX_BYTES)
+        if not is_audience(one):
+            violations.add(path, "INVALID_VALUE", f"must be {AN_AUDIENCE}")
     return tuple(dict.fromkeys(audience))
 
 
