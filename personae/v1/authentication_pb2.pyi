@@ -71,8 +71,8 @@ class AuthenticateRequest(_message.Message):
     password: _builtins.str
     """What the person typed, unchanged."""
     session_id: _builtins.str
-    """A session of this user that the caller started: instead of a new one, this one gets new tokens and a new
-    authenticated_at, and its refresh tokens of before are void (step-up authentication, RFC 9470). Not together with
+    """A session of this user that the caller started: instead of a new one, this one gets new tokens, and the
+    authenticated_at and amr of this sign-in; its refresh tokens of before are void (step-up authentication, RFC 9470). Not together with
     session.
     """
     @_builtins.property

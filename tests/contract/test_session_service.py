@@ -445,6 +445,10 @@ class TestIntrospectToken:
         assert introspect(api, tokens.access_token, acr="aal1", max_age=duration(600)).active
         strong = api.sessions.CreateSession(creation(user, "pwd", "otp"))
         assert introspect(api, strong.access_token, acr="aal2").acr == "aal2"
+        weaker = step_up(api, user, strong.session.id)  # the second factor was not proved again
+        assert list(weaker.session.amr) == ["pwd"]
+        request = introspecting(weaker.access_token, acr="aal2")
+        assert fails(api.sessions.IntrospectToken, request).reason == "REAUTHENTICATION_REQUIRED"
 
     def test_bad_fields(self, api: Services) -> None:
         token = signed_in(api)[1].access_token

@@ -15,7 +15,7 @@ from service.core import audit
 from service.core.audit import Client
 from service.core.sessions.refresh_tokens import RefreshToken
 from service.core.sessions.rows import HAS_EPOCH, SESSION_COLUMNS, SESSIONS, SessionRecord, is_live
-from service.core.sessions.rules import MAX_SESSIONS, Terms, merged_amr
+from service.core.sessions.rules import MAX_SESSIONS, Terms
 from service.core.users import COLUMNS, USERS, UserRecord, require_live, require_may_change
 
 _TIME = DateTime(timezone=True)
@@ -128,22 +128,20 @@ def step_up(
 ) -> Refreshed | None:
     """Record in a session that its person was authenticated again, and void its refresh tokens (OWASP ASVS 5, 7.2.4).
 
+    amr: of this authentication alone, to which authenticated_at belongs: a second factor of yesterday is no part of it.
     token: the new one, of this session. access_epoch: that under which the person was authenticated: what the password
     of before has proved counts for no session that was kept. None: the session is over, or not of this user and caller.
     """
     if token.session.user_id != user.id:
         return None
     live = (*is_live(token.session, now), SESSIONS.c.caller == caller, SESSIONS.c.access_epoch == access_epoch)
-    found = session.execute(select(SESSIONS.c.amr).where(*live, HAS_EPOCH).with_for_update(of=SESSIONS)).one_or_none()
-    if found is None:
-        return None
     row = session.execute(
         update(SESSIONS)
-        .where(*live)
+        .where(*live, HAS_EPOCH)
         .values(
             secret_hash=token.secret_hash,
             generation=token.generation,
-            amr=merged_amr(found.amr, amr),
+            amr=sorted(amr),
             authenticated_at=now,
             refreshed_at=now,
             idle_expires_at=_next_idle(literal(now, _TIME)),
@@ -151,8 +149,8 @@ def step_up(
             user_agent=func.coalesce(literal(client.user_agent, SESSIONS.c.user_agent.type), SESSIONS.c.user_agent),
         )
         .returning(*SESSION_COLUMNS)
-    ).one()
-    return Refreshed(SessionRecord(*row), user, token)
+    ).one_or_none()
+    return None if row is None else Refreshed(SessionRecord(*row), user, token)
 
 
 def _makes_room(user_id: int, now: datetime) -> Any:

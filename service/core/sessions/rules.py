@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -87,8 +87,3 @@ def acr_of(amr: Collection[str]) -> str:
 def is_enough(acr: str, needed: str) -> bool:
     """Whether an authentication is as good as needed. needed: "" for any, or one of ACR_VALUES."""
     return not needed or ACR_VALUES.index(acr) >= ACR_VALUES.index(needed)
-
-
-def merged_amr(before: Iterable[str], after: Iterable[str]) -> list[str]:
-    """All the ways in which a person was authenticated in a session, in alphabetical order."""
-    return sorted({*before, *after})
