@@ -122,7 +122,6 @@ class SigningKeys:
 
     def _read(self) -> None:
         """To be called with the lock."""
-        self._was_read = False
         try:
             self._read_and_maintain(deadline=monotonic() + _READ_SECONDS)
         finally:
@@ -130,8 +129,12 @@ class SigningKeys:
 
     def _read_and_maintain(self, *, deadline: float) -> None:
         now = self._clock()
-        with self._database.scope(deadline=deadline, actor=SWEEPER) as session, reading(session):
-            keys = read_keys(session)
+        try:
+            with self._database.scope(deadline=deadline, actor=SWEEPER) as session, reading(session):
+                keys = read_keys(session)
+        except PersonaeError:
+            self._was_read = False
+            raise
         self._was_read = True
         self._snapshot = self._opened(keys)  # before what a read-only database refuses
         if not is_maintained(keys, self._maker, now=now):

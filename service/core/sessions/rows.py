@@ -143,8 +143,8 @@ def revoke_sessions(session: Session, user_id: int, *, but: UUID | None, now: da
     statement = delete(SESSIONS).where(SESSIONS.c.user_id == user_id, USERS.c.id == SESSIONS.c.user_id)
     if but is not None:
         statement = statement.where(SESSIONS.c.id != but)
-    is_live = and_(HAS_EPOCH, SESSIONS.c.idle_expires_at > now)
-    ended = session.execute(statement.returning(is_live)).scalars().all()
+    was_live = and_(HAS_EPOCH, SESSIONS.c.idle_expires_at > now)
+    ended = session.execute(statement.returning(was_live)).scalars().all()
     if ended:
         audit.record(session, "RevokeSessions", target_user_id=user_id, changed=["sessions"])
     return sum(ended)
