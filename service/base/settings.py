@@ -239,7 +239,10 @@ class Settings(BaseSettings):
         if not self.http_port:
             return self
         if self.token_issuer is None:
-            raise ValueError("HTTP_PORT is set without TOKEN_ISSUER: the port says who issues tokens, by that URL")
+            raise ValueError(
+                "HTTP_PORT is set without TOKEN_ISSUER: the port says who issues tokens, by that URL. On a developer's "
+                f"machine: TOKEN_ISSUER=http://127.0.0.1:{self.http_port}"
+            )
         if not is_local_host(self.http_listen_host) and not self.has_tls and not self.insecure_plaintext:
             raise ValueError(
                 f"HTTP_HOST={self.http_listen_host} is reached from other machines, and the server has no certificate: "

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from service.server.server import Server
 
 _SECOND_SIGNAL = 130
-_HTTP_PORT = 8080
-"""The port in the issuer's name where there is none."""
+_ISSUER = "http://127.0.0.1:8080"
 _CANNOT_RUN, _BY_SIGNAL = 127, 128  # as a shell has them
 
 
@@ -35,8 +34,7 @@ def dev() -> None:
     silence_grpc()  # before the migrations, which load it
     settings = settings_or_fail()
     # No load balancer stands between developers' servers, so nothing has to be drained.
-    issuer = f"http://127.0.0.1:{settings.http_port or _HTTP_PORT}"
-    defaults = {"grpc_reflection": True, "shutdown_drain": 0, "token_issuer": issuer}
+    defaults = {"grpc_reflection": True, "shutdown_drain": 0, "token_issuer": _ISSUER}
     settings = load_settings(
         **{name: value for name, value in defaults.items() if name not in settings.model_fields_set}
     )

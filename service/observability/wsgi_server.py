@@ -2,6 +2,9 @@
 
 One thread has all connections and waits for none of them: a slow client holds no thread, neither in its TLS handshake
 nor in its request. Other threads run the application, for requests that have arrived whole.
+
+All these threads together use a tenth of a core at the most. Python runs one thread at a time, so whatever they use is
+taken from gRPC; under a flood they read, and the clients wait.
 """
 
 import logging
@@ -17,6 +20,9 @@ from wsgiref.types import WSGIApplication
 from waitress import create_server, wasyncore
 from waitress.channel import HTTPChannel
 
+from service.observability.cpu_share import CpuShare
+
+_CPU_SHARE = 0.1
 MAX_CONNECTIONS = 32
 _STOP_SECONDS = 2.0
 _MAX_HEADER_BYTES = 16_384
@@ -59,20 +65,28 @@ class WsgiServer:
             max_request_header_size=_MAX_HEADER_BYTES,
             max_request_body_size=_MAX_BODY_BYTES,
             url_scheme="http" if tls is None else "https",
-            asyncore_use_poll=True,  # select() fails for descriptors above 1023, and gRPC may hold thousands
             log_socket_errors=False,  # a client that leaves is no event
             ident="personae",  # in place of the name of the library
         )
-        self._server.channel_class = partial(_Connection if tls is None else _TlsConnection, max_connections)
-        self._thread = Thread(target=self._server.run, name="http", daemon=True)
+        self._share = CpuShare(_CPU_SHARE)
+        connection = _Connection if tls is None else _TlsConnection
+        self._server.channel_class = partial(connection, max_connections, self._share)
+        self._thread = Thread(target=self._run, name="http", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Finish the requests that run, for two seconds at most; close the port and every connection."""
+        self._share.close()
         self._server.task_dispatcher.shutdown(timeout=_STOP_SECONDS)
         # On the server's own thread, which alone uses the sockets: it ends when none is left.
         self._server.trigger.pull_trigger(partial(wasyncore.close_all, self._sockets, ignore_all=True))
         self._thread.join(_STOP_SECONDS)
+
+    def _run(self) -> None:
+        while self._sockets:
+            with self._share.used():
+                # By poll(): select() fails for descriptors above 1023, and gRPC may hold thousands.
+                wasyncore.loop(timeout=1, use_poll=True, map=self._sockets, count=1)
 
 
 def _listen(host: str, port: int, tls: ssl.SSLContext | None, *, shares_port: bool) -> socket.socket:
@@ -92,13 +106,18 @@ class _Connection(HTTPChannel):  # type: ignore[misc]  # waitress has no types
 
     last_activity: float
 
-    def __init__(self, max_connections: int, server: Any, *arguments: Any, **options: Any) -> None:
+    def __init__(self, max_connections: int, share: CpuShare, server: Any, *arguments: Any, **options: Any) -> None:
         super().__init__(server, *arguments, **options)
+        self._share = share
         if len(server.active_channels) >= max_connections:
             others = (one for one in server.active_channels.values() if one is not self)
             idle = [one for one in others if not one.requests and not one.total_outbufs_len]
             if idle:
                 min(idle, key=lambda one: one.creation_time).will_close = True
+
+    def service(self) -> None:
+        with self._share.used():  # once it is answered
+            super().service()
 
     def writable(self) -> bool:
         # The library closes a connection once there is room for more of its answer: if its client reads nothing, never.
