@@ -298,7 +298,9 @@ def _add_servicers(
     audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(database, page_tokens), server)
     sessions = SessionServicer(database, clock, tokens, page_tokens)
     session_pb2_grpc.add_SessionServiceServicer_to_server(sessions, server)
-    keys_servicer = SigningKeyServicer(database, clock, maker, signing_keys)
+    keys_servicer = SigningKeyServicer(
+        database, clock, maker, signing_keys, issues_tokens=settings.token_issuer is not None
+    )
     signing_key_pb2_grpc.add_SigningKeyServiceServicer_to_server(keys_servicer, server)
 
 

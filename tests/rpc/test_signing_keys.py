@@ -341,6 +341,7 @@ def test_a_server_without_an_issuer_issues_nothing(private_url: URL) -> None:
         failure = fails(server.authentication.Authenticate, by_password(user))
         assert (failure.reason, "TOKEN_ISSUER" in failure.message) == ("TOKENS_NOT_CONFIGURED", True)
         assert fails(server.sessions.IntrospectToken, introspecting("x")).reason == "TOKENS_NOT_CONFIGURED"
+        assert fails(server.signing_keys.GetJwks, pb.GetJwksRequest()).reason == "TOKENS_NOT_CONFIGURED"
         assert rows_of(private_url, "signing_keys") == rows_of(private_url, "sessions") == []
 
 
