@@ -24,12 +24,14 @@ from service.core.signing_keys.rules import (
     state_of,
 )
 from service.core.signing_keys.sealing import Sealer
+from service.server.sweeper import COUNT_INTERVAL, SessionCount
 from tests.support.clocks import MovableClock
 from tests.support.commands import run_module
 from tests.support.credentials import NEW_KEY, OLD_KEY, by_id, rows_of
 from tests.support.databases import libpq_url, run, wait_until_blocked
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, new_user
+from tests.support.proxy import serving_through_a_proxy
 from tests.support.scrapes import free_port, get, value, wait_until
 from tests.support.servers import KEY, NOT_SERVING, SERVING, RunningServer, running
 from tests.support.sessions import (
@@ -408,6 +410,24 @@ class TestRules:
         assert forgettable(self.keys(30, revoked=[0]), self.NOW) == []
 
 
+def test_sessions_are_counted_once_an_hour(private_server: RunningServer) -> None:
+    """However often a server sweeps: each count reads the whole table. A failure is made up for by the next sweep."""
+    server = private_server
+    count = SessionCount(server.database, server.clock)
+    with serving_through_a_proxy(server.url) as proxied:
+        unlucky = SessionCount(proxied.server.database, server.clock)
+        proxied.proxy.refuse()
+        proxied.proxy.cut()
+        assert unlucky.count_if_due() is None
+        proxied.proxy.refuse(refusing=False)
+        assert unlucky.count_if_due() == 0
+    assert count.count_if_due() == 0
+    for moved, counted in ((0, None), (3590, None), (20, 1), (20, None), (-3700, 5)):
+        signed_in(server, lifetime=3600)
+        server.clock.advance(timedelta(seconds=moved))
+        assert count.count_if_due() == counted
+
+
 def test_metrics(private_url: URL) -> None:
     """Refreshes by outcome, sessions, and the age of keys."""
     port = free_port()
@@ -424,6 +444,7 @@ def test_metrics(private_url: URL) -> None:
         assert outcomes == {"OK": 2, "SESSION_REUSED": 1, "SESSION_INVALID": 1}
         wait_until(port, lambda found: value(found, "personae_sessions") == 0)
         signed_in(server)
+        server.clock.advance(COUNT_INTERVAL)
         found = wait_until(port, lambda found: value(found, "personae_sessions") == 1)
         assert value(found, "personae_signing_key_usable") == 1
         assert 0 <= value(found, "personae_signing_key_age_seconds") < 86_400
