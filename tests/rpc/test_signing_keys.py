@@ -200,6 +200,25 @@ class TestSecretKeys:
             assert server.authentication.Authenticate(request).tokens.access_token
             eventually(lambda: service_health(server, "personae.v1.SessionService") == SERVING)
 
+    def test_a_key_that_cannot_be_decrypted_is_read_and_left_alone(self, private_url: URL) -> None:
+        """A reading changes nothing. The key is good again from the next one on, without a restart, once another server
+        has encrypted it anew.
+        """
+        with running(private_url, secret_keys=OLD_KEY) as server:
+            _, tokens = signed_in(server)
+        with serving_through_a_proxy(private_url, secret_keys=NEW_KEY) as proxied:
+            keys, clock = proxied.server.server.state.signing_keys, proxied.server.clock
+            assert keys is not None
+            for _ in range(3):
+                assert proxied.sent_by(lambda _: keys.refresh(), None) == []  # but the SELECT
+                assert proxied.count("FROM signing_keys") >= 1
+            assert not keys.is_usable(clock())
+            with running(private_url, secret_keys=f"{NEW_KEY},{OLD_KEY}"):
+                pass
+            keys.refresh()
+            assert keys.is_usable(clock())
+            assert is_active(proxied.server, tokens)
+
     def test_rotation_with_other_secret_keys_is_refused(self, private_url: URL) -> None:
         """By a verb in a shell without SECRET_KEYS, say: its own next key would be one that no server can sign with."""
         clock = MovableClock()
