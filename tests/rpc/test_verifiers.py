@@ -17,14 +17,16 @@ from typing import Any
 import jwt
 import orjson
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from sqlalchemy.engine import URL
 
+from personae.v1 import session_pb2
 from personae.v1 import signing_key_pb2 as pb
 from service.http.app import CONFIGURATION_PATH, JWKS_PATH
 from tests.support.clocks import MovableClock
 from tests.support.databases import ROOT, Postgres
 from tests.support.envoy import Envoy, ask, envoy
-from tests.support.forgeries import forgeries
+from tests.support.forgeries import WRONG_CLAIMS, forgeries, with_wrong_claim
 from tests.support.scrapes import free_port, get
 from tests.support.servers import RunningServer, running
 from tests.support.sessions import claims_of, introspect, refresh, signed_in
@@ -103,11 +105,15 @@ def new_token(server: RunningServer) -> str:
 
 def forged_by(server: RunningServer, good: str) -> dict[str, str]:
     """Bad tokens that are made with the server's own key."""
+    [next_kid] = [one.kid for one in keys_of(server) if one.state == pb.SigningKey.STATE_NEXT]
+    return forgeries(good, key_of(server), next_kid)
+
+
+def key_of(server: RunningServer) -> EllipticCurvePrivateKey:
+    """The server's own key, which signs now."""
     keys = server.server.state.signing_keys
     assert keys is not None
-    _, key = keys.current(server.clock())
-    [next_kid] = [one.kid for one in keys_of(server) if one.state == pb.SigningKey.STATE_NEXT]
-    return forgeries(good, key, next_kid)
+    return keys.current(server.clock())[1]
 
 
 def keys_of(server: RunningServer) -> list[pb.SigningKey]:
@@ -156,6 +162,15 @@ def test_the_service_refuses_every_forgery(server: RunningServer) -> None:
     forged = forged_by(server, good)
     assert introspect(server, good, audience=API).active
     assert [what for what, token in forged.items() if introspect(server, token, audience=API).active] == []
+
+
+@pytest.mark.parametrize("claim", WRONG_CLAIMS)
+def test_the_service_refuses_other_claims_under_its_own_key(server: RunningServer, claim: str) -> None:
+    """With the answer for every token that is not active: OK, and nothing else (RFC 7662, 2.2)."""
+    good = new_token(server)
+    assert introspect(server, good).active
+    answers = [(what, introspect(server, token)) for what, token in with_wrong_claim(good, key_of(server), claim)]
+    assert [what for what, answer in answers if answer != session_pb2.IntrospectTokenResponse()] == []
 
 
 class TestPyJWT:
