@@ -30,6 +30,7 @@ from tests.support.forgeries import WRONG_CLAIMS, forgeries, with_wrong_claim
 from tests.support.scrapes import free_port, get
 from tests.support.servers import RunningServer, running
 from tests.support.sessions import claims_of, introspect, refresh, signed_in
+from tests.support.signing_keys import keys_of, kid_of
 from tests.support.waiting import eventually
 
 API = "https://api.example.com"
@@ -114,15 +115,6 @@ def key_of(server: RunningServer) -> EllipticCurvePrivateKey:
     keys = server.server.state.signing_keys
     assert keys is not None
     return keys.current(server.clock())[1]
-
-
-def keys_of(server: RunningServer) -> list[pb.SigningKey]:
-    return list(server.signing_keys.ListSigningKeys(pb.ListSigningKeysRequest()).signing_keys)
-
-
-def kid_of(token: str) -> str:
-    found: str = jwt.get_unverified_header(token)["kid"]
-    return found
 
 
 def rotate(server: RunningServer, *, immediately: bool = False) -> pb.SigningKey:
