@@ -14,7 +14,7 @@ from tests.support.errors import fails
 from tests.support.proxy import serving_through_a_proxy
 from tests.support.scrapes import free_port, value, wait_until
 from tests.support.servers import KEY, NOT_SERVING, SERVING, RunningServer, running
-from tests.support.sessions import by_password, claims_of, in_token, introspecting, is_active, refresh, signed_in
+from tests.support.sessions import by_password, claims_of, introspecting, is_active, refresh, signed_in
 from tests.support.signing_keys import keys_of, published
 from tests.support.waiting import eventually
 from tests.support.witness import Log
@@ -122,30 +122,6 @@ class TestSecretKeys:
             keys.refresh()
             assert kid not in published(server)
             assert not server.sessions.IntrospectToken(introspecting(forged)).active
-
-    def test_a_dump_has_no_private_key_and_no_token(self, private_url: URL) -> None:
-        """Nothing in the database forges a token. Of the secret in refresh tokens it has the hash."""
-        with running(private_url) as server:
-            _, first = signed_in(server)
-            second = refresh(server, first.refresh_token)
-            keys = server.server.state.signing_keys
-            assert keys is not None
-            _, private = keys.current(server.clock())
-        dumped = dump(private_url)
-        held = in_token(first.refresh_token)
-        assert held.secret_hash.hex() in dumped
-        assert held.secret.hex() not in dumped
-        for tokens in (first, second):
-            for secret in (tokens.refresh_token, tokens.access_token, tokens.access_token.rpartition(".")[2]):
-                assert secret not in dumped
-                assert secret.encode().hex() not in dumped
-        assert f"{private.private_numbers().private_value:064x}" not in dumped
-
-
-def dump(url: URL) -> str:
-    """All rows of all tables as text, binary values in hexadecimal."""
-    tables = run(url, "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname = 'public'")
-    return "\n".join(row for (table,) in tables for (row,) in run(url, f"SELECT one::text FROM {table} AS one"))
 
 
 def service_health(server: RunningServer, service: str) -> int:
