@@ -30,6 +30,8 @@ KID, PRIVATE = new_key()
 KEY = load_private(PRIVATE)
 PUBLIC = KEY.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 SESSION = SessionKey(7, UUID(int=15))
+P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+"""Of the group of P-256: the numbers of a signature are below it, and above zero (FIPS 186-5, 6.4.2)."""
 CLAIMS = Claims(SESSION, "shop", ("orders",), ("pwd",), NOW, NOW, NOW + timedelta(minutes=5))
 TOKEN = sign(CLAIMS, issuer=ISSUER, jti="a", kid=KID, key=KEY)
 
@@ -147,6 +149,18 @@ class TestAccessTokens:
                 )
         with pytest.raises(BadAccessTokenError):
             check(f"{signing}.{encoded(signature)}")
+
+    def test_it_is_written_in_ascii(self) -> None:
+        """RFC 8725, 3.7: header and payload are JSON in UTF-8, of which this is a part."""
+        for part in TOKEN.split(".")[:2]:
+            assert json.loads(base64.urlsafe_b64decode(part + "==").decode("ascii"))
+
+    @pytest.mark.parametrize("r", [0, 1, P256_ORDER - 1, P256_ORDER, 2**256 - 1])
+    @pytest.mark.parametrize("s", [0, 1, P256_ORDER - 1, P256_ORDER, 2**256 - 1])
+    def test_numbers_that_are_no_signature_are_refused(self, r: int, s: int) -> None:
+        """RFC 8725, 3.4: zeros verify under any key where nobody checks them (CVE-2022-21449)."""
+        with pytest.raises(BadAccessTokenError):
+            check(f"{TOKEN.rpartition('.')[0]}.{encoded(r.to_bytes(32) + s.to_bytes(32))}")
 
     @pytest.mark.parametrize("claim", WRONG_CLAIMS)
     def test_our_key_over_other_claims(self, claim: str) -> None:
