@@ -13,6 +13,7 @@ from tests.support.proxy import serving_through_a_proxy
 from tests.support.scrapes import free_port, get, value, wait_until
 from tests.support.servers import RunningServer, running
 from tests.support.sessions import claims_of, duration, introspecting, is_active, refresh, refreshed, sign_in, signed_in
+from tests.support.signing_keys import kid_of
 
 
 class TestClocks:
@@ -28,6 +29,24 @@ class TestClocks:
             assert not is_active(one, tokens)
             late.advance(timedelta(seconds=70))
             assert is_active(one, tokens)
+
+    def test_a_server_that_is_a_month_ahead(self, private_url: URL) -> None:
+        """It deletes the key that the others sign with, and the sessions. They go on with the next key."""
+        ahead = MovableClock()
+        ahead.advance(timedelta(days=31))
+        with running(private_url) as one:
+            user, tokens = signed_in(one)
+            with running(private_url, ahead) as two:
+                keys = one.server.state.signing_keys
+                assert keys is not None
+                keys.refresh()  # as the background job does every few seconds
+                assert not is_active(one, tokens)
+                newer = refresh(one, tokens.refresh_token)
+                assert is_active(one, newer)
+                assert kid_of(newer.access_token) != kid_of(tokens.access_token)
+                assert two.sweep()["forgotten_sessions"] == 1
+            assert refreshed(one, newer.refresh_token) == "SESSION_INVALID"
+            assert is_active(one, sign_in(one, user))
 
 
 class TestExpiry:
@@ -100,6 +119,7 @@ def test_metrics(private_url: URL) -> None:
             for outcome in ("OK", "SESSION_REUSED", "SESSION_INVALID")
         }
         assert outcomes == {"OK": 2, "SESSION_REUSED": 1, "SESSION_INVALID": 1}
+        server.clock.advance(COUNT_INTERVAL)
         wait_until(port, lambda found: value(found, "personae_sessions") == 0)
         signed_in(server)
         server.clock.advance(COUNT_INTERVAL)
