@@ -5,9 +5,13 @@ They read the keys from the HTTP port, and judge by the time of the machine: the
 
 import contextlib
 import http.client
+import os
 import runpy
+import shutil
+import subprocess
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -131,6 +135,40 @@ def verifier_of(server: RunningServer) -> Any:
     return runpy.run_path(str(EXAMPLE))["Verifier"](issuer_of(server), API)
 
 
+def python_example(_: Path) -> list[str]:
+    """How to start the program. The others skip the test where their language or its packages are missing: a test
+    downloads nothing.
+    """
+    return [sys.executable, str(EXAMPLE)]
+
+
+def node_example(directory: Path) -> list[str]:
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("there is no Node here")
+    root = subprocess.run([npm, "root", "--global"], capture_output=True, text=True, check=True).stdout.strip()
+    if not Path(root, "jose").exists():
+        pytest.skip("npm install --global jose@6 has not been run here")
+    (directory / "node_modules").symlink_to(root)
+    return ["node", str(shutil.copy(EXAMPLE.with_name("verify.mjs"), directory))]
+
+
+def go_example(directory: Path) -> list[str]:
+    go = shutil.which("go")
+    if go is None:
+        pytest.skip("there is no Go here")
+    for name in ("verify.go", "go.mod", "go.sum"):
+        shutil.copy(EXAMPLE.with_name(name), directory)
+    offline = os.environ | {"GOPROXY": "off", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly"}
+    built = subprocess.run(
+        [go, "build", "verify.go"], cwd=directory, env=offline, capture_output=True, text=True, check=False
+    )
+    if "disabled by GOPROXY=off" in built.stderr:
+        pytest.skip("go mod download has not been run in examples/verify")
+    assert built.returncode == 0, built.stderr
+    return [str(directory / "verify")]
+
+
 def judge(verifier: Any, token: str) -> type[Exception] | None:
     """Why PyJWT refuses a token; None: it does not."""
     try:
@@ -198,6 +236,24 @@ class TestPyJWT:
             revoke(server, before)
             assert judge(verifier_of(server), before) is jwt.PyJWKClientError
             assert judge(verifier, new_token(server)) is None
+
+
+class TestExamples:
+    """The programs of examples/verify as they are: tokens in, a line for each out."""
+
+    @pytest.mark.parametrize("make_command", [python_example, node_example, go_example])
+    def test_they_tell_good_tokens_from_bad_ones(
+        self, server: RunningServer, tmp_path: Path, make_command: Callable[[Path], list[str]]
+    ) -> None:
+        command = [*make_command(tmp_path), issuer_of(server), API]
+        user, tokens = signed_in(server, audience=(API,))
+        forged = forged_by(server, tokens.access_token)
+        sent = "\n".join([tokens.access_token, *forged.values(), tokens.access_token, ""])
+        done = subprocess.run(command, input=sent, capture_output=True, text=True, check=True)
+        first, *answers, last = done.stdout.splitlines()
+        assert first == last == f"good: user {user.id}"
+        assert len(answers) == len(forged)
+        assert [what for what, answer in zip(forged, answers, strict=True) if not answer.startswith("refused:")] == []
 
 
 class TestEnvoy:
