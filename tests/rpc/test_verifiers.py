@@ -165,6 +165,8 @@ def go_example(directory: Path) -> list[str]:
     )
     if "disabled by GOPROXY=off" in built.stderr:
         pytest.skip("go mod download has not been run in examples/verify")
+    if "requires go >=" in built.stderr:
+        pytest.skip("the Go here is older than go.mod asks for")
     assert built.returncode == 0, built.stderr
     return [str(directory / "verify")]
 
