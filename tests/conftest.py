@@ -17,6 +17,7 @@ from sqlalchemy.engine import URL
 
 from service.base.settings import Settings, psycopg2_url
 from service.dev.postgres import EmbeddedPostgres
+from tests.support.at_rest import dump
 from tests.support.databases import Postgres, migrate
 from tests.support.servers import RunningServer, Services, running
 from tests.support.witness import WITNESS, Handler, Interceptor, heard
@@ -77,6 +78,7 @@ def shared_url(postgres: Postgres, template: str) -> Iterator[URL]:
     """A migrated database that tests share: they make users of their own and look at no others."""
     with postgres.scratch(template=template) as url:
         yield url
+        assert list(dump(url).leaks(WITNESS)) == []  # nothing secret is at rest: see tests/house/test_nothing_secret.py
 
 
 @pytest.fixture

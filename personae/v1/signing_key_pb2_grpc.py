@@ -69,6 +69,7 @@ class SigningKeyServiceServicer(object):
 
     def GetJwks(self, request, context):
         """Returns the public keys as a JWK Set (RFC 7517): the same that GET /.well-known/jwks.json answers.
+        FAILED_PRECONDITION with the reason TOKENS_NOT_CONFIGURED when the server has no TOKEN_ISSUER.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,7 +38,9 @@ class SigningKeyServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SigningKeyServiceAsyncStub: ...
     GetJwks: _grpc.UnaryUnaryMultiCallable[_signing_key_pb2.GetJwksRequest, _signing_key_pb2.GetJwksResponse]
-    """Returns the public keys as a JWK Set (RFC 7517): the same that GET /.well-known/jwks.json answers."""
+    """Returns the public keys as a JWK Set (RFC 7517): the same that GET /.well-known/jwks.json answers.
+    FAILED_PRECONDITION with the reason TOKENS_NOT_CONFIGURED when the server has no TOKEN_ISSUER.
+    """
     ListSigningKeys: _grpc.UnaryUnaryMultiCallable[_signing_key_pb2.ListSigningKeysRequest, _signing_key_pb2.ListSigningKeysResponse]
     """Lists the keys, the newest first: the next one, the one that signs, and for two hours those that sign no more,
     revoked ones too.
@@ -63,7 +65,9 @@ class SigningKeyServiceAsyncStub(SigningKeyServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetJwks: _aio.UnaryUnaryMultiCallable[_signing_key_pb2.GetJwksRequest, _signing_key_pb2.GetJwksResponse]  # type: ignore[assignment]
-    """Returns the public keys as a JWK Set (RFC 7517): the same that GET /.well-known/jwks.json answers."""
+    """Returns the public keys as a JWK Set (RFC 7517): the same that GET /.well-known/jwks.json answers.
+    FAILED_PRECONDITION with the reason TOKENS_NOT_CONFIGURED when the server has no TOKEN_ISSUER.
+    """
     ListSigningKeys: _aio.UnaryUnaryMultiCallable[_signing_key_pb2.ListSigningKeysRequest, _signing_key_pb2.ListSigningKeysResponse]  # type: ignore[assignment]
     """Lists the keys, the newest first: the next one, the one that signs, and for two hours those that sign no more,
     revoked ones too.
@@ -91,7 +95,9 @@ class SigningKeyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _signing_key_pb2.GetJwksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_signing_key_pb2.GetJwksResponse, _abc.Awaitable[_signing_key_pb2.GetJwksResponse]]:
-        """Returns the public keys as a JWK Set (RFC 7517): the same that GET /.well-known/jwks.json answers."""
+        """Returns the public keys as a JWK Set (RFC 7517): the same that GET /.well-known/jwks.json answers.
+        FAILED_PRECONDITION with the reason TOKENS_NOT_CONFIGURED when the server has no TOKEN_ISSUER.
+        """
 
     @_abc_1.abstractmethod
     def ListSigningKeys(

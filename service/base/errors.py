@@ -244,10 +244,13 @@ class SigningKeyNotFoundError(PersonaeError):
 
 
 class SigningKeyUnavailableError(PersonaeError):
-    """No key can sign: none could be read yet, or this server's SECRET_KEYS do not decrypt it. The log says which."""
+    """No key can do what the call needs: sign, verify a token of an unknown kid, be published, or be the next one."""
 
     reason = "SIGNING_KEY_UNAVAILABLE"
-    text = "The server cannot sign access tokens at the moment. Its log says why."
+    text = (
+        "The signing keys cannot be used at the moment: they could not be read or made, or SECRET_KEYS do not decrypt "
+        "them."
+    )
     pushback_ms = 1000
 
 

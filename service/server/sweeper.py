@@ -1,6 +1,7 @@
 """The sweeper: deletes expired users, codes, request ids, failed sign-ins, caller keys and audit months."""
 
 from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ from service.db.engine import Database
 from service.observability.log import where_raised
 
 SWEEP_BATCH = 500
+COUNT_INTERVAL = timedelta(hours=1)
 _BATCH_SECONDS = 30.0
 _T = TypeVar("_T")
 _log = structlog.get_logger("personae.sweeper")
@@ -86,9 +88,26 @@ def make_audit_months(database: Database) -> bool | None:
     return is_late
 
 
-def count_sessions(database: Database, clock: Clock) -> int | None:
-    """How many sessions are not over by time; None after logging a failure."""
-    return _try_batch(database, SWEEPER, partial(count_live_sessions, now=clock()), failure="sessions not counted")
+class SessionCount:
+    """The number of live sessions, for a metric. A count reads the whole table, and every process counts: so each does
+    it once in COUNT_INTERVAL, however often it sweeps.
+    """
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+        self._counted_at: datetime | None = None
+
+    def count_if_due(self) -> int | None:
+        """How many sessions are not over by time; None: not due, or it failed, which is logged."""
+        now = self._clock()
+        if self._counted_at is not None and abs(now - self._counted_at) < COUNT_INTERVAL:  # abs: clocks are set back
+            return None
+        count = partial(count_live_sessions, now=now)
+        found = _try_batch(self._database, SWEEPER, count, failure="sessions not counted")
+        if found is not None:
+            self._counted_at = now
+        return found
 
 
 def sweep_and_log(database: Database, clock: Clock, is_ending: Callable[[], bool]) -> dict[str, int] | None:

@@ -130,7 +130,7 @@ class Telemetry:
             self._metrics.set_gauge("personae_sweeper_last_success_timestamp_seconds", clock().timestamp())
 
     def counted_sessions(self, count: int | None) -> None:
-        """Note how many sessions there are; None: unknown."""
+        """Note how many sessions there are; None: as before."""
         if self._metrics is not None and count is not None:
             self._metrics.set_gauge("personae_sessions", count)
 

@@ -71,7 +71,7 @@ from service.server.database_probe import DatabaseMonitor, DatabaseProbe, Report
 from service.server.jobs import background_jobs
 from service.server.ports import grpc_listeners, grpc_options, http_server
 from service.server.server import Server
-from service.server.sweeper import count_sessions, make_audit_months, sweep_and_log
+from service.server.sweeper import SessionCount, make_audit_months, sweep_and_log
 from service.server.telemetry import ServerState, Telemetry
 
 SERVICES = (
@@ -162,6 +162,8 @@ def build_server(
     if settings.grpc_reflection:
         enable_reflection(server, SERVICE_NAMES)
 
+    session_count = SessionCount(database, clock)
+
     def make_months() -> None:
         telemetry.looked_at_months(is_missing=make_audit_months(database))
 
@@ -179,7 +181,7 @@ def build_server(
     def sweep() -> None:
         telemetry.swept(sweep_and_log(database, clock, stopping.is_set), clock)
         if settings.metrics_port:
-            telemetry.counted_sessions(count_sessions(database, clock))
+            telemetry.counted_sessions(session_count.count_if_due())
 
     monitor = DatabaseMonitor(
         DatabaseProbe(
@@ -298,7 +300,9 @@ def _add_servicers(
     audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(database, page_tokens), server)
     sessions = SessionServicer(database, clock, tokens, page_tokens)
     session_pb2_grpc.add_SessionServiceServicer_to_server(sessions, server)
-    keys_servicer = SigningKeyServicer(database, clock, maker, signing_keys)
+    keys_servicer = SigningKeyServicer(
+        database, clock, maker, signing_keys, issues_tokens=settings.token_issuer is not None
+    )
     signing_key_pb2_grpc.add_SigningKeyServiceServicer_to_server(keys_servicer, server)
 
 

@@ -1,94 +1,29 @@
 """Two roles: one owns the tables and migrates, the other serves. What the second may do, and what it cannot."""
 
-import contextlib
-import os
-import secrets
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import psycopg2
 import pytest
-from alembic import command
-from alembic.config import Config
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from psycopg2 import sql
 from sqlalchemy import create_engine
-from sqlalchemy.engine import URL
 from sqlalchemy.pool import NullPool
 
 from personae.v1 import authentication_pb2, credential_pb2, user_pb2
 from service.base.actor import Actor
 from service.core import audit
-from service.db.privileges import grant, missing_privilege
+from service.db.privileges import missing_privilege
 from service.rpc.methods import ALL_SCOPES
 from service.server.wiring import open_database
 from tests.support.callers import bearer, operating, told
-from tests.support.commands import run_module
 from tests.support.credentials import OTHER, by_id, change, fail, reset
-from tests.support.databases import ROOT, Postgres, libpq_url, migrate, run
+from tests.support.databases import Postgres, libpq_url, migrate, run
 from tests.support.factories import PASSWORD, new_user, unique_name
-from tests.support.processes import process
+from tests.support.roles import Roles, two_roles
 from tests.support.servers import running, settings_for
 
 SERVED = Actor("billing")
-
-
-@dataclass(frozen=True)
-class Roles:
-    """A database of an owner's, in which another role serves; and the way in for a superuser."""
-
-    owner: URL
-    service: URL
-    superuser: URL
-
-    def migrate(self, revision: str = "head") -> None:
-        """As `alembic upgrade` with DATABASE_URL and MIGRATION_DATABASE_URL in the environment."""
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("DATABASE_URL", self.service.render_as_string(hide_password=False))
-            patch.setenv("MIGRATION_DATABASE_URL", self.owner.render_as_string(hide_password=False))
-            command.upgrade(Config(toml_file=ROOT / "pyproject.toml"), revision)
-
-
-@contextlib.contextmanager
-def two_roles(postgres: Postgres) -> Iterator[Roles]:
-    """A new database with two new roles; the service's has a name that must be quoted. All are dropped afterwards."""
-    name = secrets.token_hex(6)
-    names = (f"personae_test_owner_{name}", f'Personae "test" %s {name}')
-    password = secrets.token_hex(16)
-    with postgres.scratch() as superuser:
-        for role in names:
-            run(
-                superuser,
-                sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(role), sql.Literal(password)),
-            )
-        owner, service = (superuser.set(username=role, password=password) for role in names)
-        database = sql.Identifier(superuser.database or "")
-        run(superuser, sql.SQL("ALTER DATABASE {} OWNER TO {}").format(database, sql.Identifier(names[0])))
-        try:
-            yield Roles(owner, service, superuser)
-        finally:
-            for role in names:
-                run(superuser, sql.SQL("DROP OWNED BY {}").format(sql.Identifier(role)))
-            run(superuser, sql.SQL("ALTER DATABASE {} OWNER TO CURRENT_USER").format(database))
-            for role in names:
-                run(superuser, sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
-
-
-@pytest.fixture(scope="module")
-def roles(postgres: Postgres) -> Iterator[Roles]:
-    """Migrated by the owner. Tests leave what they find as they found it."""
-    with two_roles(postgres) as found:
-        found.migrate()
-        yield found
-
-
-@pytest.fixture
-def fresh(postgres: Postgres) -> Iterator[Roles]:
-    with two_roles(postgres) as found:
-        yield found
 
 
 # ----------------------------------------------------------------------------------------------------- may
@@ -343,170 +278,3 @@ def test_a_table_of_the_callers_is_not_taken_for_the_trail(roles: Roles) -> None
     cursor.execute("SELECT public.audit_drop_partitions()")
     assert cursor.fetchone() == (0,)
     connection.close()
-
-
-# ----------------------------------------------------------------------------------------------------- granting
-
-
-def privileges(roles: Roles) -> set[Any]:
-    """What the service's role has on every table and column, in so many words."""
-    return set(
-        run(
-            roles.superuser,
-            sql.SQL(
-                "SELECT table_name, '', privilege_type FROM information_schema.role_table_grants WHERE grantee = {0}"
-                " UNION SELECT table_name, column_name, privilege_type FROM information_schema.role_column_grants"
-                " WHERE grantee = {0} AND table_name = 'audit_events' AND privilege_type = 'INSERT'"
-            ).format(sql.Literal(roles.service.username)),
-        )
-    )
-
-
-def test_every_migration_grants_exactly_what_is_needed(fresh: Roles) -> None:
-    """With nothing to migrate too; and what was granted beside it is taken away."""
-    fresh.migrate()
-    granted = privileges(fresh)
-    service = sql.Identifier(fresh.service.username or "")
-    for table in ("audit_events", "audit_events_default", "users"):
-        run(fresh.owner, sql.SQL("GRANT ALL ON {} TO {}").format(sql.Identifier(table), service))
-    assert privileges(fresh) > granted
-
-    fresh.migrate()
-
-    assert privileges(fresh) == granted
-    assert {kind for table, column, kind in granted if table == "audit_events" and not column} == {"SELECT"}
-    assert {column for table, column, _ in granted if table == "audit_events"} - {""} == {
-        *("caller", "acting_user_id", "action", "target_user_id", "target_caller", "outcome", "reason", "request_id"),
-        *("changed_fields", "client_ip", "client_user_agent", "operator"),
-    }
-    assert {kind for table, column, kind in granted if table == "callers" and not column} == {"SELECT"}
-    assert {kind for table, column, kind in granted if table == "caller_keys" and not column} == {"SELECT", "DELETE"}
-    assert {kind for table, _, kind in granted if table == "audit_retention"} == {"SELECT"}
-    assert {kind for table, _, kind in granted if table == "users"} == {"SELECT", "INSERT", "UPDATE", "DELETE"}
-    assert {kind for table, _, kind in granted if table == "alembic_version"} == {"SELECT"}
-    assert not [table for table, _, _ in granted if table.startswith("audit_events_")]
-
-
-def test_an_older_schema_is_granted_as_far_as_it_goes(fresh: Roles) -> None:
-    fresh.migrate("0003")
-    assert {table for table, _, _ in privileges(fresh)} == {"alembic_version", "users", "request_ids", "lockouts"}
-    fresh.migrate("0006")
-    assert ("audit_events", "caller", "INSERT") in privileges(fresh)
-    fresh.migrate()
-    assert ("audit_events", "operator", "INSERT") in privileges(fresh)
-
-
-def test_looking_grants_nothing(fresh: Roles) -> None:
-    migrate(fresh.owner)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DATABASE_URL", fresh.service.render_as_string(hide_password=False))
-        patch.setenv("MIGRATION_DATABASE_URL", fresh.owner.render_as_string(hide_password=False))
-        command.check(Config(toml_file=ROOT / "pyproject.toml"))
-        command.current(Config(toml_file=ROOT / "pyproject.toml"))
-    assert privileges(fresh) == set()
-
-
-def test_one_role_grants_itself_nothing(fresh: Roles) -> None:
-    migrate(fresh.owner)
-    engine = create_engine(fresh.owner)
-    with engine.connect() as connection:
-        assert grant(connection, str(fresh.owner.username)) is False
-    engine.dispose()
-
-
-def test_a_service_that_owns_the_tables_is_an_error(fresh: Roles) -> None:
-    """A database that was migrated by the service's role first: the owner has to be changed, or nothing is gained."""
-    service, owner = (sql.Identifier(url.username or "") for url in (fresh.service, fresh.owner))
-    run(fresh.superuser, sql.SQL("GRANT CREATE ON SCHEMA public TO {}").format(service))
-    migrate(fresh.service)
-    run(fresh.superuser, sql.SQL("GRANT SELECT ON alembic_version TO {}").format(owner))
-    with pytest.raises(SystemExit, match="REASSIGN OWNED"):
-        fresh.migrate()
-
-    run(fresh.superuser, sql.SQL("REASSIGN OWNED BY {} TO {}").format(service, owner))
-    run(fresh.superuser, sql.SQL("REVOKE CREATE ON SCHEMA public FROM {}").format(service))
-    fresh.migrate()
-
-    assert ("audit_events", "", "SELECT") in privileges(fresh)
-    with pytest.raises(psycopg2.errors.InsufficientPrivilege):
-        run(fresh.service, "ALTER TABLE audit_events DISABLE TRIGGER ALL")
-
-
-def test_a_role_that_is_missing_or_not_said_is_an_error(fresh: Roles) -> None:
-    """With words that say what to do, and nobody's password in them."""
-    nobody = Roles(fresh.owner, fresh.service.set(username="personae_test_nobody"), fresh.superuser)
-    with pytest.raises(SystemExit, match="does not exist"):
-        nobody.migrate()
-    unsaid = Roles(fresh.owner, URL.create("postgresql", database="x"), fresh.superuser)
-    with pytest.raises(SystemExit, match="set both"):
-        unsaid.migrate()
-
-
-# ----------------------------------------------------------------------------------------------------- commands
-
-
-def verb(url: URL, *words: str, **environment: str) -> tuple[int, str]:
-    """How a command ends, and what it says."""
-    return run_module("service", *words, environment={"DATABASE_URL": libpq_url(url), **environment})
-
-
-BEYOND = {
-    "BCRYPT_COST": "10",
-    "GRPC_HOST": "0.0.0.0",
-    "GRPC_PORT": "0",
-    "INSECURE_PLAINTEXT": "true",
-    "GRPC_WORKERS": "1",
-}
-
-
-@pytest.mark.parametrize("words", ["serve", "dev"])
-@pytest.mark.parametrize("role", ["owner", "superuser"])
-def test_the_owner_does_not_serve_beyond_this_machine(roles: Roles, role: str, words: str) -> None:
-    code, said = verb(getattr(roles, role), words, **BEYOND)
-    assert code in {1, os.EX_CONFIG}
-    assert "The role of DATABASE_URL owns the table" in said
-    assert "INSECURE_ONE_ROLE" in said
-    assert "Traceback" not in said
-
-
-@pytest.mark.parametrize(
-    "role, settings",
-    [
-        ("service", BEYOND),
-        ("owner", BEYOND | {"INSECURE_ONE_ROLE": "true"}),
-        ("owner", {"GRPC_PORT": "0", "GRPC_WORKERS": "1"}),
-    ],
-)
-def test_who_does_serve(roles: Roles, role: str, settings: dict[str, str]) -> None:
-    """The other role; the owner on this machine alone, or by an explicit word."""
-    with process("serve", DATABASE_URL=libpq_url(getattr(roles, role)), **settings) as server:
-        assert server.port
-        assert server.end() == 0
-
-
-def test_retention_and_callers_are_the_owners(fresh: Roles) -> None:
-    """`migrate` stores the retention; `callers` changes nothing without the owner's URL, and says so."""
-    owner = {"MIGRATION_DATABASE_URL": libpq_url(fresh.owner)}
-    stored = "SELECT days FROM audit_retention"
-    for given, expected in (("", 400), ("730", 730), ("", 730)):
-        code, said = verb(fresh.service, "migrate", AUDIT_RETENTION_DAYS=given, **owner)
-        assert (code, run(fresh.service, stored)) == (0, [(expected,)]), said
-    changes = (
-        ("create", "shop", "--scope", "users.read"),
-        ("grant", "shop", "--scope", "users.write"),
-        ("revoke", "shop", "--all"),
-    )
-    for words in changes:
-        code, said = verb(fresh.service, "callers", *words)
-        assert (code, "Set MIGRATION_DATABASE_URL too" in said, "Traceback" in said) == (1, True, False), said
-        code, said = verb(fresh.service, "callers", *words, **owner)
-        assert code == 0, said
-    assert verb(fresh.service, "callers", "list")[0] == 0
-    assert verb(fresh.service, "callers", "show", "shop")[0] == 0
-    events = "SELECT action, operator FROM audit_events WHERE caller = 'command-line' ORDER BY occurred_at"
-    found = run(fresh.owner, events)
-    assert [action for action, _ in found] == [
-        *("SetAuditRetention", "SetAuditRetention", "CreateCaller", "CreateCallerKey", "GrantScopes"),
-        "RevokeCaller",
-    ]
-    assert all(operator for _, operator in found)

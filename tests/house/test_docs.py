@@ -27,6 +27,11 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
 PORTS = ("grpc_port", "grpc_mtls_port")
+SESSION_CHAPTERS = {
+    "OWASP ASVS 5, chapters V7 and V9",
+    "RFC 9700: refresh tokens",
+    "RFC 8725: JSON Web Tokens",
+}
 MIGRATION_TARGETS = {"migrate", "migrate-new", "migrate-down", "migrate-history", "migrate-check", "migrate-sql"}
 
 # ------------------------------------------------------------------------------------------------- commands
@@ -150,14 +155,33 @@ def test_decisions_are_numbered_without_gaps_and_have_the_same_parts() -> None:
 
 
 def test_every_test_that_the_security_page_names_exists() -> None:
-    named = re.findall(r"(tests/[\w/]+\.py)((?:::\w+)+)", (DOCS / "security.md").read_text())
+    """Each by its name: a whole file shows nothing in particular."""
+    named = re.findall(r"`(tests/.*?)`", (DOCS / "security.md").read_text())
     assert named
-    for path, names in named:
-        scope: list[ast.stmt] = ast.parse((ROOT / path).read_text()).body
-        for name in names.split("::")[1:]:
-            found = [one for one in scope if isinstance(one, ast.ClassDef | ast.FunctionDef) and one.name == name]
-            assert found, path + names
-            scope = found[0].body
+    assert [one for one in named if not is_a_test(one)] == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tests/unit/test_lockout.py",
+        "tests/unit/test_lockout.py::test_that_is_not_there",
+        "tests/unit/test_not_there.py::test_the_schedule",
+        "tests/unit/test_session_tokens.py::TestSealing::test_acr",
+        "tests/unit/test_session_tokens.py::check",
+    ],
+)
+def test_what_names_no_test_is_found(name: str) -> None:
+    assert not is_a_test(name)
+
+
+def test_every_clause_about_sessions_names_a_test() -> None:
+    """Also those that are the caller's, or are not met: then it shows what there is."""
+    clauses = list(clauses_about_sessions())
+    assert len(clauses) > 50
+    for clause, is_met, _, shown in clauses:
+        assert is_met, clause
+        assert re.fullmatch(r"(`tests/[^`]+`(, |$))+", shown), clause
 
 
 # ----------------------------------------------------------------------------------------------- containers
@@ -289,6 +313,29 @@ def assert_prints_as_promised(block: str, addresses: Mapping[str, str], capsys: 
     promised = re.findall(r"print\(.*\)  # (.*)", block)
     assert promised
     assert capsys.readouterr().out.splitlines() == promised
+
+
+def is_a_test(name: str) -> bool:
+    """Whether this is a test, or a class of tests, as pytest names it: file::class::function."""
+    path, *names = name.split("::")
+    if not (ROOT / path).exists():
+        return False
+    scope: list[ast.stmt] = ast.parse((ROOT / path).read_text()).body
+    for one in names:
+        found = [node for node in scope if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == one]
+        if not found or not one.lower().startswith("test"):
+            return False
+        scope = found[0].body
+    return bool(names)
+
+
+def clauses_about_sessions() -> Iterator[list[str]]:
+    """The rows of the security page on sessions and tokens: clause, whether it is met, how, shown by."""
+    chapters = re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", (DOCS / "security.md").read_text(), re.MULTILINE | re.DOTALL)
+    for title, text in chapters:
+        for row in re.findall(r"^\| (\d.*) \|$", text, re.MULTILINE):
+            if title in SESSION_CHAPTERS or (title.startswith("NIST") and row.startswith("2.")):
+                yield [cell.strip() for cell in re.split(r"(?<!\\)\|", row)]
 
 
 def rows(page: Path) -> Iterator[list[str]]:

@@ -1,19 +1,25 @@
-"""Nothing secret is logged or returned: in no line of the log, no error and no detail, through the whole suite.
+"""Nothing secret is logged or returned, in no line of the log, no error and no detail, through the whole suite; nor is
+any in clear in the database that its tests share.
 
-A fixture in tests/conftest.py searches for leaks when a process has run all its tests. These tests show that it would
-find one.
+Fixtures in tests/conftest.py search both for leaks when a process has run all its tests. These tests show that they
+would find one.
 """
 
 import pytest
 from sqlalchemy.engine import URL
 
 from personae.v1 import authentication_pb2 as pb
-from personae.v1 import credential_pb2, user_pb2
-from tests.support.callers import bearer, new_key, operating, told
+from personae.v1 import credential_pb2, signing_key_pb2, user_pb2
+from service.core.signing_keys.rules import new_key
+from tests.support.at_rest import dump
+from tests.support.callers import bearer, operating, told
+from tests.support.callers import new_key as new_key_of_a_caller
+from tests.support.databases import run
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, new_user, unique_name
 from tests.support.servers import RunningServer, running
-from tests.support.sessions import is_active, refresh, refreshing, signed_in
+from tests.support.sessions import in_token, is_active, refresh, refreshing, sign_in, signed_in, step_up
+from tests.support.signing_keys import kid_of
 from tests.support.witness import WITNESS, Witness
 
 
@@ -21,8 +27,8 @@ def test_keys_are_looked_for(private_url: URL) -> None:
     """Valid, unknown and malformed ones, and the secret part of each."""
     with operating(private_url) as operator, running(private_url, caller_auth="required") as server:
         name = operator.create("users.read")
-        key, unknown = operator.add_key(name), new_key()
-        nearly, bare = f"{bearer(key)}x", new_key().text
+        key, unknown = operator.add_key(name), new_key_of_a_caller()
+        nearly, bare = f"{bearer(key)}x", new_key_of_a_caller().text
         for sent, ended in (
             (bearer(key), "OK"),
             (bearer(unknown), "KEY_UNKNOWN"),
@@ -98,3 +104,40 @@ def test_no_token_was_logged_or_answered(server: RunningServer) -> None:
         witness = Witness()
         witness.hear(f"a line with {leak} in it")
         assert list(witness.leaks())
+
+
+def test_no_token_code_or_key_is_at_rest(private_url: URL) -> None:
+    """Whatever happens to sessions and keys: nothing in a dump forges a token, or is one. Of the secret in refresh
+    tokens it has the hash.
+    """
+    with running(private_url) as server:
+        user, first = signed_in(server)
+        newest = refresh(server, refresh(server, first.refresh_token).refresh_token)
+        fails(server.sessions.RefreshSession, refreshing(first.refresh_token))
+        kept = step_up(server, user, sign_in(server, user).session.id)
+        code = server.credentials.StartPasswordReset(
+            credential_pb2.StartPasswordResetRequest(identifier=user.email)
+        ).code
+        server.signing_keys.RotateSigningKey(signing_key_pb2.RotateSigningKeyRequest(immediately=True))
+        server.signing_keys.RevokeSigningKey(signing_key_pb2.RevokeSigningKeyRequest(kid=kid_of(kept.access_token)))
+        signed_in(server)
+    dumped = dump(private_url)
+    assert list(dumped.leaks(WITNESS)) == []
+    assert {PASSWORD, code, *(one.refresh_token for one in (first, newest, kept)), kept.access_token} <= WITNESS.secrets
+    assert in_token(kept.refresh_token).secret_hash.decode("latin-1") in dumped.binary
+
+
+@pytest.mark.parametrize("column", ["user_agent", "secret_hash"])
+def test_a_leak_at_rest_would_be_found(private_url: URL, column: str) -> None:
+    """As text or as bytes, of what the tests have seen and of what they have not."""
+    with running(private_url) as server:
+        _, tokens = signed_in(server)
+    assert list(dump(private_url).leaks(WITNESS)) == []
+    texts = [tokens.refresh_token, tokens.access_token[:500], new_key_of_a_caller().text, "-----BEGIN PRIVATE KEY-----"]
+    found = [(text.encode(), Witness()) for text in texts] + [(PASSWORD.encode(), WITNESS)]
+    if column == "secret_hash":
+        found += [(new_key()[1], Witness()), (in_token(tokens.refresh_token).secret, WITNESS)]
+    for secret, witness in found:
+        value = secret.decode() if column == "user_agent" else secret
+        run(private_url, f"UPDATE sessions SET {column} = %s", (value,))
+        assert list(dump(private_url).leaks(witness)), secret

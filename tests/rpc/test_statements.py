@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 
 import grpc
 import pytest
@@ -14,7 +15,7 @@ from tests.support.errors import fails
 from tests.support.factories import PASSWORD, creation, get_request, new_user, unique_email, unique_name
 from tests.support.proxy import Proxied, serving_through_a_proxy
 from tests.support.servers import RunningServer, running
-from tests.support.sessions import introspecting, refreshing, signed_in
+from tests.support.sessions import in_token, introspecting, is_active, refreshing, sessions_of, signed_in
 from tests.support.waiting import code_of
 
 
@@ -181,6 +182,28 @@ def test_a_commit_without_an_answer(proxied: Proxied, cut: str) -> None:
     assert failure.reason == "COMMIT_OUTCOME_UNKNOWN"
     assert int(failure.trailers["grpc-retry-pushback-ms"]) > 0
     assert server.users.CreateUser(request).username == request.user.username
+
+
+@pytest.mark.parametrize("cut", ["cut_before", "cut_after"])
+def test_a_refresh_whose_commit_has_no_answer(proxied: Proxied, cut: str) -> None:
+    """The client repeats it, as the pushback says, and goes on: whether or not the token was rotated, at every refresh.
+    The repeat is a theft to nobody.
+    """
+    server, proxy = proxied.server, proxied.proxy
+    user, tokens = signed_in(server)
+    for generation in range(2, 6):
+        request = refreshing(tokens.refresh_token)
+        setattr(proxy, cut, "COMMIT")
+        failure = fails(server.sessions.RefreshSession, request)
+        assert (failure.reason, failure.trailers["grpc-retry-pushback-ms"]) == ("COMMIT_OUTCOME_UNKNOWN", "1000")
+        was_rotated = cut == "cut_after"
+        assert [row["generation"] for row in rows_of(server.url, "sessions")] == [generation - (not was_rotated)]
+        server.clock.advance(timedelta(seconds=1))
+        tokens = server.sessions.RefreshSession(request)
+        assert in_token(tokens.refresh_token).generation == generation
+        assert is_active(server, tokens)
+    assert sessions_of(server, user) == [tokens.session.id]
+    assert "RefreshSession" not in {row["action"] for row in rows_of(server.url, "audit_events")}
 
 
 def test_an_outage_is_unavailable_with_pushback(proxied: Proxied) -> None:

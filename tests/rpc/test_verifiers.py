@@ -5,9 +5,13 @@ They read the keys from the HTTP port, and judge by the time of the machine: the
 
 import contextlib
 import http.client
+import os
 import runpy
+import shutil
+import subprocess
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -17,17 +21,20 @@ from typing import Any
 import jwt
 import orjson
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from sqlalchemy.engine import URL
 
+from personae.v1 import session_pb2
 from personae.v1 import signing_key_pb2 as pb
 from service.http.app import CONFIGURATION_PATH, JWKS_PATH
 from tests.support.clocks import MovableClock
 from tests.support.databases import ROOT, Postgres
 from tests.support.envoy import Envoy, ask, envoy
-from tests.support.forgeries import forgeries
+from tests.support.forgeries import WRONG_CLAIMS, forgeries, with_wrong_claim
 from tests.support.scrapes import free_port, get
 from tests.support.servers import RunningServer, running
 from tests.support.sessions import claims_of, introspect, refresh, signed_in
+from tests.support.signing_keys import keys_of, kid_of
 from tests.support.waiting import eventually
 
 API = "https://api.example.com"
@@ -103,20 +110,15 @@ def new_token(server: RunningServer) -> str:
 
 def forged_by(server: RunningServer, good: str) -> dict[str, str]:
     """Bad tokens that are made with the server's own key."""
+    [next_kid] = [one.kid for one in keys_of(server) if one.state == pb.SigningKey.STATE_NEXT]
+    return forgeries(good, key_of(server), next_kid)
+
+
+def key_of(server: RunningServer) -> EllipticCurvePrivateKey:
+    """The server's own key, which signs now."""
     keys = server.server.state.signing_keys
     assert keys is not None
-    _, key = keys.current(server.clock())
-    [next_kid] = [one.kid for one in keys_of(server) if one.state == pb.SigningKey.STATE_NEXT]
-    return forgeries(good, key, next_kid)
-
-
-def keys_of(server: RunningServer) -> list[pb.SigningKey]:
-    return list(server.signing_keys.ListSigningKeys(pb.ListSigningKeysRequest()).signing_keys)
-
-
-def kid_of(token: str) -> str:
-    found: str = jwt.get_unverified_header(token)["kid"]
-    return found
+    return keys.current(server.clock())[1]
 
 
 def rotate(server: RunningServer, *, immediately: bool = False) -> pb.SigningKey:
@@ -131,6 +133,42 @@ def revoke(server: RunningServer, token: str) -> None:
 def verifier_of(server: RunningServer) -> Any:
     """One that has not read the keys yet."""
     return runpy.run_path(str(EXAMPLE))["Verifier"](issuer_of(server), API)
+
+
+def python_example(_: Path) -> list[str]:
+    """How to start the program. The others skip the test where their language or its packages are missing: a test
+    downloads nothing.
+    """
+    return [sys.executable, str(EXAMPLE)]
+
+
+def node_example(directory: Path) -> list[str]:
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("there is no Node here")
+    root = subprocess.run([npm, "root", "--global"], capture_output=True, text=True, check=True).stdout.strip()
+    if not Path(root, "jose").exists():
+        pytest.skip("npm install --global jose@6 has not been run here")
+    (directory / "node_modules").symlink_to(root)
+    return ["node", str(shutil.copy(EXAMPLE.with_name("verify.mjs"), directory))]
+
+
+def go_example(directory: Path) -> list[str]:
+    go = shutil.which("go")
+    if go is None:
+        pytest.skip("there is no Go here")
+    for name in ("verify.go", "go.mod", "go.sum"):
+        shutil.copy(EXAMPLE.with_name(name), directory)
+    offline = os.environ | {"GOPROXY": "off", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly"}
+    built = subprocess.run(
+        [go, "build", "verify.go"], cwd=directory, env=offline, capture_output=True, text=True, check=False
+    )
+    if "disabled by GOPROXY=off" in built.stderr:
+        pytest.skip("go mod download has not been run in examples/verify")
+    if "requires go >=" in built.stderr:
+        pytest.skip("the Go here is older than go.mod asks for")
+    assert built.returncode == 0, built.stderr
+    return [str(directory / "verify")]
 
 
 def judge(verifier: Any, token: str) -> type[Exception] | None:
@@ -156,6 +194,15 @@ def test_the_service_refuses_every_forgery(server: RunningServer) -> None:
     forged = forged_by(server, good)
     assert introspect(server, good, audience=API).active
     assert [what for what, token in forged.items() if introspect(server, token, audience=API).active] == []
+
+
+@pytest.mark.parametrize("claim", WRONG_CLAIMS)
+def test_the_service_refuses_other_claims_under_its_own_key(server: RunningServer, claim: str) -> None:
+    """With the answer for every token that is not active: OK, and nothing else (RFC 7662, 2.2)."""
+    good = new_token(server)
+    assert introspect(server, good).active
+    answers = [(what, introspect(server, token)) for what, token in with_wrong_claim(good, key_of(server), claim)]
+    assert [what for what, answer in answers if answer != session_pb2.IntrospectTokenResponse()] == []
 
 
 class TestPyJWT:
@@ -191,6 +238,24 @@ class TestPyJWT:
             revoke(server, before)
             assert judge(verifier_of(server), before) is jwt.PyJWKClientError
             assert judge(verifier, new_token(server)) is None
+
+
+class TestExamples:
+    """The programs of examples/verify as they are: tokens in, a line for each out."""
+
+    @pytest.mark.parametrize("make_command", [python_example, node_example, go_example])
+    def test_they_tell_good_tokens_from_bad_ones(
+        self, server: RunningServer, tmp_path: Path, make_command: Callable[[Path], list[str]]
+    ) -> None:
+        command = [*make_command(tmp_path), issuer_of(server), API]
+        user, tokens = signed_in(server, audience=(API,))
+        forged = forged_by(server, tokens.access_token)
+        sent = "\n".join([tokens.access_token, *forged.values(), tokens.access_token, ""])
+        done = subprocess.run(command, input=sent, capture_output=True, text=True, check=True)
+        first, *answers, last = done.stdout.splitlines()
+        assert first == last == f"good: user {user.id}"
+        assert len(answers) == len(forged)
+        assert [what for what, answer in zip(forged, answers, strict=True) if not answer.startswith("refused:")] == []
 
 
 class TestEnvoy:

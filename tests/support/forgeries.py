@@ -4,7 +4,8 @@ so that it is wrong in one thing only.
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,6 +17,22 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tests.support.sessions import claims_of, encoded
 
 UNKNOWN_KID = "n4bQgYhMfWWaL-qgxVrQFaO_TxsrC4Is0V1sFbDwCgg"
+_NOT_TEXT: list[Any] = [None, -1, 1.5, [], {}, 2**70, True]
+_NOT_A_TIME: list[Any] = [None, "", "x", "1", 1.5, [], {}, 2**70, True]
+_NOT_A_LIST: list[Any] = [None, "", "x", -1, 1.5, [], {}, 2**70, True, [7], [None], ["orders", 7], [""]]
+WRONG_CLAIMS: dict[str, list[Any]] = {
+    "iss": [*_NOT_TEXT, "", "x"],
+    "sub": [*_NOT_TEXT, "", "x", "0", "1.0"],
+    "sid": [*_NOT_TEXT, "", "x", "A" * 32],
+    "jti": [*_NOT_TEXT, ""],
+    "client_id": [*_NOT_TEXT, ""],
+    "aud": _NOT_A_LIST,
+    "amr": _NOT_A_LIST,
+    "exp": [*_NOT_A_TIME, 0, -1],
+    "iat": _NOT_A_TIME,
+    "auth_time": _NOT_A_TIME,
+}
+"""By claim: values that no access token of this service has. Each claim may also be missing."""
 _HOUR = int(timedelta(hours=1).total_seconds())
 
 
@@ -52,6 +69,16 @@ def signed(good: str, key: EllipticCurvePrivateKey, header: Mapping[str, str] | 
     """The token with other headers and claims, signed with ES256."""
     headers = jwt.get_unverified_header(good) | dict(header or {})
     return jwt.encode(claims_of(good) | claims, key, algorithm="ES256", headers=headers)
+
+
+def with_wrong_claim(good: str, key: EllipticCurvePrivateKey, claim: str) -> Iterator[tuple[object, str]]:
+    """What one of WRONG_CLAIMS is, and the token: an id token, say, which the service's own key would have to sign."""
+    claims, header = claims_of(good), jwt.get_unverified_header(good)
+    without = {name: value for name, value in claims.items() if name != claim}
+    for what, payload in [("missing", without), *((value, claims | {claim: value}) for value in WRONG_CLAIMS[claim])]:
+        text = f"{encoded(orjson.dumps(header))}.{encoded(json.dumps(payload).encode())}"
+        signature = jwt.get_algorithm_by_name("ES256").sign(text.encode(), key)  # encode() refuses some claims
+        yield what, f"{text}.{encoded(signature)}"
 
 
 def _hmac(good: str, secret: bytes) -> str:

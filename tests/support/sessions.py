@@ -31,11 +31,16 @@ def duration(seconds: float) -> Duration:
     return Duration(seconds=int(seconds), nanos=round(seconds % 1 * 1e9))
 
 
-def sign_in(server: Services, user: user_pb2.User, **session: Any) -> Tokens:
-    """Start a session by password."""
+def by_password(user: user_pb2.User, **session: Any) -> authentication_pb2.AuthenticateRequest:
+    """A sign-in that asks for a session."""
     request = by_id(user, PASSWORD)
     request.session.CopyFrom(wanted(**session))
-    return server.authentication.Authenticate(request).tokens
+    return request
+
+
+def sign_in(server: Services, user: user_pb2.User, **session: Any) -> Tokens:
+    """Start a session by password."""
+    return server.authentication.Authenticate(by_password(user, **session)).tokens
 
 
 def signed_in(server: Services, **session: Any) -> tuple[user_pb2.User, Tokens]:

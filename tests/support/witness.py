@@ -25,10 +25,10 @@ _SECRET_FIELDS = frozenset(
     {"password", "current_password", "new_password", "code", "email", "new_email", "deliver_to", "identifier"}
     | {"refresh_token", "access_token", "token"}
 )
-_SHAPES = re.compile(
-    rf"\$2[aby]\$\d\d\$|\$bcrypt-sha256\$|[\w.+-]+@[\w-]+\.\w+|{KEY_PATTERN}|{TOKEN_PATTERN}|eyJ[\w-]+\.eyJ"
-)
-"""What a bcrypt hash, an email, a key, a refresh token and an access token look like."""
+LOOKS_LIKE_A_TOKEN = re.compile(rf"{KEY_PATTERN}|{TOKEN_PATTERN}|eyJ[\w-]+\.eyJ")
+"""An API key, a refresh token, an access token."""
+_SHAPES = re.compile(rf"\$2[aby]\$\d\d\$|\$bcrypt-sha256\$|[\w.+-]+@[\w-]+\.\w+|{LOOKS_LIKE_A_TOKEN.pattern}")
+"""These, and what a bcrypt hash and an email look like."""
 
 
 class Witness:

@@ -6,6 +6,7 @@ and the kid only names one of this service's keys. Nothing personal is inside.
 
 import base64
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -23,7 +24,10 @@ CLOCK_SKEW = timedelta(seconds=30)
 _TYPE = "at+jwt"
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.(?P<signature>[A-Za-z0-9_-]{86})")
 """RFC 7515, 3.1. The library also takes padding and other characters, which are none of a token."""
-_REQUIRED = ["aud", "auth_time", "client_id", "exp", "iat", "iss", "jti", "sid", "sub"]
+_TEXTS = ("client_id", "iss", "jti", "sid", "sub")
+_TIMES = ("auth_time", "exp", "iat")
+_LISTS = ("amr", "aud")
+_REQUIRED = [*_TEXTS, *_TIMES, *_LISTS]
 
 
 class BadAccessTokenError(ValueError):
@@ -84,11 +88,12 @@ def verify(token: str, key: EllipticCurvePublicKey, *, issuer: str, now: datetim
     options: Any = {"require": _REQUIRED, "verify_aud": False, "verify_exp": False, "verify_iat": False}
     try:
         found = jwt.decode(token, key, algorithms=[ALGORITHM], issuer=issuer, options=options)
+        _require_types(found)
         claims = Claims(
-            session=SessionKey.parse(str(found["sid"])),
+            session=SessionKey.parse(found["sid"]),
             caller=found["client_id"],
             audience=tuple(found["aud"]),
-            amr=tuple(found.get("amr", ())),
+            amr=tuple(found["amr"]),
             authenticated_at=datetime.fromtimestamp(found["auth_time"], UTC),
             issued_at=datetime.fromtimestamp(found["iat"], UTC),
             expires_at=datetime.fromtimestamp(found["exp"], UTC),
@@ -98,3 +103,16 @@ def verify(token: str, key: EllipticCurvePublicKey, *, issuer: str, now: datetim
     if claims.expires_at <= now or claims.issued_at > now + CLOCK_SKEW or found["sub"] != str(claims.session.user_id):
         raise BadAccessTokenError
     return claims
+
+
+def _require_types(claims: Mapping[str, Any]) -> None:
+    """Raises TypeError for claims that this service does not write: the key has signed something else."""
+    texts = [claims[name] for name in _TEXTS]
+    for name in _LISTS:
+        if type(claims[name]) is not list or not claims[name]:
+            raise TypeError
+        texts += claims[name]
+    if not all(isinstance(one, str) and one for one in texts):
+        raise TypeError
+    if not all(type(claims[name]) is int for name in _TIMES):  # a bool is an int to isinstance
+        raise TypeError

@@ -118,7 +118,7 @@ def find_live_session(session: Session, key: SessionKey, *, kid: str, now: datet
 
 
 def count_live_sessions(session: Session, *, now: datetime) -> int:
-    """How many sessions are not over by time. Reads the table: for a metric, now and then."""
+    """How many sessions are not over by time. Reads the whole table."""
     return session.scalar(select(func.count()).select_from(SESSIONS).where(SESSIONS.c.idle_expires_at > now)) or 0
 
 

@@ -3,6 +3,7 @@ the missing key.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -48,14 +49,14 @@ def is_maintained(keys: Sequence[StoredKey], maker: KeyMaker, *, now: datetime) 
         signing_key(keys, now) is not None
         and next_key(keys, now) is not None
         and not forgettable(keys, now)
-        and all(maker.sealer.is_current(key.private_key) for key in keys)
+        and not _outdated(keys, maker)
     )
 
 
 def maintain(session: Session, maker: KeyMaker, *, now: datetime) -> list[StoredKey]:
     """Make the keys that are missing, encrypt anew what an older secret key encrypts, and delete old keys; all keys.
 
-    What cannot be decrypted is left as it is.
+    What cannot be decrypted is left as it is, until a server that has the secret key encrypts it anew.
     """
     session.execute(select(func.pg_advisory_xact_lock(_LOCK)))
     keys = read_keys(session)
@@ -71,8 +72,9 @@ def maintain(session: Session, maker: KeyMaker, *, now: datetime) -> list[Stored
     signing = signing_key(keys, now)
     if next_key(keys, now) is None and signing is not None:
         _make(session, maker, activates_at=max(now + PUBLISHED_BEFORE, signing.activates_at + maker.signs_for), now=now)
-    for key in keys:
-        _reseal(session, key, maker)
+    for kid, private in _outdated(keys, maker):
+        sealed = maker.sealer.seal(private, place_of(kid), maker.random(NONCE_BYTES))
+        session.execute(update(_KEYS).where(_KEYS.c.kid == kid).values(private_key=sealed))
     return read_keys(session)
 
 
@@ -130,12 +132,11 @@ def _activate(session: Session, kid: str, when: datetime) -> None:
     session.execute(update(_KEYS).where(_KEYS.c.kid == kid).values(activates_at=when))
 
 
-def _reseal(session: Session, key: StoredKey, maker: KeyMaker) -> None:
-    if maker.sealer.is_current(key.private_key):
-        return
-    try:
-        private = maker.sealer.open(key.private_key, place_of(key.kid))
-    except UnsealError:
-        return
-    sealed = maker.sealer.seal(private, place_of(key.kid), maker.random(NONCE_BYTES))
-    session.execute(update(_KEYS).where(_KEYS.c.kid == key.kid).values(private_key=sealed))
+def _outdated(keys: Sequence[StoredKey], maker: KeyMaker) -> list[tuple[str, bytes]]:
+    """What an older secret key encrypts, by kid, decrypted. Not what cannot be decrypted: nobody can mend that here."""
+    found = []
+    for key in keys:
+        if not maker.sealer.is_current(key.private_key):
+            with suppress(UnsealError):
+                found.append((key.kid, maker.sealer.open(key.private_key, place_of(key.kid))))
+    return found

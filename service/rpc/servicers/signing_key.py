@@ -8,6 +8,7 @@ import grpc
 
 from personae.v1 import signing_key_pb2, signing_key_pb2_grpc
 from service.base.clock import Clock
+from service.base.errors import TokensNotConfiguredError
 from service.core.signing_keys import rows
 from service.core.signing_keys.rows import KeyMaker
 from service.core.signing_keys.rules import State, StoredKey, state_of
@@ -31,10 +32,13 @@ class SigningKeyServicer(signing_key_pb2_grpc.SigningKeyServiceServicer):
     clock: Clock
     maker: KeyMaker
     signing_keys: SigningKeys
+    issues_tokens: bool
 
     def GetJwks(
         self, request: signing_key_pb2.GetJwksRequest, context: grpc.ServicerContext
     ) -> signing_key_pb2.GetJwksResponse:
+        if not self.issues_tokens:
+            raise TokensNotConfiguredError  # before the keys are read, which makes those that are missing
         return signing_key_pb2.GetJwksResponse(jwks=self.signing_keys.jwks().decode())
 
     def ListSigningKeys(

@@ -1,0 +1,69 @@
+"""What the database of a test holds. No secret is there in clear, whatever column it might have come into."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psycopg2
+from psycopg2 import sql
+from sqlalchemy.engine import URL
+
+from service.core.sessions.refresh_tokens import TOKEN_PATTERN, BadRefreshTokenError
+from tests.support.databases import libpq_url
+from tests.support.sessions import in_token
+from tests.support.witness import LOOKS_LIKE_A_TOKEN, MIN_LENGTH, Witness
+
+_TABLES = "SELECT oid::regclass::text FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
+_BINARY = re.compile(r'"\\\\x([0-9a-f]+)"')
+"""A value of type bytea, in JSON."""
+_CURVE = bytes.fromhex("06082a8648ce3d030107").decode("latin-1")
+"""The object identifier of P-256, as a private key in DER has it. Public keys are not stored."""
+_PRIVATE_KEY = re.compile(f"PRIVATE KEY|{re.escape(_CURVE)}")
+_WORD = re.compile(rf"[\w-]{{{MIN_LENGTH},}}")
+
+
+@dataclass(frozen=True)
+class Dump:
+    """All rows of all tables in JSON, without the emails and usernames, which are there in clear; and besides all bytes
+    of the binary values.
+    """
+
+    text: str
+    binary: str
+
+    def leaks(self, witness: Witness) -> Iterator[str]:
+        """What should not be there: by its shape, and of what the tests have sent and received by its value.
+
+        Looked for are whole words, which most secrets are, and passphrases.
+        """
+        everything = f"{self.text}\n{self.binary}"
+        for shape in (LOOKS_LIKE_A_TOKEN, _PRIVATE_KEY):
+            yield from (found[0] for found in shape.finditer(everything))
+        words = set(_WORD.findall(everything))
+        for secret in witness.secrets:
+            if len(set(secret)) < MIN_LENGTH:
+                continue  # "xxx…" is also a user agent of some test
+            if secret in words or (" " in secret and secret in everything):
+                yield secret
+            if re.fullmatch(TOKEN_PATTERN, secret) and _secret_in(secret) in self.binary:
+                yield f"the secret in {secret}"
+
+
+def dump(url: URL) -> Dump:
+    rows = sql.SQL("SELECT (to_jsonb(one) - ARRAY['email', 'username'])::text FROM {} AS one")
+    found = []
+    with contextlib.closing(psycopg2.connect(libpq_url(url))) as connection, connection.cursor() as cursor:
+        cursor.execute(_TABLES)
+        for (table,) in cursor.fetchall():
+            cursor.execute(rows.format(sql.SQL(table)))
+            found += [row for (row,) in cursor.fetchall()]
+    text = "\n".join(found)
+    return Dump(text, "\n".join(bytes.fromhex(value).decode("latin-1") for value in _BINARY.findall(text)))
+
+
+def _secret_in(token: str) -> str:
+    """The random part of a refresh token; the token itself, where it is no good one."""
+    with contextlib.suppress(BadRefreshTokenError):
+        return in_token(token).secret.decode("latin-1")
+    return token
