@@ -28,9 +28,7 @@ from tests.support.waiting import PATIENCE, code_of, eventually, statements
 Code = grpc.StatusCode
 WAITING = 3
 PERMITS = 1
-WAITS_FOR_LOCK = text(
-    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-)
+WAITS_FOR = text("SELECT count(*) FROM pg_stat_activity WHERE :holder = ANY(pg_blocking_pids(pid))")
 
 
 @pytest.fixture
@@ -186,8 +184,9 @@ def test_a_hash_that_was_made_is_settled_though_its_caller_has_gone(private_serv
 
     with engine.connect() as holder, engine.connect().execution_options(isolation_level="AUTOCOMMIT") as observer:
         holder.execute(text("SELECT 1 FROM lockouts FOR UPDATE"))
+        pid = {"holder": holder.scalar(text("SELECT pg_backend_pid()"))}
         call = private_server.authentication.Authenticate.future(wrong, timeout=PATIENCE)
-        while not observer.scalar(WAITS_FOR_LOCK):
+        while not observer.scalar(WAITS_FOR, pid):
             assert not call.done()
         call.cancel()
         holder.rollback()
