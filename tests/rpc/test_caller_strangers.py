@@ -23,7 +23,7 @@ from service.rpc.servicers.credential import CredentialServicer
 from service.rpc.servicers.session import SessionServicer
 from service.rpc.servicers.signing_key import SigningKeyServicer
 from service.rpc.servicers.user import UserServicer
-from service.server.wiring import SERVED_METHODS
+from service.server.services import SERVED_METHODS
 from tests.support.callers import PATIENCE, REFUSALS, REQUESTS, Operator, bearer, keyed, naming, operating, told
 from tests.support.databases import Postgres
 from tests.support.factories import PASSWORD, new_user

@@ -8,7 +8,7 @@ from google.protobuf import descriptor, message_factory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.server.wiring import SERVED_METHODS
+from service.server.services import SERVED_METHODS
 from tests.support.callers import REQUESTS
 from tests.support.errors import failure_of
 from tests.support.servers import RunningServer
