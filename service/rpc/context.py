@@ -14,7 +14,7 @@ from service.base.randomness import random_id
 from service.core.api_keys import PREFIX as _KEY_PREFIX
 from service.core.token_bucket import Rate
 from service.db.engine import Database, Scope
-from service.rpc.methods import METHODS, Retry
+from service.rpc.methods import METHODS, CheckDecision, Retry
 
 REQUEST_ID_KEY = "x-request-id"
 ACTING_USER_KEY = "x-acting-user-id"
@@ -54,6 +54,8 @@ class CallContext:
     status: grpc.Status | None = None
     """The status of the failure; None: success."""
     reason: str | None = None
+    decision: CheckDecision | None = None
+    """How a check for a proxy was decided; None: it is none, or it failed."""
     sqlstate: str | None = None
     """The SQLSTATE behind the failure; None where the database reported none."""
     statements: int = 0

@@ -28,7 +28,10 @@ from service.core.sessions.refresh_tokens import RefreshTokens
 from service.core.signing_keys.rows import KeyMaker
 from service.db.engine import Database
 from service.rpc.admission.hashing import HashLimiter
+from service.rpc.envoy import ext_authz_pb2, ext_authz_pb2_grpc
 from service.rpc.methods import Response
+from service.rpc.proxies.checks import Checks, RouteMistakes
+from service.rpc.proxies.envoy import AuthorizationServicer
 from service.rpc.servicers.audit import AuditServicer
 from service.rpc.servicers.authentication import AuthenticationServicer
 from service.rpc.servicers.credential import CredentialServicer
@@ -47,6 +50,7 @@ SERVICES = (
     audit_pb2.DESCRIPTOR.services_by_name["AuditService"],
     session_pb2.DESCRIPTOR.services_by_name["SessionService"],
     signing_key_pb2.DESCRIPTOR.services_by_name["SigningKeyService"],
+    ext_authz_pb2.DESCRIPTOR.services_by_name["Authorization"],
 )
 SERVICE_NAMES = tuple(service.full_name for service in SERVICES)
 SERVED_METHODS = {
@@ -69,7 +73,8 @@ def add_servicers(
     hashing: HashLimiter,
     maker: KeyMaker,
     signing_keys: SigningKeys,
-) -> None:
+) -> Checks:
+    """Serve everything on this server. Returns what decides for proxies, which also ask by HTTP."""
     keys = settings.keys()
     lockout_keys = LockoutKeys(keys.derive("lockout"))
     page_tokens = PageTokens(keys.derive("page-token"))
@@ -107,3 +112,6 @@ def add_servicers(
     session_pb2_grpc.add_SessionServiceServicer_to_server(sessions, server)
     keys_servicer = SigningKeyServicer(database, clock, maker, signing_keys)
     signing_key_pb2_grpc.add_SigningKeyServiceServicer_to_server(keys_servicer, server)
+    checks = Checks(database, clock, tokens, RouteMistakes())
+    ext_authz_pb2_grpc.add_AuthorizationServicer_to_server(AuthorizationServicer(checks), server)
+    return checks

@@ -14,7 +14,8 @@ RESOURCES = {
     *(f"personae.v1.{name}" for name in ("User", "Lockout", "Session", "SessionTokens", "SigningKey")),
     "google.protobuf.Empty",
 }
-METHODS = [method for service in SERVICES for method in service.methods]
+METHODS = [method for service in SERVICES if service.full_name.startswith("personae.") for method in service.methods]
+"""Envoy's API has its own shapes."""
 
 
 def messages(found: descriptor.Descriptor, seen: dict[str, descriptor.Descriptor]) -> None:

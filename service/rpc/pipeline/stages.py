@@ -81,6 +81,8 @@ def _access_line(call: CallContext, seconds: float) -> dict[str, object]:
         line["key"] = call.key_id
     elif call.claimed_key_id is not None:
         line["claimed_key"] = call.claimed_key_id
+    if call.decision is not None:
+        line["decision"] = call.decision
     if call.reason is not None:
         line["reason"] = call.reason
     if call.sqlstate is not None:
