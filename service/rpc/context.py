@@ -19,8 +19,8 @@ from service.rpc.methods import METHODS, CheckDecision, Retry
 REQUEST_ID_KEY = "x-request-id"
 ACTING_USER_KEY = "x-acting-user-id"
 _AUTHORIZATION_KEY = "authorization"
-_TRACEPARENT_KEY = "traceparent"
-_TRACESTATE_KEY = "tracestate"
+TRACEPARENT_KEY = "traceparent"
+TRACESTATE_KEY = "tracestate"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
@@ -86,9 +86,9 @@ def read_metadata(call: CallContext) -> None:
             call.authorization = str(value) if call.authorization is None else ""
         elif key == ACTING_USER_KEY:
             call.acting_user = str(value) if call.acting_user is None else ""
-        elif key == _TRACEPARENT_KEY:
+        elif key == TRACEPARENT_KEY:
             call.traceparent = str(value) if call.traceparent is None else ""
-        elif key == _TRACESTATE_KEY:
+        elif key == TRACESTATE_KEY:
             call.tracestate += f",{value!s}" if call.tracestate else str(value)
     if call.traceparent is not None:
         call.trace_id = _trace_id(call.traceparent)

@@ -37,7 +37,8 @@ from service.rpc.methods import Executor, require_rows
 from service.rpc.pipeline.drain import Drain
 from service.rpc.pipeline.interceptor import Pipeline
 from service.rpc.pipeline.refusals import Refusals
-from service.rpc.pipeline.stages import refusal_stages, stages
+from service.rpc.pipeline.stages import Stage, refusal_stages, stages
+from service.rpc.proxies.forward_auth import ForwardAuth
 from service.rpc.reflection import enable_reflection
 from service.rpc.signing_keys import SigningKeys
 from service.rpc.tls import CertificateError, Certificates, TlsFiles
@@ -94,17 +95,17 @@ def build_server(
     hash_threads = settings.hash_threads or usable_cores(hash_cores) // workers + 1
     executors = _executors(settings, hash_threads, hash_cores, telemetry)
     hashing = HashLimiter(hash_threads, max_waiting=settings.hash_max_waiting, instrument=telemetry.instrument_hash)
+    limits = RateLimits(rate_of(settings.caller_rate_limit, settings.caller_rate_burst), clock=rate_clock)
+    code_limits = RateLimits(
+        rate_of(settings.caller_code_rate_limit, settings.caller_code_rate_burst), clock=rate_clock
+    )
+
+    def all_stages(*, is_http: bool) -> tuple[Stage, ...]:
+        identify = _identification(settings, directory, clock=clock, assumed_caller=assumed_caller, is_http=is_http)
+        return stages(drain, identify, refusals, telemetry.stages, limits=limits, code_limits=code_limits)
+
     pipeline = Pipeline(
-        stages(
-            drain,
-            _identification(settings, directory, clock=clock, assumed_caller=assumed_caller),
-            refusals,
-            telemetry.stages,
-            limits=RateLimits(rate_of(settings.caller_rate_limit, settings.caller_rate_burst), clock=rate_clock),
-            code_limits=RateLimits(
-                rate_of(settings.caller_code_rate_limit, settings.caller_code_rate_burst), clock=rate_clock
-            ),
-        ),
+        all_stages(is_http=False),
         refusal_stages=refusal_stages(telemetry.stages, refusals),
         max_seconds=settings.rpc_timeout,
         executors=executors,
@@ -116,7 +117,7 @@ def build_server(
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     maker = key_maker(settings)
     signing_keys = SigningKeys(database, maker, clock)
-    add_servicers(
+    checks = add_servicers(
         server,
         database,
         settings,
@@ -195,7 +196,13 @@ def build_server(
             certificates=certificates,
             signing_keys=None if settings.token_issuer is None else signing_keys,
         ),
-        http=http_server(settings, certificates, signing_keys.jwks, shares_port=shares_port),
+        http=http_server(
+            settings,
+            certificates,
+            signing_keys.jwks,
+            ForwardAuth(all_stages(is_http=True), checks).ask,
+            shares_port=shares_port,
+        ),
         describe=partial(_description, settings, directory, clock, assumed_caller),
         drain_seconds=settings.shutdown_drain,
         grace_seconds=settings.shutdown_grace,
@@ -221,16 +228,18 @@ def key_maker(settings: Settings) -> KeyMaker:
 
 
 def _identification(
-    settings: Settings, directory: CallerDirectory | None, *, clock: Clock, assumed_caller: str | None
+    settings: Settings, directory: CallerDirectory | None, *, clock: Clock, assumed_caller: str | None, is_http: bool
 ) -> Identify:
-    """How the pipeline identifies callers."""
+    """How the pipeline identifies callers. is_http: those of the HTTP port, which have no certificates."""
     if directory is None:
         return assume_caller(assumed_caller or ANONYMOUS_CALLER)
     return identify_callers(
         directory,
         clock=clock,
-        accepts_certificates=settings.client_certificates != "off",
-        keys_require_loopback=not (settings.has_tls or settings.is_loopback or settings.insecure_plaintext_keys),
+        accepts_certificates=settings.client_certificates != "off" and not is_http,
+        keys_require_loopback=not (
+            settings.has_tls or settings.insecure_plaintext_keys or (settings.is_loopback and not is_http)
+        ),
     )
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from service.rpc.envoy import ext_authz_pb2 as pb
+from tests.support.scrapes import get
 from tests.support.servers import Services
 
 OVERWRITE = pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
@@ -23,6 +24,8 @@ class Told:
 REFUSED = Told(401, {"www-authenticate": INVALID})
 NOBODY = Told(401, {"www-authenticate": NO_CREDENTIAL})
 MISCONFIGURED = Told(500)
+SAID = {"x-user-id", "x-session-id", "x-auth-acr", "x-user-roles", "authorization", "cookie", "www-authenticate"}
+"""The headers of an answer of /authz that say something of the request."""
 
 
 def insufficient(**parameters: str) -> Told:
@@ -70,3 +73,12 @@ def told(server: Services, request: pb.CheckRequest) -> Told:
     removed = tuple(answer.ok_response.headers_to_remove)
     assert not set(removed) & set(headers)  # Envoy removes last
     return Told(200, headers, removed)
+
+
+def authz(port: int, query: str = "", **headers: str) -> tuple[int, dict[str, str], bytes]:
+    """Ask as nginx does: the status, what the answer says of the request, and the body. headers: with _ for -."""
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    status, found, body = get(port, f"/authz{query}", **sent)
+    assert found["Cache-Control"] == "no-store"
+    told = {name.lower() for name in found} & SAID
+    return status, {name: found[name] for name in told}, body

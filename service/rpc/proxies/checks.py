@@ -1,6 +1,6 @@
 """Whether a request at a proxy may pass: what Envoy's Check and GET /authz answer."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from http import HTTPStatus
@@ -36,7 +36,7 @@ class Asked:
 
     authorization: str | None = field(repr=False)
     cookies: str = field(repr=False)
-    settings: Mapping[str, str]
+    settings: Sequence[tuple[str, str]]
     """Of its route: see route.py."""
 
 

@@ -33,7 +33,7 @@ def _asked(attributes: pb.AttributeContext) -> Asked:
     else:
         authorization, cookies = http.headers.get("authorization"), http.headers.get("cookie")
     # Other extensions are another server's business.
-    settings = {name: value for name, value in extensions.items() if name.startswith(PREFIX)}
+    settings = [(name, value) for name, value in extensions.items() if name.startswith(PREFIX)]
     return Asked(authorization, cookies or "", settings)
 
 

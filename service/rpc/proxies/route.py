@@ -11,7 +11,7 @@ Whoever writes them may mistype them. A setting that is not understood is an err
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -46,14 +46,16 @@ class Route:
     keeps_credential: bool
 
 
-def parse_route(settings: Mapping[str, str]) -> Route:
+def parse_route(settings: Iterable[tuple[str, str]]) -> Route:
     """The route with these settings, by their whole names. Raises RouteError."""
-    return _parse(tuple(sorted(settings.items())))
+    return _parse(tuple(sorted(settings)))
 
 
 @lru_cache(maxsize=256)  # a proxy has some routes, each with the same settings at every request
 def _parse(items: tuple[tuple[str, str], ...]) -> Route:
     settings = {name.removeprefix(PREFIX): value for name, value in items}
+    if len(settings) < len(items):
+        raise RouteError("a setting is given twice")
     for name in settings:
         if name not in _KEYS:
             raise RouteError(f"{_shown(name)} is not one of {_KNOWN}")
