@@ -70,6 +70,6 @@ def guarded(postgres: Postgres, template: str, tmp_path_factory: pytest.TempPath
         web = operator.create_with_key(*EVERYTHING, audiences=(AUDIENCE, "bills"))
         proxy = operator.create_with_key("auth.check")
         with running(url, clock, **changes) as server, secure_channel(server.server.port, ca) as channel:
-            personae = Personae(server.server.port, server.server.http_port, pair.files.client_ca, proxy.text)
+            personae = Personae(server.server.port, server.server.http_port, pair.directory / "ca.pem", proxy.text)
             clock.advance(2 * HOUR)
             yield Guarded(server, Services(keyed(channel, web)), personae)

@@ -5,11 +5,12 @@ import http.client
 import shutil
 import socket
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Condition, Event, Thread
 from typing import Any, Self
 
 import orjson
@@ -94,12 +95,12 @@ class Client:
         self._connection.request("GET", path, headers=sent)
         answer = self._connection.getresponse()
         body = answer.read()
-        received, path = None, None
+        received, seen_path = None, None
         if answer.status == http.client.OK:
-            pairs, path = (orjson.loads(body)[name] for name in ("headers", "path"))
+            pairs, seen_path = (orjson.loads(body)[name] for name in ("headers", "path"))
             received = dict(pairs)
             assert len([name for name, _ in pairs if name in IDENTITY]) == len(set(received) & set(IDENTITY))
-        return Through(answer.status, answer.headers["WWW-Authenticate"], received, path)
+        return Through(answer.status, answer.headers["WWW-Authenticate"], received, seen_path)
 
     def __enter__(self) -> Self:
         return self
@@ -208,3 +209,52 @@ def _listens(running: "subprocess.Popen[bytes]", port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def in_clear_text(config: dict[str, Any]) -> None:
+    """Let Envoy reach a server without TLS."""
+    for cluster in config["static_resources"]["clusters"]:
+        cluster.pop("transport_socket", None)
+
+
+class Requests:
+    """Threads that send one request after another through a proxy until the block ends."""
+
+    def __init__(self, port: int, path: str, token: str, *, threads: int = 4) -> None:
+        self.statuses: Counter[int] = Counter()
+        """How many requests got which status."""
+        self._changed = Condition()
+        self._is_over = Event()
+        self._threads = [Thread(target=self._work, args=(port, path, token)) for _ in range(threads)]
+        self._failures: list[BaseException] = []
+
+    def wait_for(self, more: int, *, status: int = http.client.OK) -> None:
+        """Return when so many more requests have got this status."""
+        with self._changed:
+            wanted = self.statuses[status] + more
+            assert self._changed.wait_for(lambda: self.statuses[status] >= wanted or self._failures, PATIENCE)
+            assert not self._failures
+
+    def _work(self, port: int, path: str, token: str) -> None:
+        try:
+            with Client(port) as client:
+                while not self._is_over.is_set():
+                    status = client.ask(path, token).status
+                    with self._changed:
+                        self.statuses[status] += 1
+                        self._changed.notify_all()
+        except BaseException as error:  # noqa: BLE001  for the thread of the test
+            with self._changed:
+                self._failures.append(error)
+                self._changed.notify_all()
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        for thread in self._threads:
+            thread.join(PATIENCE)
+        assert not self._failures
