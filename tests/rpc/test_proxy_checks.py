@@ -16,6 +16,7 @@ from personae.v1 import audit_pb2, session_pb2, signing_key_pb2, user_pb2
 from service.rpc.methods import CheckDecision
 from service.rpc.proxies import checks
 from tests.support.callers import Operator, bearer, keyed, new_key, operating, other_address
+from tests.support.credentials import outcome
 from tests.support.errors import fails
 from tests.support.factories import new_user
 from tests.support.proxies import (
@@ -311,6 +312,23 @@ class TestWithoutADecision:
             assert check(server) == NOBODY
             proxied.proxy.refuse(refusing=False)
             eventually(lambda: authz(server.server.http_port, **headers)[0] == 200, "the database is back")
+
+    def test_without_knowing_who_may_ask(self, private_url: URL) -> None:
+        """Mode jwt needs no database for the request, but for its caller, who is known for CALLER_CACHE_SECONDS."""
+        changes = {"caller_auth": "required", "caller_cache_seconds": 0.5}
+        with operating(private_url) as operator:
+            key = operator.create_with_key("auth.check")
+            web = operator.create_with_key("users.write", "auth.verify", audiences=(ORDERS,))
+        with serving_through_a_proxy(private_url, **changes) as proxied:
+            token = signed_in(Services(keyed(proxied.server.channel, web)))[1].access_token
+            proxy = Services(keyed(proxied.server.channel, key))
+            assert check(proxy, token, mode="jwt").status == 200
+            proxied.proxy.refuse()
+            proxied.proxy.cut()
+            eventually(lambda: outcome(proxy.proxies.Check, checking(token, mode="jwt")) != "OK", "no callers")
+            assert fails(proxy.proxies.Check, checking(token, mode="jwt")).code is grpc.StatusCode.UNAVAILABLE
+            proxied.proxy.refuse(refusing=False)
+            eventually(lambda: outcome(proxy.proxies.Check, checking(token, mode="jwt")) == "OK", "callers again")
 
     def test_without_an_issuer(self, private_url: URL) -> None:
         with running(private_url, token_issuer=None) as server:
