@@ -40,7 +40,7 @@ def _asked(attributes: pb.AttributeContext) -> Asked:
 def _joined(headers: pb.HeaderMap, name: str, separator: str) -> str | None:
     """All values of a header, as Envoy joins them where it sends them as text; None without one."""
     values = [
-        one.raw_value.decode("latin-1") if one.raw_value else one.value
+        one.raw_value.decode(errors="replace") if one.raw_value else one.value
         for one in headers.headers
         if one.key.lower() == name
     ]
