@@ -3,12 +3,26 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Event, Lock
+from threading import Event, Lock, local
 
 from service.base.clock import monotonic
 
 _BURST_SECONDS = 0.5
 """Work that comes now and then is not slowed down: what was not used in so long may be used at once."""
+
+
+class _Turn(local):
+    """What the current thread does between two waits."""
+
+    is_free = False
+
+
+_turn = _Turn()
+
+
+def do_not_charge() -> None:
+    """Charge nothing for the turn of this thread: it works for somebody whose calls are limited otherwise."""
+    _turn.is_free = True
 
 
 class CpuShare:
@@ -25,11 +39,12 @@ class CpuShare:
     @contextmanager
     def used(self) -> Iterator[None]:
         """Run the body, then wait as long as its CPU time on this thread makes necessary."""
-        before = time.thread_time()
+        before, _turn.is_free = time.thread_time(), False
         try:
             yield
         finally:
-            self._closed.wait(self.charge(time.thread_time() - before))
+            if not _turn.is_free:
+                self._closed.wait(self.charge(time.thread_time() - before))
 
     def charge(self, cpu_seconds: float) -> float:
         """Take note of CPU time that was used. Returns the seconds to wait."""

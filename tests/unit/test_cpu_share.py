@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.observability.cpu_share import CpuShare
+from service.observability.cpu_share import CpuShare, do_not_charge
 from service.observability.wsgi_server import WsgiServer
 from tests.support.scrapes import get
 
@@ -49,6 +49,20 @@ def test_only_cpu_time_counts() -> None:
     with share.used():
         now.seconds += 60
     assert share.charge(0.05) < 0.5
+
+
+def test_a_turn_that_is_not_charged() -> None:
+    """The next one is."""
+    now = Moment()
+    share = CpuShare(1e-9, now)
+    with share.used():
+        sum(range(100_000))
+        do_not_charge()
+    assert share.charge(0) == 0
+    share.close()
+    with share.used():
+        sum(range(100_000))
+    assert share.charge(0) > 0
 
 
 def test_a_closed_one_holds_nobody_up() -> None:
