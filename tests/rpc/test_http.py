@@ -245,23 +245,19 @@ def begin_request_over_tls(_port: int, ca: Issued, raw: socket.socket) -> socket
 
 class TestSlowClients:
     @pytest.mark.parametrize(
-        "begin, has_tls",
-        [
-            (begin_nothing, False),
-            (begin_request, False),
-            (begin_nothing, True),
-            (begin_handshake, True),
-            (begin_request_over_tls, True),
-        ],
+        "beginnings",
+        [(begin_nothing, begin_request), (begin_nothing, begin_handshake, begin_request_over_tls)],
+        ids=["clear text", "tls"],
     )
     def test_they_keep_nobody_waiting(
-        self, private_url: URL, pair: Pair, ca: Issued, begin: Callable[..., socket.socket], has_tls: bool
+        self, private_url: URL, pair: Pair, ca: Issued, beginnings: tuple[Callable[..., socket.socket], ...]
     ) -> None:
         """200 clients that have begun and do not go on: callers of gRPC are answered, and so are clients that ask."""
         files: dict[str, object] = {
             "tls_certificate_file": pair.files.certificate,
             "tls_private_key_file": pair.files.private_key,
         }
+        has_tls = begin_handshake in beginnings
         with serving(private_url, **files if has_tls else {}) as server, ExitStack() as stack:
             address, context = f"127.0.0.1:{server.port}", https(ca) if has_tls else None
             credentials = grpc.ssl_channel_credentials(ca.certificate_pem)
@@ -271,18 +267,19 @@ class TestSlowClients:
             users = user_pb2_grpc.UserServiceStub(channel)
             user = new_user(users)
             slow = []
-            for _ in range(SLOW):
+            for number in range(SLOW):
+                begin = beginnings[number % len(beginnings)]
                 raw = socket.create_connection(("127.0.0.1", server.http_port), PATIENCE)
-                slow.append(stack.enter_context(closing(begin(server.http_port, ca, raw))))
-            for one in slow[::10]:
+                slow.append((begin, stack.enter_context(closing(begin(server.http_port, ca, raw)))))
+            for begin, one in slow[::7]:  # of every kind
                 if begin is not begin_nothing:
                     with suppress(OSError):
                         one.sendall(b"X" if begin is not begin_handshake else b"\x00")
                 assert get(server.http_port, context=context)[0] == 200
                 assert users.GetUser(get_request(user)) == user
-            one = slow[-1]
-            with suppress(OSError):  # each is closed in the end, without having had an answer
-                assert one.recv(1) == b""
+            for _, one in slow[-len(beginnings) :]:
+                with suppress(OSError):  # each is closed in the end, without having had an answer
+                    assert one.recv(1) == b""
 
     @pytest.mark.parametrize("has_tls", [False, True])
     def test_more_than_may_connect(self, pair: Pair, ca: Issued, has_tls: bool) -> None:
