@@ -91,7 +91,7 @@ def make(directory: Path, target: str, **environment: str) -> tuple[int, str]:
     "target, locale, words",
     [
         ("migrate", PLAIN, "The database has schema"),
-        ("migrate-history", TURKISH, "0001"),  # PYTHONOPTIMIZE takes the docstrings away
+        ("migrate-history", TURKISH, "Make the tables of users"),
         ("migrate-check", TURKISH, "No new upgrade operations"),
         ("migrate-sql", PLAIN, "CREATE TABLE users"),
         ("db-test", TURKISH, "as this code needs it"),
