@@ -166,9 +166,9 @@ class TestAnswers:
         with port_of(large, pair) as port:
             assert at_once(8, several) == [True] * 8
 
-    def test_keys_that_cannot_be_read(self, private_url: URL) -> None:
+    def test_keys_that_cannot_be_read(self, shared_url: URL) -> None:
         """Nor ever were: without the database."""
-        with PostgresProxy(private_url) as proxy:
+        with PostgresProxy(shared_url) as proxy:
             proxy.refuse()
             with serving(proxy.proxied) as server:
                 assert get(server.http_port) == (503, b'{"error":"temporarily_unavailable"}')
@@ -250,7 +250,7 @@ class TestSlowClients:
         ids=["clear text", "tls"],
     )
     def test_they_keep_nobody_waiting(
-        self, private_url: URL, pair: Pair, ca: Issued, beginnings: tuple[Callable[..., socket.socket], ...]
+        self, shared_url: URL, pair: Pair, ca: Issued, beginnings: tuple[Callable[..., socket.socket], ...]
     ) -> None:
         """200 clients that have begun and do not go on: callers of gRPC are answered, and so are clients that ask."""
         files: dict[str, object] = {
@@ -258,7 +258,7 @@ class TestSlowClients:
             "tls_private_key_file": pair.files.private_key,
         }
         has_tls = begin_handshake in beginnings
-        with serving(private_url, **files if has_tls else {}) as server, ExitStack() as stack:
+        with serving(shared_url, **files if has_tls else {}) as server, ExitStack() as stack:
             address, context = f"127.0.0.1:{server.port}", https(ca) if has_tls else None
             credentials = grpc.ssl_channel_credentials(ca.certificate_pem)
             channel = stack.enter_context(
@@ -291,8 +291,8 @@ class TestSlowClients:
 
 
 class TestLife:
-    def test_it_starts_and_stops_with_the_server(self, private_url: URL) -> None:
-        with structlog.testing.capture_logs() as log, serving(private_url) as server:
+    def test_it_starts_and_stops_with_the_server(self, shared_url: URL) -> None:
+        with structlog.testing.capture_logs() as log, serving(shared_url) as server:
             port = server.http_port
             status, jwks = get(port)
             assert (status, len(orjson.loads(jwks)["keys"])) == (200, 2)
@@ -301,22 +301,22 @@ class TestLife:
         with pytest.raises(ConnectionRefusedError):
             get(port)
 
-    def test_it_serves_while_calls_are_not_served(self, private_url: URL) -> None:
+    def test_it_serves_while_calls_are_not_served(self, shared_url: URL) -> None:
         """Without the database: tokens that were issued before are verified all the same."""
-        with PostgresProxy(private_url) as proxy, serving(proxy.proxied) as server:
+        with PostgresProxy(shared_url) as proxy, serving(proxy.proxied) as server:
             before = get(server.http_port)
             proxy.refuse()
             proxy.cut()
             eventually(lambda: not server.health.is_serving)
             assert get(server.http_port) == before
 
-    def test_a_port_in_use(self, private_url: URL) -> None:
+    def test_a_port_in_use(self, shared_url: URL) -> None:
         """The address is named, and how to choose another one."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             with (
                 pytest.raises(PortInUseError, match=f"127.0.0.1:{port} .*HTTP_HOST and HTTP_PORT"),
-                serving(private_url, http_port=port),
+                serving(shared_url, http_port=port),
             ):
                 pass
 
@@ -331,14 +331,14 @@ class TestLife:
         assert {get(second.port)[1] for _ in range(20)} == {b"2"}
         second.close()
 
-    def test_the_supervisor_reserves_the_port(self, private_url: URL) -> None:
+    def test_the_supervisor_reserves_the_port(self, shared_url: URL) -> None:
         """So that no two services share it by accident."""
         with socket.socket() as taken:
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             taken.bind(("127.0.0.1", 0))
             taken.listen()
             port = str(taken.getsockname()[1])
-            with process("serve", DATABASE_URL=libpq_url(private_url), HTTP_PORT=port, TOKEN_ISSUER=ISSUER) as server:
+            with process("serve", DATABASE_URL=libpq_url(shared_url), HTTP_PORT=port, TOKEN_ISSUER=ISSUER) as server:
                 assert server.process.wait(PATIENCE) == 1
                 server.close()
                 assert f"127.0.0.1:{port} cannot be bound" in "\n".join(server.lines)
