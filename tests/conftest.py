@@ -15,6 +15,7 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from sqlalchemy.engine import URL
 
+from service.base.gc_tuning import freeze_startup_objects
 from service.base.settings import Settings, psycopg2_url
 from service.dev.postgres import EmbeddedPostgres
 from tests.support.at_rest import dump
@@ -40,6 +41,11 @@ logging.getLogger().addHandler(Handler())
 # How long an example takes says more about the machine than about the service.
 hypothesis_settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("any machine")
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what is as old as the process: it would walk through all modules and tests again."""
+    freeze_startup_objects()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -90,8 +96,8 @@ def private_url(postgres: Postgres, template: str) -> Iterator[URL]:
 
 @pytest.fixture(scope="session")
 def server(shared_url: URL) -> Iterator[RunningServer]:
-    """A server that tests share."""
-    with running(shared_url) as found:
+    """A server that tests share. No outage is tested on it: it lives as long as the session, so it seldom probes."""
+    with running(shared_url, health_probe_interval=60) as found:
         yield found
 
 

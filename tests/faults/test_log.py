@@ -58,11 +58,11 @@ def closed() -> Iterator[None]:
 
 @pytest.mark.parametrize("stderr", [full_disk, broken_pipe, blocked_pipe, closed])
 def test_a_server_whose_log_cannot_be_written(
-    private_url: URL, stderr: Callable[[], contextlib.AbstractContextManager[int | None]]
+    shared_url: URL, stderr: Callable[[], contextlib.AbstractContextManager[int | None]]
 ) -> None:
     """It starts, answers, survives an outage of the database, and ends with 0."""
     port = free_port()
-    with PostgresProxy(private_url) as proxy, stderr() as broken:
+    with PostgresProxy(shared_url) as proxy, stderr() as broken:
         settings = {"DATABASE_URL": libpq_url(proxy.proxied), "HEALTH_PROBE_INTERVAL": "0.05", "PURGE_INTERVAL": "0.05"}
         with (
             process_with_stderr(broken, "serve", GRPC_PORT=str(port), CALLER_CACHE_SECONDS="1", **settings) as server,
@@ -85,12 +85,12 @@ def test_a_server_whose_log_cannot_be_written(
             assert server.end() == 0
 
 
-def test_handshakes_that_fail_leave_no_line(private_url: URL, tmp_path: Path) -> None:
+def test_handshakes_that_fail_leave_no_line(shared_url: URL, tmp_path: Path) -> None:
     """Strangers can cause any number of them, and gRPC writes its lines on the threads that serve."""
     ca, pair = new_ca(), Pair(tmp_path)
     pair.write(server_certificate(ca), ca)
     files = {"TLS_CERTIFICATE_FILE": str(pair.files.certificate), "TLS_PRIVATE_KEY_FILE": str(pair.files.private_key)}
-    with process("serve", DATABASE_URL=libpq_url(private_url), **files) as server:
+    with process("serve", DATABASE_URL=libpq_url(shared_url), **files) as server:
         for _ in range(30):
             with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as stranger:
                 stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")

@@ -3,6 +3,7 @@ overridden, and no private module or name is imported.
 """
 
 import ast
+import functools
 import importlib
 import inspect
 import textwrap
@@ -23,7 +24,8 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not name.endswith("_") and name not in DOCUMENTED
 
 
-def private_names(kind: type) -> set[str]:
+@functools.cache
+def private_names(kind: type) -> frozenset[str]:
     """The private names that a class and its bases define, on the class or on `self`."""
     found = set()
     for base in kind.__mro__:
@@ -33,7 +35,7 @@ def private_names(kind: type) -> set[str]:
         except (OSError, TypeError):  # written in C
             continue
         found |= assigned_on_self(tree)
-    return {name for name in found if is_private(name)}
+    return frozenset(name for name in found if is_private(name))
 
 
 def assigned_on_self(tree: ast.AST) -> set[str]:

@@ -25,7 +25,7 @@ EXPECTED = {
     Code.UNAUTHENTICATED,
 }
 FUZZED = settings(
-    max_examples=100,
+    max_examples=50,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     derandomize=True,
 )

@@ -76,9 +76,9 @@ def outcome(call: Any) -> tuple[grpc.StatusCode, str]:
 
 
 @pytest.fixture
-def narrow(private_url: URL) -> Iterator[RunningServer]:
+def narrow(shared_url: URL) -> Iterator[RunningServer]:
     """A server with few threads in each executor, and a long queue."""
-    with running(private_url, grpc_threads=4, hash_threads=1, hash_max_waiting=4) as found:
+    with running(shared_url, grpc_threads=4, hash_threads=1, hash_max_waiting=4) as found:
         yield found
 
 
@@ -148,9 +148,9 @@ class TestCallers:
             assert narrow.users.GetUser(get_request(user), timeout=PATIENCE) == user
         assert "'reason': 'REQUEST_LATE'" in line_of(request_id)
 
-    def test_an_earlier_deadline_holds(self, private_url: URL) -> None:
+    def test_an_earlier_deadline_holds(self, shared_url: URL) -> None:
         """The caller sees DEADLINE_EXCEEDED."""
-        with running(private_url) as server, half_open(server.address) as slow:
+        with running(shared_url) as server, half_open(server.address) as slow:
             [theirs] = slow.open(GET_USER, 1, timeout=0.1)
             assert theirs.exception(timeout=PATIENCE).code() is Code.DEADLINE_EXCEEDED
 

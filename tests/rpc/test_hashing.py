@@ -32,8 +32,8 @@ WAITS_FOR = text("SELECT count(*) FROM pg_stat_activity WHERE :holder = ANY(pg_b
 
 
 @pytest.fixture
-def narrow(private_url: URL) -> Iterator[RunningServer]:
-    with running(private_url, hash_threads=1, hash_max_waiting=WAITING) as found:
+def narrow(shared_url: URL) -> Iterator[RunningServer]:
+    with running(shared_url, hash_threads=1, hash_max_waiting=WAITING) as found:
         yield found
 
 
@@ -106,10 +106,10 @@ class TestOverload:
         for call in calls:
             call.exception()
 
-    def test_strangers_take_no_room_in_the_queue(self, private_url: URL) -> None:
+    def test_strangers_take_no_room_in_the_queue(self, shared_url: URL) -> None:
         """Calls without credentials or scope are refused as such, however many come, and never queue."""
         settings = {"hash_threads": 1, "hash_max_waiting": WAITING, "caller_auth": "required"}
-        with operating(private_url) as operator, running(private_url, **settings) as server:
+        with operating(shared_url) as operator, running(shared_url, **settings) as server:
             known, weak = operator.create_with_key("auth.verify", "users.write"), operator.create_with_key("users.read")
             channel = keyed(server.channel, known)
             user = new_user(user_pb2_grpc.UserServiceStub(channel), password=PASSWORD)
@@ -164,11 +164,11 @@ class TestWhoeverHasGone:
             assert made == []
         assert failures(narrow, user) == 0
 
-    def test_because_rpc_timeout_ended_it(self, narrow: RunningServer, private_url: URL) -> None:
+    def test_because_rpc_timeout_ended_it(self, narrow: RunningServer, shared_url: URL) -> None:
         """The reason is DEADLINE_OVER."""
         user = new_user(narrow.users, password=PASSWORD)
         wrong = pb.AuthenticateRequest(user_id=user.id, password="not this one")
-        with running(private_url, hash_threads=1, rpc_timeout=0.2) as hasty, all_permits_held(hasty):
+        with running(shared_url, hash_threads=1, rpc_timeout=0.2) as hasty, all_permits_held(hasty):
             calls = [hasty.authentication.Authenticate.future(wrong) for _ in range(5)]
             reasons = [failure_of(call).reason for call in calls if call.exception(PATIENCE) is not None]
         assert reasons == ["DEADLINE_OVER"] * len(calls)
@@ -186,8 +186,7 @@ def test_a_hash_that_was_made_is_settled_though_its_caller_has_gone(private_serv
         holder.execute(text("SELECT 1 FROM lockouts FOR UPDATE"))
         pid = {"holder": holder.scalar(text("SELECT pg_backend_pid()"))}
         call = private_server.authentication.Authenticate.future(wrong, timeout=PATIENCE)
-        while not observer.scalar(WAITS_FOR, pid):
-            assert not call.done()
+        eventually(lambda: observer.scalar(WAITS_FOR, pid), "the failure is being written")
         call.cancel()
         holder.rollback()
 

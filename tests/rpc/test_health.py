@@ -77,17 +77,17 @@ def statuses(channel: grpc.Channel) -> Iterator[int]:
 
 class TestStrangers:
     @pytest.mark.parametrize("method", [CHECK, WATCH])
-    def test_half_open_calls_refuse_and_delay_no_honest_one(self, private_url: URL, method: str) -> None:
+    def test_half_open_calls_refuse_and_delay_no_honest_one(self, shared_url: URL, method: str) -> None:
         """Whatever number of them is opened: a check is answered, and so is a watch."""
-        with running(private_url) as server, flood(server, method):
+        with running(shared_url) as server, flood(server, method):
             for _ in range(4):
                 with channel(server) as honest:
                     assert health_pb2_grpc.HealthStub(honest).Check(QUESTION, timeout=PATIENCE).status == SERVING
                     assert next(statuses(honest)) == SERVING
 
-    def test_watches_keep_no_channel_out(self, private_url: URL) -> None:
+    def test_watches_keep_no_channel_out(self, shared_url: URL) -> None:
         """1500 watches of strangers; 100 channels that follow health, as docs/scaling.md recommends, are served."""
-        with running(private_url) as server, ExitStack() as held:
+        with running(shared_url) as server, ExitStack() as held:
             user = new_user(server.users)
             for _ in range(3):
                 stranger = held.enter_context(connection(server))
@@ -97,9 +97,9 @@ class TestStrangers:
             for honest in channels:
                 assert user_pb2_grpc.UserServiceStub(honest).GetUser(get_request(user), timeout=PATIENCE) == user
 
-    def test_beyond_the_limit_the_greediest_connection_loses_its_oldest_watch(self, private_url: URL) -> None:
+    def test_beyond_the_limit_the_greediest_connection_loses_its_oldest_watch(self, shared_url: URL) -> None:
         """It ends with OK. Whoever has one keeps it, and hears of every change."""
-        with running(private_url, grpc_max_connections=20) as server, ExitStack() as held:
+        with running(shared_url, grpc_max_connections=20) as server, ExitStack() as held:
             before = [statuses(held.enter_context(channel(server))) for _ in range(5)]
             assert {next(honest) for honest in before} == {SERVING}
             stranger = held.enter_context(connection(server))
@@ -113,9 +113,9 @@ class TestStrangers:
             server.server.health.set_serving(is_serving=False)
             assert {next(honest) for honest in before + after} == {NOT_SERVING}
 
-    def test_watchers_that_take_no_message_keep_nobody_waiting(self, private_url: URL) -> None:
+    def test_watchers_that_take_no_message_keep_nobody_waiting(self, shared_url: URL) -> None:
         """They are cancelled."""
-        with running(private_url) as server, ExitStack() as held:
+        with running(shared_url) as server, ExitStack() as held:
             for _ in range(3):
                 stranger = held.enter_context(connection(server))
                 stranger.send(NO_WINDOW, *(asked(WATCH, number) for number in range(1, 1000, 2)))
@@ -125,9 +125,9 @@ class TestStrangers:
 
 class TestReflection:
     @pytest.mark.parametrize("first", [[], ["list_services"]])
-    def test_silent_streams_keep_nobody_out(self, private_url: URL, first: list[str]) -> None:
+    def test_silent_streams_keep_nobody_out(self, shared_url: URL, first: list[str]) -> None:
         """Streams that are opened and say nothing, or nothing more, are cancelled."""
-        with running(private_url) as server, ExitStack() as held:
+        with running(shared_url) as server, ExitStack() as held:
             silence = Event()
             held.callback(silence.set)
 
@@ -140,9 +140,9 @@ class TestReflection:
             assert services_of(server)
             eventually(lambda: all(stream.code() is Code.CANCELLED for stream in streams if stream.done()))
 
-    def test_a_flood_of_streams_is_refused(self, private_url: URL) -> None:
+    def test_a_flood_of_streams_is_refused(self, shared_url: URL) -> None:
         """The queue is bounded; an honest client is answered once the flood is over."""
-        with running(private_url) as server:
+        with running(shared_url) as server:
             with flood(server, REFLECTION), channel(server) as honest:
                 open_stream: Any = honest.stream_stream(REFLECTION)
                 streams = [open_stream(iter(())) for _ in range(100)]

@@ -166,9 +166,9 @@ class TestAnswers:
         with port_of(large, pair) as port:
             assert at_once(8, several) == [True] * 8
 
-    def test_keys_that_cannot_be_read(self, private_url: URL) -> None:
+    def test_keys_that_cannot_be_read(self, shared_url: URL) -> None:
         """Nor ever were: without the database."""
-        with PostgresProxy(private_url) as proxy:
+        with PostgresProxy(shared_url) as proxy:
             proxy.refuse()
             with serving(proxy.proxied) as server:
                 assert get(server.http_port) == (503, b'{"error":"temporarily_unavailable"}')
@@ -245,24 +245,20 @@ def begin_request_over_tls(_port: int, ca: Issued, raw: socket.socket) -> socket
 
 class TestSlowClients:
     @pytest.mark.parametrize(
-        "begin, has_tls",
-        [
-            (begin_nothing, False),
-            (begin_request, False),
-            (begin_nothing, True),
-            (begin_handshake, True),
-            (begin_request_over_tls, True),
-        ],
+        "beginnings",
+        [(begin_nothing, begin_request), (begin_nothing, begin_handshake, begin_request_over_tls)],
+        ids=["clear text", "tls"],
     )
     def test_they_keep_nobody_waiting(
-        self, private_url: URL, pair: Pair, ca: Issued, begin: Callable[..., socket.socket], has_tls: bool
+        self, shared_url: URL, pair: Pair, ca: Issued, beginnings: tuple[Callable[..., socket.socket], ...]
     ) -> None:
         """200 clients that have begun and do not go on: callers of gRPC are answered, and so are clients that ask."""
         files: dict[str, object] = {
             "tls_certificate_file": pair.files.certificate,
             "tls_private_key_file": pair.files.private_key,
         }
-        with serving(private_url, **files if has_tls else {}) as server, ExitStack() as stack:
+        has_tls = begin_handshake in beginnings
+        with serving(shared_url, **files if has_tls else {}) as server, ExitStack() as stack:
             address, context = f"127.0.0.1:{server.port}", https(ca) if has_tls else None
             credentials = grpc.ssl_channel_credentials(ca.certificate_pem)
             channel = stack.enter_context(
@@ -271,18 +267,19 @@ class TestSlowClients:
             users = user_pb2_grpc.UserServiceStub(channel)
             user = new_user(users)
             slow = []
-            for _ in range(SLOW):
+            for number in range(SLOW):
+                begin = beginnings[number % len(beginnings)]
                 raw = socket.create_connection(("127.0.0.1", server.http_port), PATIENCE)
-                slow.append(stack.enter_context(closing(begin(server.http_port, ca, raw))))
-            for one in slow[::10]:
+                slow.append((begin, stack.enter_context(closing(begin(server.http_port, ca, raw)))))
+            for begin, one in slow[::7]:  # of every kind
                 if begin is not begin_nothing:
                     with suppress(OSError):
                         one.sendall(b"X" if begin is not begin_handshake else b"\x00")
                 assert get(server.http_port, context=context)[0] == 200
                 assert users.GetUser(get_request(user)) == user
-            one = slow[-1]
-            with suppress(OSError):  # each is closed in the end, without having had an answer
-                assert one.recv(1) == b""
+            for _, one in slow[-len(beginnings) :]:
+                with suppress(OSError):  # each is closed in the end, without having had an answer
+                    assert one.recv(1) == b""
 
     @pytest.mark.parametrize("has_tls", [False, True])
     def test_more_than_may_connect(self, pair: Pair, ca: Issued, has_tls: bool) -> None:
@@ -294,8 +291,8 @@ class TestSlowClients:
 
 
 class TestLife:
-    def test_it_starts_and_stops_with_the_server(self, private_url: URL) -> None:
-        with structlog.testing.capture_logs() as log, serving(private_url) as server:
+    def test_it_starts_and_stops_with_the_server(self, shared_url: URL) -> None:
+        with structlog.testing.capture_logs() as log, serving(shared_url) as server:
             port = server.http_port
             status, jwks = get(port)
             assert (status, len(orjson.loads(jwks)["keys"])) == (200, 2)
@@ -304,22 +301,22 @@ class TestLife:
         with pytest.raises(ConnectionRefusedError):
             get(port)
 
-    def test_it_serves_while_calls_are_not_served(self, private_url: URL) -> None:
+    def test_it_serves_while_calls_are_not_served(self, shared_url: URL) -> None:
         """Without the database: tokens that were issued before are verified all the same."""
-        with PostgresProxy(private_url) as proxy, serving(proxy.proxied) as server:
+        with PostgresProxy(shared_url) as proxy, serving(proxy.proxied) as server:
             before = get(server.http_port)
             proxy.refuse()
             proxy.cut()
             eventually(lambda: not server.health.is_serving)
             assert get(server.http_port) == before
 
-    def test_a_port_in_use(self, private_url: URL) -> None:
+    def test_a_port_in_use(self, shared_url: URL) -> None:
         """The address is named, and how to choose another one."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             with (
                 pytest.raises(PortInUseError, match=f"127.0.0.1:{port} .*HTTP_HOST and HTTP_PORT"),
-                serving(private_url, http_port=port),
+                serving(shared_url, http_port=port),
             ):
                 pass
 
@@ -334,14 +331,14 @@ class TestLife:
         assert {get(second.port)[1] for _ in range(20)} == {b"2"}
         second.close()
 
-    def test_the_supervisor_reserves_the_port(self, private_url: URL) -> None:
+    def test_the_supervisor_reserves_the_port(self, shared_url: URL) -> None:
         """So that no two services share it by accident."""
         with socket.socket() as taken:
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             taken.bind(("127.0.0.1", 0))
             taken.listen()
             port = str(taken.getsockname()[1])
-            with process("serve", DATABASE_URL=libpq_url(private_url), HTTP_PORT=port, TOKEN_ISSUER=ISSUER) as server:
+            with process("serve", DATABASE_URL=libpq_url(shared_url), HTTP_PORT=port, TOKEN_ISSUER=ISSUER) as server:
                 assert server.process.wait(PATIENCE) == 1
                 server.close()
                 assert f"127.0.0.1:{port} cannot be bound" in "\n".join(server.lines)

@@ -33,9 +33,9 @@ def answers(request_id: str) -> int:
     return len([line for line in WITNESS.said if request_id in line and "'event': 'rpc'" in line])
 
 
-def test_a_rate_limited_call_is_retried_after_the_pushback(private_url: URL) -> None:
+def test_a_rate_limited_call_is_retried_after_the_pushback(shared_url: URL) -> None:
     """A caller above its rate is slowed down to it, and none of its calls fails."""
-    with operating(private_url) as operator, running(private_url, **RATE) as server:
+    with operating(shared_url) as operator, running(shared_url, **RATE) as server:
         key = operator.create_with_key("users.read")
         request_id = uuid.uuid4().hex
         metadata = (("authorization", bearer(key)), ("x-request-id", request_id))
@@ -47,9 +47,9 @@ def test_a_rate_limited_call_is_retried_after_the_pushback(private_url: URL) -> 
     assert answers(request_id) > calls
 
 
-def test_a_refusal_whose_pushback_passes_the_deadline_is_not_retried(private_url: URL) -> None:
+def test_a_refusal_whose_pushback_passes_the_deadline_is_not_retried(shared_url: URL) -> None:
     """A retry would only find the deadline exceeded. The caller gets the refusal, with the time until it may call."""
-    with operating(private_url) as operator, running(private_url, **RATE) as server:
+    with operating(shared_url) as operator, running(shared_url, **RATE) as server:
         metadata = (("authorization", bearer(operator.create_with_key("users.read"))),)
         with retrying(server) as channel:
             list_users = user_pb2_grpc.UserServiceStub(channel).ListUsers

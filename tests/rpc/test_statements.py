@@ -20,8 +20,8 @@ from tests.support.waiting import code_of
 
 
 @pytest.fixture
-def proxied(private_url: URL) -> Iterator[Proxied]:
-    with serving_through_a_proxy(private_url) as found:
+def proxied(shared_url: URL) -> Iterator[Proxied]:
+    with serving_through_a_proxy(shared_url) as found:
         new_user(found.server.users)  # the first use of a connection asks the server who it is
         yield found
 
@@ -133,9 +133,9 @@ def test_what_a_deadline_ends_was_not_done(private_server: RunningServer, method
     assert signing_in(server, user, NEW) == "OK"
 
 
-def test_the_deadline_goes_with_the_statement(private_url: URL) -> None:
+def test_the_deadline_goes_with_the_statement(shared_url: URL) -> None:
     """The caller's deadline, or RPC_TIMEOUT, is the statement's timeout, rounded up, in the same message."""
-    with serving_through_a_proxy(private_url, rpc_timeout=600) as proxied:
+    with serving_through_a_proxy(shared_url, rpc_timeout=600) as proxied:
         user = new_user(proxied.server.users)
         del proxied.proxy.statements[:]
 
@@ -242,9 +242,9 @@ def test_the_server_s_own_limit(private_server: RunningServer) -> None:
         assert fails(hasty.update, user, username=unique_name()).reason == "DEADLINE_OVER"
 
 
-def test_an_exhausted_pool_pushes_back(private_url: URL) -> None:
+def test_an_exhausted_pool_pushes_back(shared_url: URL) -> None:
     """When all connections are in use: RESOURCE_EXHAUSTED with a time to wait, after DB_POOL_TIMEOUT."""
-    with running(private_url, db_pool_size=1, db_max_overflow=0, db_pool_timeout=0.5) as server:
+    with running(shared_url, db_pool_size=1, db_max_overflow=0, db_pool_timeout=0.5) as server:
         user = new_user(server.users)
         with server.database.engine.connect():
             failure = fails(server.read, user)

@@ -110,7 +110,7 @@ class Callers:
 class Load(Callers):
     """Reads, writes and sign-ins from threads with a connection each."""
 
-    def __init__(self, address: str, *, threads: int = 6, retries: bool = False) -> None:
+    def __init__(self, address: str, *, threads: int = 4, retries: bool = False) -> None:
         super().__init__(self._mixed, threads=threads)
         self._address = address
         self._options: list[tuple[str, object]] = [("grpc.use_local_subchannel_pool", 1)]
