@@ -103,6 +103,17 @@ class TestModes:
         pair = [("cookie", f"t={one}".encode()) for one in (mine, other)]
         assert told(api, raw(*pair, mode=mode, cookie="t")) == REFUSED
 
+    @pytest.mark.parametrize("space", ["\u2003", "\u3000", "\u00a0", "\u0085", "\x0b", "\x1c"], ids=ascii)
+    def test_a_name_that_only_looks_like_that_of_the_cookie(self, api: Services, mode: str, space: str) -> None:
+        """A browser lets a subdomain set it, since it does not begin with __Host-. It is another cookie."""
+        mine, other = signed(api), signed(api).access_token
+        for name in (f"{space}t", f"t{space}"):
+            theirs = f"{name}={other}"
+            assert check(api, mode=mode, cookie="t", headers={"cookie": theirs}) == NOBODY
+            assert told(api, raw(("cookie", theirs.encode()), mode=mode, cookie="t")) == NOBODY
+            both = {"cookie": f"t={mine.access_token}; {theirs}"}
+            assert check(api, mode=mode, cookie="t", headers=both) == passed(mine, cookie=theirs)
+
     def test_an_authorization_header_decides_before_the_cookie(self, api: Services, mode: str) -> None:
         """Also where the cookie is of another session, which is good."""
         mine, other = signed(api), signed(api)
