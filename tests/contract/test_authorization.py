@@ -167,11 +167,11 @@ def test_a_revoked_session(api: Services) -> None:
     assert check(api, tokens.access_token, mode="jwt") == passed(tokens)
 
 
-def test_other_extensions_are_not_looked_at(api: Services) -> None:
-    """They may be for another server, or of Envoy's own."""
+@pytest.mark.parametrize("name", ["audience", "acr", "Personae.acr", "personal.acr", "personae", "x", ""])
+def test_an_extension_of_another_name_lets_nobody_pass(api: Services, name: str) -> None:
+    """Whoever forgets or mistypes the prefix has guarded the route less than they think."""
     tokens = signed(api)
-    request = asking({"authorization": f"Bearer {tokens.access_token}"}, {"virtual_host": "x", "acr": "aal9"})
-    assert told(api, request) == passed(tokens)
+    assert told(api, asking({"authorization": f"Bearer {tokens.access_token}"}, {name: "aal2"})) == MISCONFIGURED
 
 
 def test_what_the_client_sends_in_our_headers_does_not_matter(api: Services) -> None:
