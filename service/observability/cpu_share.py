@@ -11,18 +11,18 @@ _BURST_SECONDS = 0.5
 """Work that comes now and then is not slowed down: what was not used in so long may be used at once."""
 
 
-class _Turn(local):
-    """What the current thread does between two waits."""
+class _Work(local):
+    """What the current thread does inside of `used`."""
 
-    is_free = False
+    is_exempt = False
 
 
-_turn = _Turn()
+_work = _Work()
 
 
 def do_not_charge() -> None:
-    """Charge nothing for the turn of this thread: it works for somebody whose calls are limited otherwise."""
-    _turn.is_free = True
+    """Exempt what this thread does now from throttling: it works for somebody whose calls are limited otherwise."""
+    _work.is_exempt = True
 
 
 class CpuShare:
@@ -39,11 +39,11 @@ class CpuShare:
     @contextmanager
     def used(self) -> Iterator[None]:
         """Run the body, then wait as long as its CPU time on this thread makes necessary."""
-        before, _turn.is_free = time.thread_time(), False
+        before, _work.is_exempt = time.thread_time(), False
         try:
             yield
         finally:
-            if not _turn.is_free:
+            if not _work.is_exempt:
                 self._closed.wait(self.charge(time.thread_time() - before))
 
     def charge(self, cpu_seconds: float) -> float:

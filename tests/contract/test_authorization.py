@@ -103,6 +103,17 @@ class TestModes:
         pair = [("cookie", f"t={one}".encode()) for one in (mine, other)]
         assert told(api, raw(*pair, mode=mode, cookie="t")) == REFUSED
 
+    @pytest.mark.parametrize("space", ["\u2003", "\u3000", "\u00a0", "\u0085", "\x0b", "\x1c"], ids=ascii)
+    def test_a_name_that_only_looks_like_that_of_the_cookie(self, api: Services, mode: str, space: str) -> None:
+        """A browser lets a subdomain set it, since it does not begin with __Host-. It is another cookie."""
+        mine, other = signed(api), signed(api).access_token
+        for name in (f"{space}t", f"t{space}"):
+            theirs = f"{name}={other}"
+            assert check(api, mode=mode, cookie="t", headers={"cookie": theirs}) == NOBODY
+            assert told(api, raw(("cookie", theirs.encode()), mode=mode, cookie="t")) == NOBODY
+            both = {"cookie": f"t={mine.access_token}; {theirs}"}
+            assert check(api, mode=mode, cookie="t", headers=both) == passed(mine, cookie=theirs)
+
     def test_an_authorization_header_decides_before_the_cookie(self, api: Services, mode: str) -> None:
         """Also where the cookie is of another session, which is good."""
         mine, other = signed(api), signed(api)
@@ -156,11 +167,11 @@ def test_a_revoked_session(api: Services) -> None:
     assert check(api, tokens.access_token, mode="jwt") == passed(tokens)
 
 
-def test_other_extensions_are_not_looked_at(api: Services) -> None:
-    """They may be for another server, or of Envoy's own."""
+@pytest.mark.parametrize("name", ["audience", "acr", "Personae.acr", "personal.acr", "personae", "x", ""])
+def test_an_extension_of_another_name_lets_nobody_pass(api: Services, name: str) -> None:
+    """Whoever forgets or mistypes the prefix has guarded the route less than they think."""
     tokens = signed(api)
-    request = asking({"authorization": f"Bearer {tokens.access_token}"}, {"virtual_host": "x", "acr": "aal9"})
-    assert told(api, request) == passed(tokens)
+    assert told(api, asking({"authorization": f"Bearer {tokens.access_token}"}, {name: "aal2"})) == MISCONFIGURED
 
 
 def test_what_the_client_sends_in_our_headers_does_not_matter(api: Services) -> None:

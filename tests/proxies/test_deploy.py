@@ -3,6 +3,7 @@
 docs/proxies.md shows the table.
 """
 
+import http.client
 import re
 import socket
 from collections.abc import Callable, Iterator
@@ -22,10 +23,11 @@ from tests.support.gateways import (
     filters_of,
     manager_of,
     nginx_before,
+    through_of,
 )
 from tests.support.scrapes import free_port
 from tests.support.sessions import Tokens
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 NOBODY: dict[str, str] = {}
 SPOOFED = {"x_user_id": "1", "x_session_id": "s", "x_auth_acr": "aal2", "x_user_roles": "admin"}
@@ -139,6 +141,21 @@ class TestTheTable:
         assert through.status in {200, 307, 400, 401}
         assert through.path is None or re.fullmatch(r"/assets/(admin/)?x", through.path)
 
+    @pytest.mark.parametrize("is_known", [False, True], ids=["without a token", "with one factor"])
+    @pytest.mark.parametrize("separator", ["/", "%2f", "\\", "%5c", ";/", ";x/", "%3b/"])
+    def test_no_spelling_of_a_path_leads_past_its_route(
+        self, guarded: Guarded, client: Client, separator: str, is_known: bool
+    ) -> None:
+        """Nor past /admin/, which asks for two factors, by a route that asks for less. A service may cut off `;…`, read
+        a backslash as a slash, and decode.
+        """
+        token = guarded.signed_in().access_token if is_known else None
+        for start in ("/", "/assets/..", "/assets/%2e%2e", "/assets/.%2E", "/x/..", "/x/%2e%2e"):
+            for name in ("admin", "%61dmin"):
+                slash = "" if start == "/" else separator
+                through = client.ask(f"{start}{slash}{name}{separator}x", token)
+                assert through.status in {301, 307, 400, 401}, through
+
     def test_huge_headers(self, guarded: Guarded, client: Client) -> None:
         """60 kB of them: refused, or let pass for the right reason."""
         good, huge = guarded.signed_in(), "a" * 60_000
@@ -171,6 +188,68 @@ def misconfigure(config: dict[str, Any]) -> None:
     settings["check_settings"]["context_extensions"]["personae.mod"] = "jwt"
 
 
+class TestRawRequests:
+    """What no client library sends."""
+
+    @pytest.mark.parametrize("path", ["/assets/x", "/"])
+    @pytest.mark.parametrize(
+        "line",
+        [
+            *("X-User-Id : 1", "X-User-Id\t: 1", " X-User-Id: 1", "x-USER-id: 1\r\nX-User-Id: 2", "X-User-Id:"),
+            *("A: b\r\n X-User-Id: 1", "A: b\nX-User-Id: 1", "A: b\rX-User-Id: 1", "A: b\r\n\0X-User-Id: 1"),
+            *("Connection: x-user-id, x-session-id, x-auth-acr", "Connection: authorization", "X-User-Id"),
+        ],
+        ids=ascii,
+    )
+    def test_header_lines(self, guarded: Guarded, port: int, path: str, line: str) -> None:
+        """With line breaks, with spaces, twice, and named as for one hop only: nobody becomes another."""
+        good = guarded.signed_in()
+        through = sent(port, f"GET {path} HTTP/1.1", f"Authorization: Bearer {good.access_token}", line)
+        if through.status == 200:
+            assert through.identity == (NOBODY if path == "/assets/x" else identity(good))
+        else:
+            assert through.status in {400, 401}
+
+    def test_several_authorization_headers(self, guarded: Guarded, port: int) -> None:
+        """All of them good, or one of them."""
+        good, other = (f"Authorization: Bearer {guarded.signed_in().access_token}" for _ in range(2))
+        for lines in ((good, other), (good, good), (good, "Authorization: Basic YTpi"), ("authorization: x", good)):
+            for path in ("/", "/reports/", "/app/"):
+                assert sent(port, f"GET {path} HTTP/1.1", *lines).status in {400, 401}
+
+    def test_connect(self, guarded: Guarded, port: int) -> None:
+        """A tunnel is not what these routes are for."""
+        token = f"Authorization: Bearer {guarded.signed_in().access_token}"
+        for lines in ((), (token,)):
+            assert sent(port, "CONNECT orders:80 HTTP/1.1", *lines).status in {400, 404, 405}
+
+    def test_a_query_is_no_setting(self, guarded: Guarded, client: Client) -> None:
+        """Neither is its token a credential."""
+        token = guarded.signed_in().access_token
+        for query in ("acr=aal1", "acr=aal1&max_age=99999&mode=jwt", "personae.acr=aal1", "audience=orders"):
+            assert seen(client.ask(f"/admin/?{query}", token)) == refused(INSUFFICIENT)
+        assert seen(client.ask(f"/?access_token={token}")) == refused(NO_CREDENTIAL)
+
+    def test_a_cookie_whose_name_only_looks_like_it(self, guarded: Guarded, port: int) -> None:
+        """A browser lets a subdomain set it, for it does not begin with __Host-."""
+        token = guarded.signed_in().access_token
+        for space in ("\u2003", "\u3000", "\u00a0", "\u0085"):
+            assert sent(port, "GET /app/ HTTP/1.1", f"Cookie: a=1; {space}__Host-token={token}").status == 401
+        for byte in (b"\xa0", b"\x85"):
+            line = b"Cookie: a=1; " + byte + b"__Host-token=" + token.encode()
+            assert sent(port, "GET /app/ HTTP/1.1", line).status == 401
+
+
+def sent(port: int, *lines: str | bytes) -> Through:
+    """Send these lines as they are; what comes of it."""
+    data = [line.encode() if isinstance(line, str) else line for line in (*lines, "Host: orders", "Connection: close")]
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as sock:
+        sock.sendall(b"\r\n".join([*data, b"", b""]))
+        answer = http.client.HTTPResponse(sock)
+        answer.begin()
+        return through_of(answer)
+
+
 class TestEnvoy:
     def test_it_verifies_tokens_by_itself(
         self, guarded: Guarded, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
@@ -182,8 +261,17 @@ class TestEnvoy:
             eventually(lambda: client.ask("/offline/", good.access_token).status == 200, "Envoy has read the keys")
             assert client.ask("/offline/", good.access_token, **SPOOFED).identity == identity(good)
             assert client.ask("/offline/", revoked.access_token).identity == identity(revoked)
-            others = (guarded.expired().access_token, guarded.signed_in("bills").access_token, "a.b.c", None)
-            assert {client.ask("/offline/", token, **SPOOFED).status for token in others} <= {401, 403}
+            for token, status in (
+                (guarded.expired().access_token, 401),
+                (guarded.signed_in("bills").access_token, 403),
+                ("a.b.c", 401),
+                (None, 401),
+            ):
+                through = client.ask("/offline/", token, **SPOOFED)
+                assert (through.status, through.received) == (status, None)
+            # A token in the query is none, also beside another header.
+            for headers in (NOBODY, {"Authorization": "Basic YTpi"}):
+                assert client.ask(f"/offline/?access_token={good.access_token}", **headers).status == 401
 
     def test_without_a_decision_nothing_passes(self, guarded: Guarded, tmp_path: Path) -> None:
         """The caller has no key here: 503, as configured. Routes that ask nobody go on."""
@@ -233,13 +321,6 @@ class TestEnvoy:
             assert seen(client.ask("/", good.access_token, **SPOOFED)) == passed(good)
             assert seen(client.ask("/app/", Cookie=f"a=1; __Host-token={good.access_token}")) == passed(good)
             assert seen(client.ask("/", "\xff\xfe")) == refused(INVALID)
-
-    def test_connect(self, guarded: Guarded, tmp_path: Path) -> None:
-        """A tunnel is not what these routes are for."""
-        with envoy_before(guarded.personae, tmp_path) as port:
-            with socket.create_connection(("127.0.0.1", port)) as sock:
-                sock.sendall(b"CONNECT orders:80 HTTP/1.1\r\nHost: orders:80\r\n\r\n")
-                assert int(sock.recv(4096).split()[1]) in {400, 403, 404, 405}
 
 
 def test_nginx_says_503_where_there_is_no_decision(guarded: Guarded, tmp_path: Path) -> None:

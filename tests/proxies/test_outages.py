@@ -7,10 +7,12 @@ from pathlib import Path
 
 import grpc
 import orjson
+import pytest
 from sqlalchemy.engine import URL
 
 from service.base.settings import Settings, psycopg2_url
 from service.dev.postgres import EmbeddedPostgres
+from tests.support.callers import keyed, operating
 from tests.support.crash import crash
 from tests.support.databases import libpq_url, migrate
 from tests.support.gateways import AUDIENCE, Personae, Requests, envoy_before, in_clear_text
@@ -21,22 +23,25 @@ from tests.support.sessions import signed_in
 UNUSED = Path("unused")
 
 
-def personae(port: int) -> Personae:
-    """A server in clear text that authenticates no callers."""
-    return Personae(grpc=port, http=9, ca=UNUSED, key="none")
+@pytest.mark.parametrize("path", ["/", "/reports/"], ids=["mode session", "mode jwt"])
+def test_a_killed_database(tmp_path: Path, path: str) -> None:
+    """SIGKILL of PostgreSQL under load: 503 and nothing else until it is back, then full service.
 
-
-def test_a_killed_database(tmp_path: Path) -> None:
-    """SIGKILL of PostgreSQL under load: 503 and nothing else until it is back, then full service."""
+    In mode jwt it begins when Personae no longer knows whether Envoy may ask.
+    """
     options = {"synchronous_commit": "on"}
     bindir = Settings(_env_file=None).pg_bindir
     database = EmbeddedPostgres.start(tmp_path / "postgres", bindir=bindir, durable=False, settings=options)
     url = psycopg2_url(database.url)
     try:
         migrate(url)
-        with running(url) as server, envoy_before(personae(server.server.port), tmp_path, in_clear_text) as port:
-            token = signed_in(server, audience=(AUDIENCE,))[1].access_token
-            with Requests(port, "/", token) as requests:
+        with operating(url) as operator:
+            web = operator.create_with_key("users.write", "auth.verify", audiences=(AUDIENCE,))
+            proxy = operator.create_with_key("auth.check")
+        with running(url, caller_auth="required", caller_cache_seconds=1) as server:
+            token = signed_in(Services(keyed(server.channel, web)), audience=(AUDIENCE,))[1].access_token
+            asked = Personae(grpc=server.server.port, http=9, ca=UNUSED, key=proxy.text)
+            with envoy_before(asked, tmp_path, in_clear_text) as port, Requests(port, path, token) as requests:
                 requests.wait_for(100)
                 crash(database)
                 requests.wait_for(1, status=503)
@@ -60,7 +65,8 @@ def test_a_reload(private_url: URL, tmp_path: Path) -> None:
         number = orjson.loads(server.wait_for("all workers serve"))["port"]
         with grpc.insecure_channel(f"127.0.0.1:{number}") as channel:
             token = signed_in(Services(channel), audience=(AUDIENCE,))[1].access_token
-        port = stack.enter_context(envoy_before(personae(number), tmp_path, in_clear_text))
+        asked = Personae(grpc=number, http=9, ca=UNUSED, key="none")  # it authenticates no callers
+        port = stack.enter_context(envoy_before(asked, tmp_path, in_clear_text))
         with Requests(port, "/", token) as requests:
             requests.wait_for(100)
             server.process.send_signal(signal.SIGHUP)

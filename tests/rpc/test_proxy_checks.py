@@ -163,6 +163,13 @@ class TestHttp:
         assert authz(port, "?cookie=t&authorization=keep", Cookie=cookies)[:2] == (200, passed(tokens).headers)
         assert authz(port, Cookie=cookies)[0] == 401
 
+    @pytest.mark.parametrize("space", ["\u00a0", "\u0085"], ids=ascii)
+    def test_a_name_that_only_looks_like_that_of_the_cookie(self, server: RunningServer, space: str) -> None:
+        """Space in Latin-1, as WSGI reads headers. A browser lets a subdomain set such a cookie."""
+        _, tokens = signed_in(server)
+        cookie = f"{space}__Host-t={tokens.access_token}"
+        assert authz(server.server.http_port, "?cookie=__Host-t", Cookie=cookie)[0] == 401
+
     def test_what_a_client_can_send_is_no_setting(self, server: RunningServer) -> None:
         """The headers that proxies pass on, and one of the names of Envoy's settings."""
         port = server.server.http_port

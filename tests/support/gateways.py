@@ -80,6 +80,17 @@ class Through:
         )
 
 
+def through_of(answer: http.client.HTTPResponse) -> Through:
+    """What the answer says of the request's way."""
+    body = answer.read()
+    received, seen_path = None, None
+    if answer.status == http.client.OK:
+        pairs, seen_path = (orjson.loads(body)[name] for name in ("headers", "path"))
+        received = dict(pairs)
+        assert len([name for name, _ in pairs if name in IDENTITY]) == len(set(received) & set(IDENTITY))
+    return Through(answer.status, answer.headers["WWW-Authenticate"], received, seen_path)
+
+
 class Client:
     """A client of the proxy with one connection, made anew where the proxy has closed it."""
 
@@ -93,14 +104,7 @@ class Client:
         if token is not None:
             sent["Authorization"] = f"Bearer {token}"
         self._connection.request("GET", path, headers=sent)
-        answer = self._connection.getresponse()
-        body = answer.read()
-        received, seen_path = None, None
-        if answer.status == http.client.OK:
-            pairs, seen_path = (orjson.loads(body)[name] for name in ("headers", "path"))
-            received = dict(pairs)
-            assert len([name for name, _ in pairs if name in IDENTITY]) == len(set(received) & set(IDENTITY))
-        return Through(answer.status, answer.headers["WWW-Authenticate"], received, seen_path)
+        return through_of(self._connection.getresponse())
 
     def __enter__(self) -> Self:
         return self

@@ -51,8 +51,8 @@ def test_only_cpu_time_counts() -> None:
     assert share.charge(0.05) < 0.5
 
 
-def test_a_turn_that_is_not_charged() -> None:
-    """The next one is."""
+def test_work_that_is_exempt() -> None:
+    """What the thread does next is charged."""
     now = Moment()
     share = CpuShare(1e-9, now)
     with share.used():

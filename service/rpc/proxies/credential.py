@@ -3,6 +3,10 @@
 import re
 
 _SCHEME = re.compile(r" *Bearer +", re.IGNORECASE)
+_SPACE = " \t"
+"""What may stand around a cookie (RFC 6265, 5.2), and no other white space of Unicode: to a browser a cookie of the
+name "\\u2003__Host-token" is none of the prefix __Host-, and a subdomain can set it.
+"""
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750, 2.1
 
 
@@ -31,12 +35,12 @@ def find_token(authorization: str | None, cookies: str, *, cookie: str) -> str |
 
 def without_cookie(cookies: str, cookie: str) -> str:
     """The Cookie header without this cookie."""
-    return "; ".join(one.strip() for one in cookies.split(";") if one.partition("=")[0].strip() != cookie)
+    return "; ".join(one.strip(_SPACE) for one in cookies.split(";") if one.partition("=")[0].strip(_SPACE) != cookie)
 
 
 def _split(cookies: str) -> list[tuple[str, str]]:
     pairs = (one.partition("=") for one in cookies.split(";"))
-    return [(name.strip(), value.strip()) for name, _, value in pairs]
+    return [(name.strip(_SPACE), value.strip(_SPACE)) for name, _, value in pairs]
 
 
 def _one_token(text: str) -> str:

@@ -9,7 +9,6 @@ import grpc
 from service.rpc.envoy import ext_authz_pb2 as pb
 from service.rpc.envoy import ext_authz_pb2_grpc
 from service.rpc.proxies.checks import SESSION_HEADER, USER_HEADER, Answer, Asked, Checks
-from service.rpc.proxies.route import PREFIX
 
 _OVERWRITE = pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 _OK = pb.Status()
@@ -32,9 +31,7 @@ def _asked(attributes: pb.AttributeContext) -> Asked:
         cookies = _joined(http.header_map, "cookie", "; ")
     else:
         authorization, cookies = http.headers.get("authorization"), http.headers.get("cookie")
-    # Other extensions are another server's business.
-    settings = [(name, value) for name, value in extensions.items() if name.startswith(PREFIX)]
-    return Asked(authorization, cookies or "", settings)
+    return Asked(authorization, cookies or "", tuple(extensions.items()))
 
 
 def _joined(headers: pb.HeaderMap, name: str, separator: str) -> str | None:

@@ -21,8 +21,7 @@ from service.core.sessions.rules import ACR_VALUES
 from service.core.sessions.verification import Needed
 
 PREFIX = "personae."
-_KEYS = ("audience", "acr", "max_age", "mode", "cookie", "authorization")
-_KNOWN = ", ".join(PREFIX + key for key in _KEYS)
+_NAMES = tuple(PREFIX + key for key in ("audience", "acr", "max_age", "mode", "cookie", "authorization"))
 _MODES = ("session", "jwt")
 _AUTHORIZATION = ("remove", "keep")
 _SECONDS = re.compile(r"[0-9]{1,9}")
@@ -53,12 +52,12 @@ def parse_route(settings: Iterable[tuple[str, str]]) -> Route:
 
 @lru_cache(maxsize=256)  # a proxy has some routes, each with the same settings at every request
 def _parse(items: tuple[tuple[str, str], ...]) -> Route:
+    for name, _ in items:
+        if name not in _NAMES:  # also without the prefix: `audience` would otherwise guard nothing
+            raise RouteError(f"{_shown(name)} is not one of {', '.join(_NAMES)}")
     settings = {name.removeprefix(PREFIX): value for name, value in items}
     if len(settings) < len(items):
         raise RouteError("a setting is given twice")
-    for name in settings:
-        if name not in _KEYS:
-            raise RouteError(f"{_shown(name)} is not one of {_KNOWN}")
     audience = settings.get("audience")
     if audience is not None and not is_audience(audience):
         raise RouteError(f"personae.audience must be {AN_AUDIENCE}")
@@ -92,4 +91,4 @@ def _one_of(values: tuple[str, ...], settings: Mapping[str, str], name: str) -> 
 
 def _shown(name: str) -> str:
     """A name that is fit for the log."""
-    return PREFIX + "".join(one if one.isprintable() else "?" for one in name[:_MAX_SHOWN])
+    return "".join(one if one.isprintable() else "?" for one in name[:_MAX_SHOWN])
