@@ -16,7 +16,7 @@ import structlog
 from google.protobuf.message import Message
 from structlog.typing import EventDict, WrappedLogger
 
-from service.core.api_keys import KEY_PATTERN
+from service.core.callers.api_keys import KEY_PATTERN
 from service.core.sessions.refresh_tokens import TOKEN_PATTERN
 
 MIN_LENGTH = 10
