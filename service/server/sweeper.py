@@ -16,6 +16,7 @@ from service.core import audit, users
 from service.core.callers.index import forget_keys
 from service.core.codes import delete_expired_codes
 from service.core.failed_sign_ins import delete_expired_failures
+from service.core.imports.hash_secrets import HashSecrets
 from service.core.lifecycle import purge_expired
 from service.core.sessions.rows import count_live_sessions, delete_expired_sessions
 from service.db.engine import Database
@@ -108,6 +109,16 @@ class SessionCount:
         if found is not None:
             self._counted_at = now
         return found
+
+
+def reseal_hash_secrets(database: Database, secrets: HashSecrets) -> None:
+    """Encrypt the secrets of imported hashes with the first key of SECRET_KEYS. Failures are logged.
+
+    To be called at a start: the keys change at no other time.
+    """
+    resealed = _try_batch(database, SWEEPER, secrets.reseal, failure="secrets of imported hashes not encrypted anew")
+    if resealed:
+        _log.info("secrets of imported hashes encrypted anew", resealed=resealed)
 
 
 def sweep_and_log(database: Database, clock: Clock, is_ending: Callable[[], bool]) -> dict[str, int] | None:

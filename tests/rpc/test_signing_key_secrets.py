@@ -5,8 +5,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy.engine import URL
 
 from personae.v1 import signing_key_pb2 as pb
+from service.core.sealing import Sealer
 from service.core.signing_keys.rules import load_private, new_key, place_of
-from service.core.signing_keys.sealing import Sealer
 from tests.support.clocks import MovableClock
 from tests.support.credentials import NEW_KEY, OLD_KEY, rows_of
 from tests.support.databases import run

@@ -17,7 +17,7 @@ import structlog
 from google.protobuf.message import Message
 from structlog.typing import EventDict, WrappedLogger
 
-from service.core.api_keys import KEY_PATTERN
+from service.core.callers.api_keys import KEY_PATTERN
 from service.core.sessions.refresh_tokens import TOKEN_PATTERN
 
 MIN_LENGTH = 10
@@ -28,8 +28,11 @@ _SECRET_FIELDS = frozenset(
 )
 LOOKS_LIKE_A_TOKEN = re.compile(rf"{KEY_PATTERN}|{TOKEN_PATTERN}|eyJ[\w-]+\.eyJ")
 """An API key, a refresh token, an access token."""
-_SHAPES = re.compile(rf"\$2[aby]\$\d\d\$|\$bcrypt-sha256\$|[\w.+-]+@[\w-]+\.\w+|{LOOKS_LIKE_A_TOKEN.pattern}")
-"""These, and what a bcrypt hash and an email look like."""
+_SHAPES = re.compile(
+    rf"\$2[aby]\$\d\d\$|\$bcrypt-sha256\$|\$argon2|pbkdf2_sha|\$[156PSH]\$|\$(wrapped|firescrypt)\$|\{{S?SHA"
+    rf"|[\w.+-]+@[\w-]+\.\w+|{LOOKS_LIKE_A_TOKEN.pattern}"
+)
+"""These, and what hashes and an email look like."""
 
 
 class Witness:
