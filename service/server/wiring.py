@@ -94,6 +94,7 @@ _SESSION_SERVICE = session_pb2.DESCRIPTOR.services_by_name["SessionService"].ful
 _SPARE_THREADS = 4
 """Threads of the hashing executor beyond the permits and their queue: for RPCs that are refused, and for CreateUser
 without a password."""
+_BULK_THREADS = 4
 _log = structlog.get_logger("personae.server")
 
 
@@ -244,6 +245,7 @@ def _executors(
     bounded = partial(BoundedExecutor, max_waiting=settings.grpc_max_waiting, on_start=telemetry.observe_wait)
     return {
         Executor.USUAL: bounded(settings.grpc_threads, name="rpc"),
+        Executor.BULK: bounded(_BULK_THREADS, name="rpc-bulk"),
         Executor.HASHING: bounded(hashing, name="rpc-hash", initializer=initializer),
     }
 

@@ -1,0 +1,164 @@
+"""Which rows an import accepts, and in which form they are stored. Pure."""
+
+import enum
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from service.base.errors import StoredHashError, Violation
+from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username
+from service.core.passwords import parse_hash
+
+MAX_ROWS = 1000
+"""Of one batch."""
+HASH_MAX_BYTES = 255
+"""As much as the column holds."""
+_CLOCK_SKEW = timedelta(minutes=5)
+
+
+class OnConflict(enum.StrEnum):
+    """What to do with a row whose email a user has."""
+
+    FAIL = "fail"
+    SKIP = "skip"
+    UPDATE_PASSWORD = "update-password"  # noqa: S105  no password
+
+
+class Outcome(enum.StrEnum):
+    """What became of a row."""
+
+    CREATED = "created"
+    SKIPPED = "skipped"
+    UPDATED = "updated"
+    REFUSED = "refused"
+
+
+class Result(NamedTuple):
+    """What became of a row. user_id: 0 for a refused row. refusals: why, only of a refused row."""
+
+    outcome: Outcome
+    user_id: int = 0
+    refusals: tuple[Violation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SourceUser:
+    """A user as another system describes it. hashed_password: in the form of that system; "" without a password."""
+
+    email: str
+    username: str
+    hashed_password: str = field(default="", repr=False)
+    is_active: bool = True
+    is_superuser: bool = False
+    email_verified_at: datetime | None = None
+    created_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row that may be imported, every value in its stored form. created_at: None means now."""
+
+    email: str
+    username: str
+    hashed_password: str | None = field(repr=False)
+    is_active: bool
+    email_verified_at: datetime | None
+    created_at: datetime | None
+
+    @property
+    def set_fields(self) -> tuple[str, ...]:
+        """The fields that differ from their defaults, for the audit trail."""
+        optional = {
+            "password": self.hashed_password is not None,
+            "is_active": not self.is_active,
+            "email_verified_at": self.email_verified_at is not None,
+            "created_at": self.created_at is not None,
+        }
+        return ("email", "username", *(name for name, is_set in optional.items() if is_set))
+
+
+Refusals = tuple[Violation, ...]
+Checked = Row | Refusals
+"""A row that may be imported, or all reasons why not."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImportRules:
+    """What is configured. max_cost: of bcrypt hashes; a higher one would make every sign-in of everybody as slow."""
+
+    allow_special_domains: bool
+    max_cost: int
+
+
+def check(source: SourceUser, rules: ImportRules, *, now: datetime) -> Checked:
+    """The row of this user. Looks at nothing but the user itself."""
+    found: list[Violation] = []
+    try:
+        email = normalise_email(source.email, allow_special_domains=rules.allow_special_domains)
+    except BadIdentifierError as error:
+        email = ""
+        found.append(Violation("email", error.reason, str(error)))
+    try:
+        username = normalise_username(source.username)
+    except BadIdentifierError as error:
+        username = ""
+        found.append(Violation("username", error.reason, str(error)))
+    found += _hash_refusals(source.hashed_password, rules)
+    if source.is_superuser:
+        found.append(Violation("is_superuser", "NOT_WRITABLE", "must not be set: GrantSuperuser is the only way to it"))
+    for name in ("email_verified_at", "created_at"):
+        time: datetime | None = getattr(source, name)
+        if time is not None and time > now + _CLOCK_SKEW:
+            found.append(Violation(name, "IN_THE_FUTURE", "must not be in the future"))
+    if found:
+        return tuple(found)
+    return Row(
+        email,
+        username,
+        source.hashed_password or None,
+        source.is_active,
+        source.email_verified_at,
+        source.created_at,
+    )
+
+
+def _hash_refusals(text: str, rules: ImportRules) -> Iterator[Violation]:
+    if not text:
+        return
+    if len(text) > HASH_MAX_BYTES or len(text.encode()) > HASH_MAX_BYTES:
+        yield Violation("hashed_password", "TOO_LONG", f"must not be longer than {HASH_MAX_BYTES} bytes")
+        return
+    try:
+        parsed = parse_hash(text)
+    except StoredHashError:
+        yield Violation("hashed_password", "HASH_UNSUPPORTED", "is in no form that this service verifies")
+        return
+    if parsed.cost > rules.max_cost:
+        yield Violation("hashed_password", "HASH_TOO_COSTLY", f"must not have a cost over {rules.max_cost}")
+
+
+def refuse_duplicates(rows: Sequence[Checked]) -> list[Checked]:
+    """The rows, of which each email and each username has one: the first. The others are refused."""
+    emails: dict[str, int] = {}
+    usernames: dict[str, int] = {}
+    kept: list[Checked] = []
+    for index, row in enumerate(rows):
+        if isinstance(row, Row):
+            row = _duplicate(row, emails, usernames) or row  # noqa: PLW2901  the row or its refusal
+            if isinstance(row, Row):
+                emails[row.email], usernames[row.username] = index, index
+        kept.append(row)
+    return kept
+
+
+def _duplicate(row: Row, emails: dict[str, int], usernames: dict[str, int]) -> Refusals:
+    names: Collection[tuple[str, str, dict[str, int]]] = (
+        ("email", row.email, emails),
+        ("username", row.username, usernames),
+    )
+    return tuple(
+        Violation(field, "DUPLICATE", f"is the {field} of row {seen[value]} of this batch too, counted from 0")
+        for field, value, seen in names
+        if value in seen
+    )
