@@ -16,3 +16,8 @@ def utc_now() -> datetime:
 def monotonic() -> float:
     """Seconds on a clock that never goes back: for deadlines and durations, never for dates."""
     return time.monotonic()  # noqa: TID251  the one place
+
+
+def thread_seconds() -> float:
+    """CPU time that this thread has used, in seconds."""
+    return time.thread_time()

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from service.base.actor import SWEEPER
 from service.base.clock import Clock, monotonic
 from service.base.errors import PersonaeError, SigningKeyUnavailableError
+from service.core.sealing import UnsealError
 from service.core.signing_keys.rows import KeyMaker, is_maintained, maintain, read_keys
 from service.core.signing_keys.rules import (
     StoredKey,
@@ -22,7 +23,6 @@ from service.core.signing_keys.rules import (
     place_of,
     signing_key,
 )
-from service.core.signing_keys.sealing import UnsealError
 from service.db.engine import Database, reading
 
 READ_INTERVAL = 5.0

@@ -38,9 +38,9 @@ from service.core.page_tokens import PageTokens
 from service.core.passwords import common as common_passwords
 from service.core.passwords.common import PasswordListError
 from service.core.passwords.policy import PasswordPolicy
+from service.core.sealing import Sealer
 from service.core.sessions.refresh_tokens import RefreshTokens
 from service.core.signing_keys.rows import KeyMaker
-from service.core.signing_keys.sealing import Sealer
 from service.core.token_bucket import rate_of
 from service.db.connections import Watch
 from service.db.engine import Database

@@ -13,6 +13,7 @@ from sqlalchemy.engine import URL
 
 from personae.v1 import authentication_pb2, session_pb2, user_pb2
 from personae.v1 import signing_key_pb2 as pb
+from service.core.sealing import Sealer
 from service.core.signing_keys.rules import (
     State,
     StoredKey,
@@ -23,7 +24,6 @@ from service.core.signing_keys.rules import (
     signing_key,
     state_of,
 )
-from service.core.signing_keys.sealing import Sealer
 from tests.support.clocks import MovableClock
 from tests.support.commands import run_module
 from tests.support.credentials import NEW_KEY, OLD_KEY, by_id, rows_of

@@ -16,11 +16,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from service.core.sealing import Sealer, UnsealError
 from service.core.sessions.access_tokens import BadAccessTokenError, Claims, kid_of, sign, verify
 from service.core.sessions.refresh_tokens import BadRefreshTokenError, RefreshToken, RefreshTokens
 from service.core.sessions.rules import BadSessionIdError, SessionKey, acr_of, is_enough, new_session_id
 from service.core.signing_keys.rules import load_private, new_key, thumbprint
-from service.core.signing_keys.sealing import Sealer, UnsealError
 from tests.support.sessions import encoded
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)

@@ -5,15 +5,13 @@ Two layouts are written. Up to 72 bytes, all that bcrypt takes: the plain `$2b$`
 of the password under the salt. Nothing is ever truncated (NIST SP 800-63B-4, 3.1.1.2; OWASP ASVS 5, 6.2.8).
 """
 
-import base64
-import hmac
-import re
-from dataclasses import dataclass, field
-
 import bcrypt
 
+from service.base.clock import thread_seconds
 from service.base.errors import StoredHashError
 from service.core.identifiers import has_control_character, to_nfc
+from service.core.passwords.schemes import NO_SECRETS, HashError, Secrets, StoredHash, parse
+from service.core.passwords.schemes.bcrypt_variants import MAX_BYTES, MIN_COST, digest_of, prehashed
 
 PASSWORD_MAX_BYTES = 4096
 """Checked before any normalising. NIST SP 800-63B-4, 3.1.1.2 wants 64 characters at least."""
@@ -22,18 +20,8 @@ PASSWORD_MAX_LENGTH = 256
 _UNNORMALISED_MAX_LENGTH = 4 * PASSWORD_MAX_LENGTH
 """In code points, of text that is not ASCII. No character in NFC has more than 4 in its decomposition, so a longer text
 stays too long; and normalising 2,000 combining marks holds the GIL for 10 ms, as their square."""
-MIN_COST = 4
-MAX_COST = 16
-"""The highest cost that is verified: no stored hash may occupy a core for minutes."""
-
-_BCRYPT_MAX_BYTES = 72
-# ASCII, because \d matches other digits too. A salt has 128 bits, so that its 22nd character is one of four.
-_PLAIN = re.compile(r"\$2[aby]\$(?P<cost>\d{2})\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}", re.ASCII)
-_SHA256 = re.compile(
-    r"\$bcrypt-sha256\$v=2,t=2b,r=(?P<cost>\d{1,2})"
-    r"\$(?P<salt>[./A-Za-z0-9]{21}[.Oeu])\$(?P<digest>[./A-Za-z0-9]{31})",
-    re.ASCII,
-)
+_DUMMY_STEPS = 6
+"""So many costs below the reference is a small dummy: 64 of them are a reference."""
 
 
 def is_over_ceiling(password: str) -> bool:
@@ -43,63 +31,52 @@ def is_over_ceiling(password: str) -> bool:
     return len(password) > _UNNORMALISED_MAX_LENGTH and not password.isascii()
 
 
-@dataclass(frozen=True, slots=True)
-class StoredHash:
-    """A parsed hash. Its repr shows nothing secret."""
-
-    cost: int
-    salt: str = field(repr=False)
-    digest: str = field(repr=False)
-    is_prehashed: bool
-
-
 def parse_hash(stored: str) -> StoredHash:
-    """Parse a stored hash. Raises StoredHashError for an unknown form or a cost out of bounds.
+    """Parse a stored hash. Raises StoredHashError for one that would not have been stored.
 
-    KNOWN_HASH in service/db/models/user.py is the same rule for the database.
+    KNOWN_HASH in service/db/models/user.py is the same rule for the hashes of this service.
     """
-    if found := _PLAIN.fullmatch(stored):
-        parsed = StoredHash(int(found["cost"]), stored[7:29], stored[29:], is_prehashed=False)
-    elif found := _SHA256.fullmatch(stored):
-        parsed = StoredHash(int(found["cost"]), found["salt"], found["digest"], is_prehashed=True)
-    else:
-        raise StoredHashError
-    if not MIN_COST <= parsed.cost <= MAX_COST:
-        raise StoredHashError
-    return parsed
+    try:
+        return parse(stored)
+    except HashError:
+        raise StoredHashError from None
 
 
 def hash_password(password: str, cost: int) -> str:
     """Hash a password that the policy has accepted. Takes the time of one bcrypt, without the GIL."""
     secret = to_nfc(password).encode()
     salt = bcrypt.gensalt(cost)
-    if len(secret) <= _BCRYPT_MAX_BYTES:
+    if len(secret) <= MAX_BYTES:
         return bcrypt.hashpw(secret, salt).decode()
     salt22 = salt[7:].decode()
-    digest = bcrypt.hashpw(_prehashed(secret, salt22), salt).decode()[29:]
-    return f"$bcrypt-sha256$v=2,t=2b,r={cost}${salt22}${digest}"
+    return f"$bcrypt-sha256$v=2,t=2b,r={cost}${salt22}${digest_of(prehashed(secret, salt22), cost, salt22).decode()}"
 
 
-def is_match(password: str, stored: str | None, *, reference_cost: int) -> bool:
+def is_match(password: str, stored: str | None, *, reference_cost: int, secrets: Secrets = NO_SECRETS) -> bool:
     """Whether the password belongs to the stored hash. None, for an unknown user, matches no password.
 
     Always takes the time of one bcrypt of the reference cost, which must be the highest cost in use: without a stored
     hash a dummy is computed, and a hash of lower cost c is topped up by one dummy at each of c … reference_cost - 1
     (2^c + 2^c + 2^(c+1) + … = 2^reference_cost). So the duration reveals neither whether the user exists (OWASP ASVS 5,
-    6.3.8) nor, under a lock, whether the guess was right.
-    Raises StoredHashError for a damaged hash.
+    6.3.8) nor, under a lock, whether the guess was right. A hash of another product is topped up by its CPU time; one
+    that takes longer than the reference is recognised by that until it is renewed.
+    secrets: those that the hash names. Raises StoredHashError for a damaged hash, and without its secret.
     """
-    secret = _secret(password)
+    typed = password if _may_be_password(password) else ""
     # Without a stored hash, compare with one that no password fits.
-    compared = stored if stored is not None and secret is not None else f"$2b${reference_cost:02}${'.' * 53}"
+    compared = stored if stored is not None and typed else f"$2b${reference_cost:02}${'.' * 53}"
+    started_at = thread_seconds()
     try:
         parsed = parse_hash(compared)
-    except StoredHashError:
-        _spend(secret or b"", reference_cost)  # the duration must not reveal a damaged hash either
-        raise
-    is_right = _verifies(secret or b"", parsed)
-    for cost in range(parsed.cost, reference_cost):
-        _spend(secret or b"", cost)
+        is_right = parsed.verify(typed, secrets)
+    except (HashError, StoredHashError):
+        _spend(typed, reference_cost)  # the duration must not reveal a damaged hash either
+        raise StoredHashError from None
+    if parsed.recipe.bcrypt_cost is None:
+        _spend_rest(typed, reference_cost, thread_seconds() - started_at)
+    else:
+        for cost in range(parsed.recipe.bcrypt_cost, reference_cost):
+            _spend(typed, cost)
     return is_right and compared is stored
 
 
@@ -108,38 +85,34 @@ def renewal_cost(password: str, stored: str, cost: int) -> int | None:
 
     A hash of higher cost is never weakened: it may come from a server that is configured better than this one.
     """
-    parsed = parse_hash(stored)
-    is_long = len(to_nfc(password).encode()) > _BCRYPT_MAX_BYTES
-    has_layout = parsed.is_prehashed == is_long and stored.startswith(("$2b$", "$bcrypt-sha256$"))
-    return None if has_layout and parsed.cost >= cost else max(cost, parsed.cost)
+    stored_cost = parse_hash(stored).recipe.bcrypt_cost
+    if stored_cost is None:
+        return cost
+    is_long = len(to_nfc(password).encode()) > MAX_BYTES
+    has_layout = stored.startswith("$bcrypt-sha256$" if is_long else "$2b$")
+    return None if has_layout and stored_cost >= cost else max(cost, stored_cost)
 
 
-def _secret(password: str) -> bytes | None:
-    """The bytes to verify; None for a text that cannot be a password, which is a wrong one and no error."""
-    if not password or is_over_ceiling(password):
-        return None
-    return None if has_control_character(password) else to_nfc(password).encode()
+def _may_be_password(password: str) -> bool:
+    """Whether the text can be anybody's password: another one is a wrong password, and no error."""
+    return bool(password) and not is_over_ceiling(password) and not has_control_character(password)
 
 
-def _verifies(secret: bytes, parsed: StoredHash) -> bool:
-    if not parsed.is_prehashed and len(secret) > _BCRYPT_MAX_BYTES:
-        # This service writes no plain hash of so long a password. It is hashed all the same, to spend the time.
-        secret = _prehashed(secret, parsed.salt)
-        _bcrypt_digest(secret, parsed)
-        return False
-    if parsed.is_prehashed:
-        secret = _prehashed(secret, parsed.salt)
-    return hmac.compare_digest(_bcrypt_digest(secret, parsed), parsed.digest.encode())
+def _spend(password: str, cost: int) -> None:
+    digest_of(to_nfc(password).encode()[:MAX_BYTES], cost, "." * 22)
 
 
-def _bcrypt_digest(secret: bytes, parsed: StoredHash) -> bytes:
-    return bcrypt.hashpw(secret, f"$2b${parsed.cost:02}${parsed.salt}".encode())[29:]
+def _spend_rest(password: str, reference_cost: int, spent: float) -> None:
+    """Compute small dummies until this thread has spent as much CPU time as a bcrypt of the reference cost takes.
 
-
-def _prehashed(secret: bytes, salt22: str) -> bytes:
-    return base64.b64encode(hmac.digest(salt22.encode(), secret, "sha256"))
-
-
-def _spend(secret: bytes, cost: int) -> None:
-    salt = f"$2b${cost:02}$".encode() + b"." * 22
-    bcrypt.hashpw(secret[:_BCRYPT_MAX_BYTES], salt)
+    spent: seconds until now. How long the reference takes is told by the dummies themselves. CPU time, because the
+    duration also depends on what else the machine does.
+    """
+    cost = max(MIN_COST, reference_cost - _DUMMY_STEPS)
+    dummies_of_reference = 1 << (reference_cost - cost)
+    started_at = thread_seconds()
+    for count in range(1, dummies_of_reference + 1):
+        _spend(password, cost)
+        dummies = thread_seconds() - started_at
+        if spent + dummies >= dummies / count * dummies_of_reference:
+            return

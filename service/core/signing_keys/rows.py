@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from service.base.errors import SigningKeyNotFoundError, SigningKeyUnavailableError
 from service.core import audit
+from service.core.sealing import NONCE_BYTES, Sealer, UnsealError
 from service.core.signing_keys.rules import (
     PUBLISHED_BEFORE,
     StoredKey,
@@ -20,7 +21,6 @@ from service.core.signing_keys.rules import (
     place_of,
     signing_key,
 )
-from service.core.signing_keys.sealing import NONCE_BYTES, Sealer, UnsealError
 from service.db.models import SigningKey, table_of
 
 _KEYS = table_of(SigningKey)
