@@ -100,8 +100,8 @@ class TestImportUsers:
                 "is_superuser": "NOT_WRITABLE",
             },
             {"created_at": "IN_THE_FUTURE", "email_verified_at": "INVALID_TIMESTAMP"},
-            {"hashed_password": "HASH_UNSUPPORTED"},
-            {"hashed_password": "TOO_LONG"},
+            {"hashed_password": "HASH_TOO_COSTLY"},
+            {"hashed_password": "HASH_MALFORMED"},
             {"username": "INVALID_USERNAME"},
         ]
         assert all(not one.user_id for one in results[1:-1])

@@ -1,19 +1,23 @@
 """Which rows an import accepts, and in which form they are stored. Pure."""
 
 import enum
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from service.base.errors import StoredHashError, Violation
+from service.base.errors import Violation
 from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username
-from service.core.passwords import parse_hash
+from service.core.passwords import schemes
+from service.core.passwords.schemes import HashError
 
 MAX_ROWS = 1000
 """Of one batch."""
-HASH_MAX_BYTES = 255
-"""As much as the column holds."""
+_HASH_REFUSALS = {
+    "HASH_UNSUPPORTED": "is of no scheme that this service verifies",
+    "HASH_MALFORMED": "is not as its scheme writes it",
+    "HASH_TOO_COSTLY": "would take too much time or memory to verify",
+}
 _CLOCK_SKEW = timedelta(minutes=5)
 
 
@@ -85,10 +89,10 @@ Checked = Row | Refusals
 
 @dataclass(frozen=True, slots=True)
 class ImportRules:
-    """What is configured. max_cost: of bcrypt hashes; a higher one would make every sign-in of everybody as slow."""
+    """What is configured. bcrypt_cost: what a refused sign-in costs, against which hashes are too costly."""
 
     allow_special_domains: bool
-    max_cost: int
+    bcrypt_cost: int
 
 
 def check(source: SourceUser, rules: ImportRules, *, now: datetime) -> Checked:
@@ -104,7 +108,8 @@ def check(source: SourceUser, rules: ImportRules, *, now: datetime) -> Checked:
     except BadIdentifierError as error:
         username = ""
         found.append(Violation("username", error.reason, str(error)))
-    found += _hash_refusals(source.hashed_password, rules)
+    hashed, refusals = _stored_hash(source.hashed_password, rules)
+    found += refusals
     if source.is_superuser:
         found.append(Violation("is_superuser", "NOT_WRITABLE", "must not be set: GrantSuperuser is the only way to it"))
     for name in ("email_verified_at", "created_at"):
@@ -116,26 +121,23 @@ def check(source: SourceUser, rules: ImportRules, *, now: datetime) -> Checked:
     return Row(
         email,
         username,
-        source.hashed_password or None,
+        hashed,
         source.is_active,
         source.email_verified_at,
         source.created_at,
     )
 
 
-def _hash_refusals(text: str, rules: ImportRules) -> Iterator[Violation]:
+def _stored_hash(text: str, rules: ImportRules) -> tuple[str | None, Refusals]:
+    """The form of a hash that is stored, or why it is refused. Computes nothing."""
     if not text:
-        return
-    if len(text) > HASH_MAX_BYTES or len(text.encode()) > HASH_MAX_BYTES:
-        yield Violation("hashed_password", "TOO_LONG", f"must not be longer than {HASH_MAX_BYTES} bytes")
-        return
+        return None, ()
     try:
-        parsed = parse_hash(text)
-    except StoredHashError:
-        yield Violation("hashed_password", "HASH_UNSUPPORTED", "is in no form that this service verifies")
-        return
-    if parsed.cost > rules.max_cost:
-        yield Violation("hashed_password", "HASH_TOO_COSTLY", f"must not have a cost over {rules.max_cost}")
+        parsed = schemes.parse(text)
+        schemes.require_affordable(parsed, reference_cost=rules.bcrypt_cost)
+    except HashError as error:
+        return None, (Violation("hashed_password", error.reason, _HASH_REFUSALS[error.reason]),)
+    return parsed.text, ()
 
 
 def refuse_duplicates(rows: Sequence[Checked]) -> list[Checked]:
