@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from sqlalchemy import literal, null, select
+from sqlalchemy import func, literal, null, select
 from sqlalchemy.orm import Session
 from sqlalchemy.types import Text
 
@@ -46,3 +46,8 @@ def export_users(session: Session, *, after: int, size: int, has_hashes: bool) -
     ).all()
     entries = [Exported(UserRecord(*row[:-1]), row[-1]) for row in rows[:size]]
     return Page(entries, entries[-1].user.id if len(rows) > size else None)
+
+
+def last_id(session: Session) -> int:
+    """The highest id of any user; 0 without users."""
+    return session.scalar(select(func.max(USERS.c.id))) or 0

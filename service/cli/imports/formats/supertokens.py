@@ -1,0 +1,26 @@
+"""SuperTokens: the JSON of its own bulk import, which docs/migrating.md makes of its tables."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from service.cli.imports.fields import flag, hashed, members, text, time
+from service.cli.imports.formats.options import Options
+from service.core.transfer.rules import SourceUser
+
+
+def adapt(record: Mapping[str, Any], options: Options) -> SourceUser | None:
+    """The login with email and password. Who has none, and no email either, is no user here. There are no usernames."""
+    methods = members(record, "loginMethods")
+    chosen = [one for one in methods if one.get("recipeId") == "emailpassword"] or [
+        one for one in methods if one.get("email")
+    ]
+    if not chosen:
+        return None
+    login = chosen[0]
+    return SourceUser(
+        text(login, "email"),
+        "",
+        hashed(text(login, "passwordHash")),
+        email_verified_at=options.now if flag(login, "isVerified", default=False) else None,
+        created_at=time(login, "timeJoinedInMSSinceEpoch"),
+    )
