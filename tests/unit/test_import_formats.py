@@ -99,7 +99,7 @@ class TestOwn:
 class TestDjango:
     def record(self, **fields: Any) -> dict[str, Any]:
         """As dumpdata writes it."""
-        plain = {
+        plain: dict[str, Any] = {
             "password": "",
             "last_login": None,
             "is_superuser": False,

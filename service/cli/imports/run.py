@@ -60,6 +60,8 @@ def run(
     state: where it is stored; None: a dry run, which changes nothing. on_batch: called after each batch. Raises
     BrokenFileError, PersonaeError; what was committed until then is noted.
     """
+    if state is not None:
+        store(state, progress)  # before the first batch, which may be committed when this process is killed
     records = job.format.read(file)
     for _ in islice(records, progress.done):  # done in an earlier run
         pass
