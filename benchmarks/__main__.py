@@ -23,6 +23,7 @@ from benchmarks.figures import (
     equal_time,
     failover,
     health,
+    imports,
     lists,
     memory,
     overload,
@@ -65,6 +66,7 @@ _MEASUREMENTS: dict[str, Callable[[Bench], Findings]] = {
 _ON_DEMAND: dict[str, Callable[[Bench], Findings]] = {
     "abuse": abuse.measure,
     "failover": failover.measure,
+    "imports": imports.measure,
     "restarts": restarts.measure,
     "soak": soak.measure,
 }

@@ -159,7 +159,7 @@ class TestImport:
                 partial(run_import, private_server, row, on_conflict=UPDATE),
             ]
 
-            results: list[Any] = at_once(2, lambda index, calls=calls: calls[index]())
+            results: list[Any] = at_once(2, lambda index, calls=calls: calls[index]())  # type: ignore[misc]  # bound at once
 
             if results[1][0].outcome == UPDATED:
                 assert signing_in(private_server, user, OTHER) == "OK"
