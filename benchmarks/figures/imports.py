@@ -1,4 +1,4 @@
-"""How fast users come in, with hashes of eight schemes: beside a bare COPY of the same rows, and in a full table."""
+"""How fast users come in, with hashes of eight schemes: beside a bare COPY of the same rows, and into a full table."""
 
 import contextlib
 import io
@@ -14,11 +14,11 @@ from benchmarks.bench import Bench
 from benchmarks.data import connect, database
 from benchmarks.machine import MIB, resident_bytes
 from benchmarks.processes import SERVICE, running
-from benchmarks.table import Findings, MeasurementError
+from benchmarks.table import Findings, MeasurementError, spread
 from personae.v1 import user_pb2, user_pb2_grpc
 
 _BATCH = 1000
-_WINDOW = 20
+_WINDOW = 10
 """Batches of which the time is taken together."""
 _IN_FLIGHT = 3
 _WARM_UP = 5
@@ -36,12 +36,14 @@ _HASHES = (
 
 
 def measure(bench: Bench) -> Findings:
-    """The same users by ImportUsers into one database, and by COPY into another, in turns, window by window."""
+    """Fill a database by ImportUsers and another by COPY, in turns, window by window; then import into the full one and
+    into an empty one, in turns.
+    """
     batches = bench.sizes.many_users // _BATCH
     with (
         database(bench.server, "imported", bench.directory, users=0) as url,
         database(bench.server, "copied", bench.directory, users=0) as other,
-        running(SERVICE, url, bench.directory, cores=bench.cores.server, settings={"RPC_TIMEOUT": "60"}) as server,
+        running(SERVICE, url, bench.directory, cores=bench.cores.server) as server,
         contextlib.closing(_Copier(other)) as copier,
     ):
         bench.callers.do(import_batches, server.target, range(_WARM_UP))
@@ -54,23 +56,38 @@ def measure(bench: Bench) -> Findings:
             copied.append(len(window) * _BATCH / copier.copy(window))
             memory.append(resident_bytes(server.pid) / MIB)
         _require_all(url, batches * _BATCH)
-    few = max(1, len(imported) // 10)
+        full, empty = _full_and_empty(bench, server.target, batches)
+    users = f"{batches * _BATCH:,}"
     findings = Findings()
     ratios = [one / another for one, another in zip(imported, copied, strict=True)]
-    users = f"{batches * _BATCH:,}"
     findings.at_least("ImportUsers with hashes: users/s per worker / rows/s of COPY", median(ratios), 0.1)
-    findings.at_least(
-        f"ImportUsers: users/s in the last tenth of {users} / in the first",
-        median(imported[-few:]) / median(imported[:few]),
-        0.9,
-    )
+    pairs = [one / another for one, another in zip(full, empty, strict=True)]
+    findings.at_least(f"ImportUsers: users/s with {users} users in the table / with few", median(pairs), 0.9)
+    few = max(1, len(memory) // 10)
     findings.at_most(f"resident memory after {users} users / after the first tenth", memory[-1] / memory[few - 1], 1.1)
     findings.note(
-        f"ImportUsers: {median(imported[:few]):,.0f} users/s at first, {median(imported[-few:]):,.0f} at {users}; COPY "
-        f"{median(copied[:few]):,.0f} and {median(copied[-few:]):,.0f} rows/s; {_BATCH:,} users a call, {_IN_FLIGHT} "
-        f"calls in flight. Resident memory {memory[0]:.0f} MiB, then {memory[-1]:.0f}."
+        f"ImportUsers: {median(imported):,.0f} users/s, COPY {median(copied):,.0f} rows/s, on the way to {users}; then "
+        f"{spread(full)} users/s, and {spread(empty)} into an empty table. {_BATCH:,} users a call, {_IN_FLIGHT} calls "
+        f"in flight. Resident memory {memory[0]:.0f} MiB, then {memory[-1]:.0f}."
     )
     return findings
+
+
+def _full_and_empty(bench: Bench, full_target: str, batches: int) -> tuple[list[float], list[float]]:
+    """Users/s into the database that has so many batches, and into one that has few, in turns."""
+    rates: dict[str, list[float]] = {}
+    with (
+        database(bench.server, "empty", bench.directory, users=0) as url,
+        running(SERVICE, url, bench.directory, cores=bench.cores.server) as server,
+    ):
+        for target in (full_target, server.target):
+            bench.callers.do(import_batches, target, range(batches, batches + _WARM_UP))
+        for turn in range(bench.sizes.rounds):
+            start = batches + _WARM_UP + turn * _WINDOW
+            for target in (full_target, server.target):
+                seconds = bench.callers.do(import_batches, target, range(start, start + _WINDOW))
+                rates.setdefault(target, []).append(_WINDOW * _BATCH / seconds)
+    return rates[full_target], rates[server.target]
 
 
 def import_batches(target: str, batches: Sequence[int]) -> float:
