@@ -726,6 +726,7 @@ class ImportUsersRequest(_message.Message):
     ON_CONFLICT_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ALLOW_FAST_DIGESTS_FIELD_NUMBER: _builtins.int
     on_conflict: Global___ImportUsersRequest.OnConflict.ValueType
     """What to do with rows whose email is taken."""
     validate_only: _builtins.bool
@@ -733,6 +734,11 @@ class ImportUsersRequest(_message.Message):
     request_id: _builtins.str
     """A UUID4 that makes the call safe to repeat for 24 hours. The same id with another body (hashes are not compared)
     is INVALID_ARGUMENT with the reason REQUEST_ID_REUSED.
+    """
+    allow_fast_digests: _builtins.bool
+    """Accepts digests that are no password hashes (MD5 and SHA, salted or not) as they are. Else a row with one is refused
+    with the reason HASH_TOO_FAST: whoever gets hold of them tries a billion passwords a second. `python -m service
+    users import` wraps them in bcrypt instead.
     """
     @_builtins.property
     def users(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportedUser]:
@@ -745,10 +751,11 @@ class ImportUsersRequest(_message.Message):
         on_conflict: Global___ImportUsersRequest.OnConflict.ValueType = ...,
         validate_only: _builtins.bool = ...,
         request_id: _builtins.str = ...,
+        allow_fast_digests: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["on_conflict", b"on_conflict", "request_id", b"request_id", "users", b"users", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_fast_digests", b"allow_fast_digests", "on_conflict", b"on_conflict", "request_id", b"request_id", "users", b"users", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -13,11 +13,17 @@ import click
 from service.base.actor import Actor
 from service.base.clock import monotonic, utc_now
 from service.base.errors import PersonaeError
+from service.base.randomness import random_bytes
+from service.base.settings import Settings
+from service.base.text import read_text
 from service.cli.common import command_line, fail, settings_or_fail, working_database
 
 if TYPE_CHECKING:
+    from service.cli.imports.formats.options import FirebaseProject
     from service.cli.imports.progress import Progress
     from service.cli.imports.run import Import
+    from service.core.imports.hash_secrets import Kind
+    from service.core.passwords.schemes import Parameters
     from service.db.engine import Database
 
 SOME_REFUSED = 3
@@ -55,6 +61,23 @@ def users() -> None:
     help="derive: of the email, where a row has no username, or one that is none here, such as an email.",
 )
 @click.option("--email-domain", default="", help="Of the emails, where the file has names only (htpasswd).")
+@click.option(
+    "--firebase-config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file with the password hash parameters of the project, as the Firebase console shows them.",
+)
+@click.option(
+    "--pepper-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file with the pepper behind each password in a bcrypt hash (Devise).",
+)
+@click.option(
+    "--fast-digests",
+    type=click.Choice(["wrap", "keep"]),
+    default="wrap",
+    show_default=True,
+    help="wrap: store MD5 and SHA in bcrypt, which takes as long as a sign-in for each.",
+)
 @click.option("--dry-run", is_flag=True, help="Check every row, and change nothing.")
 @click.option("--restart", is_flag=True, help="Begin again where an earlier run was stopped.")
 @click.option("--refused", type=click.Path(dir_okay=False, path_type=Path), help="Where to write refused rows.")
@@ -65,6 +88,9 @@ def import_(
     on_conflict: str,
     usernames: str,
     email_domain: str,
+    firebase_config: Path | None,
+    pepper_file: Path | None,
+    fast_digests: str,
     dry_run: bool,
     restart: bool,
     refused: Path | None,
@@ -82,14 +108,21 @@ def import_(
 
     settings = settings_or_fail()
     actor = command_line(settings)
-    job = Import(
-        FORMATS[format_name],
-        Options(utc_now(), email_domain=email_domain),
-        ImportRules(settings.email_allow_special_domains, settings.bcrypt_cost),
-        OnConflict(on_conflict),
-        derives_usernames=usernames == "derive",
-    )
     with path.open("rb") as file, working_database(settings) as database:
+        secrets = _Secrets(settings, database, actor)
+        job = Import(
+            FORMATS[format_name],
+            Options(
+                utc_now(),
+                email_domain=email_domain,
+                firebase=secrets.firebase(firebase_config),
+                pepper_id=secrets.pepper(pepper_file),
+            ),
+            ImportRules(settings.email_allow_special_domains, settings.bcrypt_cost, allow_fast_digests=True),
+            OnConflict(on_conflict),
+            derives_usernames=usernames == "derive",
+            wraps=fast_digests == "wrap",
+        )
         if dry_run:
             rejects = refused or path.with_name(f"{path.name}.would-be-refused.ndjson")
             rejects.unlink(missing_ok=True)
@@ -105,6 +138,41 @@ def import_(
     if progress.counts["refused"]:
         click.echo(f"The refused rows and the reasons are in {rejects}.")
         sys.exit(SOME_REFUSED)
+
+
+class _Secrets:
+    """Stores what the hashes of a file have in common, and are worth nothing without."""
+
+    def __init__(self, settings: Settings, database: "Database", actor: Actor) -> None:
+        self._settings, self._database, self._actor = settings, database, actor
+
+    def firebase(self, path: Path | None) -> "FirebaseProject | None":
+        from service.cli.imports.formats.options import BadParametersError, FirebaseProject, firebase_parameters
+
+        if path is None:
+            return None
+        try:
+            secret, rounds, mem_cost = firebase_parameters(read_text(path))
+            return FirebaseProject(self._store("firebase", secret), rounds, mem_cost)
+        except BadParametersError as error:
+            fail(f"{path} holds no password hash parameters of Firebase: {error}.")
+        except (OSError, ValueError) as error:
+            fail(f"{path} cannot be used: {error}.")
+
+    def pepper(self, path: Path | None) -> str:
+        if path is None:
+            return ""
+        try:
+            return self._store("pepper", {"pepper": read_text(path).rstrip("\r\n").encode()})
+        except (OSError, ValueError) as error:
+            fail(f"{path} cannot be used: {error}.")
+
+    def _store(self, kind: "Kind", secret: "Parameters") -> str:
+        from service.core.imports.hash_secrets import HashSecrets
+
+        secrets = HashSecrets(self._settings.keys(), random_bytes)
+        with self._database.scope(actor=self._actor) as session, session.begin():
+            return secrets.store(session, kind, secret)
 
 
 def _begin(file: BinaryIO, state: Path, rejects: Path, *, restart: bool) -> "Progress":

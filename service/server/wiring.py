@@ -33,6 +33,7 @@ from service.base.connection_age import retirement_seconds
 from service.base.cores import pin_thread, usable_cores
 from service.base.randomness import random_bytes, random_id
 from service.base.settings import Settings, SettingsError
+from service.core.imports.hash_secrets import HashSecrets
 from service.core.lockout import LockoutKeys
 from service.core.page_tokens import PageTokens
 from service.core.passwords import common as common_passwords
@@ -71,7 +72,7 @@ from service.server.database_probe import DatabaseMonitor, DatabaseProbe, Report
 from service.server.jobs import background_jobs
 from service.server.ports import grpc_listeners, grpc_options, http_server
 from service.server.server import Server
-from service.server.sweeper import count_sessions, make_audit_months, sweep_and_log
+from service.server.sweeper import count_sessions, make_audit_months, reseal_hash_secrets, sweep_and_log
 from service.server.telemetry import ServerState, Telemetry
 
 SERVICES = (
@@ -176,6 +177,7 @@ def build_server(
         """What a server needs of a database that it can reach."""
         make_months()
         refresh_keys()
+        reseal_hash_secrets(database, HashSecrets(settings.keys(), random_bytes))
 
     def sweep() -> None:
         telemetry.swept(sweep_and_log(database, clock, stopping.is_set), clock)
@@ -277,7 +279,13 @@ def _add_servicers(
         reset_valid_for=timedelta(seconds=settings.password_reset_valid),
         verification_valid_for=timedelta(seconds=settings.email_verification_valid),
     )
-    sign_in = SignIn(database, clock=clock, bcrypt_cost=settings.bcrypt_cost, lockout_keys=lockout_keys)
+    sign_in = SignIn(
+        database,
+        clock=clock,
+        bcrypt_cost=settings.bcrypt_cost,
+        lockout_keys=lockout_keys,
+        hash_secrets=HashSecrets(keys, random_bytes),
+    )
     tokens = Tokens(
         TokenRules(
             issuer=settings.token_issuer,

@@ -107,6 +107,23 @@ class TestImportUsers:
         assert all(not one.user_id for one in results[1:-1])
         assert all(said.description for one in results for said in one.refusals)
 
+    def test_fast_digests_only_in_so_many_words(self, api: Services) -> None:
+        """MD5 and SHA are no password hashes."""
+        row = imported(hashed_password="{SHA}fg5p0F+EdMmBTSB39UcjGl/Emrw=")
+
+        assert reasons(run_import(api, row)[0]) == {"hashed_password": "HASH_TOO_FAST"}
+        assert run_import(api, row, allow_fast_digests=True)[0].outcome == CREATED
+
+    @pytest.mark.parametrize("validate_only", [False, True])
+    def test_a_secret_that_is_not_here(self, api: Services, validate_only: bool) -> None:
+        """A hash that is worth nothing without the secret of another installation is refused, the others are not."""
+        foreign = "$firescrypt$k=0123456789abcdef,ln=4,r=8,p=1$42xEC+ixf3L2lw==$" + "A" * 86 + "=="
+
+        results = run_import(api, imported(hashed_password=foreign), imported(), validate_only=validate_only)
+
+        assert reasons(results[0]) == {"hashed_password": "HASH_UNSUPPORTED"}
+        assert results[1].outcome == CREATED
+
     @pytest.mark.parametrize("validate_only", [False, True])
     def test_duplicates_in_the_batch(self, api: Services, validate_only: bool) -> None:
         """Of two rows with one name the first counts, also when they differ in case only."""

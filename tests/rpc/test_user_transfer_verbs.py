@@ -1,5 +1,6 @@
 """`users import` and `users export`: what is imported when all goes well, and after each way to be interrupted."""
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -159,6 +160,62 @@ class TestImport:
         code, said = import_file(private_url, path, format_name="django")
 
         assert (code, "Record 1 cannot be read" in said, "Traceback" in said) == (1, True, False)
+
+
+class TestSecrets:
+    def test_firebase(self, private_url: URL, tmp_path: Path) -> None:
+        """The parameters of the project come along, sealed; its users sign in with the password that they had there."""
+        config = tmp_path / "config.txt"
+        config.write_text(
+            "hash_config {\n  algorithm: SCRYPT,\n  base64_signer_key: "
+            "jxspr8Ki0RYycVU8zykbdLGjFQ3McFUH0uiiTvC8pVMXAn210wjLNmdZJzxUECKbm0QsEmYUSDzZvpjeJ9WmXA==,\n"
+            "  base64_salt_separator: Bw==,\n  rounds: 8,\n  mem_cost: 14,\n}\n"
+        )
+        user = {
+            "email": "ada@example.com",
+            "passwordHash": "lSrfV15cpx95/sZS2W9c9Kp6i/LVgQNDNC/qzrCnh1SAyZvqmZqAjTdn3aoItz+VHjoZilo78198JAdRuid5lQ==",
+            "salt": "42xEC+ixf3L2lw==",
+        }
+        path = tmp_path / "users.json"
+        path.write_text(json.dumps({"users": [user]}))
+        options = ("--usernames", "derive", "--firebase-config", str(config))
+
+        cost = {"BCRYPT_COST": "10"}  # scrypt of Firebase costs more than a bcrypt of 4
+        assert import_file(private_url, path, *options, format_name="firebase", **cost)[0] == 0
+
+        with running(private_url) as server:
+            assert outcome(server.authentication.Authenticate, by("ada@example.com", "user1password")) == "OK"
+        [(stored,)] = run(private_url, "SELECT parameters FROM import_schemes")
+        assert b"jxspr8Ki0RYycVU8" not in bytes(stored)
+        config.write_text("rounds: 8")
+        code, said = import_file(private_url, path, *options, format_name="firebase")
+        assert (code, "it lacks base64_signer_key" in said) == (1, True)
+
+    def test_a_pepper(self, private_url: URL, tmp_path: Path) -> None:
+        """As Devise has it, behind the password."""
+        path, pepper = tmp_path / "users.csv", tmp_path / "pepper"
+        pepper.write_text("0123456789abcdef\n")
+        peppered = hash_password(PASSWORD + "0123456789abcdef", BCRYPT_COST)
+        path.write_text(f"email,username,hashed_password\nada@example.com,ada,{peppered}\n")
+
+        assert import_file(private_url, path, "--pepper-file", str(pepper), format_name="csv")[0] == 0
+
+        with running(private_url) as server:
+            assert outcome(server.authentication.Authenticate, by("ada", PASSWORD)) == "OK"
+
+    @pytest.mark.parametrize("option", ["wrap", "keep"])
+    def test_fast_digests(self, private_url: URL, tmp_path: Path, option: str) -> None:
+        """They are stored in bcrypt, unless they are to be kept; both sign in."""
+        path = tmp_path / "users.csv"
+        digest = base64.b64encode(hashlib.sha1(PASSWORD.encode()).digest()).decode()
+        path.write_text(f"email,username,hashed_password\nada@example.com,ada,{{SHA}}{digest}\n")
+
+        assert import_file(private_url, path, "--fast-digests", option, format_name="csv")[0] == 0
+
+        [(stored,)] = run(private_url, "SELECT hashed_password FROM users")
+        assert stored.startswith("$wrapped$" if option == "wrap" else "{SHA}")
+        with running(private_url) as server:
+            assert outcome(server.authentication.Authenticate, by("ada", PASSWORD)) == "OK"
 
 
 class TestInterrupted:

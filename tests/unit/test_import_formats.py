@@ -15,6 +15,7 @@ import pytest
 from argon2.low_level import Type, hash_secret_raw
 
 from service.cli.imports.formats import FORMATS, Options
+from service.cli.imports.formats.options import BadParametersError, FirebaseProject, firebase_parameters
 from service.cli.imports.records import BadRecordError
 from service.cli.user_transfer import FORMAT_NAMES
 from service.core.passwords import schemes
@@ -24,6 +25,19 @@ from tests.support.factories import PASSWORD
 NOW = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
 OPTIONS = Options(NOW)
 SALT = b"0123456789abcdef"
+PROJECT = FirebaseProject("0123456789abcdef", rounds=8, mem_cost=14)
+SHOWN = (
+    """hash_config {
+  algorithm: SCRYPT,
+  base64_signer_key: MDEy+/==,
+  base64_salt_separator: Bw==,
+  rounds: 8,
+  mem_cost: 14,
+}
+""",
+    """{"base64_signer_key": "MDEy+/==", "base64_salt_separator": "Bw==", "rounds": 8, "mem_cost": 14}""",
+)
+"""The parameters of a Firebase project."""
 BCRYPT = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
 
 
@@ -227,8 +241,7 @@ class TestFirebase:
             "disabled": True,
             "providerUserInfo": [],
         }
-        prefix = "$firescrypt$k=0123456789abcdef,ln=14,r=8,p=1"
-        [user] = users("firebase", {"users": [known]}, Options(NOW, firebase_prefix=prefix))
+        [user] = users("firebase", {"users": [known]}, Options(NOW, firebase=PROJECT))
         [without] = users("firebase", {"users": [known]})
         [phone] = users("firebase", {"users": [{"localId": "x", "phoneNumber": "+1", "createdAt": "1"}]})
 
@@ -241,6 +254,26 @@ class TestFirebase:
         assert (user.is_active, user.email_verified_at) == (False, NOW)
         assert without == "HASH_UNSUPPORTED"
         assert phone.email == ""
+
+    @pytest.mark.parametrize("shown", SHOWN)
+    def test_the_parameters(self, shown: str) -> None:
+        """As the console shows them, or as JSON."""
+        signer_key = base64.b64decode("MDEy+/==")
+        assert firebase_parameters(shown) == ({"signer_key": signer_key, "salt_separator": b"\x07"}, 8, 14)
+
+    @pytest.mark.parametrize(
+        "shown, words",
+        [
+            ("", "base64_signer_key"),
+            ("base64_signer_key: Bw==", "base64_salt_separator"),
+            ("base64_signer_key: Bw==, base64_salt_separator: Bw==, rounds: 8", "mem_cost"),
+            ("base64_signer_key: B, base64_salt_separator: Bw==, rounds: 8, mem_cost: 14", "no base64"),
+            ("base64_signer_key: Bw==, base64_salt_separator: Bw==, rounds: x, mem_cost: 14", "no number"),
+        ],
+    )
+    def test_bad_parameters(self, shown: str, words: str) -> None:
+        with pytest.raises(BadParametersError, match=words):
+            firebase_parameters(shown)
 
 
 class TestKratos:
@@ -296,6 +329,11 @@ class TestSuperTokens:
             ]
         }
         found = users("supertokens", document)
+        login["passwordHash"] = (
+            "$f_scrypt$lSrfV15cpx95/sZS2W9c9Kp6i/LVgQNDNC/qzrCnh1Q=$42xEC+ixf3L2lw==$m=14$r=8$s=Bw=="
+        )
+        [moved] = users("supertokens", {"users": [{"loginMethods": [login]}]}, Options(NOW, firebase=PROJECT))
+        assert schemes.parse(moved.hashed_password).scheme == "firebase_scrypt"
 
         assert signs_in(found[0])
         assert (found[0].email_verified_at, found[0].created_at) == (NOW, datetime(2014, 3, 1, 12, 30, 5, 123000, UTC))

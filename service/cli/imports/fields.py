@@ -2,12 +2,13 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from service.base.text import is_utf8
 from service.cli.imports.records import BadRecordError
+from service.core.passwords.schemes import HashError
 
 _TRUE = frozenset({"true", "t", "yes", "y", "1"})
 _FALSE = frozenset({"false", "f", "no", "n", "0", ""})
@@ -81,6 +82,14 @@ def _time_of(value: str | float) -> datetime:
 def hashed(value: str) -> str:
     """A password hash; "" for what products store for accounts without a usable password: nothing, `!…`, `*…`."""
     return "" if value.startswith(("!", "*")) else value
+
+
+def hash_of(make: Callable[[], str]) -> str:
+    """A hash that is made of several fields. Raises BadRecordError."""
+    try:
+        return make()
+    except HashError as error:
+        raise BadRecordError("hashed_password", error.reason, "is not as the product writes it") from None
 
 
 def member(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:

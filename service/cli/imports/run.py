@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
@@ -10,13 +11,26 @@ from typing import BinaryIO, NamedTuple
 
 from service.base.actor import Actor
 from service.base.clock import Clock, monotonic
+from service.base.cores import usable_cores
 from service.base.errors import Violation
 from service.cli.imports.formats import Format, Options
 from service.cli.imports.progress import Progress, RefusedRows, count, refused_line, store
 from service.cli.imports.records import BadRecordError, Fault, Record
 from service.core.identifiers import BadIdentifierError, normalise_username
+from service.core.passwords.schemes.sources import peppered
 from service.core.transfer.importing import ACTION, import_users, preview
-from service.core.transfer.rules import MAX_ROWS, Checked, ImportRules, OnConflict, Outcome, Result, SourceUser, check
+from service.core.transfer.rules import (
+    MAX_ROWS,
+    Checked,
+    ImportRules,
+    OnConflict,
+    Outcome,
+    Result,
+    Row,
+    SourceUser,
+    check,
+    wrap,
+)
 from service.core.users import RequestKey
 from service.db.engine import Database, reading
 from service.rpc.pipeline.retries import retry
@@ -28,13 +42,16 @@ _STEM_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789._-")
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """What is imported, and how. derives_usernames: for rows whose username is missing or none here."""
+    """What is imported, and how. derives_usernames: for rows whose username is missing or none here. wraps: whether
+    fast digests are stored in bcrypt.
+    """
 
     format: Format
     options: Options
     rules: ImportRules
     on_conflict: OnConflict
     derives_usernames: bool
+    wraps: bool
 
 
 class _Row(NamedTuple):
@@ -67,6 +84,8 @@ def run(
         pass
     while batch := list(islice(records, MAX_ROWS)):
         rows = list(_rows(job, batch, now=clock()))
+        if job.wraps and state is not None:
+            rows = _wrapped(rows, job.rules.bcrypt_cost)
         results = _import(job, database, actor, rows, progress, is_dry_run=state is None, now=clock())
         lines = [
             refused_line(row.number, row.source, result.refusals)
@@ -93,7 +112,21 @@ def _rows(job: Import, records: list[Record], *, now: datetime) -> Iterator[_Row
             continue
         if source is not None:
             source = _with_username(source) if job.derives_usernames else source
+            if job.options.pepper_id and source.hashed_password.startswith("$2"):
+                source = replace(
+                    source, hashed_password=peppered(source.hashed_password, secret_id=job.options.pepper_id)
+                )
             yield _Row(record.number, source, check(source, job.rules, now=now))
+
+
+def _wrapped(rows: list[_Row], cost: int) -> list[_Row]:
+    """The rows, with fast digests in bcrypt: on all cores, since each takes as long as a sign-in."""
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        return list(pool.map(lambda row: row._replace(checked=_wrap(row.checked, cost)), rows))
+
+
+def _wrap(row: Checked, cost: int) -> Checked:
+    return wrap(row, cost) if isinstance(row, Row) else row
 
 
 def _refusals(fault: Fault | None) -> tuple[Violation, ...]:

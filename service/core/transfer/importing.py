@@ -27,13 +27,24 @@ from service.base.errors import (
     Violation,
 )
 from service.core import audit
-from service.core.transfer.rules import Checked, OnConflict, Outcome, Result, Row, refuse_duplicates
+from service.core.transfer.rules import (
+    Checked,
+    OnConflict,
+    Outcome,
+    Result,
+    Row,
+    refuse_duplicates,
+    refuse_without_secret,
+    secret_id_of,
+)
 from service.core.users import NEXT_EPOCH, NEXT_VERSION, USERS, RequestKey, claim, find_results, store_results
 from service.db.engine import actor_of
 from service.db.fresh_ids import fresh_id
+from service.db.models import ImportScheme, table_of
 
 ACTION = "ImportUsers"
 """In the audit trail."""
+_SECRETS = table_of(ImportScheme)
 _TICK = timedelta(microseconds=1)
 _TIME = DateTime(timezone=True)
 _NOW = bindparam("now", type_=_TIME)
@@ -128,7 +139,7 @@ def import_users(
         if found is None:  # cannot be: claim has waited for it
             raise ConflictError
         return found
-    kept = refuse_duplicates(rows)
+    kept = refuse_duplicates(_with_secrets(session, rows))
     wanted = [row for row in kept if isinstance(row, Row)]
     created = _create(session, wanted, now=now)
     others = [row for row in wanted if row.email not in created]
@@ -151,7 +162,7 @@ def import_users(
 
 def preview(session: Session, rows: Sequence[Checked], on_conflict: OnConflict) -> list[Result]:
     """What import_users would make of these rows now. Created users have no id. Changes nothing."""
-    kept = refuse_duplicates(rows)
+    kept = refuse_duplicates(_with_secrets(session, rows))
     taken = _taken(session, [row for row in kept if isinstance(row, Row)], is_locked=False)
     return [
         Result(Outcome.REFUSED, refusals=row)
@@ -161,6 +172,15 @@ def preview(session: Session, rows: Sequence[Checked], on_conflict: OnConflict) 
         else Result(Outcome.CREATED)
         for row in kept
     ]
+
+
+def _with_secrets(session: Session, rows: Sequence[Checked]) -> Sequence[Checked]:
+    """The rows, but for those whose hashes name secrets that are not here. No statement where none is named."""
+    named = {secret_id for row in rows if (secret_id := secret_id_of(row)) is not None}
+    if not named:
+        return rows
+    known = session.scalars(select(_SECRETS.c.id).where(_SECRETS.c.id.in_(named))).all()
+    return refuse_without_secret(rows, known)
 
 
 class _Taken:

@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ _HASH_REFUSALS = {
     "HASH_MALFORMED": "is not as its scheme writes it",
     "HASH_TOO_COSTLY": "would take too much time or memory to verify",
 }
+_TOO_FAST = "is a fast digest, which is no password hash: users import wraps it in bcrypt; or allow_fast_digests"
 _CLOCK_SKEW = timedelta(minutes=5)
 
 
@@ -89,10 +90,14 @@ Checked = Row | Refusals
 
 @dataclass(frozen=True, slots=True)
 class ImportRules:
-    """What is configured. bcrypt_cost: what a refused sign-in costs, against which hashes are too costly."""
+    """What is configured. bcrypt_cost: what a refused sign-in costs, against which hashes are too costly.
+
+    allow_fast_digests: whether digests that are no password hashes are accepted.
+    """
 
     allow_special_domains: bool
     bcrypt_cost: int
+    allow_fast_digests: bool = False
 
 
 def check(source: SourceUser, rules: ImportRules, *, now: datetime) -> Checked:
@@ -137,7 +142,37 @@ def _stored_hash(text: str, rules: ImportRules) -> tuple[str | None, Refusals]:
         schemes.require_affordable(parsed, reference_cost=rules.bcrypt_cost)
     except HashError as error:
         return None, (Violation("hashed_password", error.reason, _HASH_REFUSALS[error.reason]),)
+    if parsed.recipe.fast is not None and not rules.allow_fast_digests:
+        return None, (Violation("hashed_password", "HASH_TOO_FAST", _TOO_FAST),)
     return parsed.text, ()
+
+
+def wrap(row: Row, cost: int) -> Checked:
+    """The row with its hash in bcrypt of this cost, if it is a fast digest: takes the time of that bcrypt."""
+    if row.hashed_password is None:
+        return row
+    try:
+        return replace(row, hashed_password=schemes.wrap(schemes.parse(row.hashed_password), cost).text)
+    except HashError as error:  # the wrapped one would be too long to store
+        return (Violation("hashed_password", error.reason, _HASH_REFUSALS[error.reason]),)
+
+
+def refuse_without_secret(rows: Sequence[Checked], known: Collection[str]) -> list[Checked]:
+    """The rows; refused is one whose hash names a secret that is none of those known."""
+    kept: list[Checked] = []
+    for row in rows:
+        secret_id = secret_id_of(row)
+        if secret_id is not None and secret_id not in known:
+            text = "needs a secret of its source that is not stored here"
+            kept.append((Violation("hashed_password", "HASH_UNSUPPORTED", text),))
+        else:
+            kept.append(row)
+    return kept
+
+
+def secret_id_of(row: Checked) -> str | None:
+    """The id of the secret that the hash of a row names."""
+    return schemes.secret_id_in(row.hashed_password) if isinstance(row, Row) and row.hashed_password else None
 
 
 def refuse_duplicates(rows: Sequence[Checked]) -> list[Checked]:

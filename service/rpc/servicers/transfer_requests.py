@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -70,6 +70,7 @@ def import_of(request: _Import, rules: ImportRules, fingerprint_keys: Sequence[b
     if request_id is not None and not request.validate_only:
         fingerprints = _fingerprints(request, fingerprint_keys)
         key = RequestKey(current().caller, current().method, request_id, fingerprints)
+    rules = replace(rules, allow_fast_digests=request.allow_fast_digests)
     rows = [_checked(message, rules, now=now) for message in request.users]
     return Batch(rows, on_conflict or OnConflict.FAIL, key)
 
@@ -110,7 +111,11 @@ def _fingerprints(request: _Import, keys: Sequence[bytes]) -> tuple[bytes, ...]:
         rows.append(row)
     users = hashlib.sha256(orjson.dumps(rows, option=orjson.OPT_SORT_KEYS)).hexdigest()
     on_conflict = _ON_CONFLICT[request.on_conflict]
-    asked_for = {"users": users} | ({} if on_conflict is OnConflict.FAIL else {"on_conflict": on_conflict.value})
+    asked_for: dict[str, str | bool] = {"users": users}
+    if on_conflict is not OnConflict.FAIL:
+        asked_for["on_conflict"] = on_conflict.value
+    if request.allow_fast_digests:
+        asked_for["allow_fast_digests"] = True
     data = canonical("ImportUsers", asked_for)
     return tuple(hmac.digest(key, data, "sha256") for key in keys)
 

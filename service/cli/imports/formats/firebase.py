@@ -6,6 +6,7 @@ from typing import Any
 from service.cli.imports.fields import flag, text, time
 from service.cli.imports.formats.options import Options
 from service.cli.imports.records import BadRecordError
+from service.core.passwords.schemes import sources
 from service.core.transfer.rules import SourceUser
 
 
@@ -25,7 +26,14 @@ def _hash(record: Mapping[str, Any], options: Options) -> str:
     digest = text(record, "passwordHash")
     if not digest:
         return ""
-    if not options.firebase_prefix:
-        text_ = "needs --firebase-config, the parameters with which the project hashes"
-        raise BadRecordError("passwordHash", "HASH_UNSUPPORTED", text_)
-    return f"{options.firebase_prefix}${text(record, 'salt')}${digest}"
+    project = options.firebase
+    if project is None:
+        what = "needs --firebase-config, the parameters with which the project hashes"
+        raise BadRecordError("hashed_password", "HASH_UNSUPPORTED", what)
+    return sources.firebase(
+        digest,
+        text(record, "salt"),
+        secret_id=project.secret_id,
+        rounds=project.rounds,
+        mem_cost=project.mem_cost,
+    )

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from service.cli.imports.fields import flag, hashed, members, text, time
+from service.cli.imports.fields import flag, hash_of, hashed, members, text, time
 from service.cli.imports.formats.options import Options
+from service.core.passwords.schemes import sources
 from service.core.transfer.rules import SourceUser
 
 
@@ -20,7 +21,15 @@ def adapt(record: Mapping[str, Any], options: Options) -> SourceUser | None:
     return SourceUser(
         text(login, "email"),
         "",
-        hashed(text(login, "passwordHash")),
+        _hash(text(login, "passwordHash"), options),
         email_verified_at=options.now if flag(login, "isVerified", default=False) else None,
         created_at=time(login, "timeJoinedInMSSinceEpoch"),
     )
+
+
+def _hash(value: str, options: Options) -> str:
+    """Its hashes from Firebase have a form of SuperTokens' own."""
+    project = options.firebase
+    if value.startswith("$f_scrypt$") and project is not None:
+        return hash_of(lambda: sources.supertokens_firebase(value, secret_id=project.secret_id))
+    return hashed(value)
