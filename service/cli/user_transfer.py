@@ -191,6 +191,8 @@ def _begin(file: BinaryIO, state: Path, rejects: Path, *, restart: bool) -> "Pro
         return new
     if stored.file != new.file:
         fail(f"The file has changed since its import stopped after {stored.done:,} rows. --restart begins again.")
+    if stored.refused_bytes > (rejects.stat().st_size if rejects.exists() else 0):
+        fail(f"{rejects} lacks rows that this import has refused: name the file that holds them with --refused.")
     click.echo(f"Going on after {stored.done:,} rows.", err=True)
     return stored
 

@@ -291,6 +291,18 @@ class TestInterrupted:
         assert [sum(outcomes) for outcomes in zip(*counts, strict=True)] == [ROWS, 0, 0, ROWS]
         assert users_in(private_url) == ROWS
 
+    def test_refused_rows_that_are_gone(self, private_url: URL, tmp_path: Path) -> None:
+        """What was refused before the stop must not get lost because another file is named for it afterwards."""
+        path = write(tmp_path / "users.ndjson")
+        with blocking(private_url, "user1500@example.com"), importing(private_url, path):
+            wait_until_blocked(private_url)
+
+        code, said = import_file(private_url, path, "--refused", str(tmp_path / "others"))
+
+        assert (code, "lacks rows that this import has refused" in said) == (1, True)
+        assert import_file(private_url, path)[0] == 3
+        assert_whole(private_url, path)
+
     def test_another_file_of_the_same_name(self, private_url: URL, tmp_path: Path) -> None:
         """A run goes on with the file that it began with, or is begun again in so many words."""
         path = write(tmp_path / "users.ndjson")
