@@ -107,6 +107,27 @@ class TestImportUsers:
         assert all(not one.user_id for one in results[1:-1])
         assert all(said.description for one in results for said in one.refusals)
 
+    @pytest.mark.parametrize(
+        "hashed, reason",
+        [
+            ("!", "HASH_UNSUPPORTED"),
+            ("*", "HASH_UNSUPPORTED"),
+            (" ", "HASH_UNSUPPORTED"),
+            ("$2x$04$" + "." * 53, "HASH_UNSUPPORTED"),
+            ("$2b$04$" + "." * 52, "HASH_MALFORMED"),
+            ("$2b$31$" + "." * 53, "HASH_TOO_COSTLY"),
+            ("pbkdf2_sha256$2147483648$salt$" + "A" * 43 + "=", "HASH_TOO_COSTLY"),
+            ("$argon2id$v=19$m=4194304,t=3,p=4$" + "A" * 22 + "$" + "A" * 43, "HASH_TOO_COSTLY"),
+            ("$6$" + "x" * 4096, "HASH_MALFORMED"),
+        ],
+        ids=range(9),
+    )
+    def test_bad_hashes(self, api: Services, hashed: str, reason: str) -> None:
+        """Locked accounts, forms that are not verified, and what would hold a core or take the memory."""
+        bad, good = run_import(api, imported(hashed_password=hashed), imported(hashed_password=HASH))
+
+        assert (reasons(bad), good.outcome) == ({"hashed_password": reason}, CREATED)
+
     def test_fast_digests_only_in_so_many_words(self, api: Services) -> None:
         """MD5 and SHA are no password hashes."""
         row = imported(hashed_password="{SHA}fg5p0F+EdMmBTSB39UcjGl/Emrw=")

@@ -22,7 +22,17 @@ from service.core.sessions.refresh_tokens import TOKEN_PATTERN
 MIN_LENGTH = 10
 """Shorter texts occur in a log by chance."""
 _SECRET_FIELDS = frozenset(
-    {"password", "current_password", "new_password", "code", "email", "new_email", "deliver_to", "identifier"}
+    {
+        "password",
+        "current_password",
+        "new_password",
+        "hashed_password",
+        "code",
+        "email",
+        "new_email",
+        "deliver_to",
+        "identifier",
+    }
     | {"refresh_token", "access_token", "token"}
 )
 _SHAPES = re.compile(

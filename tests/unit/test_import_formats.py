@@ -7,6 +7,7 @@ import base64
 import hashlib
 import io
 import json
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,9 +18,10 @@ from argon2.low_level import Type, hash_secret_raw
 from service.cli.imports.formats import FORMATS, Options
 from service.cli.imports.formats.options import BadParametersError, FirebaseProject, firebase_parameters
 from service.cli.imports.records import BadRecordError
-from service.cli.user_transfer import FORMAT_NAMES
+from service.cli.user_transfer import FORMAT_NAMES, export, import_
 from service.core.passwords import schemes
 from service.core.transfer.rules import SourceUser
+from tests.support.databases import ROOT
 from tests.support.factories import PASSWORD
 
 NOW = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
@@ -68,6 +70,17 @@ def signs_in(user: SourceUser) -> bool:
 def test_the_command_offers_every_format() -> None:
     """Their names are written twice, so that --help loads none of them."""
     assert set(FORMAT_NAMES) == set(FORMATS)
+
+
+def test_the_page_on_moving_names_what_there_is() -> None:
+    """Each format is shown there, and every option in it is one of the command's."""
+    page = (ROOT / "docs/migrating.md").read_text()
+    commands = re.findall(r"users import \S+ (.*?)(?:#.*)?$", page, re.MULTILINE)
+    options = {option for command in (import_, export) for one in command.params for option in one.opts}
+
+    shown = {found for line in commands for found in re.findall(r"--format (\w+)", line)}
+    assert shown | {"ndjson", "csv"} == set(FORMATS)
+    assert {option for line in commands for option in re.findall(r"--[a-z-]+", line)} <= options
 
 
 class TestOwn:
