@@ -11,6 +11,12 @@ down_revision: str | Sequence[str] | None = "0014"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
+# The release before only reads rows of users by it: it joins them, and finds none for an import.
+_NULLABLE = """
+-- squawk-ignore ban-drop-not-null
+ALTER TABLE request_ids ALTER COLUMN user_id DROP NOT NULL
+"""
+
 
 def upgrade() -> None:
     op.add_column(
@@ -31,7 +37,8 @@ def upgrade() -> None:
             comment="What became of each row of an import: outcome, user id, reasons",
         ),
     )
-    op.alter_column("request_ids", "user_id", nullable=True, comment="What the call created; NULL for an import")
+    op.execute(_NULLABLE)
+    op.alter_column("request_ids", "user_id", comment="What the call created; NULL for an import")
     op.alter_column("request_ids", "fingerprint", comment="Keyed hash of the request without passwords and hashes")
     op.create_table_comment("request_ids", "Acknowledged creations and imports by the caller's request id, for a day")
 
