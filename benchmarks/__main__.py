@@ -24,6 +24,7 @@ from benchmarks.figures import (
     failover,
     foreign_hashes,
     health,
+    imports,
     lists,
     memory,
     overload,
@@ -69,6 +70,7 @@ _MEASUREMENTS: dict[str, Callable[[Bench], Findings]] = {
 _ON_DEMAND: dict[str, Callable[[Bench], Findings]] = {
     "abuse": abuse.measure,
     "failover": failover.measure,
+    "imports": imports.measure,
     "restarts": restarts.measure,
     "soak": soak.measure,
 }

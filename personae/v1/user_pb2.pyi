@@ -9,6 +9,7 @@ from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -625,3 +626,334 @@ class RevokeSuperuserRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RevokeSuperuserRequest: _TypeAlias = RevokeSuperuserRequest  # noqa: Y015
+
+@_typing.final
+class ImportedUser(_message.Message):
+    """A user who exists elsewhere, as a row of ImportUsers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMAIL_FIELD_NUMBER: _builtins.int
+    USERNAME_FIELD_NUMBER: _builtins.int
+    HASHED_PASSWORD_FIELD_NUMBER: _builtins.int
+    INACTIVE_FIELD_NUMBER: _builtins.int
+    EMAIL_VERIFIED_AT_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    IS_SUPERUSER_FIELD_NUMBER: _builtins.int
+    email: _builtins.str
+    """As User.email."""
+    username: _builtins.str
+    """As User.username."""
+    hashed_password: _builtins.str
+    """The hash of the password in the form of its source; docs/migrating.md lists the forms. At most 255 bytes. Empty:
+    the user has no password. The password is verified by this hash at the next sign-in, and then hashed anew.
+    """
+    inactive: _builtins.bool
+    """Creates the user deactivated."""
+    is_superuser: _builtins.bool
+    """Refused when set: GrantSuperuser is the only way to it."""
+    @_builtins.property
+    def email_verified_at(self) -> _timestamp_pb2.Timestamp:
+        """When the email was proved to be the user's. Unset: it was not. Not in the future."""
+
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When the user was created there. Unset: now. Not in the future."""
+
+    def __init__(
+        self,
+        *,
+        email: _builtins.str = ...,
+        username: _builtins.str = ...,
+        hashed_password: _builtins.str = ...,
+        inactive: _builtins.bool = ...,
+        email_verified_at: _timestamp_pb2.Timestamp | None = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        is_superuser: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "email_verified_at", b"email_verified_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "email", b"email", "email_verified_at", b"email_verified_at", "hashed_password", b"hashed_password", "inactive", b"inactive", "is_superuser", b"is_superuser", "username", b"username"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportedUser: _TypeAlias = ImportedUser  # noqa: Y015
+
+@_typing.final
+class ImportUsersRequest(_message.Message):
+    """Request of ImportUsers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _OnConflict:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _OnConflictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ImportUsersRequest._OnConflict.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        ON_CONFLICT_UNSPECIFIED: ImportUsersRequest._OnConflict.ValueType  # 0
+        """As ON_CONFLICT_FAIL."""
+        ON_CONFLICT_FAIL: ImportUsersRequest._OnConflict.ValueType  # 1
+        """Refuses the row with the reason EMAIL_TAKEN."""
+        ON_CONFLICT_SKIP: ImportUsersRequest._OnConflict.ValueType  # 2
+        """Leaves the user alone."""
+        ON_CONFLICT_UPDATE_PASSWORD: ImportUsersRequest._OnConflict.ValueType  # 3
+        """Replaces the user's password hash, and nothing else, if an import brought that password and nobody has signed in
+        with it or changed it since. Voids what was issued for the user, as SetPassword does. Else refuses the row with
+        the reason PASSWORD_IN_USE, USER_DELETED or SCOPE_MISSING (a superuser, without the scope users.superuser).
+        Leaves a user alone whose hash is the same, and one for whom the row has no hash.
+        """
+
+    class OnConflict(_OnConflict, metaclass=_OnConflictEnumTypeWrapper):
+        """What to do with a row whose email an existing user has. A row whose username alone is taken is always refused: it
+        is another person's.
+        """
+
+    ON_CONFLICT_UNSPECIFIED: ImportUsersRequest.OnConflict.ValueType  # 0
+    """As ON_CONFLICT_FAIL."""
+    ON_CONFLICT_FAIL: ImportUsersRequest.OnConflict.ValueType  # 1
+    """Refuses the row with the reason EMAIL_TAKEN."""
+    ON_CONFLICT_SKIP: ImportUsersRequest.OnConflict.ValueType  # 2
+    """Leaves the user alone."""
+    ON_CONFLICT_UPDATE_PASSWORD: ImportUsersRequest.OnConflict.ValueType  # 3
+    """Replaces the user's password hash, and nothing else, if an import brought that password and nobody has signed in
+    with it or changed it since. Voids what was issued for the user, as SetPassword does. Else refuses the row with
+    the reason PASSWORD_IN_USE, USER_DELETED or SCOPE_MISSING (a superuser, without the scope users.superuser).
+    Leaves a user alone whose hash is the same, and one for whom the row has no hash.
+    """
+
+    USERS_FIELD_NUMBER: _builtins.int
+    ON_CONFLICT_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ALLOW_FAST_DIGESTS_FIELD_NUMBER: _builtins.int
+    on_conflict: Global___ImportUsersRequest.OnConflict.ValueType
+    """What to do with rows whose email is taken."""
+    validate_only: _builtins.bool
+    """Checks everything, taken names included, and changes nothing. The results have no ids of created users."""
+    request_id: _builtins.str
+    """A UUID4 that makes the call safe to repeat for 24 hours. The same id with another body (hashes are not compared)
+    is INVALID_ARGUMENT with the reason REQUEST_ID_REUSED.
+    """
+    allow_fast_digests: _builtins.bool
+    """Accepts digests that are no password hashes (MD5 and SHA, salted or not) as they are. Else a row with one is refused
+    with the reason HASH_TOO_FAST: whoever gets hold of them tries a billion passwords a second. `python -m service
+    users import` wraps them in bcrypt instead.
+    """
+    @_builtins.property
+    def users(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportedUser]:
+        """The rows, at most 1,000. Of two rows with one email or username the first counts, the other is refused."""
+
+    def __init__(
+        self,
+        *,
+        users: _abc.Iterable[Global___ImportedUser] | None = ...,
+        on_conflict: Global___ImportUsersRequest.OnConflict.ValueType = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+        allow_fast_digests: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_fast_digests", b"allow_fast_digests", "on_conflict", b"on_conflict", "request_id", b"request_id", "users", b"users", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportUsersRequest: _TypeAlias = ImportUsersRequest  # noqa: Y015
+
+@_typing.final
+class ImportUsersResponse(_message.Message):
+    """Response of ImportUsers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Result(_message.Message):
+        """What became of one row."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        class _Outcome:
+            ValueType = _typing.NewType("ValueType", _builtins.int)
+            V: _TypeAlias = ValueType  # noqa: Y015
+
+        class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ImportUsersResponse.Result._Outcome.ValueType], _builtins.type):
+            DESCRIPTOR: _descriptor.EnumDescriptor
+            OUTCOME_UNSPECIFIED: ImportUsersResponse.Result._Outcome.ValueType  # 0
+            """Never sent."""
+            OUTCOME_CREATED: ImportUsersResponse.Result._Outcome.ValueType  # 1
+            """The user was created."""
+            OUTCOME_SKIPPED: ImportUsersResponse.Result._Outcome.ValueType  # 2
+            """A user with this email exists, and was left alone."""
+            OUTCOME_UPDATED: ImportUsersResponse.Result._Outcome.ValueType  # 3
+            """A user with this email exists, and got the password of the row."""
+            OUTCOME_REFUSED: ImportUsersResponse.Result._Outcome.ValueType  # 4
+            """Nothing was done; refusals says why."""
+
+        class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
+            """What was done."""
+
+        OUTCOME_UNSPECIFIED: ImportUsersResponse.Result.Outcome.ValueType  # 0
+        """Never sent."""
+        OUTCOME_CREATED: ImportUsersResponse.Result.Outcome.ValueType  # 1
+        """The user was created."""
+        OUTCOME_SKIPPED: ImportUsersResponse.Result.Outcome.ValueType  # 2
+        """A user with this email exists, and was left alone."""
+        OUTCOME_UPDATED: ImportUsersResponse.Result.Outcome.ValueType  # 3
+        """A user with this email exists, and got the password of the row."""
+        OUTCOME_REFUSED: ImportUsersResponse.Result.Outcome.ValueType  # 4
+        """Nothing was done; refusals says why."""
+
+        @_typing.final
+        class Refusal(_message.Message):
+            """Why a row was refused."""
+
+            DESCRIPTOR: _descriptor.Descriptor
+
+            FIELD_FIELD_NUMBER: _builtins.int
+            REASON_FIELD_NUMBER: _builtins.int
+            DESCRIPTION_FIELD_NUMBER: _builtins.int
+            field: _builtins.str
+            """The field of the row, such as "email"."""
+            reason: _builtins.str
+            """A stable reason, such as EMAIL_TAKEN or HASH_UNSUPPORTED; docs/errors.md lists them."""
+            description: _builtins.str
+            """The same for people."""
+            def __init__(
+                self,
+                *,
+                field: _builtins.str = ...,
+                reason: _builtins.str = ...,
+                description: _builtins.str = ...,
+            ) -> None: ...
+            _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+            def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+            _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "field", b"field", "reason", b"reason"]  # noqa: Y015
+            def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+            def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+        OUTCOME_FIELD_NUMBER: _builtins.int
+        USER_ID_FIELD_NUMBER: _builtins.int
+        REFUSALS_FIELD_NUMBER: _builtins.int
+        outcome: Global___ImportUsersResponse.Result.Outcome.ValueType
+        """What was done."""
+        user_id: _builtins.int
+        """The user who was created, skipped or updated. 0 for a refused row."""
+        @_builtins.property
+        def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportUsersResponse.Result.Refusal]:
+            """Why the row was refused, all reasons at once. Empty for other rows."""
+
+        def __init__(
+            self,
+            *,
+            outcome: Global___ImportUsersResponse.Result.Outcome.ValueType = ...,
+            user_id: _builtins.int = ...,
+            refusals: _abc.Iterable[Global___ImportUsersResponse.Result.Refusal] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "refusals", b"refusals", "user_id", b"user_id"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportUsersResponse.Result]:
+        """Exactly one result for each row, at the same index."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___ImportUsersResponse.Result] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportUsersResponse: _TypeAlias = ImportUsersResponse  # noqa: Y015
+
+@_typing.final
+class ExportUsersRequest(_message.Message):
+    """Request of ExportUsers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    INCLUDE_HASHES_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """How many users a message holds at the most. 0: 500. Over 1,000: 1,000. Negative: INVALID_ARGUMENT."""
+    resume_token: _builtins.str
+    """The last resume_token of an earlier call: continues behind the users that came with it."""
+    include_hashes: _builtins.bool
+    """Sends the password hashes too."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        resume_token: _builtins.str = ...,
+        include_hashes: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_hashes", b"include_hashes", "page_size", b"page_size", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportUsersRequest: _TypeAlias = ExportUsersRequest  # noqa: Y015
+
+@_typing.final
+class ExportUsersResponse(_message.Message):
+    """One message of the stream of ExportUsers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Entry(_message.Message):
+        """A user, and what a User never carries."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        USER_FIELD_NUMBER: _builtins.int
+        HASHED_PASSWORD_FIELD_NUMBER: _builtins.int
+        hashed_password: _builtins.str
+        """The hash of the password as it is stored. Empty without include_hashes, and for a user without a password."""
+        @_builtins.property
+        def user(self) -> Global___User:
+            """The user."""
+
+        def __init__(
+            self,
+            *,
+            user: Global___User | None = ...,
+            hashed_password: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["user", b"user"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["hashed_password", b"hashed_password", "user", b"user"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """Where a later call continues. Empty: these were the last users."""
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExportUsersResponse.Entry]:
+        """The next users."""
+
+    def __init__(
+        self,
+        *,
+        entries: _abc.Iterable[Global___ExportUsersResponse.Entry] | None = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportUsersResponse: _TypeAlias = ExportUsersResponse  # noqa: Y015

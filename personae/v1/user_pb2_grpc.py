@@ -103,6 +103,16 @@ class UserServiceStub(object):
                 request_serializer=personae_dot_v1_dot_user__pb2.RevokeSuperuserRequest.SerializeToString,
                 response_deserializer=personae_dot_v1_dot_user__pb2.User.FromString,
                 _registered_method=True)
+        self.ImportUsers = channel.unary_unary(
+                '/personae.v1.UserService/ImportUsers',
+                request_serializer=personae_dot_v1_dot_user__pb2.ImportUsersRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_user__pb2.ImportUsersResponse.FromString,
+                _registered_method=True)
+        self.ExportUsers = channel.unary_stream(
+                '/personae.v1.UserService/ExportUsers',
+                request_serializer=personae_dot_v1_dot_user__pb2.ExportUsersRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_user__pb2.ExportUsersResponse.FromString,
+                _registered_method=True)
 
 
 class UserServiceServicer(object):
@@ -216,6 +226,29 @@ class UserServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ImportUsers(self, request, context):
+        """Creates up to 1,000 users that exist elsewhere, with their password hashes and dates.
+
+        Each row has a result of its own: a row that is refused changes nothing, and never fails the others. Never creates
+        a superuser. With a request_id the call can be repeated safely: the repeat returns the same results.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportUsers(self, request, context):
+        """Streams all users that are not deleted, in the order of their ids.
+
+        The stream ends with OK before the time of a call is over, finished or not. Call again with the last resume_token
+        until a message comes without one. It is no snapshot: each page shows its users as they are when it is read. A user
+        who exists throughout comes exactly once.
+        With include_hashes the call needs the scope users.export_hashes as well as its own: PERMISSION_DENIED with the
+        reason SCOPE_MISSING.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_UserServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -278,6 +311,16 @@ def add_UserServiceServicer_to_server(servicer, server):
                     servicer.RevokeSuperuser,
                     request_deserializer=personae_dot_v1_dot_user__pb2.RevokeSuperuserRequest.FromString,
                     response_serializer=personae_dot_v1_dot_user__pb2.User.SerializeToString,
+            ),
+            'ImportUsers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportUsers,
+                    request_deserializer=personae_dot_v1_dot_user__pb2.ImportUsersRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_user__pb2.ImportUsersResponse.SerializeToString,
+            ),
+            'ExportUsers': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportUsers,
+                    request_deserializer=personae_dot_v1_dot_user__pb2.ExportUsersRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_user__pb2.ExportUsersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -612,6 +655,60 @@ class UserService(object):
             '/personae.v1.UserService/RevokeSuperuser',
             personae_dot_v1_dot_user__pb2.RevokeSuperuserRequest.SerializeToString,
             personae_dot_v1_dot_user__pb2.User.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportUsers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.UserService/ImportUsers',
+            personae_dot_v1_dot_user__pb2.ImportUsersRequest.SerializeToString,
+            personae_dot_v1_dot_user__pb2.ImportUsersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportUsers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/personae.v1.UserService/ExportUsers',
+            personae_dot_v1_dot_user__pb2.ExportUsersRequest.SerializeToString,
+            personae_dot_v1_dot_user__pb2.ExportUsersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -89,6 +89,21 @@ class UserServiceStub:
     """
     RevokeSuperuser: _grpc.UnaryUnaryMultiCallable[_user_pb2.RevokeSuperuserRequest, _user_pb2.User]
     """Takes the superuser mark away. FAILED_PRECONDITION with the reason LAST_SUPERUSER for the last active one."""
+    ImportUsers: _grpc.UnaryUnaryMultiCallable[_user_pb2.ImportUsersRequest, _user_pb2.ImportUsersResponse]
+    """Creates up to 1,000 users that exist elsewhere, with their password hashes and dates.
+
+    Each row has a result of its own: a row that is refused changes nothing, and never fails the others. Never creates
+    a superuser. With a request_id the call can be repeated safely: the repeat returns the same results.
+    """
+    ExportUsers: _grpc.UnaryStreamMultiCallable[_user_pb2.ExportUsersRequest, _user_pb2.ExportUsersResponse]
+    """Streams all users that are not deleted, in the order of their ids.
+
+    The stream ends with OK before the time of a call is over, finished or not. Call again with the last resume_token
+    until a message comes without one. It is no snapshot: each page shows its users as they are when it is read. A user
+    who exists throughout comes exactly once.
+    With include_hashes the call needs the scope users.export_hashes as well as its own: PERMISSION_DENIED with the
+    reason SCOPE_MISSING.
+    """
 
 @_typing.type_check_only
 class UserServiceAsyncStub(UserServiceStub):
@@ -150,6 +165,21 @@ class UserServiceAsyncStub(UserServiceStub):
     """
     RevokeSuperuser: _aio.UnaryUnaryMultiCallable[_user_pb2.RevokeSuperuserRequest, _user_pb2.User]  # type: ignore[assignment]
     """Takes the superuser mark away. FAILED_PRECONDITION with the reason LAST_SUPERUSER for the last active one."""
+    ImportUsers: _aio.UnaryUnaryMultiCallable[_user_pb2.ImportUsersRequest, _user_pb2.ImportUsersResponse]  # type: ignore[assignment]
+    """Creates up to 1,000 users that exist elsewhere, with their password hashes and dates.
+
+    Each row has a result of its own: a row that is refused changes nothing, and never fails the others. Never creates
+    a superuser. With a request_id the call can be repeated safely: the repeat returns the same results.
+    """
+    ExportUsers: _aio.UnaryStreamMultiCallable[_user_pb2.ExportUsersRequest, _user_pb2.ExportUsersResponse]  # type: ignore[assignment]
+    """Streams all users that are not deleted, in the order of their ids.
+
+    The stream ends with OK before the time of a call is over, finished or not. Call again with the last resume_token
+    until a message comes without one. It is no snapshot: each page shows its users as they are when it is read. A user
+    who exists throughout comes exactly once.
+    With include_hashes the call needs the scope users.export_hashes as well as its own: PERMISSION_DENIED with the
+    reason SCOPE_MISSING.
+    """
 
 class UserServiceServicer(metaclass=_abc_1.ABCMeta):
     """Owns user accounts: who exists, how they are named, whether they may act.
@@ -280,5 +310,32 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_user_pb2.User, _abc.Awaitable[_user_pb2.User]]:
         """Takes the superuser mark away. FAILED_PRECONDITION with the reason LAST_SUPERUSER for the last active one."""
+
+    @_abc_1.abstractmethod
+    def ImportUsers(
+        self,
+        request: _user_pb2.ImportUsersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_pb2.ImportUsersResponse, _abc.Awaitable[_user_pb2.ImportUsersResponse]]:
+        """Creates up to 1,000 users that exist elsewhere, with their password hashes and dates.
+
+        Each row has a result of its own: a row that is refused changes nothing, and never fails the others. Never creates
+        a superuser. With a request_id the call can be repeated safely: the repeat returns the same results.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportUsers(
+        self,
+        request: _user_pb2.ExportUsersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_user_pb2.ExportUsersResponse], _abc.AsyncIterator[_user_pb2.ExportUsersResponse]]:
+        """Streams all users that are not deleted, in the order of their ids.
+
+        The stream ends with OK before the time of a call is over, finished or not. Call again with the last resume_token
+        until a message comes without one. It is no snapshot: each page shows its users as they are when it is read. A user
+        who exists throughout comes exactly once.
+        With include_hashes the call needs the scope users.export_hashes as well as its own: PERMISSION_DENIED with the
+        reason SCOPE_MISSING.
+        """
 
 def add_UserServiceServicer_to_server(servicer: UserServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

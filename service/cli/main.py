@@ -5,7 +5,7 @@ import sys
 import click
 
 from service.base.text import is_utf8
-from service.cli import callers, database, dev, health, keys, serve, users
+from service.cli import callers, database, dev, health, keys, serve, user_transfer, users
 from service.cli.common import fail
 
 
@@ -27,6 +27,7 @@ for verb in (
     users.create_superuser,
     users.hash_report,
     users.calibrate,
+    user_transfer.users,
     keys.generate_key,
     keys.keys,
     health.health,

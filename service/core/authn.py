@@ -162,8 +162,10 @@ def settle(
         return _count_failure(session, candidate, keys, attempt, now)
     if after(failed, Event.RIGHT, now) != failed:
         clear_failures(session, keys)
-    is_change_required, epoch, *columns = row
+    is_change_required, epoch, imported_at, *columns = row
     user = UserRecord(*columns)
+    if imported_at is not None:  # from now on the password is in use here: see docs/decisions/0047-imports.md
+        session.execute(update(USERS).where(USERS.c.id == user.id).values(password_imported_at=None))
     if not user.is_active:
         refusal = UserInactiveError()
     elif is_change_required and attempt.forgives is not PasswordChangeRequiredError:
@@ -226,7 +228,9 @@ def _read_again(session: Session, candidate: Candidate, now: datetime, *, has_se
     A hash that another sign-in renewed meanwhile is the same password: right passwords never refuse each other.
     has_session: whether a session is to be stored.
     """
-    statement = select(USERS.c.password_change_required, USERS.c.access_epoch, *COLUMNS).where(
+    statement = select(
+        USERS.c.password_change_required, USERS.c.access_epoch, USERS.c.password_imported_at, *COLUMNS
+    ).where(
         USERS.c.id == candidate.user_id,
         USERS.c.hashed_password.is_not(None),
         PASSWORD_CHANGED_AT.is_not_distinct_from(candidate.password_changed_at),

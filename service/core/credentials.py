@@ -261,6 +261,7 @@ def _no_password(now: datetime) -> dict[str, Any]:
     return {
         "hashed_password": None,
         "password_changed_at": _changed_at(now),
+        "password_imported_at": None,
         "password_change_required": False,
         "password_expires_at": None,
         "access_epoch": NEXT_EPOCH,
@@ -286,6 +287,7 @@ def _replace_password(
         .values(
             hashed_password=hashed,
             password_changed_at=_changed_at(now),
+            password_imported_at=None,
             password_change_required=is_change_required,
             password_expires_at=expires_at,
             access_epoch=NEXT_EPOCH,

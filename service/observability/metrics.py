@@ -110,6 +110,7 @@ class Metrics:
         self.proxy_checks = counter("personae_proxy_checks", "Checks for proxies", "decision")
         self.lockout_refusals = counter("personae_lockout_refusals", "Attempts refused while a name was locked")
         self.codes = counter("personae_codes", "Codes for resets and emails", "purpose", "event")
+        self.imported_rows = counter("personae_imported_rows", "Rows of ImportUsers", "outcome")
         self.caller_rpcs = counter("personae_caller_rpcs", "RPCs by caller; - is unknown", "caller", "grpc_code")
         self.rate_limited = counter("personae_rate_limited", "RPCs refused by a rate limit", "caller")
         self.queue_seconds = histogram("personae_rpc_queue_seconds", "How long RPCs waited to start", _QUEUE_SECONDS)

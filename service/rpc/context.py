@@ -1,8 +1,10 @@
 """The context of the RPC that runs on this thread: caller, deadline, request id, and what the log and metrics need."""
 
 import re
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import unquote
 
 import grpc
@@ -23,6 +25,10 @@ TRACEPARENT_KEY = "traceparent"
 TRACESTATE_KEY = "tracestate"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+
+
+Send = Callable[[Any], None]
+"""Sends a message of a stream, when the client is ready for it; None ends the stream."""
 
 
 @dataclass(slots=True)
@@ -62,6 +68,10 @@ class CallContext:
     """SQL statements sent, without BEGIN and COMMIT."""
     repeats: tuple[str, ...] = ()
     """The cause of each retry: "connection", "serialization" or "deadlock"."""
+    send: Send | None = field(default=None, repr=False)
+    """None: the RPC does not stream."""
+    imported_rows: Mapping[str, int] = field(default_factory=dict)
+    """How many rows were imported, by outcome."""
     traceparent: str | None = None
     """As the caller sent it; "" when it sent several."""
     tracestate: str = ""

@@ -17,6 +17,8 @@ class Executor(Enum):
     USUAL = auto()
     HASHING = auto()
     """For RPCs that may hash a password, so that they cannot take the threads of the others."""
+    BULK = auto()
+    """For RPCs that run for long on many users, for the same reason."""
 
 
 class RateLimit(Enum):
@@ -75,6 +77,11 @@ class ProxyCheck:
     """Counts in personae_proxy_checks, by decision."""
 
 
+@dataclass(frozen=True, slots=True)
+class ImportedRows:
+    """Counts its rows in personae_imported_rows, by outcome."""
+
+
 class Response(Enum):
     """The kind of response of an RPC."""
 
@@ -91,15 +98,15 @@ class Method:
     executor: Executor
     rate_limit: RateLimit
     retry: Retry
-    outcome: SignIn | CodeIssued | CodeUsed | SessionRefresh | ProxyCheck | None
+    outcome: SignIn | CodeIssued | CodeUsed | SessionRefresh | ProxyCheck | ImportedRows | None
     """The metric that it counts in, besides those of every RPC."""
     response: Response
 
 
-_USUAL, _HASHING = Executor
+_USUAL, _HASHING, _BULK = Executor
 _CALLS, _CODES = RateLimit
 _SAFE, _UNSAFE, _DEPENDS = Retry
-_MESSAGE = Response.MESSAGE
+_MESSAGE, _STREAM = Response
 _RESET, _VERIFICATION = "password_reset", "email_verification"
 
 _USERS: dict[str, Method] = {
@@ -115,6 +122,8 @@ _USERS: dict[str, Method] = {
     "DeactivateUser": Method("users.write", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
     "GrantSuperuser": Method(SUPERUSER_SCOPE, _USUAL, _CALLS, _SAFE, None, _MESSAGE),
     "RevokeSuperuser": Method(SUPERUSER_SCOPE, _USUAL, _CALLS, _SAFE, None, _MESSAGE),
+    "ImportUsers": Method("users.import", _BULK, _CALLS, _DEPENDS, ImportedRows(), _MESSAGE),
+    "ExportUsers": Method("users.export", _BULK, _CALLS, _SAFE, None, _STREAM),
 }
 _AUTHENTICATION: dict[str, Method] = {
     "Authenticate": Method("auth.verify", _HASHING, _CALLS, _SAFE, SignIn(), _MESSAGE),
@@ -177,7 +186,9 @@ METHODS: dict[str, Method] = {
 }
 """By the path of the RPC on the wire."""
 
-ALL_SCOPES = frozenset(method.scope for method in METHODS.values())
+EXPORT_HASHES_SCOPE = "users.export_hashes"
+"""What a caller needs to export password hashes, besides the scope of the RPC."""
+ALL_SCOPES = frozenset({EXPORT_HASHES_SCOPE, *(method.scope for method in METHODS.values())})
 SCOPE_GROUPS = {"credentials.reset": frozenset({"credentials.reset.start", "credentials.reset.complete"})}
 """Scopes that each stand for several."""
 

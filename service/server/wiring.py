@@ -54,6 +54,7 @@ from service.server.telemetry import ServerState, Telemetry
 _SPARE_THREADS = 4
 """Threads of the hashing executor beyond the permits and their queue: for RPCs that are refused, and for CreateUser
 without a password."""
+_BULK_THREADS = 4
 _log = structlog.get_logger("personae.server")
 
 
@@ -222,6 +223,7 @@ def _executors(
     bounded = partial(BoundedExecutor, max_waiting=settings.grpc_max_waiting, on_start=telemetry.observe_wait)
     return {
         Executor.USUAL: bounded(settings.grpc_threads, name="rpc"),
+        Executor.BULK: bounded(_BULK_THREADS, name="rpc-bulk"),
         Executor.HASHING: bounded(hashing, name="rpc-hash", initializer=initializer),
     }
 

@@ -5,7 +5,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -15,6 +15,7 @@ from service.base import errors
 from service.base.errors import PersonaeError
 from service.base.settings import Settings
 from service.cli.main import main
+from service.core.passwords.schemes.stored_hash import Reason as HashReason
 from service.dev.certificates import SERVER_CA, SERVER_CERTIFICATE, SERVER_KEY
 from service.rpc.pipeline.status import CODES
 from service.server.services import SERVED_METHODS
@@ -366,6 +367,7 @@ def shown_pushback(error: type[PersonaeError]) -> str:
 def violation_reasons() -> Iterator[str]:
     """Every reason that the code uses for an invalid field."""
     yield errors.RequestIdReusedError.reason
+    yield from get_args(HashReason)
     for path in (ROOT / "service").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call):

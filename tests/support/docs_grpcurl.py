@@ -156,13 +156,14 @@ def _called(command: Command, channel: grpc.Channel) -> Answer:
     request = json_format.ParseDict(
         _plain(json.loads(command.data)), message_factory.GetMessageClass(method.input_type)()
     )
-    call: Any = channel.unary_unary(
+    make: Any = channel.unary_stream if method.server_streaming else channel.unary_unary
+    call = make(
         f"/{command.method}",
         request_serializer=lambda message: message.SerializeToString(),
         response_deserializer=message_factory.GetMessageClass(method.output_type).FromString,
     )
     response = call(request, timeout=command.timeout, metadata=tuple(command.metadata))
-    return Answer(messages=[_as_json(response)])
+    return Answer(messages=[_as_json(one) for one in (response if method.server_streaming else [response])])
 
 
 def printed(text: str) -> Answer:

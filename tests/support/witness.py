@@ -23,7 +23,17 @@ from service.core.sessions.refresh_tokens import TOKEN_PATTERN
 MIN_LENGTH = 10
 """Shorter texts occur in a log by chance."""
 _SECRET_FIELDS = frozenset(
-    {"password", "current_password", "new_password", "code", "email", "new_email", "deliver_to", "identifier"}
+    {
+        "password",
+        "current_password",
+        "new_password",
+        "hashed_password",
+        "code",
+        "email",
+        "new_email",
+        "deliver_to",
+        "identifier",
+    }
     | {"refresh_token", "access_token", "token"}
 )
 LOOKS_LIKE_A_TOKEN = re.compile(rf"{KEY_PATTERN}|{TOKEN_PATTERN}|eyJ[\w-]+\.eyJ")

@@ -16,13 +16,18 @@ from service.core.users.changes import (
 )
 from service.core.users.creation import (
     NewUser,
-    RequestKey,
     create_user,
-    delete_expired_requests,
     find_created,
     require_free_names,
 )
 from service.core.users.listing import ORDER_COLUMNS, Order, Page, UserFilter, list_users
+from service.core.users.request_ids import (
+    RequestKey,
+    claim,
+    delete_expired_requests,
+    find_results,
+    store_results,
+)
 from service.core.users.rows import (
     COLUMNS,
     FORMER_EPOCH,
@@ -56,10 +61,12 @@ __all__ = [
     "UserFilter",
     "UserRecord",
     "batch_get_users",
+    "claim",
     "create_user",
     "delete_expired_requests",
     "delete_user",
     "find_created",
+    "find_results",
     "find_user",
     "get_user",
     "list_users",
@@ -72,6 +79,7 @@ __all__ = [
     "require_may_change",
     "set_active",
     "set_superuser",
+    "store_results",
     "undelete_user",
     "update_user",
 ]

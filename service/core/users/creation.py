@@ -2,21 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
-from uuid import UUID
 
-from sqlalchemy import ColumnElement, case, func, or_, select, update
+from sqlalchemy import case, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session
 
 from service.base.errors import ConflictError, EmailTakenError, RequestIdReusedError, UsernameTakenError
 from service.core import audit
-from service.core.expiry import delete_expired
+from service.core.users.request_ids import RequestKey, claim, same_request
 from service.core.users.rows import COLUMNS, REQUESTS, USERS, UserRecord
 from service.db.fresh_ids import fresh_id
-
-REQUEST_ID_HOURS = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +27,6 @@ class NewUser:
     email_verified_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
-class RequestKey:
-    """Identifies a creation, so that it can be repeated safely.
-
-    fingerprints: the keyed hash of the request under each secret key, the signing key first.
-    """
-
-    caller: str
-    method: str
-    request_id: UUID
-    fingerprints: tuple[bytes, ...]
-
-
 def find_created(session: Session, request: RequestKey, *, now: datetime) -> UserRecord | None:
     """The user that this request created, as it is now; None when the request is new or older than REQUEST_ID_HOURS.
 
@@ -51,7 +35,7 @@ def find_created(session: Session, request: RequestKey, *, now: datetime) -> Use
     row = session.execute(
         select(REQUESTS.c.fingerprint, *COLUMNS)
         .join_from(REQUESTS, USERS, REQUESTS.c.user_id == USERS.c.id)
-        .where(*_same_request(request), REQUESTS.c.expires_at > now)
+        .where(*same_request(request), REQUESTS.c.expires_at > now)
     ).one_or_none()
     if row is None:
         return None
@@ -75,13 +59,13 @@ def create_user(session: Session, new: NewUser, *, request: RequestKey | None, n
         "email_verified_at": new.email_verified_at,
     }
     if request is not None:
-        user_id = _claim(session, request, now=now)
-        if user_id is None:
+        claimed = claim(session, request, func.nextval(func.pg_get_serial_sequence("users", "id")), now=now)
+        if claimed is None:
             created = find_created(session, request, now=now)
-            if created is None:  # cannot be: _claim has locked the record, and with it the user
+            if created is None:  # cannot be: claim has locked the record, and with it the user
                 raise ConflictError
             return created
-        values["id"] = user_id
+        values["id"] = claimed.user_id
     row = _insert(session, values)
     if row is None:
         require_free_names(session, email=new.email, username=new.username)
@@ -90,7 +74,7 @@ def create_user(session: Session, new: NewUser, *, request: RequestKey | None, n
         if values["id"] is None:
             raise ConflictError
         if request is not None:
-            session.execute(update(REQUESTS).where(*_same_request(request)).values(user_id=values["id"]))
+            session.execute(update(REQUESTS).where(*same_request(request)).values(user_id=values["id"]))
         row = _insert(session, values)
     if row is None:
         require_free_names(session, email=new.email, username=new.username)
@@ -127,41 +111,3 @@ def require_free_names(session: Session, *, email: str, username: str) -> None:
     ).first()
     if taken is not None:
         raise EmailTakenError if taken.email == email else UsernameTakenError
-
-
-def delete_expired_requests(session: Session, *, now: datetime, limit: int) -> int:
-    """Delete up to `limit` expired request ids; how many."""
-    is_expired = REQUESTS.c.expires_at <= now
-    return len(delete_expired(session, REQUESTS, is_expired, order_by=REQUESTS.c.expires_at, limit=limit))
-
-
-def _claim(session: Session, request: RequestKey, *, now: datetime) -> int | None:
-    """Insert the request with the id of the user to be created; None when it was inserted before.
-
-    An expired row is taken over, whether or not a sweep has deleted it yet.
-    """
-    statement = pg_insert(REQUESTS).values(
-        caller=request.caller,
-        method=request.method,
-        request_id=request.request_id,
-        fingerprint=request.fingerprints[0],
-        user_id=func.nextval(func.pg_get_serial_sequence("users", "id")),
-        expires_at=now + timedelta(hours=REQUEST_ID_HOURS),
-    )
-    taken_over = {name: statement.excluded[name] for name in ("fingerprint", "user_id", "expires_at")}
-    claimed: int | None = session.scalar(
-        statement.on_conflict_do_update(
-            index_elements=[REQUESTS.c.caller, REQUESTS.c.method, REQUESTS.c.request_id],
-            set_=taken_over | {"created_at": func.now()},
-            where=REQUESTS.c.expires_at <= now,
-        ).returning(REQUESTS.c.user_id)
-    )
-    return claimed
-
-
-def _same_request(request: RequestKey) -> tuple[ColumnElement[bool], ...]:
-    return (
-        REQUESTS.c.caller == request.caller,
-        REQUESTS.c.method == request.method,
-        REQUESTS.c.request_id == request.request_id,
-    )

@@ -46,6 +46,9 @@ class User(Base):
     password_changed_at: Mapped[datetime | None] = mapped_column(
         comment="When the user last got another password; a hash renewed at a sign-in does not count"
     )
+    password_imported_at: Mapped[datetime | None] = mapped_column(
+        comment="When an import brought the present password, or none; NULL once it was used or changed here"
+    )
     password_change_required: Mapped[bool] = mapped_column(
         server_default=false(), comment="The right password signs in only after it was changed to another"
     )

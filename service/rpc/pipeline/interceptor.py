@@ -15,7 +15,15 @@ import grpc
 
 from service.base.clock import monotonic
 from service.rpc.admission.executor import BoundedExecutor, is_refused
-from service.rpc.context import REQUEST_ID_KEY, CallContext, enter, leave, read_metadata
+from service.rpc.context import (
+    REQUEST_ID_KEY,
+    CallContext,
+    Send,
+    enter,
+    leave,
+    read_metadata,
+    require_wanted,
+)
 from service.rpc.methods import METHODS, Executor
 from service.rpc.pipeline.built_in import built_in
 from service.rpc.pipeline.request_reader import CHECK_INTERVAL, RequestReader
@@ -84,18 +92,20 @@ class Pipeline(grpc.ServerInterceptor):
         )
 
     def _wrap(self, name: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
-        if handler.unary_unary is None:
-            raise TypeError(f"{name} streams, and the pipeline has no stages for streams")
         executor = METHODS[name].executor
         reader = self._reader_for(self._executors[executor])
         method = WrappedMethod(name, METHODS[name], receiving(reader, handler.request_deserializer))
-        run = compose(self._stages, method, _servicer(handler.unary_unary))
-        refuse = compose(self._refusal_stages, method, _servicer(handler.unary_unary))
+        servicer = (
+            _streaming(handler.unary_stream, reader) if handler.response_streaming else _servicer(handler.unary_unary)
+        )
+        run = compose(self._stages, method, servicer)
+        refuse = compose(self._refusal_stages, method, servicer)
         max_seconds = self._max_seconds
 
-        def behaviour(requests: Any, context: grpc.ServicerContext) -> Any:
+        def behaviour(requests: Any, context: grpc.ServicerContext, send: Send | None = None) -> Any:
             # Without a deadline of the caller time_remaining() is huge.
             call = CallContext(name, context, monotonic() + min(context.time_remaining(), max_seconds))
+            call.send = send
             read_metadata(call)
             entered = enter(call)
             try:
@@ -105,11 +115,29 @@ class Pipeline(grpc.ServerInterceptor):
             if call.status is not None:
                 context.abort_with_status(call.status)  # always raises
             context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
+            if send is not None:
+                send(None)  # the end of the stream
             return response
 
-        # gRPC reads the executor of a method from this attribute.
+        # gRPC reads the executor of a method from this attribute; and from the other whether to pass `send`, with which
+        # a stream passes the same stages as any other method: its handler returns when the stream is at its end.
+        if handler.response_streaming:
+            behaviour.experimental_non_blocking = True  # type: ignore[attr-defined]
         behaviour.experimental_thread_pool = self._executors[executor]  # type: ignore[attr-defined]
         return _with_raw_requests(handler, behaviour)
+
+
+def _streaming(method: Callable[[Any, Any], Any], reader: RequestReader) -> Handler:
+    """Sends what the servicer yields. A client that takes no message in time is cancelled."""
+
+    def run(request: Any, call: CallContext) -> None:
+        assert call.send is not None  # noqa: S101  for the type checker: gRPC passes it to streams
+        for response in method(request, call.context):
+            require_wanted(call)
+            with reader.sending(call.context):
+                call.send(response)
+
+    return run
 
 
 def _with_raw_requests(handler: Any, behaviour: Callable[..., Any]) -> grpc.RpcMethodHandler[Any, Any]:

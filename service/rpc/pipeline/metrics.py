@@ -6,8 +6,20 @@ What becomes of sign-ins, locks and codes follows from these three, so no featur
 from typing import TYPE_CHECKING, Any
 
 from service.base.clock import monotonic
+from service.core.transfer.rules import Outcome
 from service.rpc.context import CallContext
-from service.rpc.methods import METHODS, CheckDecision, CodeIssued, CodeUsed, ProxyCheck, SessionRefresh, SignIn
+from service.rpc.methods import (
+    METHODS,
+    CheckDecision,
+    CodeIssued,
+    CodeUsed,
+    ImportedRows,
+    Method,
+    ProxyCheck,
+    Response,
+    SessionRefresh,
+    SignIn,
+)
 from service.rpc.pipeline.stages import Handler, Stage, WrappedMethod
 
 if TYPE_CHECKING:
@@ -23,7 +35,8 @@ def counting(metrics: "Metrics") -> Stage:
 
     def count(proceed: Handler, method: WrappedMethod) -> Handler:
         """Count the call and how long it took."""
-        labels = ("unary", *method.name[1:].split("/"))
+        kind = "server_stream" if method.row.response is Response.STREAM else "unary"
+        labels = (kind, *method.name[1:].split("/"))
         started, seconds = metrics.started.labels(*labels), metrics.seconds.labels(*labels)
 
         def run(request: Any, call: CallContext) -> Any:
@@ -61,7 +74,11 @@ def _count_outcome(metrics: "Metrics", method: str, labels: tuple[str, ...], cal
         metrics.lockout_refusals.inc()
     if outcome == "RATE_LIMITED":
         metrics.rate_limited.labels(caller).inc()
-    match METHODS[method].outcome:
+    _count_feature(metrics, METHODS[method], outcome, call)
+
+
+def _count_feature(metrics: "Metrics", row: Method, outcome: str, call: CallContext) -> None:
+    match row.outcome:
         case SignIn():
             metrics.sign_ins.labels(outcome).inc()
         case CodeIssued(purpose) if outcome == _OK:
@@ -72,6 +89,9 @@ def _count_outcome(metrics: "Metrics", method: str, labels: tuple[str, ...], cal
             metrics.session_refreshes.labels(outcome).inc()
         case ProxyCheck():
             metrics.proxy_checks.labels(call.decision or outcome).inc()
+        case ImportedRows():
+            for what, rows in call.imported_rows.items():
+                metrics.imported_rows.labels(what).inc(rows)
         case _:
             pass
 
@@ -89,6 +109,8 @@ def _show_zeros(metrics: "Metrics") -> None:
                 pass
     for cause in ("connection", "deadlock", "serialization"):
         metrics.retries.labels(cause)
+    for what in Outcome:
+        metrics.imported_rows.labels(what)
     for outcome in (_OK, "SESSION_INVALID", "SESSION_REUSED"):
         metrics.session_refreshes.labels(outcome)
     for decision in CheckDecision:

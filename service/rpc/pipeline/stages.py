@@ -25,7 +25,7 @@ from service.rpc.admission.executor import is_refused
 from service.rpc.admission.rate_limits import RateLimits
 from service.rpc.callers.identification import Identify
 from service.rpc.context import ACTING_USER_KEY, CallContext, require_wanted
-from service.rpc.methods import Method, RateLimit, granting
+from service.rpc.methods import Method, RateLimit, Response, granting
 from service.rpc.pipeline.drain import Drain
 from service.rpc.pipeline.refusals import Refusals
 from service.rpc.pipeline.request_reader import RequestReader
@@ -218,8 +218,12 @@ def receiving(reader: RequestReader, parse: Callable[[bytes], Any]) -> Callable[
     return receive_message
 
 
-def retry_database_failures(proceed: Handler, _method: WrappedMethod) -> Handler:
-    """Retry the handler when the database failed before anything was committed: see retries.py."""
+def retry_database_failures(proceed: Handler, method: WrappedMethod) -> Handler:
+    """Retry the handler when the database failed before anything was committed: see retries.py. Not a stream, whose
+    client may have some of its messages: its handler retries each page.
+    """
+    if method.row.response is Response.STREAM:
+        return proceed
 
     def run(request: Any, call: CallContext) -> Any:
         return retry(partial(proceed, request, call), until=call.deadline)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from service.core.passwords.policy import PasswordPolicy
+from service.core.transfer.rules import ImportRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,3 +17,8 @@ class Rules:
     purge_after: timedelta
     reset_valid_for: timedelta
     verification_valid_for: timedelta
+
+    @property
+    def imports(self) -> ImportRules:
+        """What ImportUsers needs of them."""
+        return ImportRules(self.allow_special_domains, self.bcrypt_cost)

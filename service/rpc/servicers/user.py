@@ -1,25 +1,30 @@
 """UserService: each RPC validates its request, runs one feature function in one transaction, and packs the answer."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 import grpc
 from google.protobuf.empty_pb2 import Empty
 from sqlalchemy.orm import Session
 
 from personae.v1 import user_pb2, user_pb2_grpc
-from service.base.clock import Clock
-from service.base.errors import UserNotFoundError
+from service.base.clock import Clock, monotonic
+from service.base.errors import ScopeMissingError, UserNotFoundError
 from service.core import lifecycle, users
 from service.core.page_tokens import PageTokens
 from service.core.passwords import hash_password
+from service.core.transfer import exporting, importing
 from service.core.users import UserRecord
 from service.db.engine import Database, reading
 from service.rpc.admission.hashing import HashLimiter
 from service.rpc.context import current, rpc_scope
-from service.rpc.pipeline.retries import retry_transaction
+from service.rpc.methods import EXPORT_HASHES_SCOPE
+from service.rpc.pipeline.retries import retry, retry_transaction
 from service.rpc.servicers.rules import Rules
+from service.rpc.servicers.transfer_requests import Export, export_of, export_response, import_of, import_response
 from service.rpc.servicers.user_requests import (
     Creation,
     Targeted,
@@ -31,6 +36,9 @@ from service.rpc.servicers.user_requests import (
     update_of,
 )
 from service.rpc.validation import user_id_of, user_message
+
+_EXPORT_SHARE = 0.8
+"""Of the time of a call. The rest is for the page that was begun, and for a client that takes it slowly."""
 
 
 @dataclass(eq=False)
@@ -157,6 +165,53 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
         with rpc_scope(self.database) as session, session.begin():
             user = feature(session, user_id, version=version, **to)
         return user_message(user)
+
+    # ------------------------------------------------------------------------------------- moving in and out
+
+    def ImportUsers(
+        self, request: user_pb2.ImportUsersRequest, context: grpc.ServicerContext
+    ) -> user_pb2.ImportUsersResponse:
+        now = self.clock()
+        batch = import_of(request, self.rules.imports, self.fingerprint_keys, now=now)
+        if request.validate_only:
+            with rpc_scope(self.database) as session, reading(session):
+                return import_response(importing.preview(session, batch.rows, batch.on_conflict))
+        if batch.request is not None:
+            with rpc_scope(self.database) as session, reading(session):
+                found = importing.find_imported(session, batch.request, now=now)
+            if found is not None:
+                return import_response(found)
+        is_idempotent = batch.request is not None
+        with rpc_scope(self.database, is_idempotent=is_idempotent) as session, session.begin():
+            results = importing.import_users(
+                session, batch.rows, batch.on_conflict, request=batch.request, now=self.clock()
+            )
+        current().imported_rows = Counter(result.outcome.value for result in results)
+        return import_response(results)
+
+    def ExportUsers(
+        self, request: user_pb2.ExportUsersRequest, context: grpc.ServicerContext
+    ) -> Iterator[user_pb2.ExportUsersResponse]:
+        call, began_at = current(), monotonic()
+        export = export_of(request, self.page_tokens)
+        if export.has_hashes and EXPORT_HASHES_SCOPE not in call.scopes:
+            raise ScopeMissingError(EXPORT_HASHES_SCOPE)
+        retry_transaction(
+            self.database, partial(exporting.record_export, has_hashes=export.has_hashes), deadline=call.deadline
+        )
+        ends_at = began_at + (call.deadline - began_at) * _EXPORT_SHARE
+        next_id: int | None = export.after
+        while next_id is not None:
+            page = retry(partial(self._page, export, next_id), until=call.deadline)
+            next_id = page.next
+            yield export_response(page.entries, next_id, self.page_tokens)
+            if monotonic() >= ends_at:
+                return
+
+    def _page(self, export: Export, after: int) -> exporting.Page:
+        """One page, in a session of its own: no connection is held while the client takes it."""
+        with rpc_scope(self.database) as session, reading(session):
+            return exporting.export_users(session, after=after, size=export.size, has_hashes=export.has_hashes)
 
 
 def _preview(creation: Creation, now: datetime) -> user_pb2.User:

@@ -1,0 +1,1 @@
+"""`python -m service users import`: files of other products, in batches, that go on after a stop."""
