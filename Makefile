@@ -8,6 +8,8 @@ VENV := .venv
 VENV_PROTO := .venv-proto
 BIN := $(VENV)/bin
 PROTOS := $(wildcard protos/personae/v1/*.proto)
+# Stubs for the server alone: callers do not get them.
+SERVER_PROTOS := protos/service/rpc/envoy/ext_authz.proto
 # By the module: the scripts in $(BIN) name the directory that they were made in.
 ALEMBIC := $(BIN)/python -m alembic
 WITH_DATABASE := $(BIN)/python -m service with-database
@@ -117,7 +119,8 @@ lint-proto: setup $(VENV_PROTO)/.installed
 		echo "$(BIN)/buf breaking --against .git#branch=main"; $(BIN)/buf breaking --against '.git#branch=main'; \
 	else echo "buf breaking: there is no branch main to compare with"; fi
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(MAKE) --no-print-directory generate into="$$fresh" && \
-		diff -r -x __init__.py -x __pycache__ "$$fresh/personae/v1" personae/v1 || \
+		diff -r -x __init__.py -x __pycache__ "$$fresh/personae/v1" personae/v1 && \
+		diff -r -x __init__.py -x __pycache__ "$$fresh/service/rpc/envoy" service/rpc/envoy || \
 		{ echo "the stubs are stale: run make proto and commit what it changes"; exit 1; }
 
 .PHONY: fmt
@@ -131,13 +134,14 @@ types: setup ## Check the types only
 	$(BIN)/python -m mypy
 
 .PHONY: proto
-proto: $(VENV_PROTO)/.installed ## Generate the stubs in personae/v1
+proto: $(VENV_PROTO)/.installed ## Generate the stubs in personae/v1 and service/rpc/envoy
 	@$(MAKE) --no-print-directory generate into=.
 
 .PHONY: generate
 generate: $(VENV_PROTO)/.installed
 	@PATH="$$PWD/$(VENV_PROTO)/bin:$$PATH" $(VENV_PROTO)/bin/python -m grpc_tools.protoc -I protos \
-		--python_out="$(into)" --grpc_python_out="$(into)" --mypy_out=quiet:"$(into)" --mypy_grpc_out=quiet:"$(into)" $(PROTOS)
+		--python_out="$(into)" --grpc_python_out="$(into)" --mypy_out=quiet:"$(into)" --mypy_grpc_out=quiet:"$(into)" \
+		$(PROTOS) $(SERVER_PROTOS)
 
 .PHONY: bench
 bench: setup ## Measure the figures that Personae promises, as ratios within one run

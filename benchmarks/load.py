@@ -22,6 +22,7 @@ from benchmarks.identities import NOBODY, Identity
 from benchmarks.machine import cpu_seconds, on_cores
 from benchmarks.table import MeasurementError
 from personae.v1 import authentication_pb2, session_pb2, user_pb2
+from service.rpc.envoy import ext_authz_pb2
 
 GET_USER = "/personae.v1.UserService/GetUser"
 BATCH_GET_USERS = "/personae.v1.UserService/BatchGetUsers"
@@ -32,6 +33,7 @@ AUTHENTICATE = "/personae.v1.AuthenticationService/Authenticate"
 START_PASSWORD_RESET = "/personae.v1.CredentialService/StartPasswordReset"
 REFRESH_SESSION = "/personae.v1.SessionService/RefreshSession"
 INTROSPECT_TOKEN = "/personae.v1.SessionService/IntrospectToken"
+CHECK = "/envoy.service.auth.v3.Authorization/Check"
 DEADLINE_SECONDS = 10
 WARM_UP_SECONDS = 0.3
 """For which keep_calling calls before the window opens."""
@@ -46,6 +48,7 @@ _IDS_IN: dict[str, Callable[[bytes], list[int]]] = {
     UPDATE_USER: lambda raw: [user_pb2.User.FromString(raw).id],
     AUTHENTICATE: lambda raw: [authentication_pb2.AuthenticateResponse.FromString(raw).user.id],
     REFRESH_SESSION: lambda raw: [authentication_pb2.SessionTokens.FromString(raw).user.id],
+    CHECK: lambda raw: _let_pass(ext_authz_pb2.CheckResponse.FromString(raw)),
     INTROSPECT_TOKEN: lambda raw: _owner_of(session_pb2.IntrospectTokenResponse.FromString(raw)),
 }
 
@@ -353,6 +356,11 @@ def fault_in(
 def has_users_of(request: Request, raw: bytes) -> bool:
     """Whether these are the users that were asked for."""
     return request.ids is None or _IDS_IN[request.method](raw) == request.ids
+
+
+def _let_pass(response: ext_authz_pb2.CheckResponse) -> list[int]:
+    """Whose request may pass; nobody's when it may not."""
+    return [int(one.header.value) for one in response.ok_response.headers if one.header.key == "x-user-id"]
 
 
 def _owner_of(token: session_pb2.IntrospectTokenResponse) -> list[int]:

@@ -7,6 +7,7 @@ from benchmarks.data import WRONG_PASSWORD
 from benchmarks.load import (
     AUTHENTICATE,
     BATCH_GET_USERS,
+    CHECK,
     CREATE_USER,
     GET_USER,
     INTROSPECT_TOKEN,
@@ -17,6 +18,7 @@ from benchmarks.load import (
     Request,
 )
 from personae.v1 import authentication_pb2, credential_pb2, session_pb2, user_pb2
+from service.rpc.envoy import ext_authz_pb2
 
 
 def get_user(user_id: int) -> Request:
@@ -95,6 +97,14 @@ def refresh_session(user_id: int, token: str) -> Request:
 def introspect_token(user_id: int, token: str) -> Request:
     """IntrospectToken, of an access token that is active."""
     return Request(INTROSPECT_TOKEN, session_pb2.IntrospectTokenRequest(token=token).SerializeToString(), [user_id])
+
+
+def check(user_id: int, token: str, *, audience: str, mode: str) -> Request:
+    """Check, of a request that may pass."""
+    message = ext_authz_pb2.CheckRequest()
+    message.attributes.request.http.headers["authorization"] = f"Bearer {token}"
+    message.attributes.context_extensions.update({"personae.audience": audience, "personae.mode": mode})
+    return Request(CHECK, message.SerializeToString(), [user_id])
 
 
 def _get(key: user_pb2.UserKey, user_id: int) -> Request:

@@ -8,6 +8,10 @@ from uuid import UUID
 from sqlalchemy.engine import URL
 
 from benchmarks.data import connect
+from benchmarks.load import Callers, Request, call_each_once
+from benchmarks.processes import Server
+from benchmarks.requests import refresh_session
+from personae.v1 import authentication_pb2
 from service.base.actor import ANONYMOUS_CALLER
 from service.base.secret_keys import generate_secret_key, parse_secret_keys
 from service.core.sessions.refresh_tokens import SECRET_BYTES, RefreshToken, RefreshTokens
@@ -61,6 +65,22 @@ def add_sessions(url: URL, issuer: Issuer, number: int) -> None:
     with contextlib.closing(connect(url)) as connection, connection.cursor() as cursor:
         cursor.execute(_INSERT, values)
         cursor.execute("VACUUM (ANALYZE, FREEZE) sessions, users")  # the foreign key has locked the users
+
+
+def first_refreshes(url: URL, issuer: Issuer, number: int) -> list[Request]:
+    """The first refresh of each of so many sessions."""
+    found = some_sessions(url, number)
+    return [
+        refresh_session(session.user_id, token)
+        for session, token in zip(found, issuer.first_tokens(found), strict=True)
+    ]
+
+
+def access_tokens(callers: Callers, server: Server, refreshes: list[Request]) -> list[tuple[int, str]]:
+    """Make these refreshes; the users and the access tokens that they return."""
+    answers = callers.do(call_each_once, server.target, refreshes)
+    tokens = [authentication_pb2.SessionTokens.FromString(answer.body) for answer in answers]
+    return [(found.user.id, found.access_token) for found in tokens]
 
 
 def some_sessions(url: URL, number: int) -> list[SessionKey]:

@@ -11,18 +11,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from statistics import median
 
-from sqlalchemy.engine import URL
-
 from benchmarks.bench import Bench
 from benchmarks.data import database
 from benchmarks.load import WARM_UP_SECONDS, Rate, Request, call_each_once
 from benchmarks.machine import on_cores
 from benchmarks.processes import SERVICE, Server, running
-from benchmarks.requests import get_user, introspect_token, refresh_session
+from benchmarks.requests import get_user, introspect_token
 from benchmarks.rounds import Lane, by_round, how_busy, in_turns
-from benchmarks.sessions import AMR, ISSUER, Issuer, add_sessions, some_sessions
+from benchmarks.sessions import AMR, ISSUER, Issuer, access_tokens, add_sessions, first_refreshes
 from benchmarks.table import Findings, spread
-from personae.v1 import authentication_pb2
 from service.base.actor import ANONYMOUS_CALLER
 from service.base.clock import utc_now
 from service.core.sessions.access_tokens import Claims, sign, verify
@@ -55,33 +52,17 @@ def _rates(bench: Bench, issuer: Issuer) -> dict[str, list[Rate]]:
     number = _ACCESS_TOKENS + a_round * (bench.sizes.rounds + 1)
     with database(bench.server, "sessions", bench.directory, users=bench.sizes.few_users) as url:
         add_sessions(url, issuer, number)
-        refreshes = _refreshes(url, issuer, number)
+        refreshes = first_refreshes(url, issuer, number)
         with running(SERVICE, url, bench.directory, settings=issuer.settings, cores=bench.cores.server) as server:
-            introspections = _introspections(bench, server, refreshes[:_ACCESS_TOKENS])
+            tokens = access_tokens(bench.callers, server, refreshes[:_ACCESS_TOKENS])
             return in_turns(
                 bench,
                 {
                     "GetUser": Lane(server, [get_user(user_id) for user_id in _USERS]),
                     "RefreshSession": Lane(server, refreshes[_ACCESS_TOKENS:], once=True),
-                    "IntrospectToken": Lane(server, introspections),
+                    "IntrospectToken": Lane(server, [introspect_token(*one) for one in tokens]),
                 },
             )
-
-
-def _refreshes(url: URL, issuer: Issuer, number: int) -> list[Request]:
-    """The first refresh of each of so many sessions."""
-    found = some_sessions(url, number)
-    return [
-        refresh_session(session.user_id, token)
-        for session, token in zip(found, issuer.first_tokens(found), strict=True)
-    ]
-
-
-def _introspections(bench: Bench, server: Server, refreshes: list[Request]) -> list[Request]:
-    """Make these refreshes; the introspections of the access tokens that they return."""
-    answers = bench.callers.do(call_each_once, server.target, refreshes)
-    tokens = [authentication_pb2.SessionTokens.FromString(answer.body) for answer in answers]
-    return [introspect_token(found.user.id, found.access_token) for found in tokens]
 
 
 def _add_cpu(findings: Findings, bench: Bench, rates: dict[str, list[Rate]]) -> None:
@@ -180,7 +161,7 @@ def _table(bench: Bench, issuer: Issuer, sessions: int, stack: ExitStack) -> _Ta
     server = stack.enter_context(
         running(SERVICE, url, bench.directory, settings=issuer.settings, cores=bench.cores.server)
     )
-    return _Table(server, _refreshes(url, issuer, _FEW_SESSIONS))
+    return _Table(server, first_refreshes(url, issuer, _FEW_SESSIONS))
 
 
 def _durations_of(bench: Bench, tables: list[_Table]) -> list[list[list[float]]]:

@@ -107,6 +107,7 @@ class Metrics:
         )
         self.sign_ins = counter("personae_sign_ins", "Calls of Authenticate and ChangePassword", "outcome")
         self.session_refreshes = counter("personae_session_refreshes", "Calls of RefreshSession", "outcome")
+        self.proxy_checks = counter("personae_proxy_checks", "Checks for proxies", "decision")
         self.lockout_refusals = counter("personae_lockout_refusals", "Attempts refused while a name was locked")
         self.codes = counter("personae_codes", "Codes for resets and emails", "purpose", "event")
         self.caller_rpcs = counter("personae_caller_rpcs", "RPCs by caller; - is unknown", "caller", "grpc_code")

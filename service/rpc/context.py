@@ -14,13 +14,13 @@ from service.base.randomness import random_id
 from service.core.api_keys import PREFIX as _KEY_PREFIX
 from service.core.token_bucket import Rate
 from service.db.engine import Database, Scope
-from service.rpc.methods import METHODS, Retry
+from service.rpc.methods import METHODS, CheckDecision, Retry
 
 REQUEST_ID_KEY = "x-request-id"
 ACTING_USER_KEY = "x-acting-user-id"
 _AUTHORIZATION_KEY = "authorization"
-_TRACEPARENT_KEY = "traceparent"
-_TRACESTATE_KEY = "tracestate"
+TRACEPARENT_KEY = "traceparent"
+TRACESTATE_KEY = "tracestate"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
@@ -54,6 +54,8 @@ class CallContext:
     status: grpc.Status | None = None
     """The status of the failure; None: success."""
     reason: str | None = None
+    decision: CheckDecision | None = None
+    """How a check for a proxy was decided; None: it is none, or it failed."""
     sqlstate: str | None = None
     """The SQLSTATE behind the failure; None where the database reported none."""
     statements: int = 0
@@ -84,9 +86,9 @@ def read_metadata(call: CallContext) -> None:
             call.authorization = str(value) if call.authorization is None else ""
         elif key == ACTING_USER_KEY:
             call.acting_user = str(value) if call.acting_user is None else ""
-        elif key == _TRACEPARENT_KEY:
+        elif key == TRACEPARENT_KEY:
             call.traceparent = str(value) if call.traceparent is None else ""
-        elif key == _TRACESTATE_KEY:
+        elif key == TRACESTATE_KEY:
             call.tracestate += f",{value!s}" if call.tracestate else str(value)
     if call.traceparent is not None:
         call.trace_id = _trace_id(call.traceparent)

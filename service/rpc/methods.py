@@ -6,7 +6,7 @@ when a served method has no row, when a row names no served method, or when they
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import Enum, StrEnum, auto
 
 from service.base.actor import SUPERUSER_SCOPE
 
@@ -60,6 +60,21 @@ class SessionRefresh:
     """Counts in personae_session_refreshes, by outcome."""
 
 
+class CheckDecision(StrEnum):
+    """How a check for a proxy ends."""
+
+    ALLOWED = "allowed"
+    NO_CREDENTIAL = "no_credential"
+    INVALID = "invalid_token"
+    INSUFFICIENT = "insufficient_user_authentication"
+    MISCONFIGURED = "misconfigured"
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyCheck:
+    """Counts in personae_proxy_checks, by decision."""
+
+
 class Response(Enum):
     """The kind of response of an RPC."""
 
@@ -76,7 +91,7 @@ class Method:
     executor: Executor
     rate_limit: RateLimit
     retry: Retry
-    outcome: SignIn | CodeIssued | CodeUsed | SessionRefresh | None
+    outcome: SignIn | CodeIssued | CodeUsed | SessionRefresh | ProxyCheck | None
     """The metric that it counts in, besides those of every RPC."""
     response: Response
 
@@ -143,15 +158,20 @@ _SIGNING_KEYS: dict[str, Method] = {
     "RevokeSigningKey": Method("keys.write", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
 }
 
+_AUTHORIZATION: dict[str, Method] = {
+    "Check": Method("auth.check", _USUAL, _CALLS, _SAFE, ProxyCheck(), _MESSAGE),
+}
+
 METHODS: dict[str, Method] = {
-    f"/personae.v1.{service}/{name}": method
+    f"/{service}/{name}": method
     for service, methods in (
-        ("UserService", _USERS),
-        ("AuthenticationService", _AUTHENTICATION),
-        ("CredentialService", _CREDENTIALS),
-        ("AuditService", _AUDIT),
-        ("SessionService", _SESSIONS),
-        ("SigningKeyService", _SIGNING_KEYS),
+        ("personae.v1.UserService", _USERS),
+        ("personae.v1.AuthenticationService", _AUTHENTICATION),
+        ("personae.v1.CredentialService", _CREDENTIALS),
+        ("personae.v1.AuditService", _AUDIT),
+        ("personae.v1.SessionService", _SESSIONS),
+        ("personae.v1.SigningKeyService", _SIGNING_KEYS),
+        ("envoy.service.auth.v3.Authorization", _AUTHORIZATION),
     )
     for name, method in methods.items()
 }

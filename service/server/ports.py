@@ -5,8 +5,10 @@ from collections.abc import Callable
 from service.base.connection_age import age_grace
 from service.base.settings import Settings, SettingsError
 from service.http.app import well_known
+from service.http.authz import with_authz
 from service.http.server import MAX_CONNECTIONS, HttpServer
 from service.rpc.admission.connection_limit import connection_limit_option
+from service.rpc.proxies.forward_auth import HttpAnswer, HttpQuestion
 from service.rpc.tls import CertificateError, Certificates
 from service.server.server import Listener
 
@@ -70,12 +72,17 @@ def grpc_listeners(settings: Settings, certificates: Certificates | None) -> lis
 
 
 def http_server(
-    settings: Settings, certificates: Certificates | None, jwks: Callable[[], bytes], *, shares_port: bool
+    settings: Settings,
+    certificates: Certificates | None,
+    jwks: Callable[[], bytes],
+    ask: Callable[[HttpQuestion], HttpAnswer],
+    *,
+    shares_port: bool,
 ) -> HttpServer | None:
     """The HTTP port, which serves with the certificate of the gRPC port if there is one; None where HTTP_PORT is 0.
 
-    jwks: returns the JWK Set as JSON; it may raise PersonaeError. shares_port: other processes listen on the same port.
-    Raises SettingsError for a certificate that OpenSSL refuses.
+    jwks: returns the JWK Set as JSON; it may raise PersonaeError. ask: answers GET /authz. shares_port: other processes
+    listen on the same port. Raises SettingsError for a certificate that OpenSSL refuses.
     """
     if not settings.http_port or settings.token_issuer is None:  # the one without the other is no valid setting
         return None
@@ -83,5 +90,5 @@ def http_server(
         tls = None if certificates is None else certificates.ssl_context()
     except CertificateError as error:
         raise SettingsError(str(error)) from None
-    app = well_known(settings.token_issuer, jwks)
+    app = with_authz(well_known(settings.token_issuer, jwks), ask)
     return HttpServer(app, settings.http_listen_host, settings.http_port, tls=tls, shares_port=shares_port)

@@ -196,9 +196,9 @@ class Server:
             return max(_THREAD_END_SECONDS, grace_ends_at - monotonic())
 
         self.stopping.set()
-        self._drain(grace_ends_at, flush_seconds)
         if self.http is not None:
-            self.http.close()
+            self.http.close()  # before calls are refused: a proxy would tell its clients
+        self._drain(grace_ends_at, flush_seconds)
         stopped = self.grpc.stop(max(0.0, grace_ends_at - monotonic()))
         has_ended = stopped.wait(self.grace_seconds + _GRPC_END_SECONDS)
         for executor in self.executors:

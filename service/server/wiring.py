@@ -13,33 +13,16 @@ import structlog
 from grpc_health.v1 import health_pb2_grpc
 from sqlalchemy.engine import URL
 
-from personae.v1 import (
-    audit_pb2,
-    audit_pb2_grpc,
-    authentication_pb2,
-    authentication_pb2_grpc,
-    credential_pb2,
-    credential_pb2_grpc,
-    session_pb2,
-    session_pb2_grpc,
-    signing_key_pb2,
-    signing_key_pb2_grpc,
-    user_pb2,
-    user_pb2_grpc,
-)
 from service.base.actor import ANONYMOUS_CALLER
 from service.base.clock import Clock, monotonic, utc_now
 from service.base.connection_age import retirement_seconds
 from service.base.cores import pin_thread, usable_cores
-from service.base.randomness import random_bytes, random_id
+from service.base.randomness import random_bytes
 from service.base.settings import Settings, SettingsError
-from service.core.lockout import LockoutKeys
-from service.core.page_tokens import PageTokens
 from service.core.passwords import common as common_passwords
 from service.core.passwords.common import PasswordListError
 from service.core.passwords.policy import PasswordPolicy
 from service.core.sealing import Sealer
-from service.core.sessions.refresh_tokens import RefreshTokens
 from service.core.signing_keys.rows import KeyMaker
 from service.core.token_bucket import rate_of
 from service.db.connections import Watch
@@ -50,47 +33,23 @@ from service.rpc.admission.rate_limits import RateLimits
 from service.rpc.callers.directory import CallerDirectory
 from service.rpc.callers.identification import Identify, assume_caller, identify_callers
 from service.rpc.health import Health
-from service.rpc.methods import Executor, Response, require_rows
+from service.rpc.methods import Executor, require_rows
 from service.rpc.pipeline.drain import Drain
 from service.rpc.pipeline.interceptor import Pipeline
 from service.rpc.pipeline.refusals import Refusals
-from service.rpc.pipeline.stages import refusal_stages, stages
+from service.rpc.pipeline.stages import Stage, refusal_stages, stages
+from service.rpc.proxies.forward_auth import ForwardAuth
 from service.rpc.reflection import enable_reflection
-from service.rpc.servicers.audit import AuditServicer
-from service.rpc.servicers.authentication import AuthenticationServicer
-from service.rpc.servicers.credential import CredentialServicer
-from service.rpc.servicers.rules import Rules
-from service.rpc.servicers.session import SessionServicer
-from service.rpc.servicers.sign_in import SignIn
-from service.rpc.servicers.signing_key import SigningKeyServicer
-from service.rpc.servicers.tokens import TokenRules, Tokens
-from service.rpc.servicers.user import UserServicer
 from service.rpc.signing_keys import SigningKeys
 from service.rpc.tls import CertificateError, Certificates, TlsFiles
 from service.server.database_probe import DatabaseMonitor, DatabaseProbe, ReportStatus
 from service.server.jobs import background_jobs
 from service.server.ports import grpc_listeners, grpc_options, http_server
 from service.server.server import Server
+from service.server.services import SERVED_METHODS, SERVICE_NAMES, SESSION_SERVICE, add_servicers
 from service.server.sweeper import count_sessions, make_audit_months, sweep_and_log
 from service.server.telemetry import ServerState, Telemetry
 
-SERVICES = (
-    user_pb2.DESCRIPTOR.services_by_name["UserService"],
-    authentication_pb2.DESCRIPTOR.services_by_name["AuthenticationService"],
-    credential_pb2.DESCRIPTOR.services_by_name["CredentialService"],
-    audit_pb2.DESCRIPTOR.services_by_name["AuditService"],
-    session_pb2.DESCRIPTOR.services_by_name["SessionService"],
-    signing_key_pb2.DESCRIPTOR.services_by_name["SigningKeyService"],
-)
-SERVICE_NAMES = tuple(service.full_name for service in SERVICES)
-SERVED_METHODS = {
-    f"/{service.full_name}/{method.name}": Response.STREAM if method.server_streaming else Response.MESSAGE
-    for service in SERVICES
-    for method in service.methods
-}
-"""The kind of response of each RPC, as the proto declares it."""
-
-_SESSION_SERVICE = session_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name
 _SPARE_THREADS = 4
 """Threads of the hashing executor beyond the permits and their queue: for RPCs that are refused, and for CreateUser
 without a password."""
@@ -136,17 +95,17 @@ def build_server(
     hash_threads = settings.hash_threads or usable_cores(hash_cores) // workers + 1
     executors = _executors(settings, hash_threads, hash_cores, telemetry)
     hashing = HashLimiter(hash_threads, max_waiting=settings.hash_max_waiting, instrument=telemetry.instrument_hash)
+    limits = RateLimits(rate_of(settings.caller_rate_limit, settings.caller_rate_burst), clock=rate_clock)
+    code_limits = RateLimits(
+        rate_of(settings.caller_code_rate_limit, settings.caller_code_rate_burst), clock=rate_clock
+    )
+
+    def all_stages(*, is_http: bool) -> tuple[Stage, ...]:
+        identify = _identification(settings, directory, clock=clock, assumed_caller=assumed_caller, is_http=is_http)
+        return stages(drain, identify, refusals, telemetry.stages, limits=limits, code_limits=code_limits)
+
     pipeline = Pipeline(
-        stages(
-            drain,
-            _identification(settings, directory, clock=clock, assumed_caller=assumed_caller),
-            refusals,
-            telemetry.stages,
-            limits=RateLimits(rate_of(settings.caller_rate_limit, settings.caller_rate_burst), clock=rate_clock),
-            code_limits=RateLimits(
-                rate_of(settings.caller_code_rate_limit, settings.caller_code_rate_burst), clock=rate_clock
-            ),
-        ),
+        all_stages(is_http=False),
         refusal_stages=refusal_stages(telemetry.stages, refusals),
         max_seconds=settings.rpc_timeout,
         executors=executors,
@@ -158,7 +117,16 @@ def build_server(
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     maker = key_maker(settings)
     signing_keys = SigningKeys(database, maker, clock)
-    _add_servicers(server, database, settings, clock=clock, hashing=hashing, maker=maker, signing_keys=signing_keys)
+    checks = add_servicers(
+        server,
+        database,
+        settings,
+        password_policy(settings),
+        clock=clock,
+        hashing=hashing,
+        maker=maker,
+        signing_keys=signing_keys,
+    )
     if settings.grpc_reflection:
         enable_reflection(server, SERVICE_NAMES)
 
@@ -169,7 +137,7 @@ def build_server(
         """Without a key that signs, the service that issues tokens is not healthy; the others are."""
         if settings.token_issuer is not None:
             signing_keys.refresh()
-            health.withdraw(*([] if signing_keys.is_usable(clock()) else [_SESSION_SERVICE]))
+            health.withdraw(*([] if signing_keys.is_usable(clock()) else [SESSION_SERVICE]))
 
     def prepare() -> None:
         """What a server needs of a database that it can reach."""
@@ -228,7 +196,13 @@ def build_server(
             certificates=certificates,
             signing_keys=None if settings.token_issuer is None else signing_keys,
         ),
-        http=http_server(settings, certificates, signing_keys.jwks, shares_port=shares_port),
+        http=http_server(
+            settings,
+            certificates,
+            signing_keys.jwks,
+            ForwardAuth(all_stages(is_http=True), checks).ask,
+            shares_port=shares_port,
+        ),
         describe=partial(_description, settings, directory, clock, assumed_caller),
         drain_seconds=settings.shutdown_drain,
         grace_seconds=settings.shutdown_grace,
@@ -253,66 +227,19 @@ def key_maker(settings: Settings) -> KeyMaker:
     return KeyMaker(sealer, timedelta(days=settings.signing_key_days), random_bytes)
 
 
-def _add_servicers(
-    server: grpc.Server,
-    database: Database,
-    settings: Settings,
-    *,
-    clock: Clock,
-    hashing: HashLimiter,
-    maker: KeyMaker,
-    signing_keys: SigningKeys,
-) -> None:
-    keys = settings.keys()
-    lockout_keys = LockoutKeys(keys.derive("lockout"))
-    page_tokens = PageTokens(keys.derive("page-token"))
-    fingerprint_keys = keys.derive("request-fingerprint")
-    rules = Rules(
-        policy=password_policy(settings),
-        bcrypt_cost=settings.bcrypt_cost,
-        allow_special_domains=settings.email_allow_special_domains,
-        purge_after=timedelta(days=settings.purge_after_days),
-        reset_valid_for=timedelta(seconds=settings.password_reset_valid),
-        verification_valid_for=timedelta(seconds=settings.email_verification_valid),
-    )
-    sign_in = SignIn(database, clock=clock, bcrypt_cost=settings.bcrypt_cost, lockout_keys=lockout_keys)
-    tokens = Tokens(
-        TokenRules(
-            issuer=settings.token_issuer,
-            access_token_valid_for=timedelta(seconds=settings.access_token_seconds),
-            session_idle=timedelta(seconds=settings.session_idle_seconds),
-            session_lifetime=timedelta(seconds=settings.session_lifetime_seconds),
-            refresh_grace=timedelta(seconds=settings.refresh_grace_seconds),
-        ),
-        RefreshTokens(keys.derive("refresh-token")),
-        signing_keys,
-        random=random_bytes,
-        new_id=random_id,
-    )
-    users = UserServicer(database, clock, rules, hashing, page_tokens, fingerprint_keys)
-    authentication = AuthenticationServicer(database, clock, rules, hashing, sign_in, lockout_keys, tokens)
-    credentials = CredentialServicer(database, clock, rules, hashing, sign_in, lockout_keys)
-    user_pb2_grpc.add_UserServiceServicer_to_server(users, server)
-    authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(authentication, server)
-    credential_pb2_grpc.add_CredentialServiceServicer_to_server(credentials, server)
-    audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(database, page_tokens), server)
-    sessions = SessionServicer(database, clock, tokens, page_tokens)
-    session_pb2_grpc.add_SessionServiceServicer_to_server(sessions, server)
-    keys_servicer = SigningKeyServicer(database, clock, maker, signing_keys)
-    signing_key_pb2_grpc.add_SigningKeyServiceServicer_to_server(keys_servicer, server)
-
-
 def _identification(
-    settings: Settings, directory: CallerDirectory | None, *, clock: Clock, assumed_caller: str | None
+    settings: Settings, directory: CallerDirectory | None, *, clock: Clock, assumed_caller: str | None, is_http: bool
 ) -> Identify:
-    """How the pipeline identifies callers."""
+    """How the pipeline identifies callers. is_http: those of the HTTP port, which have no certificates."""
     if directory is None:
         return assume_caller(assumed_caller or ANONYMOUS_CALLER)
     return identify_callers(
         directory,
         clock=clock,
-        accepts_certificates=settings.client_certificates != "off",
-        keys_require_loopback=not (settings.has_tls or settings.is_loopback or settings.insecure_plaintext_keys),
+        accepts_certificates=settings.client_certificates != "off" and not is_http,
+        keys_require_loopback=not (
+            settings.has_tls or settings.insecure_plaintext_keys or (settings.is_loopback and not is_http)
+        ),
     )
 
 

@@ -17,7 +17,7 @@ from service.base.settings import Settings
 from service.cli.main import main
 from service.dev.certificates import SERVER_CA, SERVER_CERTIFICATE, SERVER_KEY
 from service.rpc.pipeline.status import CODES
-from service.server.wiring import SERVED_METHODS
+from service.server.services import SERVED_METHODS
 from tests.support.docs_console import blocks, replay, steps
 from tests.support.docs_grpcurl import ADDRESS, Servers
 from tests.support.docs_shell import Terminal, terminal

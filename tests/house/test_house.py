@@ -20,7 +20,7 @@ from service.db.error_mapping import UNIQUE_CONSTRAINTS
 from service.db.models import Base
 from service.rpc.methods import Response, UnlistedMethodError, require_rows
 from service.rpc.pipeline.status import CODES
-from service.server.wiring import SERVED_METHODS
+from service.server.services import SERVED_METHODS
 from tests.support.servers import Services
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,14 +67,14 @@ def test_every_rpc_has_a_method_row() -> None:
 
 
 def contract_calls() -> set[str]:
-    """The RPCs that tests/contract calls, as `<api>.<property of Services>.<RPC>`."""
+    """The RPCs that tests/contract calls, as `<api>.<property of Services>.<RPC>`; without their packages."""
     stubs = {
         name: get_type_hints(found.fget)["return"].__name__.removesuffix("Stub")
         for name, found in vars(Services).items()
         if isinstance(found, property)
     }
     return {
-        f"/personae.v1.{stubs[node.value.attr]}/{node.attr}"
+        f"{stubs[node.value.attr]}/{node.attr}"
         for path in (ROOT / "tests/contract").glob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute) and node.value.attr in stubs
@@ -83,7 +83,7 @@ def contract_calls() -> set[str]:
 
 def test_every_rpc_has_a_contract_test() -> None:
     """Each method of the descriptors is called in tests/contract, and nothing else is."""
-    assert contract_calls() == set(SERVED_METHODS)
+    assert contract_calls() == {method.rpartition(".")[2] for method in SERVED_METHODS}
 
 
 SETTLED_BY_THE_STATEMENT = {"uq_callers_name", "uq_codes_subject_purpose"}

@@ -7,14 +7,15 @@ from google.api import field_behavior_pb2
 from google.protobuf import descriptor
 
 from personae.v1 import user_pb2, user_pb2_grpc
-from service.server.wiring import SERVICES
+from service.server.services import SERVICES
 
 SECRET_WORDS = ("hash", "secret", "token_hash")
 RESOURCES = {
     *(f"personae.v1.{name}" for name in ("User", "Lockout", "Session", "SessionTokens", "SigningKey")),
     "google.protobuf.Empty",
 }
-METHODS = [method for service in SERVICES for method in service.methods]
+METHODS = [method for service in SERVICES if service.full_name.startswith("personae.") for method in service.methods]
+"""Envoy's API has its own shapes."""
 
 
 def messages(found: descriptor.Descriptor, seen: dict[str, descriptor.Descriptor]) -> None:

@@ -17,13 +17,14 @@ from personae.v1 import user_pb2, user_pb2_grpc
 from service.core.api_keys import NewKey
 from service.db.models import Base
 from service.rpc.methods import ALL_SCOPES, METHODS
+from service.rpc.proxies.envoy import AuthorizationServicer
 from service.rpc.servicers.audit import AuditServicer
 from service.rpc.servicers.authentication import AuthenticationServicer
 from service.rpc.servicers.credential import CredentialServicer
 from service.rpc.servicers.session import SessionServicer
 from service.rpc.servicers.signing_key import SigningKeyServicer
 from service.rpc.servicers.user import UserServicer
-from service.server.wiring import SERVED_METHODS
+from service.server.services import SERVED_METHODS
 from tests.support.callers import PATIENCE, REFUSALS, REQUESTS, Operator, bearer, keyed, naming, operating, told
 from tests.support.databases import Postgres
 from tests.support.factories import PASSWORD, new_user
@@ -45,6 +46,7 @@ SERVICERS = {
     "AuditService": AuditServicer,
     "SessionService": SessionServicer,
     "SigningKeyService": SigningKeyServicer,
+    "Authorization": AuthorizationServicer,
 }
 HOSTILE = (
     *("", "\0", "a\0b", "\x1b[31m", "ada@example.com", "ADA", "'; DROP TABLE users; --", "%s%n", "v1", "*"),
@@ -66,23 +68,32 @@ def hostile(made: Message, chance: random.Random, depth: int = 3) -> Message:
     """A message with hostile values in any of its fields."""
     for field in made.DESCRIPTOR.fields:
         for _ in range(chance.choice((0, 1, 1, 2) if field.is_repeated else (0, 1, 1))):
-            if field.type == FieldDescriptor.TYPE_MESSAGE:
+            if field.message_type is not None:
                 child = getattr(made, field.name)
+                if field.message_type.GetOptions().map_entry:
+                    child.update({chance.choice(HOSTILE): chance.choice(HOSTILE)})  # of text, in what is asked
+                    continue
                 child = child.add() if field.is_repeated else child
                 child.SetInParent()
                 if depth:
                     hostile(child, chance, depth - 1)
-                continue
-            value: Any = chance.choice(INTEGERS)
-            if field.type == FieldDescriptor.TYPE_STRING:
-                value = chance.choice(HOSTILE)
-            elif field.type == FieldDescriptor.TYPE_BOOL:
-                value = chance.random() < 0.5
-            if field.is_repeated:
-                getattr(made, field.name).append(value)
+            elif field.is_repeated:
+                getattr(made, field.name).append(hostile_value(field.type, chance))
             else:
-                setattr(made, field.name, value)
+                setattr(made, field.name, hostile_value(field.type, chance))
     return made
+
+
+def hostile_value(kind: int, chance: random.Random) -> Any:
+    match kind:
+        case FieldDescriptor.TYPE_STRING:
+            return chance.choice(HOSTILE)
+        case FieldDescriptor.TYPE_BYTES:
+            return chance.randbytes(20)
+        case FieldDescriptor.TYPE_BOOL:
+            return chance.random() < 0.5
+        case _:
+            return chance.choice(INTEGERS)
 
 
 def damaged(data: bytes, chance: random.Random) -> bytes:

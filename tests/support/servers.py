@@ -21,6 +21,7 @@ from personae.v1 import (
 from service.base.clock import monotonic
 from service.base.settings import Settings
 from service.db.engine import Database
+from service.rpc.envoy import ext_authz_pb2_grpc
 from service.server.server import Server
 from service.server.sweeper import sweep
 from service.server.wiring import build_server
@@ -89,6 +90,10 @@ class Services:
     @property
     def credentials(self) -> credential_pb2_grpc.CredentialServiceStub:
         return credential_pb2_grpc.CredentialServiceStub(self.channel)
+
+    @property
+    def proxies(self) -> ext_authz_pb2_grpc.AuthorizationStub:
+        return ext_authz_pb2_grpc.AuthorizationStub(self.channel)
 
     def read(self, user: user_pb2.User) -> user_pb2.User:
         """The user as it is now."""

@@ -19,7 +19,7 @@ from service.rpc.context import REQUEST_ID_KEY, CallContext, enter, leave, read_
 from service.rpc.methods import METHODS, Executor
 from service.rpc.pipeline.built_in import built_in
 from service.rpc.pipeline.request_reader import CHECK_INTERVAL, RequestReader
-from service.rpc.pipeline.stages import Handler, Stage, WrappedMethod
+from service.rpc.pipeline.stages import Handler, Stage, WrappedMethod, compose, receiving
 
 
 class Pipeline(grpc.ServerInterceptor):
@@ -87,11 +87,10 @@ class Pipeline(grpc.ServerInterceptor):
         if handler.unary_unary is None:
             raise TypeError(f"{name} streams, and the pipeline has no stages for streams")
         executor = METHODS[name].executor
-        method = WrappedMethod(
-            name, METHODS[name], handler.request_deserializer, self._reader_for(self._executors[executor])
-        )
-        run = _compose(self._stages, method, handler.unary_unary)
-        refuse = _compose(self._refusal_stages, method, handler.unary_unary)
+        reader = self._reader_for(self._executors[executor])
+        method = WrappedMethod(name, METHODS[name], receiving(reader, handler.request_deserializer))
+        run = compose(self._stages, method, _servicer(handler.unary_unary))
+        refuse = compose(self._refusal_stages, method, _servicer(handler.unary_unary))
         max_seconds = self._max_seconds
 
         def behaviour(requests: Any, context: grpc.ServicerContext) -> Any:
@@ -120,11 +119,8 @@ def _with_raw_requests(handler: Any, behaviour: Callable[..., Any]) -> grpc.RpcM
     return replaced
 
 
-def _compose(stages: Sequence[Stage], method: WrappedMethod, servicer_method: Callable[[Any, Any], Any]) -> Handler:
-    def run_servicer(request: Any, call: CallContext) -> Any:
-        return servicer_method(request, call.context)
+def _servicer(method: Callable[[Any, Any], Any]) -> Handler:
+    def run(request: Any, call: CallContext) -> Any:
+        return method(request, call.context)
 
-    run: Handler = run_servicer
-    for stage in reversed(stages):
-        run = stage(run, method)
     return run

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from service.base.clock import monotonic
 from service.rpc.context import CallContext
-from service.rpc.methods import METHODS, CodeIssued, CodeUsed, SessionRefresh, SignIn
+from service.rpc.methods import METHODS, CheckDecision, CodeIssued, CodeUsed, ProxyCheck, SessionRefresh, SignIn
 from service.rpc.pipeline.stages import Handler, Stage, WrappedMethod
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ def _count_outcome(metrics: "Metrics", method: str, labels: tuple[str, ...], cal
             metrics.codes.labels(purpose, "used" if outcome == _OK else "refused").inc()
         case SessionRefresh():
             metrics.session_refreshes.labels(outcome).inc()
+        case ProxyCheck():
+            metrics.proxy_checks.labels(call.decision or outcome).inc()
         case _:
             pass
 
@@ -89,5 +91,7 @@ def _show_zeros(metrics: "Metrics") -> None:
         metrics.retries.labels(cause)
     for outcome in (_OK, "SESSION_INVALID", "SESSION_REUSED"):
         metrics.session_refreshes.labels(outcome)
+    for decision in CheckDecision:
+        metrics.proxy_checks.labels(decision)
     for outcome in (_OK, "INVALID_CREDENTIALS", "TOO_MANY_ATTEMPTS"):
         metrics.sign_ins.labels(outcome)

@@ -43,8 +43,8 @@ class WrappedMethod(NamedTuple):
 
     name: str
     row: Method
-    parse: Callable[[bytes], Any]
-    reader: RequestReader
+    receive: Callable[[Any, CallContext], Any]
+    """Returns the request, once its caller may call. Raises MalformedMessageError, RequestLateError."""
 
 
 Stage = Callable[[Handler, WrappedMethod], Handler]
@@ -81,6 +81,8 @@ def _access_line(call: CallContext, seconds: float) -> dict[str, object]:
         line["key"] = call.key_id
     elif call.claimed_key_id is not None:
         line["claimed_key"] = call.claimed_key_id
+    if call.decision is not None:
+        line["decision"] = call.decision
     if call.reason is not None:
         line["reason"] = call.reason
     if call.sqlstate is not None:
@@ -192,19 +194,28 @@ def rate_limiting(limits: RateLimits, code_limits: RateLimits) -> Stage:
 
 
 def receive(proceed: Handler, method: WrappedMethod) -> Handler:
-    """Read the message and parse it. Malformed bytes are INVALID_ARGUMENT, not INTERNAL."""
-    read, parse = method.reader.read, method.parse
+    """Receive the request, as it comes for this method."""
+    receive_one = method.receive
 
     def run(requests: Any, call: CallContext) -> Any:
+        return proceed(receive_one(requests, call), call)
+
+    return run
+
+
+def receiving(reader: RequestReader, parse: Callable[[bytes], Any]) -> Callable[[Any, CallContext], Any]:
+    """Read the message of an RPC and parse it. Malformed bytes are INVALID_ARGUMENT, not INTERNAL."""
+    read = reader.read
+
+    def receive_message(requests: Any, call: CallContext) -> Any:
         message = read(requests, call.context, call.deadline)
         call.has_message = True
         try:
-            request = parse(message)
+            return parse(message)
         except DecodeError:
             raise MalformedMessageError from None
-        return proceed(request, call)
 
-    return run
+    return receive_message
 
 
 def retry_database_failures(proceed: Handler, _method: WrappedMethod) -> Handler:
@@ -242,6 +253,13 @@ def stages(
 def refusal_stages(observers: Sequence[Stage], refusals: Refusals) -> tuple[Stage, ...]:
     """The stages of an RPC that was not admitted: it is counted and answered. The less it costs, the more is served."""
     return (*observers, logging_access(refusals), answer_errors, refuse)
+
+
+def compose(stages: Sequence[Stage], method: WrappedMethod, handler: Handler) -> Handler:
+    """The handler of a method in these stages."""
+    for stage in reversed(stages):
+        handler = stage(handler, method)
+    return handler
 
 
 def _user_id(text: str) -> int:

@@ -12,22 +12,27 @@ from personae.v1 import authentication_pb2, session_pb2, session_pb2_grpc
 from service.base.clock import Clock
 from service.base.errors import (
     AudienceNotAllowedError,
-    ReauthenticationRequiredError,
     SessionInvalidError,
     SessionReusedError,
-    TokensNotConfiguredError,
 )
 from service.core.page_tokens import PageTokens, Position
 from service.core.sessions import rows
-from service.core.sessions.access_tokens import BadAccessTokenError, Claims, kid_of, verify
+from service.core.sessions.access_tokens import BadAccessTokenError
 from service.core.sessions.issuing import create_session, refresh_session
 from service.core.sessions.refresh_tokens import BadRefreshTokenError, RefreshToken
-from service.core.sessions.rows import LiveSession
-from service.core.sessions.rules import ACR_VALUES, AMR_VALUES, SessionKey, acr_of, is_enough
+from service.core.sessions.rules import ACR_VALUES, AMR_VALUES, SessionKey, acr_of
+from service.core.sessions.verification import Access, Needed
 from service.db.engine import Database, reading
 from service.rpc.context import current, rpc_scope
 from service.rpc.servicers.client import client_of
-from service.rpc.servicers.tokens import Tokens, audience_of, duration_of, session_key_of, session_message
+from service.rpc.servicers.tokens import (
+    Tokens,
+    audience_of,
+    duration_of,
+    find_live_session,
+    session_key_of,
+    session_message,
+)
 from service.rpc.validation import Violations, page_of, require_id, to_timestamp
 
 CACHE_FOR = timedelta(seconds=5)
@@ -180,26 +185,17 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         if request.acr and request.acr not in ACR_VALUES:
             violations.add("acr", "INVALID_VALUE", f"must be one of {', '.join(ACR_VALUES)}")
         violations.check()
-        issuer = self.tokens.rules.issuer
-        if issuer is None:
-            raise TokensNotConfiguredError
         now = self.clock()
         try:
-            kid = kid_of(request.token)
-            key = self.tokens.signing_keys.find(kid)
-            if key is None:
-                return _NOT_ACTIVE
-            claims = verify(request.token, key, issuer=issuer, now=now)
+            access = self.tokens.verify_access(
+                request.token,
+                Needed(request.audience, request.acr, max_age),
+                find_session=find_live_session(self.database, now),
+                now=now,
+            )
         except BadAccessTokenError:
             return _NOT_ACTIVE
-        if request.audience and request.audience not in claims.audience:
-            return _NOT_ACTIVE
-        with rpc_scope(self.database) as session, reading(session):
-            found = rows.find_live_session(session, claims.session, kid=kid, now=now)
-        if found is None:
-            return _NOT_ACTIVE
-        _require_authentication(request.acr, max_age, found, now)
-        return _introspection(claims, found, now)
+        return _introspection(access, now)
 
     def _refresh_token(self, text: str) -> RefreshToken:
         try:
@@ -217,18 +213,8 @@ def _amr(request: session_pb2.CreateSessionRequest, violations: Violations) -> l
     return sorted(set(request.amr))
 
 
-def _require_authentication(acr: str, max_age: timedelta | None, found: LiveSession, now: datetime) -> None:
-    """Raises ReauthenticationRequiredError for an authentication that is too weak or too old (RFC 9470)."""
-    if is_enough(acr_of(found.amr), acr) and (max_age is None or found.authenticated_at + max_age >= now):
-        return
-    needed = {"acr": acr} if acr else {}
-    if max_age is not None:
-        needed["max_age"] = str(int(max_age.total_seconds()))
-    raise ReauthenticationRequiredError(**needed)
-
-
-def _introspection(claims: Claims, found: LiveSession, now: datetime) -> session_pb2.IntrospectTokenResponse:
-    cache_for = Duration()
+def _introspection(access: Access, now: datetime) -> session_pb2.IntrospectTokenResponse:
+    claims, cache_for = access.claims, Duration()
     cache_for.FromTimedelta(min(CACHE_FOR, claims.expires_at - now))
     return session_pb2.IntrospectTokenResponse(
         active=True,
@@ -236,11 +222,11 @@ def _introspection(claims: Claims, found: LiveSession, now: datetime) -> session
         session_id=str(claims.session),
         caller=claims.caller,
         audience=claims.audience,
-        amr=found.amr,
-        acr=acr_of(found.amr),
-        authenticated_at=to_timestamp(found.authenticated_at),
+        amr=access.amr,
+        acr=acr_of(access.amr),
+        authenticated_at=to_timestamp(access.authenticated_at),
         issued_at=to_timestamp(claims.issued_at),
         expires_at=to_timestamp(claims.expires_at),
-        is_superuser=found.is_superuser,
+        is_superuser=bool(access.is_superuser),
         cache_for=cache_for,
     )

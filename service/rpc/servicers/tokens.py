@@ -1,4 +1,4 @@
-"""Issuing tokens: what Authenticate, CreateSession and RefreshSession share."""
+"""Issuing and verifying tokens: what the services share that do so."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,10 +11,11 @@ from google.protobuf.duration_pb2 import Duration
 from personae.v1 import authentication_pb2
 from service.base.errors import AudienceNotAllowedError, TokensNotConfiguredError
 from service.core.callers.rules import AN_AUDIENCE, is_audience
+from service.core.sessions import rows
 from service.core.sessions.access_tokens import Claims, sign
 from service.core.sessions.issuing import Refreshed
 from service.core.sessions.refresh_tokens import SECRET_BYTES, RefreshToken, RefreshTokens
-from service.core.sessions.rows import SessionRecord
+from service.core.sessions.rows import LiveSession, SessionRecord
 from service.core.sessions.rules import (
     ID_RANDOM_BYTES,
     BadSessionIdError,
@@ -23,6 +24,9 @@ from service.core.sessions.rules import (
     acr_of,
     new_session_id,
 )
+from service.core.sessions.verification import Access, FindSession, Needed, verify_access
+from service.db.engine import Database, reading
+from service.rpc.context import rpc_scope
 from service.rpc.servicers.client import client_message
 from service.rpc.signing_keys import SigningKeys
 from service.rpc.validation import Violations, to_timestamp, user_message
@@ -93,6 +97,19 @@ class Tokens:
             user=user_message(found.user),
         )
 
+    def verify_access(self, token: str, needed: Needed, *, find_session: FindSession | None, now: datetime) -> Access:
+        """As verification.verify_access. Raises TokensNotConfiguredError and SigningKeyUnavailableError as well."""
+        if self.rules.issuer is None:
+            raise TokensNotConfiguredError
+        return verify_access(
+            token,
+            needed,
+            issuer=self.rules.issuer,
+            find_key=self.signing_keys.find,
+            find_session=find_session,
+            now=now,
+        )
+
     def terms_of(
         self,
         request: authentication_pb2.SessionRequest,
@@ -137,6 +154,16 @@ class NewSession:
     def token(self, user_id: int) -> RefreshToken:
         """Its first refresh token."""
         return RefreshToken(SessionKey(user_id, self.id), 1, self.secret)
+
+
+def find_live_session(database: Database, now: datetime) -> FindSession:
+    """Look for sessions in the scope of the current RPC, by one statement."""
+
+    def find(key: SessionKey, kid: str) -> LiveSession | None:
+        with rpc_scope(database) as session, reading(session):
+            return rows.find_live_session(session, key, kid=kid, now=now)
+
+    return find
 
 
 def session_message(session: SessionRecord) -> authentication_pb2.Session:

