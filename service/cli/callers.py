@@ -11,7 +11,7 @@ import click
 from service.base.clock import utc_now
 from service.base.randomness import random_bytes
 from service.cli.common import command_line, fail, settings_or_fail, working_database
-from service.core.api_keys import RANDOM_BYTES, NewKey, key_id_in, make_key
+from service.core.callers.api_keys import RANDOM_BYTES, NewKey, key_id_in, make_key
 from service.core.callers.rules import CallerError
 from service.core.token_bucket import Rate, rate_of
 from service.rpc.methods import ALL_SCOPES, SCOPE_GROUPS

@@ -36,7 +36,8 @@ from service.db.models.user import HASH_COST, KNOWN_HASH
 
 _TIME = DateTime(timezone=True)
 _cost: ColumnElement[str] = literal_column(HASH_COST, Text())
-# Of hashes that can be verified: a damaged one must not make every sign-in more expensive.
+# Of this service's own hashes: the index holds no others. A damaged one must not make every sign-in more expensive, nor
+# one of another product, which the next sign-in of its user renews.
 _HIGHEST_COST = select(func.max(_cost)).where(USERS.c.hashed_password.regexp_match(KNOWN_HASH)).scalar_subquery()
 _IS_USABLE = and_(
     USERS.c.deleted_at.is_(None),

@@ -11,7 +11,7 @@ from service.base.actor import SUPERUSER_SCOPE, Actor
 from service.base.clock import monotonic
 from service.base.errors import CallerGoneError, DeadlineOverError
 from service.base.randomness import random_id
-from service.core.api_keys import PREFIX as _KEY_PREFIX
+from service.core.callers.api_keys import PREFIX as _KEY_PREFIX
 from service.core.token_bucket import Rate
 from service.db.engine import Database, Scope
 from service.rpc.methods import METHODS, CheckDecision, Retry

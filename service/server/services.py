@@ -21,6 +21,7 @@ from personae.v1 import (
 from service.base.clock import Clock
 from service.base.randomness import random_bytes, random_id
 from service.base.settings import Settings
+from service.core.imports.hash_secrets import HashSecrets
 from service.core.lockout import LockoutKeys
 from service.core.page_tokens import PageTokens
 from service.core.passwords.policy import PasswordPolicy
@@ -87,7 +88,13 @@ def add_servicers(
         reset_valid_for=timedelta(seconds=settings.password_reset_valid),
         verification_valid_for=timedelta(seconds=settings.email_verification_valid),
     )
-    sign_in = SignIn(database, clock=clock, bcrypt_cost=settings.bcrypt_cost, lockout_keys=lockout_keys)
+    sign_in = SignIn(
+        database,
+        clock=clock,
+        bcrypt_cost=settings.bcrypt_cost,
+        lockout_keys=lockout_keys,
+        hash_secrets=HashSecrets(keys, random_bytes),
+    )
     tokens = Tokens(
         TokenRules(
             issuer=settings.token_issuer,

@@ -15,6 +15,7 @@ from service.core import audit, users
 from service.core.callers.index import forget_keys
 from service.core.codes import delete_expired_codes
 from service.core.failed_sign_ins import delete_expired_failures
+from service.core.imports.hash_secrets import HashSecrets
 from service.core.lifecycle import purge_expired
 from service.core.sessions.rows import count_live_sessions, delete_expired_sessions
 from service.db.engine import Database
@@ -89,6 +90,16 @@ def make_audit_months(database: Database) -> bool | None:
 def count_sessions(database: Database, clock: Clock) -> int | None:
     """How many sessions are not over by time; None after logging a failure."""
     return _try_batch(database, SWEEPER, partial(count_live_sessions, now=clock()), failure="sessions not counted")
+
+
+def reseal_hash_secrets(database: Database, secrets: HashSecrets) -> None:
+    """Encrypt the secrets of imported hashes with the first key of SECRET_KEYS. Failures are logged.
+
+    To be called at a start: the keys change at no other time.
+    """
+    resealed = _try_batch(database, SWEEPER, secrets.reseal, failure="secrets of imported hashes not encrypted anew")
+    if resealed:
+        _log.info("secrets of imported hashes encrypted anew", resealed=resealed)
 
 
 def sweep_and_log(database: Database, clock: Clock, is_ending: Callable[[], bool]) -> dict[str, int] | None:

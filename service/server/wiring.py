@@ -19,6 +19,7 @@ from service.base.connection_age import retirement_seconds
 from service.base.cores import pin_thread, usable_cores
 from service.base.randomness import random_bytes
 from service.base.settings import Settings, SettingsError
+from service.core.imports.hash_secrets import HashSecrets
 from service.core.passwords import common as common_passwords
 from service.core.passwords.common import PasswordListError
 from service.core.passwords.policy import PasswordPolicy
@@ -47,7 +48,7 @@ from service.server.jobs import background_jobs
 from service.server.ports import grpc_listeners, grpc_options, http_server
 from service.server.server import Server
 from service.server.services import SERVED_METHODS, SERVICE_NAMES, SESSION_SERVICE, add_servicers
-from service.server.sweeper import count_sessions, make_audit_months, sweep_and_log
+from service.server.sweeper import count_sessions, make_audit_months, reseal_hash_secrets, sweep_and_log
 from service.server.telemetry import ServerState, Telemetry
 
 _SPARE_THREADS = 4
@@ -143,6 +144,7 @@ def build_server(
         """What a server needs of a database that it can reach."""
         make_months()
         refresh_keys()
+        reseal_hash_secrets(database, HashSecrets(settings.keys(), random_bytes))
 
     def sweep() -> None:
         telemetry.swept(sweep_and_log(database, clock, stopping.is_set), clock)

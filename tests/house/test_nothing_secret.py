@@ -65,6 +65,8 @@ def test_no_password_code_hash_or_address_was_logged_or_answered(server: Running
     [
         "it was correct horse battery staple",
         "hash $2b$12$abcdefghijklmnopqrstuv",
+        "hash pbkdf2_sha256$1000000$salt$digest",
+        "hash {SSHA}AZKja92fbuuB9SpRlHqaoXxbTc43Mzc2MDM1Ng==",
         "DETAIL: Key (email)=(ada@example.com) already exists",
         "{'key': 'pk_aaaqeaye_03MLGH5HKmc8V6ZykihvLeoDzMezpn4nc0hMnsL'}",
         "the secret of pk_bbbbbbbb is 0123456789abcdef",

@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy.engine import URL
 
 from personae.v1 import user_pb2, user_pb2_grpc
-from service.core.api_keys import NewKey
 from service.core.callers.administration import MAX_LIVE_KEYS, create_caller
+from service.core.callers.api_keys import NewKey
 from service.core.callers.rules import CallerError
 from tests.support.callers import Operator, bearer, call, connected, keyed, operating, told
 from tests.support.databases import Postgres, run

@@ -14,7 +14,7 @@ import structlog
 from cryptography import x509
 from sqlalchemy.engine import URL
 
-from service.core.api_keys import NewKey
+from service.core.callers.api_keys import NewKey
 from service.dev.certificates import Issued
 from service.rpc.pipeline.status import DETAILS_KEY
 from tests.support.callers import LIST_USERS, bearer, call, new_key, operating, other_address, tls_settings, told

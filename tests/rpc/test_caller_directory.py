@@ -15,7 +15,7 @@ from sqlalchemy.engine import URL
 from personae.v1 import credential_pb2
 from service.base.clock import monotonic, utc_now
 from service.base.errors import DatabaseUnavailableError
-from service.core.api_keys import NewKey
+from service.core.callers.api_keys import NewKey
 from service.core.callers.index import Key
 from service.rpc.callers.directory import EXTRA_READS, READS_PER_MAX_AGE, CallerDirectory
 from service.server.wiring import caller_directory

@@ -12,8 +12,8 @@ from cryptography import x509
 from sqlalchemy.engine import URL
 
 from service.base.clock import monotonic, utc_now
-from service.core.api_keys import NewKey
 from service.core.callers.administration import remove_identity, revoke_all
+from service.core.callers.api_keys import NewKey
 from tests.support.callers import Operator, bearer, call_until, connected, operating, tls_settings, told
 from tests.support.certificates import Pair, channel, client_certificate, new_ca, server_certificate
 from tests.support.databases import Postgres, libpq_url

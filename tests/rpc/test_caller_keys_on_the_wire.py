@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from service.base.clock import monotonic
-from service.core.api_keys import NewKey
+from service.core.callers.api_keys import NewKey
 from service.rpc.callers.api_keys import is_loopback_peer
 from service.rpc.callers.directory import READS_PER_MAX_AGE
 from tests.support.callers import LIST_USERS, Operator, bearer, connected, new_key, operating, other_address, told

@@ -14,7 +14,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from personae.v1 import user_pb2, user_pb2_grpc
-from service.core.api_keys import NewKey
+from service.core.callers.api_keys import NewKey
 from service.db.models import Base
 from service.rpc.methods import ALL_SCOPES, METHODS
 from service.rpc.proxies.envoy import AuthorizationServicer

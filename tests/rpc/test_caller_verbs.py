@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from sqlalchemy.engine import URL
 
-from service.core.api_keys import KEY_PATTERN
 from service.core.callers.administration import create_caller
+from service.core.callers.api_keys import KEY_PATTERN
 from service.rpc.methods import ALL_SCOPES
 from tests.support.callers import Operator, operating, told
 from tests.support.commands import run_command

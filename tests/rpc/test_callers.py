@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from personae.v1 import user_pb2, user_pb2_grpc
-from service.core.api_keys import KEY_PATTERN, NewKey
+from service.core.callers.api_keys import KEY_PATTERN, NewKey
 from service.rpc.methods import ALL_SCOPES, METHODS, SCOPE_GROUPS
 from service.rpc.pipeline.status import CODES
 from service.server.services import SERVED_METHODS

@@ -19,8 +19,8 @@ from sqlalchemy.orm import Session
 from personae.v1 import user_pb2
 from service.base.actor import COMMAND_LINE
 from service.base.clock import monotonic
-from service.core.api_keys import RANDOM_BYTES, NewKey, make_key
 from service.core.callers import administration
+from service.core.callers.api_keys import RANDOM_BYTES, NewKey, make_key
 from service.db.engine import Database, reading
 from service.server.services import SERVICES
 from service.server.wiring import open_database

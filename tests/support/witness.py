@@ -16,7 +16,7 @@ import structlog
 from google.protobuf.message import Message
 from structlog.typing import EventDict, WrappedLogger
 
-from service.core.api_keys import KEY_PATTERN
+from service.core.callers.api_keys import KEY_PATTERN
 from service.core.sessions.refresh_tokens import TOKEN_PATTERN
 
 MIN_LENGTH = 10
@@ -26,9 +26,10 @@ _SECRET_FIELDS = frozenset(
     | {"refresh_token", "access_token", "token"}
 )
 _SHAPES = re.compile(
-    rf"\$2[aby]\$\d\d\$|\$bcrypt-sha256\$|[\w.+-]+@[\w-]+\.\w+|{KEY_PATTERN}|{TOKEN_PATTERN}|eyJ[\w-]+\.eyJ"
+    rf"\$2[aby]\$\d\d\$|\$bcrypt-sha256\$|\$argon2|pbkdf2_sha|\$[156PSH]\$|\$(wrapped|firescrypt)\$|\{{S?SHA"
+    rf"|[\w.+-]+@[\w-]+\.\w+|{KEY_PATTERN}|{TOKEN_PATTERN}|eyJ[\w-]+\.eyJ"
 )
-"""What a bcrypt hash, an email, a key, a refresh token and an access token look like."""
+"""What hashes, an email, a key, a refresh token and an access token look like."""
 
 
 class Witness:

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.core.api_keys import KEY_PATTERN, PREFIX, RANDOM_BYTES, MalformedKeyError, NewKey, hash_key, make_key
+from service.core.callers.api_keys import (
+    KEY_PATTERN,
+    PREFIX,
+    RANDOM_BYTES,
+    MalformedKeyError,
+    NewKey,
+    hash_key,
+    make_key,
+)
 
 ALPHABET = string.ascii_letters + string.digits + "_- .=\n\0é\u0661\uff11"
 """The characters of keys, and others that look like them."""

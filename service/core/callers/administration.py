@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session
 
 from service.core import audit
-from service.core.api_keys import NewKey
+from service.core.callers.api_keys import NewKey
 from service.core.callers.index import CALLER_COLUMNS, CALLERS, IDENTITIES, KEY_COLUMNS, KEYS, Key, rate_in
 from service.core.callers.rules import CallerError, require_audience, require_identity, require_name, require_rate
 from service.core.token_bucket import Rate

@@ -7,7 +7,7 @@ of the password under the salt. Nothing is ever truncated (NIST SP 800-63B-4, 3.
 
 import bcrypt
 
-from service.base.clock import thread_seconds
+from service.base.clock import monotonic, thread_seconds
 from service.base.errors import StoredHashError
 from service.core.identifiers import has_control_character, to_nfc
 from service.core.passwords.schemes import NO_SECRETS, HashError, Secrets, StoredHash, parse
@@ -20,8 +20,8 @@ PASSWORD_MAX_LENGTH = 256
 _UNNORMALISED_MAX_LENGTH = 4 * PASSWORD_MAX_LENGTH
 """In code points, of text that is not ASCII. No character in NFC has more than 4 in its decomposition, so a longer text
 stays too long; and normalising 2,000 combining marks holds the GIL for 10 ms, as their square."""
-_DUMMY_STEPS = 6
-"""So many costs below the reference is a small dummy: 64 of them are a reference."""
+_SMALLER = 6
+"""So much below the reference is the cost of the first dummy behind a foreign hash: it takes a 64th of the time."""
 
 
 def is_over_ceiling(password: str) -> bool:
@@ -65,15 +65,16 @@ def is_match(password: str, stored: str | None, *, reference_cost: int, secrets:
     typed = password if _may_be_password(password) else ""
     # Without a stored hash, compare with one that no password fits.
     compared = stored if stored is not None and typed else f"$2b${reference_cost:02}${'.' * 53}"
-    started_at = thread_seconds()
     try:
         parsed = parse_hash(compared)
+        clock = monotonic if parsed.recipe.has_threads else thread_seconds
+        started_at = clock()
         is_right = parsed.verify(typed, secrets)
     except (HashError, StoredHashError):
         _spend(typed, reference_cost)  # the duration must not reveal a damaged hash either
         raise StoredHashError from None
     if parsed.recipe.bcrypt_cost is None:
-        _spend_rest(typed, reference_cost, thread_seconds() - started_at)
+        _spend_rest(typed, reference_cost, clock() - started_at)
     else:
         for cost in range(parsed.recipe.bcrypt_cost, reference_cost):
             _spend(typed, cost)
@@ -103,16 +104,17 @@ def _spend(password: str, cost: int) -> None:
 
 
 def _spend_rest(password: str, reference_cost: int, spent: float) -> None:
-    """Compute small dummies until this thread has spent as much CPU time as a bcrypt of the reference cost takes.
+    """Compute dummies until this thread has spent as much CPU time as a bcrypt of the reference cost takes.
 
     spent: seconds until now. How long the reference takes is told by the dummies themselves. CPU time, because the
-    duration also depends on what else the machine does.
+    duration also depends on what else the machine does; but for hashes on several threads, of which only that is known.
     """
-    cost = max(MIN_COST, reference_cost - _DUMMY_STEPS)
-    dummies_of_reference = 1 << (reference_cost - cost)
     started_at = thread_seconds()
-    for count in range(1, dummies_of_reference + 1):
-        _spend(password, cost)
-        dummies = thread_seconds() - started_at
-        if spent + dummies >= dummies / count * dummies_of_reference:
-            return
+    first = max(MIN_COST, reference_cost - _SMALLER)
+    _spend(password, first)
+    rounds = 1 << first
+    for cost in range(reference_cost - 1, MIN_COST - 1, -1):
+        round_seconds = (thread_seconds() - started_at) / rounds
+        if spent + (rounds + (1 << cost)) * round_seconds <= (1 << reference_cost) * round_seconds:
+            _spend(password, cost)
+            rounds += 1 << cost

@@ -1,21 +1,24 @@
-"""How many hashes of which scheme and cost are stored: for operators, before and after changing the cost."""
+"""How many hashes of which scheme and cost are stored: for operators, after an import or a change of the cost."""
 
+import re
 from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, case, func, literal_column, select
 from sqlalchemy.orm import Session
 from sqlalchemy.types import Text
 
+from service.core.passwords.schemes import SCHEMES
 from service.core.users.rows import USERS
 from service.db.models.user import HASH_COST, KNOWN_HASH
 
 NO_PASSWORD = "no password"  # noqa: S105  a label
 UNKNOWN = "unknown: signs nobody in"
 _costs: ColumnElement[str] = literal_column(HASH_COST, Text())
+_GROUP_NAME = re.compile(r"\?P<\w+>")
 
 
 class HashCount(NamedTuple):
-    """How many users have a hash of this scheme and cost. cost is "" without a known hash."""
+    """How many users have a hash of this scheme and cost. cost: of bcrypt as this service writes it, else ""."""
 
     scheme: str
     cost: str
@@ -23,16 +26,27 @@ class HashCount(NamedTuple):
 
 
 def count_hashes(session: Session) -> list[HashCount]:
-    """Every scheme and cost in use, deleted users included. Reads the whole table."""
+    """Every scheme and cost in use, deleted users included. Reads the whole table.
+
+    Of the hashes of other products only the form is looked at.
+    """
     stored = USERS.c.hashed_password
+    is_own = stored.regexp_match(KNOWN_HASH)
+    foreign = [(stored.regexp_match(_for_the_database(one.pattern)), one.name) for one in SCHEMES if not one.is_own]
     scheme = case(
         (stored.is_(None), NO_PASSWORD),
-        (~stored.regexp_match(KNOWN_HASH), UNKNOWN),
-        (stored.startswith("$bcrypt-sha256$"), "bcrypt_sha256"),
-        else_=func.concat("bcrypt ", func.left(stored, 4)),
+        (is_own & stored.startswith("$bcrypt-sha256$"), "bcrypt_sha256"),
+        (is_own, func.concat("bcrypt ", func.left(stored, 4))),
+        *foreign,
+        else_=UNKNOWN,
     ).label("scheme")
-    cost = case((scheme.in_([NO_PASSWORD, UNKNOWN]), ""), else_=_costs).label("cost")
+    cost = case((is_own, _costs), else_="").label("cost")
     rows = session.execute(
         select(scheme, cost, func.count().label("users")).group_by(scheme, cost).order_by(scheme, cost)
     )
     return [HashCount(*row) for row in rows]
+
+
+def _for_the_database(pattern: re.Pattern[str]) -> str:
+    """PostgreSQL has no names for groups."""
+    return f"^({_GROUP_NAME.sub('', pattern.pattern)})$"

@@ -4,6 +4,7 @@ from service.db.models.audit_event import AuditEvent, AuditRetention
 from service.db.models.base import Base, table_of
 from service.db.models.caller import Caller, CallerIdentity, CallerKey
 from service.db.models.code import Code
+from service.db.models.import_scheme import ImportScheme
 from service.db.models.lockout import Lockout
 from service.db.models.request_id import RequestId
 from service.db.models.session import Session
@@ -18,6 +19,7 @@ __all__ = [
     "CallerIdentity",
     "CallerKey",
     "Code",
+    "ImportScheme",
     "Lockout",
     "RequestId",
     "Session",

@@ -17,9 +17,10 @@ KNOWN_HASH = (
     r"^(\$2[aby]\$(0[4-9]|1[0-6])\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}"
     r"|\$bcrypt-sha256\$v=2,t=2b,r=0?([4-9]|1[0-6])\$[./A-Za-z0-9]{21}[.Oeu]\$[./A-Za-z0-9]{31})$"
 )
-"""The hashes that can be verified, as a regular expression for PostgreSQL; service.core.passwords.parse_hash agrees.
+"""The hashes that this service writes, as a regular expression for PostgreSQL; service.core.passwords.schemes agrees.
 
-HASH_COST of such a hash is two digits, whatever the collation.
+HASH_COST of such a hash is two digits, whatever the collation. The condition of an index: to change it takes a
+migration.
 """
 
 
@@ -40,7 +41,9 @@ class User(Base):
         String(50, collation="C"), comment="Normalised: ASCII, lower case, never with an @"
     )
     hashed_password: Mapped[str | None] = mapped_column(
-        String(255), comment="bcrypt or bcrypt_sha256 with its own cost and salt; NULL while no password is set"
+        String(255),
+        comment="Names its scheme, cost and salt: bcrypt, or as imported until the next sign-in; "
+        "NULL while no password is set",
     )
     password_changed_at: Mapped[datetime | None] = mapped_column(
         comment="When the user last got another password; a hash renewed at a sign-in does not count"
@@ -99,7 +102,8 @@ class User(Base):
             "ix_users_inactive", "created_at", "id", postgresql_where=text("NOT is_active OR deleted_at IS NOT NULL")
         ),
         Index("ix_users_purge_at", "purge_at", postgresql_where=text("purge_at IS NOT NULL")),
-        # Every sign-in reads the highest cost of any stored hash: the last entry of this index.
-        Index("ix_users_hash_cost", text(HASH_COST), postgresql_where=text("hashed_password IS NOT NULL")),
+        # Every sign-in reads the highest cost of any stored bcrypt hash: the last entry of this index. Hashes of other
+        # schemes are not in it: they would have to be read past.
+        Index("ix_users_bcrypt_cost", text(HASH_COST), postgresql_where=text(f"hashed_password ~ '{KNOWN_HASH}'")),
         {"comment": "User accounts"},
     )

@@ -11,7 +11,7 @@ from service.base.errors import (
     KeyRevokedError,
     KeyUnknownError,
 )
-from service.core.api_keys import MalformedKeyError, hash_key, key_id_in
+from service.core.callers.api_keys import MalformedKeyError, hash_key, key_id_in
 from service.core.callers.index import KnownCaller
 from service.rpc.callers.directory import CallerDirectory
 from service.rpc.context import CallContext, address_of

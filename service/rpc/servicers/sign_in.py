@@ -17,6 +17,7 @@ from service.core.audit import UNKNOWN_CLIENT, Client
 from service.core.authn import Candidate, Finish, Outcome, PasswordAttempt
 from service.core.failed_sign_ins import CounterKeys, lock_failures
 from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username, without_blanks
+from service.core.imports.hash_secrets import HashSecrets
 from service.core.lockout import Kind, LockoutKeys
 from service.core.passwords import hash_password, is_match, renewal_cost
 from service.core.users import Key
@@ -62,11 +63,20 @@ def subject_of(identifier: str, *, allow_special_domains: bool) -> Subject:
 class SignIn:
     """Makes password attempts. Once hashed, an attempt is settled and committed, even if its caller has gone."""
 
-    def __init__(self, database: Database, *, clock: Clock, bcrypt_cost: int, lockout_keys: LockoutKeys) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        clock: Clock,
+        bcrypt_cost: int,
+        lockout_keys: LockoutKeys,
+        hash_secrets: HashSecrets,
+    ) -> None:
         self._database = database
         self._clock = clock
         self._bcrypt_cost = bcrypt_cost
         self._keys = lockout_keys
+        self._hash_secrets = hash_secrets
 
     def attempt(
         self,
@@ -92,10 +102,12 @@ class SignIn:
             candidate = authn.look_up(session, subject.key, cost=self._bcrypt_cost, now=now)
             keys = self._keys_of(subject, candidate)
             authn.require_unlocked(session, keys, now=now)
+            secrets = self._hash_secrets.read_for(session, candidate.comparable_hash)
+        stored, reference_cost = candidate.comparable_hash, candidate.reference_cost
         damage: StoredHashError | None = None
         is_right = False
         try:
-            is_right = hash_(is_match, password, candidate.comparable_hash, reference_cost=candidate.reference_cost)
+            is_right = hash_(is_match, password, stored, reference_cost=reference_cost, secrets=secrets)
         except StoredHashError as error:
             damage = error
         reason = InvalidCredentialsError.reason if damage is None else damage.reason

@@ -61,6 +61,9 @@ _WRITTEN_OVER = (
     *((f"{{{name}}}$", "$") for name in ("bcrypt", "argon2", "argon2@SpringSecurity_v5_8", "CRYPT", "crypt")),
     *((f"{{PBKDF2-{name}}}", f"$pbkdf2-{name.lower()}$") for name in ("SHA256", "SHA512")),  # OpenLDAP
     ("{PBKDF2}", "$pbkdf2$"),
+    ("$md5-crypt$", "$1$"),  # Kratos
+    ("$sha256-crypt$", "$5$"),
+    ("$sha512-crypt$", "$6$"),
 )
 _SECRET_ID = re.compile(rf"\$k=({SECRET_ID})[,$]")
 

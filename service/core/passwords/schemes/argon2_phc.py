@@ -1,4 +1,4 @@
-"""Argon2 (RFC 9106) as PHC strings. Its lanes are threads, and its memory is taken for each hash at a time."""
+"""Argon2 (RFC 9106) as PHC strings. Each lane is a thread; the memory is taken for each hash that is being computed."""
 
 import re
 from re import Match
@@ -24,11 +24,12 @@ def _argon2(found: Match[str]) -> Recipe:
         raise HashError("HASH_MALFORMED")
     salt, digest = decode(found["salt"], _MIN_SALT), decode(found["digest"], _MIN_DIGEST)
     kind = Type.ID if found["kind"] == "id" else Type.I
-    version = int(found["version"])
+    version = int(found["version"] or 16)
     return Recipe(
         lambda secret, _: hash_secret_raw(secret, salt, passes, kibibytes, lanes, len(digest), kind, version),
         digest,
         _WORK * kibibytes * passes,
+        has_threads=lanes > 1,
     )
 
 
@@ -37,7 +38,7 @@ SCHEMES = (
         "argon2",
         ("$argon2",),
         re.compile(
-            r"\$argon2(?P<kind>id|i)\$v=(?P<version>16|19)"
+            r"\$argon2(?P<kind>id|i)(\$v=(?P<version>16|19))?"
             r"\$m=(?P<m>[0-9]{1,10}),t=(?P<t>[0-9]{1,10}),p=(?P<p>[0-9]{1,10})"
             r"\$(?P<salt>[A-Za-z0-9/+]+=?=?)\$(?P<digest>[A-Za-z0-9/+]+=?=?)"
         ),

@@ -99,13 +99,14 @@ def _peppered(found: Match[str]) -> Recipe:
 
 
 SCHEMES = (
-    Scheme("bcrypt", ("$2a$", "$2b$", "$2y$"), re.compile(_BCRYPT), _plain),
+    Scheme("bcrypt", ("$2a$", "$2b$", "$2y$"), re.compile(_BCRYPT), _plain, is_own=True),
     # Version 2, as published by passlib: bcrypt of the base64 of HMAC-SHA256 of the password under the salt.
     Scheme(
         "bcrypt_sha256",
         ("$bcrypt-sha256$v=2",),
         re.compile(rf"\$bcrypt-sha256\$v=2,t=2b,r=(?P<cost>[0-9]{{1,2}})\${_SALT}\${_DIGEST}"),
         _bcrypt_sha256,
+        is_own=True,
     ),
     Scheme(
         "bcrypt_sha256_v1",

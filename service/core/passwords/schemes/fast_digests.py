@@ -66,6 +66,16 @@ def _spring(found: Match[str]) -> Recipe:
     return _recipe(FastDigest(algorithm, b"", (found["salt"] or "").encode(), decode_hex(found["digest"])))
 
 
+def _kratos(found: Match[str]) -> Recipe:
+    """`pf` says in base64 where salt and password stand; without it there is no salt."""
+    salt, form = decode(found["salt"] or "", 0, _MAX_SALT), decode(found["form"] or "", 0, _MAX_SALT) or b"{PASSWORD}"
+    before, password, after = form.partition(b"{PASSWORD}")
+    if not password or b"{PASSWORD}" in after:
+        raise HashError("HASH_MALFORMED")
+    before, after = (part.replace(b"{SALT}", salt) for part in (before, after))
+    return _recipe(FastDigest(found["algorithm"], before, after, decode(found["digest"])))
+
+
 def _spring_standard(found: Match[str]) -> Recipe:
     """StandardPasswordEncoder: 8 bytes of salt, and SHA-256 1,024 times."""
     data = bytes.fromhex(found["data"])
@@ -125,6 +135,15 @@ SCHEMES = (
         ("md5$", "sha1$"),
         re.compile(rf"(?P<algorithm>md5|sha1)\$(?P<salt>{TEXT}*)\$(?P<digest>[0-9a-f]+)"),
         _django,
+    ),
+    Scheme(
+        "kratos_digest",
+        ("$md5$", "$sha1$pf", "$sha256$pf", "$sha512$pf"),
+        re.compile(
+            rf"\$(?P<algorithm>md5|sha1|sha256|sha512)(\$pf=(?P<form>{_B64}+=?=?)\$(?P<salt>{_B64}+=?=?))?"
+            rf"\$(?P<digest>{_B64}+=?=?)"
+        ),
+        _kratos,
     ),
     Scheme("spring_standard", ("{sha256}",), re.compile(r"\{sha256\}(?P<data>[0-9a-f]{80})"), _spring_standard),
     Scheme(

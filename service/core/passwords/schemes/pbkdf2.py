@@ -85,7 +85,7 @@ SCHEMES = (
     ),
     Scheme(
         "django_pbkdf2",
-        ("pbkdf2_sha",),
+        ("pbkdf2_",),
         re.compile(
             rf"pbkdf2_(?P<algorithm>sha1|sha256)\${_ITERATIONS}\$(?P<salt>{TEXT}+)\$(?P<digest>[A-Za-z0-9/+]+=?=?)"
         ),
@@ -106,5 +106,5 @@ SCHEMES = (
         _spring,
     ),
     Scheme("identity_v3", ("AQAAAA",), re.compile(r"AQAAAA[A-Za-z0-9+/]{50,200}=?=?"), _identity_v3),
-    Scheme("identity_v2", ("A",), re.compile(r"A[A-P][A-Za-z0-9+/]{64}[AQgw]=="), _identity_v2),
+    Scheme("identity_v2", ("A",), re.compile(r"A[A-P][A-Za-z0-9+/]{63}[AQgw]=="), _identity_v2),
 )

@@ -56,19 +56,22 @@ class Recipe:
     """Of a hash as this service writes it."""
     secret_id: str | None = None
     fast: FastDigest | None = None
+    has_threads: bool = False
+    """Whether it is computed on threads of its own, whose CPU time the calling thread does not know."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
     """A row of the table. pattern: of a whole hash; PostgreSQL reads it too, but for the names of groups.
 
-    starts: how texts begin that claim to be of this scheme. read: raises HashError.
+    starts: how texts begin that claim to be of this scheme. read: raises HashError. is_own: this service writes it.
     """
 
     name: str
     starts: tuple[str, ...]
     pattern: Pattern[str]
     read: Callable[[Match[str]], Recipe]
+    is_own: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,10 @@
-"""Hashes that the products themselves have made, with the version that made each."""
+"""Password hashes of other products, each with the password that it is of.
 
-import pytest
+MADE: by the products themselves, with the version that made each, of one password. PUBLISHED: in specifications, tests
+and documentation.
+"""
 
-from service.core.passwords.schemes import parse
+from service.core.passwords.schemes import sources
 
 PASSWORD = "correct horse battery staple \u00e9"
 MADE = [
@@ -164,14 +166,163 @@ MADE = [
     ("openssl passwd -1", "md5_crypt", "$1$C9zZA/xd$qlWmJBorY3DbF3NjncaIZ0"),
     ("openssl passwd -apr1", "apr1", "$apr1$49CllLB5$2aYL6XtXdqd1eetep4tsU."),
 ]
-
-
-@pytest.mark.parametrize("maker, scheme, text", MADE, ids=[maker for maker, *_ in MADE])
-def test_a_hash_that_a_product_has_made_verifies(maker: str, scheme: str, text: str) -> None:
-    """The right password is right, another one is wrong, and what is stored is read again."""
-    parsed = parse(text)
-
-    assert parsed.scheme == scheme
-    assert parse(parsed.text).text == parsed.text
-    assert parsed.verify(PASSWORD)
-    assert not parsed.verify(PASSWORD + "x")
+PUBLISHED = [
+    # RFC 6070 and RFC 7914, in the form of Werkzeug
+    ("RFC 6070", "password", "pbkdf2:sha1:4096$salt$4b007901b765489abead49d926f721d065a429c1"),
+    (
+        "RFC 7914, PBKDF2",
+        "Password",
+        (
+            "pbkdf2:sha256:80000$NaCl$4ddcd8f60b98be21830cee5ef22701f9641a4418d04c0414aeff08876b34ab56"
+            "a1d425a1225833549adb841b51c9b3176a272bdebba1d078478f62b397f33c8d"
+        ),
+    ),
+    (
+        "RFC 7914, scrypt",
+        "pleaseletmein",
+        (
+            "scrypt:16384:8:1$SodiumChloride$7023bdcb3afd7348461c06cd81fd38ebfda8fbba904f8e3ea9b543f6545da1f2"
+            "d5432955613f0fcf62d49705242a9af9e61e85dc0d651e40dfcf017b45575887"
+        ),
+    ),
+    # The reference implementation of Argon2
+    (
+        "argon2id",
+        "password",
+        "$argon2id$v=19$m=65536,t=2,p=1$c29tZXNhbHQ$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc",
+    ),
+    (
+        "argon2i",
+        "password",
+        "$argon2i$v=19$m=65536,t=2,p=1$c29tZXNhbHQ$wWKIMhR9lyDFvRz9YTZweHKfbftvj+qf+YFY4NeBbtA",
+    ),
+    (
+        "argon2i before version 1.3",
+        "password",
+        "$argon2i$m=65536,t=2,p=1$c29tZXNhbHQ$9sTbSlTio3Biev89thdrlKKiCaYsjjYVJxGAL3swxpQ",
+    ),
+    # crypt_blowfish
+    ("bcrypt", "U*U", "$2a$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW"),
+    # The documentation of passlib
+    (
+        "passlib pbkdf2",
+        "password",
+        "$pbkdf2-sha256$6400$.6UI/S.nXIk8jcbdHx3Fhg$98jZicV16ODfEsEZeYPGHU3kbrUrvUEXOPimVSQDD44",
+    ),
+    (
+        "passlib scrypt",
+        "password",
+        "$scrypt$ln=16,r=8,p=1$aM15713r3Xsvxbi31lqr1Q$nFNh2CVHVjNldFVKDHDlm4CbdRSCdEBsjjJxD+iCs5E",
+    ),
+    (
+        "passlib bcrypt_sha256",
+        "password",
+        "$bcrypt-sha256$v=2,t=2b,r=12$n79VH.0Q2TMWmt3Oqt9uku$Kq4Noyk3094Y2QlB8NdRT8SvGiI4ft2",
+    ),
+    # The specification of SHA-crypt, by U. Drepper
+    ("sha256_crypt", "Hello world!", "$5$saltstring$5B8vYYiY.CVt1RlTTf8KbXBH3hsxY/GNooZaBBGWEc5"),
+    (
+        "sha512_crypt",
+        "Hello world!",
+        "$6$saltstring$svn8UoSVapNtMuq1ukKS4tPQd8iKwSMHWjl/O817G3uBnIFNjnQJuesI68u4OTLiBFdcbYEdFCoEOfaS35inz1",
+    ),
+    # The examples of hashcat
+    ("md5_crypt", "hashcat", "$1$28772684$iEwNOgGugqO9.bIz5sk8k/"),
+    ("apr1", "hashcat", "$apr1$71850310$gh9m4xcAn3MGxogwX/ztb."),
+    ("drupal7", "hashcat", "$S$C33783772bRXEx1aCsvY.dqgaaSu76XmVlKrW9Qu8IQlvxHlmzLf"),
+    ("phpBB", "hashcat", "$H$984478476IagS59wHZvyQMArzfx58u."),
+    ("django pbkdf2", "hashcat", "pbkdf2_sha256$20000$H0dPx8NeajVu$GiC4k5kqbbR9qWBlsRgDywNqC2vd9kqfk7zdorEnNas="),
+    ("django sha1", "hashcat", "sha1$fe76b$02d5916550edf7fc8c886f044887f4b1abf9b013"),
+    ("SHA", "hashcat", "{SHA}uJ6qx+YUFzQbcQtyd2gpTQ5qJ3s="),
+    ("SSHA", "hashcat", "{SSHA}AZKja92fbuuB9SpRlHqaoXxbTc43Mzc2MDM1Ng=="),
+    (
+        "SSHA512",
+        "hashcat",
+        "{SSHA512}ALtwKGBdRgD+U0fPAy31C28RyKYx7+a8kmfksccsOeLknLHv2DBXYI7TDnTolQMBuPkWDISgZr2cHfnNPFjGZTEyNDU4OTkw",
+    ),
+    # phpass, by Openwall, in its test
+    ("phpass", "test12345", "$P$9IQRaTwmfeRo7ud9Fh4E2PdI0S3r.L0"),
+    # DokuWiki, which reads Drupal's
+    ("drupal6 in 7", "pouette1234", "U$S$9c47LGZuhR6TvhRQXzymkJIQ3mXthUCc6KDEGTt4B7eOL/H9Ykuy"),
+    ("WordPress 6.8", "admin", "$wp$2y$10$Q1xinFjrZeLWJBvxviIL6u834Fu.evIEFHAUVisQ5O.w9Dm0sMdES"),
+    # The tests of ASP.NET Core Identity
+    ("identity v2", "my password", "AAABAgMEBQYHCAkKCwwNDg+ukCEMDf0yyQ29NYubggHIVY0sdEUfdyeM+E1LtH1uJg=="),
+    ("identity v3, SHA-1", "my password", "AQAAAAAAAAD6AAAAEAhftMyfTJylOlZT+eEotFXd1elee8ih5WsjXaR3PA9M"),
+    (
+        "identity v3, SHA-256",
+        "my password",
+        "AQAAAAEAA9CQAAAAIESkQuj2Du8Y+kbc5lcN/W/3NiAZFEm11P27nrSN5/tId+bR1SwV8CO1Jd72r4C08OLvplNlCDc3oQZ8efcW+jQ=",
+    ),
+    # The documentation of Spring Security
+    ("Spring bcrypt", "password", "{bcrypt}$2a$10$dXJ3SW6G7P50lGmMkkmwe.20cQQubK3.HZWzG3YB1tlRy.fqvM/BG"),
+    (
+        "Spring pbkdf2",
+        "password",
+        "{pbkdf2}5d923b44a6d129f3ddf3e3c8d29412723dcbde72445e8ef6bf3b508fbf17fa4ed4d6b99ca763d8dc",
+    ),
+    (
+        "Spring scrypt",
+        "password",
+        (
+            "{scrypt}$e0801$8bWJaSu2IKSn9Z9kM+TPXfOc/9bdYSrN1oD9qfVThWEwdRTnO7re7Ei+fUZRJ68k9lTyuTeUp4of4g24hHnazw=="
+            "$OAOec05+bXxvuu/1qZ6NUR+xQYvYv7BeL1QxwRpY5Pc="
+        ),
+    ),
+    (
+        "Spring sha256",
+        "password",
+        "{sha256}97cde38028ad898ebc02e690819fa220e88c62e0699403e94fff291cfffaf8410849f27605abcbc0",
+    ),
+    ("Spring MD5", "password", "{MD5}5f4dcc3b5aa765d61d8327deb882cf99"),  # as RFC 1321 computes it
+    # The tests of Kratos
+    (
+        "Kratos pbkdf2",
+        "test",
+        (
+            "$pbkdf2-sha512$i=100000,l=32$bdHBpn7OWOivJMVJypy2UqR0UnaD5prQXRZevj/05YU"
+            "$+wArTfv1a+bNGO1iZrmEdVjhA+lL11wF4/IxpgYfPwc"
+        ),
+    ),
+    (
+        "Kratos scrypt",
+        "test",
+        (
+            "$scrypt$ln=16384,r=8,p=1$2npRo7P03Mt8keSoMbyD/tKFWyUzjiQf2svUaNDSrhA="
+            "$MiCzNcIplSMqSBrm4HckjYqYhaVPPjTARTzwB1cVNYE="
+        ),
+    ),
+    (
+        "Kratos firescrypt",
+        "8x4WjoDbSxJZdR",
+        (
+            "$firescrypt$ln=14,r=8,p=1$sPtDhWcd1MfdAw==$xbSou7FOl6mChCyzpCPIQ7tku7nsQMTFtyOZSXXd7tjBa4NtimOx7v42Gv2SfzPQ"
+            "u1oxM2/k4SsbOu73wlKe1A==$Bw==$YE0dO4bwD4JnJafh6lZZfkp1MtKzuKAXQcDCJNJNyeCHairWHKENOkbh3dzwaCdizzOspwr/FITUVln"
+            "OAwPKyw=="
+        ),
+    ),
+    ("Kratos SSHA256", "test123", "{SSHA256}czO44OTV17PcF1cRxWrLZLy9xHd7CWyVYplr1rOhuMlx/7IK"),
+    ("Kratos md5", "ory", "$md5$ptoWyof5SobW+pbZu2QXoQ=="),
+    ("Kratos md5 with text", "ory", "$md5$pf=e1BBU1NXT1JEfXtTQUxUfSQ/$MTIzNDU2Nzg5$8PhwWanVRnpJAFK4NUjR0w=="),
+    ("Kratos sha1", "test", "$sha1$pf=JHtQQVNTV09SRH0ke1NBTFR9JA==$NW9wbWtnejAzcg==$iE5n1yjX3oAdxRHwZ4u57I4LpQo="),
+    ("Kratos md5-crypt", "ory", "$md5-crypt$xWMlm2eL$GGTOpgZu4p2k6ORprAu3b."),
+    # A realm of the Apache Iceberg examples, and the demo realms of Gloo
+    (
+        "Keycloak argon2",
+        "iceberg",
+        sources.keycloak(
+            '{"value":"BuViHNDGmCq80fvpty/QoggTI8NSt0CuNDGgeoa5f5A=","salt":"RJ0aLMQ2qKbZuROs7qQhcA==",'
+            '"additionalParameters":{}}',
+            '{"hashIterations":5,"algorithm":"argon2","additionalParameters":{"hashLength":["32"],"memory":["7168"],'
+            '"type":["id"],"version":["1.3"],"parallelism":["1"]}}',
+        ),
+    ),
+    (
+        "Keycloak pbkdf2",
+        "password",
+        sources.keycloak(
+            '{"value":"JsfNbCOIdZUbyBJ+BT+VoGI91Ec2rWLOvkLPDaX8e9k=","salt":"P5rtFkGtPfoaryJ6PizUJw==",'
+            '"additionalParameters":{}}',
+            '{"hashIterations":27500,"algorithm":"pbkdf2-sha256","additionalParameters":{}}',
+        ),
+    ),
+]

@@ -1,0 +1,1 @@
+"""Users who come along from other products."""

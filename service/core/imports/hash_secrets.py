@@ -1,0 +1,93 @@
+"""Secrets that batches of imported hashes have in common, sealed in the database.
+
+Such a hash says nothing without the secret: Firebase encrypts a key of the project with the password, Devise hashes the
+password together with a pepper. The hash names the secret by its id (`k=…`).
+"""
+
+import base64
+import hmac
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Literal
+
+import orjson
+from sqlalchemy import select, update
+from sqlalchemy.dialects.postgresql import insert as pg_insert
+from sqlalchemy.orm import Session
+
+from service.base.secret_keys import SecretKeys
+from service.core.passwords.schemes import NO_SECRETS, Parameters, Secrets, secret_id_in
+from service.core.sealing import NONCE_BYTES, Sealer, UnsealError
+from service.db.models import ImportScheme, table_of
+
+Kind = Literal["firebase", "pepper"]
+_SCHEMES = table_of(ImportScheme)
+_NAMES: Mapping[Kind, frozenset[str]] = {
+    "firebase": frozenset({"signer_key", "salt_separator"}),
+    "pepper": frozenset({"pepper"}),
+}
+_MAX_BYTES = 1024
+
+
+class HashSecrets:
+    """Stores and reads such secrets. random: returns so many random bytes."""
+
+    def __init__(self, keys: SecretKeys, random: Callable[[int], bytes]) -> None:
+        self._sealer = Sealer(keys.derive_by_id("import-scheme"))
+        self._id_key = keys.derive("import-scheme-id")[0]
+        self._random = random
+
+    def store(self, session: Session, kind: Kind, parameters: Parameters) -> str:
+        """Store a secret; its id, for the hashes. The same one again has the same id, and no second row.
+
+        firebase: signer_key and salt_separator. pepper: pepper. Raises ValueError for other names and for empty or
+        over-long values.
+        """
+        if parameters.keys() != _NAMES[kind] or not all(0 < len(one) <= _MAX_BYTES for one in parameters.values()):
+            raise ValueError("the parameters do not fit their kind")
+        plain = orjson.dumps(
+            {name: base64.b64encode(value).decode() for name, value in parameters.items()}, option=orjson.OPT_SORT_KEYS
+        )
+        # A MAC, not a hash: a pepper may be guessable.
+        secret_id = hmac.digest(self._id_key, kind.encode() + b"\0" + plain, "sha256").hex()[:16]
+        sealed = self._sealer.seal(plain, _place_of(secret_id), self._random(NONCE_BYTES))
+        session.execute(
+            pg_insert(_SCHEMES)
+            .values(id=secret_id, kind=kind, parameters=sealed)
+            .on_conflict_do_nothing(index_elements=[_SCHEMES.c.id])
+        )
+        return secret_id
+
+    def read_for(self, session: Session, stored: str | None) -> Secrets:
+        """The secret that a hash names. One statement; none for a hash that names no secret.
+
+        Empty when there is no such secret, or SECRET_KEYS has not the key that encrypts it.
+        """
+        secret_id = None if stored is None else secret_id_in(stored)
+        if secret_id is None:
+            return NO_SECRETS
+        sealed = session.execute(select(_SCHEMES.c.parameters).where(_SCHEMES.c.id == secret_id)).scalar_one_or_none()
+        if sealed is None:
+            return NO_SECRETS
+        try:
+            plain = orjson.loads(self._sealer.open(sealed, _place_of(secret_id)))
+        except UnsealError:
+            return NO_SECRETS
+        return {secret_id: {name: base64.b64decode(value) for name, value in plain.items()}}
+
+    def reseal(self, session: Session) -> int:
+        """Encrypt anew what an older secret key encrypts; how many. What cannot be decrypted is left as it is."""
+        changed = 0
+        for secret_id, parameters in session.execute(select(_SCHEMES.c.id, _SCHEMES.c.parameters)).all():
+            if self._sealer.is_current(parameters):
+                continue
+            with suppress(UnsealError):
+                plain = self._sealer.open(parameters, _place_of(secret_id))
+                sealed = self._sealer.seal(plain, _place_of(secret_id), self._random(NONCE_BYTES))
+                session.execute(update(_SCHEMES).where(_SCHEMES.c.id == secret_id).values(parameters=sealed))
+                changed += 1
+        return changed
+
+
+def _place_of(secret_id: str) -> str:
+    return f"import_schemes:{secret_id}"
