@@ -28,7 +28,7 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16personae/v1/user.proto\x12\x0bpersonae.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbd\x03\n\x04User\x12\x10\n\x02id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x13\n\x05\x65mail\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08username\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\tis_active\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x1a\n\x0cis_superuser\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x34\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x34\n\nupdated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x34\n\ndeleted_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x32\n\x08purge_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12;\n\x11\x65mail_verified_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x1a\n\x0chas_password\x18\x0b \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x12\n\x04\x65tag\x18\x0c \x01(\tB\x04\xe2\x41\x01\x01\"U\n\x07UserKey\x12\x12\n\x02id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x12\x15\n\x05\x65mail\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x12\x18\n\x08username\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x42\x05\n\x03key\"\xd1\x01\n\x11\x43reateUserRequest\x12%\n\x04user\x18\x01 \x01(\x0b\x32\x11.personae.v1.UserB\x04\xe2\x41\x01\x02\x12\x1b\n\x08password\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x16\n\x08inactive\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x1c\n\x0e\x65mail_verified\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\x42\x0b\n\t_password\"9\n\x0eGetUserRequest\x12\'\n\x03key\x18\x01 \x01(\x0b\x32\x14.personae.v1.UserKeyB\x04\xe2\x41\x01\x02\"@\n\x14\x42\x61tchGetUsersRequest\x12(\n\x04keys\x18\x01 \x03(\x0b\x32\x14.personae.v1.UserKeyB\x04\xe2\x41\x01\x01\"\x88\x01\n\x15\x42\x61tchGetUsersResponse\x12?\n\x07\x65ntries\x18\x01 \x03(\x0b\x32(.personae.v1.BatchGetUsersResponse.EntryB\x04\xe2\x41\x01\x03\x1a.\n\x05\x45ntry\x12%\n\x04user\x18\x01 \x01(\x0b\x32\x11.personae.v1.UserB\x04\xe2\x41\x01\x03\"\x85\x04\n\x10ListUsersRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12:\n\x06\x66ilter\x18\x03 \x01(\x0b\x32$.personae.v1.ListUsersRequest.FilterB\x04\xe2\x41\x01\x01\x12\x16\n\x08order_by\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1a\n\x0cshow_deleted\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x01\x1a\xcd\x02\n\x06\x46ilter\x12\x1c\n\tis_active\x18\x01 \x01(\x08\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x1f\n\x0cis_superuser\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12\x37\n\rcreated_after\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x38\n\x0e\x63reated_before\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x37\n\rupdated_after\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x1a\n\x0c\x65mail_prefix\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1d\n\x0fusername_prefix\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01\x42\x0c\n\n_is_activeB\x0f\n\r_is_superuser\"Z\n\x11ListUsersResponse\x12&\n\x05users\x18\x01 \x03(\x0b\x32\x11.personae.v1.UserB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"q\n\x11UpdateUserRequest\x12%\n\x04user\x18\x01 \x01(\x0b\x32\x11.personae.v1.UserB\x04\xe2\x41\x01\x02\x12\x35\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x04\xe2\x41\x01\x01\"V\n\x11\x44\x65leteUserRequest\x12\x10\n\x02id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rallow_missing\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\";\n\x13UndeleteUserRequest\x12\x10\n\x02id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"$\n\x10PurgeUserRequest\x12\x10\n\x02id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\";\n\x13\x41\x63tivateUserRequest\x12\x10\n\x02id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"=\n\x15\x44\x65\x61\x63tivateUserRequest\x12\x10\n\x02id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"=\n\x15GrantSuperuserRequest\x12\x10\n\x02id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\">\n\x16RevokeSuperuserRequest\x12\x10\n\x02id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x32\xda\x06\n\x0bUserService\x12?\n\nCreateUser\x12\x1e.personae.v1.CreateUserRequest\x1a\x11.personae.v1.User\x12\x39\n\x07GetUser\x12\x1b.personae.v1.GetUserRequest\x1a\x11.personae.v1.User\x12V\n\rBatchGetUsers\x12!.personae.v1.BatchGetUsersRequest\x1a\".personae.v1.BatchGetUsersResponse\x12J\n\tListUsers\x12\x1d.personae.v1.ListUsersRequest\x1a\x1e.personae.v1.ListUsersResponse\x12?\n\nUpdateUser\x12\x1e.personae.v1.UpdateUserRequest\x1a\x11.personae.v1.User\x12?\n\nDeleteUser\x12\x1e.personae.v1.DeleteUserRequest\x1a\x11.personae.v1.User\x12\x43\n\x0cUndeleteUser\x12 .personae.v1.UndeleteUserRequest\x1a\x11.personae.v1.User\x12\x42\n\tPurgeUser\x12\x1d.personae.v1.PurgeUserRequest\x1a\x16.google.protobuf.Empty\x12\x43\n\x0c\x41\x63tivateUser\x12 .personae.v1.ActivateUserRequest\x1a\x11.personae.v1.User\x12G\n\x0e\x44\x65\x61\x63tivateUser\x12\".personae.v1.DeactivateUserRequest\x1a\x11.personae.v1.User\x12G\n\x0eGrantSuperuser\x12\".personae.v1.GrantSuperuserRequest\x1a\x11.personae.v1.User\x12I\n\x0fRevokeSuperuser\x12#.personae.v1.RevokeSuperuserRequest\x1a\x11.personae.v1.Userb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16personae/v1/user.proto\x12\x0bpersonae.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfd\x03\n\x04User\x12\x10\n\x02id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x13\n\x05\x65mail\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08username\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\tis_active\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x1a\n\x0cis_superuser\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x34\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x34\n\nupdated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x34\n\ndeleted_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x32\n\x08purge_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12;\n\x11\x65mail_verified_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x1a\n\x0chas_password\x18\x0b \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x12\n\x04\x65tag\x18\x0c \x01(\tB\x04\xe2\x41\x01\x01\x12\x1f\n\x11has_second_factor\x18\r \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x1d\n\x0fis_mfa_required\x18\x0e \x01(\x08\x42\x04\xe2\x41\x01\x03\"U\n\x07UserKey\x12\x12\n\x02id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x12\x15\n\x05\x65mail\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x12\x18\n\x08username\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x42\x05\n\x03key\"\xd1\x01\n\x11\x43reateUserRequest\x12%\n\x04user\x18\x01 \x01(\x0b\x32\x11.personae.v1.UserB\x04\xe2\x41\x01\x02\x12\x1b\n\x08password\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x16\n\x08inactive\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x1c\n\x0e\x65mail_verified\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\x42\x0b\n\t_password\"9\n\x0eGetUserRequest\x12\'\n\x03key\x18\x01 \x01(\x0b\x32\x14.personae.v1.UserKeyB\x04\xe2\x41\x01\x02\"@\n\x14\x42\x61tchGetUsersRequest\x12(\n\x04keys\x18\x01 \x03(\x0b\x32\x14.personae.v1.UserKeyB\x04\xe2\x41\x01\x01\"\x88\x01\n\x15\x42\x61tchGetUsersResponse\x12?\n\x07\x65ntries\x18\x01 \x03(\x0b\x32(.personae.v1.BatchGetUsersResponse.EntryB\x04\xe2\x41\x01\x03\x1a.\n\x05\x45ntry\x12%\n\x04user\x18\x01 \x01(\x0b\x32\x11.personae.v1.UserB\x04\xe2\x41\x01\x03\"\xc1\x04\n\x10ListUsersRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12:\n\x06\x66ilter\x18\x03 \x01(\x0b\x32$.personae.v1.ListUsersRequest.FilterB\x04\xe2\x41\x01\x01\x12\x16\n\x08order_by\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1a\n\x0cshow_deleted\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x01\x1a\x89\x03\n\x06\x46ilter\x12\x1c\n\tis_active\x18\x01 \x01(\x08\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x1f\n\x0cis_superuser\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12\x37\n\rcreated_after\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x38\n\x0e\x63reated_before\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x37\n\rupdated_after\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x1a\n\x0c\x65mail_prefix\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1d\n\x0fusername_prefix\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01\x12$\n\x11has_second_factor\x18\x08 \x01(\x08\x42\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x42\x0c\n\n_is_activeB\x0f\n\r_is_superuserB\x14\n\x12_has_second_factor\"Z\n\x11ListUsersResponse\x12&\n\x05users\x18\x01 \x03(\x0b\x32\x11.personae.v1.UserB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"q\n\x11UpdateUserRequest\x12%\n\x04user\x18\x01 \x01(\x0b\x32\x11.personae.v1.UserB\x04\xe2\x41\x01\x02\x12\x35\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x04\xe2\x41\x01\x01\"V\n\x11\x44\x65leteUserRequest\x12\x10\n\x02id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rallow_missing\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\";\n\x13UndeleteUserRequest\x12\x10\n\x02id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"$\n\x10PurgeUserRequest\x12\x10\n\x02id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\";\n\x13\x41\x63tivateUserRequest\x12\x10\n\x02id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"=\n\x15\x44\x65\x61\x63tivateUserRequest\x12\x10\n\x02id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"=\n\x15GrantSuperuserRequest\x12\x10\n\x02id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\">\n\x16RevokeSuperuserRequest\x12\x10\n\x02id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x32\xda\x06\n\x0bUserService\x12?\n\nCreateUser\x12\x1e.personae.v1.CreateUserRequest\x1a\x11.personae.v1.User\x12\x39\n\x07GetUser\x12\x1b.personae.v1.GetUserRequest\x1a\x11.personae.v1.User\x12V\n\rBatchGetUsers\x12!.personae.v1.BatchGetUsersRequest\x1a\".personae.v1.BatchGetUsersResponse\x12J\n\tListUsers\x12\x1d.personae.v1.ListUsersRequest\x1a\x1e.personae.v1.ListUsersResponse\x12?\n\nUpdateUser\x12\x1e.personae.v1.UpdateUserRequest\x1a\x11.personae.v1.User\x12?\n\nDeleteUser\x12\x1e.personae.v1.DeleteUserRequest\x1a\x11.personae.v1.User\x12\x43\n\x0cUndeleteUser\x12 .personae.v1.UndeleteUserRequest\x1a\x11.personae.v1.User\x12\x42\n\tPurgeUser\x12\x1d.personae.v1.PurgeUserRequest\x1a\x16.google.protobuf.Empty\x12\x43\n\x0c\x41\x63tivateUser\x12 .personae.v1.ActivateUserRequest\x1a\x11.personae.v1.User\x12G\n\x0e\x44\x65\x61\x63tivateUser\x12\".personae.v1.DeactivateUserRequest\x1a\x11.personae.v1.User\x12G\n\x0eGrantSuperuser\x12\".personae.v1.GrantSuperuserRequest\x1a\x11.personae.v1.User\x12I\n\x0fRevokeSuperuser\x12#.personae.v1.RevokeSuperuserRequest\x1a\x11.personae.v1.Userb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -59,6 +59,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USER'].fields_by_name['has_password']._serialized_options = b'\342A\001\003'
   _globals['_USER'].fields_by_name['etag']._loaded_options = None
   _globals['_USER'].fields_by_name['etag']._serialized_options = b'\342A\001\001'
+  _globals['_USER'].fields_by_name['has_second_factor']._loaded_options = None
+  _globals['_USER'].fields_by_name['has_second_factor']._serialized_options = b'\342A\001\003'
+  _globals['_USER'].fields_by_name['is_mfa_required']._loaded_options = None
+  _globals['_USER'].fields_by_name['is_mfa_required']._serialized_options = b'\342A\001\003'
   _globals['_USERKEY'].fields_by_name['id']._loaded_options = None
   _globals['_USERKEY'].fields_by_name['id']._serialized_options = b'\342A\001\001'
   _globals['_USERKEY'].fields_by_name['email']._loaded_options = None
@@ -99,6 +103,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTUSERSREQUEST_FILTER'].fields_by_name['email_prefix']._serialized_options = b'\342A\001\001'
   _globals['_LISTUSERSREQUEST_FILTER'].fields_by_name['username_prefix']._loaded_options = None
   _globals['_LISTUSERSREQUEST_FILTER'].fields_by_name['username_prefix']._serialized_options = b'\342A\001\001'
+  _globals['_LISTUSERSREQUEST_FILTER'].fields_by_name['has_second_factor']._loaded_options = None
+  _globals['_LISTUSERSREQUEST_FILTER'].fields_by_name['has_second_factor']._serialized_options = b'\342A\001\001'
   _globals['_LISTUSERSREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTUSERSREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001'
   _globals['_LISTUSERSREQUEST'].fields_by_name['page_token']._loaded_options = None
@@ -146,41 +152,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REVOKESUPERUSERREQUEST'].fields_by_name['etag']._loaded_options = None
   _globals['_REVOKESUPERUSERREQUEST'].fields_by_name['etag']._serialized_options = b'\342A\001\001'
   _globals['_USER']._serialized_start=169
-  _globals['_USER']._serialized_end=614
-  _globals['_USERKEY']._serialized_start=616
-  _globals['_USERKEY']._serialized_end=701
-  _globals['_CREATEUSERREQUEST']._serialized_start=704
-  _globals['_CREATEUSERREQUEST']._serialized_end=913
-  _globals['_GETUSERREQUEST']._serialized_start=915
-  _globals['_GETUSERREQUEST']._serialized_end=972
-  _globals['_BATCHGETUSERSREQUEST']._serialized_start=974
-  _globals['_BATCHGETUSERSREQUEST']._serialized_end=1038
-  _globals['_BATCHGETUSERSRESPONSE']._serialized_start=1041
-  _globals['_BATCHGETUSERSRESPONSE']._serialized_end=1177
-  _globals['_BATCHGETUSERSRESPONSE_ENTRY']._serialized_start=1131
-  _globals['_BATCHGETUSERSRESPONSE_ENTRY']._serialized_end=1177
-  _globals['_LISTUSERSREQUEST']._serialized_start=1180
-  _globals['_LISTUSERSREQUEST']._serialized_end=1697
-  _globals['_LISTUSERSREQUEST_FILTER']._serialized_start=1364
-  _globals['_LISTUSERSREQUEST_FILTER']._serialized_end=1697
-  _globals['_LISTUSERSRESPONSE']._serialized_start=1699
-  _globals['_LISTUSERSRESPONSE']._serialized_end=1789
-  _globals['_UPDATEUSERREQUEST']._serialized_start=1791
-  _globals['_UPDATEUSERREQUEST']._serialized_end=1904
-  _globals['_DELETEUSERREQUEST']._serialized_start=1906
-  _globals['_DELETEUSERREQUEST']._serialized_end=1992
-  _globals['_UNDELETEUSERREQUEST']._serialized_start=1994
-  _globals['_UNDELETEUSERREQUEST']._serialized_end=2053
-  _globals['_PURGEUSERREQUEST']._serialized_start=2055
-  _globals['_PURGEUSERREQUEST']._serialized_end=2091
-  _globals['_ACTIVATEUSERREQUEST']._serialized_start=2093
-  _globals['_ACTIVATEUSERREQUEST']._serialized_end=2152
-  _globals['_DEACTIVATEUSERREQUEST']._serialized_start=2154
-  _globals['_DEACTIVATEUSERREQUEST']._serialized_end=2215
-  _globals['_GRANTSUPERUSERREQUEST']._serialized_start=2217
-  _globals['_GRANTSUPERUSERREQUEST']._serialized_end=2278
-  _globals['_REVOKESUPERUSERREQUEST']._serialized_start=2280
-  _globals['_REVOKESUPERUSERREQUEST']._serialized_end=2342
-  _globals['_USERSERVICE']._serialized_start=2345
-  _globals['_USERSERVICE']._serialized_end=3203
+  _globals['_USER']._serialized_end=678
+  _globals['_USERKEY']._serialized_start=680
+  _globals['_USERKEY']._serialized_end=765
+  _globals['_CREATEUSERREQUEST']._serialized_start=768
+  _globals['_CREATEUSERREQUEST']._serialized_end=977
+  _globals['_GETUSERREQUEST']._serialized_start=979
+  _globals['_GETUSERREQUEST']._serialized_end=1036
+  _globals['_BATCHGETUSERSREQUEST']._serialized_start=1038
+  _globals['_BATCHGETUSERSREQUEST']._serialized_end=1102
+  _globals['_BATCHGETUSERSRESPONSE']._serialized_start=1105
+  _globals['_BATCHGETUSERSRESPONSE']._serialized_end=1241
+  _globals['_BATCHGETUSERSRESPONSE_ENTRY']._serialized_start=1195
+  _globals['_BATCHGETUSERSRESPONSE_ENTRY']._serialized_end=1241
+  _globals['_LISTUSERSREQUEST']._serialized_start=1244
+  _globals['_LISTUSERSREQUEST']._serialized_end=1821
+  _globals['_LISTUSERSREQUEST_FILTER']._serialized_start=1428
+  _globals['_LISTUSERSREQUEST_FILTER']._serialized_end=1821
+  _globals['_LISTUSERSRESPONSE']._serialized_start=1823
+  _globals['_LISTUSERSRESPONSE']._serialized_end=1913
+  _globals['_UPDATEUSERREQUEST']._serialized_start=1915
+  _globals['_UPDATEUSERREQUEST']._serialized_end=2028
+  _globals['_DELETEUSERREQUEST']._serialized_start=2030
+  _globals['_DELETEUSERREQUEST']._serialized_end=2116
+  _globals['_UNDELETEUSERREQUEST']._serialized_start=2118
+  _globals['_UNDELETEUSERREQUEST']._serialized_end=2177
+  _globals['_PURGEUSERREQUEST']._serialized_start=2179
+  _globals['_PURGEUSERREQUEST']._serialized_end=2215
+  _globals['_ACTIVATEUSERREQUEST']._serialized_start=2217
+  _globals['_ACTIVATEUSERREQUEST']._serialized_end=2276
+  _globals['_DEACTIVATEUSERREQUEST']._serialized_start=2278
+  _globals['_DEACTIVATEUSERREQUEST']._serialized_end=2339
+  _globals['_GRANTSUPERUSERREQUEST']._serialized_start=2341
+  _globals['_GRANTSUPERUSERREQUEST']._serialized_end=2402
+  _globals['_REVOKESUPERUSERREQUEST']._serialized_start=2404
+  _globals['_REVOKESUPERUSERREQUEST']._serialized_end=2466
+  _globals['_USERSERVICE']._serialized_start=2469
+  _globals['_USERSERVICE']._serialized_end=3327
 # @@protoc_insertion_point(module_scope)

@@ -153,7 +153,7 @@ def settle(
 
     failed: from lock_failures, in this transaction; now: read since. A locked name is refused whatever the password
     was, and without an audit event: such refusals could fill the disk. A wrong password is counted; a right one clears
-    the counter. finish: not called for a refused attempt.
+    the counter, unless a second factor has to follow, which clears it then. finish: not called for a refused attempt.
     """
     refusal: PersonaeError | None = _lockout_refusal(failed, now)
     if refusal is not None:
@@ -161,10 +161,10 @@ def settle(
     row = _read_again(session, candidate, now, has_session=bool(attempt.changes)) if attempt.is_match else None
     if row is None:
         return _count_failure(session, candidate, keys, attempt, now)
-    if after(failed, Event.RIGHT, now) != failed:
-        clear_failures(session, keys)
     is_change_required, epoch, *columns = row
     user = UserRecord(*columns)
+    if after(failed, Event.RIGHT, now) != failed and not user.needs_second_factor:
+        clear_failures(session, keys)
     if not user.is_active:
         refusal = UserInactiveError()
     elif is_change_required and attempt.forgives is not PasswordChangeRequiredError:

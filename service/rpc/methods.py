@@ -117,7 +117,7 @@ _USERS: dict[str, Method] = {
     "RevokeSuperuser": Method(SUPERUSER_SCOPE, _USUAL, _CALLS, _SAFE, None, _MESSAGE),
 }
 _AUTHENTICATION: dict[str, Method] = {
-    "Authenticate": Method("auth.verify", _HASHING, _CALLS, _SAFE, SignIn(), _MESSAGE),
+    "Authenticate": Method("auth.verify", _HASHING, _CALLS, _DEPENDS, SignIn(), _MESSAGE),
     "GetLockout": Method("auth.lockout", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
     "ClearLockout": Method("auth.lockout", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
 }
@@ -157,6 +157,16 @@ _SIGNING_KEYS: dict[str, Method] = {
     "RotateSigningKey": Method("keys.write", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
     "RevokeSigningKey": Method("keys.write", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
 }
+_FACTORS: dict[str, Method] = {
+    "StartTotpEnrollment": Method("factors.enroll", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
+    "CompleteTotpEnrollment": Method("factors.enroll", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
+    "GenerateRecoveryCodes": Method("factors.enroll", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
+    "ListFactors": Method("factors.read", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
+    "DeleteFactor": Method("factors.enroll", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
+    "ResetFactors": Method("factors.reset", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
+    "SetMfaRequired": Method("factors.reset", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
+    "CompleteSecondFactor": Method("auth.verify", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
+}
 
 _AUTHORIZATION: dict[str, Method] = {
     "Check": Method("auth.check", _USUAL, _CALLS, _SAFE, ProxyCheck(), _MESSAGE),
@@ -171,6 +181,7 @@ METHODS: dict[str, Method] = {
         ("personae.v1.AuditService", _AUDIT),
         ("personae.v1.SessionService", _SESSIONS),
         ("personae.v1.SigningKeyService", _SIGNING_KEYS),
+        ("personae.v1.FactorService", _FACTORS),
         ("envoy.service.auth.v3.Authorization", _AUTHORIZATION),
     )
     for name, method in methods.items()

@@ -11,6 +11,8 @@ from personae.v1 import (
     authentication_pb2_grpc,
     credential_pb2,
     credential_pb2_grpc,
+    factor_pb2,
+    factor_pb2_grpc,
     session_pb2,
     session_pb2_grpc,
     signing_key_pb2,
@@ -21,6 +23,7 @@ from personae.v1 import (
 from service.base.clock import Clock
 from service.base.randomness import random_bytes, random_id
 from service.base.settings import Settings
+from service.core.factors.rows import FactorMaker
 from service.core.imports.hash_secrets import HashSecrets
 from service.core.lockout import LockoutKeys
 from service.core.page_tokens import PageTokens
@@ -36,6 +39,8 @@ from service.rpc.proxies.envoy import AuthorizationServicer
 from service.rpc.servicers.audit import AuditServicer
 from service.rpc.servicers.authentication import AuthenticationServicer
 from service.rpc.servicers.credential import CredentialServicer
+from service.rpc.servicers.factors.factor import FactorServicer
+from service.rpc.servicers.factors.second_step import SecondStep
 from service.rpc.servicers.rules import Rules
 from service.rpc.servicers.session import SessionServicer
 from service.rpc.servicers.sign_in import SignIn
@@ -51,6 +56,7 @@ SERVICES = (
     audit_pb2.DESCRIPTOR.services_by_name["AuditService"],
     session_pb2.DESCRIPTOR.services_by_name["SessionService"],
     signing_key_pb2.DESCRIPTOR.services_by_name["SigningKeyService"],
+    factor_pb2.DESCRIPTOR.services_by_name["FactorService"],
     ext_authz_pb2.DESCRIPTOR.services_by_name["Authorization"],
 )
 SERVICE_NAMES = tuple(service.full_name for service in SERVICES)
@@ -73,6 +79,7 @@ def add_servicers(
     clock: Clock,
     hashing: HashLimiter,
     maker: KeyMaker,
+    factor_maker: FactorMaker,
     signing_keys: SigningKeys,
 ) -> Checks:
     """Serve everything on this server. Returns what decides for proxies, which also ask by HTTP."""
@@ -108,8 +115,9 @@ def add_servicers(
         random=random_bytes,
         new_id=random_id,
     )
+    second_step = SecondStep(database, clock, factor_maker, lockout_keys)
     users = UserServicer(database, clock, rules, hashing, page_tokens, fingerprint_keys)
-    authentication = AuthenticationServicer(database, clock, rules, hashing, sign_in, lockout_keys, tokens)
+    authentication = AuthenticationServicer(database, clock, rules, hashing, sign_in, lockout_keys, tokens, second_step)
     credentials = CredentialServicer(database, clock, rules, hashing, sign_in, lockout_keys)
     user_pb2_grpc.add_UserServiceServicer_to_server(users, server)
     authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(authentication, server)
@@ -119,6 +127,8 @@ def add_servicers(
     session_pb2_grpc.add_SessionServiceServicer_to_server(sessions, server)
     keys_servicer = SigningKeyServicer(database, clock, maker, signing_keys)
     signing_key_pb2_grpc.add_SigningKeyServiceServicer_to_server(keys_servicer, server)
+    factors = FactorServicer(database, clock, tokens, factor_maker, second_step)
+    factor_pb2_grpc.add_FactorServiceServicer_to_server(factors, server)
     checks = Checks(database, clock, tokens, RouteMistakes())
     ext_authz_pb2_grpc.add_AuthorizationServicer_to_server(AuthorizationServicer(checks), server)
     return checks

@@ -15,6 +15,7 @@ from sqlalchemy import UniqueConstraint
 
 from service.base import errors
 from service.base.errors import PersonaeError
+from service.base.errors import factors as factor_errors
 from service.core.users import COLUMNS, UserRecord
 from service.db.error_mapping import UNIQUE_CONSTRAINTS
 from service.db.models import Base
@@ -38,7 +39,8 @@ SOURCES = sorted(
 def error_classes() -> set[type[PersonaeError]]:
     return {
         kind
-        for _, kind in inspect.getmembers(errors, inspect.isclass)
+        for module in (errors, factor_errors)
+        for _, kind in inspect.getmembers(module, inspect.isclass)
         if issubclass(kind, PersonaeError) and kind is not PersonaeError
     }
 

@@ -13,6 +13,7 @@ from personae.v1 import (
     audit_pb2_grpc,
     authentication_pb2_grpc,
     credential_pb2_grpc,
+    factor_pb2_grpc,
     session_pb2_grpc,
     signing_key_pb2_grpc,
     user_pb2,
@@ -90,6 +91,10 @@ class Services:
     @property
     def credentials(self) -> credential_pb2_grpc.CredentialServiceStub:
         return credential_pb2_grpc.CredentialServiceStub(self.channel)
+
+    @property
+    def factors(self) -> factor_pb2_grpc.FactorServiceStub:
+        return factor_pb2_grpc.FactorServiceStub(self.channel)
 
     @property
     def proxies(self) -> ext_authz_pb2_grpc.AuthorizationStub:

@@ -14,22 +14,28 @@ from typing import Any
 import grpc
 import structlog
 from google.protobuf.message import Message
+from google.rpc import status_pb2
 from structlog.typing import EventDict, WrappedLogger
 
+from personae.v1 import authentication_pb2
 from service.core.callers.api_keys import KEY_PATTERN
+from service.core.factors.recovery_codes import CODE_PATTERN
+from service.core.factors.tickets import TICKET_PATTERN
 from service.core.sessions.refresh_tokens import TOKEN_PATTERN
 
+_DETAILS = "grpc-status-details-bin"
 MIN_LENGTH = 10
 """Shorter texts occur in a log by chance."""
 _SECRET_FIELDS = frozenset(
     {"password", "current_password", "new_password", "code", "email", "new_email", "deliver_to", "identifier"}
     | {"refresh_token", "access_token", "token"}
+    | {"ticket", "secret", "uri", "recovery_code", "recovery_codes", "replacement_code"}
 )
 _SHAPES = re.compile(
     rf"\$2[aby]\$\d\d\$|\$bcrypt-sha256\$|\$argon2|pbkdf2_sha|\$[156PSH]\$|\$(wrapped|firescrypt)\$|\{{S?SHA"
-    rf"|[\w.+-]+@[\w-]+\.\w+|{KEY_PATTERN}|{TOKEN_PATTERN}|eyJ[\w-]+\.eyJ"
+    rf"|[\w.+-]+@[\w-]+\.\w+|{KEY_PATTERN}|{TOKEN_PATTERN}|{TICKET_PATTERN}|{CODE_PATTERN}|eyJ[\w-]+\.eyJ"
 )
-"""What hashes, an email, a key, a refresh token and an access token look like."""
+"""What hashes, an email, a key, a refresh token, a ticket, a recovery code and an access token look like."""
 
 
 class Witness:
@@ -122,4 +128,19 @@ def _note(call: Any) -> None:
         if isinstance(answer, Message):
             WITNESS.learn(answer)
     elif call.code() is not None:
-        WITNESS.hear(call.details(), *(f"{key}: {value!r}" for key, value in call.trailing_metadata() or ()))
+        trailers = dict(call.trailing_metadata() or ())
+        if _DETAILS in trailers:
+            trailers[_DETAILS] = _without_challenge(trailers[_DETAILS])
+        WITNESS.hear(call.details(), *(f"{key}: {value!r}" for key, value in trailers.items()))
+
+
+def _without_challenge(details: Any) -> bytes:
+    """The details of a status without the one message in which a secret may be: its ticket is recorded instead."""
+    status, challenge = status_pb2.Status.FromString(details), authentication_pb2.SecondFactorChallenge()
+    for index, detail in enumerate(status.details):
+        if detail.Unpack(challenge):
+            WITNESS.learn(challenge)
+            del status.details[index]
+            break
+    without: bytes = status.SerializeToString()
+    return without

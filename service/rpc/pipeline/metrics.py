@@ -6,6 +6,7 @@ What becomes of sign-ins, locks and codes follows from these three, so no featur
 from typing import TYPE_CHECKING, Any
 
 from service.base.clock import monotonic
+from service.core.factors.rules import Kind
 from service.rpc.context import CallContext
 from service.rpc.methods import METHODS, CheckDecision, CodeIssued, CodeUsed, ProxyCheck, SessionRefresh, SignIn
 from service.rpc.pipeline.stages import Handler, Stage, WrappedMethod
@@ -61,6 +62,13 @@ def _count_outcome(metrics: "Metrics", method: str, labels: tuple[str, ...], cal
         metrics.lockout_refusals.inc()
     if outcome == "RATE_LIMITED":
         metrics.rate_limited.labels(caller).inc()
+    if call.factor is not None:
+        metrics.second_factors.labels(call.factor, outcome).inc()
+    _count_kind(metrics, method, call, outcome)
+
+
+def _count_kind(metrics: "Metrics", method: str, call: CallContext, outcome: str) -> None:
+    """Count in the metric that the method's row names."""
     match METHODS[method].outcome:
         case SignIn():
             metrics.sign_ins.labels(outcome).inc()
@@ -87,6 +95,9 @@ def _show_zeros(metrics: "Metrics") -> None:
                 metrics.codes.labels(purpose, "refused")
             case _:
                 pass
+    for kind in Kind:
+        for outcome in (_OK, "INVALID_FACTOR", "TOO_MANY_ATTEMPTS", "FACTOR_LOCKED"):
+            metrics.second_factors.labels(kind, outcome)
     for cause in ("connection", "deadlock", "serialization"):
         metrics.retries.labels(cause)
     for outcome in (_OK, "SESSION_INVALID", "SESSION_REUSED"):
