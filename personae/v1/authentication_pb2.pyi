@@ -34,6 +34,8 @@ class _FactorKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FactorKind
     """An authenticator app (RFC 6238)."""
     FACTOR_KIND_RECOVERY_CODE: _FactorKind.ValueType  # 2
     """A recovery code."""
+    FACTOR_KIND_PASSKEY: _FactorKind.ValueType  # 3
+    """A passkey (W3C Web Authentication)."""
 
 class FactorKind(_FactorKind, metaclass=_FactorKindEnumTypeWrapper):
     """A kind of second factor."""
@@ -44,6 +46,8 @@ FACTOR_KIND_TOTP: FactorKind.ValueType  # 1
 """An authenticator app (RFC 6238)."""
 FACTOR_KIND_RECOVERY_CODE: FactorKind.ValueType  # 2
 """A recovery code."""
+FACTOR_KIND_PASSKEY: FactorKind.ValueType  # 3
+"""A passkey (W3C Web Authentication)."""
 Global___FactorKind: _TypeAlias = FactorKind  # noqa: Y015
 
 @_typing.final
@@ -151,12 +155,15 @@ class SecondFactorChallenge(_message.Message):
     KINDS_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     ENROLLMENT_REQUIRED_FIELD_NUMBER: _builtins.int
+    PASSKEY_OPTIONS_JSON_FIELD_NUMBER: _builtins.int
     ticket: _builtins.str
     """A secret, for CompleteSecondFactor, or for enrolling."""
     enrollment_required: _builtins.bool
     """The user has no factor, and one is demanded: the ticket is good for StartTotpEnrollment and CompleteTotpEnrollment,
     and signs nobody in.
     """
+    passkey_options_json: _builtins.str
+    """For the browser, when the user has a passkey: PublicKeyCredential.parseRequestOptionsFromJSON takes it."""
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___FactorKind.ValueType]:
         """The kinds that the user can answer with. None when enrollment_required."""
@@ -172,10 +179,11 @@ class SecondFactorChallenge(_message.Message):
         kinds: _abc.Iterable[Global___FactorKind.ValueType] | None = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         enrollment_required: _builtins.bool = ...,
+        passkey_options_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["enrollment_required", b"enrollment_required", "expires_at", b"expires_at", "kinds", b"kinds", "ticket", b"ticket"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["enrollment_required", b"enrollment_required", "expires_at", b"expires_at", "kinds", b"kinds", "passkey_options_json", b"passkey_options_json", "ticket", b"ticket"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,7 +28,7 @@ from personae.v1 import authentication_pb2 as personae_dot_v1_dot_authentication
 from personae.v1 import user_pb2 as personae_dot_v1_dot_user__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18personae/v1/factor.proto\x12\x0bpersonae.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a personae/v1/authentication.proto\x1a\x16personae/v1/user.proto\"\xe3\x01\n\x06\x46\x61\x63tor\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07user_id\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12+\n\x04kind\x18\x03 \x01(\x0e\x32\x17.personae.v1.FactorKindB\x04\xe2\x41\x01\x03\x12\x13\n\x05label\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x36\n\x0c\x63onfirmed_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x36\n\x0clast_used_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"n\n\x1aStartTotpEnrollmentRequest\x12\x1a\n\nsession_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x12\x16\n\x06ticket\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x12\x13\n\x05label\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x42\x07\n\x05proof\"\x95\x01\n\x1bStartTotpEnrollmentResponse\x12\x17\n\tfactor_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06secret\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x11\n\x03uri\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x34\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"\x89\x01\n\x1d\x43ompleteTotpEnrollmentRequest\x12\x1a\n\nsession_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x12\x16\n\x06ticket\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x12\x17\n\tfactor_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\x04\x63ode\x18\x04 \x01(\tB\x04\xe2\x41\x01\x02\x42\x07\n\x05proof\"i\n\x1e\x43ompleteTotpEnrollmentResponse\x12)\n\x06\x66\x61\x63tor\x18\x01 \x01(\x0b\x32\x13.personae.v1.FactorB\x04\xe2\x41\x01\x03\x12\x1c\n\x0erecovery_codes\x18\x02 \x03(\tB\x04\xe2\x41\x01\x03\"8\n\x1cGenerateRecoveryCodesRequest\x12\x18\n\nsession_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"=\n\x1dGenerateRecoveryCodesResponse\x12\x1c\n\x0erecovery_codes\x18\x01 \x03(\tB\x04\xe2\x41\x01\x03\"+\n\x12ListFactorsRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\"_\n\x13ListFactorsResponse\x12*\n\x07\x66\x61\x63tors\x18\x01 \x03(\x0b\x32\x13.personae.v1.FactorB\x04\xe2\x41\x01\x03\x12\x1c\n\x0erecovery_codes\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x03\"A\n\x13\x44\x65leteFactorRequest\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nsession_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\",\n\x13ResetFactorsRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\"a\n\x15SetMfaRequiredRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x1d\n\x0fis_mfa_required\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x12\n\x04\x65tag\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"\xf7\x01\n\x1b\x43ompleteSecondFactorRequest\x12\x14\n\x06ticket\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x19\n\ttotp_code\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x12\x1d\n\rrecovery_code\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x12)\n\x06\x63lient\x18\x04 \x01(\x0b\x32\x13.personae.v1.ClientB\x04\xe2\x41\x01\x01\x12\x32\n\x07session\x18\x05 \x01(\x0b\x32\x1b.personae.v1.SessionRequestB\x04\xe2\x41\x01\x01\x12\x18\n\nsession_id\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\x42\x0f\n\rsecond_factor2\xe6\x05\n\rFactorService\x12h\n\x13StartTotpEnrollment\x12\'.personae.v1.StartTotpEnrollmentRequest\x1a(.personae.v1.StartTotpEnrollmentResponse\x12q\n\x16\x43ompleteTotpEnrollment\x12*.personae.v1.CompleteTotpEnrollmentRequest\x1a+.personae.v1.CompleteTotpEnrollmentResponse\x12n\n\x15GenerateRecoveryCodes\x12).personae.v1.GenerateRecoveryCodesRequest\x1a*.personae.v1.GenerateRecoveryCodesResponse\x12P\n\x0bListFactors\x12\x1f.personae.v1.ListFactorsRequest\x1a .personae.v1.ListFactorsResponse\x12\x43\n\x0c\x44\x65leteFactor\x12 .personae.v1.DeleteFactorRequest\x1a\x11.personae.v1.User\x12\x43\n\x0cResetFactors\x12 .personae.v1.ResetFactorsRequest\x1a\x11.personae.v1.User\x12G\n\x0eSetMfaRequired\x12\".personae.v1.SetMfaRequiredRequest\x1a\x11.personae.v1.User\x12\x63\n\x14\x43ompleteSecondFactor\x12(.personae.v1.CompleteSecondFactorRequest\x1a!.personae.v1.AuthenticateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18personae/v1/factor.proto\x12\x0bpersonae.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a personae/v1/authentication.proto\x1a\x16personae/v1/user.proto\"\xfc\x01\n\x06\x46\x61\x63tor\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07user_id\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12+\n\x04kind\x18\x03 \x01(\x0e\x32\x17.personae.v1.FactorKindB\x04\xe2\x41\x01\x03\x12\x13\n\x05label\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x36\n\x0c\x63onfirmed_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x36\n\x0clast_used_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x17\n\tis_synced\x18\x07 \x01(\x08\x42\x04\xe2\x41\x01\x03\"\\\n\x1dStartPasskeyEnrollmentRequest\x12\x1a\n\nsession_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x12\x16\n\x06ticket\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x42\x07\n\x05proof\"\x88\x01\n\x1eStartPasskeyEnrollmentResponse\x12\x14\n\x06ticket\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1a\n\x0coptions_json\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x34\n\nexpires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"l\n CompletePasskeyEnrollmentRequest\x12\x14\n\x06ticket\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1d\n\x0f\x63redential_json\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05label\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"l\n!CompletePasskeyEnrollmentResponse\x12)\n\x06\x66\x61\x63tor\x18\x01 \x01(\x0b\x32\x13.personae.v1.FactorB\x04\xe2\x41\x01\x03\x12\x1c\n\x0erecovery_codes\x18\x02 \x03(\tB\x04\xe2\x41\x01\x03\"\x1b\n\x19StartPasskeySignInRequest\"\x84\x01\n\x1aStartPasskeySignInResponse\x12\x14\n\x06ticket\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1a\n\x0coptions_json\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x34\n\nexpires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"n\n\x1aStartTotpEnrollmentRequest\x12\x1a\n\nsession_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x12\x16\n\x06ticket\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x12\x13\n\x05label\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x42\x07\n\x05proof\"\x95\x01\n\x1bStartTotpEnrollmentResponse\x12\x17\n\tfactor_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06secret\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x11\n\x03uri\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x34\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"\x89\x01\n\x1d\x43ompleteTotpEnrollmentRequest\x12\x1a\n\nsession_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x12\x16\n\x06ticket\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x12\x17\n\tfactor_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\x04\x63ode\x18\x04 \x01(\tB\x04\xe2\x41\x01\x02\x42\x07\n\x05proof\"i\n\x1e\x43ompleteTotpEnrollmentResponse\x12)\n\x06\x66\x61\x63tor\x18\x01 \x01(\x0b\x32\x13.personae.v1.FactorB\x04\xe2\x41\x01\x03\x12\x1c\n\x0erecovery_codes\x18\x02 \x03(\tB\x04\xe2\x41\x01\x03\"8\n\x1cGenerateRecoveryCodesRequest\x12\x18\n\nsession_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"=\n\x1dGenerateRecoveryCodesResponse\x12\x1c\n\x0erecovery_codes\x18\x01 \x03(\tB\x04\xe2\x41\x01\x03\"+\n\x12ListFactorsRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\"_\n\x13ListFactorsResponse\x12*\n\x07\x66\x61\x63tors\x18\x01 \x03(\x0b\x32\x13.personae.v1.FactorB\x04\xe2\x41\x01\x03\x12\x1c\n\x0erecovery_codes\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x03\"A\n\x13\x44\x65leteFactorRequest\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nsession_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\",\n\x13ResetFactorsRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\"a\n\x15SetMfaRequiredRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x1d\n\x0fis_mfa_required\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x12\n\x04\x65tag\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"\x95\x02\n\x1b\x43ompleteSecondFactorRequest\x12\x14\n\x06ticket\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x19\n\ttotp_code\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x12\x1d\n\rrecovery_code\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x12\x1c\n\x0cpasskey_json\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x12)\n\x06\x63lient\x18\x04 \x01(\x0b\x32\x13.personae.v1.ClientB\x04\xe2\x41\x01\x01\x12\x32\n\x07session\x18\x05 \x01(\x0b\x32\x1b.personae.v1.SessionRequestB\x04\xe2\x41\x01\x01\x12\x18\n\nsession_id\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\x42\x0f\n\rsecond_factor2\xbc\x08\n\rFactorService\x12h\n\x13StartTotpEnrollment\x12\'.personae.v1.StartTotpEnrollmentRequest\x1a(.personae.v1.StartTotpEnrollmentResponse\x12q\n\x16\x43ompleteTotpEnrollment\x12*.personae.v1.CompleteTotpEnrollmentRequest\x1a+.personae.v1.CompleteTotpEnrollmentResponse\x12q\n\x16StartPasskeyEnrollment\x12*.personae.v1.StartPasskeyEnrollmentRequest\x1a+.personae.v1.StartPasskeyEnrollmentResponse\x12z\n\x19\x43ompletePasskeyEnrollment\x12-.personae.v1.CompletePasskeyEnrollmentRequest\x1a..personae.v1.CompletePasskeyEnrollmentResponse\x12\x65\n\x12StartPasskeySignIn\x12&.personae.v1.StartPasskeySignInRequest\x1a\'.personae.v1.StartPasskeySignInResponse\x12n\n\x15GenerateRecoveryCodes\x12).personae.v1.GenerateRecoveryCodesRequest\x1a*.personae.v1.GenerateRecoveryCodesResponse\x12P\n\x0bListFactors\x12\x1f.personae.v1.ListFactorsRequest\x1a .personae.v1.ListFactorsResponse\x12\x43\n\x0c\x44\x65leteFactor\x12 .personae.v1.DeleteFactorRequest\x1a\x11.personae.v1.User\x12\x43\n\x0cResetFactors\x12 .personae.v1.ResetFactorsRequest\x1a\x11.personae.v1.User\x12G\n\x0eSetMfaRequired\x12\".personae.v1.SetMfaRequiredRequest\x1a\x11.personae.v1.User\x12\x63\n\x14\x43ompleteSecondFactor\x12(.personae.v1.CompleteSecondFactorRequest\x1a!.personae.v1.AuthenticateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,6 +47,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FACTOR'].fields_by_name['confirmed_at']._serialized_options = b'\342A\001\003'
   _globals['_FACTOR'].fields_by_name['last_used_at']._loaded_options = None
   _globals['_FACTOR'].fields_by_name['last_used_at']._serialized_options = b'\342A\001\003'
+  _globals['_FACTOR'].fields_by_name['is_synced']._loaded_options = None
+  _globals['_FACTOR'].fields_by_name['is_synced']._serialized_options = b'\342A\001\003'
+  _globals['_STARTPASSKEYENROLLMENTREQUEST'].fields_by_name['session_id']._loaded_options = None
+  _globals['_STARTPASSKEYENROLLMENTREQUEST'].fields_by_name['session_id']._serialized_options = b'\342A\001\001'
+  _globals['_STARTPASSKEYENROLLMENTREQUEST'].fields_by_name['ticket']._loaded_options = None
+  _globals['_STARTPASSKEYENROLLMENTREQUEST'].fields_by_name['ticket']._serialized_options = b'\342A\001\001'
+  _globals['_STARTPASSKEYENROLLMENTRESPONSE'].fields_by_name['ticket']._loaded_options = None
+  _globals['_STARTPASSKEYENROLLMENTRESPONSE'].fields_by_name['ticket']._serialized_options = b'\342A\001\003'
+  _globals['_STARTPASSKEYENROLLMENTRESPONSE'].fields_by_name['options_json']._loaded_options = None
+  _globals['_STARTPASSKEYENROLLMENTRESPONSE'].fields_by_name['options_json']._serialized_options = b'\342A\001\003'
+  _globals['_STARTPASSKEYENROLLMENTRESPONSE'].fields_by_name['expires_at']._loaded_options = None
+  _globals['_STARTPASSKEYENROLLMENTRESPONSE'].fields_by_name['expires_at']._serialized_options = b'\342A\001\003'
+  _globals['_COMPLETEPASSKEYENROLLMENTREQUEST'].fields_by_name['ticket']._loaded_options = None
+  _globals['_COMPLETEPASSKEYENROLLMENTREQUEST'].fields_by_name['ticket']._serialized_options = b'\342A\001\002'
+  _globals['_COMPLETEPASSKEYENROLLMENTREQUEST'].fields_by_name['credential_json']._loaded_options = None
+  _globals['_COMPLETEPASSKEYENROLLMENTREQUEST'].fields_by_name['credential_json']._serialized_options = b'\342A\001\002'
+  _globals['_COMPLETEPASSKEYENROLLMENTREQUEST'].fields_by_name['label']._loaded_options = None
+  _globals['_COMPLETEPASSKEYENROLLMENTREQUEST'].fields_by_name['label']._serialized_options = b'\342A\001\001'
+  _globals['_COMPLETEPASSKEYENROLLMENTRESPONSE'].fields_by_name['factor']._loaded_options = None
+  _globals['_COMPLETEPASSKEYENROLLMENTRESPONSE'].fields_by_name['factor']._serialized_options = b'\342A\001\003'
+  _globals['_COMPLETEPASSKEYENROLLMENTRESPONSE'].fields_by_name['recovery_codes']._loaded_options = None
+  _globals['_COMPLETEPASSKEYENROLLMENTRESPONSE'].fields_by_name['recovery_codes']._serialized_options = b'\342A\001\003'
+  _globals['_STARTPASSKEYSIGNINRESPONSE'].fields_by_name['ticket']._loaded_options = None
+  _globals['_STARTPASSKEYSIGNINRESPONSE'].fields_by_name['ticket']._serialized_options = b'\342A\001\003'
+  _globals['_STARTPASSKEYSIGNINRESPONSE'].fields_by_name['options_json']._loaded_options = None
+  _globals['_STARTPASSKEYSIGNINRESPONSE'].fields_by_name['options_json']._serialized_options = b'\342A\001\003'
+  _globals['_STARTPASSKEYSIGNINRESPONSE'].fields_by_name['expires_at']._loaded_options = None
+  _globals['_STARTPASSKEYSIGNINRESPONSE'].fields_by_name['expires_at']._serialized_options = b'\342A\001\003'
   _globals['_STARTTOTPENROLLMENTREQUEST'].fields_by_name['session_id']._loaded_options = None
   _globals['_STARTTOTPENROLLMENTREQUEST'].fields_by_name['session_id']._serialized_options = b'\342A\001\001'
   _globals['_STARTTOTPENROLLMENTREQUEST'].fields_by_name['ticket']._loaded_options = None
@@ -101,6 +129,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMPLETESECONDFACTORREQUEST'].fields_by_name['totp_code']._serialized_options = b'\342A\001\001'
   _globals['_COMPLETESECONDFACTORREQUEST'].fields_by_name['recovery_code']._loaded_options = None
   _globals['_COMPLETESECONDFACTORREQUEST'].fields_by_name['recovery_code']._serialized_options = b'\342A\001\001'
+  _globals['_COMPLETESECONDFACTORREQUEST'].fields_by_name['passkey_json']._loaded_options = None
+  _globals['_COMPLETESECONDFACTORREQUEST'].fields_by_name['passkey_json']._serialized_options = b'\342A\001\001'
   _globals['_COMPLETESECONDFACTORREQUEST'].fields_by_name['client']._loaded_options = None
   _globals['_COMPLETESECONDFACTORREQUEST'].fields_by_name['client']._serialized_options = b'\342A\001\001'
   _globals['_COMPLETESECONDFACTORREQUEST'].fields_by_name['session']._loaded_options = None
@@ -108,31 +138,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMPLETESECONDFACTORREQUEST'].fields_by_name['session_id']._loaded_options = None
   _globals['_COMPLETESECONDFACTORREQUEST'].fields_by_name['session_id']._serialized_options = b'\342A\001\001'
   _globals['_FACTOR']._serialized_start=166
-  _globals['_FACTOR']._serialized_end=393
-  _globals['_STARTTOTPENROLLMENTREQUEST']._serialized_start=395
-  _globals['_STARTTOTPENROLLMENTREQUEST']._serialized_end=505
-  _globals['_STARTTOTPENROLLMENTRESPONSE']._serialized_start=508
-  _globals['_STARTTOTPENROLLMENTRESPONSE']._serialized_end=657
-  _globals['_COMPLETETOTPENROLLMENTREQUEST']._serialized_start=660
-  _globals['_COMPLETETOTPENROLLMENTREQUEST']._serialized_end=797
-  _globals['_COMPLETETOTPENROLLMENTRESPONSE']._serialized_start=799
-  _globals['_COMPLETETOTPENROLLMENTRESPONSE']._serialized_end=904
-  _globals['_GENERATERECOVERYCODESREQUEST']._serialized_start=906
-  _globals['_GENERATERECOVERYCODESREQUEST']._serialized_end=962
-  _globals['_GENERATERECOVERYCODESRESPONSE']._serialized_start=964
-  _globals['_GENERATERECOVERYCODESRESPONSE']._serialized_end=1025
-  _globals['_LISTFACTORSREQUEST']._serialized_start=1027
-  _globals['_LISTFACTORSREQUEST']._serialized_end=1070
-  _globals['_LISTFACTORSRESPONSE']._serialized_start=1072
-  _globals['_LISTFACTORSRESPONSE']._serialized_end=1167
-  _globals['_DELETEFACTORREQUEST']._serialized_start=1169
-  _globals['_DELETEFACTORREQUEST']._serialized_end=1234
-  _globals['_RESETFACTORSREQUEST']._serialized_start=1236
-  _globals['_RESETFACTORSREQUEST']._serialized_end=1280
-  _globals['_SETMFAREQUIREDREQUEST']._serialized_start=1282
-  _globals['_SETMFAREQUIREDREQUEST']._serialized_end=1379
-  _globals['_COMPLETESECONDFACTORREQUEST']._serialized_start=1382
-  _globals['_COMPLETESECONDFACTORREQUEST']._serialized_end=1629
-  _globals['_FACTORSERVICE']._serialized_start=1632
-  _globals['_FACTORSERVICE']._serialized_end=2374
+  _globals['_FACTOR']._serialized_end=418
+  _globals['_STARTPASSKEYENROLLMENTREQUEST']._serialized_start=420
+  _globals['_STARTPASSKEYENROLLMENTREQUEST']._serialized_end=512
+  _globals['_STARTPASSKEYENROLLMENTRESPONSE']._serialized_start=515
+  _globals['_STARTPASSKEYENROLLMENTRESPONSE']._serialized_end=651
+  _globals['_COMPLETEPASSKEYENROLLMENTREQUEST']._serialized_start=653
+  _globals['_COMPLETEPASSKEYENROLLMENTREQUEST']._serialized_end=761
+  _globals['_COMPLETEPASSKEYENROLLMENTRESPONSE']._serialized_start=763
+  _globals['_COMPLETEPASSKEYENROLLMENTRESPONSE']._serialized_end=871
+  _globals['_STARTPASSKEYSIGNINREQUEST']._serialized_start=873
+  _globals['_STARTPASSKEYSIGNINREQUEST']._serialized_end=900
+  _globals['_STARTPASSKEYSIGNINRESPONSE']._serialized_start=903
+  _globals['_STARTPASSKEYSIGNINRESPONSE']._serialized_end=1035
+  _globals['_STARTTOTPENROLLMENTREQUEST']._serialized_start=1037
+  _globals['_STARTTOTPENROLLMENTREQUEST']._serialized_end=1147
+  _globals['_STARTTOTPENROLLMENTRESPONSE']._serialized_start=1150
+  _globals['_STARTTOTPENROLLMENTRESPONSE']._serialized_end=1299
+  _globals['_COMPLETETOTPENROLLMENTREQUEST']._serialized_start=1302
+  _globals['_COMPLETETOTPENROLLMENTREQUEST']._serialized_end=1439
+  _globals['_COMPLETETOTPENROLLMENTRESPONSE']._serialized_start=1441
+  _globals['_COMPLETETOTPENROLLMENTRESPONSE']._serialized_end=1546
+  _globals['_GENERATERECOVERYCODESREQUEST']._serialized_start=1548
+  _globals['_GENERATERECOVERYCODESREQUEST']._serialized_end=1604
+  _globals['_GENERATERECOVERYCODESRESPONSE']._serialized_start=1606
+  _globals['_GENERATERECOVERYCODESRESPONSE']._serialized_end=1667
+  _globals['_LISTFACTORSREQUEST']._serialized_start=1669
+  _globals['_LISTFACTORSREQUEST']._serialized_end=1712
+  _globals['_LISTFACTORSRESPONSE']._serialized_start=1714
+  _globals['_LISTFACTORSRESPONSE']._serialized_end=1809
+  _globals['_DELETEFACTORREQUEST']._serialized_start=1811
+  _globals['_DELETEFACTORREQUEST']._serialized_end=1876
+  _globals['_RESETFACTORSREQUEST']._serialized_start=1878
+  _globals['_RESETFACTORSREQUEST']._serialized_end=1922
+  _globals['_SETMFAREQUIREDREQUEST']._serialized_start=1924
+  _globals['_SETMFAREQUIREDREQUEST']._serialized_end=2021
+  _globals['_COMPLETESECONDFACTORREQUEST']._serialized_start=2024
+  _globals['_COMPLETESECONDFACTORREQUEST']._serialized_end=2301
+  _globals['_FACTORSERVICE']._serialized_start=2304
+  _globals['_FACTORSERVICE']._serialized_end=3388
 # @@protoc_insertion_point(module_scope)

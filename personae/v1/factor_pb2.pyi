@@ -32,6 +32,7 @@ class Factor(_message.Message):
     LABEL_FIELD_NUMBER: _builtins.int
     CONFIRMED_AT_FIELD_NUMBER: _builtins.int
     LAST_USED_AT_FIELD_NUMBER: _builtins.int
+    IS_SYNCED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Assigned by Personae. No secret."""
     user_id: _builtins.int
@@ -40,6 +41,8 @@ class Factor(_message.Message):
     """What it is."""
     label: _builtins.str
     """What its owner calls it."""
+    is_synced: _builtins.bool
+    """Of a passkey: its authenticator may copy it to other devices of the person."""
     @_builtins.property
     def confirmed_at(self) -> _timestamp_pb2.Timestamp:
         """Since when it counts."""
@@ -57,14 +60,184 @@ class Factor(_message.Message):
         label: _builtins.str = ...,
         confirmed_at: _timestamp_pb2.Timestamp | None = ...,
         last_used_at: _timestamp_pb2.Timestamp | None = ...,
+        is_synced: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["confirmed_at", b"confirmed_at", "last_used_at", b"last_used_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirmed_at", b"confirmed_at", "id", b"id", "kind", b"kind", "label", b"label", "last_used_at", b"last_used_at", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirmed_at", b"confirmed_at", "id", b"id", "is_synced", b"is_synced", "kind", b"kind", "label", b"label", "last_used_at", b"last_used_at", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Factor: _TypeAlias = Factor  # noqa: Y015
+
+@_typing.final
+class StartPasskeyEnrollmentRequest(_message.Message):
+    """Request of StartPasskeyEnrollment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    TICKET_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """A session of the user."""
+    ticket: _builtins.str
+    """A ticket that MFA_REQUIRED came with, with enrollment_required."""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        ticket: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["proof", b"proof", "session_id", b"session_id", "ticket", b"ticket"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["proof", b"proof", "session_id", b"session_id", "ticket", b"ticket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_proof: _TypeAlias = _typing.Literal["session_id", "ticket"]  # noqa: Y015
+    _WhichOneofArgType_proof: _TypeAlias = _typing.Literal["proof", b"proof"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_proof) -> _WhichOneofReturnType_proof | None: ...
+
+Global___StartPasskeyEnrollmentRequest: _TypeAlias = StartPasskeyEnrollmentRequest  # noqa: Y015
+
+@_typing.final
+class StartPasskeyEnrollmentResponse(_message.Message):
+    """Response of StartPasskeyEnrollment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TICKET_FIELD_NUMBER: _builtins.int
+    OPTIONS_JSON_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    ticket: _builtins.str
+    """A secret, for CompletePasskeyEnrollment."""
+    options_json: _builtins.str
+    """For the browser: PublicKeyCredential.parseCreationOptionsFromJSON takes it."""
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """From when on the ticket is void."""
+
+    def __init__(
+        self,
+        *,
+        ticket: _builtins.str = ...,
+        options_json: _builtins.str = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "options_json", b"options_json", "ticket", b"ticket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartPasskeyEnrollmentResponse: _TypeAlias = StartPasskeyEnrollmentResponse  # noqa: Y015
+
+@_typing.final
+class CompletePasskeyEnrollmentRequest(_message.Message):
+    """Request of CompletePasskeyEnrollment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TICKET_FIELD_NUMBER: _builtins.int
+    CREDENTIAL_JSON_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    ticket: _builtins.str
+    """Of StartPasskeyEnrollment."""
+    credential_json: _builtins.str
+    """What the browser has made, by PublicKeyCredential.toJSON. At most 16 KiB."""
+    label: _builtins.str
+    """What the owner calls it, at most 64 bytes."""
+    def __init__(
+        self,
+        *,
+        ticket: _builtins.str = ...,
+        credential_json: _builtins.str = ...,
+        label: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential_json", b"credential_json", "label", b"label", "ticket", b"ticket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompletePasskeyEnrollmentRequest: _TypeAlias = CompletePasskeyEnrollmentRequest  # noqa: Y015
+
+@_typing.final
+class CompletePasskeyEnrollmentResponse(_message.Message):
+    """Response of CompletePasskeyEnrollment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FACTOR_FIELD_NUMBER: _builtins.int
+    RECOVERY_CODES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def factor(self) -> Global___Factor:
+        """The passkey."""
+
+    @_builtins.property
+    def recovery_codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """With the first factor: ten codes for the day on which the passkey is lost. Shown once, by this answer alone."""
+
+    def __init__(
+        self,
+        *,
+        factor: Global___Factor | None = ...,
+        recovery_codes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["factor", b"factor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["factor", b"factor", "recovery_codes", b"recovery_codes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompletePasskeyEnrollmentResponse: _TypeAlias = CompletePasskeyEnrollmentResponse  # noqa: Y015
+
+@_typing.final
+class StartPasskeySignInRequest(_message.Message):
+    """Request of StartPasskeySignIn."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartPasskeySignInRequest: _TypeAlias = StartPasskeySignInRequest  # noqa: Y015
+
+@_typing.final
+class StartPasskeySignInResponse(_message.Message):
+    """Response of StartPasskeySignIn."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TICKET_FIELD_NUMBER: _builtins.int
+    OPTIONS_JSON_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    ticket: _builtins.str
+    """A secret, for CompleteSecondFactor."""
+    options_json: _builtins.str
+    """For the browser: PublicKeyCredential.parseRequestOptionsFromJSON takes it."""
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """From when on the ticket is void."""
+
+    def __init__(
+        self,
+        *,
+        ticket: _builtins.str = ...,
+        options_json: _builtins.str = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "options_json", b"options_json", "ticket", b"ticket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartPasskeySignInResponse: _TypeAlias = StartPasskeySignInResponse  # noqa: Y015
 
 @_typing.final
 class StartTotpEnrollmentRequest(_message.Message):
@@ -385,15 +558,18 @@ class CompleteSecondFactorRequest(_message.Message):
     TICKET_FIELD_NUMBER: _builtins.int
     TOTP_CODE_FIELD_NUMBER: _builtins.int
     RECOVERY_CODE_FIELD_NUMBER: _builtins.int
+    PASSKEY_JSON_FIELD_NUMBER: _builtins.int
     CLIENT_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
     ticket: _builtins.str
-    """The ticket of the SecondFactorChallenge."""
+    """The ticket of the SecondFactorChallenge, or of StartPasskeySignIn."""
     totp_code: _builtins.str
     """What an authenticator app of the user shows. Blanks in it do not count."""
     recovery_code: _builtins.str
     """A recovery code. Blanks, dashes and case do not count. Used up by it, and replaced by a new one."""
+    passkey_json: _builtins.str
+    """What the browser has signed, by PublicKeyCredential.toJSON. At most 16 KiB."""
     session_id: _builtins.str
     """As in Authenticate: a session whose person was authenticated anew."""
     @_builtins.property
@@ -410,15 +586,16 @@ class CompleteSecondFactorRequest(_message.Message):
         ticket: _builtins.str = ...,
         totp_code: _builtins.str = ...,
         recovery_code: _builtins.str = ...,
+        passkey_json: _builtins.str = ...,
         client: _authentication_pb2.Client | None = ...,
         session: _authentication_pb2.SessionRequest | None = ...,
         session_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "recovery_code", b"recovery_code", "second_factor", b"second_factor", "session", b"session", "totp_code", b"totp_code"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "passkey_json", b"passkey_json", "recovery_code", b"recovery_code", "second_factor", b"second_factor", "session", b"session", "totp_code", b"totp_code"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "recovery_code", b"recovery_code", "second_factor", b"second_factor", "session", b"session", "session_id", b"session_id", "ticket", b"ticket", "totp_code", b"totp_code"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "passkey_json", b"passkey_json", "recovery_code", b"recovery_code", "second_factor", b"second_factor", "session", b"session", "session_id", b"session_id", "ticket", b"ticket", "totp_code", b"totp_code"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_second_factor: _TypeAlias = _typing.Literal["totp_code", "recovery_code"]  # noqa: Y015
+    _WhichOneofReturnType_second_factor: _TypeAlias = _typing.Literal["totp_code", "recovery_code", "passkey_json"]  # noqa: Y015
     _WhichOneofArgType_second_factor: _TypeAlias = _typing.Literal["second_factor", b"second_factor"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_second_factor) -> _WhichOneofReturnType_second_factor | None: ...
 

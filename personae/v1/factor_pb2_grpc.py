@@ -51,6 +51,21 @@ class FactorServiceStub(object):
                 request_serializer=personae_dot_v1_dot_factor__pb2.CompleteTotpEnrollmentRequest.SerializeToString,
                 response_deserializer=personae_dot_v1_dot_factor__pb2.CompleteTotpEnrollmentResponse.FromString,
                 _registered_method=True)
+        self.StartPasskeyEnrollment = channel.unary_unary(
+                '/personae.v1.FactorService/StartPasskeyEnrollment',
+                request_serializer=personae_dot_v1_dot_factor__pb2.StartPasskeyEnrollmentRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_factor__pb2.StartPasskeyEnrollmentResponse.FromString,
+                _registered_method=True)
+        self.CompletePasskeyEnrollment = channel.unary_unary(
+                '/personae.v1.FactorService/CompletePasskeyEnrollment',
+                request_serializer=personae_dot_v1_dot_factor__pb2.CompletePasskeyEnrollmentRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_factor__pb2.CompletePasskeyEnrollmentResponse.FromString,
+                _registered_method=True)
+        self.StartPasskeySignIn = channel.unary_unary(
+                '/personae.v1.FactorService/StartPasskeySignIn',
+                request_serializer=personae_dot_v1_dot_factor__pb2.StartPasskeySignInRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_factor__pb2.StartPasskeySignInResponse.FromString,
+                _registered_method=True)
         self.GenerateRecoveryCodes = channel.unary_unary(
                 '/personae.v1.FactorService/GenerateRecoveryCodes',
                 request_serializer=personae_dot_v1_dot_factor__pb2.GenerateRecoveryCodesRequest.SerializeToString,
@@ -116,6 +131,38 @@ class FactorServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StartPasskeyEnrollment(self, request, context):
+        """Begins to make a passkey: what the browser needs for navigator.credentials.create.
+
+        The errors of StartTotpEnrollment; TOO_MANY_FACTORS from twenty passkeys on. FAILED_PRECONDITION with the reason
+        PASSKEYS_NOT_CONFIGURED when the server has no WEBAUTHN_RP_ID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompletePasskeyEnrollment(self, request, context):
+        """Takes what the browser has made: from now on the passkey counts. The first factor of a user comes with recovery
+        codes. It signs nobody in.
+
+        UNAUTHENTICATED with the reason INVALID_FACTOR when the ticket is void, or the credential is malformed, not what was
+        asked for, of another site, or known already; with the reason SESSION_INVALID when the session that has begun it is
+        over. FAILED_PRECONDITION with the reason PASSKEYS_NOT_CONFIGURED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartPasskeySignIn(self, request, context):
+        """Begins a sign-in by a passkey alone, of whomever it is: what the browser needs for navigator.credentials.get. The
+        answer is the same for everybody. CompleteSecondFactor ends it.
+
+        FAILED_PRECONDITION with the reason PASSKEYS_NOT_CONFIGURED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GenerateRecoveryCodes(self, request, context):
         """Makes ten new recovery codes in place of all that the user has.
 
@@ -168,10 +215,12 @@ class FactorServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CompleteSecondFactor(self, request, context):
-        """The second step of a sign-in.
+        """The second step of a sign-in, or the only one after StartPasskeySignIn.
 
         UNAUTHENTICATED with the reason INVALID_FACTOR for a wrong or used code and for a ticket that is unknown, used,
         expired, another caller's, or void after a change of the password or after five wrong answers: one answer for all.
+        UNAUTHENTICATED with the reason PASSKEY_CLONED when the signature of a passkey is right and its counter did not go
+        on: somebody may have a copy of it.
         RESOURCE_EXHAUSTED with the reason TOO_MANY_ATTEMPTS and a google.rpc.RetryInfo after too many wrong answers of this
         kind; FAILED_PRECONDITION with the reason FACTOR_LOCKED after a hundred in a row, until another kind of factor is
         right or an operator calls ClearLockout. UNAUTHENTICATED with the reason SESSION_INVALID when the answer is right and
@@ -193,6 +242,21 @@ def add_FactorServiceServicer_to_server(servicer, server):
                     servicer.CompleteTotpEnrollment,
                     request_deserializer=personae_dot_v1_dot_factor__pb2.CompleteTotpEnrollmentRequest.FromString,
                     response_serializer=personae_dot_v1_dot_factor__pb2.CompleteTotpEnrollmentResponse.SerializeToString,
+            ),
+            'StartPasskeyEnrollment': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartPasskeyEnrollment,
+                    request_deserializer=personae_dot_v1_dot_factor__pb2.StartPasskeyEnrollmentRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_factor__pb2.StartPasskeyEnrollmentResponse.SerializeToString,
+            ),
+            'CompletePasskeyEnrollment': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompletePasskeyEnrollment,
+                    request_deserializer=personae_dot_v1_dot_factor__pb2.CompletePasskeyEnrollmentRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_factor__pb2.CompletePasskeyEnrollmentResponse.SerializeToString,
+            ),
+            'StartPasskeySignIn': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartPasskeySignIn,
+                    request_deserializer=personae_dot_v1_dot_factor__pb2.StartPasskeySignInRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_factor__pb2.StartPasskeySignInResponse.SerializeToString,
             ),
             'GenerateRecoveryCodes': grpc.unary_unary_rpc_method_handler(
                     servicer.GenerateRecoveryCodes,
@@ -284,6 +348,87 @@ class FactorService(object):
             '/personae.v1.FactorService/CompleteTotpEnrollment',
             personae_dot_v1_dot_factor__pb2.CompleteTotpEnrollmentRequest.SerializeToString,
             personae_dot_v1_dot_factor__pb2.CompleteTotpEnrollmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartPasskeyEnrollment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.FactorService/StartPasskeyEnrollment',
+            personae_dot_v1_dot_factor__pb2.StartPasskeyEnrollmentRequest.SerializeToString,
+            personae_dot_v1_dot_factor__pb2.StartPasskeyEnrollmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompletePasskeyEnrollment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.FactorService/CompletePasskeyEnrollment',
+            personae_dot_v1_dot_factor__pb2.CompletePasskeyEnrollmentRequest.SerializeToString,
+            personae_dot_v1_dot_factor__pb2.CompletePasskeyEnrollmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartPasskeySignIn(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.FactorService/StartPasskeySignIn',
+            personae_dot_v1_dot_factor__pb2.StartPasskeySignInRequest.SerializeToString,
+            personae_dot_v1_dot_factor__pb2.StartPasskeySignInResponse.FromString,
             options,
             channel_credentials,
             insecure,

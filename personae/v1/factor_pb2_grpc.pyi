@@ -57,6 +57,26 @@ class FactorServiceStub:
     the reason FACTOR_NOT_FOUND when there is no such enrolment, or it is void. UNAUTHENTICATED with the reason
     INVALID_FACTOR for a wrong code.
     """
+    StartPasskeyEnrollment: _grpc.UnaryUnaryMultiCallable[_factor_pb2.StartPasskeyEnrollmentRequest, _factor_pb2.StartPasskeyEnrollmentResponse]
+    """Begins to make a passkey: what the browser needs for navigator.credentials.create.
+
+    The errors of StartTotpEnrollment; TOO_MANY_FACTORS from twenty passkeys on. FAILED_PRECONDITION with the reason
+    PASSKEYS_NOT_CONFIGURED when the server has no WEBAUTHN_RP_ID.
+    """
+    CompletePasskeyEnrollment: _grpc.UnaryUnaryMultiCallable[_factor_pb2.CompletePasskeyEnrollmentRequest, _factor_pb2.CompletePasskeyEnrollmentResponse]
+    """Takes what the browser has made: from now on the passkey counts. The first factor of a user comes with recovery
+    codes. It signs nobody in.
+
+    UNAUTHENTICATED with the reason INVALID_FACTOR when the ticket is void, or the credential is malformed, not what was
+    asked for, of another site, or known already; with the reason SESSION_INVALID when the session that has begun it is
+    over. FAILED_PRECONDITION with the reason PASSKEYS_NOT_CONFIGURED.
+    """
+    StartPasskeySignIn: _grpc.UnaryUnaryMultiCallable[_factor_pb2.StartPasskeySignInRequest, _factor_pb2.StartPasskeySignInResponse]
+    """Begins a sign-in by a passkey alone, of whomever it is: what the browser needs for navigator.credentials.get. The
+    answer is the same for everybody. CompleteSecondFactor ends it.
+
+    FAILED_PRECONDITION with the reason PASSKEYS_NOT_CONFIGURED.
+    """
     GenerateRecoveryCodes: _grpc.UnaryUnaryMultiCallable[_factor_pb2.GenerateRecoveryCodesRequest, _factor_pb2.GenerateRecoveryCodesResponse]
     """Makes ten new recovery codes in place of all that the user has.
 
@@ -89,10 +109,12 @@ class FactorServiceStub:
     The errors of ResetFactors; ABORTED with the reason ETAG_MISMATCH.
     """
     CompleteSecondFactor: _grpc.UnaryUnaryMultiCallable[_factor_pb2.CompleteSecondFactorRequest, _authentication_pb2.AuthenticateResponse]
-    """The second step of a sign-in.
+    """The second step of a sign-in, or the only one after StartPasskeySignIn.
 
     UNAUTHENTICATED with the reason INVALID_FACTOR for a wrong or used code and for a ticket that is unknown, used,
     expired, another caller's, or void after a change of the password or after five wrong answers: one answer for all.
+    UNAUTHENTICATED with the reason PASSKEY_CLONED when the signature of a passkey is right and its counter did not go
+    on: somebody may have a copy of it.
     RESOURCE_EXHAUSTED with the reason TOO_MANY_ATTEMPTS and a google.rpc.RetryInfo after too many wrong answers of this
     kind; FAILED_PRECONDITION with the reason FACTOR_LOCKED after a hundred in a row, until another kind of factor is
     right or an operator calls ClearLockout. UNAUTHENTICATED with the reason SESSION_INVALID when the answer is right and
@@ -126,6 +148,26 @@ class FactorServiceAsyncStub(FactorServiceStub):
     the reason FACTOR_NOT_FOUND when there is no such enrolment, or it is void. UNAUTHENTICATED with the reason
     INVALID_FACTOR for a wrong code.
     """
+    StartPasskeyEnrollment: _aio.UnaryUnaryMultiCallable[_factor_pb2.StartPasskeyEnrollmentRequest, _factor_pb2.StartPasskeyEnrollmentResponse]  # type: ignore[assignment]
+    """Begins to make a passkey: what the browser needs for navigator.credentials.create.
+
+    The errors of StartTotpEnrollment; TOO_MANY_FACTORS from twenty passkeys on. FAILED_PRECONDITION with the reason
+    PASSKEYS_NOT_CONFIGURED when the server has no WEBAUTHN_RP_ID.
+    """
+    CompletePasskeyEnrollment: _aio.UnaryUnaryMultiCallable[_factor_pb2.CompletePasskeyEnrollmentRequest, _factor_pb2.CompletePasskeyEnrollmentResponse]  # type: ignore[assignment]
+    """Takes what the browser has made: from now on the passkey counts. The first factor of a user comes with recovery
+    codes. It signs nobody in.
+
+    UNAUTHENTICATED with the reason INVALID_FACTOR when the ticket is void, or the credential is malformed, not what was
+    asked for, of another site, or known already; with the reason SESSION_INVALID when the session that has begun it is
+    over. FAILED_PRECONDITION with the reason PASSKEYS_NOT_CONFIGURED.
+    """
+    StartPasskeySignIn: _aio.UnaryUnaryMultiCallable[_factor_pb2.StartPasskeySignInRequest, _factor_pb2.StartPasskeySignInResponse]  # type: ignore[assignment]
+    """Begins a sign-in by a passkey alone, of whomever it is: what the browser needs for navigator.credentials.get. The
+    answer is the same for everybody. CompleteSecondFactor ends it.
+
+    FAILED_PRECONDITION with the reason PASSKEYS_NOT_CONFIGURED.
+    """
     GenerateRecoveryCodes: _aio.UnaryUnaryMultiCallable[_factor_pb2.GenerateRecoveryCodesRequest, _factor_pb2.GenerateRecoveryCodesResponse]  # type: ignore[assignment]
     """Makes ten new recovery codes in place of all that the user has.
 
@@ -158,10 +200,12 @@ class FactorServiceAsyncStub(FactorServiceStub):
     The errors of ResetFactors; ABORTED with the reason ETAG_MISMATCH.
     """
     CompleteSecondFactor: _aio.UnaryUnaryMultiCallable[_factor_pb2.CompleteSecondFactorRequest, _authentication_pb2.AuthenticateResponse]  # type: ignore[assignment]
-    """The second step of a sign-in.
+    """The second step of a sign-in, or the only one after StartPasskeySignIn.
 
     UNAUTHENTICATED with the reason INVALID_FACTOR for a wrong or used code and for a ticket that is unknown, used,
     expired, another caller's, or void after a change of the password or after five wrong answers: one answer for all.
+    UNAUTHENTICATED with the reason PASSKEY_CLONED when the signature of a passkey is right and its counter did not go
+    on: somebody may have a copy of it.
     RESOURCE_EXHAUSTED with the reason TOO_MANY_ATTEMPTS and a google.rpc.RetryInfo after too many wrong answers of this
     kind; FAILED_PRECONDITION with the reason FACTOR_LOCKED after a hundred in a row, until another kind of factor is
     right or an operator calls ClearLockout. UNAUTHENTICATED with the reason SESSION_INVALID when the answer is right and
@@ -203,6 +247,44 @@ class FactorServiceServicer(metaclass=_abc_1.ABCMeta):
         The errors of StartTotpEnrollment, but the person may have been authenticated 10 minutes longer ago. NOT_FOUND with
         the reason FACTOR_NOT_FOUND when there is no such enrolment, or it is void. UNAUTHENTICATED with the reason
         INVALID_FACTOR for a wrong code.
+        """
+
+    @_abc_1.abstractmethod
+    def StartPasskeyEnrollment(
+        self,
+        request: _factor_pb2.StartPasskeyEnrollmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_factor_pb2.StartPasskeyEnrollmentResponse, _abc.Awaitable[_factor_pb2.StartPasskeyEnrollmentResponse]]:
+        """Begins to make a passkey: what the browser needs for navigator.credentials.create.
+
+        The errors of StartTotpEnrollment; TOO_MANY_FACTORS from twenty passkeys on. FAILED_PRECONDITION with the reason
+        PASSKEYS_NOT_CONFIGURED when the server has no WEBAUTHN_RP_ID.
+        """
+
+    @_abc_1.abstractmethod
+    def CompletePasskeyEnrollment(
+        self,
+        request: _factor_pb2.CompletePasskeyEnrollmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_factor_pb2.CompletePasskeyEnrollmentResponse, _abc.Awaitable[_factor_pb2.CompletePasskeyEnrollmentResponse]]:
+        """Takes what the browser has made: from now on the passkey counts. The first factor of a user comes with recovery
+        codes. It signs nobody in.
+
+        UNAUTHENTICATED with the reason INVALID_FACTOR when the ticket is void, or the credential is malformed, not what was
+        asked for, of another site, or known already; with the reason SESSION_INVALID when the session that has begun it is
+        over. FAILED_PRECONDITION with the reason PASSKEYS_NOT_CONFIGURED.
+        """
+
+    @_abc_1.abstractmethod
+    def StartPasskeySignIn(
+        self,
+        request: _factor_pb2.StartPasskeySignInRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_factor_pb2.StartPasskeySignInResponse, _abc.Awaitable[_factor_pb2.StartPasskeySignInResponse]]:
+        """Begins a sign-in by a passkey alone, of whomever it is: what the browser needs for navigator.credentials.get. The
+        answer is the same for everybody. CompleteSecondFactor ends it.
+
+        FAILED_PRECONDITION with the reason PASSKEYS_NOT_CONFIGURED.
         """
 
     @_abc_1.abstractmethod
@@ -272,10 +354,12 @@ class FactorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _factor_pb2.CompleteSecondFactorRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_authentication_pb2.AuthenticateResponse, _abc.Awaitable[_authentication_pb2.AuthenticateResponse]]:
-        """The second step of a sign-in.
+        """The second step of a sign-in, or the only one after StartPasskeySignIn.
 
         UNAUTHENTICATED with the reason INVALID_FACTOR for a wrong or used code and for a ticket that is unknown, used,
         expired, another caller's, or void after a change of the password or after five wrong answers: one answer for all.
+        UNAUTHENTICATED with the reason PASSKEY_CLONED when the signature of a passkey is right and its counter did not go
+        on: somebody may have a copy of it.
         RESOURCE_EXHAUSTED with the reason TOO_MANY_ATTEMPTS and a google.rpc.RetryInfo after too many wrong answers of this
         kind; FAILED_PRECONDITION with the reason FACTOR_LOCKED after a hundred in a row, until another kind of factor is
         right or an operator calls ClearLockout. UNAUTHENTICATED with the reason SESSION_INVALID when the answer is right and

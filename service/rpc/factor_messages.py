@@ -8,6 +8,7 @@ from service.rpc.validation import to_timestamp
 KINDS = {
     Kind.TOTP: authentication_pb2.FACTOR_KIND_TOTP,
     Kind.RECOVERY_CODE: authentication_pb2.FACTOR_KIND_RECOVERY_CODE,
+    Kind.PASSKEY: authentication_pb2.FACTOR_KIND_PASSKEY,
 }
 
 
@@ -17,5 +18,6 @@ def challenge_message(challenge: Challenge) -> authentication_pb2.SecondFactorCh
         ticket=challenge.ticket,
         kinds=[KINDS[kind] for kind in challenge.kinds],
         expires_at=to_timestamp(challenge.expires_at),
-        enrollment_required=not challenge.kinds,
+        enrollment_required=challenge.is_enrolment,
+        passkey_options_json=challenge.passkey_options,
     )

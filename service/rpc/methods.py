@@ -160,6 +160,9 @@ _SIGNING_KEYS: dict[str, Method] = {
 _FACTORS: dict[str, Method] = {
     "StartTotpEnrollment": Method("factors.enroll", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
     "CompleteTotpEnrollment": Method("factors.enroll", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
+    "StartPasskeyEnrollment": Method("factors.enroll", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
+    "CompletePasskeyEnrollment": Method("factors.enroll", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
+    "StartPasskeySignIn": Method("auth.verify", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
     "GenerateRecoveryCodes": Method("factors.enroll", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
     "ListFactors": Method("factors.read", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
     "DeleteFactor": Method("factors.enroll", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),

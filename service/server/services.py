@@ -24,6 +24,7 @@ from service.base.clock import Clock
 from service.base.randomness import random_bytes, random_id
 from service.base.settings import Settings
 from service.core.factors.rows import FactorMaker
+from service.core.factors.webauthn import RelyingParty
 from service.core.imports.hash_secrets import HashSecrets
 from service.core.lockout import LockoutKeys
 from service.core.page_tokens import PageTokens
@@ -68,6 +69,14 @@ SERVED_METHODS = {
 """The kind of response of each RPC, as the proto declares it."""
 
 SESSION_SERVICE = session_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name
+
+
+def relying_party(settings: Settings) -> RelyingParty | None:
+    """The site whose passkeys are taken; None where there are no passkeys."""
+    domain = settings.webauthn_rp_id
+    if domain is None:
+        return None
+    return RelyingParty(domain, settings.totp_issuer, settings.webauthn_origins or (f"https://{domain}",))
 
 
 def add_servicers(
@@ -115,7 +124,7 @@ def add_servicers(
         random=random_bytes,
         new_id=random_id,
     )
-    second_step = SecondStep(database, clock, factor_maker, lockout_keys)
+    second_step = SecondStep(database, clock, factor_maker, lockout_keys, relying_party(settings))
     users = UserServicer(database, clock, rules, hashing, page_tokens, fingerprint_keys)
     authentication = AuthenticationServicer(database, clock, rules, hashing, sign_in, lockout_keys, tokens, second_step)
     credentials = CredentialServicer(database, clock, rules, hashing, sign_in, lockout_keys)

@@ -1,5 +1,6 @@
 """The contract of FactorService: enrolling, the second step, and removing."""
 
+import json
 import re
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 from personae.v1 import audit_pb2, authentication_pb2, factor_pb2, session_pb2, user_pb2
 from service.core.factors.recovery_codes import CODE_PATTERN
 from service.core.factors.rules import ENROLMENT_VALID_FOR, TICKET_VALID_FOR
+from tests.support.authenticator import Authenticator
 from tests.support.credentials import by_id, counted, fail, lockout_of, signing_in
 from tests.support.errors import Failure, fails
 from tests.support.factories import PASSWORD, new_user
 from tests.support.factors import (
+    PASSKEY,
     RECOVERY_CODE,
     STEP,
     TOTP,
@@ -314,6 +317,37 @@ class TestSecondStep:
             ("Authenticate", "MFA_REQUIRED", []),
             ("CompleteSecondFactor", "", ["session"]),
         ]
+
+
+class TestPasskeys:
+    def test_a_passkey_is_made_and_signs_in(self, api: Services) -> None:
+        """As the second factor, and alone: aal2 either way."""
+        user = new_user(api.users, password=PASSWORD)
+        session = sign_in(api, user).session.id
+        begun = api.factors.StartPasskeyEnrollment(factor_pb2.StartPasskeyEnrollmentRequest(session_id=session))
+        site = json.loads(begun.options_json)["rp"]["id"]
+        authenticator, origin = Authenticator(site), f"https://{site}"
+        made = authenticator.create(begun.options_json, origin=origin)
+        done = api.factors.CompletePasskeyEnrollment(
+            factor_pb2.CompletePasskeyEnrollmentRequest(ticket=begun.ticket, credential_json=made, label="laptop")
+        )
+        assert (done.factor.kind, done.factor.label, len(done.recovery_codes)) == (PASSKEY, "laptop", 10)
+        assert list(listed(api, user).factors) == [done.factor]
+        challenge = challenged(api, user)
+        assert list(challenge.kinds) == [PASSKEY, RECOVERY_CODE]
+        alone = api.factors.StartPasskeySignIn(factor_pb2.StartPasskeySignInRequest())
+        for ticket, options in ((challenge.ticket, challenge.passkey_options_json), (alone.ticket, alone.options_json)):
+            signed = authenticator.get(options, origin=origin)
+            response = api.factors.CompleteSecondFactor(answer(ticket, passkey_json=signed, session=wanted()))
+            assert (response.user.id, response.tokens.session.acr) == (user.id, "aal2")
+
+    def test_bad_fields(self, api: Services) -> None:
+        start, complete = api.factors.StartPasskeyEnrollment, api.factors.CompletePasskeyEnrollment
+        assert fails(start, factor_pb2.StartPasskeyEnrollmentRequest()).violations == {"session_id": ["REQUIRED"]}
+        request = factor_pb2.CompletePasskeyEnrollmentRequest(label="x" * 65)
+        assert fails(complete, request).violations == {"label": ["TOO_LONG"]}
+        request.label = ""
+        assert fails(complete, request).reason == "INVALID_FACTOR"
 
 
 class TestDemanded:

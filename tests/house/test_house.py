@@ -88,7 +88,7 @@ def test_every_rpc_has_a_contract_test() -> None:
     assert contract_calls() == {method.rpartition(".")[2] for method in SERVED_METHODS}
 
 
-SETTLED_BY_THE_STATEMENT = {"uq_callers_name", "uq_codes_subject_purpose"}
+SETTLED_BY_THE_STATEMENT = {"uq_callers_name", "uq_codes_subject_purpose", "uq_passkeys_credential_id"}
 """Constraints that an INSERT … ON CONFLICT settles, so that they never raise."""
 RANDOM_VALUES = {"uq_caller_keys_key_id"}
 """A conflict of random ids is a bug, and may be an internal error."""

@@ -180,6 +180,7 @@ def test_there_is_no_other_reason() -> None:
         *REFUSALS,
         "INVALID_CREDENTIALS",
         "INVALID_FACTOR",
+        "PASSKEY_CLONED",
         "SESSION_INVALID",
         "SESSION_REUSED",
     }

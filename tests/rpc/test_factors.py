@@ -13,6 +13,7 @@ from personae.v1 import authentication_pb2, credential_pb2, factor_pb2, session_
 from service.core.factors.recovery_codes import hash_of
 from service.server.sweeper import reseal_factors
 from service.server.wiring import factor_maker
+from tests.support.authenticator import Authenticator
 from tests.support.callers import bearer, operating
 from tests.support.credentials import (
     NEW,
@@ -44,7 +45,7 @@ from tests.support.factors import (
     wrong,
 )
 from tests.support.proxy import serving_through_a_proxy
-from tests.support.servers import RunningServer, running, settings_for
+from tests.support.servers import ORIGIN, RP_ID, RunningServer, running, settings_for
 from tests.support.sessions import introspect, sessions_of, sign_in, step_up, wanted
 
 HOUR = timedelta(hours=1)
@@ -359,18 +360,21 @@ def test_the_first_step_of_a_user_with_a_factor(private_url: URL) -> None:
         assert sent == ["SELECT", "SELECT", "BEGIN", "SELECT", "SELECT", "SELECT", "INSERT", "INSERT", "COMMIT"]
 
 
-def test_superusers_are_not_every_operators_business(private_url: URL) -> None:
-    """ResetFactors and SetMfaRequired need the scope users.superuser for a superuser, as ClearLockout does."""
-    with operating(private_url) as operator, running(private_url) as free:
-        person = enrol(free)
-        free.users.GrantSuperuser(user_pb2.GrantSuperuserRequest(id=person.user.id))
-        with running(private_url, caller_auth="required") as server:
-            key = (("authorization", bearer(operator.add_key(operator.create("factors.reset")))),)
-            for call, request in (
-                (server.factors.ResetFactors, factor_pb2.ResetFactorsRequest(user_id=person.user.id)),
-                (
-                    server.factors.SetMfaRequired,
-                    factor_pb2.SetMfaRequiredRequest(user_id=person.user.id, is_mfa_required=True),
-                ),
-            ):
-                assert fails(call, request, metadata=key).reason == "SCOPE_MISSING"
+def test_what_passkeys_send(private_url: URL) -> None:
+    """One row begins. What ends it is as for codes, with one statement more to find the user."""
+    with serving_through_a_proxy(private_url) as proxied:
+        server = proxied.server
+        begin = factor_pb2.StartPasskeySignInRequest()
+        assert proxied.sent_by(server.factors.StartPasskeySignIn, begin) == ["BEGIN", "INSERT", "COMMIT"]
+        user = new_user(server.users, password=PASSWORD)
+        session = sign_in(server, user).session.id
+        begun = server.factors.StartPasskeyEnrollment(factor_pb2.StartPasskeyEnrollmentRequest(session_id=session))
+        authenticator = Authenticator(RP_ID)
+        made = authenticator.create(begun.options_json, origin=ORIGIN)
+        server.factors.CompletePasskeyEnrollment(
+            factor_pb2.CompletePasskeyEnrollmentRequest(ticket=begun.ticket, credential_json=made)
+        )
+        alone = server.factors.StartPasskeySignIn(begin)
+        request = answer(alone.ticket, passkey_json=authenticator.get(alone.options_json, origin=ORIGIN))
+        sent = proxied.sent_by(server.factors.CompleteSecondFactor, request)
+        assert sent == ["BEGIN", *["SELECT"] * 6, "UPDATE", "DELETE", "INSERT", "COMMIT"]

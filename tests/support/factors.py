@@ -20,6 +20,7 @@ from tests.support.sessions import sign_in, wanted
 
 STEP = timedelta(seconds=30)
 TOTP = authentication_pb2.FACTOR_KIND_TOTP
+PASSKEY = authentication_pb2.FACTOR_KIND_PASSKEY
 RECOVERY_CODE = authentication_pb2.FACTOR_KIND_RECOVERY_CODE
 Challenge = authentication_pb2.SecondFactorChallenge
 Response = authentication_pb2.AuthenticateResponse

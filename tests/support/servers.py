@@ -33,6 +33,9 @@ from tests.support.witness import Interceptor
 KEY = "test:MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY"
 BCRYPT_COST = 4
 ISSUER = "https://id.test"
+RP_ID = "shop.test"
+ORIGIN = f"https://{RP_ID}"
+"""Of the pages whose passkeys test servers take."""
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _WATCH_SECONDS = 300
@@ -52,6 +55,7 @@ def settings_for(url: URL, **changes: object) -> Settings:
         "bcrypt_cost": BCRYPT_COST,
         "secret_keys": KEY,
         "token_issuer": ISSUER,
+        "webauthn_rp_id": RP_ID,
         "purge_interval": 0,
         "health_probe_interval": 0.05,
         "shutdown_drain": 0,

@@ -1,5 +1,7 @@
 """Codes of authenticator apps: the published vectors, and what is typed."""
 
+import shutil
+import subprocess
 from datetime import UTC, datetime, timedelta
 
 import pyotp
@@ -57,6 +59,15 @@ def test_rfc_6238_appendix_b(seconds: int, digest: str, code: str) -> None:
 def test_pyotp_shows_the_same_codes(secret: bytes, seconds: int) -> None:
     """An authenticator that nobody here wrote."""
     assert hotp(secret, seconds // 30) == pyotp.TOTP(base32(secret)).at(seconds)
+
+
+@pytest.mark.skipif(shutil.which("oathtool") is None, reason="oathtool is not installed")
+def test_oathtool_shows_the_same_codes() -> None:
+    """Another authenticator that nobody here wrote."""
+    for seconds in (0, 59, 1111111109, 20000000000):
+        command = ["oathtool", "--totp", "--base32", f"--now=@{seconds}", base32(SECRET)]
+        shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        assert hotp(SECRET, seconds // 30) == shown
 
 
 def test_a_code_is_good_in_its_step_and_the_ones_beside_it() -> None:

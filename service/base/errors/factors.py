@@ -23,6 +23,18 @@ class InvalidFactorError(PersonaeError):
     text = "The second factor is wrong, or the sign-in has taken too long."
 
 
+class PasskeyClonedError(PersonaeError):
+    """The counter of a passkey did not go on: somebody may have a copy of its private key."""
+
+    reason = "PASSKEY_CLONED"
+    text = "The passkey may have been copied. Use another factor, and delete this one."
+
+
+class PasskeysNotConfiguredError(PersonaeError):
+    reason = "PASSKEYS_NOT_CONFIGURED"
+    text = "This server has no passkeys: WEBAUTHN_RP_ID is not set."
+
+
 class FactorLockedError(PersonaeError):
     """As many wrong answers as NIST SP 800-63B-4, 3.2.2 allows. No wait ends it."""
 

@@ -25,6 +25,7 @@ from service.core.factors import tickets, totp
 from service.core.factors.failures import clear_failures
 from service.core.factors.rows import (
     IS_CONFIRMED,
+    PASSKEYS,
     TOTP,
     FactorMaker,
     FactorRecord,
@@ -67,7 +68,7 @@ def start_totp(
 
     Raises SessionInvalidError, InvalidFactorError, ReauthenticationRequiredError, TooManyFactorsError.
     """
-    user = _lock_owner(session, proof, within=REAUTHENTICATED_WITHIN, now=now)
+    user = lock_owner(session, proof, within=REAUTHENTICATED_WITHIN, now=now)
     session.execute(delete(TOTP).where(TOTP.c.user_id == user.id, ~IS_CONFIRMED))
     apps = session.execute(select(func.count()).where(TOTP.c.user_id == user.id)).scalar_one()
     if apps >= MAX_TOTP_FACTORS:
@@ -86,7 +87,7 @@ def complete_totp(
     Wrong codes are not counted: who enrols has seen the secret.
     Raises the errors of start_totp but the last, and FactorNotFoundError, StoredHashError.
     """
-    user = _lock_owner(session, proof, within=REAUTHENTICATED_WITHIN + ENROLMENT_VALID_FOR, now=now)
+    user = lock_owner(session, proof, within=REAUTHENTICATED_WITHIN + ENROLMENT_VALID_FOR, now=now)
     row = session.execute(
         select(TOTP.c.secret, TOTP.c.label).where(
             TOTP.c.id == factor_id,
@@ -119,7 +120,7 @@ def complete_totp(
 
 def generate_recovery_codes(session: Session, proof: Proof, maker: FactorMaker, *, now: datetime) -> Sequence[str]:
     """New recovery codes in place of all others. Raises as start_totp, and NoSecondFactorError."""
-    user = _lock_owner(session, proof, within=REAUTHENTICATED_WITHIN, now=now)
+    user = lock_owner(session, proof, within=REAUTHENTICATED_WITHIN, now=now)
     if not user.has_second_factor:
         raise NoSecondFactorError
     codes = new_recovery_codes(maker)
@@ -133,16 +134,16 @@ def delete_factor(session: Session, proof: Proof, factor_id: UUID, *, now: datet
 
     Raises as start_totp, and FactorNotFoundError, LastFactorError.
     """
-    owner = _lock_owner(session, proof, within=REAUTHENTICATED_WITHIN, now=now)
-    removed = delete(TOTP).where(TOTP.c.id == factor_id, TOTP.c.user_id == owner.id, IS_CONFIRMED)
-    if session.execute(removed.returning(TOTP.c.id)).one_or_none() is None:
+    owner = lock_owner(session, proof, within=REAUTHENTICATED_WITHIN, now=now)
+    kind = _remove(session, owner.id, factor_id)
+    if kind is None:
         raise FactorNotFoundError
     user = note_factors(session, owner.id)
     if not user.has_second_factor:
         if user.is_mfa_required:
             raise LastFactorError
         clear_failures(session, user.id)
-    audit.record(session, "DeleteFactor", target_user_id=user.id, changed=[Kind.TOTP.value])
+    audit.record(session, "DeleteFactor", target_user_id=user.id, changed=[kind.value])
     return user
 
 
@@ -154,7 +155,8 @@ def reset_factors(session: Session, user_id: int) -> UserRecord:
     user = lock_user(session, user_id)
     require_may_change(session, user)
     require_live(user)
-    session.execute(delete(TOTP).where(TOTP.c.user_id == user_id))
+    for table in (TOTP, PASSKEYS):
+        session.execute(delete(table).where(table.c.user_id == user_id))
     remove_recovery_codes(session, user_id)
     tickets.remove_tickets(session, user_id)
     clear_failures(session, user_id)
@@ -162,7 +164,17 @@ def reset_factors(session: Session, user_id: int) -> UserRecord:
     return note_factors(session, user_id)
 
 
-def _lock_owner(session: Session, proof: Proof, *, within: timedelta, now: datetime) -> UserRecord:
+def _remove(session: Session, user_id: int, factor_id: UUID) -> Kind | None:
+    """Remove a factor of a user; its kind, None if there is no such factor."""
+    app = delete(TOTP).where(TOTP.c.id == factor_id, TOTP.c.user_id == user_id, IS_CONFIRMED).returning(TOTP.c.id)
+    if session.execute(app).one_or_none() is not None:
+        return Kind.TOTP
+    passkey = delete(PASSKEYS).where(PASSKEYS.c.id == factor_id, PASSKEYS.c.user_id == user_id)
+    gone = session.execute(passkey.returning(PASSKEYS.c.id)).one_or_none()
+    return None if gone is None else Kind.PASSKEY
+
+
+def lock_owner(session: Session, proof: Proof, *, within: timedelta, now: datetime) -> UserRecord:
     """The user whose factors are changed, the row locked until the transaction ends.
 
     within: how long ago the person of the session may have been authenticated. Raises SessionInvalidError,

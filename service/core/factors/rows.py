@@ -3,11 +3,26 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import case, delete, exists, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Table,
+    case,
+    delete,
+    exists,
+    false,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    union_all,
+    update,
+)
 from sqlalchemy.orm import Session
+from sqlalchemy.types import String
 
 from service.base.errors import UserNotFoundError
 from service.core.expiry import delete_expired
@@ -15,10 +30,11 @@ from service.core.factors.recovery_codes import CODES, RANDOM_BYTES, code_of, ha
 from service.core.factors.rules import ENROLMENT_VALID_FOR, Kind
 from service.core.sealing import NONCE_BYTES, Sealer
 from service.core.users import COLUMNS, NEXT_VERSION, USERS, UserRecord
-from service.db.models import RecoveryCode, TotpFactor, table_of
+from service.db.models import Passkey, RecoveryCode, TotpFactor, table_of
 
 TOTP = table_of(TotpFactor)
 RECOVERY = table_of(RecoveryCode)
+PASSKEYS = table_of(Passkey)
 IS_CONFIRMED = TOTP.c.confirmed_at.is_not(None)
 
 
@@ -40,6 +56,7 @@ class FactorRecord(NamedTuple):
     label: str
     confirmed_at: datetime
     last_used_at: datetime | None
+    is_synced: bool = False
 
 
 def place_of(user_id: int, factor_id: UUID) -> str:
@@ -53,36 +70,51 @@ def list_factors(session: Session, user_id: int) -> tuple[list[FactorRecord], in
     Raises UserNotFoundError.
     """
     left = select(func.count()).where(RECOVERY.c.user_id == USERS.c.id).scalar_subquery()
-    columns = (TOTP.c.id, TOTP.c.user_id, TOTP.c.label, TOTP.c.confirmed_at, TOTP.c.last_used_at)
+    factors = union_all(
+        select(*_columns(TOTP, Kind.TOTP), false()).where(TOTP.c.user_id == user_id, IS_CONFIRMED),
+        select(*_columns(PASSKEYS, Kind.PASSKEY), PASSKEYS.c.is_synced).where(PASSKEYS.c.user_id == user_id),
+    ).subquery("factors")
     rows = session.execute(
-        select(left, *columns)
-        .select_from(USERS.outerjoin(TOTP, (TOTP.c.user_id == USERS.c.id) & IS_CONFIRMED))
+        select(left, *factors.c)
+        .select_from(USERS.outerjoin(factors, factors.c.user_id == USERS.c.id))
         .where(USERS.c.id == user_id)
-        .order_by(TOTP.c.confirmed_at, TOTP.c.id)
+        .order_by(factors.c.confirmed_at, factors.c.id)
     ).all()
     if not rows:
         raise UserNotFoundError
-    found = [
-        FactorRecord(id_, of, Kind.TOTP, label, confirmed_at, used_at)
-        for _, id_, of, label, confirmed_at, used_at in rows
-        if id_ is not None
-    ]
+    found = [FactorRecord(id_, of, Kind(kind), *rest) for _, id_, of, kind, *rest in rows if id_ is not None]
     return found, rows[0][0]
 
 
-def kinds_of(session: Session, user_id: int) -> list[Kind]:
-    """The kinds of factors that a user can answer with. One statement."""
+def _columns(table: Table, kind: Kind) -> tuple[ColumnElement[Any], ...]:
+    """The first columns of FactorRecord."""
+    named = (table.c[name] for name in ("label", "confirmed_at", "last_used_at"))
+    return (table.c.id, table.c.user_id, literal(kind.value, String()).label("kind"), *named)
+
+
+class Answerable(NamedTuple):
+    """What a user can answer with. passkeys: the ids of its credentials."""
+
+    kinds: list[Kind]
+    passkeys: list[bytes]
+
+
+def answerable(session: Session, user_id: int) -> Answerable:
+    """What a user can answer with. One statement."""
     has_app = exists().where(TOTP.c.user_id == user_id, IS_CONFIRMED)
     has_codes = exists().where(RECOVERY.c.user_id == user_id)
-    present = session.execute(select(has_app, has_codes)).one()
-    return [kind for kind, is_present in zip((Kind.TOTP, Kind.RECOVERY_CODE), present, strict=True) if is_present]
+    credentials = select(func.array_agg(PASSKEYS.c.credential_id)).where(PASSKEYS.c.user_id == user_id)
+    app, codes, passkeys = session.execute(select(has_app, has_codes, credentials.scalar_subquery())).one()
+    present = ((Kind.PASSKEY, bool(passkeys)), (Kind.TOTP, app), (Kind.RECOVERY_CODE, codes))
+    return Answerable([kind for kind, is_present in present if is_present], [bytes(one) for one in passkeys or ()])
 
 
 def note_factors(session: Session, user_id: int) -> UserRecord:
     """Say in the user's row whether it has a confirmed factor, and change the etag with it. Without a factor, remove
     the recovery codes: they replace a factor, and are none. The user as it is then.
     """
-    has_factor = exists().where(TOTP.c.user_id == user_id, IS_CONFIRMED)
+    has_app = exists().where(TOTP.c.user_id == user_id, IS_CONFIRMED)
+    has_factor = or_(has_app, exists().where(PASSKEYS.c.user_id == user_id))
     differs = USERS.c.has_second_factor != has_factor
     user = UserRecord(
         *session.execute(
@@ -166,4 +198,5 @@ def count_factors(session: Session) -> dict[Kind, int]:
     """How many users have each kind of factor. Reads the tables: for a metric, now and then."""
     apps = select(func.count(func.distinct(TOTP.c.user_id))).where(IS_CONFIRMED).scalar_subquery()
     codes = select(func.count(func.distinct(RECOVERY.c.user_id))).scalar_subquery()
-    return dict(zip((Kind.TOTP, Kind.RECOVERY_CODE), session.execute(select(apps, codes)).one(), strict=True))
+    passkeys = select(func.count(func.distinct(PASSKEYS.c.user_id))).scalar_subquery()
+    return dict(zip(Kind, session.execute(select(apps, codes, passkeys)).one(), strict=True))

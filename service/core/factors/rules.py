@@ -18,6 +18,7 @@ TICKET_VALID_FOR = timedelta(minutes=5)
 TICKET_TRIES = 5
 ENROLMENT_VALID_FOR = timedelta(minutes=10)
 MAX_TOTP_FACTORS = 5
+MAX_PASSKEYS = 20
 LABEL_MAX_BYTES = 64
 REAUTHENTICATED_WITHIN = timedelta(minutes=5)
 """How long ago a person may have been authenticated who changes factors (NIST SP 800-63B-4, 4.1.2.1; ASVS 7.5.1)."""
@@ -33,10 +34,18 @@ class Kind(enum.StrEnum):
 
     TOTP = "totp"
     RECOVERY_CODE = "recovery_code"
+    PASSKEY = "passkey"
 
 
-AMR = {Kind.TOTP: ("mfa", "otp", "pwd"), Kind.RECOVERY_CODE: ("mfa", "otp", "pwd")}
-"""How a person was authenticated who has proved the password and a factor of this kind (RFC 8176)."""
+OTP = ("otp",)
+"""How a person was authenticated by a code of an app, or a recovery code (RFC 8176)."""
+
+
+def amr_of_passkey(*, is_synced: bool) -> tuple[str, ...]:
+    """How a person was authenticated by a passkey whose authenticator has verified who it is (RFC 8176). A key that may
+    be copied to other devices is a software-secured one.
+    """
+    return ("swk" if is_synced else "hwk", "user")
 
 
 class Failures(NamedTuple):

@@ -18,26 +18,33 @@ from service.core import audit
 from service.core.audit import Client
 from service.core.factors import totp
 from service.core.factors.failures import clear_failures, count_failure, read_failures
-from service.core.factors.rows import IS_CONFIRMED, TOTP, add_recovery_code, kinds_of, place_of, use_recovery_code
-from service.core.factors.rules import NO_FAILURES, TICKET_VALID_FOR, Failures, Kind, is_locked, remaining
+from service.core.factors.passkeys import use_passkey
+from service.core.factors.rows import IS_CONFIRMED, TOTP, add_recovery_code, answerable, place_of, use_recovery_code
+from service.core.factors.rules import NO_FAILURES, OTP, TICKET_VALID_FOR, Failures, Kind, is_locked, remaining
 from service.core.factors.tickets import FirstStep, Purpose, count_try, lock_user_of, open_ticket, use_ticket
+from service.core.factors.webauthn import RelyingParty
 from service.core.failed_sign_ins import CounterKeys, lock_failures
 from service.core.failed_sign_ins import clear_failures as clear_failed_sign_ins
 from service.core.lockout import NO_FAILURES as NO_FAILED_SIGN_INS
 from service.core.sealing import Sealer, UnsealError
 from service.core.users import UserRecord
 
-Finish = Callable[[Session, UserRecord, int], PersonaeError | None]
-"""What else the right answer leads to, in the same transaction, as authn.Finish."""
+Finish = Callable[[Session, UserRecord, int, Sequence[str]], PersonaeError | None]
+"""What else the right answer leads to, in the same transaction, as authn.Finish; the last argument: the amr."""
 
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """What the right password leads to. Its repr shows no ticket. kinds: () for who has to enrol first."""
+    """What the right password leads to. Its repr shows no ticket.
+
+    passkey_options: for the browser, "" without a passkey. is_enrolment: the ticket enrols and does nothing else.
+    """
 
     ticket: str = field(repr=False)
     kinds: Sequence[Kind]
     expires_at: datetime
+    passkey_options: str = field(default="", repr=False)
+    is_enrolment: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +73,33 @@ class Completed:
 
 
 def challenge(
-    session: Session, user: UserRecord, first: FirstStep, *, ticket: str, ticket_hash: bytes, caller: str, now: datetime
+    session: Session,
+    user: UserRecord,
+    first: FirstStep,
+    *,
+    ticket: str,
+    ticket_hash: bytes,
+    site: RelyingParty | None,
+    nonce: bytes,
+    caller: str,
+    now: datetime,
 ) -> Challenge:
-    """Open a ticket for the second step, or for enrolling where a factor is demanded and there is none."""
-    purpose = Purpose.SECOND_FACTOR if user.has_second_factor else Purpose.ENROLMENT
-    kinds = kinds_of(session, user.id) if user.has_second_factor else ()
+    """Open a ticket for the second step, or for enrolling where a factor is demanded and there is none.
+
+    nonce: what a passkey has to sign.
+    """
     expires_at = now + TICKET_VALID_FOR
-    open_ticket(session, first, ticket_hash, purpose, caller=caller, expires_at=expires_at)
-    return Challenge(ticket, kinds, expires_at)
+    if not user.has_second_factor:
+        open_ticket(session, first, ticket_hash, Purpose.ENROLMENT, caller=caller, expires_at=expires_at)
+        return Challenge(ticket, (), expires_at, is_enrolment=True)
+    kinds, passkeys = answerable(session, user.id)
+    open_ticket(
+        session, first, ticket_hash, Purpose.SECOND_FACTOR, caller=caller, expires_at=expires_at, challenge=nonce
+    )
+    options = site.request_options(known=passkeys, challenge=nonce) if site is not None and passkeys else ""
+    if not options:
+        kinds = [kind for kind in kinds if kind is not Kind.PASSKEY]
+    return Challenge(ticket, kinds, expires_at, options)
 
 
 def complete(
@@ -83,6 +109,7 @@ def complete(
     counter: CounterKeys,
     *,
     sealer: Sealer,
+    site: RelyingParty | None,
     caller: str,
     client: Client,
     changes: Sequence[str],
@@ -102,15 +129,13 @@ def complete(
     refusal = _lockout_refusal(before, now)
     if refusal is not None:
         return Completed(None, refusal)
-    try:
-        is_right = _is_right(session, user_id, answer, sealer, now=now)
-        refusal = InvalidFactorError()
-    except UnsealError:
-        is_right, refusal = False, StoredHashError(user_id=str(user_id))
-    if user is None or not is_right:
+    amr, refusal = _proved(session, user_id, first, answer, sealer=sealer, site=site, now=now)
+    if user is None or amr is None:
+        refusal = refusal or InvalidFactorError()
         if first.ticket_hash is not None:
             count_try(session, first.ticket_hash)
-        count_failure(session, user_id, answer.kind, before, now=now)
+        if answer.kind is not Kind.PASSKEY:  # a signature cannot be guessed
+            count_failure(session, user_id, answer.kind, before, now=now)
         _record(session, user_id, [], refusal, client)
         return Completed(None, refusal)
     left = add_recovery_code(session, user.id, answer.replacement) if answer.kind is Kind.RECOVERY_CODE else None
@@ -120,7 +145,7 @@ def complete(
         clear_failures(session, user.id)
     if failed != NO_FAILED_SIGN_INS:
         clear_failed_sign_ins(session, counter)
-    refusal = finish(session, user, first.access_epoch)
+    refusal = finish(session, user, first.access_epoch, (*amr, "mfa", "pwd") if first.has_password else amr)
     used = [] if left is None else ["recovery_codes"]
     _record(session, user.id, [*used, *([] if refusal else changes)], refusal, client)
     return Completed(user, refusal, left)
@@ -142,18 +167,35 @@ def _lockout_refusal(failures: Failures, now: datetime) -> PersonaeError | None:
     return TooManyAttemptsError(wait) if wait else None
 
 
-def _is_right(session: Session, user_id: int, answer: Answer, sealer: Sealer, *, now: datetime) -> bool:
-    """Whether the answer is right, which uses it up. Raises UnsealError when only a secret that cannot be decrypted
-    could make it right.
+def _proved(
+    session: Session,
+    user_id: int,
+    first: FirstStep,
+    answer: Answer,
+    *,
+    sealer: Sealer,
+    site: RelyingParty | None,
+    now: datetime,
+) -> tuple[Sequence[str] | None, PersonaeError | None]:
+    """The amr of a right answer, which is used up by this; None for a wrong one, and why it is refused, if not as
+    InvalidFactorError.
     """
     match answer.kind:
-        case Kind.TOTP:
-            return _use_totp_code(session, user_id, answer.typed, sealer, now=now)
+        case Kind.PASSKEY:
+            return use_passkey(session, user_id, answer.typed, site, first.challenge, now=now)
         case Kind.RECOVERY_CODE:
-            return use_recovery_code(session, user_id, answer.typed)
+            return OTP if use_recovery_code(session, user_id, answer.typed) else None, None
+        case Kind.TOTP:
+            try:
+                return OTP if _use_totp_code(session, user_id, answer.typed, sealer, now=now) else None, None
+            except UnsealError:
+                return None, StoredHashError(user_id=str(user_id))
 
 
 def _use_totp_code(session: Session, user_id: int, typed: str, sealer: Sealer, *, now: datetime) -> bool:
+    """Whether a code is right, which uses it up. Raises UnsealError when only a secret that cannot be decrypted could
+    make it right.
+    """
     rows = session.execute(
         select(TOTP.c.id, TOTP.c.secret, TOTP.c.last_step).where(TOTP.c.user_id == user_id, IS_CONFIRMED)
     ).all()

@@ -66,6 +66,8 @@ CODES: dict[type[PersonaeError], grpc.StatusCode] = {
     errors.InvalidCredentialsError: Code.UNAUTHENTICATED,
     factor_errors.MfaRequiredError: Code.FAILED_PRECONDITION,
     factor_errors.InvalidFactorError: Code.UNAUTHENTICATED,
+    factor_errors.PasskeyClonedError: Code.UNAUTHENTICATED,
+    factor_errors.PasskeysNotConfiguredError: Code.FAILED_PRECONDITION,
     factor_errors.FactorLockedError: Code.FAILED_PRECONDITION,
     factor_errors.FactorNotFoundError: Code.NOT_FOUND,
     factor_errors.TooManyFactorsError: Code.FAILED_PRECONDITION,

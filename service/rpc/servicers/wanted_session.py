@@ -25,7 +25,7 @@ SignInRequest: TypeAlias = authentication_pb2.AuthenticateRequest | factor_pb2.C
 
 @dataclass(eq=False)
 class WantedSession:
-    """What is to become of a session. amr: how the person was authenticated. Without new: no session is wanted."""
+    """What is to become of a session. Without new: no session is wanted."""
 
     tokens: Tokens
     clock: Clock
@@ -34,7 +34,6 @@ class WantedSession:
     new: NewSession | None = None
     terms: Terms | None = None
     key: SessionKey | None = None
-    amr: Sequence[str] = _PASSWORD
     found: Refreshed | None = None
 
     @property
@@ -42,7 +41,9 @@ class WantedSession:
         """For the audit trail."""
         return () if self.new is None else ("session",)
 
-    def settle(self, session: Session, user: UserRecord, access_epoch: int) -> PersonaeError | None:
+    def settle(
+        self, session: Session, user: UserRecord, access_epoch: int, amr: Sequence[str] = _PASSWORD
+    ) -> PersonaeError | None:
         """Store it: see authn.Finish. The sign-in is refused when the session that is to be renewed is over."""
         if self.new is None:
             return None
@@ -54,7 +55,7 @@ class WantedSession:
                 RefreshToken(self.key, 1, self.new.secret),
                 access_epoch=access_epoch,
                 caller=self.caller,
-                amr=self.amr,
+                amr=amr,
                 client=self.client,
                 now=now,
             )
@@ -65,7 +66,7 @@ class WantedSession:
                 self.new.token(user.id),
                 access_epoch=access_epoch,
                 caller=self.caller,
-                amr=self.amr,
+                amr=amr,
                 terms=self.terms,
                 client=self.client,
                 now=now,

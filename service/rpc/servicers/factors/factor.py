@@ -8,11 +8,14 @@ import grpc
 
 from personae.v1 import authentication_pb2, factor_pb2, factor_pb2_grpc, user_pb2
 from service.base.clock import Clock
+from service.base.randomness import random_token
 from service.core.factors import enrolment, rows, totp
 from service.core.factors.enrolment import Proof
+from service.core.factors.passkeys import complete_passkey, require_site, start_passkey, start_passkey_sign_in
 from service.core.factors.rows import FactorMaker, FactorRecord
 from service.core.factors.rules import LABEL_MAX_BYTES
-from service.core.factors.tickets import hash_ticket
+from service.core.factors.tickets import PREFIX, hash_ticket
+from service.core.factors.webauthn import CHALLENGE_BYTES
 from service.core.sessions.rules import ID_RANDOM_BYTES, new_session_id
 from service.core.users import set_mfa_required
 from service.db.engine import Database, reading
@@ -33,7 +36,11 @@ from service.rpc.validation import (
 
 _ID_LENGTH = 36
 _NO_ID = UUID(int=0)
-_Enrolling: TypeAlias = factor_pb2.StartTotpEnrollmentRequest | factor_pb2.CompleteTotpEnrollmentRequest
+_Enrolling: TypeAlias = (
+    factor_pb2.StartTotpEnrollmentRequest
+    | factor_pb2.CompleteTotpEnrollmentRequest
+    | factor_pb2.StartPasskeyEnrollmentRequest
+)
 
 
 @dataclass(eq=False)
@@ -79,6 +86,41 @@ class FactorServicer(factor_pb2_grpc.FactorServiceServicer):
                 session, proof, self.maker, factor_id, request.code, now=self.clock()
             )
         return factor_pb2.CompleteTotpEnrollmentResponse(factor=_message(factor), recovery_codes=codes)
+
+    def StartPasskeyEnrollment(
+        self, request: factor_pb2.StartPasskeyEnrollmentRequest, context: grpc.ServicerContext
+    ) -> factor_pb2.StartPasskeyEnrollmentResponse:
+        violations = Violations()
+        proof = _proof(request, violations)
+        violations.check()
+        site, ticket = require_site(self.second_step.site), PREFIX + random_token()
+        with rpc_scope(self.database) as session, session.begin():
+            options, expires_at = start_passkey(session, proof, site, self.maker, ticket, now=self.clock())
+        return factor_pb2.StartPasskeyEnrollmentResponse(
+            ticket=ticket, options_json=options, expires_at=to_timestamp(expires_at)
+        )
+
+    def CompletePasskeyEnrollment(
+        self, request: factor_pb2.CompletePasskeyEnrollmentRequest, context: grpc.ServicerContext
+    ) -> factor_pb2.CompletePasskeyEnrollmentResponse:
+        violations = Violations()
+        label = bounded_text(request.label, "label", violations, max_bytes=LABEL_MAX_BYTES)
+        violations.check()
+        site, now = require_site(self.second_step.site), self.clock()
+        passkey_id = new_session_id(now, self.maker.random(ID_RANDOM_BYTES))
+        with rpc_scope(self.database) as session, session.begin():
+            factor, codes = complete_passkey(
+                session,
+                request.ticket,
+                request.credential_json,
+                site,
+                self.maker,
+                passkey_id=passkey_id,
+                label=label,
+                caller=current().caller,
+                now=now,
+            )
+        return factor_pb2.CompletePasskeyEnrollmentResponse(factor=_message(factor), recovery_codes=codes)
 
     def GenerateRecoveryCodes(
         self, request: factor_pb2.GenerateRecoveryCodesRequest, context: grpc.ServicerContext
@@ -126,6 +168,19 @@ class FactorServicer(factor_pb2_grpc.FactorServiceServicer):
 
     # -------------------------------------------------------------------------------------------------- signing in
 
+    def StartPasskeySignIn(
+        self, request: factor_pb2.StartPasskeySignInRequest, context: grpc.ServicerContext
+    ) -> factor_pb2.StartPasskeySignInResponse:
+        site, ticket = require_site(self.second_step.site), PREFIX + random_token()
+        challenge = self.maker.random(CHALLENGE_BYTES)
+        with rpc_scope(self.database) as session, session.begin():
+            options, expires_at = start_passkey_sign_in(
+                session, site, ticket, challenge, caller=current().caller, now=self.clock()
+            )
+        return factor_pb2.StartPasskeySignInResponse(
+            ticket=ticket, options_json=options, expires_at=to_timestamp(expires_at)
+        )
+
     def CompleteSecondFactor(
         self, request: factor_pb2.CompleteSecondFactorRequest, context: grpc.ServicerContext
     ) -> authentication_pb2.AuthenticateResponse:
@@ -170,4 +225,5 @@ def _message(factor: FactorRecord) -> factor_pb2.Factor:
         label=factor.label,
         confirmed_at=to_timestamp(factor.confirmed_at),
         last_used_at=to_timestamp(factor.last_used_at),
+        is_synced=factor.is_synced,
     )

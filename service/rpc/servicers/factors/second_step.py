@@ -4,17 +4,19 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from personae.v1 import authentication_pb2
+from personae.v1 import authentication_pb2, factor_pb2
 from service.base.clock import Clock
 from service.base.errors import PersonaeError
 from service.base.errors.factors import MfaRequiredError
 from service.base.randomness import random_token
 from service.core.factors import second_step
+from service.core.factors.passkeys import find_owner
 from service.core.factors.recovery_codes import RANDOM_BYTES, code_of
 from service.core.factors.rows import FactorMaker
-from service.core.factors.rules import AMR, Kind
+from service.core.factors.rules import Kind
 from service.core.factors.second_step import Answer
 from service.core.factors.tickets import PREFIX, FirstStep, find_first_step, hash_ticket
+from service.core.factors.webauthn import CHALLENGE_BYTES, RelyingParty
 from service.core.lockout import LockoutKeys
 from service.core.users import UserRecord
 from service.db.engine import Database
@@ -31,6 +33,7 @@ class SecondStep:
     clock: Clock
     maker: FactorMaker
     lockout_keys: LockoutKeys
+    site: RelyingParty | None
 
     def answer_of(self, request: SignInRequest) -> Answer | None:
         """What the request answers with; None: it has no answer."""
@@ -40,7 +43,9 @@ class SecondStep:
                 return Answer(Kind.TOTP, request.totp_code, replacement)
             case "recovery_code":
                 return Answer(Kind.RECOVERY_CODE, request.recovery_code, replacement)
-            case None:
+            case "passkey_json" if isinstance(request, factor_pb2.CompleteSecondFactorRequest):
+                return Answer(Kind.PASSKEY, request.passkey_json, replacement)
+            case _:
                 return None
 
     def complete(
@@ -49,18 +54,15 @@ class SecondStep:
         """Take the answer. proved: the right password, or the ticket for it. Raises the errors of the second step."""
         call = current()
         call.factor = answer.kind
-        wanted.amr = AMR[answer.kind]
         with rpc_scope(self.database, is_idempotent=False) as session, session.begin():
-            if isinstance(proved, str):
-                first = find_first_step(session, hash_ticket(proved), caller=call.caller, now=self.clock())
-            else:
-                first = proved
+            first = self._first_step(session, proved, answer) if isinstance(proved, str) else proved
             completed = second_step.complete(
                 session,
                 first,
                 answer,
-                self.lockout_keys.of(first.counted_name, first.name),
+                self.lockout_keys.of(first.counted_name, first.name) if first.has_password else (),
                 sealer=self.maker.sealer,
+                site=self.site,
                 caller=call.caller,
                 client=wanted.client,
                 changes=wanted.changes,
@@ -76,6 +78,14 @@ class SecondStep:
             )
         return response
 
+    def _first_step(self, session: Session, ticket: str, answer: Answer) -> FirstStep:
+        """What the ticket stands for. Only a passkey can be the first step itself."""
+        caller, now, ticket_hash = current().caller, self.clock(), hash_ticket(ticket)
+        alone = None
+        if answer.kind is Kind.PASSKEY:
+            alone = find_owner(session, ticket_hash, answer.typed, caller=caller, now=now)
+        return alone or find_first_step(session, ticket_hash, caller=caller, now=now)
+
 
 @dataclass(eq=False)
 class AfterPassword:
@@ -88,12 +98,13 @@ class AfterPassword:
     wanted: WantedSession
     answer: Answer | None
     ticket: str
+    nonce: bytes
     proved: FirstStep | None = None
     """Set when the answer is to be looked at next."""
 
     @classmethod
     def of(cls, step: SecondStep, subject: Subject, wanted: WantedSession, answer: Answer | None) -> "AfterPassword":
-        return cls(step, subject, wanted, answer, PREFIX + random_token())
+        return cls(step, subject, wanted, answer, PREFIX + random_token(), step.maker.random(CHALLENGE_BYTES))
 
     def settle(self, session: Session, user: UserRecord, access_epoch: int) -> PersonaeError | None:
         """See authn.Finish."""
@@ -116,6 +127,8 @@ class AfterPassword:
                 first,
                 ticket=self.ticket,
                 ticket_hash=hash_ticket(self.ticket),
+                site=self.step.site,
+                nonce=self.nonce,
                 caller=self.wanted.caller,
                 now=self.step.clock(),
             )
