@@ -59,7 +59,7 @@ def upgrade() -> None:
     op.create_table(
         "sign_in_tickets",
         sa.Column("ticket_hash", sa.LargeBinary(), nullable=False, comment="SHA-256 of the ticket"),
-        sa.Column("user_id", sa.Integer(), nullable=False, comment="Who signs in"),
+        sa.Column("user_id", sa.Integer(), nullable=True, comment="Who signs in; NULL: the passkey will tell"),
         sa.Column(
             "access_epoch",
             sa.Integer(),
@@ -72,7 +72,7 @@ def upgrade() -> None:
             nullable=False,
             comment="Which service got it; no other may complete the sign-in",
         ),
-        sa.Column("purpose", sa.String(length=16, collation="C"), nullable=False, comment="second_factor or enrolment"),
+        sa.Column("purpose", sa.String(length=16, collation="C"), nullable=False, comment="What it is good for"),
         sa.Column(
             "counted_name",
             sa.String(length=8, collation="C"),
@@ -90,7 +90,10 @@ def upgrade() -> None:
             comment="When the row was made",
         ),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False, comment="From when on it is void"),
-        sa.CheckConstraint("purpose IN ('second_factor', 'enrolment')", name=op.f("ck_sign_in_tickets_known_purpose")),
+        sa.CheckConstraint(
+            "purpose IN ('second_factor', 'enrolment', 'passkey_enrol', 'passkey_sign_in')",
+            name=op.f("ck_sign_in_tickets_known_purpose"),
+        ),
         sa.ForeignKeyConstraint(
             ["user_id"], ["users.id"], name=op.f("fk_sign_in_tickets_user_id_users"), ondelete="CASCADE"
         ),

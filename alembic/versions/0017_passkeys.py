@@ -14,8 +14,6 @@ down_revision: str | Sequence[str] | None = "0016"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
-PURPOSES_BEFORE = "purpose IN ('second_factor', 'enrolment')"
-PURPOSES = "purpose IN ('second_factor', 'enrolment', 'passkey_enrol', 'passkey_sign_in')"
 NEW_COLUMNS: tuple[tuple[str, Any, str], ...] = (
     ("challenge", sa.LargeBinary(), "What a passkey has to sign; NULL: none was asked for"),
     ("user_handle", sa.LargeBinary(), "That of the passkey that is made"),
@@ -59,16 +57,9 @@ def upgrade() -> None:
     op.create_index(op.f("ix_passkeys_user_id"), "passkeys", ["user_id"], unique=False)
     for name, kind, comment in NEW_COLUMNS:
         op.add_column("sign_in_tickets", sa.Column(name, kind, nullable=True, comment=comment))
-    op.alter_column("sign_in_tickets", "user_id", nullable=True, comment="Who signs in; NULL: the passkey will tell")
-    op.alter_column("sign_in_tickets", "purpose", comment="What it is good for")
-    _replace_purposes(PURPOSES)
 
 
 def downgrade() -> None:
-    op.execute("DELETE FROM sign_in_tickets WHERE purpose IN ('passkey_enrol', 'passkey_sign_in')")
-    _replace_purposes(PURPOSES_BEFORE)
-    op.alter_column("sign_in_tickets", "purpose", comment="second_factor or enrolment")
-    op.alter_column("sign_in_tickets", "user_id", nullable=False, comment="Who signs in")
     for name, _, _ in reversed(NEW_COLUMNS):
         op.drop_column("sign_in_tickets", name)
     op.drop_index(op.f("ix_passkeys_user_id"), table_name="passkeys")
@@ -77,10 +68,3 @@ def downgrade() -> None:
 
 def _column(name: str, kind: Any, comment: str) -> sa.Column[Any]:
     return sa.Column(name, kind, nullable=False, comment=comment)
-
-
-def _replace_purposes(condition: str) -> None:
-    """The table holds the tickets of five minutes: to check them again takes no time."""
-    name = op.f("ck_sign_in_tickets_known_purpose")
-    op.drop_constraint(name, "sign_in_tickets", type_="check")
-    op.create_check_constraint(name, "sign_in_tickets", condition)
