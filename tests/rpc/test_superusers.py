@@ -15,7 +15,7 @@ from tests.support.superusers import CHANGES, Change, Tiers, tiers
 from tests.support.waiting import statements
 
 READ = {"GetUser", "BatchGetUsers", "ListUsers", "GetLockout", "CheckPassword", "ListAuditEvents"}
-READ |= {"GetSession", "ListSessions", "IntrospectToken", "GetJwks", "ListSigningKeys", "ListFactors"}
+READ |= {"GetSession", "ListSessions", "IntrospectToken", "Check", "GetJwks", "ListSigningKeys", "ListFactors"}
 OPEN = {"CreateUser", "Authenticate", "ChangePassword", "RefreshSession", "RevokeSession", "RevokeSessions"}
 """CreateUser makes no superuser; some need the password of the person, or a token. Ending sessions protects."""
 OPEN |= {"RotateSigningKey", "RevokeSigningKey"}
