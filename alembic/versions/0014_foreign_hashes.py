@@ -1,8 +1,10 @@
 """Make room for password hashes of other products.
 
-Every sign-in reads the highest cost of any bcrypt hash from the end of an index. That held all hashes: others, whose
-cost may look like a higher one, would have been read past. Now it holds bcrypt alone. It is built beside the servers,
-which go on reading and writing; the release before uses it as well.
+Every sign-in reads the highest cost of any bcrypt hash from the end of an index. In that of the release before, hashes
+of other products, whose cost may look like a higher one, would have to be read past. And to plan the condition that
+left them out, PostgreSQL tried it on the hashes in its statistics. The new index has the cost of bcrypt hashes, and
+NULL for others. It is built beside the servers, which go on reading and writing. The old one stays for the release
+before.
 
 And the table of the secrets that batches of such hashes have in common.
 """
@@ -17,11 +19,14 @@ down_revision: str | Sequence[str] | None = "0013"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
-HASH_COST = "translate(right(split_part(hashed_password, '$', 3), 2), '=', '0')"
-IS_BCRYPT = (
-    r"hashed_password ~ '^(\$2[aby]\$(0[4-9]|1[0-6])\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}"
-    r"|\$bcrypt-sha256\$v=2,t=2b,r=0?([4-9]|1[0-6])\$[./A-Za-z0-9]{21}[.Oeu]\$[./A-Za-z0-9]{31})$'"
+HASH_COST = (
+    "COALESCE(regexp_substr((left(right(hashed_password, 54), 1) || left(right(hashed_password, 32), 1))"
+    r" || hashed_password, '^\$[.Oeu]\$2[aby]\$(0[4-9]|1[0-6])\$[./A-Za-z0-9]+$', 1, 1, '', 1),"
+    " lpad(regexp_substr((left(right(hashed_password, 55), 1) || left(right(hashed_password, 32), 1))"
+    r" || hashed_password, '^\$\$\$bcrypt-sha256\$v=2,t=2b,r=0?([4-9]|1[0-6])\$[./A-Za-z0-9]+[.Oeu]\$[./A-Za-z0-9]+$',"
+    " 1, 1, '', 1), 2, '0'))"
 )
+INDEX = "ix_users_bcrypt_cost"
 COMMENT_BEFORE = "bcrypt or bcrypt_sha256 with its own cost and salt; NULL while no password is set"
 COMMENT = (
     "Names its scheme, cost and salt: bcrypt, or as imported until the next sign-in; NULL while no password is set"
@@ -29,7 +34,10 @@ COMMENT = (
 
 
 def upgrade() -> None:
-    _replace_index("ix_users_hash_cost", "ix_users_bcrypt_cost", IS_BCRYPT)
+    with op.get_context().autocommit_block():
+        # What an earlier try has left behind, which is not valid.
+        op.drop_index(INDEX, "users", postgresql_concurrently=True, if_exists=True)
+        op.create_index(INDEX, "users", [sa.text(HASH_COST)], postgresql_concurrently=True)
     op.alter_column("users", "hashed_password", comment=COMMENT)
     op.create_table(
         "import_schemes",
@@ -64,17 +72,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    _replace_index("ix_users_bcrypt_cost", "ix_users_hash_cost", "hashed_password IS NOT NULL")
+    with op.get_context().autocommit_block():
+        op.drop_index(INDEX, "users", postgresql_concurrently=True, if_exists=True)
     op.alter_column("users", "hashed_password", comment=COMMENT_BEFORE)
     op.drop_table("import_schemes")
-
-
-def _replace_index(old: str, new: str, condition: str) -> None:
-    """The old one is in use until the new one is valid."""
-    with op.get_context().autocommit_block():
-        # What an earlier try has left behind, which is not valid.
-        op.drop_index(new, "users", postgresql_concurrently=True, if_exists=True)
-        op.create_index(
-            new, "users", [sa.text(HASH_COST)], postgresql_where=sa.text(condition), postgresql_concurrently=True
-        )
-        op.drop_index(old, "users", postgresql_concurrently=True, if_exists=True)

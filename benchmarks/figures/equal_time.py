@@ -1,9 +1,11 @@
 """Whether the duration of an answer tells what kind of user somebody asked about."""
 
 import random
+from base64 import b64encode
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import pbkdf2_hmac
 from math import sqrt
 from statistics import median, quantiles
 
@@ -68,6 +70,7 @@ def measure(bench: Bench) -> Findings:
 
 def _authenticate() -> _Method:
     usual, cheaper = (hash_password(PASSWORD, cost) for cost in (_COST, _LOWER_COST))
+    foreign = f"pbkdf2_sha256$1000$salt${b64encode(pbkdf2_hmac('sha256', PASSWORD.encode(), b'salt', 1000)).decode()}"
     known = Account("", usual)
 
     def typed(password: str) -> Callable[[str], Request]:
@@ -85,6 +88,7 @@ def _authenticate() -> _Method:
             "empty password": _Class(known, typed("")),
             "over-long password": _Class(known, typed("w" * _OVER_LONG_BYTES)),
             "hash of lower cost": _Class(replace(known, hashed_password=cheaper), typed(WRONG_PASSWORD)),
+            "hash of another product": _Class(replace(known, hashed_password=foreign), typed(WRONG_PASSWORD)),
         },
     )
 

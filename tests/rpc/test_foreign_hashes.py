@@ -10,9 +10,10 @@ from sqlalchemy.engine import URL
 from personae.v1 import user_pb2
 from service.base.randomness import random_bytes
 from service.core.imports.hash_secrets import HashSecrets, Kind
-from service.core.passwords.schemes import Parameters, parse, sources, wrap
+from service.core.passwords.schemes import HashError, Parameters, parse, sources, wrap
 from service.core.users.hash_report import count_hashes
 from service.db.engine import reading
+from service.db.models.user import HASH_COST
 from tests.support.credentials import NEW, NEW_KEY, OLD_KEY, by_id, change, counted, outcome, rows_of, signing_in, store
 from tests.support.databases import run
 from tests.support.factories import PASSWORD, new_user
@@ -194,9 +195,39 @@ def test_sign_ins_read_no_hash_of_another_product(private_url: URL) -> None:
         event.remove(server.database.engine, "before_cursor_execute", explain)
 
     [plan] = plans
-    assert "using ix_users_bcrypt_cost" in plan
+    assert "Backward using ix_users_bcrypt_cost" in plan
     assert "Seq Scan" not in plan
     assert "Rows Removed" not in plan
+
+
+def test_the_index_and_the_code_agree_on_what_bcrypt_is(private_url: URL) -> None:
+    """The cost that PostgreSQL sees in a hash is the one that is verified; in anything else it sees none."""
+    plain = "$2b$12$" + "A1/." * 5 + "ZO" + "x" * 31
+    long = "$bcrypt-sha256$v=2,t=2b,r=12$" + "." * 21 + "u$" + "y" * 31
+    texts = [
+        plain,
+        long,
+        "$2a$04$" + plain[7:],
+        "$2y$16$" + plain[7:],
+        *(long.replace("12", cost) for cost in ("4", "06")),
+    ]
+    for text in (plain, long):
+        for place, character in enumerate(text):
+            changes = ("", "$", "x", "9", "=", "\n", character * 2)
+            texts += [text[:place] + change + text[place + 1 :] for change in changes]
+    texts += [plain + "\n", "x" + plain, plain + plain, long + plain, "", "$", "\u00b2" * 60]
+    texts += [text for _, text in VECTORS.values()]
+    seen = run(private_url, f"SELECT {HASH_COST} FROM unnest(%s) AS t (hashed_password)", (texts,))
+
+    def cost_of(text: str) -> str | None:
+        try:
+            cost = parse(text).recipe.bcrypt_cost
+        except HashError:
+            return None
+        return None if cost is None else f"{cost:02}"
+
+    assert len(texts) > 1000
+    assert [cost for (cost,) in seen] == [cost_of(text) for text in texts]
 
 
 def test_the_report_knows_every_scheme(private_url: URL) -> None:

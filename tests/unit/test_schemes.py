@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from service.base.errors import StoredHashError
 from service.core.passwords import hash_password, hashing, is_match, renewal_cost
-from service.core.passwords.schemes import SCHEMES, HashError, Secrets, parse, require_affordable, sources, wrap
+from service.core.passwords.schemes import (
+    SCHEMES,
+    HashError,
+    Secrets,
+    argon2_phc,
+    parse,
+    require_affordable,
+    sources,
+    wrap,
+)
 
 PASSWORD = "correct horse battery staple"
 ID = "0123456789abcdef"
@@ -270,6 +279,31 @@ class TestTime:
 
         assert not is_match(PASSWORD, f"pbkdf2_sha256$1000$salt${B32}", reference_cost=12)
         assert max(1, share + 2**-6) - 2**-8 <= rounds / 2**12 <= max(1, share + 2**-6)
+
+    @pytest.mark.parametrize("waited, spent", [(0.1, 0.1), (0.4, 0.4), (5.0, 0.786)])
+    def test_threads_count_by_the_clock_up_to_their_work(
+        self, monkeypatch: pytest.MonkeyPatch, waited: float, spent: float
+    ) -> None:
+        """Nobody knows the CPU time of Argon2's lanes. On a busy machine they wait for a core. The clocks are moved."""
+        rounds = now = 0.0
+
+        def dummy(_secret: bytes, cost: int, _salt: str) -> bytes:
+            nonlocal rounds
+            rounds += 2**cost
+            return b""
+
+        def argon2(*_: object) -> bytes:
+            nonlocal now
+            now += waited
+            return b""
+
+        monkeypatch.setattr(hashing, "digest_of", dummy)
+        monkeypatch.setattr(hashing, "thread_seconds", lambda: rounds / 2**12)
+        monkeypatch.setattr(hashing, "monotonic", lambda: now)
+        monkeypatch.setattr(argon2_phc, "hash_secret_raw", argon2)
+
+        assert not is_match(PASSWORD, f"$argon2id$v=19$m=65536,t=3,p=4${B16}${B32}", reference_cost=12)
+        assert 1 - spent - 2**-8 <= rounds / 2**12 <= 1 - spent + 2**-8
 
     def test_it_is_renewed_as_a_hash_of_this_service(self) -> None:
         """At the configured cost, whatever its own was."""

@@ -12,6 +12,7 @@ from service.base.errors import StoredHashError
 from service.core.identifiers import has_control_character, to_nfc
 from service.core.passwords.schemes import NO_SECRETS, HashError, Secrets, StoredHash, parse
 from service.core.passwords.schemes.bcrypt_variants import MAX_BYTES, MIN_COST, digest_of, prehashed
+from service.core.passwords.schemes.stored_hash import Recipe
 
 PASSWORD_MAX_BYTES = 4096
 """Checked before any normalising. NIST SP 800-63B-4, 3.1.1.2 wants 64 characters at least."""
@@ -34,7 +35,7 @@ def is_over_ceiling(password: str) -> bool:
 def parse_hash(stored: str) -> StoredHash:
     """Parse a stored hash. Raises StoredHashError for one that would not have been stored.
 
-    KNOWN_HASH in service/db/models/user.py is the same rule for the hashes of this service.
+    HASH_COST in service/db/models/user.py is the same rule for the hashes of this service.
     """
     try:
         return parse(stored)
@@ -67,14 +68,14 @@ def is_match(password: str, stored: str | None, *, reference_cost: int, secrets:
     compared = stored if stored is not None and typed else f"$2b${reference_cost:02}${'.' * 53}"
     try:
         parsed = parse_hash(compared)
-        clock = monotonic if parsed.recipe.has_threads else thread_seconds
-        started_at = clock()
+        started_at, used_before = monotonic(), thread_seconds()
         is_right = parsed.verify(typed, secrets)
     except (HashError, StoredHashError):
         _spend(typed, reference_cost)  # the duration must not reveal a damaged hash either
         raise StoredHashError from None
     if parsed.recipe.bcrypt_cost is None:
-        _spend_rest(typed, reference_cost, clock() - started_at)
+        used = thread_seconds() - used_before
+        _spend_rest(typed, reference_cost, parsed.recipe, used=used, waited=monotonic() - started_at)
     else:
         for cost in range(parsed.recipe.bcrypt_cost, reference_cost):
             _spend(typed, cost)
@@ -103,18 +104,20 @@ def _spend(password: str, cost: int) -> None:
     digest_of(to_nfc(password).encode()[:MAX_BYTES], cost, "." * 22)
 
 
-def _spend_rest(password: str, reference_cost: int, spent: float) -> None:
-    """Compute dummies until this thread has spent as much CPU time as a bcrypt of the reference cost takes.
+def _spend_rest(password: str, reference_cost: int, recipe: Recipe, *, used: float, waited: float) -> None:
+    """Compute dummies until the foreign hash and they have used as much CPU time as a bcrypt of the reference cost.
 
-    spent: seconds until now. How long the reference takes is told by the dummies themselves. CPU time, because the
-    duration also depends on what else the machine does; but for hashes on several threads, of which only that is known.
+    How long that takes is told by the dummies themselves. used: CPU seconds of this thread for the hash. waited:
+    seconds on the clock, which count for a hash on threads of its own, as far as its estimated work goes: beyond that
+    the machine was busy, and is busy with the dummies too.
     """
     started_at = thread_seconds()
     first = max(MIN_COST, reference_cost - _SMALLER)
     _spend(password, first)
     rounds = 1 << first
     for cost in range(reference_cost - 1, MIN_COST - 1, -1):
-        round_seconds = (thread_seconds() - started_at) / rounds
-        if spent + (rounds + (1 << cost)) * round_seconds <= (1 << reference_cost) * round_seconds:
+        a_round = (thread_seconds() - started_at) / rounds
+        spent = min(waited, recipe.work * a_round * (1 << 12)) if recipe.has_threads else used
+        if spent + (rounds + (1 << cost)) * a_round <= (1 << reference_cost) * a_round:
             _spend(password, cost)
             rounds += 1 << cost

@@ -9,7 +9,7 @@ from sqlalchemy.types import Text
 
 from service.core.passwords.schemes import SCHEMES
 from service.core.users.rows import USERS
-from service.db.models.user import HASH_COST, KNOWN_HASH
+from service.db.models.user import HASH_COST
 
 NO_PASSWORD = "no password"  # noqa: S105  a label
 UNKNOWN = "unknown: signs nobody in"
@@ -31,7 +31,7 @@ def count_hashes(session: Session) -> list[HashCount]:
     Of the hashes of other products only the form is looked at.
     """
     stored = USERS.c.hashed_password
-    is_own = stored.regexp_match(KNOWN_HASH)
+    is_own = _costs.is_not(None)
     foreign = [(stored.regexp_match(_for_the_database(one.pattern)), one.name) for one in SCHEMES if not one.is_own]
     scheme = case(
         (stored.is_(None), NO_PASSWORD),
@@ -40,7 +40,7 @@ def count_hashes(session: Session) -> list[HashCount]:
         *foreign,
         else_=UNKNOWN,
     ).label("scheme")
-    cost = case((is_own, _costs), else_="").label("cost")
+    cost = func.coalesce(_costs, "").label("cost")
     rows = session.execute(
         select(scheme, cost, func.count().label("users")).group_by(scheme, cost).order_by(scheme, cost)
     )
