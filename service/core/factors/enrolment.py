@@ -149,18 +149,21 @@ def delete_factor(session: Session, proof: Proof, factor_id: UUID, *, now: datet
 
 def reset_factors(session: Session, user_id: int) -> UserRecord:
     """Remove all factors of a user, on behalf of an operator, with recovery codes, tickets and what was counted.
+    Without any of them nothing happens.
 
     Raises UserNotFoundError, UserDeletedError, ScopeMissingError.
     """
     user = lock_user(session, user_id)
     require_may_change(session, user)
     require_live(user)
-    for table in (TOTP, PASSKEYS):
-        session.execute(delete(table).where(table.c.user_id == user_id))
+    gone = [
+        session.execute(delete(table).where(table.c.user_id == user_id).returning(table.c.id)).all()
+        for table in (TOTP, PASSKEYS)
+    ]
     remove_recovery_codes(session, user_id)
     tickets.remove_tickets(session, user_id)
-    clear_failures(session, user_id)
-    audit.record(session, "ResetFactors", target_user_id=user_id, changed=["factors"])
+    if clear_failures(session, user_id) or any(gone):
+        audit.record(session, "ResetFactors", target_user_id=user_id, changed=["factors"])
     return note_factors(session, user_id)
 
 

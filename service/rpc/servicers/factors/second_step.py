@@ -14,13 +14,14 @@ from service.core.factors.passkeys import find_owner
 from service.core.factors.recovery_codes import RANDOM_BYTES, code_of
 from service.core.factors.rows import FactorMaker
 from service.core.factors.rules import Kind
-from service.core.factors.second_step import Answer
+from service.core.factors.second_step import Answer, Completed
 from service.core.factors.tickets import PREFIX, FirstStep, find_first_step, hash_ticket
 from service.core.factors.webauthn import CHALLENGE_BYTES, RelyingParty
 from service.core.lockout import LockoutKeys
 from service.core.users import UserRecord
 from service.db.engine import Database
-from service.rpc.context import current, rpc_scope
+from service.rpc.context import current
+from service.rpc.pipeline.retries import retry_transaction
 from service.rpc.servicers.sign_in import Subject
 from service.rpc.servicers.wanted_session import SignInRequest, WantedSession
 
@@ -54,9 +55,10 @@ class SecondStep:
         """Take the answer. proved: the right password, or the ticket for it. Raises the errors of the second step."""
         call = current()
         call.factor = answer.kind
-        with rpc_scope(self.database, is_idempotent=False) as session, session.begin():
+
+        def write(session: Session) -> Completed:
             first = self._first_step(session, proved, answer) if isinstance(proved, str) else proved
-            completed = second_step.complete(
+            return second_step.complete(
                 session,
                 first,
                 answer,
@@ -69,6 +71,9 @@ class SecondStep:
                 now=self.clock(),
                 finish=wanted.settle,
             )
+
+        # Alone: Authenticate has hashed and committed before.
+        completed = retry_transaction(self.database, write, deadline=call.deadline, is_idempotent=False)
         response = wanted.response(completed.or_raise())
         if completed.recovery_codes is not None:
             response.recovery_code.CopyFrom(
