@@ -12,6 +12,7 @@ from personae.v1 import credential_pb2, user_pb2
 from tests.support.callers import bearer, new_key, operating, told
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, new_user, unique_name
+from tests.support.factors import challenged, enrol
 from tests.support.servers import RunningServer, running
 from tests.support.sessions import is_active, refresh, refreshing, signed_in
 from tests.support.witness import WITNESS, Witness
@@ -100,3 +101,14 @@ def test_no_token_was_logged_or_answered(server: RunningServer) -> None:
         witness = Witness()
         witness.hear(f"a line with {leak} in it")
         assert list(witness.leaks())
+
+
+def test_secrets_of_second_factors_are_looked_for(server: RunningServer) -> None:
+    """Those of apps, recovery codes, and tickets, which come in the details of a failed call."""
+    person = enrol(server)
+    ticket = challenged(server, person.user).ticket
+
+    assert {person.app.secret, *person.recovery_codes, ticket} <= WITNESS.secrets
+    witness = Witness()
+    witness.hear(f"a ticket {ticket}", f"a code {person.recovery_codes[0]}", "nothing")
+    assert len(list(witness.leaks())) == 2
