@@ -38,6 +38,8 @@ _LISTS: dict[str, user_pb2.ListUsersRequest] = {
     "is_active false": user_pb2.ListUsersRequest(filter=_Filter(is_active=False)),
     "is_superuser true": user_pb2.ListUsersRequest(filter=_Filter(is_superuser=True)),
     "is_superuser false": user_pb2.ListUsersRequest(filter=_Filter(is_superuser=False)),
+    "has_second_factor true": user_pb2.ListUsersRequest(filter=_Filter(has_second_factor=True)),
+    "has_second_factor false": user_pb2.ListUsersRequest(filter=_Filter(has_second_factor=False)),
     "created_after the middle": user_pb2.ListUsersRequest(filter=_Filter(created_after=_MIDDLE)),
     "created_before the middle": user_pb2.ListUsersRequest(filter=_Filter(created_before=_MIDDLE)),
     "updated_after the middle": user_pb2.ListUsersRequest(filter=_Filter(updated_after=_MIDDLE)),

@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from personae.v1 import user_pb2 as _user_pb2
 import builtins as _builtins
 import sys
@@ -20,6 +21,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _FactorKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FactorKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FactorKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FACTOR_KIND_UNSPECIFIED: _FactorKind.ValueType  # 0
+    """Never sent."""
+    FACTOR_KIND_TOTP: _FactorKind.ValueType  # 1
+    """An authenticator app (RFC 6238)."""
+    FACTOR_KIND_RECOVERY_CODE: _FactorKind.ValueType  # 2
+    """A recovery code."""
+    FACTOR_KIND_PASSKEY: _FactorKind.ValueType  # 3
+    """A passkey (W3C Web Authentication)."""
+
+class FactorKind(_FactorKind, metaclass=_FactorKindEnumTypeWrapper):
+    """A kind of second factor."""
+
+FACTOR_KIND_UNSPECIFIED: FactorKind.ValueType  # 0
+"""Never sent."""
+FACTOR_KIND_TOTP: FactorKind.ValueType  # 1
+"""An authenticator app (RFC 6238)."""
+FACTOR_KIND_RECOVERY_CODE: FactorKind.ValueType  # 2
+"""A recovery code."""
+FACTOR_KIND_PASSKEY: FactorKind.ValueType  # 3
+"""A passkey (W3C Web Authentication)."""
+Global___FactorKind: _TypeAlias = FactorKind  # noqa: Y015
 
 @_typing.final
 class Client(_message.Message):
@@ -64,6 +93,8 @@ class AuthenticateRequest(_message.Message):
     CLIENT_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
+    TOTP_CODE_FIELD_NUMBER: _builtins.int
+    RECOVERY_CODE_FIELD_NUMBER: _builtins.int
     identifier: _builtins.str
     """What the person typed: an email or a username, in any case. Blanks around it do not count."""
     user_id: _builtins.int
@@ -75,6 +106,10 @@ class AuthenticateRequest(_message.Message):
     authenticated_at and amr of this sign-in; its refresh tokens of before are void (step-up authentication, RFC 9470). Not together with
     session.
     """
+    totp_code: _builtins.str
+    """What an authenticator app of the user shows. Blanks in it do not count."""
+    recovery_code: _builtins.str
+    """A recovery code. Blanks, dashes and case do not count. Used up by it, and replaced by a new one."""
     @_builtins.property
     def client(self) -> Global___Client:
         """Where the person was seen."""
@@ -92,16 +127,93 @@ class AuthenticateRequest(_message.Message):
         client: Global___Client | None = ...,
         session: Global___SessionRequest | None = ...,
         session_id: _builtins.str = ...,
+        totp_code: _builtins.str = ...,
+        recovery_code: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "identifier", b"identifier", "session", b"session", "subject", b"subject", "user_id", b"user_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "identifier", b"identifier", "recovery_code", b"recovery_code", "second_factor", b"second_factor", "session", b"session", "subject", b"subject", "totp_code", b"totp_code", "user_id", b"user_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "identifier", b"identifier", "password", b"password", "session", b"session", "session_id", b"session_id", "subject", b"subject", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "identifier", b"identifier", "password", b"password", "recovery_code", b"recovery_code", "second_factor", b"second_factor", "session", b"session", "session_id", b"session_id", "subject", b"subject", "totp_code", b"totp_code", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_second_factor: _TypeAlias = _typing.Literal["totp_code", "recovery_code"]  # noqa: Y015
+    _WhichOneofArgType_second_factor: _TypeAlias = _typing.Literal["second_factor", b"second_factor"]  # noqa: Y015
     _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["identifier", "user_id"]  # noqa: Y015
     _WhichOneofArgType_subject: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_second_factor) -> _WhichOneofReturnType_second_factor | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_subject) -> _WhichOneofReturnType_subject | None: ...
 
 Global___AuthenticateRequest: _TypeAlias = AuthenticateRequest  # noqa: Y015
+
+@_typing.final
+class SecondFactorChallenge(_message.Message):
+    """What follows the right password: in the details of the status of MFA_REQUIRED."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TICKET_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    ENROLLMENT_REQUIRED_FIELD_NUMBER: _builtins.int
+    PASSKEY_OPTIONS_JSON_FIELD_NUMBER: _builtins.int
+    ticket: _builtins.str
+    """A secret, for CompleteSecondFactor, or for enrolling."""
+    enrollment_required: _builtins.bool
+    """The user has no factor, and one is demanded: the ticket is good for StartTotpEnrollment and CompleteTotpEnrollment,
+    and signs nobody in.
+    """
+    passkey_options_json: _builtins.str
+    """For the browser, when the user has a passkey: PublicKeyCredential.parseRequestOptionsFromJSON takes it."""
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___FactorKind.ValueType]:
+        """The kinds that the user can answer with. None when enrollment_required."""
+
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """From when on the ticket is void."""
+
+    def __init__(
+        self,
+        *,
+        ticket: _builtins.str = ...,
+        kinds: _abc.Iterable[Global___FactorKind.ValueType] | None = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        enrollment_required: _builtins.bool = ...,
+        passkey_options_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["enrollment_required", b"enrollment_required", "expires_at", b"expires_at", "kinds", b"kinds", "passkey_options_json", b"passkey_options_json", "ticket", b"ticket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SecondFactorChallenge: _TypeAlias = SecondFactorChallenge  # noqa: Y015
+
+@_typing.final
+class RecoveryCodeUse(_message.Message):
+    """What became of the recovery codes when one was used."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLACEMENT_CODE_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
+    replacement_code: _builtins.str
+    """A new code in place of the one that was used. Shown once, by this answer alone."""
+    remaining: _builtins.int
+    """How many the user has, with the new one."""
+    def __init__(
+        self,
+        *,
+        replacement_code: _builtins.str = ...,
+        remaining: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["remaining", b"remaining", "replacement_code", b"replacement_code"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecoveryCodeUse: _TypeAlias = RecoveryCodeUse  # noqa: Y015
 
 @_typing.final
 class AuthenticateResponse(_message.Message):
@@ -111,6 +223,7 @@ class AuthenticateResponse(_message.Message):
 
     USER_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    RECOVERY_CODE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def user(self) -> _user_pb2.User:
         """The user who signed in."""
@@ -119,15 +232,20 @@ class AuthenticateResponse(_message.Message):
     def tokens(self) -> Global___SessionTokens:
         """The tokens of the session; unset when none was asked for."""
 
+    @_builtins.property
+    def recovery_code(self) -> Global___RecoveryCodeUse:
+        """Set when a recovery code was used: show the new one to the person."""
+
     def __init__(
         self,
         *,
         user: _user_pb2.User | None = ...,
         tokens: Global___SessionTokens | None = ...,
+        recovery_code: Global___RecoveryCodeUse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens", "user", b"user"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["recovery_code", b"recovery_code", "tokens", b"tokens", "user", b"user"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["recovery_code", b"recovery_code", "tokens", b"tokens", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -322,8 +440,11 @@ class Lockout(_message.Message):
         FAILURES_FIELD_NUMBER: _builtins.int
         LAST_FAILED_AT_FIELD_NUMBER: _builtins.int
         LOCKED_UNTIL_FIELD_NUMBER: _builtins.int
+        IS_LOCKED_FIELD_NUMBER: _builtins.int
         failures: _builtins.int
         """Failed sign-ins in a row, each within 24 hours of the one before. Those refused while locked do not count."""
+        is_locked: _builtins.bool
+        """Second factors only: no wait ends it, see FACTOR_LOCKED."""
         @_builtins.property
         def last_failed_at(self) -> _timestamp_pb2.Timestamp:
             """When the last one that counted was made; unset when there is none."""
@@ -338,16 +459,19 @@ class Lockout(_message.Message):
             failures: _builtins.int = ...,
             last_failed_at: _timestamp_pb2.Timestamp | None = ...,
             locked_until: _timestamp_pb2.Timestamp | None = ...,
+            is_locked: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["last_failed_at", b"last_failed_at", "locked_until", b"locked_until"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "last_failed_at", b"last_failed_at", "locked_until", b"locked_until"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "is_locked", b"is_locked", "last_failed_at", b"last_failed_at", "locked_until", b"locked_until"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     USER_ID_FIELD_NUMBER: _builtins.int
     EMAIL_FIELD_NUMBER: _builtins.int
     USERNAME_FIELD_NUMBER: _builtins.int
+    TOTP_FIELD_NUMBER: _builtins.int
+    RECOVERY_CODE_FIELD_NUMBER: _builtins.int
     user_id: _builtins.int
     """The user."""
     @_builtins.property
@@ -358,16 +482,26 @@ class Lockout(_message.Message):
     def username(self) -> Global___Lockout.Attempts:
         """Sign-ins by username."""
 
+    @_builtins.property
+    def totp(self) -> Global___Lockout.Attempts:
+        """Codes of authenticator apps, after the right password."""
+
+    @_builtins.property
+    def recovery_code(self) -> Global___Lockout.Attempts:
+        """Recovery codes, after the right password."""
+
     def __init__(
         self,
         *,
         user_id: _builtins.int = ...,
         email: Global___Lockout.Attempts | None = ...,
         username: Global___Lockout.Attempts | None = ...,
+        totp: Global___Lockout.Attempts | None = ...,
+        recovery_code: Global___Lockout.Attempts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["email", b"email", "username", b"username"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["email", b"email", "recovery_code", b"recovery_code", "totp", b"totp", "username", b"username"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["email", b"email", "user_id", b"user_id", "username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["email", b"email", "recovery_code", b"recovery_code", "totp", b"totp", "user_id", b"user_id", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -70,13 +70,17 @@ class AuthenticationServiceServicer(object):
         With `session`, the right password also starts a session; with `session_id`, it proves the person of a session
         anew. UNAUTHENTICATED with the reason SESSION_INVALID when the password is right and the session is over, or another
         user's. FAILED_PRECONDITION with the reason TOKENS_NOT_CONFIGURED when the server has no TOKEN_ISSUER.
+
+        A user with a second factor, or of whom one is demanded: FAILED_PRECONDITION with the reason MFA_REQUIRED after the
+        right password, and a SecondFactorChallenge in the details of the status. With a code beside the password, the
+        errors of CompleteSecondFactor instead. A code of a user who needs none is not looked at.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetLockout(self, request, context):
-        """Returns the failed sign-ins that are counted against a user, for each of its two names.
+        """Returns the failed sign-ins that are counted against a user, for each of its two names and kinds of second factors.
 
         Email and username are counted apart, so that the state of one tells nothing of the other; sign-ins by id count
         on the email. NOT_FOUND with the reason USER_NOT_FOUND when there is no such user.
@@ -86,7 +90,7 @@ class AuthenticationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ClearLockout(self, request, context):
-        """Forgets the failed sign-ins of a user, for both of its names: it may sign in at once.
+        """Forgets the failed sign-ins of a user, for both of its names and for its second factors: it may sign in at once.
 
         NOT_FOUND with the reason USER_NOT_FOUND when there is no such user. PERMISSION_DENIED with the reason SCOPE_MISSING
         for a superuser, to a caller without the scope users.superuser.

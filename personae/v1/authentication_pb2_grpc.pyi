@@ -47,15 +47,19 @@ class AuthenticationServiceStub:
     With `session`, the right password also starts a session; with `session_id`, it proves the person of a session
     anew. UNAUTHENTICATED with the reason SESSION_INVALID when the password is right and the session is over, or another
     user's. FAILED_PRECONDITION with the reason TOKENS_NOT_CONFIGURED when the server has no TOKEN_ISSUER.
+
+    A user with a second factor, or of whom one is demanded: FAILED_PRECONDITION with the reason MFA_REQUIRED after the
+    right password, and a SecondFactorChallenge in the details of the status. With a code beside the password, the
+    errors of CompleteSecondFactor instead. A code of a user who needs none is not looked at.
     """
     GetLockout: _grpc.UnaryUnaryMultiCallable[_authentication_pb2.GetLockoutRequest, _authentication_pb2.Lockout]
-    """Returns the failed sign-ins that are counted against a user, for each of its two names.
+    """Returns the failed sign-ins that are counted against a user, for each of its two names and kinds of second factors.
 
     Email and username are counted apart, so that the state of one tells nothing of the other; sign-ins by id count
     on the email. NOT_FOUND with the reason USER_NOT_FOUND when there is no such user.
     """
     ClearLockout: _grpc.UnaryUnaryMultiCallable[_authentication_pb2.ClearLockoutRequest, _authentication_pb2.Lockout]
-    """Forgets the failed sign-ins of a user, for both of its names: it may sign in at once.
+    """Forgets the failed sign-ins of a user, for both of its names and for its second factors: it may sign in at once.
 
     NOT_FOUND with the reason USER_NOT_FOUND when there is no such user. PERMISSION_DENIED with the reason SCOPE_MISSING
     for a superuser, to a caller without the scope users.superuser.
@@ -80,15 +84,19 @@ class AuthenticationServiceAsyncStub(AuthenticationServiceStub):
     With `session`, the right password also starts a session; with `session_id`, it proves the person of a session
     anew. UNAUTHENTICATED with the reason SESSION_INVALID when the password is right and the session is over, or another
     user's. FAILED_PRECONDITION with the reason TOKENS_NOT_CONFIGURED when the server has no TOKEN_ISSUER.
+
+    A user with a second factor, or of whom one is demanded: FAILED_PRECONDITION with the reason MFA_REQUIRED after the
+    right password, and a SecondFactorChallenge in the details of the status. With a code beside the password, the
+    errors of CompleteSecondFactor instead. A code of a user who needs none is not looked at.
     """
     GetLockout: _aio.UnaryUnaryMultiCallable[_authentication_pb2.GetLockoutRequest, _authentication_pb2.Lockout]  # type: ignore[assignment]
-    """Returns the failed sign-ins that are counted against a user, for each of its two names.
+    """Returns the failed sign-ins that are counted against a user, for each of its two names and kinds of second factors.
 
     Email and username are counted apart, so that the state of one tells nothing of the other; sign-ins by id count
     on the email. NOT_FOUND with the reason USER_NOT_FOUND when there is no such user.
     """
     ClearLockout: _aio.UnaryUnaryMultiCallable[_authentication_pb2.ClearLockoutRequest, _authentication_pb2.Lockout]  # type: ignore[assignment]
-    """Forgets the failed sign-ins of a user, for both of its names: it may sign in at once.
+    """Forgets the failed sign-ins of a user, for both of its names and for its second factors: it may sign in at once.
 
     NOT_FOUND with the reason USER_NOT_FOUND when there is no such user. PERMISSION_DENIED with the reason SCOPE_MISSING
     for a superuser, to a caller without the scope users.superuser.
@@ -116,6 +124,10 @@ class AuthenticationServiceServicer(metaclass=_abc_1.ABCMeta):
         With `session`, the right password also starts a session; with `session_id`, it proves the person of a session
         anew. UNAUTHENTICATED with the reason SESSION_INVALID when the password is right and the session is over, or another
         user's. FAILED_PRECONDITION with the reason TOKENS_NOT_CONFIGURED when the server has no TOKEN_ISSUER.
+
+        A user with a second factor, or of whom one is demanded: FAILED_PRECONDITION with the reason MFA_REQUIRED after the
+        right password, and a SecondFactorChallenge in the details of the status. With a code beside the password, the
+        errors of CompleteSecondFactor instead. A code of a user who needs none is not looked at.
         """
 
     @_abc_1.abstractmethod
@@ -124,7 +136,7 @@ class AuthenticationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _authentication_pb2.GetLockoutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_authentication_pb2.Lockout, _abc.Awaitable[_authentication_pb2.Lockout]]:
-        """Returns the failed sign-ins that are counted against a user, for each of its two names.
+        """Returns the failed sign-ins that are counted against a user, for each of its two names and kinds of second factors.
 
         Email and username are counted apart, so that the state of one tells nothing of the other; sign-ins by id count
         on the email. NOT_FOUND with the reason USER_NOT_FOUND when there is no such user.
@@ -136,7 +148,7 @@ class AuthenticationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _authentication_pb2.ClearLockoutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_authentication_pb2.Lockout, _abc.Awaitable[_authentication_pb2.Lockout]]:
-        """Forgets the failed sign-ins of a user, for both of its names: it may sign in at once.
+        """Forgets the failed sign-ins of a user, for both of its names and for its second factors: it may sign in at once.
 
         NOT_FOUND with the reason USER_NOT_FOUND when there is no such user. PERMISSION_DENIED with the reason SCOPE_MISSING
         for a superuser, to a caller without the scope users.superuser.

@@ -39,6 +39,8 @@ class User(_message.Message):
     EMAIL_VERIFIED_AT_FIELD_NUMBER: _builtins.int
     HAS_PASSWORD_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    HAS_SECOND_FACTOR_FIELD_NUMBER: _builtins.int
+    IS_MFA_REQUIRED_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Assigned by Personae, never used again after a purge."""
     email: _builtins.str
@@ -57,6 +59,10 @@ class User(_message.Message):
     """Opaque; changes whenever another field of this message does. Send it back with a change to have the change
     refused when somebody else was faster.
     """
+    has_second_factor: _builtins.bool
+    """Whether the user has a confirmed second factor: then a password alone signs nobody in."""
+    is_mfa_required: _builtins.bool
+    """Whether an operator demands a second factor: SetMfaRequired."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When the user was created."""
@@ -92,10 +98,12 @@ class User(_message.Message):
         email_verified_at: _timestamp_pb2.Timestamp | None = ...,
         has_password: _builtins.bool = ...,
         etag: _builtins.str = ...,
+        has_second_factor: _builtins.bool = ...,
+        is_mfa_required: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "deleted_at", b"deleted_at", "email_verified_at", b"email_verified_at", "purge_at", b"purge_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "deleted_at", b"deleted_at", "email", b"email", "email_verified_at", b"email_verified_at", "etag", b"etag", "has_password", b"has_password", "id", b"id", "is_active", b"is_active", "is_superuser", b"is_superuser", "purge_at", b"purge_at", "updated_at", b"updated_at", "username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "deleted_at", b"deleted_at", "email", b"email", "email_verified_at", b"email_verified_at", "etag", b"etag", "has_password", b"has_password", "has_second_factor", b"has_second_factor", "id", b"id", "is_active", b"is_active", "is_mfa_required", b"is_mfa_required", "is_superuser", b"is_superuser", "purge_at", b"purge_at", "updated_at", b"updated_at", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -296,6 +304,7 @@ class ListUsersRequest(_message.Message):
         UPDATED_AFTER_FIELD_NUMBER: _builtins.int
         EMAIL_PREFIX_FIELD_NUMBER: _builtins.int
         USERNAME_PREFIX_FIELD_NUMBER: _builtins.int
+        HAS_SECOND_FACTOR_FIELD_NUMBER: _builtins.int
         is_active: _builtins.bool
         """Only users whose User.is_active is this."""
         is_superuser: _builtins.bool
@@ -304,6 +313,8 @@ class ListUsersRequest(_message.Message):
         """Only users whose stored email starts with this, case ignored. The list is then ordered by email."""
         username_prefix: _builtins.str
         """Only users whose username starts with this, case ignored. The list is then ordered by username."""
+        has_second_factor: _builtins.bool
+        """Only users whose User.has_second_factor is this."""
         @_builtins.property
         def created_after(self) -> _timestamp_pb2.Timestamp:
             """Only users created at this time or later."""
@@ -331,15 +342,20 @@ class ListUsersRequest(_message.Message):
             updated_after: _timestamp_pb2.Timestamp | None = ...,
             email_prefix: _builtins.str = ...,
             username_prefix: _builtins.str = ...,
+            has_second_factor: _builtins.bool | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _typing.Literal["_is_active", b"_is_active", "_is_superuser", b"_is_superuser", "created_after", b"created_after", "created_before", b"created_before", "is_active", b"is_active", "is_superuser", b"is_superuser", "updated_after", b"updated_after"]  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["_has_second_factor", b"_has_second_factor", "_is_active", b"_is_active", "_is_superuser", b"_is_superuser", "created_after", b"created_after", "created_before", b"created_before", "has_second_factor", b"has_second_factor", "is_active", b"is_active", "is_superuser", b"is_superuser", "updated_after", b"updated_after"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["_is_active", b"_is_active", "_is_superuser", b"_is_superuser", "created_after", b"created_after", "created_before", b"created_before", "email_prefix", b"email_prefix", "is_active", b"is_active", "is_superuser", b"is_superuser", "updated_after", b"updated_after", "username_prefix", b"username_prefix"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_has_second_factor", b"_has_second_factor", "_is_active", b"_is_active", "_is_superuser", b"_is_superuser", "created_after", b"created_after", "created_before", b"created_before", "email_prefix", b"email_prefix", "has_second_factor", b"has_second_factor", "is_active", b"is_active", "is_superuser", b"is_superuser", "updated_after", b"updated_after", "username_prefix", b"username_prefix"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType__has_second_factor: _TypeAlias = _typing.Literal["has_second_factor"]  # noqa: Y015
+        _WhichOneofArgType__has_second_factor: _TypeAlias = _typing.Literal["_has_second_factor", b"_has_second_factor"]  # noqa: Y015
         _WhichOneofReturnType__is_active: _TypeAlias = _typing.Literal["is_active"]  # noqa: Y015
         _WhichOneofArgType__is_active: _TypeAlias = _typing.Literal["_is_active", b"_is_active"]  # noqa: Y015
         _WhichOneofReturnType__is_superuser: _TypeAlias = _typing.Literal["is_superuser"]  # noqa: Y015
         _WhichOneofArgType__is_superuser: _TypeAlias = _typing.Literal["_is_superuser", b"_is_superuser"]  # noqa: Y015
+        @_typing.overload
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__has_second_factor) -> _WhichOneofReturnType__has_second_factor | None: ...
         @_typing.overload
         def WhichOneof(self, oneof_group: _WhichOneofArgType__is_active) -> _WhichOneofReturnType__is_active | None: ...
         @_typing.overload

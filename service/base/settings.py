@@ -13,10 +13,11 @@ from typing import Annotated, Literal
 
 from dotenv.parser import parse_stream
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 from sqlalchemy.engine import URL
 
 from service.base.database_url import connect_timeout_of, is_local_database, is_local_host, overriding, parse_url
+from service.base.factor_settings import FactorSettings
 from service.base.secret_keys import SecretKeys, load_or_create, parse_secret_keys
 from service.base.text import is_utf8, read_text
 
@@ -38,7 +39,7 @@ class SettingsError(Exception):
     """The configuration cannot be used. The text names each bad setting and is safe to print."""
 
 
-class Settings(BaseSettings):
+class Settings(FactorSettings):
     model_config = SettingsConfigDict(
         env_file=_ENV_FILE,
         env_file_encoding="utf-8-sig",

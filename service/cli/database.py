@@ -23,11 +23,13 @@ def purge_deleted() -> None:
 
     The server does it by itself as well.
     """
-    from service.server.sweeper import sweep
+    from service.server.sweeper import reseal_factors, sweep
+    from service.server.wiring import factor_maker
 
     settings = settings_or_fail()
     with working_database(settings) as database:
         removed = sweep(database, utc_now, actor=command_line(settings))
+        reseal_factors(database, factor_maker(settings))
     click.echo(
         f"Purged {removed['purged_users']} users, forgot {removed['forgotten_request_ids']} request ids, "
         f"{removed['forgotten_codes']} codes, {removed['forgotten_lockouts']} lockouts, "

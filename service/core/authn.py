@@ -152,7 +152,7 @@ def settle(
 
     failed: from lock_failures, in this transaction; now: read since. A locked name is refused whatever the password
     was, and without an audit event: such refusals could fill the disk. A wrong password is counted; a right one clears
-    the counter. finish: not called for a refused attempt.
+    the counter, unless a second factor has to follow, which clears it then. finish: not called for a refused attempt.
     """
     refusal: PersonaeError | None = _lockout_refusal(failed, now)
     if refusal is not None:
@@ -160,10 +160,10 @@ def settle(
     row = _read_again(session, candidate, now, has_session=bool(attempt.changes)) if attempt.is_match else None
     if row is None:
         return _count_failure(session, candidate, keys, attempt, now)
-    if after(failed, Event.RIGHT, now) != failed:
-        clear_failures(session, keys)
     is_change_required, epoch, imported_at, *columns = row
     user = UserRecord(*columns)
+    if after(failed, Event.RIGHT, now) != failed and not user.needs_second_factor:
+        clear_failures(session, keys)
     if imported_at is not None:  # from now on the password is in use here: see docs/decisions/0047-imports.md
         session.execute(update(USERS).where(USERS.c.id == user.id).values(password_imported_at=None))
     if not user.is_active:

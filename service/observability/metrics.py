@@ -40,6 +40,7 @@ GAUGES = {
     "personae_callers_age_seconds": GaugeDefinition("How long ago the callers were read", "livemax"),
     "personae_caller_keys_expiring": GaugeDefinition("API keys that expire within this time", "livemax", ("within",)),
     "personae_sessions": GaugeDefinition("Sessions that are not over by time", "livemax"),
+    "personae_factors": GaugeDefinition("Users with this kind of second factor", "livemax", ("kind",)),
     "personae_signing_key_age_seconds": GaugeDefinition("For how long the present signing key has signed", "livemax"),
     "personae_signing_key_next_seconds": GaugeDefinition("In how many seconds the next signing key signs", "livemin"),
     "personae_signing_key_usable": GaugeDefinition("1 while access tokens can be signed", "livemin"),
@@ -106,6 +107,7 @@ class Metrics:
             "personae_rpc_errors", "RPCs that failed, by the reason", "grpc_service", "grpc_method", "reason"
         )
         self.sign_ins = counter("personae_sign_ins", "Calls of Authenticate and ChangePassword", "outcome")
+        self.second_factors = counter("personae_second_factors", "Answers for second factors", "kind", "outcome")
         self.session_refreshes = counter("personae_session_refreshes", "Calls of RefreshSession", "outcome")
         self.proxy_checks = counter("personae_proxy_checks", "Checks for proxies", "decision")
         self.lockout_refusals = counter("personae_lockout_refusals", "Attempts refused while a name was locked")

@@ -126,7 +126,7 @@ _USERS: dict[str, Method] = {
     "ExportUsers": Method("users.export", _BULK, _CALLS, _SAFE, None, _STREAM),
 }
 _AUTHENTICATION: dict[str, Method] = {
-    "Authenticate": Method("auth.verify", _HASHING, _CALLS, _SAFE, SignIn(), _MESSAGE),
+    "Authenticate": Method("auth.verify", _HASHING, _CALLS, _DEPENDS, SignIn(), _MESSAGE),
     "GetLockout": Method("auth.lockout", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
     "ClearLockout": Method("auth.lockout", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
 }
@@ -166,6 +166,19 @@ _SIGNING_KEYS: dict[str, Method] = {
     "RotateSigningKey": Method("keys.write", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
     "RevokeSigningKey": Method("keys.write", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
 }
+_FACTORS: dict[str, Method] = {
+    "StartTotpEnrollment": Method("factors.enroll", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
+    "CompleteTotpEnrollment": Method("factors.enroll", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
+    "StartPasskeyEnrollment": Method("factors.enroll", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
+    "CompletePasskeyEnrollment": Method("factors.enroll", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
+    "StartPasskeySignIn": Method("auth.verify", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
+    "GenerateRecoveryCodes": Method("factors.enroll", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
+    "ListFactors": Method("factors.read", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
+    "DeleteFactor": Method("factors.enroll", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
+    "ResetFactors": Method("factors.reset", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
+    "SetMfaRequired": Method("factors.reset", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
+    "CompleteSecondFactor": Method("auth.verify", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
+}
 
 _AUTHORIZATION: dict[str, Method] = {
     "Check": Method("auth.check", _USUAL, _CALLS, _SAFE, ProxyCheck(), _MESSAGE),
@@ -180,6 +193,7 @@ METHODS: dict[str, Method] = {
         ("personae.v1.AuditService", _AUDIT),
         ("personae.v1.SessionService", _SESSIONS),
         ("personae.v1.SigningKeyService", _SIGNING_KEYS),
+        ("personae.v1.FactorService", _FACTORS),
         ("envoy.service.auth.v3.Authorization", _AUTHORIZATION),
     )
     for name, method in methods.items()

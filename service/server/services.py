@@ -11,6 +11,8 @@ from personae.v1 import (
     authentication_pb2_grpc,
     credential_pb2,
     credential_pb2_grpc,
+    factor_pb2,
+    factor_pb2_grpc,
     session_pb2,
     session_pb2_grpc,
     signing_key_pb2,
@@ -21,6 +23,8 @@ from personae.v1 import (
 from service.base.clock import Clock
 from service.base.randomness import random_bytes, random_id
 from service.base.settings import Settings
+from service.core.factors.rows import FactorMaker
+from service.core.factors.webauthn import RelyingParty
 from service.core.imports.hash_secrets import HashSecrets
 from service.core.lockout import LockoutKeys
 from service.core.page_tokens import PageTokens
@@ -36,6 +40,8 @@ from service.rpc.proxies.envoy import AuthorizationServicer
 from service.rpc.servicers.audit import AuditServicer
 from service.rpc.servicers.authentication import AuthenticationServicer
 from service.rpc.servicers.credential import CredentialServicer
+from service.rpc.servicers.factors.factor import FactorServicer
+from service.rpc.servicers.factors.second_step import SecondStep
 from service.rpc.servicers.rules import Rules
 from service.rpc.servicers.session import SessionServicer
 from service.rpc.servicers.sign_in import SignIn
@@ -51,6 +57,7 @@ SERVICES = (
     audit_pb2.DESCRIPTOR.services_by_name["AuditService"],
     session_pb2.DESCRIPTOR.services_by_name["SessionService"],
     signing_key_pb2.DESCRIPTOR.services_by_name["SigningKeyService"],
+    factor_pb2.DESCRIPTOR.services_by_name["FactorService"],
     ext_authz_pb2.DESCRIPTOR.services_by_name["Authorization"],
 )
 SERVICE_NAMES = tuple(service.full_name for service in SERVICES)
@@ -64,6 +71,14 @@ SERVED_METHODS = {
 SESSION_SERVICE = session_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name
 
 
+def relying_party(settings: Settings) -> RelyingParty | None:
+    """The site whose passkeys are taken; None where there are no passkeys."""
+    domain = settings.webauthn_rp_id
+    if domain is None:
+        return None
+    return RelyingParty(domain, settings.totp_issuer, settings.webauthn_origins or (f"https://{domain}",))
+
+
 def add_servicers(
     server: grpc.Server,
     database: Database,
@@ -73,6 +88,7 @@ def add_servicers(
     clock: Clock,
     hashing: HashLimiter,
     maker: KeyMaker,
+    factor_maker: FactorMaker,
     signing_keys: SigningKeys,
 ) -> Checks:
     """Serve everything on this server. Returns what decides for proxies, which also ask by HTTP."""
@@ -108,8 +124,9 @@ def add_servicers(
         random=random_bytes,
         new_id=random_id,
     )
+    second_step = SecondStep(database, clock, factor_maker, lockout_keys, relying_party(settings))
     users = UserServicer(database, clock, rules, hashing, page_tokens, fingerprint_keys)
-    authentication = AuthenticationServicer(database, clock, rules, hashing, sign_in, lockout_keys, tokens)
+    authentication = AuthenticationServicer(database, clock, rules, hashing, sign_in, lockout_keys, tokens, second_step)
     credentials = CredentialServicer(database, clock, rules, hashing, sign_in, lockout_keys)
     user_pb2_grpc.add_UserServiceServicer_to_server(users, server)
     authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(authentication, server)
@@ -121,6 +138,8 @@ def add_servicers(
         database, clock, maker, signing_keys, issues_tokens=settings.token_issuer is not None
     )
     signing_key_pb2_grpc.add_SigningKeyServiceServicer_to_server(keys_servicer, server)
+    factors = FactorServicer(database, clock, tokens, factor_maker, second_step)
+    factor_pb2_grpc.add_FactorServiceServicer_to_server(factors, server)
     checks = Checks(database, clock, tokens, RouteMistakes())
     ext_authz_pb2_grpc.add_AuthorizationServicer_to_server(AuthorizationServicer(checks), server)
     return checks

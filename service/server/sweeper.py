@@ -1,9 +1,12 @@
-"""The sweeper: deletes expired users, codes, request ids, failed sign-ins, caller keys and audit months."""
+"""The sweeper: deletes expired users, codes, request ids, failed sign-ins, caller keys, sessions, tickets and
+audit months.
+"""
 
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
+from uuid import UUID
 
 import structlog
 from sqlalchemy.exc import DBAPIError
@@ -15,6 +18,9 @@ from service.base.errors import PersonaeError
 from service.core import audit, users
 from service.core.callers.index import forget_keys
 from service.core.codes import delete_expired_codes
+from service.core.factors.rows import FactorMaker, count_factors, delete_abandoned_enrolments, reseal
+from service.core.factors.rules import Kind
+from service.core.factors.tickets import delete_expired_tickets
 from service.core.failed_sign_ins import delete_expired_failures
 from service.core.imports.hash_secrets import HashSecrets
 from service.core.lifecycle import purge_expired
@@ -35,6 +41,8 @@ _SWEEPS: Mapping[str, Callable[..., int]] = {
     "forgotten_lockouts": delete_expired_failures,
     "forgotten_caller_keys": forget_keys,
     "forgotten_sessions": delete_expired_sessions,
+    "forgotten_tickets": delete_expired_tickets,
+    "abandoned_enrolments": delete_abandoned_enrolments,
 }
 """What a sweep deletes, by the name in the log. Each function takes session, now and limit."""
 _DROPPED_MONTHS = "dropped_audit_months"
@@ -119,6 +127,26 @@ def reseal_hash_secrets(database: Database, secrets: HashSecrets) -> None:
     resealed = _try_batch(database, SWEEPER, secrets.reseal, failure="secrets of imported hashes not encrypted anew")
     if resealed:
         _log.info("secrets of imported hashes encrypted anew", resealed=resealed)
+
+
+def count_users_with_factors(database: Database) -> Mapping[Kind, int] | None:
+    """How many users have each kind of second factor; None after logging a failure."""
+    return _try_batch(database, SWEEPER, count_factors, failure="second factors not counted")
+
+
+def reseal_factors(database: Database, maker: FactorMaker) -> None:
+    """Encrypt anew, with the first key of SECRET_KEYS, what an older key encrypts. Failures are logged."""
+    total, after = 0, UUID(int=0)
+    while True:
+        batch = partial(reseal, maker=maker, after=after, limit=SWEEP_BATCH)
+        result = _try_batch(database, SWEEPER, batch, failure="second factors not encrypted anew")
+        changed, last = result or (0, None)
+        total += changed
+        if last is None:
+            break
+        after = last
+    if total:
+        _log.info("second factors encrypted anew", resealed=total)
 
 
 def sweep_and_log(database: Database, clock: Clock, is_ending: Callable[[], bool]) -> dict[str, int] | None:

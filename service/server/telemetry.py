@@ -12,6 +12,7 @@ from sqlalchemy.pool import QueuePool
 
 from service import __version__
 from service.base.clock import Clock
+from service.core.factors.rules import Kind
 from service.db.connections import Watch
 from service.db.engine import Database
 from service.db.schema import needed_revision
@@ -133,6 +134,12 @@ class Telemetry:
         """Note how many sessions there are; None: as before."""
         if self._metrics is not None and count is not None:
             self._metrics.set_gauge("personae_sessions", count)
+
+    def counted_factors(self, counts: Mapping[Kind, int] | None) -> None:
+        """Note how many users have each kind of second factor; None: unknown."""
+        if self._metrics is not None and counts is not None:
+            for kind, count in counts.items():
+                self._metrics.set_gauge("personae_factors", count, kind)
 
     def looked_at_months(self, *, is_missing: bool | None) -> None:
         """Note whether the audit trail lacks the partition of this month; None: unknown."""

@@ -19,6 +19,7 @@ from service.base.connection_age import retirement_seconds
 from service.base.cores import pin_thread, usable_cores
 from service.base.randomness import random_bytes
 from service.base.settings import Settings, SettingsError
+from service.core.factors.rows import FactorMaker
 from service.core.imports.hash_secrets import HashSecrets
 from service.core.passwords import common as common_passwords
 from service.core.passwords.common import PasswordListError
@@ -48,7 +49,14 @@ from service.server.jobs import background_jobs
 from service.server.ports import grpc_listeners, grpc_options, http_server
 from service.server.server import Server
 from service.server.services import SERVED_METHODS, SERVICE_NAMES, SESSION_SERVICE, add_servicers
-from service.server.sweeper import SessionCount, make_audit_months, reseal_hash_secrets, sweep_and_log
+from service.server.sweeper import (
+    SessionCount,
+    count_users_with_factors,
+    make_audit_months,
+    reseal_factors,
+    reseal_hash_secrets,
+    sweep_and_log,
+)
 from service.server.telemetry import ServerState, Telemetry
 
 _SPARE_THREADS = 4
@@ -119,6 +127,7 @@ def build_server(
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     maker = key_maker(settings)
     signing_keys = SigningKeys(database, maker, clock)
+    makes_factors = factor_maker(settings)
     checks = add_servicers(
         server,
         database,
@@ -127,6 +136,7 @@ def build_server(
         clock=clock,
         hashing=hashing,
         maker=maker,
+        factor_maker=makes_factors,
         signing_keys=signing_keys,
     )
     if settings.grpc_reflection:
@@ -151,8 +161,10 @@ def build_server(
 
     def sweep() -> None:
         telemetry.swept(sweep_and_log(database, clock, stopping.is_set), clock)
+        reseal_factors(database, makes_factors)
         if settings.metrics_port:
             telemetry.counted_sessions(session_count.count_if_due())
+            telemetry.counted_factors(count_users_with_factors(database))
 
     monitor = DatabaseMonitor(
         DatabaseProbe(
@@ -231,6 +243,10 @@ def _executors(
 def key_maker(settings: Settings) -> KeyMaker:
     sealer = Sealer(settings.keys().derive_by_id("signing-key"))
     return KeyMaker(sealer, timedelta(days=settings.signing_key_days), random_bytes)
+
+
+def factor_maker(settings: Settings) -> FactorMaker:
+    return FactorMaker(Sealer(settings.keys().derive_by_id("second-factor")), settings.totp_issuer, random_bytes)
 
 
 def _identification(

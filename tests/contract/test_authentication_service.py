@@ -27,6 +27,11 @@ def unused_id() -> int:
     return 2**62 + secrets.randbits(60)
 
 
+def no_failures(user: user_pb2.User) -> pb.Lockout:
+    nothing = pb.Lockout.Attempts()
+    return pb.Lockout(user_id=user.id, email=nothing, username=nothing, totp=nothing, recovery_code=nothing)
+
+
 class TestAuthenticate:
     @pytest.mark.parametrize("password", [PASSWORD, *(LONG[:length] for length in (72, 73, 256)), EMOJI])
     def test_by_email_username_and_id(self, api: Services, password: str) -> None:
@@ -240,7 +245,7 @@ class TestLockout:
     def test_email_and_username_are_counted_apart(self, api: Services) -> None:
         """Sign-ins by id count on the email; a right password clears its own name only; the user is unchanged."""
         user = new_user(api.users, password=PASSWORD)
-        nothing = pb.Lockout(user_id=user.id, email=pb.Lockout.Attempts(), username=pb.Lockout.Attempts())
+        nothing = no_failures(user)
         assert lockout_of(api, user) == nothing
 
         for request in (by(user.email.upper()), by_id(user), by(user.username.upper())):
@@ -265,7 +270,7 @@ class TestLockout:
         cleared = api.authentication.ClearLockout(pb.ClearLockoutRequest(user_id=user.id))
 
         assert cleared == lockout_of(api, user)
-        assert cleared == pb.Lockout(user_id=user.id, email=pb.Lockout.Attempts(), username=pb.Lockout.Attempts())
+        assert cleared == no_failures(user)
         for request in (by(user.email, PASSWORD), by(user.username, PASSWORD), by_id(user, PASSWORD)):
             assert api.authentication.Authenticate(request).user == user
         assert counted(api, other) == (1, 0)

@@ -15,6 +15,7 @@ from sqlalchemy import UniqueConstraint
 
 from service.base import errors
 from service.base.errors import PersonaeError
+from service.base.errors import factors as factor_errors
 from service.core.users import COLUMNS, UserRecord
 from service.db.error_mapping import UNIQUE_CONSTRAINTS
 from service.db.models import Base
@@ -38,7 +39,8 @@ SOURCES = sorted(
 def error_classes() -> set[type[PersonaeError]]:
     return {
         kind
-        for _, kind in inspect.getmembers(errors, inspect.isclass)
+        for module in (errors, factor_errors)
+        for _, kind in inspect.getmembers(module, inspect.isclass)
         if issubclass(kind, PersonaeError) and kind is not PersonaeError
     }
 
@@ -86,7 +88,7 @@ def test_every_rpc_has_a_contract_test() -> None:
     assert contract_calls() == {method.rpartition(".")[2] for method in SERVED_METHODS}
 
 
-SETTLED_BY_THE_STATEMENT = {"uq_callers_name", "uq_codes_subject_purpose"}
+SETTLED_BY_THE_STATEMENT = {"uq_callers_name", "uq_codes_subject_purpose", "uq_passkeys_credential_id"}
 """Constraints that an INSERT … ON CONFLICT settles, so that they never raise."""
 RANDOM_VALUES = {"uq_caller_keys_key_id"}
 """A conflict of random ids is a bug, and may be an internal error."""

@@ -17,6 +17,7 @@ from tests.support.callers import new_key as new_key_of_a_caller
 from tests.support.databases import run
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, new_user, unique_name
+from tests.support.factors import challenged, enrol
 from tests.support.servers import RunningServer, running
 from tests.support.sessions import in_token, is_active, refresh, refreshing, sign_in, signed_in, step_up
 from tests.support.signing_keys import kid_of
@@ -143,3 +144,14 @@ def test_a_leak_at_rest_would_be_found(private_url: URL, column: str) -> None:
         value = secret.decode() if column == "user_agent" else secret
         run(private_url, f"UPDATE sessions SET {column} = %s", (value,))
         assert list(dump(private_url).leaks(witness)), secret
+
+
+def test_secrets_of_second_factors_are_looked_for(server: RunningServer) -> None:
+    """Those of apps, recovery codes, and tickets, which come in the details of a failed call."""
+    person = enrol(server)
+    ticket = challenged(server, person.user).ticket
+
+    assert {person.app.secret, *person.recovery_codes, ticket} <= WITNESS.secrets
+    witness = Witness()
+    witness.hear(f"a ticket {ticket}", f"a code {person.recovery_codes[0]}", "nothing")
+    assert len(list(witness.leaks())) == 2

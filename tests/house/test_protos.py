@@ -11,7 +11,10 @@ from service.server.services import SERVICES
 
 SECRET_WORDS = ("hash", "secret", "token_hash")
 RESOURCES = {
-    *(f"personae.v1.{name}" for name in ("User", "Lockout", "Session", "SessionTokens", "SigningKey")),
+    *(
+        f"personae.v1.{name}"
+        for name in ("User", "Lockout", "Session", "SessionTokens", "SigningKey", "AuthenticateResponse")
+    ),
     "google.protobuf.Empty",
 }
 METHODS = [method for service in SERVICES if service.full_name.startswith("personae.") for method in service.methods]

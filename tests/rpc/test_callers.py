@@ -176,5 +176,12 @@ class TestLog:
 def test_there_is_no_other_reason() -> None:
     """A new reason has to be added to these tests."""
     told_to_strangers = {kind.reason for kind, code in CODES.items() if code is Code.UNAUTHENTICATED}
-    assert told_to_strangers == {*REFUSALS, "INVALID_CREDENTIALS", "SESSION_INVALID", "SESSION_REUSED"}
+    assert told_to_strangers == {
+        *REFUSALS,
+        "INVALID_CREDENTIALS",
+        "INVALID_FACTOR",
+        "PASSKEY_CLONED",
+        "SESSION_INVALID",
+        "SESSION_REUSED",
+    }
     assert [kind.reason for kind, code in CODES.items() if code is Code.PERMISSION_DENIED] == ["SCOPE_MISSING"]

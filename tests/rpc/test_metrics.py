@@ -205,6 +205,7 @@ class TestGauges:
         assert {name for name in missing if "caller" not in name and "certificate" not in name} == {
             "personae_sweeper_last_success_timestamp_seconds",
             "personae_sessions",
+            "personae_factors",
         }
 
     def test_an_outage_shows(self, private_url: URL) -> None:

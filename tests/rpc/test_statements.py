@@ -91,12 +91,12 @@ def test_sign_in_holds_no_transaction_while_it_hashes(proxied: Proxied) -> None:
     assert proxied.sent_by(refused, by_id(user)) == before
 
 
-def test_a_lockout_is_two_statements(proxied: Proxied) -> None:
-    """The keys of the second are made of the names that the first one reads; both names at once."""
+def test_a_lockout_is_three_statements(proxied: Proxied) -> None:
+    """The keys of the second are made of the names that the first one reads; the last is of second factors."""
     user = new_user(proxied.server.users)
     request = authentication_pb2.GetLockoutRequest(user_id=user.id)
 
-    assert proxied.sent_by(proxied.server.authentication.GetLockout, request) == ["SELECT", "SELECT"]
+    assert proxied.sent_by(proxied.server.authentication.GetLockout, request) == ["SELECT"] * 3
 
 
 def test_starting_a_reset_is_the_same_for_everybody(proxied: Proxied) -> None:

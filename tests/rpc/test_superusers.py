@@ -15,10 +15,13 @@ from tests.support.superusers import CHANGES, Change, Tiers, tiers
 from tests.support.waiting import statements
 
 READ = {"GetUser", "BatchGetUsers", "ListUsers", "GetLockout", "CheckPassword", "ListAuditEvents"}
-READ |= {"GetSession", "ListSessions", "IntrospectToken", "Check", "GetJwks", "ListSigningKeys"}
+READ |= {"GetSession", "ListSessions", "IntrospectToken", "Check", "GetJwks", "ListSigningKeys", "ListFactors"}
 OPEN = {"CreateUser", "Authenticate", "ChangePassword", "RefreshSession", "RevokeSession", "RevokeSessions"}
 """CreateUser makes no superuser; some need the password of the person, or a token. Ending sessions protects."""
 OPEN |= {"RotateSigningKey", "RevokeSigningKey"}
+OPEN |= {"StartTotpEnrollment", "CompleteTotpEnrollment", "StartPasskeyEnrollment", "CompletePasskeyEnrollment"}
+OPEN |= {"GenerateRecoveryCodes", "DeleteFactor", "StartPasskeySignIn", "CompleteSecondFactor"}
+"""The person's own session, ticket or factor is the proof."""
 NO_CHANGE: dict[str, Change] = {
     "UpdateUser": lambda _, user: lambda api: api.update(user, email=user.email),
     "ActivateUser": lambda _, user: lambda api: api.users.ActivateUser(user_pb2.ActivateUserRequest(id=user.id)),

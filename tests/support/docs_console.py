@@ -155,7 +155,8 @@ def _picked(name: str, shown: str, answer: Answer) -> str:
         return str(answer.messages[0][name.lower()])
     if not shown.endswith(_MORE):
         return shown
-    found = [text for text in _texts(answer.messages) if text.startswith(shown.removesuffix(_MORE))]
+    shown_texts = _texts([*answer.messages, *answer.details])
+    found = [text for text in shown_texts if text.startswith(shown.removesuffix(_MORE))]
     if len(found) != 1:
         raise ValueError(f"{shown} stands for {len(found)} texts of the answer above it")
     return found[0]

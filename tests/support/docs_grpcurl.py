@@ -20,14 +20,22 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
-from personae.v1 import audit_pb2, authentication_pb2, credential_pb2, session_pb2, signing_key_pb2, user_pb2
+from personae.v1 import (
+    audit_pb2,
+    authentication_pb2,
+    credential_pb2,
+    factor_pb2,
+    session_pb2,
+    signing_key_pb2,
+    user_pb2,
+)
 from service.rpc.envoy import ext_authz_pb2
 from tests.support.witness import Interceptor
 
 ADDRESS = "127.0.0.1:50051"
 MTLS_ADDRESS = "127.0.0.1:50052"
 DESCRIBED = (
-    *(audit_pb2, authentication_pb2, credential_pb2, session_pb2, signing_key_pb2, user_pb2),
+    *(audit_pb2, authentication_pb2, credential_pb2, factor_pb2, session_pb2, signing_key_pb2, user_pb2),
     *(health_pb2, error_details_pb2, ext_authz_pb2),
 )
 """Imported so that the descriptor pool has the services and the error details."""

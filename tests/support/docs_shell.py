@@ -1,8 +1,8 @@
 """A terminal for the documentation's commands: a directory, a shell, and the servers that the commands start.
 
-grpcurl commands become calls (docs_grpcurl), `python -m service …` runs in a fork (commands), SQL goes to psql,
-and everything else to bash. The directory looks like a checkout after `make setup`: it has `.venv/bin/python` and the
-Makefile. Servers listen on free ports; the default ports in the docs stand for them.
+grpcurl commands become calls (docs_grpcurl), oathtool is pyotp, `python -m service …` runs in a fork (commands), SQL
+goes to psql, and everything else to bash. The directory looks like a checkout after `make setup`: it has
+`.venv/bin/python` and the Makefile. Servers listen on free ports; the default ports in the docs stand for them.
 """
 
 import contextlib
@@ -14,14 +14,16 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import grpc
+import pyotp
 from sqlalchemy.engine import URL
 
+from service.base.clock import utc_now
 from service.base.settings import Settings
 from service.dev.postgres import find_bindir
 from tests.support.commands import run_command
@@ -33,6 +35,7 @@ from tests.support.witness import WITNESS
 STARTS_WITHIN = 120.0
 """Seconds within which a server must listen."""
 _VERB = re.compile(r"(?:([A-Z_]+)=\$\()?(?:\.venv/bin/)?python -m service ([^|;&<>()]+)\)?", re.DOTALL)
+_APP = re.compile(r"([A-Z_]+)=\$\(oathtool --totp -b \$([A-Z_]+)\)")
 _SERVES = re.compile(r"(make run|service serve)\s*$")
 _KEPT = ("PATH", "HOME", "LD_LIBRARY_PATH", "PG_BINDIR")
 
@@ -60,6 +63,7 @@ class Terminal:
         self._administered = administered
         self._names = dict(names or {})
         self._has_changed_callers = False
+        self._codes: Counter[str] = Counter()
         self._started = contextlib.ExitStack()
 
     def type(self, command: str) -> Answer:
@@ -67,6 +71,10 @@ class Terminal:
         command = command.replace("\\\n", " ")
         if command.startswith("grpcurl "):
             return run(parse(shlex.split(self.expanded(command))), self.servers)
+        shown = _APP.fullmatch(command)
+        if shown:
+            self.variables[shown[1]] = self._code(self.variables[shown[2]])
+            return Answer()
         verb = _VERB.fullmatch(command)
         if verb:
             return Answer(lines=self._verb(verb[2], verb[1]))
@@ -103,6 +111,13 @@ class Terminal:
 
     def close(self) -> None:
         self._started.close()
+
+    def _code(self, secret: str) -> str:
+        """What oathtool would print to somebody who waits for a new code each time: those of the step before, of this
+        one and of the next one, all of which are good now.
+        """
+        self._codes[secret] += 1
+        return str(pyotp.TOTP(secret).at(utc_now(), counter_offset=self._codes[secret] - 2))
 
     def _verb(self, words: str, variable: str | None) -> list[str]:
         """Run a verb. Returns the lines that the terminal shows: not those that `NAME=$(…)` takes."""

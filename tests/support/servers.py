@@ -13,6 +13,7 @@ from personae.v1 import (
     audit_pb2_grpc,
     authentication_pb2_grpc,
     credential_pb2_grpc,
+    factor_pb2_grpc,
     session_pb2_grpc,
     signing_key_pb2_grpc,
     user_pb2,
@@ -32,6 +33,9 @@ from tests.support.witness import Interceptor
 KEY = "test:MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY"
 BCRYPT_COST = 4
 ISSUER = "https://id.test"
+RP_ID = "shop.test"
+ORIGIN = f"https://{RP_ID}"
+"""Of the pages whose passkeys test servers take."""
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _WATCH_SECONDS = 300
@@ -51,6 +55,7 @@ def settings_for(url: URL, **changes: object) -> Settings:
         "bcrypt_cost": BCRYPT_COST,
         "secret_keys": KEY,
         "token_issuer": ISSUER,
+        "webauthn_rp_id": RP_ID,
         "purge_interval": 0,
         "health_probe_interval": 0.05,
         "shutdown_drain": 0,
@@ -90,6 +95,10 @@ class Services:
     @property
     def credentials(self) -> credential_pb2_grpc.CredentialServiceStub:
         return credential_pb2_grpc.CredentialServiceStub(self.channel)
+
+    @property
+    def factors(self) -> factor_pb2_grpc.FactorServiceStub:
+        return factor_pb2_grpc.FactorServiceStub(self.channel)
 
     @property
     def proxies(self) -> ext_authz_pb2_grpc.AuthorizationStub:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.engine import URL
 
-from personae.v1 import authentication_pb2, credential_pb2, session_pb2, user_pb2
+from personae.v1 import authentication_pb2, credential_pb2, factor_pb2, session_pb2, user_pb2
 from service.rpc.methods import ALL_SCOPES
 from tests.support.callers import keyed, operating
 from tests.support.credentials import reset, start_reset, start_verification
@@ -88,7 +88,18 @@ def create_session(_: Services, user: User) -> Call:
     return lambda api: api.sessions.CreateSession(request)
 
 
+def reset_factors(_: Services, user: User) -> Call:
+    return lambda api: api.factors.ResetFactors(factor_pb2.ResetFactorsRequest(user_id=user.id))
+
+
+def demand_factor(_: Services, user: User) -> Call:
+    request = factor_pb2.SetMfaRequiredRequest(user_id=user.id, is_mfa_required=True)
+    return lambda api: api.factors.SetMfaRequired(request)
+
+
 CHANGES: dict[str, Change] = {
+    "ResetFactors": reset_factors,
+    "SetMfaRequired": demand_factor,
     "CreateSession": create_session,
     "UpdateUser": update,
     "DeleteUser": delete,

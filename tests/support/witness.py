@@ -15,11 +15,16 @@ from typing import Any
 import grpc
 import structlog
 from google.protobuf.message import Message
+from google.rpc import status_pb2
 from structlog.typing import EventDict, WrappedLogger
 
+from personae.v1 import authentication_pb2
 from service.core.callers.api_keys import KEY_PATTERN
+from service.core.factors.recovery_codes import CODE_PATTERN
+from service.core.factors.tickets import TICKET_PATTERN
 from service.core.sessions.refresh_tokens import TOKEN_PATTERN
 
+_DETAILS = "grpc-status-details-bin"
 MIN_LENGTH = 10
 """Shorter texts occur in a log by chance."""
 _SECRET_FIELDS = frozenset(
@@ -35,14 +40,15 @@ _SECRET_FIELDS = frozenset(
         "identifier",
     }
     | {"refresh_token", "access_token", "token"}
+    | {"ticket", "secret", "uri", "recovery_code", "recovery_codes", "replacement_code"}
 )
 LOOKS_LIKE_A_TOKEN = re.compile(rf"{KEY_PATTERN}|{TOKEN_PATTERN}|eyJ[\w-]+\.eyJ")
 """An API key, a refresh token, an access token."""
 _SHAPES = re.compile(
     rf"\$2[aby]\$\d\d\$|\$bcrypt-sha256\$|\$argon2|pbkdf2_sha|\$[156PSH]\$|\$(wrapped|firescrypt)\$|\{{S?SHA"
-    rf"|[\w.+-]+@[\w-]+\.\w+|{LOOKS_LIKE_A_TOKEN.pattern}"
+    rf"|[\w.+-]+@[\w-]+\.\w+|{TICKET_PATTERN}|{CODE_PATTERN}|{LOOKS_LIKE_A_TOKEN.pattern}"
 )
-"""These, and what hashes and an email look like."""
+"""These, and what hashes, an email, a ticket and a recovery code look like."""
 
 
 class Witness:
@@ -141,4 +147,19 @@ def _note(call: Any) -> None:
         if isinstance(answer, Message):
             WITNESS.learn(answer)
     elif call.code() is not None:
-        WITNESS.hear(call.details(), *(f"{key}: {value!r}" for key, value in call.trailing_metadata() or ()))
+        trailers = dict(call.trailing_metadata() or ())
+        if _DETAILS in trailers:
+            trailers[_DETAILS] = _without_challenge(trailers[_DETAILS])
+        WITNESS.hear(call.details(), *(f"{key}: {value!r}" for key, value in trailers.items()))
+
+
+def _without_challenge(details: Any) -> bytes:
+    """The details of a status without the one message in which a secret may be: its ticket is recorded instead."""
+    status, challenge = status_pb2.Status.FromString(details), authentication_pb2.SecondFactorChallenge()
+    for index, detail in enumerate(status.details):
+        if detail.Unpack(challenge):
+            WITNESS.learn(challenge)
+            del status.details[index]
+            break
+    without: bytes = status.SerializeToString()
+    return without

@@ -113,6 +113,27 @@ def set_superuser(session: Session, user_id: int, *, is_superuser: bool, version
     )
 
 
+def set_mfa_required(session: Session, user_id: int, *, is_required: bool, version: int | None) -> UserRecord:
+    """Demand a second factor, or stop doing so. Nothing happens when it is set so, whatever the version.
+
+    Raises UserNotFoundError, UserDeletedError, EtagMismatchError.
+    """
+
+    def is_done(user: UserRecord) -> bool:
+        require_live(user)
+        return user.is_mfa_required == is_required
+
+    return _change(
+        session,
+        "SetMfaRequired",
+        user_id,
+        version,
+        {"is_mfa_required": is_required},
+        where=and_(_LIVE, USERS.c.is_mfa_required != is_required),
+        is_done=is_done,
+    )
+
+
 def delete_user(
     session: Session, user_id: int, *, version: int | None, allow_missing: bool, now: datetime, purge_at: datetime
 ) -> UserRecord:

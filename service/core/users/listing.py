@@ -17,6 +17,7 @@ class UserFilter:
 
     is_active: bool | None = None
     is_superuser: bool | None = None
+    has_second_factor: bool | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
     updated_after: datetime | None = None
@@ -89,8 +90,7 @@ def _conditions(where: UserFilter) -> list[ColumnElement[bool]]:
             conditions += [USERS.c.is_active, live]
         else:
             conditions.append(or_(~USERS.c.is_active, USERS.c.deleted_at.is_not(None)))
-    if where.is_superuser is not None:
-        conditions.append(USERS.c.is_superuser if where.is_superuser else ~USERS.c.is_superuser)
+    conditions += _flags(where)
     if where.created_after is not None:
         conditions.append(USERS.c.created_at >= where.created_after)
     if where.created_before is not None:
@@ -101,6 +101,11 @@ def _conditions(where: UserFilter) -> list[ColumnElement[bool]]:
         if prefix:
             conditions += [column >= prefix, column < _after_prefix(prefix)]
     return conditions
+
+
+def _flags(where: UserFilter) -> list[ColumnElement[bool]]:
+    wanted = ((USERS.c.is_superuser, where.is_superuser), (USERS.c.has_second_factor, where.has_second_factor))
+    return [column if is_set else ~column for column, is_set in wanted if is_set is not None]
 
 
 def _after_prefix(prefix: str) -> str:

@@ -32,7 +32,14 @@ class UserRecord(NamedTuple):
     purge_at: datetime | None
     email_verified_at: datetime | None
     has_password: bool
+    has_second_factor: bool
+    is_mfa_required: bool
     version: int
+
+    @property
+    def needs_second_factor(self) -> bool:
+        """Whether the right password alone signs nobody in."""
+        return self.has_second_factor or self.is_mfa_required
 
     def as_dict(self) -> dict[str, Any]:
         return dict(zip(UserRecord._fields, self, strict=True))

@@ -78,6 +78,12 @@ class User(Base):
     email_verified_at: Mapped[datetime | None] = mapped_column(
         comment="When the present email was proved to be the user's"
     )
+    has_second_factor: Mapped[bool] = mapped_column(
+        server_default=false(), comment="Whether a confirmed factor exists: a password alone signs nobody in"
+    )
+    is_mfa_required: Mapped[bool] = mapped_column(
+        server_default=false(), comment="Whether an operator demands a second factor"
+    )
 
     __table_args__ = (
         UniqueConstraint("email"),
@@ -98,6 +104,18 @@ class User(Base):
         ),
         Index(
             "ix_users_live_inactive", "created_at", "id", postgresql_where=text("NOT is_active AND deleted_at IS NULL")
+        ),
+        Index(
+            "ix_users_live_with_factor",
+            "created_at",
+            "id",
+            postgresql_where=text("has_second_factor AND deleted_at IS NULL"),
+        ),
+        Index(
+            "ix_users_live_without_factor",
+            "created_at",
+            "id",
+            postgresql_where=text("NOT has_second_factor AND deleted_at IS NULL"),
         ),
         Index("ix_users_superusers", "created_at", "id", postgresql_where=text("is_superuser")),
         Index(

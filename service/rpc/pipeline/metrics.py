@@ -6,6 +6,7 @@ What becomes of sign-ins, locks and codes follows from these three, so no featur
 from typing import TYPE_CHECKING, Any
 
 from service.base.clock import monotonic
+from service.core.factors.rules import Kind
 from service.core.transfer.rules import Outcome
 from service.rpc.context import CallContext
 from service.rpc.methods import (
@@ -74,10 +75,13 @@ def _count_outcome(metrics: "Metrics", method: str, labels: tuple[str, ...], cal
         metrics.lockout_refusals.inc()
     if outcome == "RATE_LIMITED":
         metrics.rate_limited.labels(caller).inc()
+    if call.factor is not None:
+        metrics.second_factors.labels(call.factor, outcome).inc()
     _count_feature(metrics, METHODS[method], outcome, call)
 
 
 def _count_feature(metrics: "Metrics", row: Method, outcome: str, call: CallContext) -> None:
+    """Count in the metric that the method's row names."""
     match row.outcome:
         case SignIn():
             metrics.sign_ins.labels(outcome).inc()
@@ -107,13 +111,15 @@ def _show_zeros(metrics: "Metrics") -> None:
                 metrics.codes.labels(purpose, "refused")
             case _:
                 pass
-    for cause in ("connection", "deadlock", "serialization"):
-        metrics.retries.labels(cause)
-    for what in Outcome:
-        metrics.imported_rows.labels(what)
-    for outcome in (_OK, "SESSION_INVALID", "SESSION_REUSED"):
-        metrics.session_refreshes.labels(outcome)
-    for decision in CheckDecision:
-        metrics.proxy_checks.labels(decision)
-    for outcome in (_OK, "INVALID_CREDENTIALS", "TOO_MANY_ATTEMPTS"):
-        metrics.sign_ins.labels(outcome)
+    for kind in Kind:
+        for outcome in (_OK, "INVALID_FACTOR", "TOO_MANY_ATTEMPTS", "FACTOR_LOCKED"):
+            metrics.second_factors.labels(kind, outcome)
+    for counter, values in (
+        (metrics.retries, ("connection", "deadlock", "serialization")),
+        (metrics.imported_rows, Outcome),
+        (metrics.session_refreshes, (_OK, "SESSION_INVALID", "SESSION_REUSED")),
+        (metrics.proxy_checks, CheckDecision),
+        (metrics.sign_ins, (_OK, "INVALID_CREDENTIALS", "TOO_MANY_ATTEMPTS")),
+    ):
+        for value in values:
+            counter.labels(value)

@@ -16,7 +16,10 @@ from google.rpc import error_details_pb2, status_pb2
 
 from service.base import errors
 from service.base.errors import PersonaeError, Violation
+from service.base.errors import factors as factor_errors
+from service.core.factors.second_step import Challenge
 from service.rpc.context import REQUEST_ID_KEY
+from service.rpc.factor_messages import challenge_message
 
 DOMAIN = "personae"
 DETAILS_KEY = "grpc-status-details-bin"
@@ -61,6 +64,15 @@ CODES: dict[type[PersonaeError], grpc.StatusCode] = {
     errors.SigningKeyNotFoundError: Code.NOT_FOUND,
     errors.SigningKeyUnavailableError: Code.UNAVAILABLE,
     errors.InvalidCredentialsError: Code.UNAUTHENTICATED,
+    factor_errors.MfaRequiredError: Code.FAILED_PRECONDITION,
+    factor_errors.InvalidFactorError: Code.UNAUTHENTICATED,
+    factor_errors.PasskeyClonedError: Code.UNAUTHENTICATED,
+    factor_errors.PasskeysNotConfiguredError: Code.FAILED_PRECONDITION,
+    factor_errors.FactorLockedError: Code.FAILED_PRECONDITION,
+    factor_errors.FactorNotFoundError: Code.NOT_FOUND,
+    factor_errors.TooManyFactorsError: Code.FAILED_PRECONDITION,
+    factor_errors.LastFactorError: Code.FAILED_PRECONDITION,
+    factor_errors.NoSecondFactorError: Code.FAILED_PRECONDITION,
     errors.TooManyAttemptsError: Code.RESOURCE_EXHAUSTED,
     errors.IdsExhaustedError: Code.RESOURCE_EXHAUSTED,
     errors.DatabaseUnavailableError: Code.UNAVAILABLE,
@@ -97,7 +109,8 @@ def status_of(error: PersonaeError, request_id: str, *, remaining: float = math.
     if error.pushback_ms is not None:
         pushback_ms = error.pushback_ms if error.pushback_ms < remaining * 1000 else errors.DO_NOT_RETRY_MS
         trailing.append((PUSHBACK_KEY, str(pushback_ms)))
-    is_plain = not (error.metadata or error.violations or error.retry_after)
+    is_mfa = isinstance(error, factor_errors.MfaRequiredError)
+    is_plain = not (error.metadata or error.violations or error.retry_after or is_mfa)
     details = _plain_details(type(error)) if is_plain else _details(error, code, message)  # type: ignore[arg-type]  # a class
     return RpcStatus(code, message, ((REQUEST_ID_KEY, request_id), (DETAILS_KEY, details), *trailing))
 
@@ -113,6 +126,8 @@ def _details(error: PersonaeError, code: grpc.StatusCode, message: str) -> bytes
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
     if error.violations:
         details.append(_bad_request(error.violations))
+    if isinstance(error, factor_errors.MfaRequiredError) and isinstance(error.challenge, Challenge):
+        details.append(challenge_message(error.challenge))
     wait = _retry_delay(error)
     if wait is not None:
         details.append(error_details_pb2.RetryInfo(retry_delay=wait))

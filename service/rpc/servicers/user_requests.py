@@ -44,7 +44,11 @@ _MAX_MASK_PATHS = 100
 _ORDER_BY_MAX_BYTES = 64
 _ORDER_BY = re.compile(r" *(?P<column>[a-z_]+)(?: +(?P<direction>asc|desc))? *")
 _WRITABLE = ("email", "username")
-_RPC_OF_FIELD = {"is_active": "ActivateUser or DeactivateUser", "is_superuser": "GrantSuperuser or RevokeSuperuser"}
+_RPC_OF_FIELD = {
+    "is_active": "ActivateUser or DeactivateUser",
+    "is_superuser": "GrantSuperuser or RevokeSuperuser",
+    "is_mfa_required": "SetMfaRequired",
+}
 _FIELDS = frozenset(user_pb2.User.DESCRIPTOR.fields_by_name)
 
 
@@ -236,6 +240,7 @@ def _filter(request: user_pb2.ListUsersRequest, violations: Violations) -> UserF
     return UserFilter(
         is_active=flag("is_active"),
         is_superuser=flag("is_superuser"),
+        has_second_factor=flag("has_second_factor"),
         created_after=time("created_after"),
         created_before=time("created_before"),
         updated_after=time("updated_after"),

@@ -1,0 +1,153 @@
+"""Second factors under concurrent calls, on two servers with one database: no code counts twice, no guess is free."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+
+import pyotp
+import pytest
+from sqlalchemy.engine import URL
+
+from personae.v1 import authentication_pb2, credential_pb2, factor_pb2
+from tests.support.clocks import MovableClock
+from tests.support.credentials import NEW, by_id, lockout_of, rows_of
+from tests.support.errors import fails
+from tests.support.factories import PASSWORD
+from tests.support.factors import answer, challenged, completion, enrol, second, start, wrong
+from tests.support.servers import RunningServer, running
+from tests.support.sessions import sessions_of, sign_in, wanted
+from tests.support.threads import at_once, outcomes
+
+Pair = tuple[RunningServer, RunningServer]
+
+
+@pytest.fixture
+def pair(private_url: URL) -> Iterator[Pair]:
+    clock = MovableClock()
+    with running(private_url, clock) as one, running(private_url, clock) as two:
+        yield one, two
+
+
+def test_sixty_four_tries_of_one_right_code_are_one_success(pair: Pair) -> None:
+    """Each by a ticket of its own (RFC 6238, 5.2). The others are guesses: five are counted, the rest refused."""
+    person = enrol(pair[0])
+    tickets = [challenged(pair[0], person.user).ticket for _ in range(64)]
+    code = person.code(pair[0].clock())
+
+    def call(index: int) -> object:
+        return pair[index % 2].factors.CompleteSecondFactor(answer(tickets[index], totp_code=code, session=wanted()))
+
+    found = outcomes(at_once(64, call))
+    assert found["OK"] == 1
+    assert found["OK"] + found["INVALID_FACTOR"] + found["TOO_MANY_ATTEMPTS"] == 64
+    assert len(sessions_of(pair[0], person.user)) == 2  # and that of the enrolment
+
+
+def test_one_right_code_beside_the_password_is_one_success(pair: Pair) -> None:
+    """The same in one step."""
+    person = enrol(pair[0])
+    request = by_id(person.user, PASSWORD)
+    request.totp_code = person.code(pair[0].clock())
+    found = outcomes(at_once(16, lambda index: pair[index % 2].authentication.Authenticate(request)))
+    assert found["OK"] == 1
+
+
+def test_one_ticket_is_used_once(pair: Pair) -> None:
+    """By two kinds of right answers at the same time. The loser is no guess: the ticket is not open any more."""
+    person = enrol(pair[0])
+    for code in person.recovery_codes[:5]:
+        ticket = challenged(pair[0], person.user).ticket
+        fields = [{"totp_code": person.code(pair[0].clock())}, {"recovery_code": code}]
+        found = outcomes(
+            at_once(2, lambda index: pair[index].factors.CompleteSecondFactor(answer(ticket, **fields[index])))  # noqa: B023  ends before the next
+        )
+        assert found == {"OK": 1, "INVALID_FACTOR": 1}
+        assert lockout_of(pair[0], person.user).totp.failures == 0
+        assert lockout_of(pair[0], person.user).recovery_code.failures == 0
+        pair[0].clock.advance(timedelta(seconds=30))
+
+
+def test_one_recovery_code_is_used_once(pair: Pair) -> None:
+    """By eight threads, each by a ticket of its own: ten codes are left."""
+    person = enrol(pair[0])
+    tickets = [challenged(pair[0], person.user).ticket for _ in range(8)]
+
+    def call(index: int) -> object:
+        request = answer(tickets[index], recovery_code=person.recovery_codes[0])
+        return pair[index % 2].factors.CompleteSecondFactor(request)
+
+    assert outcomes(at_once(8, call))["OK"] == 1
+    assert len(rows_of(pair[0].url, "recovery_codes")) == 10
+
+
+def test_parallel_guesses_are_all_counted(pair: Pair) -> None:
+    """Of forty at once five are answered, as of forty in a row; the rest are refused unseen."""
+    person = enrol(pair[0])
+    code = wrong(person.code(pair[0].clock()))
+    tickets = [challenged(pair[0], person.user).ticket for _ in range(40)]
+    found = outcomes(
+        at_once(40, lambda index: pair[index % 2].factors.CompleteSecondFactor(answer(tickets[index], totp_code=code)))
+    )
+    assert found == {"INVALID_FACTOR": 5, "TOO_MANY_ATTEMPTS": 35}
+    assert lockout_of(pair[0], person.user).totp.failures == 5
+
+
+def test_one_enrolment_is_confirmed_once(pair: Pair) -> None:
+    """One factor, one set of recovery codes."""
+    user = enrol(pair[0]).user
+    pair[0].factors.ResetFactors(factor_pb2.ResetFactorsRequest(user_id=user.id))
+    session = sign_in(pair[0], user).session.id
+    started = start(pair[0], session)
+    code = pyotp.TOTP(started.secret).at(pair[0].clock())
+    request = completion(started.factor_id, code, session_id=session)
+    found = outcomes(at_once(8, lambda index: pair[index % 2].factors.CompleteTotpEnrollment(request)))
+    assert found == Counter({"OK": 1, "REAUTHENTICATION_REQUIRED": 7})
+    assert len(rows_of(pair[0].url, "recovery_codes")) == 10
+
+
+def test_a_reset_and_sign_ins_do_not_block_each_other(pair: Pair) -> None:
+    """Whatever order they come in: no deadlock ends as an error, and afterwards nothing is left."""
+    person = enrol(pair[0])
+    tickets = [challenged(pair[0], person.user).ticket for _ in range(6)]
+    calls: list[Callable[[int], object]] = [
+        lambda index: pair[0].factors.ResetFactors(factor_pb2.ResetFactorsRequest(user_id=person.user.id)),
+        lambda index: pair[1].authentication.ClearLockout(
+            authentication_pb2.ClearLockoutRequest(user_id=person.user.id)
+        ),
+        lambda index: pair[0].factors.CompleteSecondFactor(
+            answer(tickets[index // 6], recovery_code=person.recovery_codes[index // 6])
+        ),
+        lambda index: pair[1].factors.CompleteSecondFactor(answer(tickets[index // 6], totp_code="000000")),
+        lambda index: pair[0].authentication.Authenticate(by_id(person.user)),
+        lambda index: pair[1].authentication.Authenticate(by_id(person.user, PASSWORD)),
+    ]
+    found = outcomes(at_once(36, lambda index: calls[index % 6](index)))
+    assert set(found) <= {
+        "OK",
+        "INVALID_FACTOR",
+        "INVALID_CREDENTIALS",
+        "MFA_REQUIRED",
+        "TOO_MANY_ATTEMPTS",
+    }
+    assert rows_of(pair[0].url, "totp_factors") == rows_of(pair[0].url, "recovery_codes") == []
+
+
+def test_a_ticket_is_void_once_the_password_has_changed(pair: Pair) -> None:
+    """Also where both happen at once: a session is made under the epoch of the old password, and is over."""
+    person = enrol(pair[0])
+    for code in person.recovery_codes[:4]:
+        ticket = challenged(pair[0], person.user).ticket
+
+        def change(index: int, ticket: str = ticket, code: str = code) -> object:
+            if index:
+                request = credential_pb2.SetPasswordRequest(user_id=person.user.id, password=NEW)
+                return pair[0].credentials.SetPassword(request)
+            return pair[1].factors.CompleteSecondFactor(answer(ticket, recovery_code=code, session=wanted()))
+
+        at_once(2, change)
+        assert sessions_of(pair[0], person.user) == []
+        pair[0].credentials.SetPassword(credential_pb2.SetPasswordRequest(user_id=person.user.id, password=PASSWORD))
+        late = fails(pair[0].factors.CompleteSecondFactor, answer(ticket, totp_code=person.code(pair[0].clock())))
+        assert late.reason == "INVALID_FACTOR"
+        pair[0].clock.advance(timedelta(hours=1))
+    assert second(pair[0], person).tokens.session.acr == "aal2"
