@@ -335,6 +335,8 @@ class TestExport:
             with running(url) as server:
                 assert outcome(server.authentication.Authenticate, by("user0@example.com", PASSWORD)) == "OK"
 
+        names = [json.loads(line)["username"] for line in first.read_text().splitlines()]
+        assert names == [f"user{number}" for number in range(1500)]  # in the order of the source
         assert without_ids(second) == without_ids(first)
         assert len(without_ids(first)) == 1500
 

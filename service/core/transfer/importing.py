@@ -61,19 +61,22 @@ _TYPES = {
 def _rows_of(types: Mapping[str, Any]) -> Any:
     """Arrays, one for each column, as rows of a table."""
     arrays = (bindparam(f"{name}s", type_=ARRAY(kind)) for name, kind in types.items())
-    return func.unnest(*arrays).table_valued(*types, name="new").render_derived()
+    return func.unnest(*arrays).table_valued(*types, with_ordinality="position", name="new").render_derived()
 
 
 def _insert() -> Any:
     new = _rows_of(_TYPES)
     is_taken = select(literal_column("1")).select_from(USERS).where(USERS.c.email == new.c.email).exists()
-    values = {name: new.c[name] for name in _TYPES} | {
-        "created_at": func.coalesce(new.c.created_at, _NOW),
-        "password_changed_at": case((new.c.hashed_password.is_not(None), _NOW)),
+    next_id = func.nextval(func.pg_get_serial_sequence(USERS.name, "id"), type_=Integer())
+    # Not to draw ids in vain, when a file is imported again; the constraints decide all the same. Ids are drawn in the
+    # order of the rows, so that an export has the order of the source.
+    free = select(next_id.label("id"), new).where(~is_taken).order_by(new.c.position).subquery("free")
+    values = {name: free.c[name] for name in ("id", *_TYPES)} | {
+        "created_at": func.coalesce(free.c.created_at, _NOW),
+        "password_changed_at": case((free.c.hashed_password.is_not(None), _NOW)),
         "password_imported_at": _NOW,
     }
-    # Not to draw ids in vain, when a file is imported again; the constraints decide all the same.
-    rows = select(*values.values()).where(~is_taken).order_by(new.c.email)
+    rows = select(*values.values()).order_by(free.c.email)
     statement = pg_insert(USERS).from_select(list(values), rows).on_conflict_do_nothing()
     return statement.returning(USERS.c.id, USERS.c.email)
 
