@@ -21,6 +21,7 @@ from service.rpc.proxies.envoy import AuthorizationServicer
 from service.rpc.servicers.audit import AuditServicer
 from service.rpc.servicers.authentication import AuthenticationServicer
 from service.rpc.servicers.credential import CredentialServicer
+from service.rpc.servicers.factors.factor import FactorServicer
 from service.rpc.servicers.session import SessionServicer
 from service.rpc.servicers.signing_key import SigningKeyServicer
 from service.rpc.servicers.user import UserServicer
@@ -46,6 +47,7 @@ SERVICERS = {
     "AuditService": AuditServicer,
     "SessionService": SessionServicer,
     "SigningKeyService": SigningKeyServicer,
+    "FactorService": FactorServicer,
     "Authorization": AuthorizationServicer,
 }
 HOSTILE = (
