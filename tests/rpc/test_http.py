@@ -291,8 +291,8 @@ class TestSlowClients:
 
 
 class TestLife:
-    def test_it_starts_and_stops_with_the_server(self, shared_url: URL) -> None:
-        with structlog.testing.capture_logs() as log, serving(shared_url) as server:
+    def test_it_starts_and_stops_with_the_server(self, private_url: URL) -> None:
+        with structlog.testing.capture_logs() as log, serving(private_url) as server:
             port = server.http_port
             status, jwks = get(port)
             assert (status, len(orjson.loads(jwks)["keys"])) == (200, 2)

@@ -26,7 +26,7 @@ def operator(private_url: URL) -> Iterator[Operator]:
 
 @pytest.fixture
 def server(private_url: URL) -> Iterator[RunningServer]:
-    with running(private_url, caller_auth="required", caller_cache_seconds=0.1) as found:
+    with running(private_url, caller_auth="required", caller_cache_seconds=60) as found:
         yield found
 
 

@@ -266,7 +266,7 @@ def test_fewer_workers_where_the_database_has_no_connections_for_more(shared_url
         assert logged["connections_each"] == 202
 
 
-def test_all_workers_serve_the_public_keys(shared_url: URL) -> None:
+def test_all_workers_serve_the_public_keys(private_url: URL) -> None:
     """On one HTTP port, with the same keys, and no request fails while they are replaced."""
     port = free_port()
 
@@ -274,7 +274,7 @@ def test_all_workers_serve_the_public_keys(shared_url: URL) -> None:
         status, _, body = get(port, "/.well-known/jwks.json")
         return status, body
 
-    with serving(shared_url, HTTP_PORT=str(port), TOKEN_ISSUER="http://127.0.0.1:1") as (server, _):
+    with serving(private_url, HTTP_PORT=str(port), TOKEN_ISSUER="http://127.0.0.1:1") as (server, _):
         before = keys()
         server.process.send_signal(signal.SIGHUP)
         seen = {keys() for _ in range(50)}
