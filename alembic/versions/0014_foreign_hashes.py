@@ -21,10 +21,10 @@ depends_on: str | Sequence[str] | None = None
 
 HASH_COST = (
     "COALESCE(regexp_substr((left(right(hashed_password, 54), 1) || left(right(hashed_password, 32), 1))"
-    r" || hashed_password, '^\$[.Oeu]\$2[aby]\$(0[4-9]|1[0-6])\$[./A-Za-z0-9]+$', 1, 1, '', 1),"
+    " || hashed_password, '^[$][.Oeu][$]2[aby][$](0[4-9]|1[0-6])[$][./A-Za-z0-9]+$', 1, 1, '', 1),"
     " lpad(regexp_substr((left(right(hashed_password, 55), 1) || left(right(hashed_password, 32), 1))"
-    r" || hashed_password, '^\$\$\$bcrypt-sha256\$v=2,t=2b,r=0?([4-9]|1[0-6])\$[./A-Za-z0-9]+[.Oeu]\$[./A-Za-z0-9]+$',"
-    " 1, 1, '', 1), 2, '0'))"
+    " || hashed_password, '^[$]{3}bcrypt-sha256[$]v=2,t=2b,r=0?([4-9]|1[0-6])[$][./A-Za-z0-9]+[.Oeu]"
+    "[$][./A-Za-z0-9]+$', 1, 1, '', 1), 2, '0'))"
 )
 INDEX = "ix_users_bcrypt_cost"
 COMMENT_BEFORE = "bcrypt or bcrypt_sha256 with its own cost and salt; NULL while no password is set"

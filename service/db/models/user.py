@@ -9,16 +9,17 @@ from service.db.models.base import Base, CreatedAt
 
 HASH_COST = (
     "COALESCE(regexp_substr((left(right(hashed_password, 54), 1) || left(right(hashed_password, 32), 1))"
-    r" || hashed_password, '^\$[.Oeu]\$2[aby]\$(0[4-9]|1[0-6])\$[./A-Za-z0-9]+$', 1, 1, '', 1),"
+    " || hashed_password, '^[$][.Oeu][$]2[aby][$](0[4-9]|1[0-6])[$][./A-Za-z0-9]+$', 1, 1, '', 1),"
     " lpad(regexp_substr((left(right(hashed_password, 55), 1) || left(right(hashed_password, 32), 1))"
-    r" || hashed_password, '^\$\$\$bcrypt-sha256\$v=2,t=2b,r=0?([4-9]|1[0-6])\$[./A-Za-z0-9]+[.Oeu]\$[./A-Za-z0-9]+$',"
-    " 1, 1, '', 1), 2, '0'))"
+    " || hashed_password, '^[$]{3}bcrypt-sha256[$]v=2,t=2b,r=0?([4-9]|1[0-6])[$][./A-Za-z0-9]+[.Oeu]"
+    "[$][./A-Za-z0-9]+$', 1, 1, '', 1), 2, '0'))"
 )
 """The cost of a bcrypt hash as this service writes it, in two digits, as an SQL expression; NULL for any other text.
 
 service.core.passwords.schemes agrees. It is evaluated for each hash that is stored: so the characters at two places,
 counted from the end, are put in front of the hash and matched there, since `{53}` in a regular expression takes ten
-times as long. It is the expression of an index: a change takes a migration.
+times as long. Without backslashes, which settings of a database may change. It is the expression of an index: a change
+takes a migration.
 """
 
 
