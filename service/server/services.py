@@ -47,7 +47,7 @@ from service.rpc.servicers.session import SessionServicer
 from service.rpc.servicers.sign_in import SignIn
 from service.rpc.servicers.signing_key import SigningKeyServicer
 from service.rpc.servicers.tokens import TokenRules, Tokens
-from service.rpc.servicers.user import UserServicer
+from service.rpc.servicers.users.user import UserServicer
 from service.rpc.signing_keys import SigningKeys
 
 SERVICES = (

@@ -12,7 +12,7 @@ from service.core.page_tokens import PageTokens, Position
 from service.core.users import Order, UserFilter
 from service.rpc.canonical import canonical, set_fields
 from service.rpc.servicers.audit import listing_of as audit_listing_of
-from service.rpc.servicers.user_requests import listing_of
+from service.rpc.servicers.users.user_requests import listing_of
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 TOKENS = PageTokens((b"k" * 32,))

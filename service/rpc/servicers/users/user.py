@@ -24,8 +24,8 @@ from service.rpc.context import current, rpc_scope
 from service.rpc.methods import EXPORT_HASHES_SCOPE
 from service.rpc.pipeline.retries import retry, retry_transaction
 from service.rpc.servicers.rules import Rules
-from service.rpc.servicers.transfer_requests import Export, export_of, export_response, import_of, import_response
-from service.rpc.servicers.user_requests import (
+from service.rpc.servicers.users.transfer_requests import Export, export_of, export_response, import_of, import_response
+from service.rpc.servicers.users.user_requests import (
     Creation,
     Targeted,
     creation_of,

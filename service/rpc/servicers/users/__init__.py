@@ -1,0 +1,1 @@
+"""UserService, and its requests as the rules take them."""
