@@ -13,7 +13,7 @@ import ssl
 import sys
 import time
 from functools import partial
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from typing import Any
 from wsgiref.types import WSGIApplication
 
@@ -68,6 +68,7 @@ class WsgiServer:
             log_socket_errors=False,  # a client that leaves is no event
             ident="personae",  # in place of the name of the library
         )
+        self._is_closing = Event()
         self._share = CpuShare(_CPU_SHARE)
         connection = _Connection if tls is None else _TlsConnection
         self._server.channel_class = partial(connection, max_connections, self._share)
@@ -78,12 +79,13 @@ class WsgiServer:
         """Finish the requests that run, for two seconds at most; close the port and every connection."""
         self._share.close()
         self._server.task_dispatcher.shutdown(timeout=_STOP_SECONDS)
-        # On the server's own thread, which alone uses the sockets: it ends when none is left.
-        self._server.trigger.pull_trigger(partial(wasyncore.close_all, self._sockets, ignore_all=True))
+        self._is_closing.set()
+        self._server.pull_trigger()
         self._thread.join(_STOP_SECONDS)
+        wasyncore.close_all(self._sockets, ignore_all=True)  # by now nobody else uses them
 
     def _run(self) -> None:
-        while self._sockets:
+        while not self._is_closing.is_set():
             with self._share.used():
                 # By poll(): select() fails for descriptors above 1023, and gRPC may hold thousands.
                 wasyncore.loop(timeout=1, use_poll=True, map=self._sockets, count=1)
