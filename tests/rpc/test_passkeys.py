@@ -120,6 +120,7 @@ class TestAsSecondFactor:
             {"rp_id": "evil.test"},
             {"challenge": b"x" * 32},
             {"flags": 0x01},
+            {"flags": 0x0D},
             {"type": "webauthn.create"},
             {"signature": b"none"},
             {"cross_origin": True},

@@ -214,7 +214,7 @@ def use_passkey(
         signed = site.verify_assertion(shown, bytes(row.credential_data), challenge)
     except BadPasskeyError:
         return None, None
-    if signed.is_cross_origin:
+    if signed.is_cross_origin or signed.is_synced != row.is_synced:  # a key never becomes one of the other sort
         return None, None
     goes_on = or_(
         PASSKEYS.c.sign_count < signed.sign_count,
