@@ -147,7 +147,8 @@ class FactorServiceServicer(object):
 
         UNAUTHENTICATED with the reason INVALID_FACTOR when the ticket is void, or the credential is malformed, not what was
         asked for, of another site, or known already; with the reason SESSION_INVALID when the session that has begun it is
-        over. FAILED_PRECONDITION with the reason PASSKEYS_NOT_CONFIGURED.
+        over. FAILED_PRECONDITION with the reason REAUTHENTICATION_REQUIRED when a password began it and the user has a
+        factor by now; with TOO_MANY_FACTORS, as StartPasskeyEnrollment; with PASSKEYS_NOT_CONFIGURED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -69,7 +69,8 @@ class FactorServiceStub:
 
     UNAUTHENTICATED with the reason INVALID_FACTOR when the ticket is void, or the credential is malformed, not what was
     asked for, of another site, or known already; with the reason SESSION_INVALID when the session that has begun it is
-    over. FAILED_PRECONDITION with the reason PASSKEYS_NOT_CONFIGURED.
+    over. FAILED_PRECONDITION with the reason REAUTHENTICATION_REQUIRED when a password began it and the user has a
+    factor by now; with TOO_MANY_FACTORS, as StartPasskeyEnrollment; with PASSKEYS_NOT_CONFIGURED.
     """
     StartPasskeySignIn: _grpc.UnaryUnaryMultiCallable[_factor_pb2.StartPasskeySignInRequest, _factor_pb2.StartPasskeySignInResponse]
     """Begins a sign-in by a passkey alone, of whomever it is: what the browser needs for navigator.credentials.get. The
@@ -160,7 +161,8 @@ class FactorServiceAsyncStub(FactorServiceStub):
 
     UNAUTHENTICATED with the reason INVALID_FACTOR when the ticket is void, or the credential is malformed, not what was
     asked for, of another site, or known already; with the reason SESSION_INVALID when the session that has begun it is
-    over. FAILED_PRECONDITION with the reason PASSKEYS_NOT_CONFIGURED.
+    over. FAILED_PRECONDITION with the reason REAUTHENTICATION_REQUIRED when a password began it and the user has a
+    factor by now; with TOO_MANY_FACTORS, as StartPasskeyEnrollment; with PASSKEYS_NOT_CONFIGURED.
     """
     StartPasskeySignIn: _aio.UnaryUnaryMultiCallable[_factor_pb2.StartPasskeySignInRequest, _factor_pb2.StartPasskeySignInResponse]  # type: ignore[assignment]
     """Begins a sign-in by a passkey alone, of whomever it is: what the browser needs for navigator.credentials.get. The
@@ -272,7 +274,8 @@ class FactorServiceServicer(metaclass=_abc_1.ABCMeta):
 
         UNAUTHENTICATED with the reason INVALID_FACTOR when the ticket is void, or the credential is malformed, not what was
         asked for, of another site, or known already; with the reason SESSION_INVALID when the session that has begun it is
-        over. FAILED_PRECONDITION with the reason PASSKEYS_NOT_CONFIGURED.
+        over. FAILED_PRECONDITION with the reason REAUTHENTICATION_REQUIRED when a password began it and the user has a
+        factor by now; with TOO_MANY_FACTORS, as StartPasskeyEnrollment; with PASSKEYS_NOT_CONFIGURED.
         """
 
     @_abc_1.abstractmethod

@@ -50,15 +50,6 @@ class Sealer:
         """What every value that is encrypted with the first key begins with."""
         return next(iter(self.keys)).encode() + b"\0"
 
-    def resealed(self, sealed: bytes, place: str, nonce: bytes) -> bytes | None:
-        """The value encrypted with the first key; None if it is already, or cannot be decrypted."""
-        if self.is_current(sealed):
-            return None
-        try:
-            return self.seal(self.open(sealed, place), place, nonce)
-        except UnsealError:
-            return None
-
     def is_current(self, sealed: bytes) -> bool:
         """Whether the value is encrypted with the first key."""
         return _key_id(sealed)[0] == next(iter(self.keys))

@@ -2,6 +2,7 @@
 audit months.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
@@ -135,18 +136,23 @@ def count_users_with_factors(database: Database) -> Mapping[Kind, int] | None:
 
 
 def reseal_factors(database: Database, maker: FactorMaker) -> None:
-    """Encrypt anew, with the first key of SECRET_KEYS, what an older key encrypts. Failures are logged."""
-    total, after = 0, UUID(int=0)
-    while True:
+    """Encrypt anew, with the first key of SECRET_KEYS, what an older key encrypts. Failures are logged, and how many
+    secrets cannot be decrypted: their owners' codes are refused.
+    """
+    changed, lost = 0, Counter[str]()
+    after: UUID | None = UUID(int=0)
+    while after is not None:
         batch = partial(reseal, maker=maker, after=after, limit=SWEEP_BATCH)
         result = _try_batch(database, SWEEPER, batch, failure="second factors not encrypted anew")
-        changed, last = result or (0, None)
-        total += changed
-        if last is None:
+        if result is None:
             break
-        after = last
-    if total:
-        _log.info("second factors encrypted anew", resealed=total)
+        changed += result.changed
+        lost += result.lost
+        after = result.last
+    if changed:
+        _log.info("second factors encrypted anew", resealed=changed)
+    for key_id, number in sorted(lost.items()):
+        _log.error("second factors cannot be decrypted", secret_key=key_id, factors=number)
 
 
 def sweep_and_log(database: Database, clock: Clock, is_ending: Callable[[], bool]) -> dict[str, int] | None:

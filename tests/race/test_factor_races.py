@@ -2,21 +2,26 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pyotp
 import pytest
+from sqlalchemy import text
 from sqlalchemy.engine import URL
 
 from personae.v1 import authentication_pb2, credential_pb2, factor_pb2
+from tests.support.authenticator import Authenticator
 from tests.support.clocks import MovableClock
-from tests.support.credentials import NEW, by_id, lockout_of, rows_of
+from tests.support.credentials import NEW, by_id, lockout_of, outcome, rows_of
+from tests.support.databases import wait_until_blocked
 from tests.support.errors import fails
-from tests.support.factories import PASSWORD
+from tests.support.factories import PASSWORD, new_user
 from tests.support.factors import answer, challenged, completion, enrol, second, start, wrong
-from tests.support.servers import RunningServer, running
-from tests.support.sessions import sessions_of, sign_in, wanted
+from tests.support.servers import ORIGIN, RP_ID, RunningServer, running
+from tests.support.sessions import by_password, sessions_of, sign_in, wanted
 from tests.support.threads import at_once, outcomes
+from tests.support.waiting import PATIENCE
 
 Pair = tuple[RunningServer, RunningServer]
 
@@ -151,3 +156,41 @@ def test_a_ticket_is_void_once_the_password_has_changed(pair: Pair) -> None:
         assert late.reason == "INVALID_FACTOR"
         pair[0].clock.advance(timedelta(hours=1))
     assert second(pair[0], person).tokens.session.acr == "aal2"
+
+
+def test_a_factor_is_confirmed_before_a_sign_in_or_after_it(pair: Pair) -> None:
+    """Never while one is settled that has seen no factor: its session would begin by the password alone, after the
+    owner has ended all others.
+    """
+    user = new_user(pair[0].users, password=PASSWORD)
+    session = sign_in(pair[0], user).session.id
+    app, passkey = start(pair[0], session), Authenticator(RP_ID)
+    begun = pair[0].factors.StartPasskeyEnrollment(factor_pb2.StartPasskeyEnrollmentRequest(session_id=session))
+    made = passkey.create(begun.options_json, origin=ORIGIN)
+    code = pyotp.TOTP(app.secret).at(pair[0].clock())
+    calls: list[Callable[[object], object]] = [
+        lambda _: pair[1].factors.CompleteTotpEnrollment(completion(app.factor_id, code, session_id=session)),
+        lambda _: pair[1].factors.CompletePasskeyEnrollment(
+            factor_pb2.CompletePasskeyEnrollmentRequest(ticket=begun.ticket, credential_json=made)
+        ),
+    ]
+    for call, ended in zip(calls, ("OK", "REAUTHENTICATION_REQUIRED"), strict=True):
+        with ThreadPoolExecutor(1) as pool, pair[0].database.engine.connect() as signing_in:
+            signing_in.execute(text("SELECT FROM users WHERE id = :id FOR KEY SHARE"), {"id": user.id})
+            late = pool.submit(outcome, call, None)
+            wait_until_blocked(pair[0].url)
+            signing_in.commit()
+            assert late.result(PATIENCE) == ended
+
+
+def test_a_sign_in_waits_for_a_factor_that_is_confirmed(pair: Pair) -> None:
+    """And is asked for it."""
+    user = new_user(pair[0].users, password=PASSWORD)
+    with ThreadPoolExecutor(1) as pool, pair[0].database.engine.connect() as enrolling:
+        enrolling.execute(text("SELECT FROM users WHERE id = :id FOR UPDATE"), {"id": user.id})
+        enrolling.execute(text("UPDATE users SET has_second_factor = true WHERE id = :id"), {"id": user.id})
+        late = pool.submit(outcome, pair[1].authentication.Authenticate, by_password(user))
+        wait_until_blocked(pair[0].url)
+        enrolling.commit()
+        assert late.result(PATIENCE) == "MFA_REQUIRED"
+    assert sessions_of(pair[0], user) == []

@@ -7,6 +7,7 @@ from datetime import timedelta
 import grpc
 import pyotp
 import pytest
+import structlog
 from sqlalchemy.engine import URL
 
 from personae.v1 import authentication_pb2, credential_pb2, factor_pb2, session_pb2, user_pb2
@@ -295,7 +296,7 @@ def test_a_secret_is_bound_to_its_row(private_server: RunningServer) -> None:
 
 
 def test_secrets_are_encrypted_anew_when_keys_rotate(private_url: URL) -> None:
-    """Afterwards the old key can go; before that it is needed."""
+    """Afterwards the old key can go; before that it is needed, and each sweep says so."""
     with running(private_url, secret_keys=OLD_KEY) as server:
         people = [enrol(server) for _ in range(3)]
     with running(private_url, secret_keys=f"{NEW_KEY},{OLD_KEY}") as server:
@@ -304,6 +305,10 @@ def test_secrets_are_encrypted_anew_when_keys_rotate(private_url: URL) -> None:
     with running(private_url, secret_keys=NEW_KEY) as server:
         ticket = challenged(server, people[1].user).ticket
         assert ended(server, ticket, totp_code=people[1].code(server.clock())) == "INTERNAL"
+        with structlog.testing.capture_logs() as log:
+            reseal_factors(server.database, factor_maker(settings_for(private_url, secret_keys=NEW_KEY)))
+        [line] = [line for line in log if line["event"].startswith("second factors")]
+        assert (line["event"], line["secret_key"], line["factors"]) == ("second factors cannot be decrypted", "old", 3)
     settings = settings_for(private_url, secret_keys=f"{NEW_KEY},{OLD_KEY}")
     with running(private_url, secret_keys=f"{NEW_KEY},{OLD_KEY}") as server:
         reseal_factors(server.database, factor_maker(settings))

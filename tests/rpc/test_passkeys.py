@@ -120,6 +120,7 @@ class TestAsSecondFactor:
             {"rp_id": "evil.test"},
             {"challenge": b"x" * 32},
             {"flags": 0x01},
+            {"flags": 0x0D},
             {"type": "webauthn.create"},
             {"signature": b"none"},
             {"cross_origin": True},
@@ -266,6 +267,19 @@ class TestEnrolling:
         step_up(server, user, old)
         assert start(server, old).ticket
 
+    def test_a_password_makes_none_once_the_owner_has_a_factor(self, server: RunningServer) -> None:
+        """A thief has begun before, by the password alone: by a session, and by a ticket of a demanded factor."""
+        user = new_user(server.users, password=PASSWORD)
+        by_session = start(server, sign_in(server, user).session.id)
+        server.factors.SetMfaRequired(factor_pb2.SetMfaRequiredRequest(user_id=user.id, is_mfa_required=True))
+        demanded = factor_pb2.StartPasskeyEnrollmentRequest(ticket=challenged(server, user).ticket)
+        by_ticket, owners = (server.factors.StartPasskeyEnrollment(demanded) for _ in range(2))
+        complete(server, owners.ticket, Authenticator(RP_ID).create(owners.options_json, origin=ORIGIN))
+        for begun, reason in ((by_session, "REAUTHENTICATION_REQUIRED"), (by_ticket, "INVALID_FACTOR")):
+            made = Authenticator(RP_ID).create(begun.options_json, origin=ORIGIN)
+            assert fails(complete, server, begun.ticket, made).reason == reason
+        assert len(server.factors.ListFactors(factor_pb2.ListFactorsRequest(user_id=user.id)).factors) == 1
+
     @pytest.mark.parametrize("wrong", [{"algorithm": -35}, {"cross_origin": True}, {"origin": "https://evil.test"}])
     def test_what_was_not_asked_for_is_refused(self, server: RunningServer, wrong: dict[str, Any]) -> None:
         """Another algorithm, a page within another site, another site."""
@@ -290,12 +304,15 @@ class TestEnrolling:
         server, user = private_server, new_user(private_server.users, password=PASSWORD)
         authenticator = passkey_of(server, user)
         session = alone(server, authenticator).tokens.session.id
+        begun = start(server, session)
         run(
             server.url,
             "INSERT INTO passkeys SELECT gen_random_uuid(), user_id, sha256(n::text::bytea), user_handle,"
             " credential_data, 0, false, false, '', now(), now() FROM passkeys, generate_series(1, 19) AS n",
         )
         assert fails(start, server, session).reason == "TOO_MANY_FACTORS"
+        made = Authenticator(RP_ID).create(begun.options_json, origin=ORIGIN)
+        assert fails(complete, server, begun.ticket, made).reason == "TOO_MANY_FACTORS"
 
     def test_without_a_site_there_are_none(self, private_url: URL) -> None:
         """WEBAUTHN_RP_ID is not set."""

@@ -2,13 +2,15 @@
 
 import re
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.core.factors.recovery_codes import CODE_PATTERN, RANDOM_BYTES, code_of, hash_of
 from service.core.factors.rules import LOCKED_AT, Failures, is_locked, remaining, wait_after
-from service.core.factors.tickets import hash_ticket
+from service.core.factors.tickets import FirstStep, hash_ticket
+from service.rpc.servicers.factors.second_step import AfterPassword
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
@@ -64,3 +66,11 @@ def test_failures_are_not_forgotten_by_time() -> None:
 
 def test_an_over_long_ticket_is_hashed_as_none() -> None:
     assert hash_ticket("x" * 3_000_000) == hash_ticket("y" * 65) != hash_ticket("x" * 64)
+
+
+def test_a_first_step_shows_no_ticket() -> None:
+    """Nor the email, when it is written somewhere."""
+    first = FirstStep(1, 1, "email", "ada@example.com")
+    make: Any = AfterPassword
+    shown = repr(make(None, None, None, None, "pt_secret", b"nonce", first))
+    assert not re.search("pt_|nonce|@", shown)

@@ -107,6 +107,7 @@ def test_a_soft_authenticator_is_verified() -> None:
         {"challenge": b"d" * 32},
         {"flags": 0x01},
         {"flags": 0x04},
+        {"flags": 0x15},
         {"type": "webauthn.create"},
         {"signature": b"\x30\x06\x02\x01\x01\x02\x01\x01"},
         {"credential_id": b"another"},
@@ -114,7 +115,9 @@ def test_a_soft_authenticator_is_verified() -> None:
     ids=str,
 )
 def test_what_was_not_asked_for_is_refused(wrong: dict[str, Any]) -> None:
-    """Another origin, scheme, port, rp id or challenge; no user verified, or present; a registration; no signature."""
+    """Another origin, scheme, port, rp id or challenge; no user verified, or present; a copy of what
+    cannot be copied; a registration; no signature.
+    """
     authenticator = Authenticator("example.org")
     passkey = SITE.verify_registration(authenticator.register(CHALLENGE, origin=ORIGIN), CHALLENGE)
     text = authenticator.sign(**{"challenge": CHALLENGE, "origin": ORIGIN} | wrong)

@@ -178,7 +178,8 @@ def _remove(session: Session, user_id: int, factor_id: UUID) -> Kind | None:
 
 
 def lock_owner(session: Session, proof: Proof, *, within: timedelta, now: datetime) -> UserRecord:
-    """The user whose factors are changed, the row locked until the transaction ends.
+    """The user whose factors are changed, the row locked until the transaction ends: FOR UPDATE, so that a sign-in that
+    has seen no factor has stored its session before the first one is confirmed (see sessions.create_session).
 
     within: how long ago the person of the session may have been authenticated. Raises SessionInvalidError,
     InvalidFactorError, ReauthenticationRequiredError.
@@ -192,7 +193,7 @@ def lock_owner(session: Session, proof: Proof, *, within: timedelta, now: dateti
         select(SESSIONS.c.authenticated_at, SESSIONS.c.amr, *COLUMNS)
         .select_from(SESSIONS.join(USERS, SESSIONS.c.user_id == USERS.c.id))
         .where(*is_live(proof.session, now), SESSIONS.c.caller == proof.caller, HAS_EPOCH)
-        .with_for_update(of=[USERS], key_share=True)
+        .with_for_update(of=[USERS])
     ).one_or_none()
     if row is None:
         raise SessionInvalidError

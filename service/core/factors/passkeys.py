@@ -6,9 +6,10 @@ from uuid import UUID
 
 from sqlalchemy import and_, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
+from sqlalchemy.engine import Row
 from sqlalchemy.orm import Session
 
-from service.base.errors import PersonaeError, SessionInvalidError
+from service.base.errors import PersonaeError
 from service.base.errors.factors import (
     InvalidFactorError,
     PasskeyClonedError,
@@ -37,7 +38,7 @@ from service.core.factors.webauthn import (
     RelyingParty,
     presented,
 )
-from service.core.sessions.rows import HAS_EPOCH, SESSIONS
+from service.core.sessions.rules import SessionKey
 from service.core.users import USERS
 
 
@@ -59,11 +60,8 @@ def start_passkey(
     Raises as enrolment.start_totp.
     """
     user = lock_owner(session, proof, within=REAUTHENTICATED_WITHIN, now=now)
-    rows = session.execute(
-        select(PASSKEYS.c.credential_id, PASSKEYS.c.user_handle).where(PASSKEYS.c.user_id == user.id)
-    ).all()
-    if len(rows) >= MAX_PASSKEYS:
-        raise TooManyFactorsError
+    rows = _passkeys_of(session, user.id)
+    _require_room(len(rows))
     # One for all passkeys of a user: authenticators keep one passkey for each.
     handle = rows[0].user_handle if rows else maker.random(HANDLE_BYTES)
     challenge, expires_at = maker.random(CHALLENGE_BYTES), now + TICKET_VALID_FOR
@@ -97,18 +95,21 @@ def complete_passkey(
 ) -> tuple[FactorRecord, Sequence[str]]:
     """Store a passkey; the factor, and recovery codes for the first one.
 
-    Raises InvalidFactorError, also for one that exists; SessionInvalidError when the session that has started it is
-    over.
+    Raises InvalidFactorError, also for one that exists, and for a demanded factor when there is one by now; the errors
+    of enrolment.lock_owner for the session that has started it; TooManyFactorsError.
     """
     ticket_hash = hash_ticket(ticket)
     begun = tickets.lock_passkey_enrolment(session, ticket_hash, caller=caller, now=now)
     if begun is None:
         raise InvalidFactorError
     user = begun.user
+    if begun.session_id is None and user.has_second_factor:
+        raise InvalidFactorError
     if begun.session_id is not None:
-        is_live = and_(SESSIONS.c.user_id == user.id, SESSIONS.c.id == begun.session_id, HAS_EPOCH)
-        if session.execute(select(SESSIONS.c.id).where(is_live, SESSIONS.c.idle_expires_at > now)).first() is None:
-            raise SessionInvalidError
+        # Again: a factor that was confirmed meanwhile asks for more than the password.
+        proof = Proof(caller, SessionKey(user.id, begun.session_id))
+        lock_owner(session, proof, within=REAUTHENTICATED_WITHIN + TICKET_VALID_FOR, now=now)
+    _require_room(len(_passkeys_of(session, user.id)))
     new = _verified(site, credential_json, begun.challenge)
     stored = session.execute(
         pg_insert(PASSKEYS)
@@ -138,6 +139,17 @@ def complete_passkey(
     changed = [Kind.PASSKEY.value, *(["recovery_codes"] if codes else [])]
     audit.record(session, "CompletePasskeyEnrollment", target_user_id=user.id, changed=changed)
     return FactorRecord(passkey_id, user.id, Kind.PASSKEY, label, now, None, new.is_synced), codes
+
+
+def _passkeys_of(session: Session, user_id: int) -> Sequence[Row[bytes, bytes]]:
+    columns = (PASSKEYS.c.credential_id, PASSKEYS.c.user_handle)
+    return session.execute(select(*columns).where(PASSKEYS.c.user_id == user_id)).all()
+
+
+def _require_room(number: int) -> None:
+    """Raises TooManyFactorsError."""
+    if number >= MAX_PASSKEYS:
+        raise TooManyFactorsError
 
 
 def _verified(site: RelyingParty, credential_json: str, challenge: bytes) -> NewPasskey:
@@ -202,7 +214,7 @@ def use_passkey(
         signed = site.verify_assertion(shown, bytes(row.credential_data), challenge)
     except BadPasskeyError:
         return None, None
-    if signed.is_cross_origin:
+    if signed.is_cross_origin or signed.is_synced != row.is_synced:  # a key never becomes one of the other sort
         return None, None
     goes_on = or_(
         PASSKEYS.c.sign_count < signed.sign_count,

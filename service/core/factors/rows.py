@@ -1,5 +1,6 @@
 """The rows of factors and recovery codes. Written under the lock of the user's row."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,7 +29,7 @@ from service.base.errors import UserNotFoundError
 from service.core.expiry import delete_expired
 from service.core.factors.recovery_codes import CODES, RANDOM_BYTES, code_of, hash_of
 from service.core.factors.rules import ENROLMENT_VALID_FOR, Kind
-from service.core.sealing import NONCE_BYTES, Sealer
+from service.core.sealing import NONCE_BYTES, Sealer, UnsealError
 from service.core.users import COLUMNS, NEXT_VERSION, USERS, UserRecord
 from service.db.models import Passkey, RecoveryCode, TotpFactor, table_of
 
@@ -172,9 +173,19 @@ def delete_abandoned_enrolments(session: Session, *, now: datetime, limit: int) 
     return len(delete_expired(session, TOTP, is_abandoned, order_by=TOTP.c.created_at, limit=limit))
 
 
-def reseal(session: Session, maker: FactorMaker, *, after: UUID, limit: int) -> tuple[int, UUID | None]:
-    """Encrypt anew what an older secret key encrypts, for some apps behind this id: how many, and the last id that was
-    looked at; None: that was the end. What cannot be decrypted is left as it is.
+class Resealed(NamedTuple):
+    """What `reseal` has done. lost: how many secrets could not be decrypted, by the id of their secret key. last: the
+    id of the app that was looked at last; None: that was the end.
+    """
+
+    changed: int
+    lost: Counter[str]
+    last: UUID | None
+
+
+def reseal(session: Session, maker: FactorMaker, *, after: UUID, limit: int) -> Resealed:
+    """Encrypt anew what an older secret key encrypts, for some apps behind this id. What cannot be decrypted is left as
+    it is.
     """
     prefix = maker.sealer.prefix
     is_older = func.substring(TOTP.c.secret, 1, len(prefix)) != prefix
@@ -184,14 +195,17 @@ def reseal(session: Session, maker: FactorMaker, *, after: UUID, limit: int) -> 
         .order_by(TOTP.c.id)
         .limit(limit)
     ).all()
-    changed = 0
+    lost: Counter[str] = Counter()
     for id_, user_id, secret in rows:
-        sealed = maker.sealer.resealed(secret, place_of(user_id, id_), maker.random(NONCE_BYTES))
-        if sealed is not None:
-            # Only if nobody else has done so: of several servers one may have newer keys.
-            session.execute(update(TOTP).where(TOTP.c.id == id_, TOTP.c.secret == secret).values(secret=sealed))
-            changed += 1
-    return changed, rows[-1].id if len(rows) == limit else None
+        place = place_of(user_id, id_)
+        try:
+            sealed = maker.sealer.seal(maker.sealer.open(secret, place), place, maker.random(NONCE_BYTES))
+        except UnsealError as error:
+            lost[error.key_id] += 1
+            continue
+        # Only if nobody else has done so: of several servers one may have newer keys.
+        session.execute(update(TOTP).where(TOTP.c.id == id_, TOTP.c.secret == secret).values(secret=sealed))
+    return Resealed(len(rows) - lost.total(), lost, rows[-1].id if len(rows) == limit else None)
 
 
 def count_factors(session: Session) -> dict[Kind, int]:

@@ -143,9 +143,9 @@ def lock_user_of(session: Session, first: FirstStep, *, caller: str, now: dateti
 
 
 def lock_enrolling_user(session: Session, ticket_hash: bytes, *, caller: str, now: datetime) -> UserRecord | None:
-    """The user whom a ticket lets enrol, as in lock_user_of."""
+    """The user whom a ticket lets enrol; locked as in enrolment.lock_owner."""
     statement = _open(ticket_hash, Purpose.ENROLMENT, caller, now).add_columns(*COLUMNS)
-    row = session.execute(statement.with_for_update(of=[USERS, _TICKETS], key_share=True)).one_or_none()
+    row = session.execute(statement.with_for_update(of=[USERS, _TICKETS])).one_or_none()
     return None if row is None else UserRecord(*row)
 
 
@@ -221,10 +221,10 @@ def open_passkey_enrolment(
 def lock_passkey_enrolment(
     session: Session, ticket_hash: bytes, *, caller: str, now: datetime
 ) -> PasskeyEnrolment | None:
-    """The user who makes a passkey, as in lock_user_of, and what was asked for."""
+    """The user who makes a passkey, locked as in enrolment.lock_owner, and what was asked for."""
     columns = (_TICKETS.c.challenge, _TICKETS.c.user_handle, _TICKETS.c.session_id)
     statement = _open(ticket_hash, Purpose.PASSKEY_ENROLMENT, caller, now).add_columns(*columns, *COLUMNS)
-    row = session.execute(statement.with_for_update(of=[USERS, _TICKETS], key_share=True)).one_or_none()
+    row = session.execute(statement.with_for_update(of=[USERS, _TICKETS])).one_or_none()
     if row is None:
         return None
     challenge, user_handle, session_id, *user = row

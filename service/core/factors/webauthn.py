@@ -59,6 +59,7 @@ class Assertion:
     """A signature that is right."""
 
     sign_count: int
+    is_synced: bool
     is_backed_up: bool
     is_cross_origin: bool
 
@@ -120,6 +121,7 @@ class RelyingParty:
             response = RegistrationResponse.from_dict(_parsed(credential_json))
             data = self._server.register_complete(self._state(challenge), response)
             credential = data.credential_data
+            _require_consistent(data)
             if credential is None or not 0 < len(credential.credential_id) <= CREDENTIAL_ID_MAX_BYTES:
                 raise BadPasskeyError
             return NewPasskey(
@@ -135,7 +137,7 @@ class RelyingParty:
         return _reading(verify)
 
     def verify_assertion(self, presented: Presented, credential_data: bytes, challenge: bytes) -> Assertion:
-        """Level 3, 7.2, but the counter. Raises BadPasskeyError."""
+        """Level 3, 7.2, but what is compared with the last time: counter, is_synced. Raises BadPasskeyError."""
 
         def verify() -> Assertion:
             response = AuthenticationResponse.from_dict(presented.response)
@@ -143,8 +145,10 @@ class RelyingParty:
                 self._state(challenge), [AttestedCredentialData(credential_data)], response
             )
             data = response.response.authenticator_data
+            _require_consistent(data)
             return Assertion(
                 sign_count=data.counter,
+                is_synced=bool(data.flags & AuthenticatorData.FLAG.BE),
                 is_backed_up=bool(data.flags & AuthenticatorData.FLAG.BS),
                 is_cross_origin=bool(response.response.client_data.cross_origin),
             )
@@ -186,6 +190,12 @@ def _reading(read: Callable[[], _T]) -> _T:
         return read()
     except Exception:  # noqa: BLE001  see above
         raise BadPasskeyError from None
+
+
+def _require_consistent(data: AuthenticatorData) -> None:
+    """What may not be copied has no copy (Level 3, 6.1.3). Raises BadPasskeyError."""
+    if data.flags & AuthenticatorData.FLAG.BS and not data.flags & AuthenticatorData.FLAG.BE:
+        raise BadPasskeyError
 
 
 def _descriptors(credential_ids: Sequence[bytes]) -> list[PublicKeyCredentialDescriptor] | None:

@@ -1,6 +1,6 @@
 """The second step of a sign-in, as Authenticate and CompleteSecondFactor make it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy.orm import Session
 
@@ -95,16 +95,16 @@ class SecondStep:
 @dataclass(eq=False)
 class AfterPassword:
     """What the right password leads to: the session, or the question for the second factor. `settle` runs in the
-    transaction of the first step.
+    transaction of the first step. Its repr shows no ticket and no email.
     """
 
     step: SecondStep
     subject: Subject
     wanted: WantedSession
     answer: Answer | None
-    ticket: str
-    nonce: bytes
-    proved: FirstStep | None = None
+    ticket: str = field(repr=False)
+    nonce: bytes = field(repr=False)
+    proved: FirstStep | None = field(default=None, repr=False)
     """Set when the answer is to be looked at next."""
 
     @classmethod
