@@ -91,8 +91,6 @@ def _update() -> Any:
             hashed_password=new.c.hashed_password,
             password_changed_at=func.greatest(_NOW, USERS.c.password_changed_at + _TICK),
             password_imported_at=_NOW,
-            password_change_required=False,
-            password_expires_at=None,
             access_epoch=NEXT_EPOCH,
             version=case((is_first, NEXT_VERSION), else_=USERS.c.version),
             updated_at=case((is_first, func.clock_timestamp()), else_=USERS.c.updated_at),
