@@ -256,7 +256,9 @@ class TestTime:
         require_affordable(parse(f"$2b$12${BCRYPT}"), reference_cost=12)
         require_affordable(parse(f"bcrypt_sha256$$2b$14${BCRYPT}"), reference_cost=12)
         require_affordable(parse(f"pbkdf2_sha256$1200000$salt${B32}"), reference_cost=12)  # Django 6.0
+        require_affordable(parse("$6$rounds=656000$salt$" + "." * 86), reference_cost=12)  # passlib's default
         for text in (
+            "$6$rounds=1000000$salt$" + "." * 86,  # six times the reference with a password of 256 bytes
             f"$2b$13${BCRYPT}",
             f"bcrypt_sha256$$2b$15${BCRYPT}",
             f"$argon2id$v=19$m=262144,t=9,p=4${B16}${B32}",
