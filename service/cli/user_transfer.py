@@ -32,7 +32,6 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, as of any program."""
 _PAGE = 1000
 _PAGE_SECONDS = 60.0
-_MODE = 0o600
 FORMAT_NAMES = (
     *("ndjson", "csv", "django", "keycloak", "auth0", "firebase", "kratos", "supertokens", "wordpress", "htpasswd"),
 )
@@ -106,6 +105,8 @@ def import_(
     from service.cli.imports.run import Import
     from service.core.transfer.rules import ImportRules, OnConflict
 
+    if refused is not None and refused.exists() and refused.samefile(path):
+        fail("--refused names the file that is imported.")
     settings = settings_or_fail()
     actor = command_line(settings)
     with path.open("rb") as file, working_database(settings) as database:
@@ -125,7 +126,9 @@ def import_(
         )
         if dry_run:
             rejects = refused or path.with_name(f"{path.name}.would-be-refused.ndjson")
-            rejects.unlink(missing_ok=True)
+            if refused is None:
+                rejects.unlink(missing_ok=True)
+            _require_empty(rejects)
             progress = Progress.begin(file)
             _run(job, file, database, actor=actor, progress=progress, rejects=rejects, state=None)
         else:
@@ -186,8 +189,7 @@ def _begin(file: BinaryIO, state: Path, rejects: Path, *, restart: bool) -> "Pro
     except ProgressError as error:
         fail(str(error))
     if stored is None:
-        if rejects.exists() and rejects.stat().st_size:
-            fail(f"{rejects} holds rows that an earlier run refused: move it away, or name another one with --refused.")
+        _require_empty(rejects)
         return new
     if stored.file != new.file:
         fail(f"The file has changed since its import stopped after {stored.done:,} rows. --restart begins again.")
@@ -195,6 +197,11 @@ def _begin(file: BinaryIO, state: Path, rejects: Path, *, restart: bool) -> "Pro
         fail(f"{rejects} lacks rows that this import has refused: name the file that holds them with --refused.")
     click.echo(f"Going on after {stored.done:,} rows.", err=True)
     return stored
+
+
+def _require_empty(rejects: Path) -> None:
+    if rejects.exists() and rejects.stat().st_size:
+        fail(f"{rejects} holds rows that an earlier run refused: move it away, or name another one with --refused.")
 
 
 def _run(
@@ -228,12 +235,14 @@ def _run(
             )
     except BrokenFileError as error:
         fail(f"{error} The rows of whole batches before it are done: {_summary(progress)}.")
-    except (PersonaeError, KeyboardInterrupt) as error:
+    except (PersonaeError, OSError, KeyboardInterrupt) as error:
         click.echo(f"Stopped after {progress.done:,} rows: {_summary(progress)}.", err=True)
         if state is not None:
             click.echo("The same command goes on from here.", err=True)
         if isinstance(error, PersonaeError):
             raise
+        if isinstance(error, OSError):
+            fail(f"{error.filename or rejects}: {error.strerror}.")
         sys.exit(INTERRUPTED)
 
 
@@ -266,7 +275,7 @@ def export(*, path: Path, include_hashes: bool, resume: bool) -> None:
 
     Only you may read the file. It is what `users import --format ndjson` reads.
     """
-    from service.cli.imports.progress import exported_line, last_exported
+    from service.cli.imports.progress import exported_line, last_exported, open_private
     from service.core.transfer import exporting
     from service.db.engine import reading
     from service.rpc.pipeline.retries import retry
@@ -274,8 +283,11 @@ def export(*, path: Path, include_hashes: bool, resume: bool) -> None:
     settings = settings_or_fail()
     if path.exists() and not resume:
         fail(f"{path} exists. --resume goes on behind the last user in it.")
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-    with os.fdopen(os.open(path, flags, _MODE), "r+b") as file, working_database(settings) as database:
+    try:
+        opened = open_private(path, is_new=not path.exists())
+    except OSError as error:
+        fail(f"{path} cannot be written: {error.strerror}.")
+    with opened as file, working_database(settings) as database:
         try:
             after: int | None = last_exported(file)
         except ValueError:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from personae.v1 import credential_pb2
 from personae.v1 import user_pb2 as pb
 from service.core.passwords import hash_password
 from tests.support.credentials import OTHER, by, by_id, outcome, reset, signing_in, stamp, start_reset
@@ -285,6 +286,16 @@ class TestUpdatePassword:
 
         assert reasons(result) == {"hashed_password": "PASSWORD_IN_USE"}
         assert signing_in(api, user, password) == "OK"
+
+    def test_lifts_no_demand_to_change_the_password(self, api: Services) -> None:
+        """An operator who demands it may know that the old system's passwords have leaked."""
+        row = imported(hashed_password=HASH)
+        user = read(api, run_import(api, row)[0])
+        api.credentials.RequirePasswordChange(credential_pb2.RequirePasswordChangeRequest(user_id=user.id))
+        row.hashed_password = OTHER_HASH
+
+        assert run_import(api, row, on_conflict=UPDATE)[0].outcome == UPDATED
+        assert outcome(api.authentication.Authenticate, by_id(user, OTHER)) == "PASSWORD_CHANGE_REQUIRED"
 
     def test_deleted_users(self, api: Services) -> None:
         row = imported(hashed_password=HASH)

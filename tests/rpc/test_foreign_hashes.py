@@ -16,7 +16,7 @@ from service.db.engine import reading
 from service.db.models.user import HASH_COST
 from tests.support.credentials import NEW, NEW_KEY, OLD_KEY, by_id, change, counted, outcome, rows_of, signing_in, store
 from tests.support.databases import run
-from tests.support.factories import PASSWORD, new_user
+from tests.support.factories import PASSWORD, new_user, unique_name
 from tests.support.foreign_hashes import MADE, PUBLISHED
 from tests.support.foreign_hashes import PASSWORD as MADE_OF
 from tests.support.servers import RunningServer, running, settings_for
@@ -107,6 +107,25 @@ class TestSecrets:
         for row in rows_of(server.url, "import_schemes"):
             assert PEPPER["pepper"] not in bytes(row["parameters"])
             assert base64.b64encode(PEPPER["pepper"]) not in bytes(row["parameters"])
+
+    def test_a_secret_of_another_kind_is_none(self, server: RunningServer) -> None:
+        """It is refused at the import, and not at the first sign-in. A salt that looks like a secret's name is none."""
+        pepper_id = stored(server, peppered(server)).split("$")[2].removeprefix("k=")
+        digest = "A" * 43
+        request = user_pb2.ImportUsersRequest()
+        for number, text in enumerate(
+            (
+                f"$firescrypt$k={pepper_id},ln=4,r=8,p=1$c2FsdA==${digest}=",
+                f"pbkdf2_sha256$1000$k=fedcba9876543210${digest}=",
+            )
+        ):
+            name = f"{unique_name()}{number}"
+            request.users.add(email=f"{name}@example.com", username=name, hashed_password=text)
+
+        of_another_kind, of_none = server.users.ImportUsers(request).results
+
+        assert [one.reason for one in of_another_kind.refusals] == ["HASH_UNSUPPORTED"]
+        assert of_none.outcome == user_pb2.ImportUsersResponse.Result.OUTCOME_CREATED
 
     def test_only_such_a_user_costs_a_statement(self, server: RunningServer) -> None:
         """Users with bcrypt are looked up as before."""

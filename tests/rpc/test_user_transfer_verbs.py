@@ -128,6 +128,41 @@ class TestImport:
         assert import_file(private_url, path)[0] == 3
         assert_whole(private_url, path)
 
+    def test_no_file_is_written_over(self, private_url: URL, tmp_path: Path) -> None:
+        """Neither the one that is imported, nor one that the operator names for refused rows by mistake."""
+        path = write(tmp_path / "users.ndjson", count=5)
+        before, other = path.read_bytes(), tmp_path / "other"
+        other.write_text("precious")
+
+        for named in (path, other):
+            for options in ((), ("--dry-run",), ("--restart",)):
+                assert import_file(private_url, path, *options, "--refused", str(named))[0] == 1
+        assert (path.read_bytes(), other.read_text(), users_in(private_url)) == (before, "precious", 0)
+
+    def test_a_file_that_others_may_read_becomes_private(self, private_url: URL, tmp_path: Path) -> None:
+        """Somebody has put an empty one where the refused rows belong, and reads it."""
+        path = write(tmp_path / "users.ndjson", count=5)
+        placed = path.with_name("users.ndjson.refused.ndjson")
+        placed.touch()
+        placed.chmod(0o666)
+        with placed.open() as reader:
+            assert import_file(private_url, path)[0] == 3
+            assert reader.read() == ""
+        assert len(refused_rows(path)) == 1
+        assert placed.stat().st_mode & 0o077 == 0
+
+    def test_a_file_that_cannot_be_written(self, private_url: URL, tmp_path: Path) -> None:
+        """It ends the command with its name, and no traceback. The rows that are imported are not lost."""
+        path = write(tmp_path / "users.ndjson", count=5)
+        missing = tmp_path / "missing" / "refused"
+
+        code, said = import_file(private_url, path, "--refused", str(missing))
+
+        assert (code, str(missing) in said, "Traceback" in said) == (1, True, False)
+        missing.parent.mkdir()
+        assert import_file(private_url, path, "--refused", str(missing))[0] == 3
+        assert (users_in(private_url), len(missing.read_text().splitlines())) == (4, 1)
+
     def test_usernames_of_emails(self, private_url: URL, tmp_path: Path) -> None:
         """A username that is an email, or none, is refused; or made of the email, always the same."""
         path = tmp_path / "users.csv"
@@ -352,12 +387,28 @@ class TestExport:
             assert export_file(private_url, path, "--resume")[0] == 0
             assert path.read_bytes() == whole
         assert b"hashed_password" not in whole
-        path.write_text("something else\n")
-        assert export_file(private_url, path, "--resume") == (
-            *(1, f"personae: {path} was not written by `users export`.\n"),
-        )
+        for other in ("something else\n", '{"email": "a"}\n', "[1]\n", "[" * 50_000 + "\n"):
+            path.write_text(other)
+            assert export_file(private_url, path, "--resume") == (
+                *(1, f"personae: {path} was not written by `users export`.\n"),
+            )
+            assert path.read_text() == other
         events = "SELECT changed_fields, caller FROM audit_events WHERE action = 'ExportUsers'"
         assert run(private_url, events) == [([], "command-line")] * 5
+
+    def test_no_hash_reaches_others(self, private_url: URL, tmp_path: Path) -> None:
+        """A file that is gone on with becomes private; a link is not followed."""
+        import_file(private_url, write(tmp_path / "source.ndjson", count=3, bad=()))
+        path, link = tmp_path / "users.ndjson", tmp_path / "link"
+        path.touch(0o644)
+        assert export_file(private_url, path, "--resume", "--include-hashes")[0] == 0
+        assert path.stat().st_mode & 0o077 == 0
+        link.symlink_to(tmp_path / "elsewhere")
+
+        code, said = export_file(private_url, link, "--include-hashes")
+
+        assert (code, "cannot be written" in said, "Traceback" in said) == (1, True, False)
+        assert not (tmp_path / "elsewhere").exists()
 
 
 def without_ids(path: Path) -> list[bytes]:

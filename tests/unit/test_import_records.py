@@ -115,6 +115,20 @@ class TestCsv:
             {"a": "3", "b": "4"},
         ]
 
+    def test_the_lines_behind_an_open_quote_are_named(self) -> None:
+        """They are refused with it, up to the limit of Python's reader: nobody may miss them in silence."""
+        lines = ["a,b", "1,2", '"3,4', *(f"{number},{number}" for number in range(20_000))]
+        found = list(csv_with_header(io.BytesIO("\n".join(lines).encode())))
+
+        assert found[0].fields == {"a": "1", "b": "2"}
+        fault, last = found[1].fault, found[2].number - 1
+        assert fault is not None
+        assert (fault.reason, fault.description) == (
+            *("INVALID_RECORD", f"is no record of comma-separated values, from line 3 to line {last}"),
+        )
+        assert found[-1].number == len(lines)
+        assert len(found) == len(lines) - 1 - (last - 3)
+
     def test_a_bad_header(self) -> None:
         with pytest.raises(BrokenFileError):
             read(csv_with_header, "a,a\n1,2\n")
@@ -129,6 +143,13 @@ class TestJsonDocument:
         """What stands before it is skipped, also a list of several chunks."""
         document = {"realm": "x", "clients": [{"name": "y" * 1000}] * 500, "users": [{"a": "[{"}, {"b": 2}], "z": {}}
         assert read(json_document("users"), json.dumps(document)) == [{"a": "[{"}, {"b": 2}]
+
+    @pytest.mark.parametrize("position", range(10))
+    def test_a_number_over_the_border_of_two_chunks(self, position: int) -> None:
+        """The realm in front of Keycloak's users has many: half a number is a number too."""
+        start = '{"a": "'
+        filler = "x" * ((1 << 16) - len(start) - len('", "n": ') - position)
+        assert read(json_document("users"), f'{start}{filler}", "n": 1234567, "users": [{{"b": 2}}]}}') == [{"b": 2}]
 
     def test_lines_in_place_of_an_array(self) -> None:
         assert read(json_document(), '{"a": 1}\n{"b": 2}\n') == [{"a": 1}, {"b": 2}]

@@ -72,9 +72,20 @@ def load(path: Path) -> Progress | None:
 def store(path: Path, progress: Progress) -> None:
     """Replace the stored progress, whole or not at all."""
     draft = path.with_name(f"{path.name}.new")
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _MODE), "w") as file:
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, _MODE), "w") as file:
         json.dump(asdict(progress), file)
     draft.replace(path)
+
+
+def open_private(path: Path, *, is_new: bool) -> BinaryIO:
+    """Open a file of hashes for reading and writing, so that from now on nobody but its owner may read it.
+
+    is_new: make it. Raises OSError; FileExistsError where a new one is there: another user may have put it there.
+    """
+    flags = os.O_RDWR | os.O_NOFOLLOW | (os.O_CREAT | os.O_EXCL if is_new else 0)
+    descriptor = os.open(path, flags, _MODE)
+    os.fchmod(descriptor, _MODE)
+    return os.fdopen(descriptor, "r+b")
 
 
 class RefusedRows:
@@ -92,8 +103,9 @@ class RefusedRows:
         """Append these; how large the file is now."""
         if not lines:
             return self._size
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-        with os.fdopen(os.open(self.path, flags, _MODE), "r+b") as file:
+        if self._size == 0:
+            self.path.unlink(missing_ok=True)  # an empty one, or of a batch that is done again
+        with open_private(self.path, is_new=self._size == 0) as file:
             file.truncate(self._size)
             file.seek(0, os.SEEK_END)
             file.write(b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines))
@@ -159,7 +171,10 @@ def last_exported(file: BinaryIO) -> int:
         file.truncate(0)
         file.seek(0)
         return 0
-    last_id = json.loads(whole.rpartition(b"\n")[2])["id"]
+    try:
+        last_id = json.loads(whole.rpartition(b"\n")[2])["id"]
+    except (TypeError, KeyError, RecursionError):
+        raise ValueError from None
     if not isinstance(last_id, int):
         raise ValueError  # noqa: TRY004  as for any other content
     file.truncate(size - len(tail) + len(whole) + 1)

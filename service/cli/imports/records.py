@@ -153,7 +153,9 @@ class _CsvReader:
             except StopIteration:
                 return
             except csv.Error:
-                yield first, [], Fault("", "INVALID_RECORD", "is no line of comma-separated values")
+                # A quote that nothing closes takes the lines behind it with it, up to the limit of the csv module.
+                text = f"is no record of comma-separated values, from line {first} to line {self._number}"
+                yield first, [], Fault("", "INVALID_RECORD", text)
                 continue
             finally:
                 fault, self._fault = self._fault, None
@@ -251,6 +253,9 @@ class _Text:
                 self._read(size)
                 size *= 2
             else:
+                if end == len(self._text) and not self._is_whole:  # the rest of a number may be in the next chunk
+                    self._read(size)
+                    continue
                 self._at = end
                 return found
 

@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session
 
 from service.base.secret_keys import SecretKeys
-from service.core.passwords.schemes import NO_SECRETS, Parameters, Secrets, secret_id_in
+from service.core.passwords.schemes import NO_SECRETS, Parameters, Secrets, secret_in
 from service.core.sealing import NONCE_BYTES, Sealer, UnsealError
 from service.db.models import ImportScheme, table_of
 
@@ -63,9 +63,10 @@ class HashSecrets:
 
         Empty when there is no such secret, or SECRET_KEYS has not the key that encrypts it.
         """
-        secret_id = None if stored is None else secret_id_in(stored)
-        if secret_id is None:
+        named = None if stored is None else secret_in(stored)
+        if named is None:
             return NO_SECRETS
+        secret_id, _ = named
         sealed = session.execute(select(_SCHEMES.c.parameters).where(_SCHEMES.c.id == secret_id)).scalar_one_or_none()
         if sealed is None:
             return NO_SECRETS

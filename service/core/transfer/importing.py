@@ -35,7 +35,7 @@ from service.core.transfer.rules import (
     Row,
     refuse_duplicates,
     refuse_without_secret,
-    secret_id_of,
+    secret_of,
 )
 from service.core.users import NEXT_EPOCH, NEXT_VERSION, USERS, RequestKey, claim, find_results, store_results
 from service.db.engine import actor_of
@@ -91,8 +91,6 @@ def _update() -> Any:
             hashed_password=new.c.hashed_password,
             password_changed_at=func.greatest(_NOW, USERS.c.password_changed_at + _TICK),
             password_imported_at=_NOW,
-            password_change_required=False,
-            password_expires_at=None,
             access_epoch=NEXT_EPOCH,
             version=case((is_first, NEXT_VERSION), else_=USERS.c.version),
             updated_at=case((is_first, func.clock_timestamp()), else_=USERS.c.updated_at),
@@ -179,11 +177,11 @@ def preview(session: Session, rows: Sequence[Checked], on_conflict: OnConflict) 
 
 def _with_secrets(session: Session, rows: Sequence[Checked]) -> Sequence[Checked]:
     """The rows, but for those whose hashes name secrets that are not here. No statement where none is named."""
-    named = {secret_id for row in rows if (secret_id := secret_id_of(row)) is not None}
+    named = {secret[0] for row in rows if (secret := secret_of(row)) is not None}
     if not named:
         return rows
-    known = session.scalars(select(_SECRETS.c.id).where(_SECRETS.c.id.in_(named))).all()
-    return refuse_without_secret(rows, known)
+    known = session.execute(select(_SECRETS.c.id, _SECRETS.c.kind).where(_SECRETS.c.id.in_(named))).all()
+    return refuse_without_secret(rows, {(secret_id, kind) for secret_id, kind in known})
 
 
 class _Taken:

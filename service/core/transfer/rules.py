@@ -157,12 +157,12 @@ def wrap(row: Row, cost: int) -> Checked:
         return (Violation("hashed_password", error.reason, _HASH_REFUSALS[error.reason]),)
 
 
-def refuse_without_secret(rows: Sequence[Checked], known: Collection[str]) -> list[Checked]:
-    """The rows; refused is one whose hash names a secret that is none of those known."""
+def refuse_without_secret(rows: Sequence[Checked], known: Collection[tuple[str, str]]) -> list[Checked]:
+    """The rows; refused is one whose hash names a secret that is none of those known, by id and kind."""
     kept: list[Checked] = []
     for row in rows:
-        secret_id = secret_id_of(row)
-        if secret_id is not None and secret_id not in known:
+        secret = secret_of(row)
+        if secret is not None and secret not in known:
             text = "needs a secret of its source that is not stored here"
             kept.append((Violation("hashed_password", "HASH_UNSUPPORTED", text),))
         else:
@@ -170,9 +170,9 @@ def refuse_without_secret(rows: Sequence[Checked], known: Collection[str]) -> li
     return kept
 
 
-def secret_id_of(row: Checked) -> str | None:
-    """The id of the secret that the hash of a row names."""
-    return schemes.secret_id_in(row.hashed_password) if isinstance(row, Row) and row.hashed_password else None
+def secret_of(row: Checked) -> tuple[str, str] | None:
+    """The id and the kind of the secret that the hash of a row names."""
+    return schemes.secret_in(row.hashed_password) if isinstance(row, Row) and row.hashed_password else None
 
 
 def refuse_duplicates(rows: Sequence[Checked]) -> list[Checked]:

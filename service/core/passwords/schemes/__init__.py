@@ -36,7 +36,7 @@ __all__ = [
     "StoredHash",
     "parse",
     "require_affordable",
-    "secret_id_in",
+    "secret_in",
     "wrap",
 ]
 
@@ -65,7 +65,8 @@ _WRITTEN_OVER = (
     ("$sha256-crypt$", "$5$"),
     ("$sha512-crypt$", "$6$"),
 )
-_SECRET_ID = re.compile(rf"\$k=({SECRET_ID})[,$]")
+_SECRET = re.compile(rf"\$(pepper|firescrypt)\$k=({SECRET_ID})[,$]")
+_KINDS = {"pepper": "pepper", "firescrypt": "firebase"}
 
 
 def parse(text: str) -> StoredHash:
@@ -101,7 +102,7 @@ def wrap(stored: StoredHash, cost: int) -> StoredHash:
     return stored if stored.recipe.fast is None else parse(fast_digests.wrapped(stored.recipe.fast, cost))
 
 
-def secret_id_in(text: str) -> str | None:
-    """The id of the secret that a hash names."""
-    found = _SECRET_ID.search(text)
-    return None if found is None else found[1]
+def secret_in(text: str) -> tuple[str, str] | None:
+    """The id and the kind of the secret that a hash names."""
+    found = _SECRET.match(text)
+    return None if found is None else (found[2], _KINDS[found[1]])

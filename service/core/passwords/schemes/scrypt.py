@@ -53,7 +53,8 @@ def _costs(found: Match[str]) -> tuple[int, int, int]:
 
 
 def _checked(n: int, r: int, p: int) -> tuple[int, int, int]:
-    if n < 2 or n & (n - 1) or r < 1 or p < 1:  # noqa: PLR2004  a power of two
+    # N is a power of two, and less than 2^(128 * r / 8): RFC 7914, 2. No implementation computes anything else.
+    if n < 2 or n & (n - 1) or r < 1 or p < 1 or n >= 1 << 16 * r:  # noqa: PLR2004
         raise HashError("HASH_MALFORMED")
     if 128 * n * r > MAX_MEMORY or p > _MAX_P:
         raise HashError("HASH_TOO_COSTLY")

@@ -56,7 +56,7 @@ def _object(text: str) -> Mapping[str, Any]:
         raise HashError("HASH_MALFORMED")
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise HashError("HASH_MALFORMED") from None
     return _mapping({"": found}, "")
 
@@ -70,7 +70,7 @@ def _mapping(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _text(found: Mapping[str, Any], name: str) -> str:
     value = found.get(name)
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value.isascii():  # also a lone surrogate, which nobody could write on
         raise HashError("HASH_MALFORMED")
     return value
 
@@ -84,6 +84,6 @@ def _number(found: Mapping[str, Any], name: str) -> int:
 
 def _first(values: object) -> str:
     """Keycloak writes each parameter as a list of texts."""
-    if not isinstance(values, list) or len(values) != 1 or not isinstance(values[0], str):
+    if not isinstance(values, list) or len(values) != 1 or not isinstance(values[0], str) or not values[0].isascii():
         raise HashError("HASH_MALFORMED")
     return values[0]
