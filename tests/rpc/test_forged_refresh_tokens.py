@@ -14,7 +14,7 @@ from tests.support.sessions import CODEC, in_token, refreshed, sessions_of, sign
 
 Forge = Callable[[RefreshToken, RefreshToken], RefreshToken]
 FORGERIES: dict[str, Forge] = {
-    "another secret": lambda own, _: replace(own, secret=bytes(16)),
+    "another secret": lambda own, _: replace(own, secret=b"another secret!!"),
     "the secret of another session": lambda own, other: replace(own, secret=other.secret),
     "the session of another user": lambda own, other: replace(own, session=other.session),
     "another user": lambda own, other: replace(own, session=SessionKey(other.session.user_id, own.session.id)),
