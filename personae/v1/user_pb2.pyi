@@ -752,9 +752,9 @@ class ImportUsersRequest(_message.Message):
     is INVALID_ARGUMENT with the reason REQUEST_ID_REUSED.
     """
     allow_fast_digests: _builtins.bool
-    """Accepts digests that are no password hashes (MD5 and SHA, salted or not) as they are. Else a row with one is refused
-    with the reason HASH_TOO_FAST: whoever gets hold of them tries a billion passwords a second. `python -m service
-    users import` wraps them in bcrypt instead.
+    """Accepts hashes that take next to no time as they are: MD5 and SHA, salted or not, and password hashes with a few
+    iterations. Else a row with one is refused with the reason HASH_TOO_FAST: whoever gets hold of them tries millions
+    of passwords a second. `python -m service users import` wraps MD5 and SHA in bcrypt instead.
     """
     @_builtins.property
     def users(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportedUser]:

@@ -75,7 +75,7 @@ def users() -> None:
     type=click.Choice(["wrap", "keep"]),
     default="wrap",
     show_default=True,
-    help="wrap: store MD5 and SHA in bcrypt, which takes as long as a sign-in for each.",
+    help="wrap: store MD5 and SHA in bcrypt, which takes as long as a sign-in for each. keep: as they are.",
 )
 @click.option("--dry-run", is_flag=True, help="Check every row, and change nothing.")
 @click.option("--restart", is_flag=True, help="Begin again where an earlier run was stopped.")
@@ -103,7 +103,7 @@ def import_(
     from service.cli.imports.formats import FORMATS, Options
     from service.cli.imports.progress import Progress
     from service.cli.imports.run import Import
-    from service.core.transfer.rules import ImportRules, OnConflict
+    from service.core.transfer.rules import FastDigests, ImportRules, OnConflict
 
     if refused is not None and refused.exists() and refused.samefile(path):
         fail("--refused names the file that is imported.")
@@ -119,10 +119,9 @@ def import_(
                 firebase=secrets.firebase(firebase_config),
                 pepper_id=secrets.pepper(pepper_file),
             ),
-            ImportRules(settings.email_allow_special_domains, settings.bcrypt_cost, allow_fast_digests=True),
+            ImportRules(settings.email_allow_special_domains, settings.bcrypt_cost, FastDigests(fast_digests)),
             OnConflict(on_conflict),
             derives_usernames=usernames == "derive",
-            wraps=fast_digests == "wrap",
         )
         if dry_run:
             rejects = refused or path.with_name(f"{path.name}.would-be-refused.ndjson")

@@ -136,10 +136,27 @@ class TestImportUsers:
         assert reasons(run_import(api, row)[0]) == {"hashed_password": "HASH_TOO_FAST"}
         assert run_import(api, row, allow_fast_digests=True)[0].outcome == CREATED
 
+    @pytest.mark.parametrize(
+        "hashed",
+        [
+            "pbkdf2_sha256$1$salt$" + "A" * 43 + "=",
+            "$scrypt$ln=1,r=8,p=1$" + "A" * 22 + "$" + "A" * 43,
+            "$argon2id$v=19$m=8,t=1,p=1$" + "A" * 22 + "$" + "A" * 43,
+            "$P$5" + "." * 30,
+        ],
+        ids=["pbkdf2", "scrypt", "argon2", "phpass"],
+    )
+    def test_password_hashes_of_next_to_no_work_are_fast_too(self, api: Services, hashed: str) -> None:
+        """The name of a scheme makes no hash slow."""
+        row = imported(hashed_password=hashed)
+
+        assert reasons(run_import(api, row)[0]) == {"hashed_password": "HASH_TOO_FAST"}
+        assert run_import(api, row, allow_fast_digests=True)[0].outcome == CREATED
+
     @pytest.mark.parametrize("validate_only", [False, True])
     def test_a_secret_that_is_not_here(self, api: Services, validate_only: bool) -> None:
         """A hash that is worth nothing without the secret of another installation is refused, the others are not."""
-        foreign = "$firescrypt$k=0123456789abcdef,ln=4,r=8,p=1$42xEC+ixf3L2lw==$" + "A" * 86 + "=="
+        foreign = "$firescrypt$k=0123456789abcdef,ln=10,r=8,p=1$42xEC+ixf3L2lw==$" + "A" * 86 + "=="
 
         results = run_import(api, imported(hashed_password=foreign), imported(), validate_only=validate_only)
 

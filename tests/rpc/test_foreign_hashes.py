@@ -115,7 +115,7 @@ class TestSecrets:
         request = user_pb2.ImportUsersRequest()
         for number, text in enumerate(
             (
-                f"$firescrypt$k={pepper_id},ln=4,r=8,p=1$c2FsdA==${digest}=",
+                f"$firescrypt$k={pepper_id},ln=10,r=8,p=1$c2FsdA==${digest}=",
                 f"pbkdf2_sha256$1000$k=fedcba9876543210${digest}=",
             )
         ):

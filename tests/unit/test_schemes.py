@@ -18,6 +18,7 @@ from service.core.passwords.schemes import (
     HashError,
     Secrets,
     argon2_phc,
+    is_fast,
     parse,
     require_affordable,
     sources,
@@ -248,6 +249,21 @@ class TestWrapping:
     def test_a_password_hash_stays_as_it_is(self) -> None:
         stored = parse(f"$2b$12${BCRYPT}")
         assert wrap(stored, 4) is stored
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            f"$2b$04${BCRYPT}",
+            "$1$salt$" + "." * 22,
+            "$P$6" + "." * 30,
+            "{sha256}" + "0" * 80,
+            f"$pbkdf2-sha256$1000${B16}${B32}",
+        ],
+        ids=range(5),
+    )
+    def test_the_weakest_password_hashes_that_products_write_are_not_fast(self, text: str) -> None:
+        """They come in as they are."""
+        assert not is_fast(parse(text))
 
 
 class TestTime:

@@ -22,6 +22,7 @@ from service.core.transfer.importing import ACTION, import_users, preview
 from service.core.transfer.rules import (
     MAX_ROWS,
     Checked,
+    FastDigests,
     ImportRules,
     OnConflict,
     Outcome,
@@ -42,16 +43,13 @@ _STEM_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789._-")
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """What is imported, and how. derives_usernames: for rows whose username is missing or none here. wraps: whether
-    fast digests are stored in bcrypt.
-    """
+    """What is imported, and how. derives_usernames: for rows whose username is missing or none here."""
 
     format: Format
     options: Options
     rules: ImportRules
     on_conflict: OnConflict
     derives_usernames: bool
-    wraps: bool
 
 
 class _Row(NamedTuple):
@@ -84,7 +82,7 @@ def run(
         pass
     while batch := list(islice(records, MAX_ROWS)):
         rows = list(_rows(job, batch, now=clock()))
-        if job.wraps and state is not None:
+        if job.rules.fast_digests is FastDigests.WRAP and state is not None:
             rows = _wrapped(rows, job.rules.bcrypt_cost)
         results = _import(job, database, actor, rows, progress, is_dry_run=state is None, now=clock())
         lines = [

@@ -18,7 +18,7 @@ _HASH_REFUSALS = {
     "HASH_MALFORMED": "is not as its scheme writes it",
     "HASH_TOO_COSTLY": "would take too much time or memory to verify",
 }
-_TOO_FAST = "is a fast digest, which is no password hash: users import wraps it in bcrypt; or allow_fast_digests"
+_TOO_FAST = "takes next to no time to guess: users import wraps MD5 and SHA in bcrypt; or allow_fast_digests"
 _CLOCK_SKEW = timedelta(minutes=5)
 
 
@@ -28,6 +28,14 @@ class OnConflict(enum.StrEnum):
     FAIL = "fail"
     SKIP = "skip"
     UPDATE_PASSWORD = "update-password"  # noqa: S105  no password
+
+
+class FastDigests(enum.StrEnum):
+    """What to do with hashes that take next to no time to guess. WRAP: MD5 and SHA in bcrypt, refuse the others."""
+
+    REFUSE = "refuse"
+    WRAP = "wrap"
+    KEEP = "keep"
 
 
 class Outcome(enum.StrEnum):
@@ -90,14 +98,11 @@ Checked = Row | Refusals
 
 @dataclass(frozen=True, slots=True)
 class ImportRules:
-    """What is configured. bcrypt_cost: what a refused sign-in costs, against which hashes are too costly.
-
-    allow_fast_digests: whether digests that are no password hashes are accepted.
-    """
+    """What is configured. bcrypt_cost: what a refused sign-in costs, against which hashes are too costly."""
 
     allow_special_domains: bool
     bcrypt_cost: int
-    allow_fast_digests: bool = False
+    fast_digests: FastDigests = FastDigests.REFUSE
 
 
 def check(source: SourceUser, rules: ImportRules, *, now: datetime) -> Checked:
@@ -142,7 +147,8 @@ def _stored_hash(text: str, rules: ImportRules) -> tuple[str | None, Refusals]:
         schemes.require_affordable(parsed, reference_cost=rules.bcrypt_cost)
     except HashError as error:
         return None, (Violation("hashed_password", error.reason, _HASH_REFUSALS[error.reason]),)
-    if parsed.recipe.fast is not None and not rules.allow_fast_digests:
+    is_wrapped = rules.fast_digests is FastDigests.WRAP and parsed.recipe.fast is not None
+    if schemes.is_fast(parsed) and not is_wrapped and rules.fast_digests is not FastDigests.KEEP:
         return None, (Violation("hashed_password", "HASH_TOO_FAST", _TOO_FAST),)
     return parsed.text, ()
 

@@ -34,6 +34,7 @@ __all__ = [
     "Scheme",
     "Secrets",
     "StoredHash",
+    "is_fast",
     "parse",
     "require_affordable",
     "secret_in",
@@ -53,6 +54,8 @@ MAX_CHARACTERS = 255
 """What the column holds."""
 MAX_REFERENCES = 4
 """How many times the work of a refused sign-in an imported hash may take. Django's own default is one to two."""
+_MIN_WORK = 0.0005
+"""In bcrypts of cost 12: some 500 iterations of PBKDF2, and less than the password hash of any product takes."""
 _WRITTEN_OVER = (
     # What is only the name of another form, before that form.
     ("{ldap}{", "{"),  # Spring
@@ -95,6 +98,11 @@ def require_affordable(stored: StoredHash, *, reference_cost: int) -> None:
     limit = bcrypt_variants.work_of(reference_cost)
     if stored.recipe.work > (limit if stored.recipe.bcrypt_cost is not None else MAX_REFERENCES * limit):
         raise HashError("HASH_TOO_COSTLY")
+
+
+def is_fast(stored: StoredHash) -> bool:
+    """Whether it falls to millions of guesses a second: a digest, or a password hash with next to no iterations."""
+    return stored.recipe.work < _MIN_WORK
 
 
 def wrap(stored: StoredHash, cost: int) -> StoredHash:

@@ -13,7 +13,17 @@ from personae.v1 import user_pb2
 from service.base.errors import Violation
 from service.core.page_tokens import TOKEN_MAX_BYTES, BadPageTokenError, PageTokens, Position
 from service.core.transfer.exporting import Exported
-from service.core.transfer.rules import MAX_ROWS, Checked, ImportRules, OnConflict, Outcome, Result, SourceUser, check
+from service.core.transfer.rules import (
+    MAX_ROWS,
+    Checked,
+    FastDigests,
+    ImportRules,
+    OnConflict,
+    Outcome,
+    Result,
+    SourceUser,
+    check,
+)
 from service.core.users import RequestKey
 from service.rpc.canonical import canonical
 from service.rpc.context import current
@@ -70,7 +80,8 @@ def import_of(request: _Import, rules: ImportRules, fingerprint_keys: Sequence[b
     if request_id is not None and not request.validate_only:
         fingerprints = _fingerprints(request, fingerprint_keys)
         key = RequestKey(current().caller, current().method, request_id, fingerprints)
-    rules = replace(rules, allow_fast_digests=request.allow_fast_digests)
+    if request.allow_fast_digests:
+        rules = replace(rules, fast_digests=FastDigests.KEEP)
     rows = [_checked(message, rules, now=now) for message in request.users]
     return Batch(rows, on_conflict or OnConflict.FAIL, key)
 
