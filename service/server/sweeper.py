@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 from uuid import UUID
 
 import structlog
@@ -98,9 +98,16 @@ def make_audit_months(database: Database) -> bool | None:
     return is_late
 
 
-class SessionCount:
-    """The number of live sessions, for a metric. A count reads the whole table, and every process counts: so each does
-    it once in COUNT_INTERVAL, however often it sweeps.
+class Counts(NamedTuple):
+    """How many sessions are not over by time, and how many users have each kind of second factor."""
+
+    sessions: int
+    factors: Mapping[Kind, int]
+
+
+class HourlyCounts:
+    """Counts for metrics. A count reads whole tables, and every process counts: so each does it once in
+    COUNT_INTERVAL, however often it sweeps.
     """
 
     def __init__(self, database: Database, clock: Clock) -> None:
@@ -108,13 +115,16 @@ class SessionCount:
         self._clock = clock
         self._counted_at: datetime | None = None
 
-    def count_if_due(self) -> int | None:
-        """How many sessions are not over by time; None: not due, or it failed, which is logged."""
+    def count_if_due(self) -> Counts | None:
+        """The counts; None: not due, or it failed, which is logged."""
         now = self._clock()
         if self._counted_at is not None and abs(now - self._counted_at) < COUNT_INTERVAL:  # abs: clocks are set back
             return None
-        count = partial(count_live_sessions, now=now)
-        found = _try_batch(self._database, SWEEPER, count, failure="sessions not counted")
+
+        def count(session: Session) -> Counts:
+            return Counts(count_live_sessions(session, now=now), count_factors(session))
+
+        found = _try_batch(self._database, SWEEPER, count, failure="sessions and second factors not counted")
         if found is not None:
             self._counted_at = now
         return found
@@ -128,11 +138,6 @@ def reseal_hash_secrets(database: Database, secrets: HashSecrets) -> None:
     resealed = _try_batch(database, SWEEPER, secrets.reseal, failure="secrets of imported hashes not encrypted anew")
     if resealed:
         _log.info("secrets of imported hashes encrypted anew", resealed=resealed)
-
-
-def count_users_with_factors(database: Database) -> Mapping[Kind, int] | None:
-    """How many users have each kind of second factor; None after logging a failure."""
-    return _try_batch(database, SWEEPER, count_factors, failure="second factors not counted")
 
 
 def reseal_factors(database: Database, maker: FactorMaker) -> None:

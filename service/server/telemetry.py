@@ -12,7 +12,6 @@ from sqlalchemy.pool import QueuePool
 
 from service import __version__
 from service.base.clock import Clock
-from service.core.factors.rules import Kind
 from service.db.connections import Watch
 from service.db.engine import Database
 from service.db.schema import needed_revision
@@ -25,7 +24,7 @@ from service.rpc.signing_keys import SigningKeys
 from service.rpc.tls import Certificates
 from service.server.database_probe import DatabaseMonitor
 from service.server.jobs import Job, JobThread
-from service.server.sweeper import SWEPT
+from service.server.sweeper import SWEPT, Counts
 
 if TYPE_CHECKING:
     from service.observability.metrics import Metrics
@@ -130,15 +129,11 @@ class Telemetry:
                 self._metrics.swept.labels(what).inc(number)
             self._metrics.set_gauge("personae_sweeper_last_success_timestamp_seconds", clock().timestamp())
 
-    def counted_sessions(self, count: int | None) -> None:
-        """Note how many sessions there are; None: as before."""
-        if self._metrics is not None and count is not None:
-            self._metrics.set_gauge("personae_sessions", count)
-
-    def counted_factors(self, counts: Mapping[Kind, int] | None) -> None:
-        """Note how many users have each kind of second factor; None: unknown."""
+    def counted(self, counts: Counts | None) -> None:
+        """Note how many sessions there are, and users with each kind of second factor; None: as before."""
         if self._metrics is not None and counts is not None:
-            for kind, count in counts.items():
+            self._metrics.set_gauge("personae_sessions", counts.sessions)
+            for kind, count in counts.factors.items():
                 self._metrics.set_gauge("personae_factors", count, kind)
 
     def looked_at_months(self, *, is_missing: bool | None) -> None:

@@ -50,8 +50,7 @@ from service.server.ports import grpc_listeners, grpc_options, http_server
 from service.server.server import Server
 from service.server.services import SERVED_METHODS, SERVICE_NAMES, SESSION_SERVICE, add_servicers
 from service.server.sweeper import (
-    SessionCount,
-    count_users_with_factors,
+    HourlyCounts,
     make_audit_months,
     reseal_factors,
     reseal_hash_secrets,
@@ -142,7 +141,7 @@ def build_server(
     if settings.grpc_reflection:
         enable_reflection(server, SERVICE_NAMES)
 
-    session_count = SessionCount(database, clock)
+    counts = HourlyCounts(database, clock)
 
     def make_months() -> None:
         telemetry.looked_at_months(is_missing=make_audit_months(database))
@@ -163,8 +162,7 @@ def build_server(
         telemetry.swept(sweep_and_log(database, clock, stopping.is_set), clock)
         reseal_factors(database, makes_factors)
         if settings.metrics_port:
-            telemetry.counted_sessions(session_count.count_if_due())
-            telemetry.counted_factors(count_users_with_factors(database))
+            telemetry.counted(counts.count_if_due())
 
     monitor = DatabaseMonitor(
         DatabaseProbe(

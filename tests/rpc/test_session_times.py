@@ -5,7 +5,8 @@ from datetime import timedelta
 from sqlalchemy.engine import URL
 
 from personae.v1 import user_pb2
-from service.server.sweeper import COUNT_INTERVAL, SessionCount
+from service.core.factors.rules import Kind
+from service.server.sweeper import COUNT_INTERVAL, Counts, HourlyCounts
 from tests.support.clocks import MovableClock
 from tests.support.credentials import rows_of
 from tests.support.errors import fails
@@ -14,6 +15,8 @@ from tests.support.scrapes import free_port, get, value, wait_until
 from tests.support.servers import RunningServer, running
 from tests.support.sessions import claims_of, duration, introspecting, is_active, refresh, refreshed, sign_in, signed_in
 from tests.support.signing_keys import kid_of
+
+NO_FACTORS = dict.fromkeys(Kind, 0)
 
 
 class TestClocks:
@@ -87,22 +90,22 @@ class TestExpiry:
             assert rows_of(private_url, "sessions") == []
 
 
-def test_sessions_are_counted_once_an_hour(private_server: RunningServer) -> None:
+def test_sessions_and_factors_are_counted_once_an_hour(private_server: RunningServer) -> None:
     """However often a server sweeps: each count reads the whole table. A failure is made up for by the next sweep."""
     server = private_server
-    count = SessionCount(server.database, server.clock)
+    count = HourlyCounts(server.database, server.clock)
     with serving_through_a_proxy(server.url) as proxied:
-        unlucky = SessionCount(proxied.server.database, server.clock)
+        unlucky = HourlyCounts(proxied.server.database, server.clock)
         proxied.proxy.refuse()
         proxied.proxy.cut()
         assert unlucky.count_if_due() is None
         proxied.proxy.refuse(refusing=False)
-        assert unlucky.count_if_due() == 0
-    assert count.count_if_due() == 0
-    for moved, counted in ((0, None), (3590, None), (20, 1), (20, None), (-3700, 5)):
+        assert unlucky.count_if_due() == Counts(0, NO_FACTORS)
+    assert count.count_if_due() == Counts(0, NO_FACTORS)
+    for moved, sessions in ((0, None), (3590, None), (20, 1), (20, None), (-3700, 5)):
         signed_in(server, lifetime=3600)
         server.clock.advance(timedelta(seconds=moved))
-        assert count.count_if_due() == counted
+        assert count.count_if_due() == (None if sessions is None else Counts(sessions, NO_FACTORS))
 
 
 def test_metrics(private_url: URL) -> None:
