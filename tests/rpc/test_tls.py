@@ -1,12 +1,10 @@
 """TLS with real handshakes: which certificate the server shows when files change, and which clients it accepts."""
 
-import contextlib
-import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,13 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from grpc.experimental.session_cache import ssl_session_cache_lru
 
-from service.dev.certificates import CLIENT_ID, Issued, make_dev_certificates
+from service.dev.certificates import Issued
 from service.rpc.tls import Certificates, TlsFiles
 from tests.support.certificates import (
+    HUNG_UP,
     PATIENCE,
     Pair,
     TlsServer,
-    allow_only,
     become_pipe,
     call,
     channel,
@@ -45,8 +43,6 @@ Code = grpc.StatusCode
 Events = list[MutableMapping[str, Any]]
 DNS = x509.DNSName
 URI = x509.UniformResourceIdentifier
-HUNG_UP = r"(?i)eof|reset by peer"
-"""How a gRPC server refuses a handshake: it sends no alert."""
 
 
 @pytest.fixture(scope="module")
@@ -315,49 +311,6 @@ class TestExpiry:
         assert events(log, "warning") == [event]
 
 
-class TestVersions:
-    @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-    def test_what_is_current_is_spoken(self, standing: TlsServer, ca: Issued, version: ssl.TLSVersion) -> None:
-        with connected(standing.requesting_none, tls_context(ca, version=version)) as found:
-            assert found.version() == version.name.replace("_", ".")
-            assert found.selected_alpn_protocol() == "h2"
-
-    @pytest.mark.skipif(not (ssl.HAS_TLSv1 and ssl.HAS_TLSv1_1), reason="this OpenSSL does not speak them itself")
-    @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1])
-    def test_what_is_obsolete_is_refused(
-        self, standing: TlsServer, ca: Issued, tmp_path: Path, version: ssl.TLSVersion
-    ) -> None:
-        """By the server, which closes the connection: the same client can connect to one that supports it."""
-        context = tls_context(ca, version=version)
-        with obsolete_server(tmp_path, ca, version) as port, connected(port, context) as found:
-            assert found.version() == version.name.replace("_", ".").removesuffix(".0")
-
-        for port in (standing.requesting_none, standing.requiring):
-            with pytest.raises(OSError, match=HUNG_UP), connected(port, context):
-                pass
-
-
-@contextlib.contextmanager
-def obsolete_server(directory: Path, ca: Issued, version: ssl.TLSVersion) -> Iterator[int]:
-    """A server that speaks this version to one client."""
-    pair = Pair(directory)
-    pair.write(server_certificate(ca), ca)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    allow_only(context, version)
-    context.load_cert_chain(pair.files.certificate, pair.files.private_key)
-    with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor(1) as pool:
-        listening.settimeout(PATIENCE)
-
-        def serve() -> None:
-            raw, _ = listening.accept()
-            with raw, context.wrap_socket(raw, server_side=True):
-                pass
-
-        serving_one = pool.submit(serve)
-        yield listening.getsockname()[1]
-        serving_one.result(PATIENCE)
-
-
 class TestClients:
     @pytest.mark.parametrize(
         "new_client",
@@ -400,17 +353,3 @@ class TestClients:
         assert second.certificate == first.certificate
         assert second.certificate is not None
         assert second.certificate.not_after == client.certificate.not_valid_after_utc
-
-
-class TestDevCertificates:
-    @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
-    def test_are_good_for_real_clients(self, tmp_path: Path, host: str) -> None:
-        make_dev_certificates(tmp_path, now=datetime.now(UTC))
-        ca, key, chain = ((tmp_path / "client" / name).read_bytes() for name in ("ca.pem", "client.key", "client.pem"))
-        with serving(Pair(tmp_path / "server").files, MovableClock()) as server:
-            for port, credentials, names in (
-                (server.requesting_none, grpc.ssl_channel_credentials(ca), b"nobody"),
-                (server.requiring, grpc.ssl_channel_credentials(ca, key, chain), CLIENT_ID.encode()),
-            ):
-                with grpc.secure_channel(f"{host}:{port}", credentials) as found:
-                    assert method(found)(b"", timeout=PATIENCE) == names

@@ -30,6 +30,8 @@ from service.rpc.tls import Certificates, TlsFiles
 
 METHOD = "/test.Peer/Show"
 PATIENCE = 20
+HUNG_UP = r"(?i)eof|reset by peer"
+"""How a gRPC server refuses a handshake: it sends no alert."""
 LOCAL = (x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1")))
 """The names of a test server."""
 

@@ -104,3 +104,15 @@ def second(server: Services, person: Person, **fields: Any) -> Response:
     challenge = challenged(server, person.user)
     fields = fields or {"totp_code": person.code(time(challenge.expires_at, minus=TICKET_VALID_FOR))}
     return server.factors.CompleteSecondFactor(answer(challenge.ticket, session=wanted(), **fields))
+
+
+def one_step(user: user_pb2.User, **fields: Any) -> authentication_pb2.AuthenticateRequest:
+    """A sign-in in one step, with a session."""
+    request = by_id(user, PASSWORD)
+    request.MergeFrom(authentication_pb2.AuthenticateRequest(session=wanted(), **fields))
+    return request
+
+
+def now_code(api: Services, person: Person) -> str:
+    """The code of this step, by the server's clock."""
+    return person.code(time(challenged(api, person.user).expires_at, minus=TICKET_VALID_FOR))
