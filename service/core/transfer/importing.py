@@ -67,7 +67,7 @@ def _rows_of(types: Mapping[str, Any]) -> Any:
 def _insert() -> Any:
     new = _rows_of(_TYPES)
     # A scalar subquery is looked up by index for each row. EXISTS becomes a join, for which PostgreSQL reads the whole
-    # table up to some hundred thousand users: each batch takes longer than the one before.
+    # table until there are about 100,000 users: each batch takes longer than the one before.
     whose = select(USERS.c.id).where(USERS.c.email == new.c.email).scalar_subquery()
     next_id = func.nextval(func.pg_get_serial_sequence(USERS.name, "id"), type_=Integer())
     # Not to draw ids in vain, when a file is imported again; the constraints decide all the same. Ids are drawn in the
