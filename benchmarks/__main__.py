@@ -27,6 +27,7 @@ from benchmarks.figures import (
     imports,
     lists,
     memory,
+    moving,
     overload,
     proxies,
     restarts,
@@ -71,6 +72,7 @@ _ON_DEMAND: dict[str, Callable[[Bench], Findings]] = {
     "abuse": abuse.measure,
     "failover": failover.measure,
     "imports": imports.measure,
+    "moving": moving.measure,
     "restarts": restarts.measure,
     "soak": soak.measure,
 }

@@ -1,9 +1,8 @@
 """How fast users come in, with hashes of eight schemes: beside a bare COPY of the same rows, and into a full table."""
 
 import contextlib
-import io
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 
@@ -12,6 +11,7 @@ from sqlalchemy.engine import URL
 
 from benchmarks.bench import Bench
 from benchmarks.data import connect, database
+from benchmarks.foreign_users import Copier, foreign_users
 from benchmarks.machine import MIB, resident_bytes
 from benchmarks.processes import SERVICE, running
 from benchmarks.table import Findings, MeasurementError, spread
@@ -23,16 +23,6 @@ _WINDOW = 10
 _IN_FLIGHT = 3
 _WARM_UP = 5
 _DEADLINE_SECONDS = 30
-_HASHES = (
-    "$2b$12$l7qkP1ypw51JrQhg7BjCTeth6fruMwAleeH/KRFf1KqoJy8rVOYPa",
-    "pbkdf2_sha256$1000000$rA1ddwjGIK48eJfqCXLgNo$a9DlNwhVtoZajaVa0JEbD8WkJSUpjoh7/9VTFJIHGD8=",
-    "$argon2id$v=19$m=65536,t=3,p=4$2F7ds6HgkoI+RIYNDz6snw$utmhOha2tf9Ov6e3qXsPk/Oh5XyC5MMaJe95ZLmY+MY",
-    "pbkdf2:sha256:1000000$gWPAiVLKvlC0RloR$857fd37c85914837da08cf6256f586193f2755c7c6bf6ad495f4f6c986a908f5",
-    "$pbkdf2-sha256$29000$Uyql1HpvTQlhrBWCUCoFwA$qbEzeBFpIbHlQeD3DRKPC7zpxgYUKLy1fGKWM35EYsg",
-    "$scrypt$ln=16,r=8,p=1$au29d87Zu1fKuTcmREjJGQ$xCXuzhwQ7wqf8ec0hIO7fQ7Tfc6P+ww6rg+hMYO9rw8",
-    "$5$rounds=1000$tIMB5NOAS6nAvklq$5pOHvbENa/VeWt.KBOGsHD/itAB3w/TkUYIvuCSVbyD",
-    "$P$6FY3cHAGJlhp3vOFX4NlLLqVLDqGEU/",
-)
 
 
 def measure(bench: Bench) -> Findings:
@@ -44,7 +34,7 @@ def measure(bench: Bench) -> Findings:
         database(bench.server, "imported", bench.directory, users=0) as url,
         database(bench.server, "copied", bench.directory, users=0) as other,
         running(SERVICE, url, bench.directory, cores=bench.cores.server) as server,
-        contextlib.closing(_Copier(other)) as copier,
+        contextlib.closing(Copier(other)) as copier,
     ):
         bench.callers.do(import_batches, server.target, range(_WARM_UP))
         imported: list[float] = []
@@ -53,7 +43,7 @@ def measure(bench: Bench) -> Findings:
         for start in range(_WARM_UP, batches, _WINDOW):
             window = range(start, min(start + _WINDOW, batches))
             imported.append(len(window) * _BATCH / bench.callers.do(import_batches, server.target, window))
-            copied.append(len(window) * _BATCH / copier.copy(window))
+            copied.append(len(window) * _BATCH / copier.copy(_numbers(window)))
             memory.append(resident_bytes(server.pid) / MIB)
         _require_all(url, batches * _BATCH)
         full, empty = _full_and_empty(bench, server.target, batches)
@@ -108,38 +98,17 @@ def import_batches(target: str, batches: Sequence[int]) -> float:
     return seconds
 
 
-def _rows(batch: int) -> Iterator[tuple[str, str, str]]:
-    for number in range(batch * _BATCH, (batch + 1) * _BATCH):
-        # Names in no order, as they are in the files of others.
-        name = f"u{number * 2_654_435_761 % 2**32:08x}.{number}"
-        yield f"{name}@{number % 300}.example.com", name, _HASHES[number % len(_HASHES)]
+def _numbers(batches: range) -> range:
+    return range(batches.start * _BATCH, batches.stop * _BATCH)
 
 
 def _request(batch: int) -> user_pb2.ImportUsersRequest:
     return user_pb2.ImportUsersRequest(
         users=[
             user_pb2.ImportedUser(email=email, username=username, hashed_password=hashed)
-            for email, username, hashed in _rows(batch)
+            for email, username, hashed in foreign_users(_numbers(range(batch, batch + 1)))
         ]
     )
-
-
-class _Copier:
-    """COPY into a database of its own."""
-
-    def __init__(self, url: URL) -> None:
-        self._connection = connect(url)
-
-    def copy(self, batches: Sequence[int]) -> float:
-        """Copy these rows; seconds that it took."""
-        data = io.StringIO("".join("\t".join(row) + "\n" for batch in batches for row in _rows(batch)))
-        with self._connection.cursor() as cursor:
-            began_at = time.monotonic()
-            cursor.copy_expert("COPY users (email, username, hashed_password) FROM STDIN", data)
-            return time.monotonic() - began_at
-
-    def close(self) -> None:
-        self._connection.close()
 
 
 def _require_all(url: URL, users: int) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import grpc
 import pytest
+from sqlalchemy import event
 from sqlalchemy.engine import URL
 
 from personae.v1 import user_pb2 as pb
@@ -113,6 +114,26 @@ class TestImport:
             sent = proxied.sent_by(proxied.server.users.ImportUsers, request)
 
             assert sent == ["BEGIN", "INSERT", "INSERT", "COMMIT"]
+
+    def test_a_batch_does_not_read_the_table(self, private_server: RunningServer) -> None:
+        """Each name is looked up by index: a batch takes as long as the one before, however many users there are."""
+        fill(private_server.url, 4000)
+        run(private_server.url, "ANALYZE users")
+        plans: list[str] = []
+
+        def explain(connection: Any, _cursor: object, statement: str, parameters: object, *_: object) -> None:
+            if statement.startswith("INSERT INTO users"):
+                with connection.connection.dbapi_connection.cursor() as cursor:
+                    cursor.execute(f"EXPLAIN {statement}", parameters)
+                    plans.append("\n".join(line for (line,) in cursor.fetchall()))
+
+        event.listen(private_server.database.engine, "before_cursor_execute", explain)
+        run_import(private_server, *(imported() for _ in range(500)))
+        event.remove(private_server.database.engine, "before_cursor_execute", explain)
+
+        [plan] = plans
+        assert "using uq_users_email on users" in plan
+        assert "Seq Scan" not in plan
 
     def test_rows_are_counted(self, private_url: URL) -> None:
         port = free_port()
