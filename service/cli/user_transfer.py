@@ -54,10 +54,11 @@ def users() -> None:
 )
 @click.option(
     "--usernames",
-    type=click.Choice(["keep", "derive"]),
-    default="keep",
+    type=click.Choice(["refuse", "derive"]),
+    default="refuse",
     show_default=True,
-    help="derive: of the email, where a row has no username, or one that is none here, such as an email.",
+    help="Of a row without a username, or with one that cannot be one here, such as an email. refuse: refuse the row. "
+    "derive: make a username of its email.",
 )
 @click.option("--email-domain", default="", help="Of the emails, where the file has names only (htpasswd).")
 @click.option(

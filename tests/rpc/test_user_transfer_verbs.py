@@ -164,14 +164,20 @@ class TestImport:
         assert (users_in(private_url), len(missing.read_text().splitlines())) == (4, 1)
 
     def test_usernames_of_emails(self, private_url: URL, tmp_path: Path) -> None:
-        """A username that is an email, or none, is refused; or made of the email, always the same."""
+        """A row whose username is an email, or missing, is refused; or gets one of its email, always the same."""
         path = tmp_path / "users.csv"
         path.write_text("email,username\nAda.L+x@example.com,ada@example.com\ng@example.com,\nh@example.com,hopper\n")
 
-        assert import_file(private_url, path, "--dry-run", format_name="csv")[0] == 3
-        code, _ = import_file(private_url, path, "--usernames", "derive", format_name="csv")
+        for options in ((), ("--usernames", "refuse")):
+            assert import_file(private_url, path, "--dry-run", *options, format_name="csv")[0] == 3
+            rejects = path.with_name("users.csv.would-be-refused.ndjson")
+            refused = [json.loads(line) for line in rejects.read_text().splitlines()]
+            assert [(row["email"], row["_refused"][0]["reason"]) for row in refused] == [
+                ("Ada.L+x@example.com", "INVALID_USERNAME"),
+                ("g@example.com", "INVALID_USERNAME"),
+            ]
+        assert import_file(private_url, path, "--usernames", "derive", format_name="csv")[0] == 0
 
-        assert code == 0
         found = [name for (name,) in run(private_url, "SELECT username FROM users ORDER BY email")]
         ada, g = (hashlib.sha256(one.encode()).hexdigest()[:8] for one in ("ada.l+x@example.com", "g@example.com"))
         assert found == [f"ada.lx-{ada}", f"g-{g}", "hopper"]
