@@ -111,7 +111,7 @@ def import_(
     settings = settings_or_fail()
     actor = command_line(settings)
     with path.open("rb") as file, working_database(settings) as database:
-        secrets = _Secrets(settings, database, actor)
+        secrets = _Secrets(settings, database, actor, is_dry_run=dry_run)
         job = Import(
             FORMATS[format_name],
             Options(
@@ -145,10 +145,10 @@ def import_(
 
 
 class _Secrets:
-    """Stores what the hashes of a file have in common, and are worth nothing without."""
+    """Stores what the hashes of a file have in common, and are worth nothing without. A dry run does not store it."""
 
-    def __init__(self, settings: Settings, database: "Database", actor: Actor) -> None:
-        self._settings, self._database, self._actor = settings, database, actor
+    def __init__(self, settings: Settings, database: "Database", actor: Actor, *, is_dry_run: bool) -> None:
+        self._settings, self._database, self._actor, self._is_dry_run = settings, database, actor, is_dry_run
 
     def firebase(self, path: Path | None) -> "FirebaseProject | None":
         from service.cli.imports.formats.options import BadParametersError, FirebaseProject, firebase_parameters
@@ -157,7 +157,7 @@ class _Secrets:
             return None
         try:
             secret, rounds, mem_cost = firebase_parameters(read_text(path))
-            return FirebaseProject(self._store("firebase", secret), rounds, mem_cost)
+            return FirebaseProject(self._id_of("firebase", secret), rounds, mem_cost)
         except BadParametersError as error:
             fail(f"{path} holds no password hash parameters of Firebase: {error}.")
         except (OSError, ValueError) as error:
@@ -167,14 +167,16 @@ class _Secrets:
         if path is None:
             return ""
         try:
-            return self._store("pepper", {"pepper": read_text(path).rstrip("\r\n").encode()})
+            return self._id_of("pepper", {"pepper": read_text(path).rstrip("\r\n").encode()})
         except (OSError, ValueError) as error:
             fail(f"{path} cannot be used: {error}.")
 
-    def _store(self, kind: "Kind", secret: "Parameters") -> str:
+    def _id_of(self, kind: "Kind", secret: "Parameters") -> str:
         from service.core.imports.hash_secrets import HashSecrets
 
         secrets = HashSecrets(self._settings.keys(), random_bytes)
+        if self._is_dry_run:
+            return secrets.id_of(kind, secret)
         with self._database.scope(actor=self._actor) as session, session.begin():
             return secrets.store(session, kind, secret)
 

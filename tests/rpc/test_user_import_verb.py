@@ -3,13 +3,15 @@
 import base64
 import hashlib
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from sqlalchemy.engine import URL
 
 from service.core.passwords import hash_password
-from tests.support.credentials import by, outcome
+from tests.support.credentials import by, outcome, rows_of
 from tests.support.databases import run
 from tests.support.factories import PASSWORD
 from tests.support.servers import BCRYPT_COST, running
@@ -135,46 +137,92 @@ class TestImport:
         assert (code, "Record 1 cannot be read" in said, "Traceback" in said) == (1, True, False)
 
 
-class TestSecrets:
-    def test_firebase(self, private_url: URL, tmp_path: Path) -> None:
-        """The parameters of the project come along, sealed; its users sign in with the password that they had there."""
-        config = tmp_path / "config.txt"
-        config.write_text(
-            "hash_config {\n  algorithm: SCRYPT,\n  base64_signer_key: "
-            "jxspr8Ki0RYycVU8zykbdLGjFQ3McFUH0uiiTvC8pVMXAn210wjLNmdZJzxUECKbm0QsEmYUSDzZvpjeJ9WmXA==,\n"
-            "  base64_salt_separator: Bw==,\n  rounds: 8,\n  mem_cost: 14,\n}\n"
-        )
-        user = {
-            "email": "ada@example.com",
-            "passwordHash": "lSrfV15cpx95/sZS2W9c9Kp6i/LVgQNDNC/qzrCnh1SAyZvqmZqAjTdn3aoItz+VHjoZilo78198JAdRuid5lQ==",
-            "salt": "42xEC+ixf3L2lw==",
-        }
-        path = tmp_path / "users.json"
-        path.write_text(json.dumps({"users": [user]}))
-        options = ("--usernames", "derive", "--firebase-config", str(config))
+@dataclass(frozen=True)
+class Peculiar:
+    """A file with one user, ada@example.com, whose hash needs the secret in another file."""
 
+    path: Path
+    format_name: str
+    options: tuple[str, ...]
+    password: str
+
+    def bring(self, url: URL, *more: str) -> tuple[int, str]:
         cost = {"BCRYPT_COST": "10"}  # scrypt of Firebase costs more than a bcrypt of 4
-        assert import_file(private_url, path, *options, format_name="firebase", **cost)[0] == 0
+        return import_file(url, self.path, *self.options, *more, format_name=self.format_name, **cost)
+
+
+def firebase(directory: Path) -> Peculiar:
+    """The vector that Firebase has published."""
+    config = directory / "config.txt"
+    config.write_text(
+        "hash_config {\n  algorithm: SCRYPT,\n  base64_signer_key: "
+        "jxspr8Ki0RYycVU8zykbdLGjFQ3McFUH0uiiTvC8pVMXAn210wjLNmdZJzxUECKbm0QsEmYUSDzZvpjeJ9WmXA==,\n"
+        "  base64_salt_separator: Bw==,\n  rounds: 8,\n  mem_cost: 14,\n}\n"
+    )
+    user = {
+        "email": "ada@example.com",
+        "passwordHash": "lSrfV15cpx95/sZS2W9c9Kp6i/LVgQNDNC/qzrCnh1SAyZvqmZqAjTdn3aoItz+VHjoZilo78198JAdRuid5lQ==",
+        "salt": "42xEC+ixf3L2lw==",
+    }
+    path = directory / "users.json"
+    path.write_text(json.dumps({"users": [user]}))
+    options = ("--usernames", "derive", "--firebase-config", str(config))
+    return Peculiar(path, "firebase", options, "user1password")
+
+
+def pepper(directory: Path) -> Peculiar:
+    """As Devise has it, behind the password."""
+    path, secret = directory / "users.csv", directory / "pepper"
+    secret.write_text("0123456789abcdef\n")
+    peppered = hash_password(PASSWORD + "0123456789abcdef", BCRYPT_COST)
+    path.write_text(f"email,username,hashed_password\nada@example.com,ada,{peppered}\n")
+    return Peculiar(path, "csv", ("--pepper-file", str(secret)), PASSWORD)
+
+
+class TestSecrets:
+    @pytest.mark.parametrize("make", [firebase, pepper])
+    def test_a_secret_comes_along(self, private_url: URL, tmp_path: Path, make: Callable[[Path], Peculiar]) -> None:
+        """Sealed; its users sign in with the password that they had there."""
+        file = make(tmp_path)
+
+        assert file.bring(private_url)[0] == 0
 
         with running(private_url) as server:
-            assert outcome(server.authentication.Authenticate, by("ada@example.com", "user1password")) == "OK"
+            assert outcome(server.authentication.Authenticate, by("ada@example.com", file.password)) == "OK"
         [(stored,)] = run(private_url, "SELECT parameters FROM import_schemes")
-        assert b"jxspr8Ki0RYycVU8" not in bytes(stored)
-        config.write_text("rounds: 8")
-        code, said = import_file(private_url, path, *options, format_name="firebase")
-        assert (code, "it lacks base64_signer_key" in said) == (1, True)
+        for secret in (b"jxspr8Ki0RYycVU8", b"0123456789abcdef"):
+            assert secret not in bytes(stored)
+            assert base64.b64encode(secret) not in bytes(stored)
 
-    def test_a_pepper(self, private_url: URL, tmp_path: Path) -> None:
-        """As Devise has it, behind the password."""
-        path, pepper = tmp_path / "users.csv", tmp_path / "pepper"
-        pepper.write_text("0123456789abcdef\n")
-        peppered = hash_password(PASSWORD + "0123456789abcdef", BCRYPT_COST)
-        path.write_text(f"email,username,hashed_password\nada@example.com,ada,{peppered}\n")
+    @pytest.mark.parametrize("make", [firebase, pepper])
+    def test_a_dry_run_stores_no_secret(
+        self, private_url: URL, tmp_path: Path, make: Callable[[Path], Peculiar]
+    ) -> None:
+        """It checks the rows as if the secret were stored. The import stores it once, with an event."""
+        file = make(tmp_path)
 
-        assert import_file(private_url, path, "--pepper-file", str(pepper), format_name="csv")[0] == 0
+        assert file.bring(private_url, "--dry-run") == (0, "Would be: 1 created, 0 skipped, 0 updated, 0 refused.\n")
+        assert rows_of(private_url, "import_schemes") + rows_of(private_url, "audit_events") == []
+        for _ in range(2):
+            assert file.bring(private_url, "--on-conflict", "skip")[0] == 0
+        assert len(rows_of(private_url, "import_schemes")) == 1
+        [event] = [row for row in rows_of(private_url, "audit_events") if row["action"] == "StoreHashSecret"]
+        assert (event["changed_fields"], event["outcome"]) == ([make.__name__], "succeeded")
+        assert (event["caller"], event["target_user_id"]) == ("command-line", None)
 
-        with running(private_url) as server:
-            assert outcome(server.authentication.Authenticate, by("ada", PASSWORD)) == "OK"
+    @pytest.mark.parametrize("option", [(), ("--dry-run",)], ids=["an import", "a dry run"])
+    def test_parameters_that_are_none(self, private_url: URL, tmp_path: Path, option: tuple[str, ...]) -> None:
+        """They end the command, also in a dry run."""
+        for make, name, content, text in (
+            (firebase, "config.txt", "rounds: 8", "it lacks base64_signer_key"),
+            (pepper, "pepper", "\n", "the parameters do not fit their kind"),
+        ):
+            file = make(tmp_path)
+            (tmp_path / name).write_text(content)
+
+            code, said = file.bring(private_url, *option)
+
+            assert (code, text in said, users_in(private_url)) == (1, True, 0)
 
     @pytest.mark.parametrize("option", ["wrap", "keep"])
     def test_fast_digests(self, private_url: URL, tmp_path: Path, option: str) -> None:
