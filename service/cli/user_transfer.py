@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import click
 
@@ -242,11 +242,16 @@ def _run(
         click.echo(f"Stopped after {progress.done:,} rows: {_summary(progress)}.", err=True)
         if state is not None:
             click.echo("The same command goes on from here.", err=True)
-        if isinstance(error, PersonaeError):
-            raise
-        if isinstance(error, OSError):
-            fail(f"{error.filename or rejects}: {error.strerror}.")
-        sys.exit(INTERRUPTED)
+        _end_stopped(error, rejects)
+
+
+def _end_stopped(error: PersonaeError | OSError | KeyboardInterrupt, path: Path) -> NoReturn:
+    """End a command that was stopped. path: of the file that an OSError without a name is about."""
+    if isinstance(error, PersonaeError):
+        raise error
+    if isinstance(error, OSError):
+        fail(f"{error.filename or path}: {error.strerror}.")
+    sys.exit(INTERRUPTED)
 
 
 @contextmanager
@@ -276,7 +281,8 @@ def _summary(progress: "Progress") -> str:
 def export(*, path: Path, include_hashes: bool, resume: bool) -> None:
     """Export the users that are not deleted to FILE, one JSON object on each line, in the order of their ids.
 
-    Only you may read the file. It is what `users import --format ndjson` reads.
+    Only you may read the file. It is what `users import --format ndjson` reads. A run that was stopped goes on with
+    --resume. Exit code 1: the export could not go on. 130: Ctrl-C.
     """
     from service.cli.imports.progress import exported_line, last_exported, open_private
     from service.core.transfer import exporting
@@ -304,13 +310,17 @@ def export(*, path: Path, include_hashes: bool, resume: bool) -> None:
                 return exporting.export_users(session, after=after, size=_PAGE, has_hashes=include_hashes)
 
         exported = 0
-        with _bar(last) as update:
-            while after is not None:
-                found = retry(partial(page, after), until=monotonic() + _PAGE_SECONDS)
-                file.write(b"".join(map(exported_line, found.entries)))
-                file.flush()
-                exported += len(found.entries)
-                after = found.next
-                update(last if after is None else min(after, last), exported)
-        os.fsync(file.fileno())
+        try:
+            with _bar(last) as update:
+                while after is not None:
+                    found = retry(partial(page, after), until=monotonic() + _PAGE_SECONDS)
+                    file.write(b"".join(map(exported_line, found.entries)))
+                    file.flush()
+                    exported += len(found.entries)
+                    after = found.next
+                    update(last if after is None else min(after, last), exported)
+            os.fsync(file.fileno())
+        except (PersonaeError, OSError, KeyboardInterrupt) as error:
+            click.echo(f"Stopped after {exported:,} users. --resume goes on from here.", err=True)
+            _end_stopped(error, path)
     click.echo(f"{exported:,} users exported to {path}.")

@@ -2,15 +2,18 @@
 
 import json
 import re
+import signal
 from pathlib import Path
 
 from sqlalchemy.engine import URL
 
 from tests.support.credentials import by, outcome
-from tests.support.databases import Postgres, run
+from tests.support.databases import Postgres, libpq_url, run
 from tests.support.factories import PASSWORD
+from tests.support.processes import PATIENCE, process
+from tests.support.proxy import Hold, PostgresProxy
 from tests.support.servers import running
-from tests.support.user_files import export_file, import_file, write
+from tests.support.user_files import ROWS, export_file, import_file, write
 
 
 class TestExport:
@@ -55,6 +58,35 @@ class TestExport:
             assert path.read_text() == other
         events = "SELECT changed_fields, caller FROM audit_events WHERE action = 'ExportUsers'"
         assert run(private_url, events) == [([], "command-line")] * 5
+
+    def test_ctrl_c(self, private_url: URL, tmp_path: Path) -> None:
+        """In the second page: the command says how to go on, and then each user is in the file once."""
+        import_file(private_url, write(tmp_path / "source.ndjson", bad=()))
+        path = tmp_path / "users.ndjson"
+        with PostgresProxy(private_url, hold=(hold := Hold("users.id > 1000 "))) as proxy:
+            with process("users", "export", str(path), DATABASE_URL=libpq_url(proxy.proxied)) as exporting:
+                assert hold.has_come.wait(PATIENCE)
+                exporting.process.send_signal(signal.SIGINT)
+                hold.release.set()
+                assert exporting.process.wait(PATIENCE) == 130
+                assert exporting.last_line == "Stopped after 1,000 users. --resume goes on from here."
+
+        assert export_file(private_url, path, "--resume") == (0, f"1,500 users exported to {path}.\n")
+        names = [json.loads(line)["username"] for line in path.read_text().splitlines()]
+        assert names == [f"user{number}" for number in range(ROWS)]
+
+    def test_the_database_goes_away(self, private_url: URL, tmp_path: Path) -> None:
+        """The command says how to go on, and why it stopped."""
+        import_file(private_url, write(tmp_path / "source.ndjson", bad=()))
+        path = tmp_path / "users.ndjson"
+        with PostgresProxy(private_url) as proxy:
+            proxy.answer("users.id > 1000 ", "57P01", times=10)
+            code, said = export_file(proxy.proxied, path)
+
+        assert (code, said.splitlines()[0]) == (1, "Stopped after 1,000 users. --resume goes on from here.")
+        assert (said.splitlines()[-1].startswith("personae: "), "Traceback" in said) == (True, False)
+        assert export_file(private_url, path, "--resume")[0] == 0
+        assert len(path.read_text().splitlines()) == ROWS
 
     def test_no_hash_reaches_others(self, private_url: URL, tmp_path: Path) -> None:
         """A file that is gone on with becomes private; a link is not followed."""
