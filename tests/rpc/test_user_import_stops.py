@@ -1,8 +1,10 @@
 """`users import` after each way to be interrupted: every row comes in once."""
 
+import base64
 import contextlib
+import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,10 @@ import psycopg2
 import pytest
 from sqlalchemy.engine import URL
 
-from tests.support.databases import libpq_url, wait_until_blocked
+from tests.support.databases import libpq_url, run, wait_until_blocked
 from tests.support.processes import PATIENCE, Process, process
 from tests.support.proxy import PostgresProxy
-from tests.support.user_files import GOOD, ROWS, assert_whole, import_file, users_in, write
+from tests.support.user_files import BAD, GOOD, HASH, NUMBERS, ROWS, assert_whole, import_file, users_in, write
 
 
 @contextlib.contextmanager
@@ -27,9 +29,52 @@ def blocking(url: URL, email: str) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def importing(url: URL, path: Path) -> Iterator[Process]:
-    with process("users", "import", str(path), "--format", "ndjson", DATABASE_URL=libpq_url(url)) as found:
+def importing(url: URL, path: Path, *options: str, format_name: str = "ndjson") -> Iterator[Process]:
+    command = ("users", "import", str(path), "--format", format_name, *options)
+    with process(*command, DATABASE_URL=libpq_url(url)) as found:
         yield found
+
+
+def email_of(number: int) -> str:
+    return "nobody" if number in BAD else f"user{number}@example.com"
+
+
+def csv_file() -> str:
+    """Every record has two lines."""
+    rows = [f'{email_of(number)},user{number},{HASH},"two\nlines"\n' for number in range(ROWS)]
+    return "email,username,hashed_password,_note\n" + "".join(rows)
+
+
+def django_document() -> str:
+    """Besides users it has what is none, at its beginning."""
+    users = [
+        {"model": "auth.user", "fields": {"email": email_of(n), "username": f"user{n}", "password": f"bcrypt${HASH}"}}
+        for n in range(ROWS)
+    ]
+    return json.dumps([{"model": "auth.group", "fields": {"name": "staff"}}, *users])
+
+
+def keycloak_document() -> str:
+    """The users are a member of it, behind others."""
+    secret = {"value": base64.b64encode(bytes(32)).decode(), "salt": base64.b64encode(bytes(16)).decode()}
+    data = {"hashIterations": 1, "algorithm": "pbkdf2-sha256"}
+    password = {"type": "password", "secretData": json.dumps(secret), "credentialData": json.dumps(data)}
+    users = [{"email": email_of(n), "username": f"user{n}", "credentials": [password]} for n in range(ROWS)]
+    return json.dumps({"realm": "shop", "groups": {"users": []}, "users": users})
+
+
+def htpasswd_file() -> str:
+    """The bad rows have names that are too short."""
+    return "".join(f"{'x' if number in BAD else f'user{number}'}:{HASH}\n" for number in range(ROWS))
+
+
+FILES: dict[str, tuple[Callable[[], str], list[int]]] = {
+    "csv": (csv_file, [2 + 2 * number for number in BAD]),
+    "django": (django_document, [number + 2 for number in BAD]),
+    "keycloak": (keycloak_document, NUMBERS),
+    "htpasswd": (htpasswd_file, NUMBERS),
+}
+"""Of each format that is read in a way of its own, besides ndjson: a file, and the numbers of its bad rows."""
 
 
 class TestInterrupted:
@@ -54,6 +99,26 @@ class TestInterrupted:
 
         assert (code, "Going on after" in said) == (3, True)
         assert_whole(private_url, path)
+
+    @pytest.mark.parametrize("format_name", FILES)
+    def test_killed_in_the_middle_of_a_file_of_another_format(
+        self, private_url: URL, tmp_path: Path, format_name: str
+    ) -> None:
+        """In the third batch. The next run passes over the records of the first two, and not over one more."""
+        make, bad = FILES[format_name]
+        path = tmp_path / "users"
+        path.write_text(make())
+        options = ("--email-domain", "example.com") if format_name == "htpasswd" else ()
+        with blocking(private_url, "user2450@example.com"):
+            with importing(private_url, path, *options, format_name=format_name):
+                wait_until_blocked(private_url)
+        assert users_in(private_url) == (1997 if format_name == "django" else 1998)
+
+        code, said = import_file(private_url, path, *options, format_name=format_name)
+
+        assert (code, "Going on after 2,000 rows." in said) == (3, True)
+        assert_whole(private_url, path, bad)
+        assert run(private_url, "SELECT count(*) FROM users WHERE hashed_password IS NULL") == [(0,)]
 
     def test_killed_between_the_commit_and_its_note(self, private_url: URL, tmp_path: Path) -> None:
         """The batch is asked for again under its request id, and answered as before."""

@@ -1,6 +1,7 @@
 """Files of users, imported and exported by the commands of an operator."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ HASH = hash_password(PASSWORD, BCRYPT_COST)
 ROWS = 2500
 BAD = (3, 1234, 2400)
 """Rows with a bad email: one in each batch."""
+NUMBERS = [number + 1 for number in BAD]
+"""Of these rows, in the file of refused ones."""
 GOOD = ROWS - len(BAD)
 
 
@@ -48,10 +51,13 @@ def refused_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.with_name(f"{path.name}.refused.ndjson").read_text().splitlines()]
 
 
-def assert_whole(url: URL, path: Path) -> None:
-    """Each good row was imported once, with one event; each bad one is refused once; nothing is left to do."""
+def assert_whole(url: URL, path: Path, bad: Sequence[int] = NUMBERS) -> None:
+    """Each good row was imported once, with one event; each bad one is refused once; nothing is left to do.
+
+    bad: the numbers of the bad rows, as the refused rows have them.
+    """
     assert users_in(url) == GOOD
     events = "SELECT count(*), count(DISTINCT target_user_id) FROM audit_events WHERE action = 'ImportUsers'"
     assert run(url, events) == [(GOOD, GOOD)]
-    assert [row["_row"] - 1 for row in refused_rows(path)] == list(BAD)
+    assert [row["_row"] for row in refused_rows(path)] == list(bad)
     assert not path.with_name(f"{path.name}.import-progress").exists()
