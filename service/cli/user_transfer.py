@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import click
 
@@ -54,10 +54,11 @@ def users() -> None:
 )
 @click.option(
     "--usernames",
-    type=click.Choice(["keep", "derive"]),
-    default="keep",
+    type=click.Choice(["refuse", "derive"]),
+    default="refuse",
     show_default=True,
-    help="derive: of the email, where a row has no username, or one that is none here, such as an email.",
+    help="Of a row without a username, or with one that cannot be one here, such as an email. refuse: refuse the row. "
+    "derive: make a username of its email.",
 )
 @click.option("--email-domain", default="", help="Of the emails, where the file has names only (htpasswd).")
 @click.option(
@@ -110,7 +111,7 @@ def import_(
     settings = settings_or_fail()
     actor = command_line(settings)
     with path.open("rb") as file, working_database(settings) as database:
-        secrets = _Secrets(settings, database, actor)
+        secrets = _Secrets(settings, database, actor, is_dry_run=dry_run)
         job = Import(
             FORMATS[format_name],
             Options(
@@ -143,10 +144,10 @@ def import_(
 
 
 class _Secrets:
-    """Stores what the hashes of a file have in common, and are worth nothing without."""
+    """Stores what the hashes of a file have in common, and are worth nothing without. A dry run does not store it."""
 
-    def __init__(self, settings: Settings, database: "Database", actor: Actor) -> None:
-        self._settings, self._database, self._actor = settings, database, actor
+    def __init__(self, settings: Settings, database: "Database", actor: Actor, *, is_dry_run: bool) -> None:
+        self._settings, self._database, self._actor, self._is_dry_run = settings, database, actor, is_dry_run
 
     def firebase(self, path: Path | None) -> "FirebaseProject | None":
         from service.cli.imports.formats.options import BadParametersError, FirebaseProject, firebase_parameters
@@ -155,7 +156,7 @@ class _Secrets:
             return None
         try:
             secret, rounds, mem_cost = firebase_parameters(read_text(path))
-            return FirebaseProject(self._store("firebase", secret), rounds, mem_cost)
+            return FirebaseProject(self._id_of("firebase", secret), rounds, mem_cost)
         except BadParametersError as error:
             fail(f"{path} holds no password hash parameters of Firebase: {error}.")
         except (OSError, ValueError) as error:
@@ -165,14 +166,16 @@ class _Secrets:
         if path is None:
             return ""
         try:
-            return self._store("pepper", {"pepper": read_text(path).rstrip("\r\n").encode()})
+            return self._id_of("pepper", {"pepper": read_text(path).rstrip("\r\n").encode()})
         except (OSError, ValueError) as error:
             fail(f"{path} cannot be used: {error}.")
 
-    def _store(self, kind: "Kind", secret: "Parameters") -> str:
+    def _id_of(self, kind: "Kind", secret: "Parameters") -> str:
         from service.core.imports.hash_secrets import HashSecrets
 
         secrets = HashSecrets(self._settings.keys(), random_bytes)
+        if self._is_dry_run:
+            return secrets.id_of(kind, secret)
         with self._database.scope(actor=self._actor) as session, session.begin():
             return secrets.store(session, kind, secret)
 
@@ -238,11 +241,16 @@ def _run(
         click.echo(f"Stopped after {progress.done:,} rows: {_summary(progress)}.", err=True)
         if state is not None:
             click.echo("The same command goes on from here.", err=True)
-        if isinstance(error, PersonaeError):
-            raise
-        if isinstance(error, OSError):
-            fail(f"{error.filename or rejects}: {error.strerror}.")
-        sys.exit(INTERRUPTED)
+        _end_stopped(error, rejects)
+
+
+def _end_stopped(error: PersonaeError | OSError | KeyboardInterrupt, path: Path) -> NoReturn:
+    """End a command that was stopped. path: of the file that an OSError without a name is about."""
+    if isinstance(error, PersonaeError):
+        raise error
+    if isinstance(error, OSError):
+        fail(f"{error.filename or path}: {error.strerror}.")
+    sys.exit(INTERRUPTED)
 
 
 @contextmanager
@@ -272,7 +280,8 @@ def _summary(progress: "Progress") -> str:
 def export(*, path: Path, include_hashes: bool, resume: bool) -> None:
     """Export the users that are not deleted to FILE, one JSON object on each line, in the order of their ids.
 
-    Only you may read the file. It is what `users import --format ndjson` reads.
+    Only you may read the file. It is what `users import --format ndjson` reads. A run that was stopped goes on with
+    --resume. Exit code 1: the export could not go on. 130: Ctrl-C.
     """
     from service.cli.imports.progress import exported_line, last_exported, open_private
     from service.core.transfer import exporting
@@ -300,13 +309,17 @@ def export(*, path: Path, include_hashes: bool, resume: bool) -> None:
                 return exporting.export_users(session, after=after, size=_PAGE, has_hashes=include_hashes)
 
         exported = 0
-        with _bar(last) as update:
-            while after is not None:
-                found = retry(partial(page, after), until=monotonic() + _PAGE_SECONDS)
-                file.write(b"".join(map(exported_line, found.entries)))
-                file.flush()
-                exported += len(found.entries)
-                after = found.next
-                update(last if after is None else min(after, last), exported)
-        os.fsync(file.fileno())
+        try:
+            with _bar(last) as update:
+                while after is not None:
+                    found = retry(partial(page, after), until=monotonic() + _PAGE_SECONDS)
+                    file.write(b"".join(map(exported_line, found.entries)))
+                    file.flush()
+                    exported += len(found.entries)
+                    after = found.next
+                    update(last if after is None else min(after, last), exported)
+            os.fsync(file.fileno())
+        except (PersonaeError, OSError, KeyboardInterrupt) as error:
+            click.echo(f"Stopped after {exported:,} users. --resume goes on from here.", err=True)
+            _end_stopped(error, path)
     click.echo(f"{exported:,} users exported to {path}.")

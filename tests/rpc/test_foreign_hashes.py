@@ -8,6 +8,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL
 
 from personae.v1 import user_pb2
+from service.base.actor import COMMAND_LINE
 from service.base.randomness import random_bytes
 from service.core.imports.hash_secrets import HashSecrets, Kind
 from service.core.passwords.schemes import HashError, Parameters, parse, sources, wrap
@@ -50,7 +51,7 @@ def stored(server: RunningServer, user: user_pb2.User) -> str:
 
 def secret_of(server: RunningServer, kind: Kind, parameters: Parameters, secrets: HashSecrets | None = None) -> str:
     secrets = secrets or HashSecrets(settings_for(server.url).keys(), random_bytes)
-    with server.database.scope() as session, session.begin():
+    with server.database.scope(actor=COMMAND_LINE) as session, session.begin():
         return secrets.store(session, kind, parameters)
 
 

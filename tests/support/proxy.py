@@ -63,6 +63,17 @@ class _Refusal:
 
 
 @dataclass
+class Hold:
+    """Statements that contain `part` wait in the proxy."""
+
+    part: str
+    has_come: threading.Event = field(default_factory=threading.Event)
+    """Set when one waits."""
+    release: threading.Event = field(default_factory=threading.Event)
+    """Set by the test: lets them go on."""
+
+
+@dataclass
 class PostgresProxy:
     """Forwards to the server of `url`; `proxied` is the URL that goes through it."""
 
@@ -74,6 +85,7 @@ class PostgresProxy:
     """Forward a statement that starts with this, but drop the connection instead of the answer."""
     hang_at: str | None = None
     """Swallow the first statement that starts with this, and everything after it on its connection."""
+    hold: Hold | None = None
 
     def __post_init__(self) -> None:
         self._connections: list[_Connection] = []
@@ -185,6 +197,9 @@ class PostgresProxy:
             connection.is_mute, self.hang_at = True, None
             return
         self.statements.append(statement)
+        if self.hold is not None and self.hold.part in statement:
+            self.hold.has_come.set()
+            self.hold.release.wait()
         refusal = next((one for one in self._refusals if one.times and one.part in statement), None)
         if refusal is not None:
             refusal.times -= 1

@@ -164,7 +164,7 @@ def _import(
         with database.scope(deadline=until, actor=actor, is_idempotent=True) as session:
             if is_dry_run:
                 with reading(session):
-                    return preview(session, checked, job.on_conflict)
+                    return preview(session, checked, job.on_conflict, secrets=job.options.secrets)
             with session.begin():
                 return import_users(session, checked, job.on_conflict, request=request, now=now)
 

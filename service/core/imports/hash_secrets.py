@@ -16,10 +16,13 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session
 
 from service.base.secret_keys import SecretKeys
+from service.core import audit
 from service.core.passwords.schemes import NO_SECRETS, Parameters, Secrets, secret_in
 from service.core.sealing import NONCE_BYTES, Sealer, UnsealError
 from service.db.models import ImportScheme, table_of
 
+ACTION = "StoreHashSecret"
+"""In the audit trail."""
 Kind = Literal["firebase", "pepper"]
 _SCHEMES = table_of(ImportScheme)
 _NAMES: Mapping[Kind, frozenset[str]] = {
@@ -37,25 +40,27 @@ class HashSecrets:
         self._id_key = keys.derive("import-scheme-id")[0]
         self._random = random
 
-    def store(self, session: Session, kind: Kind, parameters: Parameters) -> str:
-        """Store a secret; its id, for the hashes. The same one again has the same id, and no second row.
+    def id_of(self, kind: Kind, parameters: Parameters) -> str:
+        """The id of a secret, for the hashes, whether it is stored or not.
 
         firebase: signer_key and salt_separator. pepper: pepper. Raises ValueError for other names and for empty or
         over-long values.
         """
-        if parameters.keys() != _NAMES[kind] or not all(0 < len(one) <= _MAX_BYTES for one in parameters.values()):
-            raise ValueError("the parameters do not fit their kind")
-        plain = orjson.dumps(
-            {name: base64.b64encode(value).decode() for name, value in parameters.items()}, option=orjson.OPT_SORT_KEYS
-        )
         # A MAC, not a hash: a pepper may be guessable.
-        secret_id = hmac.digest(self._id_key, kind.encode() + b"\0" + plain, "sha256").hex()[:16]
-        sealed = self._sealer.seal(plain, _place_of(secret_id), self._random(NONCE_BYTES))
-        session.execute(
+        return hmac.digest(self._id_key, kind.encode() + b"\0" + _packed(kind, parameters), "sha256").hex()[:16]
+
+    def store(self, session: Session, kind: Kind, parameters: Parameters) -> str:
+        """Store a secret; its id. The same one again has the same id, and no second row and event. Raises as id_of."""
+        secret_id = self.id_of(kind, parameters)
+        sealed = self._sealer.seal(_packed(kind, parameters), _place_of(secret_id), self._random(NONCE_BYTES))
+        stored = session.execute(
             pg_insert(_SCHEMES)
             .values(id=secret_id, kind=kind, parameters=sealed)
             .on_conflict_do_nothing(index_elements=[_SCHEMES.c.id])
+            .returning(_SCHEMES.c.id)
         )
+        if stored.first() is not None:
+            audit.record(session, ACTION, changed=[kind])
         return secret_id
 
     def read_for(self, session: Session, stored: str | None) -> Secrets:
@@ -88,6 +93,14 @@ class HashSecrets:
                 session.execute(update(_SCHEMES).where(_SCHEMES.c.id == secret_id).values(parameters=sealed))
                 changed += 1
         return changed
+
+
+def _packed(kind: Kind, parameters: Parameters) -> bytes:
+    """The same bytes for the same secret."""
+    if parameters.keys() != _NAMES[kind] or not all(0 < len(one) <= _MAX_BYTES for one in parameters.values()):
+        raise ValueError("the parameters do not fit their kind")
+    values = {name: base64.b64encode(value).decode() for name, value in parameters.items()}
+    return orjson.dumps(values, option=orjson.OPT_SORT_KEYS)
 
 
 def _place_of(secret_id: str) -> str:

@@ -5,7 +5,7 @@ order of their emails, so that two imports of one file wait for each other inste
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -163,9 +163,18 @@ def import_users(
     return done
 
 
-def preview(session: Session, rows: Sequence[Checked], on_conflict: OnConflict) -> list[Result]:
-    """What import_users would make of these rows now. Created users have no id. Changes nothing."""
-    kept = refuse_duplicates(_with_secrets(session, rows))
+def preview(
+    session: Session,
+    rows: Sequence[Checked],
+    on_conflict: OnConflict,
+    *,
+    secrets: Collection[tuple[str, str]] = (),
+) -> list[Result]:
+    """What import_users would make of these rows now. Created users have no id. Changes nothing.
+
+    secrets: id and kind of those that the import itself would store.
+    """
+    kept = refuse_duplicates(_with_secrets(session, rows, secrets))
     taken = _taken(session, [row for row in kept if isinstance(row, Row)], is_locked=False)
     return [
         Result(Outcome.REFUSED, refusals=row)
@@ -177,13 +186,17 @@ def preview(session: Session, rows: Sequence[Checked], on_conflict: OnConflict) 
     ]
 
 
-def _with_secrets(session: Session, rows: Sequence[Checked]) -> Sequence[Checked]:
-    """The rows, but for those whose hashes name secrets that are not here. No statement where none is named."""
+def _with_secrets(
+    session: Session, rows: Sequence[Checked], others: Collection[tuple[str, str]] = ()
+) -> Sequence[Checked]:
+    """The rows, but for those whose hashes name secrets that are neither here nor among the others. No statement where
+    none is named.
+    """
     named = {secret[0] for row in rows if (secret := secret_of(row)) is not None}
     if not named:
         return rows
     known = session.execute(select(_SECRETS.c.id, _SECRETS.c.kind).where(_SECRETS.c.id.in_(named))).all()
-    return refuse_without_secret(rows, {(secret_id, kind) for secret_id, kind in known})
+    return refuse_without_secret(rows, {*others, *((secret_id, kind) for secret_id, kind in known)})
 
 
 class _Taken:

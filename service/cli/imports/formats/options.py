@@ -15,7 +15,7 @@ class BadParametersError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class FirebaseProject:
-    """How a project hashes. secret_id: of its signer key and salt separator, as they are stored here."""
+    """How a project hashes. secret_id: of its signer key and salt separator."""
 
     secret_id: str
     rounds: int
@@ -33,6 +33,12 @@ class Options:
     email_domain: str = ""
     firebase: FirebaseProject | None = None
     pepper_id: str = ""
+
+    @property
+    def secrets(self) -> set[tuple[str, str]]:
+        """Id and kind of the secrets that come along."""
+        firebase = set() if self.firebase is None else {(self.firebase.secret_id, "firebase")}
+        return firebase | ({(self.pepper_id, "pepper")} if self.pepper_id else set())
 
 
 def firebase_parameters(shown: str) -> tuple[Mapping[str, bytes], int, int]:
