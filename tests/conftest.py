@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 
 # Before gRPC is loaded: PostgreSQL is started from processes that serve, and a child in which gRPC wakes up dies of it.
@@ -25,6 +26,10 @@ from tests.support.witness import WITNESS, Handler, Interceptor, heard
 
 for _proxy in ("grpc_proxy", "https_proxy", "http_proxy"):  # gRPC would reach even this machine through it
     os.environ.pop(_proxy, None)
+
+# A shell starts what runs in the background with SIGINT ignored, and so would be what the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Most of what a server in this process logs would drown the report of a failed test. All of it is recorded, though:
 # nothing secret may be in it.

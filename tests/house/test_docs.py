@@ -36,7 +36,8 @@ MIGRATION_TARGETS = {"migrate", "migrate-new", "migrate-down", "migrate-history"
 
 def test_the_calls_of_the_cookbook_answer_as_shown(private_server: RunningServer, tmp_path: Path) -> None:
     found = [block for block in blocks(DOCS / "grpcurl.md") if block.language == "console"]
-    complaints = replay(found, Terminal(tmp_path, Servers(private_server.channel)))
+    typing = Terminal(tmp_path, Servers(private_server.channel), clock=private_server.clock)
+    complaints = replay(found, typing)
     assert not complaints, "\n".join(complaints)
 
 

@@ -22,7 +22,6 @@ from service.rpc.tls import Certificates
 from service.server.server import Server
 from service.server.wiring import build_server
 from tests.support.certificates import (
-    PATIENCE,
     Pair,
     allow_only,
     connected,
@@ -40,7 +39,7 @@ from tests.support.proxy import PostgresProxy
 from tests.support.scrapes import free_port
 from tests.support.servers import settings_for
 from tests.support.threads import at_once
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 ISSUER = "https://id.example.com"
 KEYS = b'{"keys":[]}'

@@ -20,7 +20,6 @@ from service.dev.certificates import Issued
 from service.rpc.tls import Certificates, TlsFiles
 from tests.support.certificates import (
     HUNG_UP,
-    PATIENCE,
     Pair,
     TlsServer,
     become_pipe,
@@ -38,6 +37,7 @@ from tests.support.certificates import (
 )
 from tests.support.clocks import MovableClock
 from tests.support.threads import at_once
+from tests.support.waiting import PATIENCE
 
 Code = grpc.StatusCode
 Events = list[MutableMapping[str, Any]]

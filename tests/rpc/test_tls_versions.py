@@ -14,7 +14,6 @@ import pytest
 from service.dev.certificates import CLIENT_ID, Issued, make_dev_certificates
 from tests.support.certificates import (
     HUNG_UP,
-    PATIENCE,
     Pair,
     TlsServer,
     allow_only,
@@ -26,6 +25,7 @@ from tests.support.certificates import (
     tls_context,
 )
 from tests.support.clocks import MovableClock
+from tests.support.waiting import PATIENCE
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ def django_document() -> str:
 def keycloak_document() -> str:
     """The users are a member of it, behind others."""
     secret = {"value": base64.b64encode(bytes(32)).decode(), "salt": base64.b64encode(bytes(16)).decode()}
-    data = {"hashIterations": 1, "algorithm": "pbkdf2-sha256"}
+    data = {"hashIterations": 1000, "algorithm": "pbkdf2-sha256"}
     password = {"type": "password", "secretData": json.dumps(secret), "credentialData": json.dumps(data)}
     users = [{"email": email_of(n), "username": f"user{n}", "credentials": [password]} for n in range(ROWS)]
     return json.dumps({"realm": "shop", "groups": {"users": []}, "users": users})

@@ -237,3 +237,12 @@ class TestSecrets:
         assert stored.startswith("$wrapped$" if option == "wrap" else "{SHA}")
         with running(private_url) as server:
             assert outcome(server.authentication.Authenticate, by("ada", PASSWORD)) == "OK"
+
+    def test_a_hash_of_next_to_no_work_cannot_be_wrapped(self, private_url: URL, tmp_path: Path) -> None:
+        """It is refused, by a dry run as well, unless it is to be kept."""
+        path = tmp_path / "users.csv"
+        path.write_text(f"email,username,hashed_password\nada@example.com,ada,pbkdf2_sha256$1$salt${'A' * 43}=\n")
+
+        for options, code in ((("--dry-run",), 3), ((), 3), (("--fast-digests", "keep"), 0)):
+            path.with_name("users.csv.refused.ndjson").unlink(missing_ok=True)
+            assert import_file(private_url, path, *options, format_name="csv")[0] == code

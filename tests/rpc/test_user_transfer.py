@@ -195,11 +195,12 @@ class TestStream:
         fill(private_url, 20_000)
         with running(private_url, rpc_timeout=5) as server:
             first = list(server.users.ExportUsers(pb.ExportUsersRequest(page_size=1)))
-            token = first[-1].resume_token
-            assert token
-            rest = list(server.users.ExportUsers(pb.ExportUsersRequest(page_size=1000, resume_token=token)))
+            messages = list(first)
+            assert messages[-1].resume_token
+            while token := messages[-1].resume_token:
+                messages += server.users.ExportUsers(pb.ExportUsersRequest(page_size=100, resume_token=token))
 
-        ids = [entry.user.id for message in (*first, *rest) for entry in message.entries]
+        ids = [entry.user.id for message in messages for entry in message.entries]
         assert ids == list(range(1, 20_001))
 
     def test_a_client_that_does_not_read(self, private_url: URL) -> None:

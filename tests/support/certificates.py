@@ -27,9 +27,9 @@ from service.dev.certificates import Issued, issue, make_ca
 from service.rpc.callers.client_certificates import ClientCertificate
 from service.rpc.callers.client_certificates import client_certificate as certificate_in
 from service.rpc.tls import Certificates, TlsFiles
+from tests.support.waiting import PATIENCE
 
 METHOD = "/test.Peer/Show"
-PATIENCE = 20
 HUNG_UP = r"(?i)eof|reset by peer"
 """How a gRPC server refuses a handshake: it sends no alert."""
 LOCAL = (x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1")))

@@ -23,7 +23,7 @@ import grpc
 import pyotp
 from sqlalchemy.engine import URL
 
-from service.base.clock import utc_now
+from service.base.clock import Clock, utc_now
 from service.base.settings import Settings
 from service.dev.postgres import find_bindir
 from tests.support.commands import run_command
@@ -51,8 +51,9 @@ class Terminal:
         environment: Mapping[str, str] | None = None,
         administered: URL | None = None,
         names: Mapping[str, str] | None = None,
+        clock: Clock = utc_now,
     ) -> None:
-        """administered: the database for SQL blocks.
+        """administered: the database for SQL blocks. clock: that of the servers.
 
         names: replacements for names in the docs, such as roles, that are unique in a PostgreSQL cluster.
         """
@@ -62,6 +63,7 @@ class Terminal:
         self.servers = servers
         self._administered = administered
         self._names = dict(names or {})
+        self._clock = clock
         self._has_changed_callers = False
         self._codes: Counter[str] = Counter()
         self._started = contextlib.ExitStack()
@@ -117,7 +119,7 @@ class Terminal:
         one and of the next one, all of which are good now.
         """
         self._codes[secret] += 1
-        return str(pyotp.TOTP(secret).at(utc_now(), counter_offset=self._codes[secret] - 2))
+        return str(pyotp.TOTP(secret).at(self._clock(), counter_offset=self._codes[secret] - 2))
 
     def _verb(self, words: str, variable: str | None) -> list[str]:
         """Run a verb. Returns the lines that the terminal shows: not those that `NAME=$(…)` takes."""

@@ -14,12 +14,12 @@ from werkzeug.security import generate_password_hash
 
 from service.base.clock import utc_now
 from service.core.passwords.schemes import parse
-from service.core.transfer.rules import ImportRules, Row, SourceUser, check
+from service.core.transfer.rules import FastDigests, ImportRules, Row, SourceUser, check
 from tests.support.foreign_hashes import PASSWORD
 
 Make = Callable[[str], str]
 """From a password to its hash."""
-RULES = ImportRules(allow_special_domains=False, bcrypt_cost=12, allow_fast_digests=True)
+RULES = ImportRules(allow_special_domains=False, bcrypt_cost=12, fast_digests=FastDigests.KEEP)
 SHIPPED = {
     one.algorithm: one for name, one in vars(hashers).items() if name.endswith("PasswordHasher") and one.algorithm
 }

@@ -166,7 +166,7 @@ class CallerDirectory:
                     timeout=max(0.0, min(until - monotonic(), _READ_SECONDS)),
                 )
         snapshot = self._snapshot
-        if snapshot.read_at < max(moment, monotonic() - self._max_age):
+        if snapshot.read_at < moment:
             raise DatabaseUnavailableError
         return snapshot.callers
 

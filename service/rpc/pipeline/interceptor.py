@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 
 from service.base.clock import monotonic
+from service.base.errors import CallerGoneError
 from service.rpc.admission.executor import BoundedExecutor, is_refused
 from service.rpc.context import (
     REQUEST_ID_KEY,
@@ -136,6 +137,8 @@ def _streaming(method: Callable[[Any, Any], Any], reader: RequestReader) -> Hand
             require_wanted(call)
             with reader.sending(call.context):
                 call.send(response)
+            if not call.context.is_active():  # it was cancelled while it was sent: the servicer may not notice
+                raise CallerGoneError
 
     return run
 
