@@ -64,7 +64,37 @@ FOUND = {
         frozenset({"alan", "grace"}),
         frozenset({"ada"}),
     ),
+    "wordpress": Export(
+        ("wordpress/users.csv",),
+        "wordpress",
+        answered("OK", "ada alan barbara grace lin zoe"),
+        {"": "INVALID_EMAIL"},
+        frozenset({"ada", "barbara", "grace"}),
+    ),
+    "htpasswd": Export(
+        ("htpasswd/users.htpasswd",),
+        "htpasswd",
+        answered("OK", "ada barbara edsger grace joan radia"),
+        {"alan": "HASH_UNSUPPORTED", "lin": "HASH_UNSUPPORTED", "al an": "INVALID_EMAIL", "zoë": "INVALID_EMAIL"},
+        frozenset({"ada", "barbara", "edsger", "joan", "radia"}),  # grace@example.com
+        options=(*DERIVE, "--email-domain", "example.com"),
+    ),
+    "firebase": Export(
+        ("firebase/users.json",),
+        "firebase",
+        answered("INVALID_CREDENTIALS", "ada alan hedy katherine"),  # the emulator hands out no hash
+        {"": "INVALID_EMAIL"},
+        verified=frozenset({"ada", "hedy"}),
+    ),
 }
+FIREBASE_CONFIG = """hash_config {
+  algorithm: SCRYPT,
+  base64_signer_key: MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=,
+  base64_salt_separator: Bw==,
+  rounds: 8,
+  mem_cost: 14,
+}
+"""
 
 
 def name_of(email: str) -> str:
@@ -122,3 +152,20 @@ def test_identities_on_lines(private_url: URL, tmp_path: Path) -> None:
     code, said = import_file(private_url, path, *DERIVE, format_name="kratos", BCRYPT_COST="12")
 
     assert (code, said.splitlines()[0]) == (3, f"{len(KRATOS)} created, 0 skipped, 0 updated, 2 refused.")
+
+
+def test_the_emulator_of_firebase(private_url: URL, tmp_path: Path) -> None:
+    """What it writes in place of hashes is refused, with the parameters of a project and without."""
+    path = Path(shutil.copy(EXPORTS / "firebase/accounts.json", tmp_path))
+    config = tmp_path / "config.txt"
+    config.write_text(FIREBASE_CONFIG)
+    for options, reason in ((("--firebase-config", str(config)), "HASH_MALFORMED"), ((), "HASH_UNSUPPORTED")):
+        refused = tmp_path / reason
+
+        code, said = import_file(
+            *(private_url, path, *DERIVE, *options, "--dry-run", "--refused", str(refused)), format_name="firebase"
+        )
+
+        assert (code, said.splitlines()[0]) == (3, "Would be: 2 created, 0 skipped, 0 updated, 3 refused.")
+        rows = [json.loads(line)["_refused"][0]["reason"] for line in refused.read_text().splitlines()]
+        assert rows == [reason, reason, "INVALID_EMAIL"]
