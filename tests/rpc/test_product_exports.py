@@ -64,6 +64,12 @@ FOUND = {
         frozenset({"alan", "grace"}),
         frozenset({"ada"}),
     ),
+    "supertokens": Export(
+        ("supertokens/users.json",),
+        "supertokens",
+        answered("OK", "ada alan barbara edsger grace"),
+        verified=frozenset({"ada", "grace"}),
+    ),
     "wordpress": Export(
         ("wordpress/users.csv",),
         "wordpress",
