@@ -3,7 +3,13 @@
 import io
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+
+class DuplicateNameError(ValueError):
+    """A JSON object has two members of one name: readers differ in which of them counts."""
 
 
 def read_text(path: Path) -> str:
@@ -27,6 +33,16 @@ def decode(data: bytes) -> str:
 def is_utf8(text: str) -> bool:
     """Whether an argument or a variable was UTF-8: Python keeps what was not as surrogates (PEP 383)."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def without_duplicates(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, as the object_pairs_hook of a decoder. Raises DuplicateNameError."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise DuplicateNameError
+        found[name] = value
+    return found
 
 
 def prepare_streams() -> None:

@@ -219,6 +219,23 @@ class TestKeycloak:
         with pytest.raises(HashError):
             sources.keycloak(secret, data)
 
+    @pytest.mark.parametrize(
+        "secret, data",
+        [
+            (SECRET.replace("{", '{"value":"AAAA",'), '{"algorithm":"pbkdf2","hashIterations":5}'),
+            (SECRET, '{"algorithm":"pbkdf2","hashIterations":5,"hashIterations":5}'),
+            (
+                SECRET,
+                '{"algorithm":"argon2","hashIterations":5,"additionalParameters":{"memory":["9"],"memory":["8"]}}',
+            ),
+        ],
+    )
+    def test_a_name_that_comes_twice_is_refused(self, secret: str, data: str) -> None:
+        """As in the file around it: readers of JSON differ in which of the two counts."""
+        with pytest.raises(HashError) as caught:
+            sources.keycloak(secret, data)
+        assert caught.value.reason == "HASH_MALFORMED"
+
     def test_numbers_are_bounded_as_in_any_hash(self) -> None:
         for data in (
             '{"algorithm":"pbkdf2-sha512","hashIterations":2147483648}',

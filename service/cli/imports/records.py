@@ -7,10 +7,10 @@ that is broken ends the reading: there is no telling where the next record begin
 import codecs
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
-from service.base.text import is_utf8
+from service.base.text import DuplicateNameError, is_utf8, without_duplicates
 
 MAX_RECORD_BYTES = 1 << 20
 """Of a line, or of a record of a JSON document."""
@@ -89,20 +89,7 @@ def _object(number: int, line: bytes) -> Record:
     return Record(number, found) if isinstance(found, dict) else Record(number, None, _NO_OBJECT)
 
 
-def _without_duplicates(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise DuplicateNameError
-        found[name] = value
-    return found
-
-
-class DuplicateNameError(ValueError):
-    """A JSON object has two members of one name: readers differ in which of them counts."""
-
-
-_decoder = json.JSONDecoder(object_pairs_hook=_without_duplicates)
+_decoder = json.JSONDecoder(object_pairs_hook=without_duplicates)
 _lenient = json.JSONDecoder()
 """Finds the end of a record with duplicate names."""
 

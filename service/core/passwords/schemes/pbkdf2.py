@@ -73,10 +73,11 @@ def _identity_v2(found: Match[str]) -> Recipe:
 
 
 SCHEMES = (
-    # `$pbkdf2-sha256$29000$salt$digest`; Kratos writes `i=29000,l=32`. Without an algorithm: SHA-1.
+    # `$pbkdf2-sha256$29000$salt$digest`; Kratos writes `i=29000,l=32`. Without an algorithm: SHA-1. What Kratos calls
+    # sha224 and sha384 here is of SHA-3, and of SHA-2 elsewhere: refused.
     Scheme(
         "pbkdf2",
-        ("$pbkdf2",),
+        ("$pbkdf2$", "$pbkdf2-sha1$", "$pbkdf2-sha256$", "$pbkdf2-sha512$"),
         re.compile(
             rf"\$pbkdf2(-(?P<algorithm>sha1|sha256|sha512))?\$(i=)?{_ITERATIONS}(,l=(?P<length>[0-9]{{1,3}}))?"
             rf"\$(?P<salt>{_B64}*=?=?)\$(?P<digest>{_B64}+=?=?)"

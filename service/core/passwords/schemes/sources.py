@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from service.base.text import without_duplicates
 from service.core.passwords.schemes.stored_hash import HashError
 
 _MAX_CHARACTERS = 4096
@@ -52,10 +53,11 @@ def peppered(text: str, *, secret_id: str) -> str:
 
 
 def _object(text: str) -> Mapping[str, Any]:
+    """Two members of one name are refused, as they are in the file around it."""
     if len(text) > _MAX_CHARACTERS:
         raise HashError("HASH_MALFORMED")
     try:
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=without_duplicates)
     except (ValueError, RecursionError):
         raise HashError("HASH_MALFORMED") from None
     return _mapping({"": found}, "")
