@@ -178,7 +178,7 @@ def _show_import(findings: Findings, imported: _Imported, users: int) -> None:
 
 
 def _show_rows(findings: Findings, url: URL, other: URL, users: int) -> None:
-    """Raises MeasurementError when there are as many users as there should be, and others."""
+    """How many users and events there are. Raises MeasurementError when the users are other ones than in the file."""
     rows, fingerprint = _ask(url, _ROWS)
     events, targets = _ask(url, _EVENTS)
     findings.at_most("users import, killed twice: users too few or too many", abs(rows - users), 0, digits=0)

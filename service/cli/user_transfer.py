@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
@@ -104,7 +104,7 @@ def import_(
     from service.cli.imports.formats import FORMATS, Options
     from service.cli.imports.progress import Progress
     from service.cli.imports.run import Import
-    from service.core.transfer.rules import FastDigests, ImportRules, OnConflict
+    from service.core.transfer.rules import FastHashes, ImportRules, OnConflict
 
     if refused is not None and refused.exists() and refused.samefile(path):
         fail("--refused names the file that is imported.")
@@ -120,7 +120,7 @@ def import_(
                 firebase=secrets.firebase(firebase_config),
                 pepper_id=secrets.pepper(pepper_file),
             ),
-            ImportRules(settings.email_allow_special_domains, settings.bcrypt_cost, FastDigests(fast_digests)),
+            ImportRules(settings.email_allow_special_domains, settings.bcrypt_cost, FastHashes(fast_digests)),
             OnConflict(on_conflict),
             derives_usernames=usernames == "derive",
         )
@@ -320,6 +320,8 @@ def export(*, path: Path, include_hashes: bool, resume: bool) -> None:
                     update(last if after is None else min(after, last), exported)
             os.fsync(file.fileno())
         except (PersonaeError, OSError, KeyboardInterrupt) as error:
-            click.echo(f"Stopped after {exported:,} users. --resume goes on from here.", err=True)
+            click.echo(f"Stopped after {exported:,} users. The same command with --resume goes on from here.", err=True)
+            with suppress(OSError):  # what is buffered may be what the disk has no room for
+                file.close()
             _end_stopped(error, path)
     click.echo(f"{exported:,} users exported to {path}.")

@@ -202,6 +202,16 @@ class TestManyAtOnce:
             assert directory.end(patience=PATIENCE)
 
 
+def test_reads_that_take_longer_than_what_they_read_may_be_old(private_url: URL) -> None:
+    """What counts is when the read began and when the call arrived, not how long the read or the machine took."""
+    with operating(private_url) as operator:
+        key = operator.create_with_key("users.read")
+        directory = CallerDirectory(operator.database, max_age=1e-6)
+        directory.start()
+        assert finds(directory, key)
+        assert directory.end(patience=PATIENCE)
+
+
 class TestHungDatabase:
     def test_calls_are_refused_at_once(self, private_url: URL) -> None:
         """Many calls are refused during one attempt to read, so that they hold no threads; they cause no attempts."""

@@ -15,6 +15,8 @@ from tests.support.proxy import Hold, PostgresProxy
 from tests.support.servers import running
 from tests.support.user_files import ROWS, export_file, import_file, write
 
+STOPPED = "Stopped after 1,000 users. The same command with --resume goes on from here."
+
 
 class TestExport:
     def test_there_and_back(self, postgres: Postgres, template: str, private_url: URL, tmp_path: Path) -> None:
@@ -69,7 +71,7 @@ class TestExport:
                 exporting.process.send_signal(signal.SIGINT)
                 hold.release.set()
                 assert exporting.process.wait(PATIENCE) == 130
-                assert exporting.last_line == "Stopped after 1,000 users. --resume goes on from here."
+                assert exporting.last_line == STOPPED
 
         assert export_file(private_url, path, "--resume") == (0, f"1,500 users exported to {path}.\n")
         names = [json.loads(line)["username"] for line in path.read_text().splitlines()]
@@ -83,7 +85,10 @@ class TestExport:
             proxy.answer("users.id > 1000 ", "57P01", times=10)
             code, said = export_file(proxy.proxied, path)
 
-        assert (code, said.splitlines()[0]) == (1, "Stopped after 1,000 users. --resume goes on from here.")
+        assert (code, said.splitlines()[0]) == (
+            1,
+            STOPPED,
+        )
         assert (said.splitlines()[-1].startswith("personae: "), "Traceback" in said) == (True, False)
         assert export_file(private_url, path, "--resume")[0] == 0
         assert len(path.read_text().splitlines()) == ROWS

@@ -14,12 +14,12 @@ from werkzeug.security import generate_password_hash
 
 from service.base.clock import utc_now
 from service.core.passwords.schemes import parse
-from service.core.transfer.rules import FastDigests, ImportRules, Row, SourceUser, check
+from service.core.transfer.rules import FastHashes, ImportRules, Row, SourceUser, check
 from tests.support.foreign_hashes import PASSWORD
 
 Make = Callable[[str], str]
 """From a password to its hash."""
-RULES = ImportRules(allow_special_domains=False, bcrypt_cost=12, fast_digests=FastDigests.KEEP)
+RULES = ImportRules(allow_special_domains=False, bcrypt_cost=12, fast_hashes=FastHashes.WRAP)
 SHIPPED = {
     one.algorithm: one for name, one in vars(hashers).items() if name.endswith("PasswordHasher") and one.algorithm
 }
@@ -58,7 +58,7 @@ LIBPASS = {
     "ldap_md5_crypt": ("md5_crypt", {}),
     "md5_crypt": ("md5_crypt", {}),
     "apr_md5_crypt": ("apr1", {}),
-    "phpass": ("phpass", {"rounds": 7}),
+    "phpass": ("phpass", {"rounds": 8}),
     "ldap_md5": ("ldap_digest", {}),
     "ldap_sha1": ("ldap_digest", {}),
     "ldap_salted_md5": ("ldap_digest", {}),

@@ -22,7 +22,7 @@ from service.core.transfer.importing import ACTION, import_users, preview
 from service.core.transfer.rules import (
     MAX_ROWS,
     Checked,
-    FastDigests,
+    FastHashes,
     ImportRules,
     OnConflict,
     Outcome,
@@ -82,7 +82,7 @@ def run(
         pass
     while batch := list(islice(records, MAX_ROWS)):
         rows = list(_rows(job, batch, now=clock()))
-        if job.rules.fast_digests is FastDigests.WRAP and state is not None:
+        if job.rules.fast_hashes is FastHashes.WRAP and state is not None:
             rows = _wrapped(rows, job.rules.bcrypt_cost)
         results = _import(job, database, actor, rows, progress, is_dry_run=state is None, now=clock())
         lines = [

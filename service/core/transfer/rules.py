@@ -18,7 +18,10 @@ _HASH_REFUSALS = {
     "HASH_MALFORMED": "is not as its scheme writes it",
     "HASH_TOO_COSTLY": "would take too much time or memory to verify",
 }
-_TOO_FAST = "takes next to no time to guess: users import wraps MD5 and SHA in bcrypt; or allow_fast_digests"
+_TOO_FAST = (
+    "takes next to no time to verify, so that its password is soon guessed: see --fast-digests of users import, and "
+    "allow_fast_digests of ImportUsers"
+)
 _CLOCK_SKEW = timedelta(minutes=5)
 
 
@@ -30,8 +33,8 @@ class OnConflict(enum.StrEnum):
     UPDATE_PASSWORD = "update-password"  # noqa: S105  no password
 
 
-class FastDigests(enum.StrEnum):
-    """What to do with hashes that take next to no time to guess. WRAP: MD5 and SHA in bcrypt, refuse the others."""
+class FastHashes(enum.StrEnum):
+    """What to do with hashes that take next to no time to verify. WRAP: MD5 and SHA in bcrypt, refuse the others."""
 
     REFUSE = "refuse"
     WRAP = "wrap"
@@ -102,7 +105,7 @@ class ImportRules:
 
     allow_special_domains: bool
     bcrypt_cost: int
-    fast_digests: FastDigests = FastDigests.REFUSE
+    fast_hashes: FastHashes = FastHashes.REFUSE
 
 
 def check(source: SourceUser, rules: ImportRules, *, now: datetime) -> Checked:
@@ -147,8 +150,8 @@ def _stored_hash(text: str, rules: ImportRules) -> tuple[str | None, Refusals]:
         schemes.require_affordable(parsed, reference_cost=rules.bcrypt_cost)
     except HashError as error:
         return None, (Violation("hashed_password", error.reason, _HASH_REFUSALS[error.reason]),)
-    is_wrapped = rules.fast_digests is FastDigests.WRAP and parsed.recipe.fast is not None
-    if schemes.is_fast(parsed) and not is_wrapped and rules.fast_digests is not FastDigests.KEEP:
+    is_wrapped = rules.fast_hashes is FastHashes.WRAP and parsed.recipe.fast is not None
+    if schemes.is_fast(parsed) and not is_wrapped and rules.fast_hashes is not FastHashes.KEEP:
         return None, (Violation("hashed_password", "HASH_TOO_FAST", _TOO_FAST),)
     return parsed.text, ()
 

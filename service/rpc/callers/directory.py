@@ -1,6 +1,7 @@
 """All callers, held in memory and read again in the background, so that a call needs no query to identify its caller.
 
-Nothing is decided by data that was read longer than `max_age` ago: while the database cannot be read, nobody may call.
+No call is decided by data that was read longer than `max_age` before the call arrived: while the database cannot be
+read, nobody may call.
 An unknown key or identity may have been created since the last read, so it causes one more read, within a rate limit:
 a new key works at once, and strangers cost the database about one read a second.
 """
@@ -50,7 +51,7 @@ class _Snapshot(NamedTuple):
 
 
 class CallerDirectory:
-    """All callers as of at most `max_age` seconds ago, kept up to date by one thread."""
+    """All callers, as of at most `max_age` seconds before a call asks for them, kept up to date by one thread."""
 
     def __init__(self, database: Database, *, max_age: float) -> None:
         """database: one for the directory alone, so that a busy connection pool does not delay its reads."""

@@ -14,7 +14,6 @@ from typing import Any
 import grpc
 
 from service.base.clock import monotonic
-from service.base.errors import CallerGoneError
 from service.rpc.admission.executor import BoundedExecutor, is_refused
 from service.rpc.context import (
     REQUEST_ID_KEY,
@@ -135,10 +134,7 @@ def _streaming(method: Callable[[Any, Any], Any], reader: RequestReader) -> Hand
         assert call.send is not None  # noqa: S101  for the type checker: gRPC passes it to streams
         for response in method(request, call.context):
             require_wanted(call)
-            with reader.sending(call.context):
-                call.send(response)
-            if not call.context.is_active():  # it was cancelled while it was sent: the servicer may not notice
-                raise CallerGoneError
+            reader.send(call.send, response, call.context)
 
     return run
 

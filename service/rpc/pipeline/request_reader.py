@@ -9,9 +9,10 @@ Streams that anybody may open, for health and reflection, wait for their clients
 client to take each response.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Lock
+from typing import Any
 
 import grpc
 
@@ -80,6 +81,16 @@ class RequestReader:
             yield
         finally:
             self._leave(context)
+
+    def send(self, send: Callable[[Any], None], response: Any, context: grpc.ServicerContext) -> None:
+        """As `sending`. Raises CallerGoneError when the client did not take the response in time."""
+        self._enter(context)
+        try:
+            send(response)
+        finally:
+            was_waiting = self._leave(context)
+        if not was_waiting:
+            raise CallerGoneError
 
     def cancel_slow(self) -> None:
         """Cancel the calls whose message is overdue and, while too many are slow, those that have waited longest.

@@ -55,7 +55,7 @@ MAX_CHARACTERS = 255
 MAX_REFERENCES = 4
 """How many times the work of a refused sign-in an imported hash may take. Django's own default is one to two."""
 _MIN_WORK = 0.0005
-"""In bcrypts of cost 12: some 500 iterations of PBKDF2, and less than the password hash of any product takes."""
+"""In bcrypts of cost 12: some 500 iterations of PBKDF2, and less than what products ship with takes."""
 _WRITTEN_OVER = (
     # What is only the name of another form, before that form.
     ("{ldap}{", "{"),  # Spring

@@ -16,7 +16,7 @@ from service.core.transfer.exporting import Exported
 from service.core.transfer.rules import (
     MAX_ROWS,
     Checked,
-    FastDigests,
+    FastHashes,
     ImportRules,
     OnConflict,
     Outcome,
@@ -81,7 +81,7 @@ def import_of(request: _Import, rules: ImportRules, fingerprint_keys: Sequence[b
         fingerprints = _fingerprints(request, fingerprint_keys)
         key = RequestKey(current().caller, current().method, request_id, fingerprints)
     if request.allow_fast_digests:
-        rules = replace(rules, fast_digests=FastDigests.KEEP)
+        rules = replace(rules, fast_hashes=FastHashes.KEEP)
     rows = [_checked(message, rules, now=now) for message in request.users]
     return Batch(rows, on_conflict or OnConflict.FAIL, key)
 
