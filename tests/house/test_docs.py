@@ -14,6 +14,7 @@ from service.base import errors
 from service.base.errors import PersonaeError
 from service.base.settings import Settings
 from service.core.passwords.schemes.stored_hash import Reason as HashReason
+from service.rpc.methods import METHODS, Retry
 from service.rpc.pipeline.status import CODES
 from service.server.services import SERVED_METHODS
 from tests.support.docs_console import blocks, replay, steps
@@ -124,6 +125,16 @@ def test_the_env_example_names_only_what_is_read() -> None:
 def test_every_error_is_described_with_its_code_and_pushback() -> None:
     described = {(row[0], row[1], row[2]) for row in rows(DOCS / "errors.md") if len(row) == 5}
     assert described == {(error.reason, code.name, shown_pushback(error)) for error, code in CODES.items()}
+
+
+def test_every_rpc_is_listed_by_whether_it_may_be_repeated() -> None:
+    chapter = (DOCS / "errors.md").read_text().split("## Repeat after COMMIT_OUTCOME_UNKNOWN")[1].split("\n\n## ")[0]
+    items = [item.split("\n\n")[0] for item in chapter.split("\n- ")[1:]]
+    retries = {method.split("/")[-1]: row.retry for method, row in METHODS.items()}
+    safe, depends, unsafe, never = (set(re.findall(r"\w+", item)) & set(retries) for item in items)
+    for retry, named in ((Retry.SAFE, safe | never), (Retry.DEPENDS, depends), (Retry.UNSAFE, unsafe)):
+        assert {name for name in retries if retries[name] is retry} <= named, retry
+    assert not safe & (depends | unsafe | never)
 
 
 def test_every_reason_of_a_bad_field_is_described() -> None:
