@@ -109,7 +109,7 @@ lint: setup lint-proto ## Check style, types, imports, protos, migrations, gener
 	$(BIN)/python -c 'from importlinter.cli import lint_imports_command as lint; lint()' --no-cache
 	@sql=$$(mktemp) && trap 'rm -f "$$sql"' EXIT && echo "$(ALEMBIC) upgrade head --sql, read by squawk" && \
 		$(ALEMBIC) upgrade head --sql >"$$sql" && $(BIN)/squawk "$$sql"
-	$(BIN)/python -m service.dev.audit requirements/server.lock requirements/dev.lock requirements/proto.lock
+	$(BIN)/python -m service.dev.vulnerabilities requirements/server.lock requirements/dev.lock requirements/proto.lock
 
 .PHONY: lint-proto
 lint-proto: setup $(VENV_PROTO)/.installed

@@ -1,4 +1,4 @@
-"""Actors: on whose behalf something is changed, as the audit trail records it, and whether it may be a superuser."""
+"""Actors: for whom something is changed, as the audit trail records it, and whether they may change superusers."""
 
 from typing import NamedTuple
 

@@ -1,7 +1,7 @@
 """The service's secret keys: parsing, and deriving one key for each purpose.
 
-Page tokens, request fingerprints and lockout keys each have a key of their own by HKDF-SHA256 (RFC 5869), so that a
-value made for one purpose is invalid for another. The first key signs, all verify; docs/settings.md says how to rotate.
+Each purpose, such as page tokens, has a key of its own by HKDF-SHA256 (RFC 5869), so that a value made for one purpose
+is invalid for another. The first key signs and encrypts, all verify and decrypt; docs/settings.md says how to rotate.
 """
 
 import base64
@@ -23,7 +23,7 @@ _KEY_ID = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SecretKeys:
-    """Secrets by key id, the signing key first. Its repr shows ids only."""
+    """Secrets by key id, the first of SECRET_KEYS first. Its repr shows ids only."""
 
     keys: Mapping[str, bytes]
 
@@ -31,7 +31,7 @@ class SecretKeys:
         return f"SecretKeys({', '.join(self.keys)})"
 
     def derive(self, purpose: str) -> tuple[bytes, ...]:
-        """A 32-byte key for this purpose from each secret, the signing one first."""
+        """A 32-byte key for this purpose from each secret, in the order of SECRET_KEYS."""
         return tuple(self.derive_by_id(purpose).values())
 
     def derive_by_id(self, purpose: str) -> dict[str, bytes]:

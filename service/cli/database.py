@@ -19,7 +19,7 @@ def migrate() -> None:
 
 @click.command("purge-deleted")
 def purge_deleted() -> None:
-    """Remove the users whose purge_at has come, and old request ids, codes and failed sign-ins.
+    """Remove the users whose purge_at has come, and what has expired: request ids, codes, failed sign-ins, sessions.
 
     The server does it by itself as well.
     """
@@ -33,7 +33,7 @@ def purge_deleted() -> None:
     click.echo(
         f"Purged {removed['purged_users']} users, forgot {removed['forgotten_request_ids']} request ids, "
         f"{removed['forgotten_codes']} codes, {removed['forgotten_lockouts']} lockouts, "
-        f"{removed['forgotten_caller_keys']} keys of callers and {removed['forgotten_sessions']} sessions, "
-        f"dropped {removed['dropped_audit_months']} months of the "
-        "audit trail."
+        f"{removed['forgotten_caller_keys']} keys of callers, {removed['forgotten_sessions']} sessions, "
+        f"{removed['forgotten_tickets']} tickets and {removed['abandoned_enrolments']} enrolments, "
+        f"dropped {removed['dropped_audit_months']} months of the audit trail."
     )

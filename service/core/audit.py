@@ -209,7 +209,7 @@ def drop_partitions(session: Session) -> int:
 def set_retention(session: Session, days: int, *, replace: bool) -> None:
     """Say how long the trail is kept, as the owner of the tables: the service's role may not.
 
-    replace: whether to change what was said before. Without it the first word stays.
+    replace: overwrite a retention that is stored. False keeps it.
     """
     statement = pg_insert(_RETENTION).values(days=days)
     changed = {"days": days, "updated_at": func.now()}

@@ -19,8 +19,8 @@ _PURGE_BATCH = 20
 def update_user(
     session: Session, user_id: int, *, email: str | None, username: str | None, version: int | None
 ) -> UserRecord:
-    """As users.update_user. Sessions go on: a person who changes the email is not signed out."""
-    return users.update_user(
+    """As users.update_row. Sessions go on: a person who changes the email is not signed out."""
+    return users.update_row(
         session,
         user_id,
         email=email,
@@ -38,7 +38,7 @@ def purge_user(session: Session, user_id: int) -> None:
     it expires; a sign-in that is settled meanwhile still says where it came from. Failed sign-ins stay for their day,
     under hashes of the names.
     """
-    users.purge_user(session, user_id)
+    users.purge_row(session, user_id)
     remove_codes(session, [user_id])
     audit.forget_clients(session, [user_id])
     audit.record(session, "PurgeUser", target_user_id=user_id)
@@ -46,7 +46,7 @@ def purge_user(session: Session, user_id: int) -> None:
 
 def purge_expired(session: Session, *, now: datetime, limit: int) -> int:
     """As purge_user, for some users whose purge_at has passed, up to `limit`; how many, 0 when none is due."""
-    purged = users.purge_expired(session, now=now, limit=min(limit, _PURGE_BATCH))
+    purged = users.purge_expired_rows(session, now=now, limit=min(limit, _PURGE_BATCH))
     if purged:
         remove_codes(session, purged)
         audit.forget_clients(session, purged)

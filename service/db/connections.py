@@ -29,11 +29,11 @@ _FIRST_ANSWERS_SECONDS = 5.0
 """For SQLAlchemy's first queries on a new connection; libpq's `connect_timeout` ends with the password."""
 _TIMEOUTS_MS: tuple[int, ...] = tuple(step * 10**power for power in range(9) for step in (1, 2, 5))
 
-Watch = Callable[[str, Callable[[], None]], None]
+StatementHook = Callable[[str, Callable[[], None]], None]
 """Runs a statement: gets its text, without the parameters, and the function that sends it."""
 
 
-class Tally(Protocol):
+class StatementCounter(Protocol):
     """Counts the statements of one RPC."""
 
     statements: int
@@ -52,8 +52,8 @@ class Connection(psycopg2.extensions.connection):
         self.deadline: float | None = None
         self.answer_by: float | None = self.used_at + _FIRST_ANSWERS_SECONDS
         self.grace = GRACE_SECONDS
-        self.tally: Tally | None = None
-        self.watch: Watch | None = None
+        self.counter: StatementCounter | None = None
+        self.statement_hook: StatementHook | None = None
 
     def __del__(self) -> None:
         self._close_socket()
@@ -63,7 +63,7 @@ class Connection(psycopg2.extensions.connection):
         self.answer_by = None
         if not self.closed:
             self.autocommit = False
-            self.deadline = self.tally = None
+            self.deadline = self.counter = None
 
     def cut_if_overdue(self, now: float) -> bool:
         """Cut the connection if its server should have answered by now; whether it was cut."""
@@ -101,11 +101,11 @@ class _Cursor(psycopg2.extensions.cursor):
     connection: Connection
 
     def execute(self, query: Any, vars: Any = None) -> None:  # noqa: A002  psycopg2's name
-        watch = self.connection.watch
-        if watch is None:
+        statement_hook = self.connection.statement_hook
+        if statement_hook is None:
             self._send(query, vars)
         else:
-            watch(query, partial(self._send, query, vars))
+            statement_hook(query, partial(self._send, query, vars))
 
     def _send(self, query: Any, parameters: Any) -> None:
         connection = self.connection
@@ -118,8 +118,8 @@ class _Cursor(psycopg2.extensions.cursor):
             timeout = timeout_ms(remaining)
             connection.answer_by = now + timeout / 1000 + connection.grace
             query = f"SET LOCAL statement_timeout = {timeout}; {query}"
-        if connection.tally is not None:
-            connection.tally.statements += 1
+        if connection.counter is not None:
+            connection.counter.statements += 1
         super().execute(query, parameters)
 
 
@@ -130,12 +130,12 @@ class Connections:
         self._open: WeakSet[Connection] = WeakSet()
         self._lock = Lock()
 
-    def arguments(self, connect_timeout: int, watch: Watch | None = None) -> dict[str, Any]:
-        """The engine's `connect_args`. watch: runs each statement; None: it is sent as it is."""
+    def arguments(self, connect_timeout: int, statement_hook: StatementHook | None = None) -> dict[str, Any]:
+        """The engine's `connect_args`. statement_hook: runs each statement; None: it is sent as it is."""
 
         def connect(dsn: str, *arguments: Any) -> Connection:
             opened = Connection(dsn, *arguments)
-            opened.watch = watch
+            opened.statement_hook = statement_hook
             with self._lock:
                 self._open.add(opened)
             return opened

@@ -22,7 +22,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from service.base.actor import Actor
 from service.base.clock import monotonic
-from service.db.connections import Connections, Tally, Watch
+from service.db.connections import Connections, StatementCounter, StatementHook
 from service.db.error_mapping import READ_ONLY, Commit, map_driver_error, outcome_unknown, sqlstate_of
 
 Scope = AbstractContextManager[Session]
@@ -37,7 +37,7 @@ class _Rpc:
 
     deadline: float | None
     actor: Actor | None
-    tally: Tally | None
+    counter: StatementCounter | None
     commit: Commit = Commit.NOT_STARTED
     is_reading: bool = False
 
@@ -53,7 +53,7 @@ class _RpcSession(Session):
 @event.listens_for(_RpcSession, "after_begin")
 def _prepare_connection(session: Session, _transaction: SessionTransaction, connection: SqlConnection) -> None:
     rpc, driver = _rpc_of(session), _driver_of(connection)
-    driver.deadline, driver.tally, driver.autocommit = rpc.deadline, rpc.tally, rpc.is_reading
+    driver.deadline, driver.counter, driver.autocommit = rpc.deadline, rpc.counter, rpc.is_reading
 
 
 @event.listens_for(_RpcSession, "before_commit")
@@ -81,9 +81,9 @@ class Database:
         ping_idle: float,
         connect_timeout: int,
         echo: bool = False,
-        watch: Watch | None = None,
+        statement_hook: StatementHook | None = None,
     ) -> None:
-        """ping_idle: seconds; a connection that was used within them is not pinged. watch: see Connections."""
+        """ping_idle: seconds; a connection that was used within them is not pinged. statement_hook: see Connections."""
         self._connections = Connections()
         self.engine = create_engine(
             url,
@@ -95,7 +95,7 @@ class Database:
             use_native_hstore=False,  # the type is not used, and looking it up costs each new connection a query
             hide_parameters=True,
             skip_autocommit_rollback=True,
-            connect_args=self._connections.arguments(connect_timeout, watch),
+            connect_args=self._connections.arguments(connect_timeout, statement_hook),
         )
         if echo:  # through the service's own log; SQLAlchemy's `echo` brings a handler that prints everything twice
             logging.getLogger("sqlalchemy.engine.Engine").setLevel(logging.INFO)
@@ -113,16 +113,16 @@ class Database:
         deadline: float | None = None,
         is_idempotent: bool = False,
         actor: Actor | None = None,
-        tally: Tally | None = None,
+        counter: StatementCounter | None = None,
     ) -> Iterator[Session]:
         """The session of one RPC: connects when it is first used, is closed on every path.
 
         deadline: monotonic seconds; the database cancels statements that run longer. is_idempotent: a client may repeat
-        the RPC when the outcome of its commit is unknown. actor: for the audit trail, see actor_of. tally: counts the
+        the RPC when the outcome of its commit is unknown. actor: for the audit trail, see actor_of. counter: counts the
         statements that are sent, without BEGIN and COMMIT.
         Raises the PersonaeError that the driver's error is mapped to.
         """
-        rpc = _Rpc(deadline, actor, tally)
+        rpc = _Rpc(deadline, actor, counter)
         session = _RpcSession(self.engine, expire_on_commit=False, info={_RPC: rpc})
         try:
             yield session

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from service.core.identifiers import has_control_character
-from service.core.passwords.common import SHIPPED, fold, to_blob
+from service.core.passwords.blocklist import SHIPPED, fold, to_blob
 
 SOURCES = (
     "f58eb777358ca0155b00e7c52080ef367d767414d38435c59c0abb22f86e6953",

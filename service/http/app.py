@@ -1,4 +1,4 @@
-"""The plain-HTTP answers for those who verify tokens and speak no gRPC (RFC 7517, RFC 8414, OpenID Connect Discovery).
+"""The HTTP answers for those who verify tokens and speak no gRPC (RFC 7517, RFC 8414, OpenID Connect Discovery).
 
     /.well-known/jwks.json              the public keys
     /.well-known/openid-configuration   where these are, as stock verifiers look for it

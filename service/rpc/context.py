@@ -146,7 +146,7 @@ def rpc_scope(database: Database, *, deadline: float | None = None, is_idempoten
         deadline=call.deadline if deadline is None else deadline,
         is_idempotent=METHODS[call.method].retry is Retry.SAFE if is_idempotent is None else is_idempotent,
         actor=call.actor,
-        tally=call,
+        counter=call,
     )
 
 
@@ -155,7 +155,7 @@ def address_of(peer: str) -> str:
     return unquote(peer.partition(":")[2]).rpartition(":")[0].strip("[]")
 
 
-def require_wanted(call: CallContext) -> None:
+def require_client_waiting(call: CallContext) -> None:
     """Raises DeadlineOverError when the deadline has passed, CallerGoneError when the caller has hung up."""
     if monotonic() >= call.deadline:
         raise DeadlineOverError

@@ -12,7 +12,7 @@ from sqlalchemy.pool import QueuePool
 
 from service import __version__
 from service.base.clock import Clock
-from service.db.connections import Watch
+from service.db.connections import StatementHook
 from service.db.engine import Database
 from service.db.schema import needed_revision
 from service.observability.log import lost_lines
@@ -58,7 +58,7 @@ class Telemetry:
     def __init__(self, *, metrics_host: str, metrics_port: int, otlp_endpoint: str | None) -> None:
         self.stages: tuple[Stage, ...] = ()
         self.observe_wait: Callable[[float], None] | None = None
-        self.watch: Watch | None = None
+        self.statement_hook: StatementHook | None = None
         self._address = (metrics_host, metrics_port)
         self._hash_instruments: list[Callable[[], AbstractContextManager[object]]] = []
         self._metrics: Metrics | None = None
@@ -89,7 +89,7 @@ class Telemetry:
         tracer = self._tracing.tracer
         self.stages = (tracing(tracer), *self.stages)
         self._hash_instruments.append(tracing_hashes(tracer))
-        self.watch = tracing_statements(tracer)
+        self.statement_hook = tracing_statements(tracer)
 
     def start(self, state: ServerState, *, is_ready: Callable[[], bool]) -> None:
         """Set the gauges from now on, and serve the metrics unless this is a worker, whose supervisor does.

@@ -21,13 +21,13 @@ from service.base.randomness import random_bytes
 from service.base.settings import Settings, SettingsError
 from service.core.factors.rows import FactorMaker
 from service.core.imports.hash_secrets import HashSecrets
-from service.core.passwords import common as common_passwords
-from service.core.passwords.common import PasswordListError
+from service.core.passwords import blocklist
+from service.core.passwords.blocklist import PasswordListError
 from service.core.passwords.policy import PasswordPolicy
 from service.core.sealing import Sealer
 from service.core.signing_keys.rows import KeyMaker
 from service.core.token_bucket import rate_of
-from service.db.connections import Watch
+from service.db.connections import StatementHook
 from service.db.engine import Database
 from service.rpc.admission.executor import BoundedExecutor
 from service.rpc.admission.hashing import HashLimiter
@@ -97,7 +97,7 @@ def build_server(
         metrics_port=settings.metrics_port,
         otlp_endpoint=settings.otel_exporter_otlp_traces_endpoint or settings.otel_exporter_otlp_endpoint,
     )
-    database = open_database(settings, url, watch=telemetry.watch)
+    database = open_database(settings, url, statement_hook=telemetry.statement_hook)
     health = Health(SERVICE_NAMES, max_watches=settings.grpc_max_connections)
     drain, stopping, refusals = Drain(), Event(), Refusals()
     # One more than this worker's share of the cores: no core idles while the holder of a permit is at the database.
@@ -285,7 +285,7 @@ def _description(
 def password_policy(settings: Settings) -> PasswordPolicy:
     """The policy for new passwords. Raises SettingsError for an unusable PASSWORD_BLOCKLIST_FILE."""
     try:
-        common = common_passwords.load(settings.password_blocklist_file)
+        common = blocklist.load(settings.password_blocklist_file)
     except PasswordListError as error:
         raise SettingsError(f"PASSWORD_BLOCKLIST_FILE: {error}") from None
     return PasswordPolicy(settings.password_min_length, common)
@@ -317,8 +317,8 @@ def caller_directory(settings: Settings, url: URL) -> CallerDirectory:
     return CallerDirectory(database, max_age=settings.caller_cache_seconds)
 
 
-def open_database(settings: Settings, url: URL, *, watch: Watch | None = None) -> Database:
-    """The engine with its pool. It connects on first use. watch: see Database."""
+def open_database(settings: Settings, url: URL, *, statement_hook: StatementHook | None = None) -> Database:
+    """The engine with its pool. It connects on first use. statement_hook: see Database."""
     return Database(
         url,
         pool_size=settings.db_pool_size,
@@ -329,5 +329,5 @@ def open_database(settings: Settings, url: URL, *, watch: Watch | None = None) -
         ping_idle=settings.db_pool_ping_idle,
         connect_timeout=settings.connect_timeout(url),
         echo=settings.db_echo,
-        watch=watch,
+        statement_hook=statement_hook,
     )

@@ -1,6 +1,6 @@
 """The channel between a worker and its supervisor: a pair of connected sockets.
 
-worker -> supervisor   one line of JSON: Promise, what the supervisor must know of the settings of this worker
+worker -> supervisor   one line of JSON: WorkerInfo, what the supervisor must know of this worker
                        then SERVING or NOT_SERVING, one byte, after each health probe: the heartbeat
                        LEAVING: it has begun to stop
 supervisor -> worker   RETIRE: a new worker serves instead; stop listening, and exit after the last connection
@@ -24,8 +24,8 @@ RETIRE = b"r"
 
 
 @dataclass(frozen=True, slots=True)
-class Promise:
-    """What a worker promises by its settings, which may be newer than the supervisor's. Times are in seconds."""
+class WorkerInfo:
+    """What follows from a worker's settings, which may be newer than the supervisor's. Times are in seconds."""
 
     report: float = 0.0  # until it reports again, at the latest
     stop: float = 0.0  # from SIGTERM, or from LEAVING, until it exits
@@ -33,8 +33,8 @@ class Promise:
     protection: Protection = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, line: bytes) -> "Promise":
-        """Read the line of a worker. One without any, which has died before, promises nothing."""
+    def parse(cls, line: bytes) -> "WorkerInfo":
+        """Read the line of a worker. A worker that died before it wrote one: zeros."""
         known = orjson.loads(line) if line else {}
         return cls(**{name: value for name, value in known.items() if name in cls.__slots__})
 
@@ -48,9 +48,9 @@ class SupervisorChannel:
         self.is_orphaned = False
         """Whether the supervisor has died."""
 
-    def start(self, promise: Promise, *, on_stop: Callable[[], None]) -> None:
-        """Send the promise, and start to receive. on_stop: called when the worker is to exit."""
-        self._send(orjson.dumps(asdict(promise)) + b"\n")
+    def start(self, info: WorkerInfo, *, on_stop: Callable[[], None]) -> None:
+        """Send WorkerInfo, and start to receive. on_stop: called when the worker is to exit."""
+        self._send(orjson.dumps(asdict(info)) + b"\n")
         Thread(target=self._receive, args=(on_stop,), name="supervisor-channel", daemon=True).start()
 
     def report_status(self, *, is_serving: bool) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import structlog
 
 from service.base.clock import monotonic
-from service.workers.channel import LEAVING, RETIRE, SERVING, Promise
+from service.workers.channel import LEAVING, RETIRE, SERVING, WorkerInfo
 from service.workers.protection import Protection
 
 _SETTLED_SECONDS = 10.0  # a worker that has served for so long starts to count its crashes anew
@@ -50,7 +50,7 @@ class _Worker:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     max_silence: float
-    promise: Promise
+    info: WorkerInfo
     exit: "asyncio.Task[int]" = field(init=False)  # returns the exit code
     first_served: "asyncio.Future[float]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     is_serving: bool = False
@@ -187,7 +187,7 @@ class Supervisor:
             return None
         reader, writer = await asyncio.open_unix_connection(sock=channel)
         starting = self._limits.start  # until it has promised otherwise
-        worker = _Worker(number, process, reader, writer, starting, Promise(stop=starting))
+        worker = _Worker(number, process, reader, writer, starting, WorkerInfo(stop=starting))
         worker.exit = self._tasks.create_task(self._watch(worker))
         self._workers.append(worker)
         if self._stopping.is_set():
@@ -213,9 +213,9 @@ class Supervisor:
     async def _watch(self, worker: _Worker) -> int:
         """Receive what the worker reports until it has exited; return its exit code."""
         with suppress(ConnectionError):
-            worker.promise = Promise.parse(await worker.reader.readline())
+            worker.info = WorkerInfo.parse(await worker.reader.readline())
             while reports := await worker.reader.read(_CHUNK_BYTES):
-                worker.silence, worker.max_silence = 0.0, self._limits.silence + 2 * worker.promise.report
+                worker.silence, worker.max_silence = 0.0, self._limits.silence + 2 * worker.info.report
                 self._on_status(worker, is_serving=reports.endswith(SERVING))
                 if LEAVING in reports and not worker.is_leaving:
                     self._expect_exit(worker)
@@ -235,7 +235,7 @@ class Supervisor:
         _log.info("worker serves", worker=worker.number, pid=worker.process.pid)
         if not worker.first_served.done():
             worker.first_served.set_result(monotonic())
-            self._protection = worker.promise.protection
+            self._protection = worker.info.protection
         if self.serving == self.wanted:
             _log.info("all workers serve", workers=self.wanted, port=self._port)
 
@@ -295,7 +295,7 @@ class Supervisor:
         if old is not None:
             old.is_leaving = True
             old.writer.write(RETIRE)
-            await self._wait_for_exit(old, old.promise.retire + old.promise.stop)
+            await self._wait_for_exit(old, old.info.retire + old.info.stop)
         return None
 
     # ---- stop
@@ -325,7 +325,7 @@ class Supervisor:
 
     def _expect_exit(self, worker: _Worker) -> None:
         worker.is_leaving = True
-        self._tasks.create_task(self._wait_for_exit(worker, worker.promise.stop))
+        self._tasks.create_task(self._wait_for_exit(worker, worker.info.stop))
 
     async def _wait_for_exit(self, worker: _Worker, seconds: float) -> None:
         """Wait until the worker has exited; kill it if that takes `kill_after` longer than this."""

@@ -11,7 +11,7 @@ from service.base.cores import allowed_cores, pin_thread
 from service.base.gc_tuning import freeze_startup_objects
 from service.base.settings import Settings
 from service.server.wiring import build_server
-from service.workers.channel import Promise, SupervisorChannel
+from service.workers.channel import SupervisorChannel, WorkerInfo
 from service.workers.protection import Protection
 
 _log = structlog.get_logger("personae.worker")
@@ -54,14 +54,14 @@ def work(
         workers=workers,
         requires_own_role=settings.requires_own_role,
     )
-    promise = Promise(
+    info = WorkerInfo(
         # A probe is followed by the next one after the interval, and takes as long as it may take to connect.
         report=settings.health_probe_interval + settings.connect_timeout(url),
         stop=settings.shutdown_drain + settings.shutdown_grace,
         retire=retirement_seconds(settings),
         protection=protection,
     )
-    supervisor.start(promise, on_stop=server.end)
+    supervisor.start(info, on_stop=server.end)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.end())
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # only the supervisor reloads, also if a whole process group gets it

@@ -184,15 +184,15 @@ def test_the_url_is_nowhere_in_a_repr(opened: Opens) -> None:
     assert "hush" not in repr(create_engine(url)) + repr(url)
 
 
-class _Tally:
+class _Counter:
     statements = 0
 
 
 def test_statements_are_counted_for_their_rpc(opened: Opens) -> None:
     """Over all transactions of the session, without BEGIN and COMMIT; the next RPC is not counted."""
-    database, tally = opened(db_pool_size=1, db_max_overflow=0), _Tally()
+    database, counter = opened(db_pool_size=1, db_max_overflow=0), _Counter()
     for _ in range(2):
-        with database.scope(tally=tally) as session:
+        with database.scope(counter=counter) as session:
             with reading(session):
                 session.execute(ONE)
             with session.begin():
@@ -201,4 +201,4 @@ def test_statements_are_counted_for_their_rpc(opened: Opens) -> None:
     with database.scope() as session, session.begin():
         session.execute(ONE)
 
-    assert tally.statements == 6
+    assert counter.statements == 6

@@ -10,7 +10,7 @@ from sqlalchemy.engine import URL
 
 from personae.v1 import user_pb2
 from service.base.clock import monotonic
-from service.core.users import purge_expired
+from service.core.users import purge_expired_rows
 from tests.support.factories import PASSWORD, creation, new_user, unique_email, unique_name
 from tests.support.servers import RunningServer, running
 from tests.support.threads import at_once, outcomes
@@ -100,7 +100,7 @@ def test_sweepers_do_not_wait_for_each_other(racing: RunningServer) -> None:
     with racing.database.engine.connect() as holder:
         holder.exec_driver_sql("SELECT 1 FROM users WHERE purge_at IS NOT NULL ORDER BY purge_at LIMIT 10 FOR UPDATE")
         with racing.database.scope(deadline=monotonic() + PATIENCE) as session, session.begin():
-            assert len(purge_expired(session, now=racing.clock(), limit=5)) == 5
+            assert len(purge_expired_rows(session, now=racing.clock(), limit=5)) == 5
         results: list[Any] = at_once(4, lambda _: racing.sweep())
 
     assert sum(removed["purged_users"] for removed in results) == due - 15

@@ -34,8 +34,8 @@ class TestVerbs:
             assert "Another user has this email" in self.run(*create, url=url, text=f"{PASSWORD}\n")[1]
             assert "at least 15 characters" in self.run(*create, url=url, text="short\n")[1]
             assert self.run("service", "purge-deleted", url=url)[1] == (
-                "Purged 0 users, forgot 0 request ids, 0 codes, 0 lockouts, 0 keys of callers and 0 sessions, "
-                "dropped 0 months of the audit trail.\n"
+                "Purged 0 users, forgot 0 request ids, 0 codes, 0 lockouts, 0 keys of callers, 0 sessions, "
+                "0 tickets and 0 enrolments, dropped 0 months of the audit trail.\n"
             )
             with running(url) as server:
                 root = server.users.GetUser(user_pb2.GetUserRequest(key=user_pb2.UserKey(username="root")))

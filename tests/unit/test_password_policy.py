@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from personae.v1 import credential_pb2
-from service.core.passwords.common import CommonPasswords, to_blob
+from service.core.passwords.blocklist import CommonPasswords, to_blob
 from service.core.passwords.policy import Names, PasswordPolicy, unchanged
 
 COMMON = CommonPasswords(to_blob({"correcthorsebattery", "password", "password1", "iloveyou", "abcabcabc1"}))

@@ -1,1 +1,1 @@
-"""Users who come along from other products."""
+"""Secrets that imported password hashes need. Importing users: service.core.transfer."""

@@ -107,7 +107,7 @@ def _spend(password: str, cost: int) -> None:
 def _spend_rest(password: str, reference_cost: int, recipe: Recipe, *, used: float, waited: float) -> None:
     """Compute dummies until the foreign hash and they have used as much CPU time as a bcrypt of the reference cost.
 
-    How long that takes is told by the dummies themselves. used: CPU seconds of this thread for the hash. waited:
+    The time of a round is measured on the dummies. used: CPU seconds of this thread for the hash. waited:
     seconds on the clock, which count for a hash on threads of its own, as far as its estimated work goes: beyond that
     the machine was busy, and is busy with the dummies too.
     """

@@ -12,7 +12,7 @@ from itertools import groupby, islice, pairwise
 
 from service.base.errors import Violation
 from service.core.identifiers import domain_as_typed, has_control_character, to_nfc
-from service.core.passwords.common import CommonPasswords, fold
+from service.core.passwords.blocklist import CommonPasswords, fold
 from service.core.passwords.hashing import PASSWORD_MAX_LENGTH, is_over_ceiling
 
 _MIN_WORD_LENGTH = 5

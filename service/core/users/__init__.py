@@ -6,14 +6,14 @@ Functions take the session first, raise the errors of service.base.errors, and n
 from service.core.users.changes import (
     delete_user,
     lock_user,
-    purge_expired,
-    purge_user,
+    purge_expired_rows,
+    purge_row,
     require_live,
     set_active,
     set_mfa_required,
     set_superuser,
     undelete_user,
-    update_user,
+    update_row,
 )
 from service.core.users.creation import (
     NewUser,
@@ -73,8 +73,8 @@ __all__ = [
     "list_users",
     "lock_user",
     "may_change",
-    "purge_expired",
-    "purge_user",
+    "purge_expired_rows",
+    "purge_row",
     "require_free_names",
     "require_live",
     "require_may_change",
@@ -83,5 +83,5 @@ __all__ = [
     "set_superuser",
     "store_results",
     "undelete_user",
-    "update_user",
+    "update_row",
 ]

@@ -28,7 +28,7 @@ _SUPERUSER_LOCK = 0x7375  # "su": no other advisory lock of this database has th
 _LIVE = USERS.c.deleted_at.is_(None)
 
 
-def update_user(
+def update_row(
     session: Session,
     user_id: int,
     *,
@@ -180,7 +180,7 @@ def undelete_user(session: Session, user_id: int, *, version: int | None) -> Use
     )
 
 
-def purge_user(session: Session, user_id: int) -> None:
+def purge_row(session: Session, user_id: int) -> None:
     """Remove the row of a softly deleted user, and its request ids. Raises UserNotFoundError, UserNotDeletedError."""
     user = lock_user(session, user_id)
     require_may_change(session, user)
@@ -189,8 +189,8 @@ def purge_user(session: Session, user_id: int) -> None:
     session.execute(delete(USERS).where(USERS.c.id == user_id))
 
 
-def purge_expired(session: Session, *, now: datetime, limit: int) -> list[int]:
-    """As purge_user, for up to `limit` users whose purge_at has passed; their ids."""
+def purge_expired_rows(session: Session, *, now: datetime, limit: int) -> list[int]:
+    """As purge_row, for up to `limit` users whose purge_at has passed; their ids."""
     purged = delete_expired(session, USERS, USERS.c.purge_at <= now, order_by=USERS.c.purge_at, limit=limit)
     return [user_id for (user_id,) in purged]
 

@@ -20,7 +20,7 @@ REQUEST_ID_HOURS = 24
 class RequestKey:
     """Identifies a creation or an import, so that it can be repeated safely.
 
-    fingerprints: the keyed hash of the request under each secret key, the signing key first.
+    fingerprints: the keyed hash of the request under each secret key, the first of SECRET_KEYS first.
     """
 
     caller: str

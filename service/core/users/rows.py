@@ -58,7 +58,7 @@ _MAX_INTEGER = 2**31 - 1
 
 
 def _next(number: ColumnElement[int]) -> ColumnElement[int]:
-    """The next number; after the last one 1 again. They are compared for equality alone, and none is as old as that."""
+    """The next number; after the last one 1 again: they are only compared for equality, with ones that are not old."""
     return case((number < _MAX_INTEGER, number + 1), else_=1)
 
 

@@ -1,4 +1,4 @@
-"""The import_schemes table: what batches of imported hashes need to be verified and do not contain."""
+"""The import_schemes table: secrets without which imported hashes cannot be verified, such as a pepper."""
 
 from sqlalchemy import String
 from sqlalchemy.orm import Mapped, mapped_column

@@ -17,7 +17,7 @@ from typing import ParamSpec, Protocol, TypeVar
 
 from service.base.clock import monotonic
 from service.base.errors import DeadlineOverError, HashingBusyError
-from service.rpc.context import CallContext, current, require_wanted
+from service.rpc.context import CallContext, current, require_client_waiting
 
 _WEIGHT = 0.1
 """Weight of the newest value in the moving average of how long a permit is held."""
@@ -78,7 +78,7 @@ class HashLimiter:
         self._acquire(call)
         acquired_at = None
         try:
-            require_wanted(call)
+            require_client_waiting(call)
             acquired_at = monotonic()
             yield self._hash
         finally:
@@ -128,6 +128,6 @@ class HashLimiter:
     def _hash(
         self, function: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs
     ) -> _Result:
-        require_wanted(current())
+        require_client_waiting(current())
         with self._instrument():
             return function(*args, **kwargs)

@@ -1,8 +1,8 @@
-"""Health and reflection, which are served without authorisation, so that strangers must keep nobody out of them.
+"""The services that gRPC brings along, health and reflection. They are served without authorisation.
 
-A reader waits for their clients: for each message, and for the client to take what a stream sends. A health call for
-which no thread is free is answered without its message, as if it asked for the server as a whole: however many calls
-strangers open without a message, an honest one is answered.
+So clients without credentials must not be able to keep others out. A reader waits for the client: for each message, and
+for the client to take what a stream sends. A health call for which no thread is free is answered without its message,
+as if it asked for the server as a whole: however many half-open calls there are, a health probe is answered.
 """
 
 from __future__ import annotations  # gRPC's classes are generic in their type stubs only

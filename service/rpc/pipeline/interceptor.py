@@ -22,7 +22,7 @@ from service.rpc.context import (
     enter,
     leave,
     read_metadata,
-    require_wanted,
+    require_client_waiting,
 )
 from service.rpc.methods import METHODS, Executor
 from service.rpc.pipeline.built_in import built_in
@@ -133,7 +133,7 @@ def _streaming(method: Callable[[Any, Any], Any], reader: RequestReader) -> Hand
     def run(request: Any, call: CallContext) -> None:
         assert call.send is not None  # noqa: S101  for the type checker: gRPC passes it to streams
         for response in method(request, call.context):
-            require_wanted(call)
+            require_client_waiting(call)
             reader.send(call.send, response, call.context)
 
     return run

@@ -24,7 +24,7 @@ from service.observability.log import where_raised
 from service.rpc.admission.executor import is_refused
 from service.rpc.admission.rate_limits import RateLimits
 from service.rpc.callers.identification import Identify
-from service.rpc.context import ACTING_USER_KEY, CallContext, require_wanted
+from service.rpc.context import ACTING_USER_KEY, CallContext, require_client_waiting
 from service.rpc.methods import Method, RateLimit, Response, granting
 from service.rpc.pipeline.drain import Drain
 from service.rpc.pipeline.refusals import Refusals
@@ -125,11 +125,11 @@ def refuse(_proceed: Handler, _method: WrappedMethod) -> Handler:
     return run
 
 
-def drop_unwanted(proceed: Handler, _method: WrappedMethod) -> Handler:
+def drop_abandoned(proceed: Handler, _method: WrappedMethod) -> Handler:
     """Refuse an RPC whose caller has gone while it waited for a thread."""
 
     def run(request: Any, call: CallContext) -> Any:
-        require_wanted(call)
+        require_client_waiting(call)
         return proceed(request, call)
 
     return run
@@ -245,7 +245,7 @@ def stages(
         *observers,
         logging_access(refusals),  # outside all that refuses or fails, so that every RPC is logged
         answer_errors,  # inside the log, which needs the status; outside all that raises
-        drop_unwanted,  # before any work for the RPC
+        drop_abandoned,  # before any work for the RPC
         draining(drain),  # around all work, so that the drain ends with the last RPC
         authorisation(identify),  # before reading, so that no thread waits for the message of an unknown caller
         rate_limiting(limits, code_limits),  # needs the caller; before reading, which a refused RPC is not worth

@@ -60,7 +60,7 @@ def tracing_hashes(tracer: Tracer) -> Callable[[], AbstractContextManager[object
 def tracing_statements(tracer: Tracer) -> Callable[[str, Callable[[], None]], None]:
     """Return the function that runs a statement in a span, as a child of the current call's span."""
 
-    def watch(statement: str, run: Callable[[], None]) -> None:
+    def statement_hook(statement: str, run: Callable[[], None]) -> None:
         if not get_current_span().is_recording():
             run()
             return
@@ -80,7 +80,7 @@ def tracing_statements(tracer: Tracer) -> Callable[[str, Callable[[], None]], No
         finally:
             span.end()
 
-    return watch
+    return statement_hook
 
 
 def _attributes(call: CallContext) -> dict[str, str | int]:

@@ -1,4 +1,4 @@
-"""Asks OSV (https://osv.dev) for known vulnerabilities of the pinned packages: `python -m service.dev.audit LOCK…`.
+"""Asks OSV (https://osv.dev) for known vulnerabilities of the pinned packages: run by `make lint`.
 
 One request for all packages, by the standard library: pip-audit would bring thirty packages of its own, and `uv audit`
 reads uv.lock only. A service that cannot be asked is no failure, or builds would fail at random; a finding is one.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.core.passwords.common import SHIPPED, CommonPasswords, PasswordListError, fold, load, to_blob
+from service.core.passwords.blocklist import SHIPPED, CommonPasswords, PasswordListError, fold, load, to_blob
 from service.dev.common_passwords import choose, main, ranked
 
 ENTRIES = gzip.decompress(SHIPPED.read_bytes()).decode().split("\n")[:-1]

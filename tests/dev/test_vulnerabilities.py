@@ -7,7 +7,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 import pytest
 
-from service.dev import audit
+from service.dev import vulnerabilities
 from service.observability.wsgi_server import WsgiServer
 from tests.support.scrapes import free_port
 
@@ -27,7 +27,7 @@ def audited(tmp_path: Path, answer: Callable[[int], bytes], status: str = "200 O
     lock.write_text(LOCK)
     server = WsgiServer(serve, "127.0.0.1", 0)
     try:
-        return audit.main([str(lock)], f"http://127.0.0.1:{server.port}/")
+        return vulnerabilities.main([str(lock)], f"http://127.0.0.1:{server.port}/")
     finally:
         server.close()
 
@@ -57,10 +57,10 @@ def test_no_answer_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_no_network_is_skipped(capsys: pytest.CaptureFixture[str]) -> None:
-    assert audit.main([], f"http://127.0.0.1:{free_port()}/") == 0
+    assert vulnerabilities.main([], f"http://127.0.0.1:{free_port()}/") == 0
     assert "SKIPPED" in capsys.readouterr().out
 
 
 def test_every_pin_of_the_project_is_read() -> None:
     for lock in (ROOT / "requirements").glob("*.lock"):
-        assert len(audit.pins([lock])) == lock.read_text().count("==") - lock.read_text().count(" == ")
+        assert len(vulnerabilities.pins([lock])) == lock.read_text().count("==") - lock.read_text().count(" == ")
