@@ -261,16 +261,19 @@ class Supervisor:
 
     async def _replace_workers(self) -> None:
         while self._to_replace:
-            slot = self._to_replace.pop(0)
+            asked = self._to_replace
+            slot = asked.pop(0)
             if slot.worker is None:  # it has crashed; the next one reads the new settings anyway
                 continue
             failure = await self._replace(slot)
             if self._stopping.is_set():
                 return
-            if failure is not None:
-                self._to_replace.clear()
+            if failure is not None and self._to_replace is asked:
+                asked.clear()
                 _log.error("reload given up: the old workers go on", why=failure)
                 return
+            if failure is not None:
+                _log.warning("worker not replaced, reload begins anew", why=failure)
         _log.info("reload done", workers=self.wanted)
 
     async def _replace(self, slot: _Slot) -> str | None:

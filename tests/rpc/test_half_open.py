@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -23,6 +24,7 @@ Code = grpc.StatusCode
 GET_USER = "/personae.v1.UserService/GetUser"
 AUTHENTICATE = "/personae.v1.AuthenticationService/Authenticate"
 CREATE_USER = "/personae.v1.UserService/CreateUser"
+IMPORT_USERS = "/personae.v1.UserService/ImportUsers"
 CHECK = "/grpc.health.v1.Health/Check"
 WATCH = "/grpc.health.v1.Health/Watch"
 CANCELLED = (Code.CANCELLED, "")
@@ -34,12 +36,12 @@ class HalfOpen:
     """Calls that are open, and whose message is sent on demand."""
 
     def __init__(self, channel: grpc.Channel) -> None:
-        self._channel = channel
+        self.channel = channel
         self._is_over = threading.Event()
         self.calls: list[Any] = []
 
     def open(self, method: str, count: int, *, body: bytes = b"", **options: Any) -> list[Any]:
-        call: Any = self._channel.stream_unary(method)
+        call: Any = self.channel.stream_unary(method)
         made = [call.future(self._message_later(body), **options) for _ in range(count)]
         self.calls += made
         return made
@@ -147,6 +149,32 @@ class TestCallers:
             assert {outcome(call) for call in calls} == {CANCELLED}
             assert narrow.users.GetUser(get_request(user), timeout=PATIENCE) == user
         assert "'reason': 'REQUEST_LATE'" in line_of(request_id)
+
+    def test_later_calls_of_the_connection_are_answered(self, narrow: RunningServer) -> None:
+        """Many at a time, so that more of them wait for their message than may be slow."""
+        user = new_user(narrow.users)
+        with half_open(narrow.address) as slow, ThreadPoolExecutor(16) as threads:
+            calls = slow.open(GET_USER, 12)
+            assert outcome(calls[0]) == CANCELLED
+            slow.end()
+            for call in calls:
+                outcome(call)
+            get: Any = slow.channel.unary_unary(GET_USER)
+            request = get_request(user).SerializeToString()
+            answers = [threads.submit(get, request, timeout=PATIENCE) for _ in range(1000)]
+
+            assert {user_pb2.User.FromString(answer.result()).id for answer in answers} == {user.id}
+
+    def test_may_send_large_messages_slowly(self, narrow: RunningServer) -> None:
+        """Imports hold all threads of their executor for longer than reads hold half of theirs."""
+        with half_open(narrow.address) as slow:
+            imports = slow.open(IMPORT_USERS, 4, body=user_pb2.ImportUsersRequest().SerializeToString())
+            eventually(lambda: narrow.server.executors[1].running == len(imports))
+            reads = slow.open(GET_USER, 12)
+            assert outcome(reads[0]) == CANCELLED
+            slow.end()
+
+            assert {outcome(call) for call in imports} == {(Code.OK, "")}
 
     def test_an_earlier_deadline_holds(self, shared_url: URL) -> None:
         """The caller sees DEADLINE_EXCEEDED."""

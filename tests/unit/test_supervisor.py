@@ -5,7 +5,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,7 @@ _SERVES = "serve(); signal.pause()"
 _HANGS = "signal.signal(signal.SIGTERM, lambda *_: write('told '))\nserve()\nwhile True: signal.pause()"
 _RETIRES = "serve()\nassert channel.recv(1) == b'r'\nwrite('left' + number + ' ')"
 _LONG = 600.0
-Step = signal.Signals | str | tuple[str, int]
+Step = signal.Signals | str | tuple[str, int] | Callable[[Sequence[EventDict]], object]
 
 
 class Workers:
@@ -58,7 +58,8 @@ class Workers:
 
     def run(self, *steps: Step) -> int:
         """Run the supervisor; return its exit code. Meanwhile another thread takes the steps: send a signal, wait for a
-        line in the supervisor's log, or wait until the workers have written so many words that begin like this.
+        line in the supervisor's log, wait until the workers have written so many words that begin like this, or call a
+        function with the log.
         """
         failures: list[AssertionError] = []
 
@@ -87,6 +88,8 @@ class Workers:
                 eventually(lambda: any(step in line["event"] for line in log))
             case text, count:
                 eventually(lambda: sum(word.startswith(text) for word in self.wrote) >= count)
+            case _:
+                step(log)
 
 
 def test_a_worker_that_crashes_again_and_again_ends_the_service(tmp_path: Path) -> None:
@@ -205,6 +208,30 @@ def test_a_failed_reload_leaves_the_old_workers(tmp_path: Path, failure: str) ->
     assert workers.run("all workers serve", signal.SIGHUP, "reload given up", signal.SIGTERM) == 0
     assert sorted(workers.wrote) == ["up0", "up1"]
     assert workers.supervisor.restarts == {"crash": 0, "reload": 1}
+
+
+def test_a_reload_that_is_asked_for_while_another_fails_is_not_lost(tmp_path: Path) -> None:
+    """The operator has mended the settings meanwhile."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+
+    def ask_again(log: Sequence[EventDict]) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        eventually(lambda: sum(line["event"].startswith("reload: workers") for line in log) == 2)
+        fifo.write_text("")  # ends the new worker
+
+    program = f"""
+if number == "1" and not os.path.exists({str(fifo) + ".read"!r}):
+    write("failing ")
+    open({str(fifo)!r}).read()
+    open({str(fifo) + ".read"!r}, "w")
+    sys.exit(3)
+{_RETIRES}"""
+    workers = Workers(program, tmp_path, Limits())
+    steps = (signal.SIGHUP, ("failing", 1), ask_again, "worker not replaced", "reload done", signal.SIGTERM)
+    assert workers.run("all workers serve", *steps) == 0
+    assert workers.wrote[-1] == "left0"
+    assert workers.supervisor.restarts == {"crash": 0, "reload": 2}
 
 
 def test_workers_that_do_not_exit_are_killed(tmp_path: Path) -> None:

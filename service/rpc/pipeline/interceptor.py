@@ -86,10 +86,12 @@ class Pipeline(grpc.ServerInterceptor):
         return self._wrapped[method]
 
     def _reader_for(self, executor: BoundedExecutor) -> RequestReader:
-        """The reader of all methods of this executor. Slow clients may hold half of its threads."""
-        return self._readers.setdefault(
-            executor, RequestReader(max_slow=max(1, executor.threads // 2), crowded=self._crowded)
-        )
+        """The reader of all methods of this executor. Slow clients may hold half of its threads, those of bulk calls all:
+        their messages are large, and no other calls run there.
+        """
+        is_bulk = executor is self._executors[Executor.BULK]
+        max_slow = executor.threads if is_bulk else max(1, executor.threads // 2)
+        return self._readers.setdefault(executor, RequestReader(max_slow=max_slow, crowded=self._crowded))
 
     def _wrap(self, name: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
         executor = METHODS[name].executor

@@ -44,6 +44,9 @@ class RequestReader:
         self._crowded = crowded
         self._checked_at = monotonic()
         self._slow_peers: set[str] = set()
+        """Connections on which a message was slow and none has come since. Their calls are given one check."""
+        self._checked: frozenset[grpc.ServicerContext] = frozenset()
+        """The calls that were waiting when `cancel_slow` ran last."""
         self._lock = Lock()
         self._waiting: dict[grpc.ServicerContext, int] = {}
         """For each call in how many checks it was waiting; the oldest call first."""
@@ -69,6 +72,8 @@ class RequestReader:
             was_waiting = self._leave(context)
         if not was_waiting:  # it was cancelled at the moment at which the message came: its caller sees CANCELLED
             raise RequestLateError(seconds=f"{MESSAGE_SECONDS:g}")
+        if self._slow_peers:
+            self._slow_peers.discard(context.peer())
         return message
 
     @contextmanager
@@ -108,35 +113,29 @@ class RequestReader:
                 context
                 for position, (context, checks) in enumerate(self._waiting.items())
                 if checks > _OVERDUE_AFTER
-                or (position < too_many and (checks >= _SLOW_AFTER or self._was_slow(context)))
+                or (position < too_many and (checks >= _SLOW_AFTER or self._is_slow_again(context)))
             ]
             for context in slow:
                 del self._waiting[context]
+            self._checked = frozenset(self._waiting)
         self._note_slow(slow)  # before: a call that was cancelled has no peer any more
         for context in slow:
             context.cancel()
 
     def _enter(self, context: grpc.ServicerContext) -> None:
-        """Count a call that waits for its client. Too many: cancel the oldest of a connection that was slow before."""
-        slow = None
+        """Count a call that waits for its client."""
         with self._lock:
-            if len(self._waiting) >= self._max_slow:
-                self._crowded.set()
-                slow = next(filter(self._was_slow, self._waiting), None)
-                if slow is not None:
-                    del self._waiting[slow]
             self._waiting[context] = 0
-        if slow is not None:
-            slow.cancel()
+            if len(self._waiting) > self._max_slow:
+                self._crowded.set()
 
     def _leave(self, context: grpc.ServicerContext) -> bool:
         """Whether the call was not cancelled meanwhile."""
         with self._lock:
             return self._waiting.pop(context, None) is not None
 
-    def _was_slow(self, context: grpc.ServicerContext) -> bool:
-        """Whether a call of this connection was slow before. Then no further one is given any time."""
-        return context.peer() in self._slow_peers
+    def _is_slow_again(self, context: grpc.ServicerContext) -> bool:
+        return context in self._checked and context.peer() in self._slow_peers
 
     def _note_slow(self, contexts: list[grpc.ServicerContext]) -> None:
         if len(self._slow_peers) > _MAX_SLOW_PEERS:
