@@ -1,5 +1,6 @@
 """The verbs `serve` and `worker`: the service as it runs in production."""
 
+import gc
 import os
 import signal
 from typing import Any
@@ -42,6 +43,7 @@ def serve() -> None:
 @click.option("--protection", type=orjson.loads, required=True, help="How far to protect at least, as JSON.")
 def worker(*, number: int, channel: int, core: int | None, workers: int, kept: Kept, protection: Kept) -> None:
     """Serve on a port that several processes share. For `serve`, which starts this verb once for each worker."""
+    gc.disable()  # until freeze_startup_objects
     read = settings_or_fail(worker=number, code=os.EX_CONFIG)  # as for a start with these settings
     _warn_of_unchanged(read, kept)
     silence_grpc()

@@ -2,6 +2,8 @@
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
@@ -16,6 +18,13 @@ class Diagnosis:
         return f"{self.what}. {self.remedy}"
 
 
+class State(NamedTuple):
+    """What a server says of itself. read_only: why a new connection like this one can write nothing; None: it can."""
+
+    now: datetime
+    read_only: Diagnosis | None
+
+
 # libpq names the option whose name or value it refuses.
 _REFUSED_OPTION = re.compile(
     r'(?:invalid connection option |for connection option |invalid )"?([a-z_]+)"?(?: value:|$)', re.MULTILINE
@@ -28,11 +37,10 @@ _READ_ONLY = Diagnosis(
     "changes do not.",
 )
 
-_IS_STANDBY = text("SELECT pg_is_in_recovery()")
 # What is set for the database or the role counts for new connections, not for those that are open. Of several such
 # settings the most specific one counts, as in PostgreSQL; and all but an option of the connection's own.
-_IS_READ_ONLY = text(
-    "SELECT current_setting('transaction_read_only')::boolean OR coalesce("
+_STATE = text(
+    "SELECT clock_timestamp(), pg_is_in_recovery(), current_setting('transaction_read_only')::boolean OR coalesce("
     "(SELECT split_part(setting, '=', 2)::boolean FROM pg_db_role_setting, unnest(setconfig) AS setting"
     " WHERE setting LIKE 'default_transaction_read_only=%'"
     " AND setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = session_user))"
@@ -202,8 +210,7 @@ def diagnose(error: DBAPIError) -> Diagnosis:
     return next((found for pattern, found in _BY_MESSAGE.items() if re.search(pattern, message)), fallback)
 
 
-def why_read_only(connection: Connection) -> Diagnosis | None:
-    """Why nothing can be written by a new connection like this one; None when it can."""
-    if connection.scalar(_IS_STANDBY):
-        return _STANDBY
-    return _READ_ONLY if connection.scalar(_IS_READ_ONLY) else None
+def state_of(connection: Connection) -> State:
+    """Ask the server of this connection, in one statement."""
+    now, is_standby, is_read_only = connection.execute(_STATE).one()
+    return State(now, _STANDBY if is_standby else _READ_ONLY if is_read_only else None)

@@ -12,7 +12,7 @@ from service.base.database_url import described
 from service.base.settings import SettingsError, load_settings
 from service.base.text import prepare_streams
 from service.db.connections import connect_arguments
-from service.db.diagnosis import diagnose, why_read_only
+from service.db.diagnosis import diagnose, state_of
 from service.db.privileges import missing_for_migrations, missing_privilege
 from service.db.schema import SchemaBehindError, database_revision, needed_revision, require_schema
 
@@ -54,7 +54,7 @@ def _describe(connection: Connection) -> int:
         )
     ).one()
     print(f"connection  ok, PostgreSQL {facts.version}, as {facts.role}, max_connections {facts.max_connections}")
-    read_only = why_read_only(connection)
+    read_only = state_of(connection).read_only
     if read_only is not None:
         print(f"problem     {read_only.what}.\nwhat to do  {read_only.remedy}")
         return 1

@@ -1,18 +1,18 @@
 """The health probe of the database, and how the server reacts to its result."""
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, Protocol
 
 import structlog
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import create_engine
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
 from service.base.clock import Clock, monotonic
 from service.base.errors import DeadlineOverError
 from service.db.connections import Connections
-from service.db.diagnosis import Diagnosis, diagnose, why_read_only
+from service.db.diagnosis import Diagnosis, diagnose, state_of
 from service.db.engine import Database
 from service.db.privileges import missing_privilege, require_own_role
 from service.db.schema import UnfitDatabaseError, require_schema
@@ -38,6 +38,7 @@ class DatabaseProbe:
             pool_size=1,
             max_overflow=0,
             hide_parameters=True,
+            use_native_hstore=False,
             connect_args=self._connections.arguments(connect_timeout),
         )
         self._connections.attach(self._engine)
@@ -75,12 +76,14 @@ class DatabaseProbe:
         with self._engine.connect() as connection:
             driver: Any = connection.connection.dbapi_connection
             driver.autocommit, driver.grace, driver.deadline = True, 0.0, monotonic() + _PROBE_SECONDS
-            self.clock_skew = self._measure_skew(connection)
-            read_only = why_read_only(connection)
-            if read_only is not None:
+            sent_at = self._clock()
+            state = state_of(connection)
+            # Without what the round trip may account for.
+            self.clock_skew = max(sent_at - state.now, timedelta()) + min(self._clock() - state.now, timedelta())
+            if state.read_only is not None:
                 connection.invalidate()  # a new connection may reach another server, or find it writable
                 self._is_schema_known = False
-                return read_only
+                return state.read_only
             if not self._is_schema_known:
                 self.revision = require_schema(connection)
                 if self._requires_own_role:
@@ -90,12 +93,6 @@ class DatabaseProbe:
                     return missing
                 self._is_schema_known = True
         return None
-
-    def _measure_skew(self, connection: Connection) -> timedelta:
-        """Without what the round trip may account for."""
-        sent_at = self._clock()
-        database_time: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
-        return max(sent_at - database_time, timedelta()) + min(self._clock() - database_time, timedelta())
 
     def close(self) -> None:
         """Close the connection."""

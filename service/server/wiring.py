@@ -62,7 +62,6 @@ _SPARE_THREADS = 4
 """Threads of the hashing executor beyond the permits and their queue: for RPCs that are refused, and for CreateUser
 without a password."""
 _BULK_THREADS = 4
-_BULK_WAITING = 16
 _log = structlog.get_logger("personae.server")
 
 
@@ -231,12 +230,11 @@ def _executors(
 ) -> dict[Executor, BoundedExecutor]:
     hashing = hash_threads + settings.hash_max_waiting + _SPARE_THREADS
     initializer = None if hash_cores is None else partial(pin_thread, hash_cores)
-    bounded = partial(BoundedExecutor, on_start=telemetry.observe_wait)
-    waiting = settings.grpc_max_waiting
+    bounded = partial(BoundedExecutor, max_waiting=settings.grpc_max_waiting, on_start=telemetry.observe_wait)
     return {
-        Executor.USUAL: bounded(settings.grpc_threads, max_waiting=waiting, name="rpc"),
-        Executor.BULK: bounded(_BULK_THREADS, max_waiting=min(waiting, _BULK_WAITING), name="rpc-bulk"),
-        Executor.HASHING: bounded(hashing, max_waiting=waiting, name="rpc-hash", initializer=initializer),
+        Executor.USUAL: bounded(settings.grpc_threads, name="rpc"),
+        Executor.BULK: bounded(_BULK_THREADS, name="rpc-bulk"),
+        Executor.HASHING: bounded(hashing, name="rpc-hash", initializer=initializer),
     }
 
 

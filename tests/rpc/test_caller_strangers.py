@@ -59,7 +59,7 @@ INTEGERS = (0, 1, 2, -1, 2**31 - 1, -(2**31))
 SILENT = {"SELECT 1", "BEGIN", "COMMIT"}
 """Statements that belong to no feature by themselves."""
 LOOKS = re.compile(
-    r"(FROM|UPDATE) caller_keys|FROM caller_identities|pg_is_in_recovery|SELECT clock_timestamp\(\)$"
+    r"(FROM|UPDATE) caller_keys|FROM caller_identities|pg_is_in_recovery"
     r"|transaction_read_only|SET LOCAL synchronous_commit = off$"
 )
 """Reads of callers, writes of the last use of keys, and health checks of the database."""

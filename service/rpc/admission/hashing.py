@@ -1,9 +1,10 @@
 """The concurrency limit of password hashing: the one queue in front of bcrypt.
 
 RPCs that hash run on an executor of their own, so that they cannot take the threads of other RPCs. It has a thread for
-each permit, for each RPC that may wait for one, and a few more, so that its own queue stays empty. After authorisation
-and parsing each RPC acquires a permit, then hashes on its own thread, where bcrypt releases the GIL. There are about as
-many permits as cores. A bounded number of RPCs waits for a permit; further ones are refused at once: HASHING_BUSY.
+each permit, for each RPC that may wait for one, and a few more, so that RPCs wait here and not in its own queue, which
+takes up a burst of calls that need no permit or are refused. After authorisation and parsing each RPC acquires a
+permit, then hashes on its own thread, where bcrypt releases the GIL. There are about as many permits as cores. A
+bounded number of RPCs waits for a permit; further ones are refused at once: HASHING_BUSY.
 
 An RPC that could not be answered before its deadline is refused at once as well. Otherwise, in a long overload, every
 permit would go to an RPC that has waited until just before its deadline, and all hashes would come too late.
@@ -12,7 +13,7 @@ permit would go to an RPC that has waited until just before its deadline, and al
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from threading import Condition
+from threading import Event, Lock
 from typing import ParamSpec, Protocol, TypeVar
 
 from service.base.clock import monotonic
@@ -55,12 +56,12 @@ class HashLimiter:
         self._permits = permits
         self._max_waiting = max_waiting
         self._instrument = instrument
-        self._changed = Condition()
+        self._lock = Lock()
         self._average_seconds = 0.0
         self.running = 0
         """How many RPCs have a permit."""
-        self._queue: deque[object] = deque()
-        """One ticket for each RPC that waits: first come, first served."""
+        self._queue: deque[Event] = deque()
+        """Of each RPC that waits, what is set when it has got a permit: first come, first served."""
 
     @property
     def waiting(self) -> int:
@@ -92,24 +93,19 @@ class HashLimiter:
             return hash_(function, *args, **kwargs)
 
     def _acquire(self, call: CallContext) -> None:
-        ticket = object()
-        with self._changed:
-            if (self._queue or self.running >= self._permits) and (
-                self.waiting >= self._max_waiting or self._expected_end() > call.deadline
-            ):
+        with self._lock:
+            if self.running < self._permits:
+                self.running += 1
+                return
+            if self.waiting >= self._max_waiting or self._expected_end() > call.deadline:
                 raise HashingBusyError
-            self._queue.append(ticket)
-            try:
-                has_permit = self._changed.wait_for(
-                    lambda: self.running < self._permits and self._queue[0] is ticket,
-                    timeout=max(0.0, call.deadline - monotonic()),
-                )
-            finally:
-                self._queue.remove(ticket)
-                self._changed.notify_all()
-            if not has_permit:
+            granted = Event()
+            self._queue.append(granted)
+        granted.wait(max(0.0, call.deadline - monotonic()))
+        with self._lock:
+            if not granted.is_set():
+                self._queue.remove(granted)
                 raise DeadlineOverError
-            self.running += 1
 
     def _expected_end(self) -> float:
         """When an RPC that starts to wait now will probably be answered, in monotonic seconds."""
@@ -117,13 +113,16 @@ class HashLimiter:
         return monotonic() + self._average_seconds * rounds * _MARGIN
 
     def _release(self, acquired_at: float | None) -> None:
-        with self._changed:
-            self.running -= 1
+        """Pass the permit on to the RPC that has waited longest. acquired_at: None when nothing was hashed."""
+        with self._lock:
             if acquired_at is not None:
                 held = monotonic() - acquired_at
                 weight = _WEIGHT if self._average_seconds else 1
                 self._average_seconds += (held - self._average_seconds) * weight
-            self._changed.notify_all()
+            if self._queue:
+                self._queue.popleft().set()
+            else:
+                self.running -= 1
 
     def _hash(
         self, function: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs

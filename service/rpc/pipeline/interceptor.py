@@ -86,8 +86,9 @@ class Pipeline(grpc.ServerInterceptor):
         return self._wrapped[method]
 
     def _reader_for(self, executor: BoundedExecutor) -> RequestReader:
-        """The reader of all methods of this executor. Slow clients may hold half of its threads, those of bulk calls all:
-        their messages are large, and no other calls run there.
+        """The reader of all methods of this executor. Slow clients may hold half of its threads.
+
+        Bulk calls may hold all of theirs: their messages are large, and no other calls run there.
         """
         is_bulk = executor is self._executors[Executor.BULK]
         max_slow = executor.threads if is_bulk else max(1, executor.threads // 2)
