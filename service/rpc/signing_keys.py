@@ -39,7 +39,7 @@ class _Snapshot:
     keys: tuple[StoredKey, ...] = ()
     private: Mapping[str, EllipticCurvePrivateKey] = field(default_factory=dict, repr=False)
     public: Mapping[str, EllipticCurvePublicKey] = field(default_factory=dict)
-    """Of the keys that were not revoked. A key that cannot be decrypted is not believed: whoever can write to the
+    """Of the keys that were not revoked. A key that cannot be decrypted is not believed: anybody who can write to the
     table could have added it."""
 
 
@@ -115,7 +115,7 @@ class SigningKeys:
         return None if key is None or private is None else (key.kid, private)
 
     def _read_again(self) -> None:
-        """Read the keys in the middle of a call, or wait for whoever is reading them; unless that was just done."""
+        """Read the keys in the middle of a call, or wait for the thread that reads them; unless that was just done."""
         with self._reading:
             if monotonic() - self._read_at >= _EXTRA_READ_SECONDS:
                 self._read()

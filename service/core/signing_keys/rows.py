@@ -81,8 +81,8 @@ def maintain(session: Session, maker: KeyMaker, *, now: datetime) -> list[Stored
 def rotate(session: Session, maker: KeyMaker, *, immediately: bool, now: datetime) -> StoredKey:
     """Let the next key sign now, or once it has been published for PUBLISHED_BEFORE; that key.
 
-    Raises SigningKeyUnavailableError for a key that the maker cannot decrypt: whoever has other SECRET_KEYS than the
-    servers would next make one that they cannot.
+    Raises SigningKeyUnavailableError for a key that the maker cannot decrypt: an operator with other SECRET_KEYS than
+    the servers would next make one that the servers cannot decrypt.
     """
     keys = maintain(session, maker, now=now)
     key = next_key(keys, now)
