@@ -17,10 +17,10 @@ from service.core.sealing import UnsealError
 from service.core.signing_keys.rows import KeyMaker, is_maintained, maintain, read_keys
 from service.core.signing_keys.rules import (
     StoredKey,
+    associated_data_of,
     jwk,
     load_private,
     next_key,
-    place_of,
     signing_key,
 )
 from service.db.engine import Database, reading
@@ -149,7 +149,7 @@ class SigningKeys:
             if key.revoked_at is not None:
                 continue
             try:
-                opened = load_private(self._maker.sealer.open(key.private_key, place_of(key.kid)))
+                opened = load_private(self._maker.sealer.open(key.private_key, associated_data_of(key.kid)))
             except UnsealError as error:
                 closed.add(key.kid)
                 if key.kid not in self._reported:
