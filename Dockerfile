@@ -33,8 +33,8 @@ ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /app
 USER 10001:10001
 # Listens on loopback unless GRPC_HOST says otherwise, which takes a certificate (TLS_CERTIFICATE_FILE) or the word
-# INSECURE_PLAINTEXT: whoever runs it decides, not the image. The second port is for client certificates, where they are
-# optional. The health check follows the same settings, with TLS too.
+# INSECURE_PLAINTEXT: the operator decides, not the image. The second port is for client certificates, where they
+# are optional. The health check follows the same settings, with TLS too.
 EXPOSE 50051 50052
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 \

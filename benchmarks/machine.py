@@ -58,7 +58,7 @@ def on_cores(cores: frozenset[int]) -> Iterator[None]:
 
 @contextmanager
 def first_in_line(pid: int | None) -> Iterator[bool]:
-    """Whatever this process (None: none) starts within the block gets a core at once, whoever has it.
+    """What this process (None: none) starts within the block gets a core at once, also one that another process has.
 
     Says whether that is so: it takes root, or CAP_SYS_NICE.
     """

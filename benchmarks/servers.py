@@ -72,7 +72,7 @@ class SessionAndCore(user_pb2_grpc.UserServiceServicer):
 
 
 class Collector(grpc.GenericRpcHandler):
-    """Says yes to whatever is sent, without looking at it."""
+    """Says yes to every request, without looking at it."""
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes]":  # noqa: ARG002  gRPC's signature
         return grpc.unary_unary_rpc_method_handler(lambda _request, _context: b"")

@@ -22,7 +22,7 @@ from service.core.passwords import hash_password
 _COST = 8
 _LOWER_COST = 7
 """Low, because the less bcrypt takes, the better is everything else seen. Not lower: each dummy that tops a hash up
-takes some 30 µs to begin with, which no dummy can make good, and which is 1 in 200 of a hash of cost 6."""
+takes a while to begin, which no dummy can make good, and which is 1 in 200 of a hash of cost 6."""
 _WARM_UP_CALLS = 30
 """Of each class."""
 _OVER_LONG_BYTES = 5000

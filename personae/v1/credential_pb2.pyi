@@ -428,7 +428,8 @@ class CompleteEmailVerificationRequest(_message.Message):
     """Whose code it must be: the user who is signed in. The code of another user is INVALID_CODE, and stays valid."""
     drop_password: _builtins.bool
     """Removes the password, voids the codes and ends the sessions of a user whose email was not proved before: the present
-    one without email_verified_at, or a new one. Whoever set that password need not be the person who proves the email.
+    one without email_verified_at, or a new one. Somebody else than the person who proves the
+    email may have set that password.
     """
     def __init__(
         self,

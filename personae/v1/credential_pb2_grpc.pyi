@@ -33,8 +33,8 @@ class CredentialServiceStub:
     A password that may not be chosen is INVALID_ARGUMENT; the google.rpc.BadRequest names every rule that it breaks, by
     the names of PasswordViolation.Reason. A code that is mistyped, used, expired, replaced by a newer one, or void
     because the user's email or password changed or the user was deactivated, deleted or made a superuser, is
-    FAILED_PRECONDITION with the reason INVALID_CODE: one answer for all of them. Personae sends no mail: whoever asks for
-    a code delivers it, and only to deliver_to.
+    FAILED_PRECONDITION with the reason INVALID_CODE: one answer for all of them. Personae sends no mail: the caller
+    that asks for a code delivers it, and only to deliver_to.
 
     What concerns the credentials of a superuser needs the scope users.superuser as well as the scope of its RPC:
     PERMISSION_DENIED with the reason SCOPE_MISSING. StartPasswordReset answers as for nobody instead. ChangePassword and
@@ -124,8 +124,8 @@ class CredentialServiceAsyncStub(CredentialServiceStub):
     A password that may not be chosen is INVALID_ARGUMENT; the google.rpc.BadRequest names every rule that it breaks, by
     the names of PasswordViolation.Reason. A code that is mistyped, used, expired, replaced by a newer one, or void
     because the user's email or password changed or the user was deactivated, deleted or made a superuser, is
-    FAILED_PRECONDITION with the reason INVALID_CODE: one answer for all of them. Personae sends no mail: whoever asks for
-    a code delivers it, and only to deliver_to.
+    FAILED_PRECONDITION with the reason INVALID_CODE: one answer for all of them. Personae sends no mail: the caller
+    that asks for a code delivers it, and only to deliver_to.
 
     What concerns the credentials of a superuser needs the scope users.superuser as well as the scope of its RPC:
     PERMISSION_DENIED with the reason SCOPE_MISSING. StartPasswordReset answers as for nobody instead. ChangePassword and
@@ -211,8 +211,8 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
     A password that may not be chosen is INVALID_ARGUMENT; the google.rpc.BadRequest names every rule that it breaks, by
     the names of PasswordViolation.Reason. A code that is mistyped, used, expired, replaced by a newer one, or void
     because the user's email or password changed or the user was deactivated, deleted or made a superuser, is
-    FAILED_PRECONDITION with the reason INVALID_CODE: one answer for all of them. Personae sends no mail: whoever asks for
-    a code delivers it, and only to deliver_to.
+    FAILED_PRECONDITION with the reason INVALID_CODE: one answer for all of them. Personae sends no mail: the caller
+    that asks for a code delivers it, and only to deliver_to.
 
     What concerns the credentials of a superuser needs the scope users.superuser as well as the scope of its RPC:
     PERMISSION_DENIED with the reason SCOPE_MISSING. StartPasswordReset answers as for nobody instead. ChangePassword and

@@ -155,7 +155,7 @@ class FactorServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StartPasskeySignIn(self, request, context):
-        """Begins a sign-in by a passkey alone, of whomever it is: what the browser needs for navigator.credentials.get. The
+        """Begins a sign-in by a passkey alone, of any user: what the browser needs for navigator.credentials.get. The
         answer is the same for everybody. CompleteSecondFactor ends it.
 
         FAILED_PRECONDITION with the reason PASSKEYS_NOT_CONFIGURED.

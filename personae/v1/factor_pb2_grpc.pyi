@@ -73,7 +73,7 @@ class FactorServiceStub:
     factor by now; with TOO_MANY_FACTORS, as StartPasskeyEnrollment; with PASSKEYS_NOT_CONFIGURED.
     """
     StartPasskeySignIn: _grpc.UnaryUnaryMultiCallable[_factor_pb2.StartPasskeySignInRequest, _factor_pb2.StartPasskeySignInResponse]
-    """Begins a sign-in by a passkey alone, of whomever it is: what the browser needs for navigator.credentials.get. The
+    """Begins a sign-in by a passkey alone, of any user: what the browser needs for navigator.credentials.get. The
     answer is the same for everybody. CompleteSecondFactor ends it.
 
     FAILED_PRECONDITION with the reason PASSKEYS_NOT_CONFIGURED.
@@ -165,7 +165,7 @@ class FactorServiceAsyncStub(FactorServiceStub):
     factor by now; with TOO_MANY_FACTORS, as StartPasskeyEnrollment; with PASSKEYS_NOT_CONFIGURED.
     """
     StartPasskeySignIn: _aio.UnaryUnaryMultiCallable[_factor_pb2.StartPasskeySignInRequest, _factor_pb2.StartPasskeySignInResponse]  # type: ignore[assignment]
-    """Begins a sign-in by a passkey alone, of whomever it is: what the browser needs for navigator.credentials.get. The
+    """Begins a sign-in by a passkey alone, of any user: what the browser needs for navigator.credentials.get. The
     answer is the same for everybody. CompleteSecondFactor ends it.
 
     FAILED_PRECONDITION with the reason PASSKEYS_NOT_CONFIGURED.
@@ -284,7 +284,7 @@ class FactorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _factor_pb2.StartPasskeySignInRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_factor_pb2.StartPasskeySignInResponse, _abc.Awaitable[_factor_pb2.StartPasskeySignInResponse]]:
-        """Begins a sign-in by a passkey alone, of whomever it is: what the browser needs for navigator.credentials.get. The
+        """Begins a sign-in by a passkey alone, of any user: what the browser needs for navigator.credentials.get. The
         answer is the same for everybody. CompleteSecondFactor ends it.
 
         FAILED_PRECONDITION with the reason PASSKEYS_NOT_CONFIGURED.

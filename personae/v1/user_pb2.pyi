@@ -753,8 +753,8 @@ class ImportUsersRequest(_message.Message):
     """
     allow_fast_digests: _builtins.bool
     """Accepts hashes that take next to no time as they are: MD5 and SHA, salted or not, and password hashes with a few
-    iterations. Else a row with one is refused with the reason HASH_TOO_FAST: whoever gets hold of them tries millions
-    of passwords a second. `python -m service users import` wraps MD5 and SHA in bcrypt instead.
+    iterations. Else a row with one is refused with the reason HASH_TOO_FAST: a thief of the hash tries millions of
+    passwords a second. `python -m service users import` wraps MD5 and SHA in bcrypt instead.
     """
     @_builtins.property
     def users(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportedUser]:

@@ -169,7 +169,7 @@ class Settings(FactorSettings):
                 "query, fragment and a slash at its end"
             )
         if found["scheme"] == "http" and not is_local_host(found["host"]):
-            raise ValueError("must be https: whoever changes the public keys on their way can forge tokens")
+            raise ValueError("must be https: an attacker who changes the public keys on their way can forge tokens")
         return value
 
     @field_validator("operator")
@@ -247,7 +247,7 @@ class Settings(FactorSettings):
         if not is_local_host(self.http_listen_host) and not self.has_tls and not self.insecure_plaintext:
             raise ValueError(
                 f"HTTP_HOST={self.http_listen_host} is reached from other machines, and the server has no certificate: "
-                "whoever changes the public keys on their way can forge tokens. Set TLS_CERTIFICATE_FILE and "
+                "an attacker who changes the public keys on their way can forge tokens. Set TLS_CERTIFICATE_FILE and "
                 "TLS_PRIVATE_KEY_FILE, or bind 127.0.0.1, or put a TLS proxy in front and say INSECURE_PLAINTEXT=true"
             )
         return self

@@ -275,7 +275,7 @@ def _summary(progress: "Progress") -> str:
 
 @users.command("export")
 @click.argument("path", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--include-hashes", is_flag=True, help="With the password hashes: whoever has them can guess passwords.")
+@click.option("--include-hashes", is_flag=True, help="With the password hashes: with them passwords can be guessed.")
 @click.option("--resume", is_flag=True, help="Go on behind the last user in FILE, where an earlier run was stopped.")
 def export(*, path: Path, include_hashes: bool, resume: bool) -> None:
     """Export the users that are not deleted to FILE, one JSON object on each line, in the order of their ids.

@@ -4,7 +4,7 @@ Every change of a superuser raises ScopeMissingError for a caller who may not ma
 the present password was proved, and a caller who does not know it can change nothing.
 
 Passwords come in hashed, after the policy was applied. Setting one is one UPDATE that also moves the user's epoch,
-which voids whatever was issued for the user: codes and sessions. Locks are taken in the order lockouts, users,
+which voids what was issued for the user: codes and sessions. Locks are taken in the order lockouts, users,
 codes.
 """
 

@@ -13,7 +13,7 @@ from service.core.sessions.rows import carry_over
 from service.core.users import UserRecord
 
 _PURGE_BATCH = 20
-"""Few, because each user may have signed in many thousand times: forgetting 200,000 events takes three seconds."""
+"""Few, because each user may have signed in many thousand times, and the transaction rewrites all of these events."""
 
 
 def update_user(

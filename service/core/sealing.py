@@ -2,7 +2,8 @@
 
     id of the secret key | 0x00 | nonce, 12 bytes | ciphertext and tag
 
-The place of the value, its table and row, is authenticated with it: a value that was copied to another row is refused.
+The associated data name the table and row of the value, and are authenticated with it: a value that was copied to
+another row is refused.
 """
 
 from collections.abc import Mapping
@@ -29,19 +30,19 @@ class Sealer:
 
     keys: Mapping[str, bytes]
 
-    def seal(self, value: bytes, place: str, nonce: bytes) -> bytes:
-        """Encrypt a value that is stored at this place. nonce: 12 random bytes, never used again."""
+    def seal(self, value: bytes, associated_data: str, nonce: bytes) -> bytes:
+        """Encrypt a value. associated_data: names its table and row. nonce: 12 random bytes, never used again."""
         key_id, key = next(iter(self.keys.items()))
-        return key_id.encode() + b"\0" + nonce + AESGCM(key).encrypt(nonce, value, place.encode())
+        return key_id.encode() + b"\0" + nonce + AESGCM(key).encrypt(nonce, value, associated_data.encode())
 
-    def open(self, sealed: bytes, place: str) -> bytes:
-        """The value. Raises UnsealError."""
+    def open(self, sealed: bytes, associated_data: str) -> bytes:
+        """Decrypt a value that was encrypted with these associated data. Raises UnsealError."""
         key_id, rest = _key_id(sealed)
         key = self.keys.get(key_id)
         if key is None:
             raise UnsealError(key_id, is_key_known=False)
         try:
-            return AESGCM(key).decrypt(rest[:NONCE_BYTES], rest[NONCE_BYTES:], place.encode())
+            return AESGCM(key).decrypt(rest[:NONCE_BYTES], rest[NONCE_BYTES:], associated_data.encode())
         except (InvalidTag, ValueError):
             raise UnsealError(key_id, is_key_known=True) from None
 

@@ -129,7 +129,7 @@ def require_own_role(connection: Connection) -> None:
     table = connection.scalar(_IS_OWNER, {"names": list(Base.metadata.tables)})
     if table is not None:
         raise UnfitDatabaseError(
-            f"The role of DATABASE_URL owns the table {table}, or is a superuser: whoever has its password can erase "
+            f"The role of DATABASE_URL owns the table {table}, or is a superuser: anybody with its password can erase "
             "the audit trail and make callers. Serve as a role of its own (docs/operations.md, Two database roles), or "
             "say INSECURE_ONE_ROLE=true"
         )

@@ -17,10 +17,10 @@ from service.core.sealing import UnsealError
 from service.core.signing_keys.rows import KeyMaker, is_maintained, maintain, read_keys
 from service.core.signing_keys.rules import (
     StoredKey,
+    associated_data_of,
     jwk,
     load_private,
     next_key,
-    place_of,
     signing_key,
 )
 from service.db.engine import Database, reading
@@ -39,7 +39,7 @@ class _Snapshot:
     keys: tuple[StoredKey, ...] = ()
     private: Mapping[str, EllipticCurvePrivateKey] = field(default_factory=dict, repr=False)
     public: Mapping[str, EllipticCurvePublicKey] = field(default_factory=dict)
-    """Of the keys that were not revoked. A key that cannot be decrypted is not believed: whoever can write to the
+    """Of the keys that were not revoked. A key that cannot be decrypted is not believed: anybody who can write to the
     table could have added it."""
 
 
@@ -115,7 +115,7 @@ class SigningKeys:
         return None if key is None or private is None else (key.kid, private)
 
     def _read_again(self) -> None:
-        """Read the keys in the middle of a call, or wait for whoever is reading them; unless that was just done."""
+        """Read the keys in the middle of a call, or wait for the thread that reads them; unless that was just done."""
         with self._reading:
             if monotonic() - self._read_at >= _EXTRA_READ_SECONDS:
                 self._read()
@@ -149,7 +149,7 @@ class SigningKeys:
             if key.revoked_at is not None:
                 continue
             try:
-                opened = load_private(self._maker.sealer.open(key.private_key, place_of(key.kid)))
+                opened = load_private(self._maker.sealer.open(key.private_key, associated_data_of(key.kid)))
             except UnsealError as error:
                 closed.add(key.kid)
                 if key.kid not in self._reported:

@@ -256,7 +256,7 @@ def _parse_certificates(data: bytes, where: str) -> list[x509.Certificate]:
         raise CertificateError(f"{where} holds no certificate")
     try:
         return x509.load_pem_x509_certificates(data)
-    except Exception:  # noqa: BLE001  whatever is raised, the file is to blame
+    except Exception:  # noqa: BLE001  any exception here means that the file is bad
         raise CertificateError(f"{where} holds a certificate that cannot be parsed") from None
 
 

@@ -6,7 +6,7 @@ from sqlalchemy.engine import URL
 
 from personae.v1 import signing_key_pb2 as pb
 from service.core.sealing import Sealer
-from service.core.signing_keys.rules import load_private, new_key, place_of
+from service.core.signing_keys.rules import associated_data_of, load_private, new_key
 from tests.support.clocks import MovableClock
 from tests.support.credentials import NEW_KEY, OLD_KEY, rows_of
 from tests.support.databases import run
@@ -106,7 +106,7 @@ class TestSecretKeys:
         """Who can write to the database and has no SECRET_KEYS can forge no token."""
         clock = MovableClock()
         kid, private = new_key()
-        stranger = Sealer({KEY.partition(":")[0]: b"x" * 32}).seal(private, place_of(kid), b"0" * 12)
+        stranger = Sealer({KEY.partition(":")[0]: b"x" * 32}).seal(private, associated_data_of(kid), b"0" * 12)
         with running(private_url, clock) as server:
             _, tokens = signed_in(server)
             run(

@@ -29,9 +29,9 @@ from service.core.factors.rows import (
     TOTP,
     FactorMaker,
     FactorRecord,
+    associated_data_of,
     new_recovery_codes,
     note_factors,
-    place_of,
     remove_recovery_codes,
     replace_recovery_codes,
 )
@@ -73,7 +73,7 @@ def start_totp(
     apps = session.execute(select(func.count()).where(TOTP.c.user_id == user.id)).scalar_one()
     if apps >= MAX_TOTP_FACTORS:
         raise TooManyFactorsError
-    sealed = maker.sealer.seal(secret, place_of(user.id, factor_id), maker.random(NONCE_BYTES))
+    sealed = maker.sealer.seal(secret, associated_data_of(user.id, factor_id), maker.random(NONCE_BYTES))
     session.execute(insert(TOTP).values(id=factor_id, user_id=user.id, secret=sealed, label=label, created_at=now))
     audit.record(session, "StartTotpEnrollment", target_user_id=user.id)
     return NewApp(factor_id, user, secret, now + ENROLMENT_VALID_FOR)
@@ -99,7 +99,7 @@ def complete_totp(
     if row is None:
         raise FactorNotFoundError
     try:
-        secret = maker.sealer.open(row.secret, place_of(user.id, factor_id))
+        secret = maker.sealer.open(row.secret, associated_data_of(user.id, factor_id))
     except UnsealError:
         raise StoredHashError(user_id=str(user.id)) from None
     step = totp.matching_step(secret, code, after=0, now=now)

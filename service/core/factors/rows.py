@@ -60,8 +60,8 @@ class FactorRecord(NamedTuple):
     is_synced: bool = False
 
 
-def place_of(user_id: int, factor_id: UUID) -> str:
-    """Where the secret of an app is stored, for its encryption."""
+def associated_data_of(user_id: int, factor_id: UUID) -> str:
+    """The table and row of an app's secret, which are authenticated with it."""
     return f"totp_factors:{user_id}:{factor_id}"
 
 
@@ -197,9 +197,11 @@ def reseal(session: Session, maker: FactorMaker, *, after: UUID, limit: int) -> 
     ).all()
     lost: Counter[str] = Counter()
     for id_, user_id, secret in rows:
-        place = place_of(user_id, id_)
+        associated_data = associated_data_of(user_id, id_)
         try:
-            sealed = maker.sealer.seal(maker.sealer.open(secret, place), place, maker.random(NONCE_BYTES))
+            sealed = maker.sealer.seal(
+                maker.sealer.open(secret, associated_data), associated_data, maker.random(NONCE_BYTES)
+            )
         except UnsealError as error:
             lost[error.key_id] += 1
             continue

@@ -19,7 +19,14 @@ from service.core.audit import Client
 from service.core.factors import totp
 from service.core.factors.failures import clear_failures, count_failure, read_failures
 from service.core.factors.passkeys import use_passkey
-from service.core.factors.rows import IS_CONFIRMED, TOTP, add_recovery_code, answerable, place_of, use_recovery_code
+from service.core.factors.rows import (
+    IS_CONFIRMED,
+    TOTP,
+    add_recovery_code,
+    answerable,
+    associated_data_of,
+    use_recovery_code,
+)
 from service.core.factors.rules import NO_FAILURES, OTP, TICKET_VALID_FOR, Failures, Kind, is_locked, remaining
 from service.core.factors.tickets import FirstStep, Purpose, count_try, lock_user_of, open_ticket, use_ticket
 from service.core.factors.webauthn import RelyingParty
@@ -202,7 +209,7 @@ def _use_totp_code(session: Session, user_id: int, typed: str, sealer: Sealer, *
     damage: UnsealError | None = None
     for id_, sealed, last_step in rows:
         try:
-            secret = sealer.open(sealed, place_of(user_id, id_))
+            secret = sealer.open(sealed, associated_data_of(user_id, id_))
         except UnsealError as error:
             damage = error
             continue

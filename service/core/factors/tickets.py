@@ -131,8 +131,8 @@ def lock_user_of(session: Session, first: FirstStep, *, caller: str, now: dateti
         locked = [USERS]
     elif not first.has_password:
         is_open = _is_open(first.ticket_hash, Purpose.PASSKEY_SIGN_IN, caller, now)
-        whoever = _TICKETS.join(USERS, true())  # the passkey names the user, not the ticket
-        statement = select(*COLUMNS).select_from(whoever).where(*is_open, _MAY_SIGN_IN)
+        tickets_and_users = _TICKETS.join(USERS, true())  # the passkey names the user, not the ticket
+        statement = select(*COLUMNS).select_from(tickets_and_users).where(*is_open, _MAY_SIGN_IN)
         locked = [USERS, _TICKETS]
     else:
         statement = _open(first.ticket_hash, Purpose.SECOND_FACTOR, caller, now).add_columns(*COLUMNS)

@@ -185,7 +185,7 @@ def _parsed(credential_json: str) -> dict[str, Any]:
 
 
 def _reading(read: Callable[[], _T]) -> _T:
-    """Read what a stranger has sent. The parsers of JSON, CBOR and keys raise whatever comes up."""
+    """Read what a stranger has sent. The parsers of JSON, CBOR and keys raise exceptions of many types."""
     try:
         return read()
     except Exception:  # noqa: BLE001  see above

@@ -52,7 +52,7 @@ class HashSecrets:
     def store(self, session: Session, kind: Kind, parameters: Parameters) -> str:
         """Store a secret; its id. The same one again has the same id, and no second row and event. Raises as id_of."""
         secret_id = self.id_of(kind, parameters)
-        sealed = self._sealer.seal(_packed(kind, parameters), _place_of(secret_id), self._random(NONCE_BYTES))
+        sealed = self._sealer.seal(_packed(kind, parameters), _associated_data_of(secret_id), self._random(NONCE_BYTES))
         stored = session.execute(
             pg_insert(_SCHEMES)
             .values(id=secret_id, kind=kind, parameters=sealed)
@@ -76,7 +76,7 @@ class HashSecrets:
         if sealed is None:
             return NO_SECRETS
         try:
-            plain = orjson.loads(self._sealer.open(sealed, _place_of(secret_id)))
+            plain = orjson.loads(self._sealer.open(sealed, _associated_data_of(secret_id)))
         except UnsealError:
             return NO_SECRETS
         return {secret_id: {name: base64.b64decode(value) for name, value in plain.items()}}
@@ -88,8 +88,8 @@ class HashSecrets:
             if self._sealer.is_current(parameters):
                 continue
             with suppress(UnsealError):
-                plain = self._sealer.open(parameters, _place_of(secret_id))
-                sealed = self._sealer.seal(plain, _place_of(secret_id), self._random(NONCE_BYTES))
+                plain = self._sealer.open(parameters, _associated_data_of(secret_id))
+                sealed = self._sealer.seal(plain, _associated_data_of(secret_id), self._random(NONCE_BYTES))
                 session.execute(update(_SCHEMES).where(_SCHEMES.c.id == secret_id).values(parameters=sealed))
                 changed += 1
         return changed
@@ -103,5 +103,5 @@ def _packed(kind: Kind, parameters: Parameters) -> bytes:
     return orjson.dumps(values, option=orjson.OPT_SORT_KEYS)
 
 
-def _place_of(secret_id: str) -> str:
+def _associated_data_of(secret_id: str) -> str:
     return f"import_schemes:{secret_id}"

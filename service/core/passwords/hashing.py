@@ -20,7 +20,7 @@ PASSWORD_MAX_LENGTH = 256
 """The longest password that may be chosen, in code points after NFC."""
 _UNNORMALISED_MAX_LENGTH = 4 * PASSWORD_MAX_LENGTH
 """In code points, of text that is not ASCII. No character in NFC has more than 4 in its decomposition, so a longer text
-stays too long; and normalising 2,000 combining marks holds the GIL for 10 ms, as their square."""
+stays too long. Normalising combining marks holds the GIL, for a time that grows with the square of their number."""
 _SMALLER = 6
 """So much below the reference is the cost of the first dummy behind a foreign hash: it takes a 64th of the time."""
 

@@ -16,10 +16,10 @@ from service.core.sealing import NONCE_BYTES, Sealer, UnsealError
 from service.core.signing_keys.rules import (
     PUBLISHED_BEFORE,
     StoredKey,
+    associated_data_of,
     forgettable,
     new_key,
     next_key,
-    place_of,
     signing_key,
 )
 from service.db.models import SigningKey, table_of
@@ -73,7 +73,7 @@ def maintain(session: Session, maker: KeyMaker, *, now: datetime) -> list[Stored
     if next_key(keys, now) is None and signing is not None:
         _make(session, maker, activates_at=max(now + PUBLISHED_BEFORE, signing.activates_at + maker.signs_for), now=now)
     for kid, private in _outdated(keys, maker):
-        sealed = maker.sealer.seal(private, place_of(kid), maker.random(NONCE_BYTES))
+        sealed = maker.sealer.seal(private, associated_data_of(kid), maker.random(NONCE_BYTES))
         session.execute(update(_KEYS).where(_KEYS.c.kid == kid).values(private_key=sealed))
     return read_keys(session)
 
@@ -81,15 +81,15 @@ def maintain(session: Session, maker: KeyMaker, *, now: datetime) -> list[Stored
 def rotate(session: Session, maker: KeyMaker, *, immediately: bool, now: datetime) -> StoredKey:
     """Let the next key sign now, or once it has been published for PUBLISHED_BEFORE; that key.
 
-    Raises SigningKeyUnavailableError for a key that the maker cannot decrypt: whoever has other SECRET_KEYS than the
-    servers would next make one that they cannot.
+    Raises SigningKeyUnavailableError for a key that the maker cannot decrypt: an operator with other SECRET_KEYS than
+    the servers would next make one that the servers cannot decrypt.
     """
     keys = maintain(session, maker, now=now)
     key = next_key(keys, now)
     if key is None:
         raise AssertionError("maintain leaves a next key")
     try:
-        maker.sealer.open(key.private_key, place_of(key.kid))
+        maker.sealer.open(key.private_key, associated_data_of(key.kid))
     except UnsealError:
         raise SigningKeyUnavailableError from None
     earliest = now if immediately else max(now, key.created_at + PUBLISHED_BEFORE)
@@ -124,7 +124,7 @@ def revoke(session: Session, maker: KeyMaker, kid: str, *, now: datetime) -> Sto
 
 def _make(session: Session, maker: KeyMaker, *, activates_at: datetime, now: datetime) -> None:
     kid, private = new_key()
-    sealed = maker.sealer.seal(private, place_of(kid), maker.random(NONCE_BYTES))
+    sealed = maker.sealer.seal(private, associated_data_of(kid), maker.random(NONCE_BYTES))
     session.execute(insert(_KEYS).values(kid=kid, private_key=sealed, created_at=now, activates_at=activates_at))
 
 
@@ -138,5 +138,5 @@ def _outdated(keys: Sequence[StoredKey], maker: KeyMaker) -> list[tuple[str, byt
     for key in keys:
         if not maker.sealer.is_current(key.private_key):
             with suppress(UnsealError):
-                found.append((key.kid, maker.sealer.open(key.private_key, place_of(key.kid))))
+                found.append((key.kid, maker.sealer.open(key.private_key, associated_data_of(key.kid))))
     return found

@@ -49,8 +49,8 @@ class StoredKey(NamedTuple):
         return f"StoredKey({self.kid})"
 
 
-def place_of(kid: str) -> str:
-    """Where the private half is stored, for the encryption."""
+def associated_data_of(kid: str) -> str:
+    """The table and row of a private half, which are authenticated with it."""
     return f"signing_keys:{kid}"
 
 

@@ -9,8 +9,9 @@ from service.db.models.base import Base, CreatedAt
 
 
 class SigningKey(Base):
-    """A key pair. Only the private half is stored, encrypted: whoever can write here and has no SECRET_KEYS can add no
-    key that is believed. Of those that were not revoked, the one with the last activates_at that has come signs.
+    """A key pair. Only the private half is stored, encrypted: a role that can write here, but has no SECRET_KEYS, can
+    add no key that servers accept. Of the keys that were not revoked, the one with the latest activates_at in the past
+    signs.
     """
 
     __tablename__ = "signing_keys"

@@ -7,7 +7,7 @@
     personae.cookie           a cookie that may hold the token
     personae.authorization    keep: the service behind the proxy gets the credential as well
 
-Whoever writes them may mistype them. A setting that is not understood is an error, so that nothing is open by mistake.
+An operator may mistype them. A setting that is not understood is an error, so that nothing is open by mistake.
 """
 
 import re

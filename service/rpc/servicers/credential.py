@@ -193,7 +193,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
             code = codes.require_open(session, Purpose.PASSWORD_RESET, request.code, now=self.clock())
         violations.found += self._violations(request.new_password, code.user, "new_password")
         violations.check()
-        # Not compared with the present password: to whoever has a code, the answer would tell what that is.
+        # Not compared with the present password: the answer would tell anybody with a code what that is.
         hashed = self.hashing.run(hash_password, request.new_password, self.rules.bcrypt_cost)
 
         def write(session: Session) -> UserRecord:

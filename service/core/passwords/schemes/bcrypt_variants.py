@@ -1,7 +1,7 @@
 """bcrypt, plain and of something that was computed from the password before.
 
 bcrypt takes 72 bytes. Plain hashes that this service writes (`$2b$`) are of passwords that fit. PHP and Ruby, which
-write `$2y$` and `$2a$`, cut longer passwords off: so does whoever verifies their hashes, until they are renewed.
+write `$2y$` and `$2a$`, cut longer passwords off: so does Personae for their hashes, until they are renewed.
 """
 
 import base64

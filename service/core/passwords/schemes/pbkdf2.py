@@ -10,7 +10,7 @@ from service.core.passwords.schemes.stored_hash import TEXT, HashError, Recipe, 
 MAX_ITERATIONS = 2_000_000
 _MIN_DIGEST = 16
 _WORK = {"sha1": 1.0e-6, "sha256": 1.0e-6, "sha512": 2.4e-6}
-"""Of an iteration, for each block of the digest's size. Whoever guesses computes one block only."""
+"""Of an iteration, for each block of the digest's size. An attacker who guesses computes one block only."""
 _SIZES = {"sha1": 20, "sha256": 32, "sha512": 64}
 _ITERATIONS = "(?P<iterations>[0-9]{1,10})"
 _B64 = "[A-Za-z0-9./+]"
