@@ -52,6 +52,6 @@ class HttpServer:
             ) from None
 
     def close(self) -> None:
-        """Finish the requests that run, for two seconds at most; close the port and every connection."""
+        """Close the port, answer the requests that have begun to arrive, for two seconds at most, and end."""
         if self._server is not None:
             self._server.close()

@@ -20,11 +20,13 @@ from wsgiref.types import WSGIApplication
 from waitress import create_server, wasyncore
 from waitress.channel import HTTPChannel
 
+from service.base.clock import monotonic
 from service.observability.cpu_share import CpuShare
 
 _CPU_SHARE = 0.1
 MAX_CONNECTIONS = 32
-_STOP_SECONDS = 2.0
+_END_SECONDS = 2.0
+_POLL_SECONDS = 0.01
 _MAX_HEADER_BYTES = 16_384
 _MAX_BODY_BYTES = 16_384
 _MAX_TLS_RECORD_BYTES = 16_384  # RFC 8446, section 5.1
@@ -75,14 +77,26 @@ class WsgiServer:
         self._thread = Thread(target=self._run, name="http", daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
-        """Finish the requests that run, for two seconds at most; close the port and every connection."""
+    def close(self, patience: float = 2.0) -> None:
+        """Close the port, answer the requests that have begun to arrive, and close every connection after `patience`
+        seconds at most.
+        """
         self._share.close()
-        self._server.task_dispatcher.shutdown(timeout=_STOP_SECONDS)
+        ends_at = monotonic() + patience
+        on_thread_of_sockets = self._server.trigger.pull_trigger
+        on_thread_of_sockets(partial(wasyncore.dispatcher.close, self._server))  # the listening one
+        while self._server.active_channels and monotonic() < ends_at:
+            on_thread_of_sockets(self._close_idle)
+            self._is_closing.wait(_POLL_SECONDS)
+        self._server.task_dispatcher.shutdown(timeout=max(0.0, ends_at - monotonic()))
         self._is_closing.set()
         self._server.pull_trigger()
-        self._thread.join(_STOP_SECONDS)
+        self._thread.join(_END_SECONDS)
         wasyncore.close_all(self._sockets, ignore_all=True)  # by now nobody else uses them
+
+    def _close_idle(self) -> None:
+        for one in self._server.active_channels.values():
+            one.will_close |= not (one.requests or one.request or one.total_outbufs_len)
 
     def _run(self) -> None:
         while not self._is_closing.is_set():

@@ -132,3 +132,28 @@ def test_closing_finishes_what_runs() -> None:
     idle.close()
     with pytest.raises(ConnectionRefusedError):
         connection(server.port)
+
+
+def test_closing_answers_what_waits_for_a_thread() -> None:
+    """More requests than there are threads have begun when the end begins."""
+    may_end = Event()
+
+    def slow(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        may_end.wait(60)
+        return hello(environ, start_response)
+
+    server = WsgiServer(slow, "127.0.0.1", 0)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(closing(connection(server.port))) for _ in range(12)]
+        for client in clients:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n")
+        assert {client.recv(1000) for client in clients} == {b"HTTP/1.1 100 Continue\r\n\r\n"}
+        closer = Thread(target=server.close, args=(60,))
+        closer.start()
+        for client in clients:
+            client.sendall(b"x")
+        may_end.set()
+        answers = {client.makefile("rb").read() for client in clients}
+        closer.join()
+
+    assert {answer.split(b"\r\n")[0] for answer in answers} == {b"HTTP/1.1 200 OK"}
