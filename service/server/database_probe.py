@@ -160,8 +160,9 @@ class DatabaseMonitor:
             self._reconnect()
         elif trouble is None and self.trouble is not None:
             _log.info("database is back")
-        was_up, self.is_up, self.trouble = self.is_up, trouble is None, trouble
-        self._health.set_serving(is_serving=self.is_up)
+        was_up, self.trouble = self.is_up, trouble
+        self._health.set_serving(is_serving=trouble is None)
+        self.is_up = trouble is None  # last: when a metric shows an outage, health shows it too
         if self.is_up and not was_up:
             self._on_up()
 

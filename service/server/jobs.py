@@ -18,6 +18,7 @@ _API_KEY_USES_INTERVAL = 10.0
 _CERTIFICATES_INTERVAL = 60.0
 _AUDIT_MONTHS_INTERVAL = 3600.0
 _REFUSALS_INTERVAL = 60.0
+_GAUGES_INTERVAL = 2.0
 _log = structlog.get_logger("personae.jobs")
 
 
@@ -29,8 +30,8 @@ class Job:
     interval: float
     """Seconds between the end of one run and the start of the next. The first run is after one interval."""
     function: Callable[[], object]
-    is_guard: bool = False
-    """Whether it ends what hangs: then it runs from before the start until everything else has stopped."""
+    outlives_calls: bool = False
+    """Whether it runs from before the start until everything else has stopped: to end what hangs, or to measure."""
     wake: Callable[[], object] | None = None
     """Ends a wait inside of the function, when the job is to end."""
 
@@ -45,6 +46,7 @@ def background_jobs(
     refresh_signing_keys: Callable[[], object] | None,
     sweep: Callable[[], object],
     report_refusals: Callable[[], object],
+    set_gauges: Callable[[], object] | None,
     probe_interval: float,
     sweep_interval: float,
 ) -> tuple[Job, ...]:
@@ -62,10 +64,11 @@ def background_jobs(
         ("signing-keys", READ_INTERVAL, refresh_signing_keys, False, None),
         ("sweeper", sweep_interval, sweep, False, None),
         ("refused-calls", _REFUSALS_INTERVAL, report_refusals, False, None),
+        ("metrics", _GAUGES_INTERVAL, set_gauges, True, None),
     )
     return tuple(
-        Job(name, interval, function, is_guard, wake)
-        for name, interval, function, is_guard, wake in table
+        Job(name, interval, function, outlives_calls, wake)
+        for name, interval, function, outlives_calls, wake in table
         if interval and function is not None
     )
 

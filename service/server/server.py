@@ -93,9 +93,9 @@ class Server:
     _ports: tuple[int, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
-        self._guards_stopping = Event()
-        self._guards = [JobThread(job, self._guards_stopping) for job in self.jobs if job.is_guard]
-        self._threads = [JobThread(job, self.stopping) for job in self.jobs if not job.is_guard]
+        self._stopped = Event()
+        self._lasting = [JobThread(job, self._stopped) for job in self.jobs if job.outlives_calls]
+        self._threads = [JobThread(job, self.stopping) for job in self.jobs if not job.outlives_calls]
 
     @property
     def port(self) -> int:
@@ -127,8 +127,8 @@ class Server:
 
         Raises UnfitDatabaseError for a schema that is older than the code, and PortInUseError.
         """
-        for guard in self._guards:
-            guard.start()
+        for thread in self._lasting:
+            thread.start()
         try:
             self.monitor.check_first()
             self._ports = tuple(listener.bind(self.grpc) for listener in self.listeners)
@@ -138,7 +138,7 @@ class Server:
         except Exception:
             if self.http is not None:
                 self.http.close()
-            self._guards_stopping.set()
+            self._stopped.set()
             raise
         if self.directory is not None:
             self.directory.start()
@@ -210,9 +210,9 @@ class Server:
             if self.monitor.is_up:
                 self.directory.write_uses(self.database)
             has_ended &= self.directory.end(patience=seconds_left())
-        self._guards_stopping.set()
-        for guard in self._guards:
-            has_ended &= guard.join(timeout=_THREAD_END_SECONDS)
+        self._stopped.set()
+        for thread in self._lasting:
+            has_ended &= thread.join(timeout=_THREAD_END_SECONDS)
         self.database.dispose()
         self.telemetry.stop()
         self.report_refusals()

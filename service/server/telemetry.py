@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from threading import Event
 from typing import TYPE_CHECKING
 
 import psutil
@@ -23,7 +22,6 @@ from service.rpc.pipeline.stages import Stage
 from service.rpc.signing_keys import SigningKeys
 from service.rpc.tls import Certificates
 from service.server.database_probe import DatabaseMonitor
-from service.server.jobs import Job, JobThread
 from service.server.sweeper import SWEPT, Counts
 
 if TYPE_CHECKING:
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
     from service.observability.tracing import Tracing
     from service.observability.wsgi_server import WsgiServer
 
-_GAUGE_SECONDS = 2.0
-"""How often gauges are set."""
 _TRACES_SECONDS = 2.0
 """How long the last spans have at the end."""
 _KEY_EXPIRY = {"7d": timedelta(days=7), "30d": timedelta(days=30)}
@@ -63,7 +59,7 @@ class Telemetry:
         self._hash_instruments: list[Callable[[], AbstractContextManager[object]]] = []
         self._metrics: Metrics | None = None
         self._tracing: Tracing | None = None
-        self._stopping = Event()
+        self._read_state: Callable[[], None] | None = None
         self._http: WsgiServer | None = None
         if metrics_port:
             self._enable_metrics()
@@ -92,7 +88,7 @@ class Telemetry:
         self.statement_hook = tracing_statements(tracer)
 
     def start(self, state: ServerState, *, is_ready: Callable[[], bool]) -> None:
-        """Set the gauges from now on, and serve the metrics unless this is a worker, whose supervisor does.
+        """Set the gauges, and serve the metrics unless this is a worker, whose supervisor does.
 
         Raises PortInUseError.
         """
@@ -103,22 +99,26 @@ class Telemetry:
         metrics.set_gauge("personae_schema_revision_needed", int(needed_revision()))
         read_process = _process_reader(metrics)
 
-        def set_gauges() -> None:
+        def read_state() -> None:
             _set_server_gauges(metrics, state)
             read_process()
 
-        set_gauges()
+        read_state()
+        self._read_state = read_state
         if metrics.slot is None:
             from service.observability.metrics_server import serve_metrics
 
             self._http = serve_metrics(*self._address, metrics.registry, is_ready=is_ready)
-        JobThread(Job("metrics", _GAUGE_SECONDS, set_gauges), self._stopping).start()
+
+    def set_gauges(self) -> None:
+        """Set the gauges anew, once it was started."""
+        if self._read_state is not None:
+            self._read_state()
 
     def stop(self) -> None:
         """Close the port, and send the spans of the last calls, for a few seconds at most."""
         if self._tracing is not None:
             self._tracing.shut_down(timeout=_TRACES_SECONDS)
-        self._stopping.set()
         if self._http is not None:
             self._http.close()
 

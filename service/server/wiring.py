@@ -1,6 +1,8 @@
 """The composition root: builds a server from the settings.
 
-`Settings` itself goes no further: every object below gets the values that it uses.
+Every object gets the values that it uses. `Settings` as a whole goes only to the functions that build from many of
+them: grpc_options, grpc_listeners, http_server, add_servicers, retirement_seconds. `build_server` is long because it is
+the one place where all objects meet.
 """
 
 from collections.abc import Callable
@@ -42,13 +44,14 @@ from service.rpc.pipeline.refusals import Refusals
 from service.rpc.pipeline.stages import Stage, refusal_stages, stages
 from service.rpc.proxies.forward_auth import ForwardAuth
 from service.rpc.reflection import enable_reflection
+from service.rpc.services import SERVED_METHODS, SERVICE_NAMES, SESSION_SERVICE
 from service.rpc.signing_keys import SigningKeys
 from service.rpc.tls import CertificateError, Certificates, TlsFiles
 from service.server.database_probe import DatabaseMonitor, DatabaseProbe, ReportStatus
 from service.server.jobs import background_jobs
 from service.server.ports import grpc_listeners, grpc_options, http_server
 from service.server.server import Server
-from service.server.services import SERVED_METHODS, SERVICE_NAMES, SESSION_SERVICE, add_servicers
+from service.server.servicers import add_servicers
 from service.server.sweeper import (
     HourlyCounts,
     make_audit_months,
@@ -196,6 +199,7 @@ def build_server(
             refresh_signing_keys=None if settings.token_issuer is None else refresh_keys,
             sweep=sweep,
             report_refusals=refusals.report,
+            set_gauges=telemetry.set_gauges if settings.metrics_port else None,
             probe_interval=settings.health_probe_interval,
             sweep_interval=settings.purge_interval,
         ),

@@ -17,7 +17,7 @@ from service import __version__
 from service.base.settings import Settings
 from service.cli.main import main
 from service.rpc.pipeline.status import CODES
-from service.server.services import SERVED_METHODS
+from service.rpc.services import SERVED_METHODS
 from tests.house.test_docs import rows
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,7 +16,7 @@ from service.base.settings import Settings
 from service.core.passwords.schemes.stored_hash import Reason as HashReason
 from service.rpc.methods import METHODS, Retry
 from service.rpc.pipeline.status import CODES
-from service.server.services import SERVED_METHODS
+from service.rpc.services import SERVED_METHODS
 from tests.support.docs_console import blocks, replay, steps
 from tests.support.docs_grpcurl import ADDRESS, Servers
 from tests.support.docs_shell import Terminal, terminal

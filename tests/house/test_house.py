@@ -21,7 +21,7 @@ from service.db.error_mapping import UNIQUE_CONSTRAINTS
 from service.db.models import Base
 from service.rpc.methods import Response, UnlistedMethodError, require_rows
 from service.rpc.pipeline.status import CODES
-from service.server.services import SERVED_METHODS
+from service.rpc.services import SERVED_METHODS
 from tests.support.servers import Services
 
 ROOT = Path(__file__).resolve().parents[2]

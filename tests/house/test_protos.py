@@ -7,7 +7,7 @@ from google.api import field_behavior_pb2
 from google.protobuf import descriptor
 
 from personae.v1 import user_pb2, user_pb2_grpc
-from service.server.services import SERVICES
+from service.rpc.services import SERVICES
 
 SECRET_WORDS = ("hash", "secret", "token_hash")
 RESOURCES = {

@@ -25,7 +25,7 @@ from service.rpc.servicers.factors.factor import FactorServicer
 from service.rpc.servicers.session import SessionServicer
 from service.rpc.servicers.signing_key import SigningKeyServicer
 from service.rpc.servicers.users.user import UserServicer
-from service.server.services import SERVED_METHODS
+from service.rpc.services import SERVED_METHODS
 from tests.support.callers import PATIENCE, REFUSALS, REQUESTS, Operator, bearer, keyed, naming, operating, told
 from tests.support.databases import Postgres
 from tests.support.factories import PASSWORD, new_user

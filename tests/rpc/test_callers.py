@@ -14,7 +14,7 @@ from personae.v1 import user_pb2, user_pb2_grpc
 from service.core.callers.api_keys import KEY_PATTERN, NewKey
 from service.rpc.methods import ALL_SCOPES, METHODS, SCOPE_GROUPS
 from service.rpc.pipeline.status import CODES
-from service.server.services import SERVED_METHODS
+from service.rpc.services import SERVED_METHODS
 from tests.support.callers import REFUSALS, Operator, bearer, call, connected, keyed, naming, new_key, operating, told
 from tests.support.databases import Postgres
 from tests.support.errors import fails

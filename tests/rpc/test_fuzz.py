@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.rpc.methods import Response
-from service.server.services import SERVED_METHODS
+from service.rpc.services import SERVED_METHODS
 from tests.support.callers import REQUESTS
 from tests.support.errors import failure_of
 from tests.support.servers import RunningServer

@@ -18,8 +18,8 @@ from sqlalchemy.engine import URL
 
 from personae.v1 import user_pb2, user_pb2_grpc
 from service.rpc.pipeline.status import MAX_VIOLATIONS
+from service.rpc.services import SERVICE_NAMES
 from service.server.ports import MAX_MESSAGE_BYTES
-from service.server.services import SERVICE_NAMES
 from tests.support.databases import wait_until_blocked
 from tests.support.errors import fails, failure_of
 from tests.support.factories import get_request, new_user

@@ -22,7 +22,7 @@ from service.base.clock import monotonic
 from service.core.callers import administration
 from service.core.callers.api_keys import RANDOM_BYTES, NewKey, make_key
 from service.db.engine import Database, reading
-from service.server.services import SERVICES
+from service.rpc.services import SERVICES
 from service.server.wiring import open_database
 from tests.support.certificates import Pair
 from tests.support.errors import Failure, failure_of

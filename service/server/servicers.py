@@ -1,25 +1,9 @@
-"""The services of the gRPC port, and the servicers that serve them, each with the settings that it uses."""
+"""The servicers of the gRPC port, each with the settings that it uses."""
 
 from datetime import timedelta
 
 import grpc
 
-from personae.v1 import (
-    audit_pb2,
-    audit_pb2_grpc,
-    authentication_pb2,
-    authentication_pb2_grpc,
-    credential_pb2,
-    credential_pb2_grpc,
-    factor_pb2,
-    factor_pb2_grpc,
-    session_pb2,
-    session_pb2_grpc,
-    signing_key_pb2,
-    signing_key_pb2_grpc,
-    user_pb2,
-    user_pb2_grpc,
-)
 from service.base.clock import Clock
 from service.base.randomness import random_bytes, random_id
 from service.base.settings import Settings
@@ -33,8 +17,6 @@ from service.core.sessions.refresh_tokens import RefreshTokens
 from service.core.signing_keys.rows import KeyMaker
 from service.db.engine import Database
 from service.rpc.admission.hashing import HashLimiter
-from service.rpc.envoy import ext_authz_pb2, ext_authz_pb2_grpc
-from service.rpc.methods import Response
 from service.rpc.proxies.checks import Checks, RouteMistakes
 from service.rpc.proxies.envoy import AuthorizationServicer
 from service.rpc.servicers.audit import AuditServicer
@@ -48,27 +30,8 @@ from service.rpc.servicers.sign_in import SignIn
 from service.rpc.servicers.signing_key import SigningKeyServicer
 from service.rpc.servicers.tokens import TokenRules, Tokens
 from service.rpc.servicers.users.user import UserServicer
+from service.rpc.services import add_to_server
 from service.rpc.signing_keys import SigningKeys
-
-SERVICES = (
-    user_pb2.DESCRIPTOR.services_by_name["UserService"],
-    authentication_pb2.DESCRIPTOR.services_by_name["AuthenticationService"],
-    credential_pb2.DESCRIPTOR.services_by_name["CredentialService"],
-    audit_pb2.DESCRIPTOR.services_by_name["AuditService"],
-    session_pb2.DESCRIPTOR.services_by_name["SessionService"],
-    signing_key_pb2.DESCRIPTOR.services_by_name["SigningKeyService"],
-    factor_pb2.DESCRIPTOR.services_by_name["FactorService"],
-    ext_authz_pb2.DESCRIPTOR.services_by_name["Authorization"],
-)
-SERVICE_NAMES = tuple(service.full_name for service in SERVICES)
-SERVED_METHODS = {
-    f"/{service.full_name}/{method.name}": Response.STREAM if method.server_streaming else Response.MESSAGE
-    for service in SERVICES
-    for method in service.methods
-}
-"""The kind of response of each RPC, as the proto declares it."""
-
-SESSION_SERVICE = session_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name
 
 
 def relying_party(settings: Settings) -> RelyingParty | None:
@@ -95,7 +58,6 @@ def add_servicers(
     keys = settings.keys()
     lockout_keys = LockoutKeys(keys.derive("lockout"))
     page_tokens = PageTokens(keys.derive("page-token"))
-    fingerprint_keys = keys.derive("request-fingerprint")
     rules = Rules(
         policy=policy,
         bcrypt_cost=settings.bcrypt_cost,
@@ -125,21 +87,20 @@ def add_servicers(
         new_id=random_id,
     )
     second_step = SecondStep(database, clock, factor_maker, lockout_keys, relying_party(settings))
-    users = UserServicer(database, clock, rules, hashing, page_tokens, fingerprint_keys)
-    authentication = AuthenticationServicer(database, clock, rules, hashing, sign_in, lockout_keys, tokens, second_step)
-    credentials = CredentialServicer(database, clock, rules, hashing, sign_in, lockout_keys)
-    user_pb2_grpc.add_UserServiceServicer_to_server(users, server)
-    authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(authentication, server)
-    credential_pb2_grpc.add_CredentialServiceServicer_to_server(credentials, server)
-    audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(database, page_tokens), server)
-    sessions = SessionServicer(database, clock, tokens, page_tokens)
-    session_pb2_grpc.add_SessionServiceServicer_to_server(sessions, server)
-    keys_servicer = SigningKeyServicer(
-        database, clock, maker, signing_keys, issues_tokens=settings.token_issuer is not None
-    )
-    signing_key_pb2_grpc.add_SigningKeyServiceServicer_to_server(keys_servicer, server)
-    factors = FactorServicer(database, clock, tokens, factor_maker, second_step)
-    factor_pb2_grpc.add_FactorServiceServicer_to_server(factors, server)
     checks = Checks(database, clock, tokens, RouteMistakes())
-    ext_authz_pb2_grpc.add_AuthorizationServicer_to_server(AuthorizationServicer(checks), server)
+    add_to_server(
+        server,
+        users=UserServicer(database, clock, rules, hashing, page_tokens, keys.derive("request-fingerprint")),
+        authentication=AuthenticationServicer(
+            database, clock, rules, hashing, sign_in, lockout_keys, tokens, second_step
+        ),
+        credentials=CredentialServicer(database, clock, rules, hashing, sign_in, lockout_keys),
+        audit=AuditServicer(database, page_tokens),
+        sessions=SessionServicer(database, clock, tokens, page_tokens),
+        signing_keys=SigningKeyServicer(
+            database, clock, maker, signing_keys, issues_tokens=settings.token_issuer is not None
+        ),
+        factors=FactorServicer(database, clock, tokens, factor_maker, second_step),
+        authorization=AuthorizationServicer(checks),
+    )
     return checks
