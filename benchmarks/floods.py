@@ -41,6 +41,8 @@ class Flood:
     offered: int = 0
     answers: Counter[str] = field(default_factory=Counter)
     """By how they ended: OK (within the deadline), a code, or LATE (nothing within the deadline)."""
+    unexplained: int = 0
+    """Those CANCELLED by the server, or refused without a reason or without a pushback."""
     seconds: float = 0.0
     took: list[float] = field(default_factory=list)
     """Seconds of each that ended OK."""
@@ -183,9 +185,11 @@ class _Line:
         elif kind == _HEADERS and flags & _END_STREAM and sent is not None:
             status = _STATUS.search(payload)
             code = b"?" if status is None else status[1]
-            self._end(
-                stream, "OK" if code == b"0" and sent.has_message else _CODES.get(code, f"status {code!r}"), found
-            )
+            how = "OK" if code == b"0" and sent.has_message else _CODES.get(code, f"status {code!r}")
+            is_refused = how in {"RESOURCE_EXHAUSTED", "UNAVAILABLE"}
+            is_explained = b"grpc-retry-pushback-ms" in payload and b"grpc-status-details-bin" in payload
+            found.unexplained += sent.counts and (how == "CANCELLED" or (is_refused and not is_explained))
+            self._end(stream, how, found)
         elif kind == _RST_STREAM and sent is not None:
             self._end(stream, "RST_STREAM", found)
         elif kind == _WINDOW_UPDATE and stream == 0:

@@ -9,7 +9,7 @@ from benchmarks.accounts import Account, add_accounts
 from benchmarks.bench import Bench
 from benchmarks.data import PASSWORD, database
 from benchmarks.floods import Flood, flood
-from benchmarks.load import Request, keep_calling
+from benchmarks.load import Request, burst, keep_calling
 from benchmarks.processes import SERVICE, Server, running
 from benchmarks.requests import authenticate, get_user
 from benchmarks.table import Findings, spread
@@ -19,6 +19,7 @@ _LOADS = (0.75, 0.9, 1.0, 2.0, 4.0)
 """Multiples of what the server does for callers that wait."""
 _SETTLE_SECONDS = 0.5
 """Until the queues are what they are under such a load."""
+_BURST, _BURSTS = 500, 5
 _COST = 8
 _READS_AT_ONCE, _SIGN_INS_AT_ONCE = 16, 4
 _READS_UNTIL_DEADLINE, _HASHES_UNTIL_DEADLINE = 600, 8
@@ -58,6 +59,8 @@ def measure(bench: Bench) -> Findings:
         ):
             settings = _SERVER | {"HASH_THREADS": str(len(cores))}
             with running(SERVICE, url, bench.directory, settings=settings, cores=cores) as server:
+                bursts = [bench.callers.do(burst, server.target, reads.requests[:_BURST]) for _ in range(_BURSTS)]
+                findings.at_most(f"GetUser on {where}: {_BURST} calls at once, not OK", max(bursts), 0, digits=0)
                 for kind in kinds:
                     _find(bench, server, kind, where, findings)
     return findings
@@ -92,6 +95,13 @@ def _find(bench: Bench, server: Server, kind: _Kind, where: str, findings: Findi
     middle = {load: median(values) for load, values in goodputs.items()}
     peak = max(middle.values())
     findings.at_least(f"{kind.name} on {where}: goodput at twice the capacity / its peak", middle[2.0] / peak, 0.7)
+    unexplained = sum(one.unexplained for load in (2.0, 4.0) for one in found[load])
+    findings.at_most(
+        f"{kind.name} on {where}: CANCELLED, or refused without reason and pushback, at 2 x and 4 x",
+        unexplained,
+        0,
+        digits=0,
+    )
     loads = " ".join(
         f"At {load:g} x: {spread(goodputs[load], unit='/s')} in time; {_named(floods)}."
         for load, floods in found.items()
