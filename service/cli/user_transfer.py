@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from service.cli.imports.formats.options import FirebaseProject
     from service.cli.imports.progress import Progress
     from service.cli.imports.run import Import
-    from service.core.imports.hash_secrets import Kind
     from service.core.passwords.schemes import Parameters
+    from service.core.transfer.hash_secrets import Kind
     from service.db.engine import Database
 
 SOME_REFUSED = 3
@@ -171,7 +171,7 @@ class _Secrets:
             fail(f"{path} cannot be used: {error}.")
 
     def _id_of(self, kind: "Kind", secret: "Parameters") -> str:
-        from service.core.imports.hash_secrets import HashSecrets
+        from service.core.transfer.hash_secrets import HashSecrets
 
         secrets = HashSecrets(self._settings.keys(), random_bytes)
         if self._is_dry_run:

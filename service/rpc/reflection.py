@@ -35,8 +35,8 @@ class _Descriptors:
             return self._pool.FindMethodByName(symbol).containing_service.file
 
 
-def enable_reflection(server: grpc.Server, services: tuple[str, ...]) -> None:
-    """Serve reflection v1alpha, and v1, which newer tools use and grpcio-reflection lacks.
+def enable_reflection(server: grpc.Server, services: tuple[str, ...]) -> BoundedExecutor:
+    """Serve reflection v1alpha, and v1, which newer tools use and grpcio-reflection lacks. Returns its executor.
 
     The messages of both versions differ only in their package, so the same servicer serves v1. Its descriptors are
     added to the pool, so that reflection can describe itself.
@@ -55,6 +55,7 @@ def enable_reflection(server: grpc.Server, services: tuple[str, ...]) -> None:
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(service, {"ServerReflectionInfo": handler}),)
         )
+    return pool
 
 
 def _describe_v1() -> None:

@@ -9,12 +9,12 @@ from service.base.randomness import random_bytes, random_id
 from service.base.settings import Settings
 from service.core.factors.rows import FactorMaker
 from service.core.factors.webauthn import RelyingParty
-from service.core.imports.hash_secrets import HashSecrets
 from service.core.lockout import LockoutKeys
 from service.core.page_tokens import PageTokens
 from service.core.passwords.policy import PasswordPolicy
 from service.core.sessions.refresh_tokens import RefreshTokens
 from service.core.signing_keys.rows import KeyMaker
+from service.core.transfer.hash_secrets import HashSecrets
 from service.db.engine import Database
 from service.rpc.admission.hashing import HashLimiter
 from service.rpc.proxies.checks import Checks, RouteMistakes

@@ -23,9 +23,9 @@ from service.core.factors.rows import FactorMaker, count_factors, delete_abandon
 from service.core.factors.rules import Kind
 from service.core.factors.tickets import delete_expired_tickets
 from service.core.failed_sign_ins import delete_expired_failures
-from service.core.imports.hash_secrets import HashSecrets
 from service.core.lifecycle import purge_expired
 from service.core.sessions.rows import count_live_sessions, delete_expired_sessions
+from service.core.transfer.hash_secrets import HashSecrets
 from service.db.engine import Database
 from service.observability.log import where_raised
 

@@ -22,13 +22,13 @@ from service.base.cores import pin_thread, usable_cores
 from service.base.randomness import random_bytes
 from service.base.settings import Settings, SettingsError
 from service.core.factors.rows import FactorMaker
-from service.core.imports.hash_secrets import HashSecrets
 from service.core.passwords import blocklist
 from service.core.passwords.blocklist import PasswordListError
 from service.core.passwords.policy import PasswordPolicy
 from service.core.sealing import Sealer
 from service.core.signing_keys.rows import KeyMaker
 from service.core.token_bucket import rate_of
+from service.core.transfer.hash_secrets import HashSecrets
 from service.db.connections import StatementHook
 from service.db.engine import Database
 from service.rpc.admission.executor import BoundedExecutor
@@ -141,8 +141,7 @@ def build_server(
         factor_maker=makes_factors,
         signing_keys=signing_keys,
     )
-    if settings.grpc_reflection:
-        enable_reflection(server, SERVICE_NAMES)
+    reflection = [enable_reflection(server, SERVICE_NAMES)] if settings.grpc_reflection else []
 
     counts = HourlyCounts(database, clock)
 
@@ -187,7 +186,7 @@ def build_server(
         directory=directory,
         monitor=monitor,
         health=health,
-        executors=(*executors.values(), *health.executors),
+        executors=(*executors.values(), *health.executors, *reflection),
         drain=drain,
         report_refusals=refusals.report,
         jobs=background_jobs(

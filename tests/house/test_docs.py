@@ -276,7 +276,7 @@ def violation_reasons() -> Iterator[str]:
             if not isinstance(node, ast.Call):
                 continue
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if name in {"add", "Violation", "BadIdentifierError"}:
+            if name in {"add", "Violation", "BadIdentifierError", "BadRecordError"}:
                 values = [one.value for one in node.args if isinstance(one, ast.Constant)]
                 yield from (one for one in values if isinstance(one, str) and re.fullmatch(r"[A-Z][A-Z0-9_]+", one))
 

@@ -10,8 +10,8 @@ from sqlalchemy.engine import URL
 from personae.v1 import user_pb2
 from service.base.actor import COMMAND_LINE
 from service.base.randomness import random_bytes
-from service.core.imports.hash_secrets import HashSecrets, Kind
 from service.core.passwords.schemes import HashError, Parameters, parse, sources, wrap
+from service.core.transfer.hash_secrets import HashSecrets, Kind
 from service.core.users.hash_report import count_hashes
 from service.db.engine import reading
 from service.db.models.user import HASH_COST

@@ -57,7 +57,7 @@ def users(name: str, data: str | bytes | list[Any] | dict[str, Any], options: Op
         try:
             found.append(FORMATS[name].adapt(record.fields, options))
         except BadRecordError as error:
-            found.append(error.fault.reason)
+            found.append(error.violation.reason)
     return found
 
 

@@ -23,7 +23,7 @@ from service.cli.imports.records import (
 def read(reader: Reader, data: bytes | str) -> list[Any]:
     """For each record its fields, or the reason why it has none."""
     file = io.BytesIO(data.encode() if isinstance(data, str) else data)
-    return [one.fields if one.fault is None else one.fault.reason for one in reader(file)]
+    return [one.fields if one.violation is None else one.violation.reason for one in reader(file)]
 
 
 class _Endless(io.RawIOBase):
@@ -78,7 +78,10 @@ class TestLines:
         raw = _Endless(200 << 20)
         file: Any = io.BufferedReader(raw)
 
-        assert [one.fault.reason if one.fault else one.fields for one in ndjson(file)] == ["TOO_LONG", {"email": "a"}]
+        assert [one.violation.reason if one.violation else one.fields for one in ndjson(file)] == [
+            "TOO_LONG",
+            {"email": "a"},
+        ]
         assert raw.largest <= MAX_RECORD_BYTES
 
     def test_names_and_hashes(self) -> None:
@@ -121,7 +124,7 @@ class TestCsv:
         found = list(csv_with_header(io.BytesIO("\n".join(lines).encode())))
 
         assert found[0].fields == {"a": "1", "b": "2"}
-        fault, last = found[1].fault, found[2].number - 1
+        fault, last = found[1].violation, found[2].number - 1
         assert fault is not None
         assert (fault.reason, fault.description) == (
             *("INVALID_RECORD", f"is no record of comma-separated values, from line 3 to line {last}"),
@@ -130,8 +133,10 @@ class TestCsv:
         assert len(found) == len(lines) - 1 - (last - 3)
 
     def test_a_bad_header(self) -> None:
-        with pytest.raises(BrokenFileError):
+        with pytest.raises(BrokenFileError, match=r"It names one twice\."):
             read(csv_with_header, "a,a\n1,2\n")
+        with pytest.raises(BrokenFileError, match=r"It is not UTF-8\."):
+            read(csv_with_header, b"a,\xff\n1,2\n")
 
 
 class TestJsonDocument:
@@ -240,7 +245,7 @@ class TestFields:
     def test_bad_times(self, value: object) -> None:
         with pytest.raises(BadRecordError) as caught:
             time({"at": value}, "at")
-        assert caught.value.fault[:2] == ("at", "INVALID_TIMESTAMP")
+        assert (caught.value.violation.field, caught.value.violation.reason) == ("at", "INVALID_TIMESTAMP")
 
     @pytest.mark.parametrize(
         "value, expected",
@@ -260,7 +265,7 @@ class TestFields:
         ):
             with pytest.raises(BadRecordError) as caught:
                 text({"x": value}, "x")
-            assert caught.value.fault.reason == reason
+            assert caught.value.violation.reason == reason
 
     def test_other_types(self) -> None:
         assert (member({}, "x"), members({}, "x"), flag({}, "x", default=True)) == ({}, [], True)

@@ -1,7 +1,7 @@
 """Reading a file record by record, in memory of bounded size, whatever is in it.
 
-A record that cannot be read is a fault with a reason of its own, and the reader goes on behind it. Only a JSON document
-that is broken ends the reading: there is no telling where the next record begins.
+A record that cannot be read has a violation with a reason of its own, and the reader goes on behind it. Only a JSON
+document that is broken ends the reading: there is no telling where the next record begins.
 """
 
 import codecs
@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
+from service.base.errors import Violation
 from service.base.text import DuplicateNameError, is_utf8, without_duplicates
 
 MAX_RECORD_BYTES = 1 << 20
@@ -20,20 +21,12 @@ _MAX_SKIPPED = 64 << 20
 _BLANKS = " \t\r\n"
 
 
-class Fault(NamedTuple):
-    """Why a record, or a field of it, is refused."""
-
-    field: str
-    reason: str
-    description: str
-
-
 class BadRecordError(ValueError):
     """The record cannot be a user. Its text is for people, and quotes nothing of it."""
 
     def __init__(self, field: str, reason: str, description: str) -> None:
         super().__init__(description)
-        self.fault = Fault(field, reason, description)
+        self.violation = Violation(field, reason, description)
 
 
 class BrokenFileError(Exception):
@@ -41,17 +34,17 @@ class BrokenFileError(Exception):
 
 
 class Record(NamedTuple):
-    """A record of a file. number: of its line, or which one of the JSON document, from 1. fields: None with a fault."""
+    """A record of a file. number: of its line, or which one of the JSON document, from 1. fields: None: it is bad."""
 
     number: int
     fields: Mapping[str, Any] | None
-    fault: Fault | None = None
+    violation: Violation | None = None
 
 
 Reader = Callable[[BinaryIO], Iterator[Record]]
-_TOO_LONG = Fault("", "TOO_LONG", f"is longer than {MAX_RECORD_BYTES} bytes")
-_NOT_UTF8 = Fault("", "NOT_UTF8", "is not UTF-8")
-_NO_OBJECT = Fault("", "INVALID_RECORD", "is not a JSON object without duplicate names")
+_TOO_LONG = Violation("", "TOO_LONG", f"is longer than {MAX_RECORD_BYTES} bytes")
+_NOT_UTF8 = Violation("", "NOT_UTF8", "is not UTF-8")
+_NO_OBJECT = Violation("", "INVALID_RECORD", "is not a JSON object without duplicate names")
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes | None]:
@@ -98,18 +91,17 @@ def csv_with_header(file: BinaryIO) -> Iterator[Record]:
     """Comma-separated values (RFC 4180). The first record names the fields; an empty value is as good as none."""
     reader = _CsvReader(file)
     header: list[str] | None = None
-    for number, values, fault in reader.rows():
+    for number, values, violation in reader.rows():
         if header is None:
-            if fault is not None or len(set(values)) != len(values):
-                raise BrokenFileError(
-                    f"The first line must name the columns, each once: {fault or 'a name comes twice'}"
-                )
+            if violation is not None or len(set(values)) != len(values):
+                why = "names one twice" if violation is None else violation.description
+                raise BrokenFileError(f"The first line must name the columns, each once. It {why}.")
             header = [name.strip() for name in values]
-        elif fault is not None:
-            yield Record(number, None, fault)
+        elif violation is not None:
+            yield Record(number, None, violation)
         elif len(values) != len(header):
             text = f"has {len(values)} values, and the first line names {len(header)} columns"
-            yield Record(number, None, Fault("", "INVALID_RECORD", text))
+            yield Record(number, None, Violation("", "INVALID_RECORD", text))
         else:
             yield Record(number, {name: value for name, value in zip(header, values, strict=True) if value})
 
@@ -120,18 +112,18 @@ class _CsvReader:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._number = 0
-        self._fault: Fault | None = None
+        self._violation: Violation | None = None
 
     def _text(self) -> Iterator[str]:
         for line in _lines(self._file):
             self._number += 1
             if line is None:
-                self._fault = _TOO_LONG
+                self._violation = _TOO_LONG
                 yield "\n"
             else:
                 yield line.decode(errors="surrogateescape") + "\n"
 
-    def rows(self) -> Iterator[tuple[int, list[str], Fault | None]]:
+    def rows(self) -> Iterator[tuple[int, list[str], Violation | None]]:
         reader = csv.reader(self._text(), strict=True)
         while True:
             first = self._number + 1
@@ -142,12 +134,12 @@ class _CsvReader:
             except csv.Error:
                 # A quote that nothing closes takes the lines behind it with it, up to the limit of the csv module.
                 text = f"is no record of comma-separated values, from line {first} to line {self._number}"
-                yield first, [], Fault("", "INVALID_RECORD", text)
+                yield first, [], Violation("", "INVALID_RECORD", text)
                 continue
             finally:
-                fault, self._fault = self._fault, None
-            if values or fault:
-                yield first, values, fault or (None if all(map(is_utf8, values)) else _NOT_UTF8)
+                violation, self._violation = self._violation, None
+            if values or violation:
+                yield first, values, violation or (None if all(map(is_utf8, values)) else _NOT_UTF8)
 
 
 def colons(file: BinaryIO) -> Iterator[Record]:
@@ -167,7 +159,7 @@ def colons(file: BinaryIO) -> Iterator[Record]:
         if colon:
             yield Record(number, {"name": name, "hash": rest.partition(":")[0]})
         else:
-            yield Record(number, None, Fault("", "INVALID_RECORD", "is not of the form name:hash"))
+            yield Record(number, None, Violation("", "INVALID_RECORD", "is not of the form name:hash"))
 
 
 def json_document(member: str | None = None) -> Reader:

@@ -12,10 +12,9 @@ from typing import BinaryIO, NamedTuple
 from service.base.actor import Actor
 from service.base.clock import Clock, monotonic
 from service.base.cores import usable_cores
-from service.base.errors import Violation
 from service.cli.imports.formats import Format, Options
 from service.cli.imports.progress import Progress, RefusedRows, count, refused_line, store
-from service.cli.imports.records import BadRecordError, Fault, Record
+from service.cli.imports.records import BadRecordError, Record
 from service.core.identifiers import BadIdentifierError, normalise_username
 from service.core.passwords.schemes.sources import peppered
 from service.core.transfer.importing import ACTION, import_users, preview
@@ -101,12 +100,12 @@ def run(
 def _rows(job: Import, records: list[Record], *, now: datetime) -> Iterator[_Row]:
     for record in records:
         if record.fields is None:
-            yield _Row(record.number, None, _refusals(record.fault))
+            yield _Row(record.number, None, () if record.violation is None else (record.violation,))
             continue
         try:
             source = job.format.adapt(record.fields, job.options)
         except BadRecordError as error:
-            yield _Row(record.number, None, _refusals(error.fault))
+            yield _Row(record.number, None, (error.violation,))
             continue
         if source is not None:
             source = _with_username(source) if job.derives_usernames else source
@@ -125,10 +124,6 @@ def _wrapped(rows: list[_Row], cost: int) -> list[_Row]:
 
 def _wrap(row: Checked, cost: int) -> Checked:
     return wrap(row, cost) if isinstance(row, Row) else row
-
-
-def _refusals(fault: Fault | None) -> tuple[Violation, ...]:
-    return () if fault is None else (Violation(fault.field, fault.reason, fault.description),)
 
 
 def _with_username(source: SourceUser) -> SourceUser:

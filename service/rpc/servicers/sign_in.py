@@ -17,9 +17,9 @@ from service.core.audit import UNKNOWN_CLIENT, Client
 from service.core.authn import Candidate, Finish, Outcome, PasswordAttempt
 from service.core.failed_sign_ins import CounterKeys, lock_failures
 from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username, without_blanks
-from service.core.imports.hash_secrets import HashSecrets
 from service.core.lockout import Kind, LockoutKeys
 from service.core.passwords import hash_password, is_match, renewal_cost
+from service.core.transfer.hash_secrets import HashSecrets
 from service.core.users import Key
 from service.db.engine import Database, reading
 from service.rpc.admission.hashing import Hasher

@@ -1,1 +1,0 @@
-"""Secrets that imported password hashes need. Importing users: service.core.transfer."""
