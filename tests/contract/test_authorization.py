@@ -169,7 +169,7 @@ def test_a_revoked_session(api: Services) -> None:
 
 @pytest.mark.parametrize("name", ["audience", "acr", "Personae.acr", "personal.acr", "personae", "x", ""])
 def test_an_extension_of_another_name_lets_nobody_pass(api: Services, name: str) -> None:
-    """Whoever forgets or mistypes the prefix has guarded the route less than they think."""
+    """An operator who forgets or mistypes the prefix has guarded the route less than they think."""
     tokens = signed(api)
     assert told(api, asking({"authorization": f"Bearer {tokens.access_token}"}, {name: "aal2"})) == MISCONFIGURED
 

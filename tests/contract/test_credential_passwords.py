@@ -174,7 +174,7 @@ class TestUsersWithoutASignIn:
 
 
 class TestRemovePassword:
-    def test_whoever_knows_it_can_do_nothing_with_it(self, api: Services) -> None:
+    def test_who_knows_the_old_one_can_do_nothing_with_it(self, api: Services) -> None:
         """Not even meet a required change; a reset leads back, or an operator, and the new password is as any other."""
         user = new_user(api.users, password=PASSWORD)
         request = pb.SetPasswordRequest(

@@ -103,7 +103,7 @@ class TestPasswordReset:
         assert complete_reset(api, code) == user
 
     def test_the_present_password_is_as_good_as_another(self, api: Services) -> None:
-        """The answer does not tell whoever has a code what the present password is."""
+        """The answer does not tell the holder of a code what the present password is."""
         user = new_user(api.users, password=PASSWORD)
         require_a_change(api, user)
 

@@ -46,7 +46,7 @@ def test_many_servers_make_the_same_months_at_once(database: Database) -> None:
     assert len(partitions(database)) == 14
 
 
-def test_months_are_those_of_utc_whoever_asks(database: Database) -> None:
+def test_months_are_those_of_utc(database: Database) -> None:
     """The time zone and the style of dates of the session make no difference, to making and to dropping."""
     connection = connect(database.engine.url)
     cursor = connection.cursor()

@@ -138,12 +138,12 @@ STATES = {
         "the table users of Personae",
     ),
     "two revisions": (True, "INSERT INTO alembic_version VALUES ('ae1027a6acf')", "which is no revision"),
-    "another shape": (
+    "other columns": (
         False,
         "CREATE TABLE alembic_version (id int); INSERT INTO alembic_version VALUES (1)",
         "no revision",
     ),
-    "another shape, empty": (False, "CREATE TABLE alembic_version (id int)", "has no column version_num"),
+    "other columns, empty": (False, "CREATE TABLE alembic_version (id int)", "has no column version_num"),
     "another's users": (False, "CREATE TABLE users (id int)", "has a table users"),
     "no row": (True, "DELETE FROM alembic_version", "has a table users"),
 }

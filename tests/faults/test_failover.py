@@ -16,7 +16,7 @@ from tests.support.factories import get_request, new_user
 from tests.support.load import Call, Callers, Writers, missing
 from tests.support.pair import Pair, replicating
 from tests.support.servers import NOT_SERVING, SERVING, running
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, eventually
 from tests.support.witness import Log
 
 
@@ -89,8 +89,14 @@ def test_nothing_that_was_acknowledged_is_lost(pair: Pair) -> None:
 def test_a_commit_that_no_standby_has_confirmed(pair: Pair) -> None:
     """It is not acknowledged: the caller is told at RPC_TIMEOUT that the outcome is unknown."""
     migrate(pair.url)
-    with running(pair.url, rpc_timeout=4) as server:  # long enough to come as far as the commit on a busy machine
-        assert new_user(server.users).id
+    with running(pair.url) as patient, running(pair.url, rpc_timeout=1) as server:
+        assert new_user(patient.users).id
         crash(pair.standby)
 
-        assert fails(new_user, server.users).reason == "COMMIT_OUTCOME_UNKNOWN"
+        def reason() -> str:
+            found = fails(new_user, server.users).reason
+            assert found in {"COMMIT_OUTCOME_UNKNOWN", "DEADLINE_OVER"}
+            return found
+
+        # On a busy machine a second may end before the call comes as far as its commit.
+        eventually(lambda: reason() == "COMMIT_OUTCOME_UNKNOWN")

@@ -123,23 +123,65 @@ def test_folders_are_of_a_size_to_read() -> None:
     assert {str(folder): count for folder, count in modules.items() if count > FOLDER_CEILING} == {}
 
 
+WAITS = {"wait", "wait_for", "acquire", "join", "get", "result", "exception", "poll", "select"}
+SOCKETS = {"settimeout", "create_connection", "Connection", "HTTPConnection", "HTTPSConnection", "urlopen"}
+"""What takes the timeout of a socket. That of an RPC is its deadline, which a test may let pass."""
+
+
 def test_tests_poll_in_one_place() -> None:
     """Only `eventually` sleeps: no other test sleeps, or waits a moment for nothing."""
     found = [
-        f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}"
+        f"{path.relative_to(ROOT)}:{pause}"
         for path in (ROOT / "tests").rglob("*.py")
         if path != ROOT / "tests/support/waiting.py"
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and is_pause(node.func.attr, node.args)
+        for pause in pauses(path.read_text())
     ]
     assert found == []
 
 
-def is_pause(name: str, arguments: list[ast.expr]) -> bool:
-    if name == "sleep":
-        return True
-    seconds = [one.value for one in arguments if isinstance(one, ast.Constant) and isinstance(one.value, float)]
-    return name == "wait" and any(0 < one < 1 for one in seconds)
+@pytest.mark.parametrize(
+    "line, is_pause",
+    [
+        ("time.sleep(1)", True),
+        ("sleep(0.1)", True),
+        ("done.wait(0.5)", True),
+        ("done.wait(timeout=0.5)", True),
+        ("thread.join(0.2)", True),
+        ("sock.settimeout(1.2)", True),
+        ("sock.settimeout(1)", True),
+        ("socket.create_connection(address, 0.5)", True),
+        ("http2.Connection(address, timeout=1.2)", True),
+        ("done.wait(PATIENCE)", False),
+        ("future.result(0)", False),
+        ("sock.settimeout(0)", False),
+        ("sock.settimeout(60)", False),
+        ("http2.Connection(address, timeout=2)", False),
+        ("users.GetUser(request, timeout=0.5)", False),
+    ],
+)
+def test_a_pause_is_found(line: str, is_pause: bool) -> None:
+    assert bool(pauses(line)) is is_pause
+
+
+def pauses(source: str) -> list[str]:
+    """The calls that end because time has passed: sleeps, waits of less than a second, socket timeouts below two."""
+    return [
+        f"{node.lineno}: {ast.unparse(node)}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and is_pause(node)
+    ]
+
+
+def is_pause(call: ast.Call) -> bool:
+    match call.func:
+        case ast.Attribute(attr=name) | ast.Name(id=name):
+            pass
+        case _:
+            return False
+    arguments = [*call.args, *(one.value for one in call.keywords if one.arg == "timeout")]
+    numbers = [one.value for one in arguments if isinstance(one, ast.Constant) and isinstance(one.value, int | float)]
+    longest = 1 if name in WAITS else 2 if name in SOCKETS else 0
+    return name == "sleep" or any(0 < one < longest for one in numbers)
 
 
 def test_alembic_is_no_package() -> None:

@@ -1,6 +1,5 @@
 """The recipes of docs/operations.md and docs/alerts.md work as written: every command in order, on real servers."""
 
-import ast
 import contextlib
 import re
 import secrets
@@ -18,6 +17,7 @@ from sqlalchemy.engine import URL
 from personae.v1 import user_pb2
 from service.base.settings import Settings
 from service.dev.postgres import find_bindir
+from tests.support.audit_actions import UnresolvedError, recorded_actions, service_sources
 from tests.support.credentials import by_id, counted, fail, outcome, signing_in
 from tests.support.databases import ROOT, Postgres, libpq_url, migrate, run
 from tests.support.docs_console import Block, blocks, replay
@@ -45,20 +45,46 @@ def follow(found: list[Block], typing: Terminal) -> None:
 
 
 def test_every_action_of_the_trail_is_listed() -> None:
-    """What the code records, and nothing else."""
-    sources = [*(ROOT / "service/core").rglob("*.py"), *(ROOT / "service/rpc/servicers").rglob("*.py")]
-    nodes = [node for path in sources if path.name != "__init__.py" for node in ast.walk(ast.parse(path.read_text()))]
-    recorded = {
-        node.value
-        for node in nodes
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and ACTION.fullmatch(node.value)
-    }
-    recorded -= {node.name for node in nodes if isinstance(node, ast.ClassDef)}  # quoted annotations
+    """What the service records, and nothing else."""
     table = PAGE.read_text().split("| Action |")[1].split("\n\n")[0]
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| ")]
-    recorded.add("DropAuditEvents")  # by a function in the database
-    recorded -= {"ListAuditEvents", "ListSessions", "ListUsers"}  # bind page tokens
-    assert {name for cell in cells for name in ACTION.findall(cell)} == recorded
+    listed = {name for cell in cells for name in ACTION.findall(cell)}
+
+    assert listed == recorded_actions(service_sources()) | {"DropAuditEvents"}  # that one by a function in the database
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "audit.record(s, 'Forge')",
+        "audit.record_many(s, changed=[], action='Forge')",
+        "audit.record(s, FORGE)",
+        "audit.record(s, FORGES[s])",
+        "audit.record(s, 'Forge' if s else FORGE)",
+        "record(s, other.FORGE)",
+        "record(s, OTHER)",
+        "service.core.audit.record(s, 'Forge')",
+        "for action, _ in (('Forge', 1), (FORGE, 2)): record(s, action)",
+        "def write(s, action): record(s, action)\nwrite(s, FORGE)",
+        "class Forger:\n def forge(self, *, action): record(s, action)\nForger().forge(action='Forge')",
+        "@dataclass\nclass Forged:\n action: str\ndef write(it: Forged): record(s, it.action)\nForged('Forge')",
+    ],
+)
+def test_an_action_that_is_not_listed_is_found(lines: str) -> None:
+    """Wherever it is recorded below service/, however the call gets its name."""
+    imports = "from service.core import audit\nfrom service.core.audit import record\nimport service.core.audit\n"
+    imports += "import service.http.other as other\nfrom service.http.other import FORGE as OTHER\n"
+    constants = "FORGE = 'Forge'\nFORGES: dict[str, str] = {'a': FORGE}\n"
+    sources = service_sources()
+    planted = {"service.http.planted": imports + constants + lines, "service.http.other": constants}
+
+    assert recorded_actions(sources | planted) - recorded_actions(sources) == {"Forge"}
+
+
+@pytest.mark.parametrize("line", ["audit.record(s, f'{s}')", "audit.record(s, unknown)", "write = audit.record"])
+def test_an_action_that_cannot_be_read_is_an_error(line: str) -> None:
+    with pytest.raises(UnresolvedError, match=r"service\.http\.planted:2"):
+        recorded_actions(service_sources() | {"service.http.planted": f"from service.core import audit\n{line}"})
 
 
 # --------------------------------------------------------------------------------------- keys and certificates

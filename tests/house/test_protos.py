@@ -1,4 +1,4 @@
-"""What the two excepted buf rules protected, and what buf does not know: shapes, comments, no secrets."""
+"""What the two excepted buf rules protected, and what buf does not know: field behaviour, secrets, runtimes."""
 
 from collections import Counter
 
@@ -18,7 +18,7 @@ RESOURCES = {
     "google.protobuf.Empty",
 }
 METHODS = [method for service in SERVICES if service.full_name.startswith("personae.") for method in service.methods]
-"""Envoy's API has its own shapes."""
+"""Without Envoy's API, which names its messages otherwise."""
 
 
 def messages(found: descriptor.Descriptor, seen: dict[str, descriptor.Descriptor]) -> None:
@@ -30,7 +30,7 @@ def messages(found: descriptor.Descriptor, seen: dict[str, descriptor.Descriptor
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_shapes(method: descriptor.MethodDescriptor) -> None:
+def test_requests_and_responses_are_named_after_their_rpc(method: descriptor.MethodDescriptor) -> None:
     """A request is <Rpc>Request; a response is <Rpc>Response, the resource, or Empty."""
     own = f"personae.v1.{method.name}Response"
 

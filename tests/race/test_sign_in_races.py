@@ -201,7 +201,7 @@ def test_no_old_password_is_accepted_after_the_change(
 
 
 def test_a_removed_password_is_not_changed_any_more(racing: RunningServer) -> None:
-    """Whoever knows it changes it at the same moment: the change comes before and is lost, or is refused."""
+    """A change at the same moment comes first and is lost with it, or is refused."""
     for _ in range(16):
         user = new_user(racing.users, password=PASSWORD)
 

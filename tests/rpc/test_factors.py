@@ -284,7 +284,7 @@ def test_a_dump_holds_no_secret(private_server: RunningServer) -> None:
 
 
 def test_a_secret_is_bound_to_its_row(private_server: RunningServer) -> None:
-    """Whoever can write to the table and copies their own secret into another's row signs in as nobody."""
+    """A thief who can write to the table, and copies their own secret into another user's row, signs in as nobody."""
     server = private_server
     owner, thief = enrol(server), enrol(server)
     [sealed] = run(server.url, f"SELECT secret FROM totp_factors WHERE user_id = {thief.user.id}")

@@ -136,7 +136,7 @@ class TestOverload:
         assert told_strangers == [other[0] for other in others] * 40
 
 
-class TestWhoeverHasGone:
+class TestCallerHasGone:
     """A caller that hung up, or whose deadline passed, made no guess: no statement is sent, no failure is counted."""
 
     def test_because_it_hung_up(self, narrow: RunningServer) -> None:

@@ -98,7 +98,7 @@ class TestStrangers:
                 assert user_pb2_grpc.UserServiceStub(honest).GetUser(get_request(user), timeout=PATIENCE) == user
 
     def test_beyond_the_limit_the_greediest_connection_loses_its_oldest_watch(self, shared_url: URL) -> None:
-        """It ends with OK. Whoever has one keeps it, and hears of every change."""
+        """It ends with OK. A connection that has one watch keeps it, and hears of every change."""
         with running(shared_url, grpc_max_connections=20) as server, ExitStack() as held:
             before = [statuses(held.enter_context(channel(server))) for _ in range(5)]
             assert {next(honest) for honest in before} == {SERVING}

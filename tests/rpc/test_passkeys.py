@@ -205,7 +205,7 @@ class TestAlone:
         assert (session.user_id, list(session.amr), session.acr) == (user.id, ["hwk", "user"], "aal2")
 
     def test_also_who_has_no_password(self, server: RunningServer) -> None:
-        """And whoever is locked out of the password; which its failures do not end."""
+        """And a user who is locked out of the password. The sign-in does not end that lockout."""
         user = new_user(server.users, password=PASSWORD)
         authenticator = passkey_of(server, user)
         for _ in range(3):
@@ -288,7 +288,7 @@ class TestEnrolling:
         assert fails(complete, server, begun.ticket, made).reason == "INVALID_FACTOR"
 
     def test_one_that_exists_is_refused(self, server: RunningServer) -> None:
-        """Whoever registers another's credential id would else get, or break, that passkey."""
+        """Otherwise a user who registers the credential id of another user would get, or break, that passkey."""
         authenticator = passkey_of(server, new_user(server.users, password=PASSWORD))
         begun = start(server, sign_in(server, new_user(server.users, password=PASSWORD)).session.id)
         made = authenticator.create(begun.options_json, origin=ORIGIN)

@@ -27,7 +27,7 @@ ORDERS = "orders"
 
 
 class TestCallers:
-    """By HTTP, whoever asks proves who it is by an API key, in a header of its own."""
+    """By HTTP, the caller sends its API key in a header of its own."""
 
     @pytest.fixture
     def operator(self, private_url: URL) -> Iterator[Operator]:

@@ -17,7 +17,6 @@ from tests.support.servers import RunningServer, running
 from tests.support.witness import WITNESS
 
 PATIENCE = 60
-TRIES = 1000
 RATE = {"caller_auth": "required", "caller_rate_limit": 1, "caller_rate_burst": 1}
 
 
@@ -49,24 +48,21 @@ def test_a_rate_limited_call_is_retried_after_the_pushback(shared_url: URL) -> N
 
 def test_a_refusal_whose_pushback_passes_the_deadline_is_not_retried(shared_url: URL) -> None:
     """A retry would only find the deadline exceeded. The caller gets the refusal, with the time until it may call."""
-    with operating(shared_url) as operator, running(shared_url, **RATE) as server:
-        metadata = (("authorization", bearer(operator.create_with_key("users.read"))),)
+    rate_clock = [1000.0]
+    request_id = uuid.uuid4().hex
+    with operating(shared_url) as operator, running(shared_url, None, lambda: rate_clock[0], **RATE) as server:
+        key = operator.create_with_key("users.read")
+        metadata = (("authorization", bearer(key)), ("x-request-id", request_id))
         with retrying(server) as channel:
             list_users = user_pb2_grpc.UserServiceStub(channel).ListUsers
-
-            def call_until_refused() -> None:
-                for _ in range(TRIES):
-                    try:  # with less time than the pushback, which is a whole second
-                        list_users(user_pb2.ListUsersRequest(), metadata=metadata, timeout=0.9)
-                    except grpc.RpcError as error:
-                        if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:  # of a machine that is busy
-                            raise
-
-            failure = fails(call_until_refused)
+            list_users(user_pb2.ListUsersRequest(), metadata=metadata, timeout=PATIENCE)
+            rate_clock[0] -= 10 * PATIENCE  # so the next token comes after any deadline here
+            failure = fails(list_users, user_pb2.ListUsersRequest(), metadata=metadata, timeout=PATIENCE)
     assert failure.reason == "RATE_LIMITED"
     assert failure.trailers["grpc-retry-pushback-ms"] == "-1"
     assert failure.retry_after is not None
-    assert failure.retry_after.total_seconds() > 0
+    assert failure.retry_after.total_seconds() > PATIENCE
+    assert answers(request_id) == 2
 
 
 def test_a_lockout_is_not_retried(private_server: RunningServer) -> None:

@@ -99,7 +99,7 @@ def test_a_token_of_a_key_that_another_server_has_just_made(private_url: URL) ->
         eventually(lambda: is_active(two, newer), "the new key is known")
 
 
-def test_whoever_meets_a_new_key_waits_for_the_read_that_is_under_way(private_url: URL) -> None:
+def test_a_call_that_meets_a_new_key_waits_for_the_read_that_is_under_way(private_url: URL) -> None:
     """A good token is never called bad because another call is just reading the keys."""
     clock = MovableClock()
     with running(private_url, clock) as server, ExitStack() as stack:

@@ -188,7 +188,7 @@ def test_calls_go_on_without_the_collector(private_url: URL, monkeypatch: pytest
     "tracestate", ["SECRET pk_LIVE {", "A" * 7000, ",".join(f"k{n}=v" for n in range(40)), "a=b,,=" * 9]
 )
 def test_an_invalid_tracestate_is_dropped_in_silence(private_url: URL, tracestate: str) -> None:
-    """Nothing of it gets into the log or the trace, whoever sends it."""
+    """Nothing of it gets into the log or the trace."""
     metadata = (("traceparent", f"00-{TRACE}-{PARENT}-01"), ("tracestate", tracestate))
     with traced(private_url) as (server, collector):
         user = new_user(server.users)

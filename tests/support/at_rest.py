@@ -33,13 +33,13 @@ class Dump:
     binary: str
 
     def leaks(self, witness: Witness) -> Iterator[str]:
-        """What should not be there: by its shape, and of what the tests have sent and received by its value.
+        """What should not be there: by its pattern, and of what the tests have sent and received by its value.
 
         Looked for are whole words, which most secrets are, and passphrases.
         """
         everything = f"{self.text}\n{self.binary}"
-        for shape in (LOOKS_LIKE_A_TOKEN, _PRIVATE_KEY):
-            yield from (found[0] for found in shape.finditer(everything))
+        for pattern in (LOOKS_LIKE_A_TOKEN, _PRIVATE_KEY):
+            yield from (found[0] for found in pattern.finditer(everything))
         words = set(_WORD.findall(everything))
         for secret in witness.secrets:
             if len(set(secret)) < MIN_LENGTH:

@@ -6,17 +6,17 @@ SECRETS = ("Sesame", "Hush42")
 P, Q = SECRETS
 """The parts of the password in every URL here."""
 AT = "percent-encode what is special"
-SHAPE = "not a database URL; expected postgresql://"
+NOT_A_URL = "not a database URL; expected postgresql://"
 TLS = "INSECURE_PLAINTEXT_DATABASE=true"
 LOCAL = f"postgresql://ada:{P}@127.0.0.1:1/d"
 
 SETTINGS = [  # refused before anything is tried, and by every command alike
     # what is no URL
-    ("   ", SHAPE),
-    ("127.0.0.1", SHAPE),
-    (f"host=127.0.0.1 password={P}", SHAPE),
-    (f"ada:{P}@127.0.0.1/d", SHAPE),
-    (f"postgresql:/ada:{P}@127.0.0.1/d", SHAPE),
+    ("   ", NOT_A_URL),
+    ("127.0.0.1", NOT_A_URL),
+    (f"host=127.0.0.1 password={P}", NOT_A_URL),
+    (f"ada:{P}@127.0.0.1/d", NOT_A_URL),
+    (f"postgresql:/ada:{P}@127.0.0.1/d", NOT_A_URL),
     (f'"{LOCAL}"', "quotes"),
     (f"'{LOCAL}'", "quotes"),
     (f"mysql://ada:{P}@127.0.0.1/d", "only PostgreSQL is supported"),
@@ -43,22 +43,22 @@ SETTINGS = [  # refused before anything is tried, and by every command alike
     (f"postgresql:///{P}@127.0.0.1/d", AT),
     (f"postgresql://127.0.0.1:5432/d?password={P}@{Q}", AT),
     (f"postgresql://127.0.0.1/d?password={P}&{Q}=x", "write & as %26"),
-    (f"postgresql://ada:{P}", SHAPE),
+    (f"postgresql://ada:{P}", NOT_A_URL),
     # hosts and ports
     (f"postgresql://ada:{P}@127.0.0.1:99999/d", "port is no number from 1 to 65535"),
     (f"postgresql://ada:{P}@127.0.0.1:0/d", "port is no number from 1 to 65535"),
     (f"postgresql://ada:{P}@127.0.0.1:-1/d", "port is no number from 1 to 65535"),
-    (f"postgresql://ada:{P}@127.0.0.1:x/d", SHAPE),
-    (f"postgresql://ada:{P}@127.0.0.1:5432:5433/d", SHAPE),
-    (f"postgresql://ada:{P}@127.0.0.1:{'9' * 5000}/d", SHAPE),
+    (f"postgresql://ada:{P}@127.0.0.1:x/d", NOT_A_URL),
+    (f"postgresql://ada:{P}@127.0.0.1:5432:5433/d", NOT_A_URL),
+    (f"postgresql://ada:{P}@127.0.0.1:{'9' * 5000}/d", NOT_A_URL),
     (f"postgresql://ada:{P}@/d?host=127.0.0.1&port=x", "port is no number from 1 to 65535"),
     (f"postgresql://ada:{P}@/d?host=127.0.0.1,127.0.0.2&port=1,2,3", "3 ports for 2 hosts"),
     (f"postgresql://ada:{P}@127.0.0.1,127.0.0.2/d?port=1,2,3", "3 ports for 2 hosts"),
     (f"postgresql://ada:{P}@127.0.0.1:1,127.0.0.2/d?port=2", "remove one"),
     (f"postgresql://ada:{P}@127.0.0.1/d?port=1,2", "2 ports for 1 hosts"),
     (f"postgresql://ada:{P}@127.0.0.1,127.0.0.2/d?hostaddr=127.0.0.1", "1 hostaddr for 2 hosts"),
-    (f"postgresql://ada:{P}@127.0.0.1,/d", SHAPE),
-    (f"postgresql://ada:{P}@::1/d", SHAPE),
+    (f"postgresql://ada:{P}@127.0.0.1,/d", NOT_A_URL),
+    (f"postgresql://ada:{P}@::1/d", NOT_A_URL),
     (f"postgresql://ada:{P}@[::x]/d", "what stands for a host is none"),
     (f"postgresql://ada:{P}@127.0.0.1#d", "what stands for a host is none"),
     (f"postgresql://ada:{P}@/d?host=127.0.0.1:5432", "what stands for a host is none"),

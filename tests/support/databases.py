@@ -11,7 +11,6 @@ import psycopg2
 from alembic import command
 from alembic.config import Config
 from psycopg2 import sql
-from sqlalchemy import create_engine
 from sqlalchemy.engine import URL
 
 from tests.support.waiting import eventually
@@ -68,10 +67,12 @@ def libpq_url(url: URL) -> str:
     return url.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
-def wait_until_blocked(url: URL, *, blocked: bool = True) -> None:
-    """Return when a statement in this database waits for a lock; or, with blocked=False, when none does any more."""
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    engine = create_engine(url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        eventually(lambda: bool(connection.exec_driver_sql(waiting).scalar()) is blocked, f"{blocked=}: {waiting}")
-    engine.dispose()
+def is_blocked(url: URL) -> bool:
+    """Whether a statement in this database waits for a lock."""
+    waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    return bool(run(url, waiting))
+
+
+def wait_until_blocked(url: URL) -> None:
+    """Return when a statement in this database waits for a lock."""
+    eventually(lambda: is_blocked(url), "a statement waits for a lock")

@@ -223,6 +223,7 @@ def terminal(
         "GRPC_REFLECTION": "true",
         "CALLER_CACHE_SECONDS": "0.1",
         "PURGE_INTERVAL": "0",
+        "SHUTDOWN_DRAIN": "0",
     }
     _set_up(directory)
     servers = Servers(plaintext, directory=directory)

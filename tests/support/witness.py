@@ -44,7 +44,7 @@ _SECRET_FIELDS = frozenset(
 )
 LOOKS_LIKE_A_TOKEN = re.compile(rf"{KEY_PATTERN}|{TOKEN_PATTERN}|eyJ[\w-]+\.eyJ")
 """An API key, a refresh token, an access token."""
-_SHAPES = re.compile(
+_LOOKS_SECRET = re.compile(
     rf"\$2[aby]\$\d\d\$|\$bcrypt-sha256\$|\$argon2|pbkdf2_sha|\$[156PSH]\$|\$(wrapped|firescrypt)\$|\{{S?SHA"
     rf"|[\w.+-]+@[\w-]+\.\w+|{TICKET_PATTERN}|{CODE_PATTERN}|{LOOKS_LIKE_A_TOKEN.pattern}"
 )
@@ -89,7 +89,7 @@ class Witness:
         for secret in self.secrets:
             begun[secret[:MIN_LENGTH]].append(secret)
         for text in self.said:
-            if _SHAPES.search(text):
+            if _LOOKS_SECRET.search(text):
                 yield text
             for start in range(len(text) - MIN_LENGTH + 1):
                 for secret in begun.get(text[start : start + MIN_LENGTH], ()):

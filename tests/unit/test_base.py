@@ -125,7 +125,7 @@ class TestSettings:
 
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "db.example.com"])
     def test_public_keys_in_clear_text_beyond_loopback_have_to_be_said(self, host: str) -> None:
-        """Whoever replaces them on their way forges tokens. Without HTTP_HOST the port is at GRPC_HOST."""
+        """An attacker who replaces them on their way can forge tokens. Without HTTP_HOST the port is at GRPC_HOST."""
         http = {"http_port": 8080, "token_issuer": "https://id.example.com"}
         with pytest.raises(SettingsError, match=f"HTTP_HOST={host} .*INSECURE_PLAINTEXT=true"):
             self.load(http_host=host, **http)

@@ -73,7 +73,7 @@ WEB = "write web.internal"
     ],
 )
 def test_a_bad_identity_is_told_what_to_write(identity: str, advice: str) -> None:
-    """Whoever typed it learns which name of the certificate counts."""
+    """The error says which name of the certificate counts."""
     with pytest.raises(CallerError, match=advice):
         require_identity(identity)
 

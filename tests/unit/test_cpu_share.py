@@ -73,7 +73,10 @@ def test_a_closed_one_holds_nobody_up() -> None:
 
 
 def test_an_http_server_uses_a_tenth_of_a_core() -> None:
-    """20 answers that cost 5 ms each take a second at the least, less what was free, and what its threads begin."""
+    """20 answers that cost 5 ms each take a second at the least, less what was free, and what its threads begin.
+
+    This is a lower bound, which holds on any machine: a busy one takes longer.
+    """
 
     def app(_environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         until = time.thread_time() + 0.005
