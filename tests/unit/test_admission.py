@@ -50,16 +50,15 @@ class TestBoundedExecutor:
             assert executor.submit(serve).result(PATIENCE) == "served"
             assert not is_refused()
 
-    def test_in_an_overload_few_wait(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_in_an_overload_few_wait(self) -> None:
         """From a refusal on, until nothing was refused for a quarter of a second. Then a burst is served again."""
         now = [1000.0]
-        monkeypatch.setattr("service.rpc.admission.executor.monotonic", lambda: now[0])
         may_end = Semaphore(0)
 
         def serve() -> bool:
             return is_refused() or not may_end.acquire(timeout=PATIENCE)
 
-        with bounded(1, 200) as executor:
+        with bounded(1, 200, clock=lambda: now[0]) as executor:
             burst = [executor.submit(serve) for _ in range(201)]
             assert executor.submit(serve).result(0)
             may_end.release(100)
@@ -154,12 +153,10 @@ class TestHashLimiter:
         assert order == [0, 1, 2, 3, 4]
         assert (limiter.running, limiter.waiting) == (0, 0)
 
-    def test_a_wait_beyond_the_deadline_is_refused_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_wait_beyond_the_deadline_is_refused_at_once(self) -> None:
         """The expected wait follows from how long permits were held, also by RPCs that failed."""
-        now = [1000.0]
-        monkeypatch.setattr("service.rpc.admission.hashing.monotonic", lambda: now[0])
-        monkeypatch.setattr("service.rpc.context.monotonic", lambda: now[0])
-        limiter = HashLimiter(1, max_waiting=5)
+        now = [monotonic() + 600]  # no real deadline of the calls passes
+        limiter = HashLimiter(1, max_waiting=5, clock=lambda: now[0])
         with contextlib.suppress(ZeroDivisionError), permitted(limiter, deadline=now[0] + 60):
             now[0] += 2
             raise ZeroDivisionError

@@ -48,20 +48,23 @@ class BoundedExecutor(ThreadPoolExecutor):
         name: str,
         on_start: Callable[[float], None] | None = None,
         initializer: Callable[[], object] | None = None,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         """max_waiting: RPCs that may wait for a thread; in an overload at most 64.
 
-        on_start: gets the seconds that each RPC waited for its thread. initializer: runs first on each thread.
+        on_start: gets the seconds that each RPC waited for its thread. initializer: runs first on each thread. clock:
+        in seconds.
         """
         super().__init__(threads, thread_name_prefix=name, initializer=initializer)
         self.threads = threads
         self._max_waiting = max_waiting
         self._on_start = on_start
+        self._clock = clock
         self.running = 0
         """The number of RPCs that have a thread."""
         self._admitted = 0
         self._refused_at = -math.inf
-        """When an RPC was refused last, in monotonic seconds."""
+        """When an RPC was refused last, by the clock."""
         self._changed = Condition()
 
     @property
@@ -71,7 +74,7 @@ class BoundedExecutor(ThreadPoolExecutor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Queue the RPC; if the queue is full, run it on this thread, to be refused."""
-        now = monotonic()
+        now = self._clock()
         with self._changed:
             is_overloaded = now - self._refused_at < _OVERLOAD_SECONDS
             max_waiting = min(_MAX_WAITING_IN_OVERLOAD, self._max_waiting) if is_overloaded else self._max_waiting
@@ -99,7 +102,7 @@ class BoundedExecutor(ThreadPoolExecutor):
             self.running += 1
         try:
             if self._on_start is not None:
-                self._on_start(monotonic() - submitted_at)
+                self._on_start(self._clock() - submitted_at)
             return fn(*args, **kwargs)
         finally:
             with self._changed:

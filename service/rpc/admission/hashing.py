@@ -48,14 +48,16 @@ class HashLimiter:
         *,
         max_waiting: int,
         instrument: Callable[[], AbstractContextManager[object]] = nullcontext,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         """permits: RPCs that may hash at a time. max_waiting: RPCs that may wait for a permit.
 
-        instrument: makes the context manager around each hash, for metrics and traces.
+        instrument: makes the context manager around each hash, for metrics and traces. clock: that of the deadlines.
         """
         self._permits = permits
         self._max_waiting = max_waiting
         self._instrument = instrument
+        self._clock = clock
         self._lock = Lock()
         self._average_seconds = 0.0
         self.running = 0
@@ -80,7 +82,7 @@ class HashLimiter:
         acquired_at = None
         try:
             require_client_waiting(call)
-            acquired_at = monotonic()
+            acquired_at = self._clock()
             yield self._hash
         finally:
             self._release(acquired_at)
@@ -101,7 +103,7 @@ class HashLimiter:
                 raise HashingBusyError
             granted = Event()
             self._queue.append(granted)
-        granted.wait(max(0.0, call.deadline - monotonic()))
+        granted.wait(max(0.0, call.deadline - self._clock()))
         with self._lock:
             if not granted.is_set():
                 self._queue.remove(granted)
@@ -110,13 +112,13 @@ class HashLimiter:
     def _expected_end(self) -> float:
         """When an RPC that starts to wait now will probably be answered, in monotonic seconds."""
         rounds = 1 + (self.waiting + 1) / self._permits
-        return monotonic() + self._average_seconds * rounds * _MARGIN
+        return self._clock() + self._average_seconds * rounds * _MARGIN
 
     def _release(self, acquired_at: float | None) -> None:
         """Pass the permit on to the RPC that has waited longest. acquired_at: None when nothing was hashed."""
         with self._lock:
             if acquired_at is not None:
-                held = monotonic() - acquired_at
+                held = self._clock() - acquired_at
                 weight = _WEIGHT if self._average_seconds else 1
                 self._average_seconds += (held - self._average_seconds) * weight
             if self._queue:
