@@ -20,6 +20,7 @@ from tests.support.gateways import (
     Personae,
     Through,
     envoy_before,
+    ext_authz,
     filters_of,
     manager_of,
     nginx_before,
@@ -174,12 +175,6 @@ def lock(config: dict[str, Any]) -> None:
 def fail_open(config: dict[str, Any]) -> None:
     lock(config)
     ext_authz(config)["failure_mode_allow"] = True
-
-
-def ext_authz(config: dict[str, Any]) -> dict[str, Any]:
-    [found] = [one["typed_config"] for one in filters_of(config) if one["name"].endswith("ext_authz")]
-    assert isinstance(found, dict)
-    return found
 
 
 def misconfigure(config: dict[str, Any]) -> None:

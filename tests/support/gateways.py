@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import re
 import shutil
 import socket
 import subprocess
@@ -127,7 +128,7 @@ Change = Callable[[dict[str, Any]], None]
 
 
 def envoy_configuration(personae: Personae, service_port: int) -> dict[str, Any]:
-    """deploy/envoy/envoy.yaml with the addresses of the test."""
+    """deploy/envoy/envoy.yaml with the addresses and the patience of the test."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "deploy/envoy/envoy.yaml").read_text())
     resources = config["static_resources"]
     resources["listeners"][0]["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": 0}
@@ -139,10 +140,18 @@ def envoy_configuration(personae: Personae, service_port: int) -> dict[str, Any]
             "port_value": ports[cluster["name"]],
         }
         cluster["type"] = "STATIC"
+        cluster["connect_timeout"] = f"{PATIENCE}s"
         if "transport_socket" in cluster:
             tls = cluster["transport_socket"]["typed_config"]
             tls["common_tls_context"]["validation_context"]["trusted_ca"]["filename"] = str(personae.ca)
+    ext_authz(config)["grpc_service"]["timeout"] = f"{PATIENCE}s"
     return config
+
+
+def ext_authz(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the filter that asks Personae, to change it."""
+    [found] = [one["typed_config"] for one in filters_of(config) if one["name"] == "envoy.filters.http.ext_authz"]
+    return found  # type: ignore[no-any-return]
 
 
 def filters_of(config: dict[str, Any]) -> list[dict[str, Any]]:
@@ -185,7 +194,10 @@ def nginx_before(personae: Personae, directory: Path) -> Iterator[int]:
             assert text.count(before) == 1
             text = text.replace(before, after)
         (directory / "nginx.conf").write_text(text)
-        shutil.copy(ROOT / "deploy/nginx/personae.conf", directory)
+        asking = (ROOT / "deploy/nginx/personae.conf").read_text()
+        asking, timeouts = re.subn(r"(proxy_\w+_timeout) \w+;", rf"\1 {PATIENCE}s;", asking)
+        assert timeouts == 3
+        (directory / "personae.conf").write_text(asking)
         shutil.copy(personae.ca, directory / "personae-ca.pem")
         (directory / "personae-key.conf").write_text(f"proxy_set_header Personae-Key {personae.key};\n")
         # As the user of the tests, who owns the directory.
