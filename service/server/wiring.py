@@ -18,7 +18,7 @@ from sqlalchemy.engine import URL
 from service.base.actor import ANONYMOUS_CALLER
 from service.base.clock import Clock, monotonic, utc_now
 from service.base.connection_age import retirement_seconds
-from service.base.cores import pin_thread, usable_cores
+from service.base.cores import lower_priority, pin_thread, usable_cores
 from service.base.randomness import random_bytes
 from service.base.settings import Settings, SettingsError
 from service.core.factors.rows import FactorMaker
@@ -65,6 +65,8 @@ _SPARE_THREADS = 4
 """Threads of the hashing executor beyond the permits and their queue: for RPCs that are refused, and for CreateUser
 without a password."""
 _BULK_THREADS = 4
+_HASH_NICENESS = 5
+"""Of threads that hash: a third of the weight of others, so that reads need not wait for them. See decision 0030."""
 _log = structlog.get_logger("personae.server")
 
 
@@ -232,13 +234,18 @@ def _executors(
     settings: Settings, hash_threads: int, hash_cores: frozenset[int] | None, telemetry: Telemetry
 ) -> dict[Executor, BoundedExecutor]:
     hashing = hash_threads + settings.hash_max_waiting + _SPARE_THREADS
-    initializer = None if hash_cores is None else partial(pin_thread, hash_cores)
     bounded = partial(BoundedExecutor, max_waiting=settings.grpc_max_waiting, on_start=telemetry.observe_wait)
     return {
         Executor.USUAL: bounded(settings.grpc_threads, name="rpc"),
         Executor.BULK: bounded(_BULK_THREADS, name="rpc-bulk"),
-        Executor.HASHING: bounded(hashing, name="rpc-hash", initializer=initializer),
+        Executor.HASHING: bounded(hashing, name="rpc-hash", initializer=partial(_prepare_hash_thread, hash_cores)),
     }
+
+
+def _prepare_hash_thread(cores: frozenset[int] | None) -> None:
+    if cores is not None:
+        pin_thread(cores)
+    lower_priority(_HASH_NICENESS)
 
 
 def key_maker(settings: Settings) -> KeyMaker:

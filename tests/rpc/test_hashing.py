@@ -1,6 +1,8 @@
 """RPCs that hash: the queue for permits, refusals, RPCs beside them, and that a finished hash is always settled."""
 
 import contextlib
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -20,7 +22,7 @@ from service.rpc.admission.hashing import HashLimiter
 from service.rpc.context import CallContext, enter
 from tests.support.callers import bearer, keyed, new_key, operating, told
 from tests.support.errors import fails, failure_of
-from tests.support.factories import PASSWORD, new_user, unique_name
+from tests.support.factories import PASSWORD, get_request, new_user, unique_name
 from tests.support.servers import RunningServer, running
 from tests.support.threads import at_once
 from tests.support.waiting import PATIENCE, code_of, eventually, statements
@@ -193,3 +195,15 @@ def test_a_hash_that_was_made_is_settled_though_its_caller_has_gone(private_serv
     assert fails(private_server.authentication.Authenticate, wrong).reason == "INVALID_CREDENTIALS"
     # The later one may find the row unlocked before the earlier one, which waited for it, has woken up.
     eventually(lambda: failures(private_server, user) == 3, "both failures are counted")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="niceness is not of a thread")
+def test_threads_that_hash_let_others_go_first(narrow: RunningServer) -> None:
+    user = new_user(narrow.users, password=PASSWORD)
+    assert narrow.users.GetUser(get_request(user)) == user
+    niceness = {
+        thread.name.rsplit("_")[0]: os.getpriority(os.PRIO_PROCESS, thread.native_id)
+        for thread in threading.enumerate()
+        if thread.native_id is not None
+    }
+    assert niceness["rpc-hash"] == min(19, niceness["rpc"] + 5)
