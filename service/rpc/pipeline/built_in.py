@@ -1,8 +1,9 @@
 """The services that gRPC brings along, health and reflection. They are served without authorisation.
 
 So clients without credentials must not be able to keep others out. A reader waits for the client: for each message, and
-for the client to take what a stream sends. A health call for which no thread is free is answered without its message,
-as if it asked for the server as a whole: however many half-open calls there are, a health probe is answered.
+for the client to take what a stream sends. A health call for which no thread is free, or which comes on a slow
+connection, is answered without its message, as if it asked for the server as a whole: however many half-open calls
+there are, a health probe is answered.
 """
 
 from __future__ import annotations  # gRPC's classes are generic in their type stubs only
@@ -15,7 +16,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from service.base.clock import monotonic
-from service.base.errors import MalformedMessageError, PersonaeError
+from service.base.errors import MalformedMessageError, PersonaeError, ServerBusyError
 from service.base.randomness import random_id
 from service.rpc.admission.executor import BoundedExecutor, is_refused
 from service.rpc.pipeline.request_reader import RequestReader
@@ -44,7 +45,7 @@ def built_in(
 def _answering(method: Any, parse: Callable[[bytes], Any], reader: RequestReader) -> Any:
     def answer(requests: Iterator[bytes], context: grpc.ServicerContext, *send: Any) -> Any:
         with _errors_as_status(context):
-            request = parse(b"" if is_refused() else _read(reader, requests, context))
+            request = parse(_read_unless_busy(reader, requests, context))
         return method(request, context, *send)
 
     return answer
@@ -78,6 +79,13 @@ def _conversing(method: Any, parse: Callable[[bytes], Any], reader: RequestReade
                     yield response
 
     return converse
+
+
+def _read_unless_busy(reader: RequestReader, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+    try:
+        return b"" if is_refused() else _read(reader, requests, context)
+    except ServerBusyError:
+        return b""
 
 
 def _read(reader: RequestReader, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:

@@ -17,7 +17,13 @@ from typing import Any
 import grpc
 
 from service.base.clock import monotonic
-from service.base.errors import CallerGoneError, DeadlineOverError, MalformedMessageError, RequestLateError
+from service.base.errors import (
+    CallerGoneError,
+    DeadlineOverError,
+    MalformedMessageError,
+    RequestLateError,
+    ServerBusyError,
+)
 
 CHECK_INTERVAL = 0.25
 """Seconds between two checks of the calls that wait for their message."""
@@ -44,7 +50,7 @@ class RequestReader:
         self._crowded = crowded
         self._checked_at = monotonic()
         self._slow_peers: set[str] = set()
-        """Connections on which a message was slow and none has come since. Their calls are given one check."""
+        """Connections on which a message was slow and none has come since. One call of each may wait, for one check."""
         self._checked: frozenset[grpc.ServicerContext] = frozenset()
         """The calls that were waiting when `cancel_slow` ran last."""
         self._lock = Lock()
@@ -55,8 +61,11 @@ class RequestReader:
         """Read the first message of this call. deadline: in monotonic seconds.
 
         Raises MalformedMessageError when the caller ends its side without a message, RequestLateError when the message
-        did not come in time, DeadlineOverError, CallerGoneError.
+        did not come in time, ServerBusyError while another call of a slow connection waits, DeadlineOverError,
+        CallerGoneError.
         """
+        if self._slow_peers:
+            self._require_no_other(context.peer())
         self._enter(context)
         try:
             message = next(requests)
@@ -128,6 +137,12 @@ class RequestReader:
             self._waiting[context] = 0
             if len(self._waiting) > self._max_slow:
                 self._crowded.set()
+
+    def _require_no_other(self, peer: str) -> None:
+        if peer in self._slow_peers:
+            with self._lock:
+                if any(other.peer() == peer for other in self._waiting):
+                    raise ServerBusyError
 
     def _leave(self, context: grpc.ServicerContext) -> bool:
         """Whether the call was not cancelled meanwhile."""
