@@ -158,8 +158,11 @@ class TestOverload:
             assert Counter(call.code() for call in calls) == {Code.OK: 500}
 
     def test_under_a_flood_every_refusal_has_a_reason(self, private_url: URL) -> None:
-        """From many connections, beyond the queue: no call ends as CANCELLED, and the server serves on."""
-        with running(private_url, grpc_threads=1, grpc_max_waiting=0) as server, contextlib.ExitStack() as stack:
+        """From many connections, beyond the queue: no call ends as CANCELLED, and the server serves on.
+
+        One may wait, since a client may have its answer a moment before the thread is free for its next call.
+        """
+        with running(private_url, grpc_threads=1, grpc_max_waiting=1) as server, contextlib.ExitStack() as stack:
             user = new_user(server.users)
             options = [("grpc.use_local_subchannel_pool", 1)]
             channels = [stack.enter_context(grpc.insecure_channel(server.address, options)) for _ in range(8)]
@@ -167,7 +170,7 @@ class TestOverload:
             with locked_users(server) as release:
                 update = update_of(user)
                 calls = [stub.UpdateUser.future(update, timeout=PATIENCE) for stub in stubs for _ in range(100)]
-                eventually(lambda: sum(call.done() for call in calls) >= 799)
+                eventually(lambda: sum(call.done() for call in calls) >= 798)
                 release()
                 ends = Counter(call.code() for call in calls)
             assert server.users.GetUser(get_request(user)).id == user.id
