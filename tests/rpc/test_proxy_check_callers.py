@@ -8,7 +8,6 @@ import pytest
 import structlog
 from sqlalchemy.engine import URL
 
-from service.http import authz as authz_app
 from tests.support.callers import Operator, bearer, keyed, new_key, operating, other_address
 from tests.support.errors import fails
 from tests.support.proxies import (
@@ -70,19 +69,6 @@ class TestCallers:
             lambda: authz(port, Authorization=authorization, Personae_Key=key.text)[2] == b'{"error":"KEY_REVOKED"}',
             "the key is refused",
         )
-
-    def test_only_strangers_are_slowed_down(
-        self, operator: Operator, server: RunningServer, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """What a caller asks costs nothing of the share that the port has of a core: its rate limit bounds it."""
-        freed: list[None] = []
-        monkeypatch.setattr(authz_app, "do_not_charge", lambda: freed.append(None))
-        key, other = operator.create_with_key("auth.check"), operator.create_with_key("users.read")
-        for sent in ({}, {"Personae_Key": new_key().text}, {"Personae_Key": other.text}):
-            authz(server.server.http_port, **sent)
-        assert freed == []
-        authz(server.server.http_port, Personae_Key=key.text)
-        assert freed == [None]
 
     def test_the_public_documents_need_none(self, server: RunningServer) -> None:
         assert request(server.server.http_port, "/.well-known/jwks.json", method="GET")[0] == 200

@@ -1,6 +1,6 @@
 """Whether a request at a proxy may pass: what Envoy's Check and GET /authz answer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from http import HTTPStatus
@@ -55,12 +55,14 @@ class Answer:
 class RouteMistakes:
     """Reports mistakes in the settings of routes: each once a minute, not at every request."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        """clock: in seconds."""
+        self._clock = clock
         self._lock = Lock()
         self._reported_at: dict[tuple[str, str], float] = {}
 
     def report(self, caller: str, mistake: str) -> None:
-        now = monotonic()
+        now = self._clock()
         with self._lock:
             if now - self._reported_at.get((caller, mistake), -_REPORT_SECONDS) < _REPORT_SECONDS:
                 return
