@@ -1,4 +1,4 @@
-"""The configurations of deploy/, loaded by a real Envoy and a real nginx: what clients get, and what the service sees.
+"""The configurations of deploy/, loaded by a real Envoy, nginx and Caddy: what clients get, and what the service sees.
 
 docs/proxies.md shows the table.
 """
@@ -19,6 +19,7 @@ from tests.support.gateways import (
     Client,
     Personae,
     Through,
+    caddy_before,
     envoy_before,
     ext_authz,
     filters_of,
@@ -59,7 +60,7 @@ def seen(through: Through) -> tuple[int, str | None, dict[str, str] | None]:
 Before = Callable[[Personae, Path], AbstractContextManager[int]]
 
 
-@pytest.fixture(scope="module", params=[envoy_before, nginx_before], ids=["envoy", "nginx"])
+@pytest.fixture(scope="module", params=[envoy_before, nginx_before, caddy_before], ids=["envoy", "nginx", "caddy"])
 def port(request: pytest.FixtureRequest, guarded: Guarded, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     before: Before = request.param
     with before(guarded.personae, tmp_path_factory.mktemp("proxy")) as found:
@@ -318,13 +319,14 @@ class TestEnvoy:
             assert seen(client.ask("/", "\xff\xfe")) == refused(INVALID)
 
 
-def test_nginx_says_503_where_there_is_no_decision(guarded: Guarded, tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [nginx_before, caddy_before], ids=["nginx", "caddy"])
+def test_the_status_is_503_where_there_is_no_decision(guarded: Guarded, tmp_path: Path, before: Before) -> None:
     """Nobody listens, here; or the key is not good. Nothing passes; locations that ask nobody go on."""
     nobody, stranger = replace(guarded.personae, http=free_port()), replace(guarded.personae, key="pk_x")
     for number, personae in enumerate((nobody, stranger)):
         (directory := tmp_path / str(number)).mkdir()
-        with nginx_before(personae, directory) as port, Client(port) as client:
+        with before(personae, directory) as port, Client(port) as client:
             for token in (guarded.signed_in().access_token, "a.b.c", None):
                 assert seen(client.ask("/", token, **SPOOFED)) == (503, None, None)
             assert seen(client.ask("/assets/", **SPOOFED)) == (200, None, NOBODY)
-            assert client.ask("/_authz").status == 404  # no client can ask
+            assert before is not nginx_before or client.ask("/_authz").status == 404  # no client can ask

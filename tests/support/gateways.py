@@ -1,4 +1,4 @@
-"""Envoy and nginx with the configurations of deploy/, in front of a small service that tells what it has received."""
+"""Envoy, nginx and Caddy with the configurations of deploy/, in front of a service that tells what it has received."""
 
 import contextlib
 import http.client
@@ -207,6 +207,38 @@ def nginx_before(personae: Personae, directory: Path) -> Iterator[int]:
         )
         try:
             eventually(lambda: _listens(running, port), "nginx listens")
+            yield port
+        finally:
+            running.terminate()
+            running.wait(PATIENCE)
+
+
+@contextlib.contextmanager
+def caddy_before(personae: Personae, directory: Path) -> Iterator[int]:
+    """The port of Caddy, as deploy/ configures it. Skips the test where there is none."""
+    program = shutil.which("caddy")
+    if program is None:
+        pytest.skip("Caddy is not installed")
+    with service() as service_port:
+        port = free_port()
+        text = (ROOT / "deploy/caddy/Caddyfile").read_text()
+        for before, after in (
+            ("https://personae:8080", f"https://127.0.0.1:{personae.http}"),
+            ("orders:8080", f"127.0.0.1:{service_port}"),
+            ("http://:8000 {", f"http://:{port} {{\nbind 127.0.0.1"),
+            ("file personae-ca.pem", f"file {personae.ca}"),
+            ("dial_timeout 250ms", f"dial_timeout {PATIENCE}s"),
+            ("response_header_timeout 1s", f"response_header_timeout {PATIENCE}s"),
+        ):
+            assert text.count(before) == 1
+            text = text.replace(before, after)
+        (directory / "Caddyfile").write_text(text)
+        environment = {"PERSONAE_KEY": personae.key, "HOME": str(directory)}
+        running = subprocess.Popen(
+            [program, "run", "--config", directory / "Caddyfile"], env=environment, stderr=subprocess.DEVNULL
+        )
+        try:
+            eventually(lambda: _listens(running, port), "Caddy listens")
             yield port
         finally:
             running.terminate()
