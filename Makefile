@@ -98,7 +98,7 @@ test: setup ## Run all tests, on a real PostgreSQL
 	@$(BIN)/python -m pytest -n 3 --dist loadfile
 
 .PHONY: test-fast
-test-fast: setup ## Run the tests that need no database
+test-fast: setup ## Run the fast tests: unit and house
 	@$(BIN)/python -m pytest tests/unit tests/house
 
 .PHONY: lint

@@ -24,7 +24,7 @@ BARE = ("-m", "benchmarks.servers", "bare")
 COLLECTOR = ("-m", "benchmarks.servers", "collector")
 WORKER = (
     "-c",
-    "from service.observability.metrics import use_slot; use_slot(0); from service.cli.main import main; main()",
+    "from service.observability import metrics as m; m.use_worker_number(0); from service.cli.main import main; main()",
     "serve",
 )
 """The service as one of several workers, that counts in the files of PROMETHEUS_MULTIPROC_DIR."""

@@ -23,7 +23,7 @@ from service.base.errors import (
 from service.core import audit
 from service.core.audit import UNKNOWN_CLIENT, Client
 from service.core.failed_sign_ins import (
-    CounterKeys,
+    CounterIds,
     cap_failure_times,
     clear_failures,
     insert_or_lock_failures,
@@ -124,7 +124,7 @@ def look_up(session: Session, key: Key | None, *, cost: int, now: datetime) -> C
     return Candidate(user_id, email, stored_hash, changed_at, max(cost, int(highest or 0)))
 
 
-def require_unlocked(session: Session, keys: CounterKeys, *, now: datetime) -> None:
+def require_unlocked(session: Session, keys: CounterIds, *, now: datetime) -> None:
     """Raises TooManyAttemptsError for a locked name, which saves the hash. Counts nothing.
 
     To be called in autocommit: what it corrects survives the refusal.
@@ -141,7 +141,7 @@ def require_unlocked(session: Session, keys: CounterKeys, *, now: datetime) -> N
 def settle(
     session: Session,
     candidate: Candidate,
-    keys: CounterKeys,
+    keys: CounterIds,
     failed: FailedSignIns,
     attempt: PasswordAttempt,
     *,
@@ -196,7 +196,7 @@ def renew_hash(session: Session, candidate: Candidate, new_hash: str) -> None:
 
 
 def _count_failure(
-    session: Session, candidate: Candidate, keys: CounterKeys, attempt: PasswordAttempt, now: datetime
+    session: Session, candidate: Candidate, keys: CounterIds, attempt: PasswordAttempt, now: datetime
 ) -> Outcome:
     """Count a wrong password, unless others have locked the name meanwhile: it may have had no row to lock before."""
     failed = insert_or_lock_failures(session, keys, now=now)

@@ -18,26 +18,26 @@ from service.core.lockout import FAILURES_EXPIRE_AFTER, NO_FAILURES, FailedSignI
 from service.core.users import UserRecord, lock_user, require_may_change
 from service.db.models import Lockout, table_of
 
-CounterKeys = tuple[bytes, ...]
-"""The keys of one name, in order."""
+CounterIds = tuple[bytes, ...]
+"""The ids of the rows of one name: an HMAC of the name under each of SECRET_KEYS, sorted."""
 
 _LOCKOUTS = table_of(Lockout)
 _COLUMNS = (_LOCKOUTS.c.key, _LOCKOUTS.c.failures, _LOCKOUTS.c.last_failed_at)
 
 
-def counter_keys_of(user: UserRecord, keys: LockoutKeys) -> tuple[CounterKeys, CounterKeys]:
-    """The keys of a user's two counters: by email, and by username."""
+def counter_ids_of(user: UserRecord, keys: LockoutKeys) -> tuple[CounterIds, CounterIds]:
+    """The ids of the two counters of a user: by email, and by username."""
     return keys.of("email", user.email), keys.of("username", user.username)
 
 
-def read_failures(session: Session, *names: CounterKeys, now: datetime) -> list[FailedSignIns]:
+def read_failures(session: Session, *names: CounterIds, now: datetime) -> list[FailedSignIns]:
     """The counter of each of these names. One statement without locks: what it reads may change at any time."""
     wanted = [key for keys in names for key in keys]
     rows = session.execute(select(*_COLUMNS).where(_LOCKOUTS.c.key.in_(wanted))).all()
     return [_merged([row for row in rows if row.key in keys], now) for keys in names]
 
 
-def lock_failures(session: Session, keys: CounterKeys, *, now: datetime) -> FailedSignIns:
+def lock_failures(session: Session, keys: CounterIds, *, now: datetime) -> FailedSignIns:
     """The counter of a name, its rows locked until the transaction ends. Inserts none.
 
     Every attempt is settled under this lock, one after the other, so that each sees what the one before has counted.
@@ -46,7 +46,7 @@ def lock_failures(session: Session, keys: CounterKeys, *, now: datetime) -> Fail
     return _merged(session.execute(statement).all(), now)
 
 
-def insert_or_lock_failures(session: Session, keys: CounterKeys, *, now: datetime) -> FailedSignIns:
+def insert_or_lock_failures(session: Session, keys: CounterIds, *, now: datetime) -> FailedSignIns:
     """As lock_failures, but inserts the rows that are missing: before a failure is counted."""
     rows = pg_insert(_LOCKOUTS).values([{"key": key, "failures": 0, "last_failed_at": now} for key in keys])
     # The UPDATE that changes nothing locks and returns a row that another transaction has inserted meanwhile.
@@ -54,7 +54,7 @@ def insert_or_lock_failures(session: Session, keys: CounterKeys, *, now: datetim
     return _merged(session.execute(locked.returning(*_COLUMNS)).all(), now)
 
 
-def store_failures(session: Session, keys: CounterKeys, failed: FailedSignIns) -> None:
+def store_failures(session: Session, keys: CounterIds, failed: FailedSignIns) -> None:
     """Write the counter into the rows that insert_or_lock_failures has locked."""
     session.execute(
         update(_LOCKOUTS)
@@ -63,7 +63,7 @@ def store_failures(session: Session, keys: CounterKeys, failed: FailedSignIns) -
     )
 
 
-def cap_failure_times(session: Session, keys: CounterKeys, *, now: datetime) -> None:
+def cap_failure_times(session: Session, keys: CounterIds, *, now: datetime) -> None:
     """Date failures that lie in the future, because a server whose clock is ahead has counted them, to now.
 
     Otherwise a wait would not begin, and so not end, before the time of that server has come.
@@ -79,13 +79,13 @@ def clear_lockout(session: Session, user: UserRecord, keys: LockoutKeys) -> None
     Raises UserNotFoundError, and ScopeMissingError for a superuser whom the caller may not change: who clears the
     counter can go on guessing.
     """
-    is_changed = clear_failures(session, *counter_keys_of(user, keys))
+    is_changed = clear_failures(session, *counter_ids_of(user, keys))
     require_may_change(session, lock_user(session, user.id))  # not earlier: counters are locked before users
     if is_changed:
         audit.record(session, "ClearLockout", target_user_id=user.id)
 
 
-def clear_failures(session: Session, *names: CounterKeys) -> bool:
+def clear_failures(session: Session, *names: CounterIds) -> bool:
     """Clear the counters of these names; whether there was anything to clear."""
     wanted = [key for keys in names for key in keys]
     locked = select(_LOCKOUTS.c.key).where(_LOCKOUTS.c.key.in_(wanted)).order_by(_LOCKOUTS.c.key).with_for_update()

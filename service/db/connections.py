@@ -159,7 +159,7 @@ class Connections:
 
 
 def connect_arguments(connect_timeout: int) -> dict[str, Any]:
-    """How every connection of the service is opened: a vanished peer is noticed within seconds.
+    """The arguments of every connection of the service: keepalives and timeouts that notice a vanished peer in seconds.
 
     The encoding is named because PGCLIENTENCODING, the role or the database may have another one.
     """

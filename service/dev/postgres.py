@@ -135,7 +135,7 @@ class EmbeddedPostgres:
             "port": str(port),
             "timezone": "UTC",
             "log_timezone": "UTC",
-            # Statements and details of errors hold what users typed, and hashes.
+            # Its log gets neither statements nor details of errors: they hold what users typed, and hashes.
             "log_min_error_statement": "panic",
             "log_error_verbosity": "terse",
             **({} if durable else _NOT_DURABLE),

@@ -2,8 +2,8 @@
 
 docs/metrics.md describes them for operators; tests/house/test_metrics.py compares the two. Labels have few values, and
 none that a stranger can make up. Several workers keep theirs in mapped files of one directory (the multiprocess mode of
-prometheus-client: PROMETHEUS_MULTIPROC_DIR must be set before Python starts), one set of files for each slot; the
-supervisor adds them up. This module is loaded only where metrics are wanted.
+prometheus-client: PROMETHEUS_MULTIPROC_DIR must be set before Python starts), one set of files for each worker number;
+the supervisor adds them up. This module is loaded only where metrics are wanted.
 """
 
 import os
@@ -60,29 +60,30 @@ _FILES = ("counter", "histogram", "gauge_livesum", "gauge_livemin", "gauge_livem
 _FILE_BYTES = 1 << 20
 """The size that the library gives a new file: room for ten thousand series."""
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # as many series again, which nobody uses
-_slot: int | None = None
+_worker_number: int | None = None
 
 
-def use_slot(slot: int) -> None:
-    """Keep the metrics of this process in the files of this slot, and count on from what an earlier worker left there.
+def use_worker_number(number: int) -> None:
+    """Keep the metrics of this process in the files of this worker number. Counting goes on from what an earlier worker
+    left there.
 
     Call it before Metrics is made; PROMETHEUS_MULTIPROC_DIR must be set. Raises OSError when there is no directory or
     no room for the files: the library maps sparse files, and a write to a full disk would kill the process (SIGBUS).
     """
-    global _slot  # noqa: PLW0603  a property of the process, as in the library
+    global _worker_number  # noqa: PLW0603  a property of the process, as in the library
     for kind in _FILES:
-        with Path(os.environ[_DIRECTORY], f"{kind}_{slot}.db").open("ab") as file:  # noqa: TID251  the library's own
+        with Path(os.environ[_DIRECTORY], f"{kind}_{number}.db").open("ab") as file:  # noqa: TID251  the library's own
             os.posix_fallocate(file.fileno(), 0, _FILE_BYTES)
-    _slot = slot
+    _worker_number = number
     # As the library's documentation says for uWSGI: with process ids each restart would leave files behind for ever.
-    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: slot)  # type: ignore[no-untyped-call]
+    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: number)  # type: ignore[no-untyped-call]
 
 
-def forget_slot(directory: str, slot: int) -> None:
+def forget_worker_number(directory: str, number: int) -> None:
     """Remove the gauges of a worker that has ended from the sums; its counters stay. Call it before the next worker
-    uses the slot.
+    uses the number.
     """
-    mark_process_dead(slot, directory)  # type: ignore[no-untyped-call]
+    mark_process_dead(number, directory)  # type: ignore[no-untyped-call]
 
 
 def all_workers(directory: str) -> CollectorRegistry:
@@ -97,7 +98,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.slot = _slot
+        self.worker_number = _worker_number
         self._gauges: dict[str, Gauge] = {}
         counter, histogram = self._counter, self._histogram
         self.started = counter("grpc_server_started", "RPCs that began", *_RPC)
@@ -126,7 +127,7 @@ class Metrics:
     @property
     def worker(self) -> str:
         """The label of this process."""
-        return str(self.slot or 0)
+        return str(self.worker_number or 0)
 
     def set_gauge(self, name: str, value: float, *labels: str) -> None:
         """Set one of GAUGES. A gauge that was never set is not exported: its value is unknown, not 0."""

@@ -128,8 +128,8 @@ def enter(call: CallContext) -> Token[CallContext]:
 def leave(entered: Token[CallContext]) -> None:
     """End what `enter` began.
 
-    gRPC keeps the context variables of a call with the call. A call that stayed among them would keep itself alive
-    until a full garbage collection, and gRPC resets the calls of a connection on which 512 are alive.
+    gRPC stores the context variables with its call object. If this call stayed in them, the two would hold each other
+    until a full garbage collection; gRPC resets new calls of a connection that has 512.
     """
     _current.reset(entered)
 

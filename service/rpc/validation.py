@@ -26,7 +26,7 @@ from service.core.identifiers import (
 )
 from service.core.page_tokens import TOKEN_MAX_BYTES, BadPageTokenError, PageTokens, Position
 from service.core.users import Key, UserRecord
-from service.rpc.canonical import canonical, set_fields
+from service.rpc.canonical import canonical, non_default_fields
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1000
@@ -193,7 +193,7 @@ def page_of(
     size = request.page_size
     if size < 0:
         violations.add("page_size", "NEGATIVE", "must not be negative")
-    binding, after = hashlib.sha256(canonical(rpc, set_fields(*query))).hexdigest(), None
+    binding, after = hashlib.sha256(canonical(rpc, non_default_fields(*query))).hexdigest(), None
     if bounded_text(request.page_token, "page_token", violations, max_bytes=TOKEN_MAX_BYTES):
         try:
             after = page_tokens.open(request.page_token, binding=binding)

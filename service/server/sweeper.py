@@ -1,5 +1,6 @@
-"""The sweeper: deletes expired users, codes, request ids, failed sign-ins, caller keys, sessions, tickets and
-audit months.
+"""Housekeeping of the database: deletes expired users, codes, request ids, failed sign-ins, caller keys, sessions,
+tickets and audit months; makes the audit months to come; encrypts anew after a rotation of SECRET_KEYS; counts for the
+metrics.
 """
 
 from collections import Counter
@@ -133,7 +134,7 @@ class HourlyCounts:
 def reseal_hash_secrets(database: Database, secrets: HashSecrets) -> None:
     """Encrypt the secrets of imported hashes with the first key of SECRET_KEYS. Failures are logged.
 
-    To be called at a start: the keys change at no other time.
+    Called whenever the database becomes usable, so at each start: the keys change at no other time.
     """
     resealed = _try_batch(database, SWEEPER, secrets.reseal, failure="secrets of imported hashes not encrypted anew")
     if resealed:

@@ -105,7 +105,7 @@ class Telemetry:
 
         read_state()
         self._read_state = read_state
-        if metrics.slot is None:
+        if metrics.worker_number is None:
             from service.observability.metrics_server import serve_metrics
 
             self._http = serve_metrics(*self._address, metrics.registry, is_ready=is_ready)

@@ -75,11 +75,11 @@ def _command(workers: int, kept: Mapping[str, object]) -> Callable[[int, int | N
 
 def _serve_metrics(settings: Settings, supervisor: Supervisor, directory: str, stack: ExitStack) -> None:
     """Serve, until the stack closes, the metrics that the workers write into the files of this directory."""
-    from service.observability.metrics import forget_slot
+    from service.observability.metrics import forget_worker_number
     from service.observability.metrics_server import serve_metrics
     from service.workers.metrics import registry_of
 
-    supervisor.on_exit = partial(forget_slot, directory)
+    supervisor.on_exit = partial(forget_worker_number, directory)
     server = serve_metrics(
         settings.metrics_host,
         settings.metrics_port,

@@ -134,7 +134,7 @@ class Supervisor:
         return self._exit_code
 
     async def _pause(self, seconds: float) -> None:
-        """Wait so long, or until the service stops."""
+        """Wait for this many seconds, or until the service stops."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
@@ -142,7 +142,9 @@ class Supervisor:
     # ---- start and crash
 
     async def _keep_running(self, slot: _Slot) -> None:
-        """Restart the worker of this slot whenever it exits, until the service stops or a reload has replaced it."""
+        """Restart the worker of this slot whenever it exits, until the service stops. After a reload another task
+        does so for the new worker.
+        """
         while not self._stopping.is_set():
             worker = slot.worker = slot.worker or await self._start(slot)
             if worker is None:

@@ -22,10 +22,10 @@ def keep_metrics(number: int) -> bool:
 
     The worker then serves without metrics: a full disk is no reason to refuse callers.
     """
-    from service.observability.metrics import use_slot
+    from service.observability.metrics import use_worker_number
 
     try:
-        use_slot(number)
+        use_worker_number(number)
     except OSError as error:
         _log.error("no metrics of this worker", why=error.strerror, remedy="room in the directory for temporary files")
         return False
@@ -71,5 +71,6 @@ def work(
     if supervisor.is_retired:
         server.retire()
     supervisor.report_leaving()
-    is_clean = server.stop(drain=0.0 if supervisor.is_orphaned else None)  # a new supervisor waits for an orphan's port
+    # Without a drain if it is an orphan, which keeps the port from a new supervisor.
+    is_clean = server.stop(drain=0.0 if supervisor.is_orphaned else None)
     return server.failure, is_clean

@@ -20,7 +20,7 @@ from personae.v1 import credential_pb2 as cred
 from personae.v1 import user_pb2, user_pb2_grpc
 from service import __version__
 from service.base.ports import PortInUseError
-from service.observability.metrics import GAUGES, all_workers, forget_slot
+from service.observability.metrics import GAUGES, all_workers, forget_worker_number
 from service.rpc.pipeline.metrics import go_spelling
 from service.server.sweeper import SWEPT
 from tests.support.callers import connected, keyed, new_key, operating, told
@@ -274,8 +274,8 @@ class TestServing:
 
 WORKER = """
 import sys
-from service.observability.metrics import Metrics, use_slot
-use_slot(int(sys.argv[1]))
+from service.observability.metrics import Metrics, use_worker_number
+use_worker_number(int(sys.argv[1]))
 metrics = Metrics()
 metrics.sign_ins.labels("OK").inc(int(sys.argv[2]))
 metrics.hash_seconds.observe(0.01)
@@ -302,7 +302,7 @@ def test_workers_count_together(tmp_path: Path) -> None:
     work(0, 3)
     work(1, 4)
     both, files = seen(), set(tmp_path.iterdir())
-    forget_slot(str(tmp_path), 1)
+    forget_worker_number(str(tmp_path), 1)
     alone = seen()
     work(1, 5)
     replaced = seen()

@@ -10,7 +10,7 @@ from personae.v1 import audit_pb2, user_pb2
 from service.core.audit import AuditFilter, Outcome
 from service.core.page_tokens import PageTokens, Position
 from service.core.users import Order, UserFilter
-from service.rpc.canonical import canonical, set_fields
+from service.rpc.canonical import canonical, non_default_fields
 from service.rpc.servicers.audit import listing_of as audit_listing_of
 from service.rpc.servicers.users.user_requests import listing_of
 
@@ -51,7 +51,7 @@ BYTES: list[tuple[tuple[object, ...], bytes]] = [
 @pytest.mark.parametrize("query, expected", BYTES)
 def test_the_bytes_of_a_list(query: tuple[object, ...], expected: bytes) -> None:
     """A field that is not set is not in them, so that a release may add fields."""
-    assert canonical("List", set_fields(*query)) == expected
+    assert canonical("List", non_default_fields(*query)) == expected
 
 
 def test_a_moment_is_the_same_in_every_time_zone() -> None:

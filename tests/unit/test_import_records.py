@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.cli.imports.fields import flag, hashed, member, members, text, time
+from service.cli.imports.fields import flag, member, members, text, time, usable_hash
 from service.cli.imports.records import (
     MAX_RECORD_BYTES,
     BadRecordError,
@@ -279,4 +279,4 @@ class TestFields:
                 call()
 
     def test_accounts_without_a_usable_password(self) -> None:
-        assert [hashed(one) for one in ("", "!", "*", "!Xyz", "!!", "*LK*", "$2b$x")] == [*[""] * 6, "$2b$x"]
+        assert [usable_hash(one) for one in ("", "!", "*", "!Xyz", "!!", "*LK*", "$2b$x")] == [*[""] * 6, "$2b$x"]

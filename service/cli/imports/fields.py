@@ -79,12 +79,12 @@ def _time_of(value: str | float) -> datetime:
     return _EPOCH + timedelta(seconds=value)
 
 
-def hashed(value: str) -> str:
+def usable_hash(value: str) -> str:
     """A password hash; "" for what products store for accounts without a usable password: nothing, `!…`, `*…`."""
     return "" if value.startswith(("!", "*")) else value
 
 
-def hash_of(make: Callable[[], str]) -> str:
+def built_hash(make: Callable[[], str]) -> str:
     """A hash that is made of several fields. Raises BadRecordError."""
     try:
         return make()

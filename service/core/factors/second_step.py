@@ -30,7 +30,7 @@ from service.core.factors.rows import (
 from service.core.factors.rules import NO_FAILURES, OTP, TICKET_VALID_FOR, Failures, Kind, is_locked, remaining
 from service.core.factors.tickets import FirstStep, Purpose, count_try, lock_user_of, open_ticket, use_ticket
 from service.core.factors.webauthn import RelyingParty
-from service.core.failed_sign_ins import CounterKeys, lock_failures
+from service.core.failed_sign_ins import CounterIds, lock_failures
 from service.core.failed_sign_ins import clear_failures as clear_failed_sign_ins
 from service.core.lockout import NO_FAILURES as NO_FAILED_SIGN_INS
 from service.core.sealing import Sealer, UnsealError
@@ -113,7 +113,7 @@ def complete(
     session: Session,
     first: FirstStep,
     answer: Answer,
-    counter: CounterKeys,
+    counter: CounterIds,
     *,
     sealer: Sealer,
     site: RelyingParty | None,

@@ -124,8 +124,8 @@ def _weight(text: str) -> int:
 
 
 def _undecorated(text: str) -> set[str]:
-    """The text, and what is left of it without decoration that weighs less: separators, punctuation and digits at the
-    ends, and runs of one character. Attackers try common passwords with all of these.
+    """The text and its cores: without separators, without punctuation and digits at the ends, with runs of one
+    character shortened, where what is left out weighs less. Attackers try common passwords with all of these.
     """
     found = {text, _without_separators(text)}
     runs = len(_RUN.findall(text))

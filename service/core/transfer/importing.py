@@ -149,11 +149,11 @@ def import_users(
     results = {email: Result(Outcome.CREATED, user_id) for email, user_id in created.items()}
     if others:
         found_users = _taken(session, others, is_locked=on_conflict is OnConflict.UPDATE_PASSWORD)
-        unexplained = [row for row in others if not found_users.whose(row)]
+        unexplained = [row for row in others if not found_users.is_taken(row)]
         if unexplained:
             results |= _create_again(session, unexplained, now=now)
         results |= {
-            row.email: _settled(session, row, found_users, on_conflict) for row in others if found_users.whose(row)
+            row.email: _settled(session, row, found_users, on_conflict) for row in others if found_users.is_taken(row)
         }
         _replace_passwords(session, others, results, now=now)
     done = [results[row.email] if isinstance(row, Row) else Result(Outcome.REFUSED, refusals=row) for row in kept]
@@ -180,7 +180,7 @@ def preview(
         Result(Outcome.REFUSED, refusals=row)
         if not isinstance(row, Row)
         else _settled(session, row, taken, on_conflict)
-        if taken.whose(row)
+        if taken.is_taken(row)
         else Result(Outcome.CREATED)
         for row in kept
     ]
@@ -206,7 +206,7 @@ class _Taken:
         self.by_email = {user.email: user for user in found}
         self.by_username = {user.username: user for user in found}
 
-    def whose(self, row: Row) -> bool:
+    def is_taken(self, row: Row) -> bool:
         """Whether somebody has the email or the username of this row."""
         return row.email in self.by_email or row.username in self.by_username
 
@@ -245,10 +245,10 @@ def _settled(session: Session, row: Row, taken: _Taken, on_conflict: OnConflict)
         case OnConflict.SKIP:
             return Result(Outcome.SKIPPED, user.id)
         case OnConflict.UPDATE_PASSWORD:
-            return _may_update(session, row, user)
+            return _update_or_refusal(session, row, user)
 
 
-def _may_update(session: Session, row: Row, user: DatabaseRow[Any]) -> Result:
+def _update_or_refusal(session: Session, row: Row, user: DatabaseRow[Any]) -> Result:
     """Whether a row replaces the password of this user: see docs/decisions/0047-imports.md."""
     if user.deleted_at is not None:
         return _refused("email", UserDeletedError())

@@ -185,7 +185,7 @@ def secret_of(row: Checked) -> tuple[str, str] | None:
 
 
 def refuse_duplicates(rows: Sequence[Checked]) -> list[Checked]:
-    """The rows, of which each email and each username has one: the first. The others are refused."""
+    """The rows. Of several with one email or username the first stays, and the others are refused."""
     emails: dict[str, int] = {}
     usernames: dict[str, int] = {}
     kept: list[Checked] = []

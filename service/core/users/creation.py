@@ -103,7 +103,9 @@ def _set_fields(user: UserRecord) -> list[str]:
 
 
 def require_free_names(session: Session, *, email: str, username: str) -> None:
-    """Raises EmailTakenError or UsernameTakenError when a user has the name. A hint: creating decides."""
+    """Raises EmailTakenError or UsernameTakenError when a user has the name. A preview: when the user is created,
+    the unique constraints decide.
+    """
     taken = session.execute(
         select(USERS.c.email, USERS.c.username)
         .where(or_(USERS.c.email == email, USERS.c.username == username))

@@ -3,8 +3,9 @@
 RPCs that hash run on an executor of their own, so that they cannot take the threads of other RPCs. It has a thread for
 each permit, for each RPC that may wait for one, and a few more, so that RPCs wait here and not in its own queue, which
 takes up a burst of calls that need no permit or are refused. After authorisation and parsing each RPC acquires a
-permit, then hashes on its own thread, where bcrypt releases the GIL. There are about as many permits as cores. A
-bounded number of RPCs waits for a permit; further ones are refused at once: HASHING_BUSY.
+permit, then hashes on its own thread, where bcrypt releases the GIL. By default there is one permit more than the
+worker's share of the cores. A bounded number of RPCs waits for a permit; further ones are refused at once:
+HASHING_BUSY.
 
 An RPC that could not be answered before its deadline is refused at once as well. Otherwise, in a long overload, every
 permit would go to an RPC that has waited until just before its deadline, and all hashes would come too late.

@@ -24,7 +24,9 @@ def assume_caller(name: str) -> Identify:
 def identify_callers(
     directory: CallerDirectory, *, clock: Clock, accepts_certificates: bool, keys_require_loopback: bool
 ) -> Identify:
-    """Identify callers by API key or client certificate. A key that is sent decides, even if it is refused."""
+    """Identify callers by API key or client certificate. With an API key the certificate is not looked at,
+    even if the key is refused.
+    """
 
     def identify(call: CallContext) -> KnownCaller:
         if call.authorization is not None:

@@ -50,7 +50,9 @@ class RequestReader:
         self._crowded = crowded
         self._checked_at = monotonic()
         self._slow_peers: set[str] = set()
-        """Connections on which a message was slow and none has come since. One call of each may wait, for one check."""
+        """Connections on which a message was slow and none has come since. One call of each may wait at a time; while
+        more calls wait than may, it is cancelled at the next check.
+        """
         self._checked: frozenset[grpc.ServicerContext] = frozenset()
         """The calls that were waiting when `cancel_slow` ran last."""
         self._lock = Lock()
@@ -107,7 +109,7 @@ class RequestReader:
             raise CallerGoneError
 
     def cancel_slow(self) -> None:
-        """Cancel the calls whose message is overdue and, while too many are slow, those that have waited longest.
+        """Cancel the calls whose message is overdue. While more calls wait than may, also the oldest that are slow.
 
         Called every CHECK_INTERVAL seconds, and sooner when too many calls wait.
         """
@@ -117,12 +119,12 @@ class RequestReader:
                 self._checked_at = now
                 for context in self._waiting:
                     self._waiting[context] += 1
-            too_many = len(self._waiting) - self._max_slow
+            excess = len(self._waiting) - self._max_slow
             slow = [
                 context
                 for position, (context, checks) in enumerate(self._waiting.items())
                 if checks > _OVERDUE_AFTER
-                or (position < too_many and (checks >= _SLOW_AFTER or self._is_slow_again(context)))
+                or (position < excess and (checks >= _SLOW_AFTER or self._is_slow_again(context)))
             ]
             for context in slow:
                 del self._waiting[context]
@@ -145,7 +147,7 @@ class RequestReader:
                     raise ServerBusyError
 
     def _leave(self, context: grpc.ServicerContext) -> bool:
-        """Whether the call was not cancelled meanwhile."""
+        """Whether the call was still waiting; False: it was cancelled."""
         with self._lock:
             return self._waiting.pop(context, None) is not None
 

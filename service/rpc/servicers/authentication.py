@@ -13,7 +13,7 @@ from service.core.factors import rules as factor_rules
 from service.core.factors.failures import clear_lockout as clear_factor_lockout
 from service.core.factors.failures import read_failures as read_factor_failures
 from service.core.factors.rules import NO_FAILURES, Failures, Kind, is_locked
-from service.core.failed_sign_ins import counter_keys_of
+from service.core.failed_sign_ins import counter_ids_of
 from service.core.lockout import FailedSignIns, LockoutKeys, remaining
 from service.core.users import Key
 from service.db.engine import Database, reading
@@ -69,7 +69,7 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
         with rpc_scope(self.database) as session, reading(session):
             user = users.get_user(session, Key("id", user_id))
             by_email, by_username = failed_sign_ins.read_failures(
-                session, *counter_keys_of(user, self.lockout_keys), now=now
+                session, *counter_ids_of(user, self.lockout_keys), now=now
             )
             factors = read_factor_failures(session, user.id)
         return authentication_pb2.Lockout(

@@ -15,7 +15,7 @@ from service.base.errors import InvalidCredentialsError, PersonaeError, StoredHa
 from service.core import authn
 from service.core.audit import UNKNOWN_CLIENT, Client
 from service.core.authn import Candidate, Finish, Outcome, PasswordAttempt
-from service.core.failed_sign_ins import CounterKeys, lock_failures
+from service.core.failed_sign_ins import CounterIds, lock_failures
 from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username, without_blanks
 from service.core.lockout import Kind, LockoutKeys
 from service.core.passwords import hash_password, is_match, renewal_cost
@@ -123,7 +123,7 @@ class SignIn:
     def _settle(
         self,
         candidate: Candidate,
-        keys: CounterKeys,
+        keys: CounterIds,
         tried: PasswordAttempt,
         finish: Finish,
     ) -> Outcome:
@@ -148,7 +148,7 @@ class SignIn:
         except PersonaeError as error:
             _log.warning("hash not renewed", reason=error.reason, user_id=candidate.user_id)
 
-    def _keys_of(self, subject: Subject, candidate: Candidate) -> CounterKeys:
+    def _keys_of(self, subject: Subject, candidate: Candidate) -> CounterIds:
         """The keys of the failure counters. An id counts as its user's email, so that it allows no extra guesses."""
         kind, name = subject.name
         if kind == "id" and candidate.user_id:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from service.cli.imports.fields import flag, hashed, member, text, time
+from service.cli.imports.fields import flag, member, text, time, usable_hash
 from service.cli.imports.formats.options import Options
 from service.core.transfer.rules import SourceUser
 
@@ -16,7 +16,7 @@ def adapt(record: Mapping[str, Any], _options: Options) -> SourceUser | None:
     return SourceUser(
         text(fields, "email"),
         text(fields, "username"),
-        hashed(text(fields, "password")),
+        usable_hash(text(fields, "password")),
         is_active=flag(fields, "is_active", default=True),
         is_superuser=flag(fields, "is_superuser", default=False),
         created_at=time(fields, "date_joined"),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from service.cli.imports.fields import flag, hash_of, members, text, time
+from service.cli.imports.fields import built_hash, flag, members, text, time
 from service.cli.imports.formats.options import Options
 from service.core.passwords.schemes import sources
 from service.core.transfer.rules import SourceUser
@@ -17,7 +17,7 @@ def adapt(record: Mapping[str, Any], options: Options) -> SourceUser | None:
     return SourceUser(
         text(record, "email"),
         text(record, "username"),
-        hash_of(lambda: _hash(passwords[0])) if passwords else "",
+        built_hash(lambda: _hash(passwords[0])) if passwords else "",
         is_active=flag(record, "enabled", default=True),
         email_verified_at=options.now if flag(record, "emailVerified", default=False) else None,
         created_at=time(record, "createdTimestamp"),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from service.cli.imports.fields import flag, hashed, member, members, text, time
+from service.cli.imports.fields import flag, member, members, text, time, usable_hash
 from service.cli.imports.formats.options import Options
 from service.core.transfer.rules import SourceUser
 
@@ -17,7 +17,7 @@ def adapt(record: Mapping[str, Any], options: Options) -> SourceUser:
     return SourceUser(
         email,
         text(traits, "username"),
-        hashed(text(password, "hashed_password")),
+        usable_hash(text(password, "hashed_password")),
         is_active=record.get("state", "active") == "active",
         email_verified_at=_verified_at(record, email, options),
         created_at=time(record, "created_at"),

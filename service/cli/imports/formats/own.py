@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from service.cli.imports.fields import flag, hashed, text, time
+from service.cli.imports.fields import flag, text, time, usable_hash
 from service.cli.imports.formats.options import Options
 from service.cli.imports.records import BadRecordError
 from service.core.transfer.rules import SourceUser
@@ -29,7 +29,7 @@ def adapt(record: Mapping[str, Any], options: Options) -> SourceUser:
     return SourceUser(
         text(record, "email"),
         text(record, "username"),
-        hashed(text(record, "hashed_password")),
+        usable_hash(text(record, "hashed_password")),
         is_active=flag(record, "is_active", default=True),
         is_superuser=flag(record, "is_superuser", default=False),
         email_verified_at=verified_at,

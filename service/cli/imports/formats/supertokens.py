@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from service.cli.imports.fields import flag, hash_of, hashed, members, text, time
+from service.cli.imports.fields import built_hash, flag, members, text, time, usable_hash
 from service.cli.imports.formats.options import Options
 from service.core.passwords.schemes import sources
 from service.core.transfer.rules import SourceUser
@@ -31,5 +31,5 @@ def _hash(value: str, options: Options) -> str:
     """Its hashes from Firebase have a form of SuperTokens' own."""
     project = options.firebase
     if value.startswith("$f_scrypt$") and project is not None:
-        return hash_of(lambda: sources.supertokens_firebase(value, secret_id=project.secret_id))
-    return hashed(value)
+        return built_hash(lambda: sources.supertokens_firebase(value, secret_id=project.secret_id))
+    return usable_hash(value)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from service.cli.imports.fields import hashed, text, time
+from service.cli.imports.fields import text, time, usable_hash
 from service.cli.imports.formats.options import Options
 from service.core.transfer.rules import SourceUser
 
@@ -13,6 +13,6 @@ def adapt(record: Mapping[str, Any], _options: Options) -> SourceUser:
     return SourceUser(
         text(record, "user_email"),
         text(record, "user_login"),
-        hashed(text(record, "user_pass")),
+        usable_hash(text(record, "user_pass")),
         created_at=time(record, "user_registered"),
     )

@@ -1,1 +1,1 @@
-"""UserService, and its requests as the rules take them."""
+"""The servicer of UserService, and the validation of its requests."""
