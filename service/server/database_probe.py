@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 from sqlalchemy import create_engine
@@ -99,14 +99,8 @@ class DatabaseProbe:
         self._engine.dispose()
 
 
-class ReportStatus(Protocol):
-    """Tells the supervisor whether the server serves."""
-
-    def __call__(self, *, is_serving: bool) -> None: ...
-
-
 class DatabaseMonitor:
-    """Probes the database, and reports its state to health, the log and the supervisor."""
+    """Probes the database, and reports its state to health and the log."""
 
     def __init__(
         self,
@@ -115,17 +109,13 @@ class DatabaseMonitor:
         directory: CallerDirectory | None,
         health: Health,
         *,
-        report_status: ReportStatus,
         on_up: Callable[[], object],
     ) -> None:
-        """directory: None without caller authentication. report_status: called after each probe. on_up: called whenever
-        the database becomes usable.
-        """
+        """directory: None without caller authentication. on_up: called whenever the database becomes usable."""
         self.probe = probe
         self._database = database
         self._directory = directory
         self._health = health
-        self.report_status = report_status
         self._on_up = on_up
         self.trouble: Diagnosis | None = None
         """Why the server cannot serve; None while it can."""
@@ -138,16 +128,12 @@ class DatabaseMonitor:
 
     def check_first(self) -> None:
         """Probe the database before the start. Raises UnfitDatabaseError."""
-        self._probe()
+        self.check()
         if self.failure is not None:
             raise self.failure
 
     def check(self) -> None:
-        """Probe the database, and report the result to the supervisor."""
-        self._probe()
-        self.report_status(is_serving=self._health.is_serving)  # health stays NOT_SERVING while the server stops
-
-    def _probe(self) -> None:
+        """Probe the database, and react to the result."""
         try:
             trouble = self.probe.check() or (None if self._directory is None else self._directory.trouble())
         except UnfitDatabaseError as error:

@@ -11,6 +11,7 @@ from service.rpc.pipeline.interceptor import Pipeline
 from service.rpc.signing_keys import READ_INTERVAL
 from service.server.database_probe import DatabaseMonitor
 
+_HEARTBEAT_INTERVAL = 0.5
 _HUNG_CONNECTIONS_INTERVAL = 0.25
 _SLOW_MESSAGES_INTERVAL = 0.02
 """Between two checks while too many calls wait for their message; otherwise the job waits for CHECK_INTERVAL."""
@@ -40,6 +41,7 @@ def background_jobs(
     monitor: DatabaseMonitor,
     pipeline: Pipeline,
     *,
+    report_status: Callable[[], object],
     write_api_key_uses: Callable[[], object] | None,
     refresh_certificates: Callable[[], object] | None,
     make_audit_months: Callable[[], object],
@@ -55,6 +57,7 @@ def background_jobs(
     refresh_certificates: handshakes refresh them as well; the job is for a server to which nobody connects.
     """
     table = (
+        ("heartbeat", _HEARTBEAT_INTERVAL, report_status, True, None),
         ("hung-connections", _HUNG_CONNECTIONS_INTERVAL, monitor.cut_hung, True, None),
         ("slow-messages", _SLOW_MESSAGES_INTERVAL, pipeline.cancel_slow_messages, True, pipeline.wake),
         ("database-probe", probe_interval, monitor.check, False, None),

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from threading import Event
+from typing import Protocol
 
 import grpc
 import structlog
@@ -29,6 +30,12 @@ _POLL_SECONDS = 0.25
 _FLUSH_SECONDS = 0.2
 """How long gRPC has to send the last responses before connections are closed."""
 _log = structlog.get_logger("personae.server")
+
+
+class ReportStatus(Protocol):
+    """Tells the supervisor whether the server serves."""
+
+    def __call__(self, *, is_serving: bool) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,7 @@ class Server:
     health: Health
     executors: Sequence[BoundedExecutor]
     drain: Drain
+    report_status: ReportStatus
     report_refusals: Callable[[], None]
     """Logs the refused calls that have no line of their own."""
     jobs: Sequence[Job]
@@ -150,7 +158,7 @@ class Server:
         others = {name: port for name, port in others.items() if port}
         is_up = self.monitor.is_up
         _log.info("listening", port=self.port, pid=os.getpid(), serving=is_up, **others, **self.describe())
-        self.monitor.report_status(is_serving=is_up)
+        self.report_status(is_serving=is_up)
 
     def wait(self) -> None:
         """Return when `end` is called, or when the server must end: then `failure` is set.
@@ -186,7 +194,7 @@ class Server:
         """
         drain = 0.0 if self._is_retired else self.drain_seconds if drain is None else drain
         self.health.enter_graceful_shutdown()
-        self.monitor.report_status(is_serving=False)
+        self.report_status(is_serving=False)
         _log.info("stopping", drain_seconds=drain, grace_seconds=self.grace_seconds)
         if drain:
             Event().wait(drain)

@@ -47,10 +47,10 @@ from service.rpc.reflection import enable_reflection
 from service.rpc.services import SERVED_METHODS, SERVICE_NAMES, SESSION_SERVICE
 from service.rpc.signing_keys import SigningKeys
 from service.rpc.tls import CertificateError, Certificates, TlsFiles
-from service.server.database_probe import DatabaseMonitor, DatabaseProbe, ReportStatus
+from service.server.database_probe import DatabaseMonitor, DatabaseProbe
 from service.server.jobs import background_jobs
 from service.server.ports import grpc_listeners, grpc_options, http_server
-from service.server.server import Server
+from service.server.server import ReportStatus, Server
 from service.server.servicers import add_servicers
 from service.server.sweeper import (
     HourlyCounts,
@@ -88,7 +88,7 @@ def build_server(
 
     assumed_caller: attribute every call to this caller, without credentials; None: callers need credentials, unless
     CALLER_AUTH is off. shares_port: other processes listen on the same port. report_status: called with whether the
-    server serves, after each health probe. hash_cores: the cores to hash on; None: those of the process. workers: how
+    server serves, twice a second. hash_cores: the cores to hash on; None: those of the process. workers: how
     many processes share them. requires_own_role: the server ends when the role of the URL owns the tables. rate_clock:
     the monotonic seconds of the rate limits.
     """
@@ -178,7 +178,6 @@ def build_server(
         database,
         directory,
         health,
-        report_status=report_status,
         on_up=prepare,
     )
     return Server(
@@ -191,9 +190,11 @@ def build_server(
         executors=(*executors.values(), *health.executors, *reflection),
         drain=drain,
         report_refusals=refusals.report,
+        report_status=report_status,
         jobs=background_jobs(
             monitor,
             pipeline,
+            report_status=lambda: report_status(is_serving=health.is_serving),
             write_api_key_uses=None if directory is None else partial(directory.write_uses, database),
             refresh_certificates=None if certificates is None else certificates.refresh,
             make_audit_months=make_months,

@@ -1,7 +1,7 @@
 """The channel between a worker and its supervisor: a pair of connected sockets.
 
 worker -> supervisor   one line of JSON: WorkerInfo, what the supervisor must know of this worker
-                       then SERVING or NOT_SERVING, one byte, after each health probe: the heartbeat
+                       then SERVING or NOT_SERVING, one byte, twice a second: the heartbeat
                        LEAVING: it has begun to stop
 supervisor -> worker   RETIRE: a new worker serves instead; stop listening, and exit after the last connection
 end of file            the other process has died
@@ -27,15 +27,16 @@ RETIRE = b"r"
 class WorkerInfo:
     """What follows from a worker's settings, which may be newer than the supervisor's. Times are in seconds."""
 
-    report: float = 0.0  # until it reports again, at the latest
     stop: float = 0.0  # from SIGTERM, or from LEAVING, until it exits
     retire: float = 0.0  # from RETIRE until its last connection has closed
     protection: Protection = field(default_factory=dict)
 
     @classmethod
     def parse(cls, line: bytes) -> "WorkerInfo":
-        """Read the line of a worker. A worker that died before it wrote one: zeros."""
+        """Read the line of a worker. A worker that died before it wrote one: zeros. Raises ValueError."""
         known = orjson.loads(line) if line else {}
+        if not isinstance(known, dict):
+            raise ValueError("not an object")
         return cls(**{name: value for name, value in known.items() if name in cls.__slots__})
 
 

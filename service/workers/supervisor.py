@@ -39,7 +39,7 @@ class Limits:
 
     kill_after: float = 15.0  # to stop or to retire, until it is killed
     start: float = 60.0  # from its start until its first report, and until a successor serves
-    silence: float = 30.0  # between two reports, beyond twice what it promised
+    silence: float = 30.0  # between two reports
     back_off: Sequence[float] = (0.0, 0.5, 1.0, 2.0)  # before each restart, by how often it has crashed in a row
 
 
@@ -214,13 +214,18 @@ class Supervisor:
 
     async def _watch(self, worker: _Worker) -> int:
         """Receive what the worker reports until it has exited; return its exit code."""
-        with suppress(ConnectionError):
+        try:
             worker.info = WorkerInfo.parse(await worker.reader.readline())
             while reports := await worker.reader.read(_CHUNK_BYTES):
-                worker.silence, worker.max_silence = 0.0, self._limits.silence + 2 * worker.info.report
+                worker.silence, worker.max_silence = 0.0, self._limits.silence
                 self._on_status(worker, is_serving=reports.endswith(SERVING))
                 if LEAVING in reports and not worker.is_leaving:
                     self._expect_exit(worker)
+        except ConnectionError:
+            pass
+        except ValueError:  # of another release, or damaged: it must not end the other workers
+            _log.error("worker cannot be understood, and is killed", worker=worker.number, pid=worker.process.pid)
+            _send_signal(worker, signal.SIGKILL)
         code = await worker.process.wait()
         worker.writer.close()
         self._workers.remove(worker)

@@ -55,8 +55,6 @@ def work(
         requires_own_role=settings.requires_own_role,
     )
     info = WorkerInfo(
-        # A probe is followed by the next one after the interval, and takes as long as it may take to connect.
-        report=settings.health_probe_interval + settings.connect_timeout(url),
         stop=settings.shutdown_drain + settings.shutdown_grace,
         retire=retirement_seconds(settings),
         protection=protection,

@@ -25,7 +25,7 @@ def write(text):
     os.write(os.open(sys.argv[3], os.O_APPEND | os.O_WRONLY), text.encode())
 def serve(**promise):
     write("up" + number + " ")
-    channel.sendall(json.dumps({"report": 0.1, "stop": 600} | promise).encode() + b"\\ns")
+    channel.sendall(json.dumps({"stop": 600} | promise).encode() + b"\\ns")
 """
 _SERVES = "serve(); signal.pause()"
 _HANGS = "signal.signal(signal.SIGTERM, lambda *_: write('told '))\nserve()\nwhile True: signal.pause()"
@@ -135,20 +135,28 @@ def test_a_worker_that_does_not_start_is_killed(tmp_path: Path) -> None:
     assert workers.run(("started", 2), signal.SIGTERM) == 0
 
 
-@pytest.mark.parametrize(
-    "first", [f"serve(report={_LONG})", "serve(report=0); channel.sendall(b'l')"], ids=["interval", "leaving"]
-)
-def test_a_worker_that_reports_later_than_it_promised_is_killed(tmp_path: Path, first: str) -> None:
-    """It does not answer callers either. Each has promised its own interval: a reload may change the setting. One that
-    has said that it leaves reports no more.
-    """
-    program = f"""
-if number == '0': {first}
-else: serve(report=0)
+def test_a_worker_that_reports_no_more_is_killed(tmp_path: Path) -> None:
+    """It does not answer callers either. One that has said that it leaves reports no more, and is left alone."""
+    program = """
+serve()
+if number == '0': channel.sendall(b'l')
 signal.pause()
 """
     workers = Workers(program, tmp_path, Limits(silence=0.0), count=2)
     assert workers.run(("up1", 2), signal.SIGTERM) == 0
+    assert workers.wrote.count("up0") == 1
+
+
+@pytest.mark.parametrize("line", ['{"stop": 600, "ret', "[]", '{"stop": 600}\\xff'], ids=["cut off", "a list", "bytes"])
+def test_a_worker_that_cannot_be_understood_ends_no_other(tmp_path: Path, line: str) -> None:
+    """It may be of another release, after a reload."""
+    program = f"""
+if number == '0': {_SERVES}
+while 'up0' not in open(sys.argv[3]).read(): pass
+write('sent '); channel.sendall(b'{line}\\n'); signal.pause()
+"""
+    workers = Workers(program, tmp_path, Limits(back_off=[0.0] * 100), count=2)
+    assert workers.run(("sent", 2), signal.SIGTERM) == 0
     assert workers.wrote.count("up0") == 1
 
 
