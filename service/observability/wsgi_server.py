@@ -64,6 +64,7 @@ class WsgiServer:
             connection_limit=max_connections + 2,  # it counts the listener and the pipe that wakes its thread
             channel_timeout=idle_seconds,
             cleanup_interval=1,
+            channel_request_lookahead=1,  # so that a client that leaves is noticed, and its request not begun
             max_request_header_size=_MAX_HEADER_BYTES,
             max_request_body_size=_MAX_BODY_BYTES,
             url_scheme="http" if tls is None else "https",
@@ -172,12 +173,12 @@ class _TlsConnection(_Connection):
         super().__init__(*arguments, **options)
 
     def handle_read(self) -> None:
-        if self.socket is None:
+        if (sock := self.socket) is None:
             return
         try:
             with self._tls_lock:
                 # A whole record, since what OpenSSL kept of one would never show as readable.
-                self._decrypted = self.socket.recv(_MAX_TLS_RECORD_BYTES)
+                self._decrypted = sock.recv(_MAX_TLS_RECORD_BYTES)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return  # half a record, or a step of the handshake
         except OSError:
@@ -191,10 +192,10 @@ class _TlsConnection(_Connection):
         return self._decrypted
 
     def send(self, data: bytes, do_close: bool = True) -> int:  # noqa: ARG002, FBT001, FBT002  its signature
-        if self.socket is None:
+        if (sock := self.socket) is None:  # another thread may close the connection at any moment
             return 0
         try:
             with self._tls_lock:
-                return self.socket.send(data)
+                return sock.send(data)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return 0

@@ -47,7 +47,6 @@ def grpc_options(settings: Settings, *, shares_port: bool) -> tuple[tuple[str, i
             ports=2 if settings.client_certificates == "optional" else 1,
             pool_size=settings.db_pool_size + settings.db_max_overflow,
             http_connections=MAX_CONNECTIONS if settings.http_port else 0,
-            is_explicit="grpc_max_connections" in settings.model_fields_set,
         ),
     ]
     if settings.grpc_max_connection_age:

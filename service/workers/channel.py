@@ -36,7 +36,7 @@ class WorkerInfo:
         """Read the line of a worker. A worker that died before it wrote one: zeros. Raises ValueError."""
         known = orjson.loads(line) if line else {}
         if not isinstance(known, dict):
-            raise ValueError("not an object")
+            raise ValueError("not an object")  # noqa: TRY004  like a line that is no JSON
         return cls(**{name: value for name, value in known.items() if name in cls.__slots__})
 
 

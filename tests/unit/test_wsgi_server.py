@@ -7,10 +7,12 @@ from contextlib import ExitStack, closing, contextmanager
 from threading import Event, Thread
 from typing import Any
 
+import psutil
 import pytest
 
 from service.observability.wsgi_server import MAX_CONNECTIONS, WsgiServer
 from tests.support.scrapes import get, request
+from tests.support.waiting import eventually
 
 
 def hello(_environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -29,6 +31,11 @@ def served(app: Any = hello, host: str = "127.0.0.1", *, idle_seconds: int = 1) 
 
 def connection(port: int) -> socket.socket:
     return socket.create_connection(("127.0.0.1", port), timeout=60)
+
+
+def peers() -> set[Any]:
+    """The addresses to which this process has connections."""
+    return {one.raddr for one in psutil.Process().net_connections("tcp")}
 
 
 def test_idle_clients_keep_nobody_out() -> None:
@@ -104,6 +111,30 @@ def test_large_requests_are_refused(method: str, header: str, value: str, status
 def test_ipv6() -> None:
     with served(host="[::1]") as server, closing(socket.create_connection(("::1", server.port), timeout=60)):
         assert server.port > 0
+
+
+def test_the_request_of_a_client_that_has_left_is_not_begun() -> None:
+    """It waited for a thread. A proxy that gave up would only keep others waiting."""
+    may_end, begun = Event(), list[str]()
+
+    def slow(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        begun.append(environ["PATH_INFO"])
+        may_end.wait(60)
+        return hello(environ, start_response)
+
+    with served(slow) as server, ExitStack() as stack:
+        for number in range(4):  # as many as there are threads
+            client = stack.enter_context(closing(connection(server.port)))
+            client.sendall(b"GET /stays HTTP/1.0\r\n\r\n")
+            eventually(lambda: len(begun) > number)  # noqa: B023  it is called now
+        with closing(connection(server.port)) as leaving:
+            leaving.sendall(b"GET /leaves HTTP/1.0\r\n\r\n")
+            address = leaving.getsockname()
+            eventually(lambda: address in peers(), "it is accepted")
+        eventually(lambda: address not in peers(), "it is closed here as well")
+        may_end.set()
+        assert get(server.port, "/comes")[0] == 200
+    assert begun == [*["/stays"] * 4, "/comes"]
 
 
 def test_closing_finishes_what_runs() -> None:

@@ -5,6 +5,7 @@ the limit gRPC closes a new connection at once, which the client sees as UNAVAIL
 """
 
 import resource
+from contextlib import suppress
 
 import structlog
 
@@ -16,25 +17,28 @@ _FILES_PER_DATABASE_CONNECTION = 2
 _log = structlog.get_logger("personae.server")
 
 
-def connection_limit_option(
-    wanted: int, *, ports: int, pool_size: int, http_connections: int, is_explicit: bool
-) -> tuple[str, int]:
-    """The gRPC option that limits the connections of each port.
+def connection_limit_option(wanted: int, *, ports: int, pool_size: int, http_connections: int) -> tuple[str, int]:
+    """The gRPC option that limits the connections of each port. Raises the soft limit of open files to the hard one,
+    and logs a warning when that allows fewer connections.
 
     wanted: connections on all ports. pool_size: most connections to the database. http_connections: most connections of
-    the HTTP port. is_explicit: the operator has set the limit, so log a warning when the limit of open files allows
-    fewer.
+    the HTTP port.
     """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS refuses some values
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     max_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     other_files = _OTHER_FILES + _FILES_PER_DATABASE_CONNECTION * pool_size + http_connections
     limit = connections_per_port(wanted, ports=ports, other_files=other_files, max_files=max_files)
-    if is_explicit and limit < wanted // ports:
-        _log.warning("fewer connections than GRPC_MAX_CONNECTIONS", on_each_port=limit, remedy="raise ulimit -n")
+    if limit < wanted // ports:
+        _log.warning("fewer connections than GRPC_MAX_CONNECTIONS", on_each_port=limit, remedy="raise ulimit -Hn")
     return _OPTION, limit
 
 
 def connections_per_port(wanted: int, *, ports: int, other_files: int, max_files: int) -> int:
-    """The limit for each port: at least one. max_files: `ulimit -n`. other_files: those that are not connections."""
+    """The limit for each port: at least one. max_files: the limit of open files. other_files: those besides
+    connections.
+    """
     if max_files != resource.RLIM_INFINITY:
         wanted = min(wanted, max_files - other_files)
     return max(1, wanted // ports)

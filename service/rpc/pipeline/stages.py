@@ -277,7 +277,9 @@ def _drop_frames(error: BaseException | None) -> None:
     """Let an exception go of its stack frames. One of them may hold the exception in a variable: together they would
     keep the call alive until a full garbage collection. See decision 0030.
     """
-    while error is not None:
+    seen: set[int] = set()  # a library may have made a circle of them
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         error.__traceback__, error = None, error.__context__
 
 
