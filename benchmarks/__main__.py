@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import psycopg2
 
-from benchmarks.bench import FULL, QUICK, Bench, Sizes, bench
+from benchmarks.bench import FULL, QUICK, Bench, Sizes, prepare
 from benchmarks.figures import (
     abuse,
     callers,
@@ -41,8 +41,8 @@ from benchmarks.figures import (
     telemetry,
     workers,
 )
-from benchmarks.machine import UnsupportedMachineError, describe
-from benchmarks.table import Figure, Findings, MeasurementError, show
+from benchmarks.machine import UnsupportedMachineError, describe_machine
+from benchmarks.table import Figure, Findings, MeasurementError, format_table
 from service.base.settings import SettingsError
 from service.dev.postgres import EmbeddedPostgresError
 
@@ -87,30 +87,30 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that all that was started is ended
     started = time.monotonic()
     try:
-        with bench(sizes) as running:
-            findings = [_measured(name, running) for name in names]
-            machine = _machine(running)
+        with prepare(sizes) as bench:
+            findings = [_measured(name, bench) for name in names]
+            machine = _machine(bench)
     except (UnsupportedMachineError, EmbeddedPostgresError, SettingsError, MeasurementError, psycopg2.Error) as error:
         sys.exit(f"bench: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
-    _say("")
-    print(show([figure for found in findings for figure in found.figures]))
+    _show_progress("")
+    print(format_table([figure for found in findings for figure in found.figures]))
     print(f"\n{machine}")
     for note in (note for found in findings for note in found.notes):
         print(f"- {note}")
     print(f"Medians, with the lowest and highest value in brackets. Took {time.monotonic() - started:.0f} s.")
 
 
-def _machine(running: Bench) -> str:
-    if not running.cores.are_apart:
+def _machine(bench: Bench) -> str:
+    if not bench.cores.are_separate:
         where = "everything on one core"
-    elif running.server.is_embedded:
+    elif bench.database_server.is_embedded:
         where = "one core for the measured server, callers and database on the rest"
     else:
         where = "one core for the measured server, callers on the rest"
-    whose = "embedded" if running.server.is_embedded else "of DATABASE_URL"
-    return f"{describe()}; PostgreSQL {running.server.version} ({whose}); {where}."
+    whose = "embedded" if bench.database_server.is_embedded else "of DATABASE_URL"
+    return f"{describe_machine()}; PostgreSQL {bench.database_server.version} ({whose}); {where}."
 
 
 def _arguments() -> tuple[list[str], Sizes]:
@@ -129,15 +129,15 @@ def _names() -> str:
     return f"what to measure: {', '.join(_MEASUREMENTS)}; all of these; or {', '.join(_ON_DEMAND)}"
 
 
-def _measured(name: str, running: Bench) -> Findings:
-    _say(f"measuring: {name} …")
+def _measured(name: str, bench: Bench) -> Findings:
+    _show_progress(f"measuring: {name} …")
     try:
-        return _ALL[name](running)
+        return _ALL[name](bench)
     except MeasurementError as error:
         return Findings(figures=[Figure(name, "", "", None)], notes=[f"{name}: {error}"])
 
 
-def _say(text: str) -> None:
+def _show_progress(text: str) -> None:
     """Progress, for people who wait; not part of the result."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)

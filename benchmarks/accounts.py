@@ -51,7 +51,7 @@ def add_accounts(url: URL, accounts: Sequence[Account]) -> None:
         cursor.execute("VACUUM (ANALYZE, FREEZE) users")
 
 
-def who_may_sign_in(url: URL, at_most: int) -> list[int]:
+def sign_in_user_ids(url: URL, at_most: int) -> list[int]:
     """The ids of users whose right password is PASSWORD, and who are let in."""
     with contextlib.closing(connect(url)) as connection, connection.cursor() as cursor:
         cursor.execute(_ABLE, (at_most,))

@@ -10,7 +10,7 @@ from sqlalchemy.engine import URL
 
 from benchmarks.data import DatabaseServer, database, database_server
 from benchmarks.identities import make_caller
-from benchmarks.load import Callers, callers
+from benchmarks.load import LoadGenerator, load_generator
 from benchmarks.machine import Cores, find_cores
 
 
@@ -93,14 +93,14 @@ class Bench:
     """Everything that runs while measurements are made, and ends with them."""
 
     cores: Cores
-    server: DatabaseServer
-    callers: Callers
+    database_server: DatabaseServer
+    load_generator: LoadGenerator
     directory: Path
     """Where servers work and log; empty at the beginning."""
     sizes: Sizes
-    few_users: URL
+    database_url: URL
     """A migrated database with sizes.few_users users."""
-    key: str = field(repr=False)
+    api_key: str = field(repr=False)
     """The API key of a caller that may read them."""
 
     @property
@@ -110,19 +110,19 @@ class Bench:
 
 
 @contextmanager
-def bench(sizes: Sizes) -> Iterator[Bench]:
+def prepare(sizes: Sizes) -> Iterator[Bench]:
     """Start what all measurements share. Raises UnsupportedMachineError, EmbeddedPostgresError, MeasurementError."""
     cores = find_cores()
     with ExitStack() as stack:
         directory = Path(stack.enter_context(TemporaryDirectory(prefix="personae-bench-")))
-        server = stack.enter_context(database_server(cores.rest))
-        few_users = stack.enter_context(database(server, "few", directory, users=sizes.few_users))
+        postgres = stack.enter_context(database_server(cores.rest))
+        database_url = stack.enter_context(database(postgres, "few", directory, users=sizes.few_users))
         yield Bench(
             cores=cores,
-            server=server,
-            callers=stack.enter_context(callers(cores.rest)),
+            database_server=postgres,
+            load_generator=stack.enter_context(load_generator(cores.rest)),
             directory=directory,
             sizes=sizes,
-            few_users=few_users,
-            key=make_caller(few_users, directory),
+            database_url=database_url,
+            api_key=make_caller(database_url, directory),
         )

@@ -38,7 +38,7 @@ class Identity:
         return None if self.key is None else (("authorization", f"Bearer {self.key}"),)
 
 
-NOBODY = Identity()
+ANONYMOUS = Identity()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Certificates:
     directory: Path
 
     @property
-    def of_server(self) -> dict[str, str]:
+    def server_settings(self) -> dict[str, str]:
         """The settings of a server that shows its certificate, and asks nobody for one."""
         return {
             "TLS_CERTIFICATE_FILE": str(self.directory / SERVER_CERTIFICATE),
@@ -56,17 +56,17 @@ class Certificates:
         }
 
     @property
-    def client_ca(self) -> dict[str, str]:
+    def client_ca_settings(self) -> dict[str, str]:
         """With these settings as well it lets nobody in without one."""
         return {"TLS_CLIENT_CA_FILE": str(self.directory / CA_CERTIFICATE)}
 
-    def identity(self, *, key: str | None = None, shows_certificate: bool = False) -> Identity:
+    def identity(self, *, key: str | None = None, with_client_certificate: bool = False) -> Identity:
         """By TLS, and as assumed_caller is said."""
         read = {name: (self.directory / name).read_bytes() for name in (CA_CERTIFICATE, CLIENT_KEY, CLIENT_CERTIFICATE)}
         return Identity(
             key=key,
             ca=read[CA_CERTIFICATE],
-            certificate=(read[CLIENT_KEY], read[CLIENT_CERTIFICATE]) if shows_certificate else None,
+            certificate=(read[CLIENT_KEY], read[CLIENT_CERTIFICATE]) if with_client_certificate else None,
         )
 
 

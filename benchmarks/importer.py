@@ -13,12 +13,12 @@ from pathlib import Path
 from sqlalchemy.engine import URL
 
 from benchmarks.data import connect
-from benchmarks.machine import MIB, on_cores, resident_bytes
+from benchmarks.machine import MIB, pinned_to, resident_bytes
 from benchmarks.processes import environment
 from benchmarks.table import MeasurementError
 
-_STEP_SECONDS = 0.005
-_PATIENCE_SECONDS = 120
+_POLL_SECONDS = 0.005
+_TIMEOUT_SECONDS = 120
 """For one batch, and for the end of the command."""
 _TRANSACTIONS = """
     SELECT count(*) FROM pg_stat_activity
@@ -32,17 +32,17 @@ class Importer:
 
     def __init__(self, url: URL, file: Path, *, users: int, cores: frozenset[int]) -> None:
         self._url, self._file, self._users, self._cores = url, file, users, cores
-        self._state = file.with_name(f"{file.name}.import-progress")
+        self._progress_file = file.with_name(f"{file.name}.import-progress")
         self._log = file.with_name(f"{file.name}.log")
         self._environment = environment(url)
-        self._has_begun = False
+        self._has_started = False
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> int:
         """Start the command, and pause it after its first batch; how many users are done."""
         command = [sys.executable, "-m", "service", "users", "import", str(self._file), "--format", "ndjson"]
-        before = self._done()
-        with self._log.open("wb") as log, on_cores(self._cores):
+        before = self._imported_users()
+        with self._log.open("wb") as log, pinned_to(self._cores):
             self._process = subprocess.Popen(
                 command,
                 cwd=self._file.parent,
@@ -57,24 +57,26 @@ class Importer:
         """Let it run until so many users are done, and pause it; how many are done. Raises MeasurementError."""
         process = self._running()
         process.send_signal(signal.SIGCONT)
-        give_up_at = time.monotonic() + _PATIENCE_SECONDS
-        done = before = self._done()
-        while done < wanted:
+        give_up_at = time.monotonic() + _TIMEOUT_SECONDS
+        imported = before = self._imported_users()
+        while imported < wanted:
             has_ended = process.poll() is not None
-            done = self._done()
-            if done < wanted and (has_ended or time.monotonic() > give_up_at):
-                raise MeasurementError(f"the import stands still after {done:,} users: {self._log.read_text().strip()}")
-            if done > before:
-                before, give_up_at = done, time.monotonic() + _PATIENCE_SECONDS
-            time.sleep(_STEP_SECONDS)
+            imported = self._imported_users()
+            if imported < wanted and (has_ended or time.monotonic() > give_up_at):
+                raise MeasurementError(
+                    f"the import stands still after {imported:,} users: {self._log.read_text().strip()}"
+                )
+            if imported > before:
+                before, give_up_at = imported, time.monotonic() + _TIMEOUT_SECONDS
+            time.sleep(_POLL_SECONDS)
         process.send_signal(signal.SIGSTOP)
-        return done
+        return imported
 
     def kill(self) -> None:
         """Kill it with SIGKILL, in the middle of a transaction. Raises MeasurementError."""
         process = self._running()
         process.send_signal(signal.SIGCONT)
-        give_up_at = time.monotonic() + _PATIENCE_SECONDS
+        give_up_at = time.monotonic() + _TIMEOUT_SECONDS
         with contextlib.closing(connect(self._url)) as connection, connection.cursor() as cursor:
             cursor.execute(_TRANSACTIONS)
             while cursor.fetchone() == (0,):
@@ -88,14 +90,14 @@ class Importer:
         """Wait for its end. Raises MeasurementError unless every row was imported."""
         process = self._running()
         process.send_signal(signal.SIGCONT)
-        if process.wait(_PATIENCE_SECONDS) != 0:
+        if process.wait(_TIMEOUT_SECONDS) != 0:
             raise MeasurementError(f"the import ended with {process.returncode}: {self._log.read_text().strip()}")
 
     def memory(self) -> float:
         """MiB that are resident."""
         return resident_bytes(self._running().pid) / MIB
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """End what still runs."""
         if self._process is not None:
             self._process.kill()
@@ -105,21 +107,21 @@ class Importer:
         assert self._process is not None
         return self._process
 
-    def _done(self) -> int:
+    def _imported_users(self) -> int:
         """How many users are done. The command removes the file that says so when all are."""
         try:
-            done = int(json.loads(self._state.read_text())["done"])
+            imported = int(json.loads(self._progress_file.read_text())["done"])
         except FileNotFoundError:
-            return self._users if self._has_begun else 0
-        self._has_begun = True
-        return done
+            return self._users if self._has_started else 0
+        self._has_started = True
+        return imported
 
 
 @contextmanager
 def importer(url: URL, file: Path, *, users: int, cores: frozenset[int]) -> Iterator[Importer]:
     """The import of a file of so many users on these cores; it ends with the block."""
-    made = Importer(url, file, users=users, cores=cores)
+    process = Importer(url, file, users=users, cores=cores)
     try:
-        yield made
+        yield process
     finally:
-        made.end()
+        process.stop()

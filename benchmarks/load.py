@@ -18,8 +18,8 @@ from typing import Any, ParamSpec, TypeVar
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from benchmarks.identities import NOBODY, Identity
-from benchmarks.machine import cpu_seconds, on_cores
+from benchmarks.identities import ANONYMOUS, Identity
+from benchmarks.machine import cpu_seconds, pinned_to
 from benchmarks.table import MeasurementError
 from personae.v1 import authentication_pb2, session_pb2, user_pb2
 from service.rpc.envoy import ext_authz_pb2
@@ -41,15 +41,15 @@ WARM_UP_SECONDS = 0.3
 _CHANNELS = 4
 _STEP_SECONDS = 0.002
 
-_IDS_IN: dict[str, Callable[[bytes], list[int]]] = {
+_USER_IDS_OF: dict[str, Callable[[bytes], list[int]]] = {
     GET_USER: lambda raw: [user_pb2.User.FromString(raw).id],
     BATCH_GET_USERS: lambda raw: [entry.user.id for entry in user_pb2.BatchGetUsersResponse.FromString(raw).entries],
     LIST_USERS: lambda raw: [user.id for user in user_pb2.ListUsersResponse.FromString(raw).users],
     UPDATE_USER: lambda raw: [user_pb2.User.FromString(raw).id],
     AUTHENTICATE: lambda raw: [authentication_pb2.AuthenticateResponse.FromString(raw).user.id],
     REFRESH_SESSION: lambda raw: [authentication_pb2.SessionTokens.FromString(raw).user.id],
-    CHECK: lambda raw: _let_pass(ext_authz_pb2.CheckResponse.FromString(raw)),
-    INTROSPECT_TOKEN: lambda raw: _owner_of(session_pb2.IntrospectTokenResponse.FromString(raw)),
+    CHECK: lambda raw: _allowed_user(ext_authz_pb2.CheckResponse.FromString(raw)),
+    INTROSPECT_TOKEN: lambda raw: _token_owner(session_pb2.IntrospectTokenResponse.FromString(raw)),
 }
 
 Arguments = ParamSpec("Arguments")
@@ -67,7 +67,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Rate:
+class ClosedLoopResult:
     """What went through while the window was open."""
 
     calls: int
@@ -81,22 +81,22 @@ class Rate:
         return self.server_cpu / self.calls
 
     @property
-    def busy(self) -> float:
+    def cpu_utilisation(self) -> float:
         """The share of one core that the server used."""
         return self.server_cpu / self.seconds
 
 
-class Callers:
+class LoadGenerator:
     """The process of the callers. Its functions below run there, one after the other."""
 
     def __init__(self, pool: ProcessPoolExecutor) -> None:
         self._pool = pool
 
-    def do(self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+    def run(self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         """Run the function there. Raises what it raises."""
-        return self.start(function, *args, **kwargs).result()
+        return self.submit(function, *args, **kwargs).result()
 
-    def start(
+    def submit(
         self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Future[Result]:
         """Have the function run there, and do something else meanwhile."""
@@ -104,45 +104,47 @@ class Callers:
 
 
 @contextmanager
-def callers(cores: frozenset[int]) -> Iterator[Callers]:
+def load_generator(cores: frozenset[int]) -> Iterator[LoadGenerator]:
     """Callers on these cores."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        with on_cores(cores):
+        with pinned_to(cores):
             pool.submit(int).result()  # the process is started now, and here
-        yield Callers(pool)
+        yield LoadGenerator(pool)
 
 
-def keep_calling(
+def run_closed_loop(
     target: str,
     server_pid: int,
     requests: Sequence[Request],
     *,
     in_flight: int,
     seconds: float,
-    identity: Identity = NOBODY,
-    once: bool = False,
-) -> Rate:
+    identity: Identity = ANONYMOUS,
+    single_use: bool = False,
+) -> ClosedLoopResult:
     """Call for so long, and say what that cost the server. once: no request is made twice.
 
     Raises MeasurementError for any wrong answer, and when requests that are made once run out.
     """
-    crew = _Crew(target, requests, in_flight, identity, times=len(requests) // in_flight if once else None)
-    with crew.working():
+    threads = _ClientThreads(
+        target, requests, in_flight, identity, calls_per_thread=len(requests) // in_flight if single_use else None
+    )
+    with threads.running():
         time.sleep(WARM_UP_SECONDS)
-        started, calls, cpu = time.perf_counter(), crew.calls, cpu_seconds(server_pid)
+        started, calls, cpu = time.perf_counter(), threads.calls, cpu_seconds(server_pid)
         time.sleep(seconds)
-        rate = Rate(crew.calls - calls, time.perf_counter() - started, cpu_seconds(server_pid) - cpu)
-    crew.require_clean()
-    if once and crew.has_run_out:
+        rate = ClosedLoopResult(threads.calls - calls, time.perf_counter() - started, cpu_seconds(server_pid) - cpu)
+    threads.require_no_errors()
+    if single_use and threads.has_exhausted_requests:
         raise MeasurementError(f"{len(requests)} requests were too few for {seconds:g} s")
     return rate
 
 
-def timed_calls(target: str, requests: Sequence[Request], *, in_flight: int, seconds: float) -> list[float]:
+def closed_loop_latencies(target: str, requests: Sequence[Request], *, in_flight: int, seconds: float) -> list[float]:
     """Call for so long; the seconds that each call took. Raises MeasurementError for any wrong answer."""
     channels = [open_channel(target) for _ in range(min(_CHANNELS, in_flight))]
-    taken: list[list[float]] = [[] for _ in range(in_flight)]
-    faults: Counter[str] = Counter()
+    latencies: list[list[float]] = [[] for _ in range(in_flight)]
+    errors: Counter[str] = Counter()
     end = time.perf_counter() + seconds
 
     def work(number: int) -> None:
@@ -151,10 +153,10 @@ def timed_calls(target: str, requests: Sequence[Request], *, in_flight: int, sec
             started = time.perf_counter()
             if started >= end:
                 return
-            fault = fault_in(call, request)
-            taken[number].append(time.perf_counter() - started)
-            if fault is not None:
-                faults[fault] += 1
+            error = call_error(call, request)
+            latencies[number].append(time.perf_counter() - started)
+            if error is not None:
+                errors[error] += 1
 
     threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(in_flight)]
     for thread in threads:
@@ -163,25 +165,25 @@ def timed_calls(target: str, requests: Sequence[Request], *, in_flight: int, sec
         thread.join()
     for channel in channels:
         channel.close()
-    if faults:
-        raise MeasurementError(f"wrong answers: {dict(faults)}")
-    return [one for found in taken for one in found]
+    if errors:
+        raise MeasurementError(f"wrong answers: {dict(errors)}")
+    return [one for found in latencies for one in found]
 
 
-def call_times(
-    target: str, requests: Sequence[Request], *, in_flight: int, times: int, identity: Identity = NOBODY
+def run_calls(
+    target: str, requests: Sequence[Request], *, in_flight: int, calls_per_thread: int, identity: Identity = ANONYMOUS
 ) -> float:
     """Make `times` calls on each thread; the seconds until the last is answered. Raises as keep_calling."""
-    crew = _Crew(target, requests, in_flight, identity, times=times)
+    threads = _ClientThreads(target, requests, in_flight, identity, calls_per_thread=calls_per_thread)
     started = time.perf_counter()
-    with crew.working():
-        crew.wait()
+    with threads.running():
+        threads.join()
         took = time.perf_counter() - started
-    crew.require_clean()
+    threads.require_no_errors()
     return took
 
 
-def latencies(target: str, requests: Sequence[Request], *, rounds: int) -> list[list[float]]:
+def interleaved_latencies(target: str, requests: Sequence[Request], *, rounds: int) -> list[list[float]]:
     """How long each request takes, alone, in seconds: one list a request; the requests take turns.
 
     Raises MeasurementError for any wrong answer.
@@ -190,26 +192,26 @@ def latencies(target: str, requests: Sequence[Request], *, rounds: int) -> list[
     with open_channel(target) as channel:
         calls: list[Any] = [channel.unary_unary(request.method) for request in requests]
         for round_number in range(rounds + 1):
-            for request, call, taken in zip(requests, calls, found, strict=True):
-                timed = _timed(call, request)
+            for request, call, latencies in zip(requests, calls, found, strict=True):
+                timed = _timed_call(call, request)
                 if round_number:  # the first one warms up
-                    taken.append(timed.seconds)
+                    latencies.append(timed.seconds)
     return found
 
 
 @dataclass(frozen=True, slots=True)
-class TimedAnswer:
+class TimedResponse:
     """An answer that was right, and how long it took."""
 
     seconds: float
     body: bytes
 
 
-def call_each_once(target: str, requests: Sequence[Request]) -> list[TimedAnswer]:
+def call_sequentially(target: str, requests: Sequence[Request]) -> list[TimedResponse]:
     """Make these calls of one method, one after another. Raises MeasurementError for any wrong answer."""
     with open_channel(target) as channel:
         call: Any = channel.unary_unary(requests[0].method)
-        return [_timed(call, request) for request in requests]
+        return [_timed_call(call, request) for request in requests]
 
 
 def burst(target: str, requests: Sequence[Request]) -> int:
@@ -229,7 +231,7 @@ class ListPage:
     ids: list[int]
 
 
-def walk(target: str, body: bytes, *, pages: int) -> list[ListPage]:
+def first_and_deep_page(target: str, body: bytes, *, pages: int) -> list[ListPage]:
     """Go through a list from its first page; that one, and the last full one among so many pages, if there are.
 
     Raises MeasurementError for any wrong answer.
@@ -239,7 +241,7 @@ def walk(target: str, body: bytes, *, pages: int) -> list[ListPage]:
     with open_channel(target) as channel:
         call: Any = channel.unary_unary(LIST_USERS)
         for number in range(1, pages + 1):
-            response = user_pb2.ListUsersResponse.FromString(_answer(call, message.SerializeToString()))
+            response = user_pb2.ListUsersResponse.FromString(_call_ok(call, message.SerializeToString()))
             if len(response.users) < message.page_size:
                 break
             seen[1:] = [ListPage(number, message.page_token, [user.id for user in response.users])]
@@ -262,18 +264,24 @@ def wait_until_serving(target: str) -> None:
     raise MeasurementError(f"the server was not SERVING within {DEADLINE_SECONDS} s")
 
 
-class _Crew:
+class _ClientThreads:
     """The threads, with their channels and their counts."""
 
     def __init__(
-        self, target: str, requests: Sequence[Request], size: int, identity: Identity, *, times: int | None = None
+        self,
+        target: str,
+        requests: Sequence[Request],
+        size: int,
+        identity: Identity,
+        *,
+        calls_per_thread: int | None = None,
     ) -> None:
         self._channels = [open_channel(target, identity) for _ in range(min(_CHANNELS, size))]
         self._metadata = identity.metadata
         self._counts = [0] * size
-        self._faults: Counter[str] = Counter()
-        self._times = times
-        self._has_ended = threading.Event()
+        self._errors: Counter[str] = Counter()
+        self._calls_per_thread = calls_per_thread
+        self._is_stopped = threading.Event()
         self._threads = [
             threading.Thread(target=self._work, args=(number, requests), daemon=True) for number in range(size)
         ]
@@ -284,32 +292,32 @@ class _Crew:
         return sum(self._counts)
 
     @property
-    def has_run_out(self) -> bool:
+    def has_exhausted_requests(self) -> bool:
         """Whether a thread made all calls that it was to make."""
-        return self._times in self._counts
+        return self._calls_per_thread in self._counts
 
     @contextmanager
-    def working(self) -> Iterator[None]:
+    def running(self) -> Iterator[None]:
         """The threads call while the block runs."""
         for thread in self._threads:
             thread.start()
         try:
             yield
         finally:
-            self._has_ended.set()
-            self.wait()
+            self._is_stopped.set()
+            self.join()
             for channel in self._channels:
                 channel.close()
 
-    def wait(self) -> None:
+    def join(self) -> None:
         """Until all threads have ended."""
         for thread in self._threads:
             thread.join()
 
-    def require_clean(self) -> None:
+    def require_no_errors(self) -> None:
         """Raises MeasurementError for any answer that was not the right one."""
-        if self._faults:
-            raise MeasurementError(f"wrong answers among {self.calls} calls: {dict(self._faults)}")
+        if self._errors:
+            raise MeasurementError(f"wrong answers among {self.calls} calls: {dict(self._errors)}")
         if not self.calls:
             raise MeasurementError("no call was answered")
 
@@ -318,27 +326,27 @@ class _Crew:
         methods = {request.method for request in requests}
         calls: dict[str, Any] = {method: channel.unary_unary(method) for method in methods}
         start = number * len(requests) // len(self._threads)  # each thread begins elsewhere
-        turns = itertools.islice(itertools.cycle((*requests[start:], *requests[:start])), self._times)
-        for request in turns:
-            if self._has_ended.is_set():
+        cycle = itertools.islice(itertools.cycle((*requests[start:], *requests[:start])), self._calls_per_thread)
+        for request in cycle:
+            if self._is_stopped.is_set():
                 return
-            fault = fault_in(calls[request.method], request, self._metadata)
-            if fault is not None:
-                self._faults[fault] += 1
+            error = call_error(calls[request.method], request, self._metadata)
+            if error is not None:
+                self._errors[error] += 1
             self._counts[number] += 1
 
 
-def _timed(call: Callable[..., bytes], request: Request) -> TimedAnswer:
+def _timed_call(call: Callable[..., bytes], request: Request) -> TimedResponse:
     """Raises MeasurementError for any wrong answer."""
     started = time.perf_counter()
-    raw = _answer(call, request.body)
+    raw = _call_ok(call, request.body)
     took = time.perf_counter() - started
-    if not has_users_of(request, raw):
+    if not has_expected_users(request, raw):
         raise MeasurementError(f"{request.method} returned other users than were asked for")
-    return TimedAnswer(took, raw)
+    return TimedResponse(took, raw)
 
 
-def _answer(call: Callable[..., bytes], body: bytes) -> bytes:
+def _call_ok(call: Callable[..., bytes], body: bytes) -> bytes:
     """Raises MeasurementError for anything but OK: gRPC's own errors do not travel between processes."""
     try:
         return call(body, timeout=DEADLINE_SECONDS)
@@ -346,7 +354,7 @@ def _answer(call: Callable[..., bytes], body: bytes) -> bytes:
         raise MeasurementError(f"a call ended with {error.code().name}") from None
 
 
-def fault_in(
+def call_error(
     call: Callable[..., Any], request: Request, metadata: Sequence[tuple[str, str]] | None = None
 ) -> str | None:
     """Call; what is wrong with the answer, None when nothing is."""
@@ -358,24 +366,24 @@ def fault_in(
         return None if code == request.code else said
     if request.code != "OK":
         return f"OK instead of {request.code}"
-    return None if has_users_of(request, raw) else "other users"
+    return None if has_expected_users(request, raw) else "other users"
 
 
-def has_users_of(request: Request, raw: bytes) -> bool:
+def has_expected_users(request: Request, raw: bytes) -> bool:
     """Whether these are the users that were asked for."""
-    return request.ids is None or _IDS_IN[request.method](raw) == request.ids
+    return request.ids is None or _USER_IDS_OF[request.method](raw) == request.ids
 
 
-def _let_pass(response: ext_authz_pb2.CheckResponse) -> list[int]:
+def _allowed_user(response: ext_authz_pb2.CheckResponse) -> list[int]:
     """Whose request may pass; nobody's when it may not."""
     return [int(one.header.value) for one in response.ok_response.headers if one.header.key == "x-user-id"]
 
 
-def _owner_of(token: session_pb2.IntrospectTokenResponse) -> list[int]:
+def _token_owner(token: session_pb2.IntrospectTokenResponse) -> list[int]:
     return [token.user_id] if token.active else []
 
 
-def open_channel(target: str, identity: Identity = NOBODY) -> grpc.Channel:
+def open_channel(target: str, identity: Identity = ANONYMOUS) -> grpc.Channel:
     """A channel with a connection of its own: equal channels share one otherwise."""
     options = (("grpc.use_local_subchannel_pool", 1),)
     if identity.ca is None:

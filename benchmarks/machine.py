@@ -31,7 +31,7 @@ class Cores:
     all: frozenset[int]
 
     @property
-    def are_apart(self) -> bool:
+    def are_separate(self) -> bool:
         """Whether callers and database are kept off the server's core."""
         return self.server != self.rest
 
@@ -46,7 +46,7 @@ def find_cores() -> Cores:
 
 
 @contextmanager
-def on_cores(cores: frozenset[int]) -> Iterator[None]:
+def pinned_to(cores: frozenset[int]) -> Iterator[None]:
     """Processes that are started in this block, by this thread, stay on these cores: they inherit them."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
@@ -57,7 +57,7 @@ def on_cores(cores: frozenset[int]) -> Iterator[None]:
 
 
 @contextmanager
-def first_in_line(pid: int | None) -> Iterator[bool]:
+def real_time_priority(pid: int | None) -> Iterator[bool]:
     """What this process (None: none) starts within the block gets a core at once, also one that another process has.
 
     Says whether that is so: it takes root, or CAP_SYS_NICE.
@@ -85,39 +85,39 @@ def resident_bytes(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def open_files(pid: int) -> int:
+def open_file_count(pid: int) -> int:
     """How many file descriptors a process has, those of its connections included."""
     return sum(1 for _ in Path("/proc", str(pid), "fd").iterdir())
 
 
-class Switches(NamedTuple):
+class ContextSwitches(NamedTuple):
     """Context switches of all threads of a process."""
 
     voluntary: float
     """A thread waited for something."""
-    forced: float
+    involuntary: float
     """The scheduler took the core away from a thread."""
 
-    def __sub__(self, before: "Switches") -> "Switches":
-        return Switches(self.voluntary - before.voluntary, self.forced - before.forced)
+    def __sub__(self, before: "ContextSwitches") -> "ContextSwitches":
+        return ContextSwitches(self.voluntary - before.voluntary, self.involuntary - before.involuntary)
 
 
-def switches_of(pid: int) -> Switches:
+def context_switches(pid: int) -> ContextSwitches:
     """How many context switches the threads that a process has now have made so far."""
-    voluntary = forced = 0
+    voluntary = involuntary = 0
     for task in Path("/proc", str(pid), "task").iterdir():
         counts = dict(line.split(":\t") for line in (task / "status").read_text(encoding="ascii").splitlines()[-2:])
         voluntary += int(counts["voluntary_ctxt_switches"])
-        forced += int(counts["nonvoluntary_ctxt_switches"])
-    return Switches(voluntary, forced)
+        involuntary += int(counts["nonvoluntary_ctxt_switches"])
+    return ContextSwitches(voluntary, involuntary)
 
 
-def threads_of(pid: int) -> int:
+def thread_count(pid: int) -> int:
     """How many threads a process has."""
     return sum(1 for _ in Path("/proc", str(pid), "task").iterdir())
 
 
-def describe() -> str:
+def describe_machine() -> str:
     """One line about this machine."""
     model = "unknown processor"
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sqlalchemy.engine import URL
 
-from benchmarks.machine import on_cores
+from benchmarks.machine import pinned_to
 from benchmarks.table import MeasurementError
 from service.base.secret_keys import generate_secret_key
 from service.base.settings import Settings
@@ -28,7 +28,7 @@ WORKER = (
     "serve",
 )
 """The service as one of several workers, that counts in the files of PROMETHEUS_MULTIPROC_DIR."""
-ASKS_WHO_CALLS = {"CALLER_AUTH": "required"}
+CALLER_AUTH_REQUIRED = {"CALLER_AUTH": "required"}
 """As it is shipped. The default here is off: see environment."""
 
 _STEP_SECONDS = 0.002
@@ -103,7 +103,7 @@ def running(
     Raises MeasurementError when it does not come up.
     """
     log = directory / f"{time.monotonic_ns()}.log"
-    with log.open("wb") as stream, nullcontext() if cores is None else on_cores(cores):
+    with log.open("wb") as stream, nullcontext() if cores is None else pinned_to(cores):
         process = subprocess.Popen(
             [sys.executable, *program],
             cwd=directory,

@@ -31,7 +31,7 @@ def get_user_named(user_id: int, *, email: str = "", username: str = "") -> Requ
     return _get(user_pb2.UserKey(email=email) if email else user_pb2.UserKey(username=username), user_id)
 
 
-def get_nobody(user_id: int) -> Request:
+def get_unknown_user(user_id: int) -> Request:
     """GetUser by an id that nobody has."""
     body = user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user_id)).SerializeToString()
     return Request(GET_USER, body, code="NOT_FOUND")
@@ -66,18 +66,18 @@ def authenticate(user_id: int, password: str) -> Request:
     return Request(AUTHENTICATE, message.SerializeToString(), [user_id])
 
 
-def authenticate_wrongly(user_id: int) -> Request:
+def authenticate_with_wrong_password(user_id: int) -> Request:
     """Authenticate by id, with a password that is refused."""
     message = authentication_pb2.AuthenticateRequest(user_id=user_id, password=WRONG_PASSWORD)
     return Request(AUTHENTICATE, message.SerializeToString(), code="UNAUTHENTICATED")
 
 
-def authenticate_unreadably() -> Request:
+def authenticate_malformed() -> Request:
     """Authenticate with a message that is none: refused without a hash."""
     return Request(AUTHENTICATE, b"\xff", code="INVALID_ARGUMENT")
 
 
-def authenticate_named(identifier: str, password: str) -> Request:
+def authenticate_by_identifier(identifier: str, password: str) -> Request:
     """Authenticate by what a person typed, with a password that is refused."""
     message = authentication_pb2.AuthenticateRequest(identifier=identifier, password=password)
     return Request(AUTHENTICATE, message.SerializeToString(), code="UNAUTHENTICATED")

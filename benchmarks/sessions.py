@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy.engine import URL
 
 from benchmarks.data import connect
-from benchmarks.load import Callers, Request, call_each_once
+from benchmarks.load import LoadGenerator, Request, call_sequentially
 from benchmarks.processes import Server
 from benchmarks.requests import refresh_session
 from personae.v1 import authentication_pb2
@@ -69,21 +69,23 @@ def add_sessions(url: URL, issuer: Issuer, number: int) -> None:
 
 def first_refreshes(url: URL, issuer: Issuer, number: int) -> list[Request]:
     """The first refresh of each of so many sessions."""
-    found = some_sessions(url, number)
+    found = random_sessions(url, number)
     return [
         refresh_session(session.user_id, token)
         for session, token in zip(found, issuer.first_tokens(found), strict=True)
     ]
 
 
-def access_tokens(callers: Callers, server: Server, refreshes: list[Request]) -> list[tuple[int, str]]:
+def issue_access_tokens(
+    load_generator: LoadGenerator, server: Server, refreshes: list[Request]
+) -> list[tuple[int, str]]:
     """Make these refreshes; the users and the access tokens that they return."""
-    answers = callers.do(call_each_once, server.target, refreshes)
+    answers = load_generator.run(call_sequentially, server.target, refreshes)
     tokens = [authentication_pb2.SessionTokens.FromString(answer.body) for answer in answers]
     return [(found.user.id, found.access_token) for found in tokens]
 
 
-def some_sessions(url: URL, number: int) -> list[SessionKey]:
+def random_sessions(url: URL, number: int) -> list[SessionKey]:
     """The keys of so many sessions, from all over the table, in random order."""
     with contextlib.closing(connect(url)) as connection, connection.cursor() as cursor:
         cursor.execute(_ANY, (number,))

@@ -15,14 +15,14 @@ from typing import Any
 import bcrypt
 import grpc
 
-from benchmarks.answers import Answer, ask
-from benchmarks.load import DEADLINE_SECONDS, Request, fault_in, open_channel
+from benchmarks.load import DEADLINE_SECONDS, Request, call_error, open_channel
+from benchmarks.outcomes import Outcome, outcome_of
 from benchmarks.table import MeasurementError
 
 _CHANNELS = 8
 """For each kind."""
 _REFUSED = "RESOURCE_EXHAUSTED"
-LEAST_PAUSE_SECONDS = 0.05
+MIN_BACKOFF_SECONDS = 0.05
 """Of a caller whose attempt failed, also when it was not told to wait."""
 
 
@@ -32,7 +32,7 @@ class Reads:
 
     latencies: list[float] = field(default_factory=list)
     """Seconds from when a read was due. One that failed counts as its whole deadline: by then it had not come."""
-    faults: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(slots=True)
@@ -48,39 +48,41 @@ class Storm:
     """How many of those did not say when to come again."""
 
 
-def read_on_schedule(target: str, requests: Sequence[Request], *, readers: int, every: float, seconds: float) -> Reads:
+def read_on_schedule(
+    target: str, requests: Sequence[Request], *, readers: int, interval: float, seconds: float
+) -> Reads:
     """Each reader makes a call `every` so many seconds, and the readers take turns.
 
     A call that is due while the reader's last one is still out is made as soon as that is answered, and has been
     waiting since it was due: otherwise a server that stalls would be asked less often, and look faster.
     """
-    channels = [_connected(target) for _ in range(_CHANNELS)]
+    channels = [_connected_channel(target) for _ in range(_CHANNELS)]
     all_reads = [Reads() for _ in range(readers)]
-    go = threading.Barrier(readers)
+    barrier = threading.Barrier(readers)
 
     def read(number: int) -> None:
         call: Any = channels[number % _CHANNELS].unary_unary(requests[0].method)
-        turns = itertools.cycle(requests[number::readers])
-        _read(call, next(turns), time.perf_counter(), all_reads[number])
+        cycle = itertools.cycle(requests[number::readers])
+        _read(call, next(cycle), time.perf_counter(), all_reads[number])
         all_reads[number].latencies.clear()  # that one warmed up
-        go.wait()
+        barrier.wait()
         started = time.perf_counter()
-        due = started + number * every / readers
+        due = started + number * interval / readers
         while due < started + seconds:
-            _read(call, next(turns), due, all_reads[number])
-            due += every
+            _read(call, next(cycle), due, all_reads[number])
+            due += interval
 
-    _run_all([threading.Thread(target=read, args=(number,), daemon=True) for number in range(readers)])
+    _run_threads([threading.Thread(target=read, args=(number,), daemon=True) for number in range(readers)])
     for channel in channels:
         channel.close()
     return Reads(
-        latencies=[taken for reads in all_reads for taken in reads.latencies],
-        faults=sum((reads.faults for reads in all_reads), Counter()),
+        latencies=[latency for reads in all_reads for latency in reads.latencies],
+        errors=sum((reads.errors for reads in all_reads), Counter()),
     )
 
 
 def sign_in_storm(
-    target: str, requests: Sequence[Request], *, seconds: float, least_pause: float = LEAST_PAUSE_SECONDS
+    target: str, requests: Sequence[Request], *, seconds: float, min_backoff: float = MIN_BACKOFF_SECONDS
 ) -> Storm:
     """One caller for each request, which makes it again and again for so long, without any retry by gRPC.
 
@@ -88,24 +90,24 @@ def sign_in_storm(
     callers that are refused without a pause would measure how fast refusals are, and on the cores of the server.
     Ends when the last call is answered, or its deadline is over.
     """
-    channels = [_connected(target) for _ in range(_CHANNELS)]
-    all_answers: list[list[Answer]] = [[] for _ in requests]
+    channels = [_connected_channel(target) for _ in range(_CHANNELS)]
+    all_answers: list[list[Outcome]] = [[] for _ in requests]
     signed_in = [0] * len(requests)
     end = time.perf_counter() + seconds
 
-    def attack(number: int) -> None:
+    def sign_in(number: int) -> None:
         request = requests[number]
         call: Any = channels[number % _CHANNELS].unary_unary(request.method)
-        dice = random.Random(number)
+        rng = random.Random(number)
         while time.perf_counter() < end:
-            answer = ask(call, request)
+            answer = outcome_of(call, request)
             all_answers[number].append(answer)
             if answer.code != "OK":
-                time.sleep(max(answer.pushback or 0, least_pause) * dice.uniform(0.5, 1.5))
+                time.sleep(max(answer.pushback or 0, min_backoff) * rng.uniform(0.5, 1.5))
             elif time.perf_counter() < end:
                 signed_in[number] += 1
 
-    _run_all([threading.Thread(target=attack, args=(number,), daemon=True) for number in range(len(requests))])
+    _run_threads([threading.Thread(target=sign_in, args=(number,), daemon=True) for number in range(len(requests))])
     for channel in channels:
         channel.close()
     answers = [answer for found in all_answers for answer in found]
@@ -118,7 +120,7 @@ def sign_in_storm(
     )
 
 
-def bcrypt_storm(*, threads: int, password: str, cost: int, seconds: float) -> float:
+def bcrypt_throughput(*, threads: int, password: str, cost: int, seconds: float) -> float:
     """Check a password again and again on so many threads; how many checks a second."""
     stored = bcrypt.hashpw(password.encode(), bcrypt.gensalt(cost))
     checked = [0] * threads
@@ -129,7 +131,7 @@ def bcrypt_storm(*, threads: int, password: str, cost: int, seconds: float) -> f
             bcrypt.checkpw(password.encode(), stored)
             checked[number] += 1
 
-    _run_all([threading.Thread(target=check, args=(number,), daemon=True) for number in range(threads)])
+    _run_threads([threading.Thread(target=check, args=(number,), daemon=True) for number in range(threads)])
     return sum(checked) / (time.perf_counter() - started)
 
 
@@ -138,15 +140,15 @@ def _read(call: Any, request: Request, due: float, reads: Reads) -> None:
     if wait > 0:
         time.sleep(wait)
         due = time.perf_counter()  # that this process woke up late is not the server's fault
-    fault = fault_in(call, request)
-    if fault is None:
+    error = call_error(call, request)
+    if error is None:
         reads.latencies.append(time.perf_counter() - due)
     else:
         reads.latencies.append(DEADLINE_SECONDS)
-        reads.faults[fault] += 1
+        reads.errors[error] += 1
 
 
-def _connected(target: str) -> grpc.Channel:
+def _connected_channel(target: str) -> grpc.Channel:
     """A channel whose connection is there already. Raises MeasurementError."""
     channel = open_channel(target)
     try:
@@ -156,7 +158,7 @@ def _connected(target: str) -> grpc.Channel:
     return channel
 
 
-def _run_all(threads: Sequence[threading.Thread]) -> None:
+def _run_threads(threads: Sequence[threading.Thread]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -4,10 +4,10 @@ from contextlib import ExitStack
 from statistics import median
 
 from benchmarks.bench import Bench
-from benchmarks.load import Rate
+from benchmarks.load import ClosedLoopResult
 from benchmarks.processes import BARE, SERVICE, SESSION_AND_CORE, running
 from benchmarks.requests import batch_get_users, get_user
-from benchmarks.rounds import Lane, by_round, how_busy, in_turns
+from benchmarks.rounds import Variant, format_cpu_utilisation, measure_interleaved, ratio_per_round
 from benchmarks.table import Findings, spread
 
 _USERS = range(1, 1001)
@@ -20,22 +20,22 @@ def measure(bench: Bench) -> Findings:
     batch = [batch_get_users(list(_USERS))]
     with ExitStack() as stack:
         service, session, bare = (
-            stack.enter_context(running(program, bench.few_users, bench.directory, cores=bench.cores.server))
+            stack.enter_context(running(program, bench.database_url, bench.directory, cores=bench.cores.server))
             for program in (SERVICE, SESSION_AND_CORE, BARE)
         )
-        rates = in_turns(
+        rates = measure_interleaved(
             bench,
             {
-                "service": Lane(service, reads),
-                "session": Lane(session, reads),
-                "bare": Lane(bare, reads),
-                "batch": Lane(service, batch),
+                "service": Variant(service, reads),
+                "session": Variant(session, reads),
+                "bare": Variant(bare, reads),
+                "batch": Variant(service, batch),
             },
         )
     return _findings(bench, rates)
 
 
-def _findings(bench: Bench, rates: dict[str, list[Rate]]) -> Findings:
+def _findings(bench: Bench, rates: dict[str, list[ClosedLoopResult]]) -> Findings:
     cost = {name: [rate.cpu_per_call for rate in found] for name, found in rates.items()}
     cost["batch"] = [batch / len(_USERS) for batch in cost["batch"]]
     middle = {name: median(values) for name, values in cost.items()}
@@ -57,12 +57,12 @@ def _findings(bench: Bench, rates: dict[str, list[Rate]]) -> Findings:
         f"CPU per GetUser: {singles}; per user of a batch {spread(cost['batch'], scale=_MICRO, unit=' µs', digits=1)}."
     )
     findings.note(
-        f"Ratios within one round: service / session {by_round(cost['service'], cost['session'])}, service / bare "
-        f"{by_round(cost['service'], cost['bare'])}, batch / service "
-        f"{by_round(cost['batch'], cost['service'], digits=3)}."
+        f"Ratios within one round: service / session {ratio_per_round(cost['service'], cost['session'])}, "
+        f"service / bare {ratio_per_round(cost['service'], cost['bare'])}, batch / service "
+        f"{ratio_per_round(cost['batch'], cost['service'], digits=3)}."
     )
     findings.note(
         f"{bench.sizes.rounds} rounds of {bench.sizes.seconds:g} s for each server, {bench.in_flight} calls in flight "
-        f"with a deadline; share of its core that the server used: {how_busy(rates)}."
+        f"with a deadline; share of its core that the server used: {format_cpu_utilisation(rates)}."
     )
     return findings

@@ -4,10 +4,10 @@ import time
 
 from benchmarks.bench import Bench
 from benchmarks.identities import Identity
-from benchmarks.load import Request, call_times
+from benchmarks.load import Request, run_calls
 from benchmarks.machine import MIB, resident_bytes
-from benchmarks.processes import ASKS_WHO_CALLS, SERVICE, running
-from benchmarks.requests import batch_get_users, get_nobody, get_user, list_users
+from benchmarks.processes import CALLER_AUTH_REQUIRED, SERVICE, running
+from benchmarks.requests import batch_get_users, get_unknown_user, get_user, list_users
 from benchmarks.table import Findings
 from personae.v1 import user_pb2
 
@@ -22,13 +22,18 @@ def measure(bench: Bench) -> Findings:
     By a caller with an API key, so that a leak in knowing who calls would be seen.
     """
     mix = _mix()
-    with running(SERVICE, bench.few_users, bench.directory, settings=ASKS_WHO_CALLS) as server:
+    with running(SERVICE, bench.database_url, bench.directory, settings=CALLER_AUTH_REQUIRED) as server:
 
         def after(rpcs: int) -> float:
             if rpcs:
-                times = rpcs // _IN_FLIGHT
-                bench.callers.do(
-                    call_times, server.target, mix, in_flight=_IN_FLIGHT, times=times, identity=Identity(key=bench.key)
+                calls_per_thread = rpcs // _IN_FLIGHT
+                bench.load_generator.run(
+                    run_calls,
+                    server.target,
+                    mix,
+                    in_flight=_IN_FLIGHT,
+                    calls_per_thread=calls_per_thread,
+                    identity=Identity(key=bench.api_key),
                 )
             time.sleep(_SETTLING_SECONDS)
             return resident_bytes(server.pid) / MIB
@@ -51,7 +56,7 @@ def measure(bench: Bench) -> Findings:
 def _mix() -> list[Request]:
     singles = [get_user(user_id) for user_id in range(1, 91)]
     others = [
-        get_nobody(2_000_000_000),
+        get_unknown_user(2_000_000_000),
         batch_get_users(range(1, 21)),
         list_users(user_pb2.ListUsersRequest(page_size=20)),
         list_users(user_pb2.ListUsersRequest(page_size=20, order_by="email")),

@@ -5,10 +5,10 @@ from contextlib import ExitStack
 from statistics import median
 
 from benchmarks.bench import Bench
-from benchmarks.load import Rate
+from benchmarks.load import ClosedLoopResult
 from benchmarks.processes import COLLECTOR, SERVICE, WORKER, running
 from benchmarks.requests import get_user
-from benchmarks.rounds import Lane, by_round, how_busy, in_turns
+from benchmarks.rounds import Variant, format_cpu_utilisation, measure_interleaved, ratio_per_round
 from benchmarks.table import Findings, spread
 
 _USERS = range(1, 1001)
@@ -25,41 +25,43 @@ def measure(bench: Bench) -> Findings:
     files.mkdir()
     with ExitStack() as stack:
 
-        def served(settings: dict[str, str], program: tuple[str, ...] = SERVICE) -> Lane:
+        def start_server(settings: dict[str, str], program: tuple[str, ...] = SERVICE) -> Variant:
             server = stack.enter_context(
-                running(program, bench.few_users, bench.directory, settings=settings, cores=bench.cores.server)
+                running(program, bench.database_url, bench.directory, settings=settings, cores=bench.cores.server)
             )
-            return Lane(server, reads)
+            return Variant(server, reads)
 
-        collector = stack.enter_context(running(COLLECTOR, bench.few_users, bench.directory, cores=bench.cores.rest))
+        collector = stack.enter_context(running(COLLECTOR, bench.database_url, bench.directory, cores=bench.cores.rest))
         traced = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{collector.target}"}
-        rates = in_turns(
+        rates = measure_interleaved(
             bench,
             {
-                "off": served({}),
-                "metrics": served({"METRICS_PORT": _free_port()}),
-                "metrics of a worker": served(
+                "off": start_server({}),
+                "metrics": start_server({"METRICS_PORT": _free_port()}),
+                "metrics of a worker": start_server(
                     {"METRICS_PORT": _free_port(), "PROMETHEUS_MULTIPROC_DIR": str(files)}, WORKER
                 ),
-                "traces": served(traced),
-                "a tenth traced": served(traced | _A_TENTH),
+                "traces": start_server(traced),
+                "a tenth traced": start_server(traced | _A_TENTH),
             },
         )
     return _findings(rates)
 
 
-def _findings(rates: dict[str, list[Rate]]) -> Findings:
+def _findings(rates: dict[str, list[ClosedLoopResult]]) -> Findings:
     cost = {name: [rate.cpu_per_call for rate in found] for name, found in rates.items()}
     middle = {name: median(values) for name, values in cost.items()}
     findings = Findings()
     for name, bar in _BARS.items():
         findings.at_most(f"GetUser with {name}: server CPU / without", middle[name] / middle["off"], bar)
     each = ", ".join(f"{name} {spread(values, scale=_MICRO, unit=' µs')}" for name, values in cost.items())
-    within = ", ".join(f"{name} {by_round(values, cost['off'])}" for name, values in cost.items() if name != "off")
+    within = ", ".join(
+        f"{name} {ratio_per_round(values, cost['off'])}" for name, values in cost.items() if name != "off"
+    )
     findings.note(f"CPU per GetUser: {each}.")
     findings.note(
         f"Compared with off within one round: {within}. A traced call has two spans, which are sent. Share of its core "
-        f"that each server used: {how_busy(rates)}."
+        f"that each server used: {format_cpu_utilisation(rates)}."
     )
     return findings
 

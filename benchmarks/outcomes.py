@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
-from benchmarks.load import DEADLINE_SECONDS, Request, has_users_of, open_channel
+from benchmarks.load import DEADLINE_SECONDS, Request, has_expected_users, open_channel
 
 # Written out and not taken from the service: a caller relies on these names.
 _DETAILS = "grpc-status-details-bin"
@@ -16,7 +16,7 @@ _PUSHBACK = "grpc-retry-pushback-ms"
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Outcome:
     """What came back."""
 
     seconds: float
@@ -32,7 +32,7 @@ class Answer:
         return f"{self.code} {self.reason}".rstrip()
 
 
-def ask(call: Callable[..., Any], request: Request) -> Answer:
+def outcome_of(call: Callable[..., Any], request: Request) -> Outcome:
     """Call, and wait for the answer. The clock stops before the answer is looked into."""
     started = time.perf_counter()
     try:
@@ -40,16 +40,16 @@ def ask(call: Callable[..., Any], request: Request) -> Answer:
     except grpc.RpcError as error:
         took = time.perf_counter() - started
         trailers = {item.key: item.value for item in error.trailing_metadata() or ()}
-        return Answer(took, error.code().name, _reason(trailers.get(_DETAILS)), _pushback(trailers.get(_PUSHBACK)))
+        return Outcome(took, error.code().name, _reason(trailers.get(_DETAILS)), _pushback(trailers.get(_PUSHBACK)))
     took = time.perf_counter() - started
-    return Answer(took, "OK" if has_users_of(request, raw) else "OTHER USERS")
+    return Outcome(took, "OK" if has_expected_users(request, raw) else "OTHER USERS")
 
 
-def ask_in_turn(target: str, requests: Sequence[Request]) -> list[Answer]:
+def sequential_outcomes(target: str, requests: Sequence[Request]) -> list[Outcome]:
     """One call after another, and what came back for each."""
     with open_channel(target) as channel:
         calls: dict[str, Any] = {request.method: channel.unary_unary(request.method) for request in requests}
-        return [ask(calls[request.method], request) for request in requests]
+        return [outcome_of(calls[request.method], request) for request in requests]
 
 
 def _pushback(milliseconds: bytes | str | None) -> float | None:

@@ -17,12 +17,12 @@ from benchmarks import http2
 from benchmarks.load import AUTHENTICATE, DEADLINE_SECONDS, GET_USER, LIST_USERS
 
 _METHODS = (GET_USER, AUTHENTICATE, LIST_USERS, "/grpc.health.v1.Health/Check")
-_SPARE_FILES = 100
-_TICK_SECONDS = 0.02
-_SOURCES = [f"127.0.0.{last}" for last in range(1, 17)]
+_EXTRA_FILES = 100
+_MIN_SLEEP_SECONDS = 0.02
+_SOURCE_ADDRESSES = [f"127.0.0.{last}" for last in range(1, 17)]
 """A port is not used again for a minute after its connection was closed; there are more at more addresses."""
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-_GREETINGS = (
+_FIRST_BYTES = (
     b"",
     b"",
     b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -30,91 +30,91 @@ _GREETINGS = (
     b"\0" * 40,
     http2.PREFACE,
 )
-_PER_CONNECTION = 100
+_CALLS_PER_CONNECTION = 100
 """Malformed messages."""
 Metadata = Sequence[tuple[str, str]]
 
 
 def drop_connections(target: str, count: int, *, per_second: float) -> int:
     """Open so many connections and leave at once, half of them with a reset; most say something first."""
-    for number in _paced(count, per_second):
-        with _dialled(target, number) as connection:
-            connection.sendall(_GREETINGS[number % len(_GREETINGS)])
+    for number in _rate_limited(count, per_second):
+        with _connect(target, number) as connection:
+            connection.sendall(_FIRST_BYTES[number % len(_FIRST_BYTES)])
             if number % 2:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     return count
 
 
-def hold_connections(target: str, count: int, *, seconds: float, greeting: bytes = http2.PREFACE) -> int:
+def hold_connections(target: str, count: int, *, seconds: float, first_bytes: bytes = http2.PREFACE) -> int:
     """Hold so many connections that say this and nothing more. How many the server still has after all this time."""
-    with _many_files(count), contextlib.ExitStack() as held:
-        connections = [held.enter_context(_dialled(target, number)) for number in range(count)]
+    with _raised_file_limit(count), contextlib.ExitStack() as held:
+        connections = [held.enter_context(_connect(target, number)) for number in range(count)]
         for connection in connections:
-            connection.sendall(greeting)
+            connection.sendall(first_bytes)
         time.sleep(seconds)
         return sum(map(_is_open, connections))
 
 
-def open_halves(target: str, metadata: Metadata, *, streams: int, every: float, seconds: float) -> int:
+def open_half_open_calls(target: str, metadata: Metadata, *, streams: int, interval: float, seconds: float) -> int:
     """Open so many calls on a new connection, again and again, and send no message on any. How many in all."""
     calls = [
         http2.call(method, stream=2 * number + 1, metadata=metadata)
         for number, method in zip(range(streams), itertools.cycle(_METHODS), strict=False)
     ]
-    rounds = int(seconds / every)
+    rounds = int(seconds / interval)
     with contextlib.ExitStack() as held:
-        for _ in _paced(rounds, 1 / every):
-            held.enter_context(_connected(target)).send(*calls)
+        for _ in _rate_limited(rounds, 1 / interval):
+            held.enter_context(_http2_connection(target)).send(*calls)
     return rounds * streams
 
 
-def send_slowly(target: str, metadata: Metadata, *, streams: int, every: float, seconds: float) -> int:
+def send_slowly(target: str, metadata: Metadata, *, streams: int, interval: float, seconds: float) -> int:
     """Send a byte of so many messages now and then; what the server has given up is begun anew. How many began."""
     body = http2.message(b"\x0a" * 1000)
-    begun = 0
-    with _connected(target) as connection:
-        ended = _Ended(connection)
-        places: dict[int, int] = {}
-        for _ in _paced(int(seconds / every), 1 / every):
-            for stream in [stream for stream in places if stream in ended.streams]:
-                del places[stream]
-            while len(places) < streams:
-                places[2 * begun + 1] = 0
-                connection.send(http2.call(GET_USER, stream=2 * begun + 1, metadata=metadata))
-                begun += 1
-            for stream, place in places.items():
-                connection.send(http2.frame(http2.DATA, body[place : place + 1], stream=stream))
-                places[stream] += 1
-    return begun
+    started_calls = 0
+    with _http2_connection(target) as connection:
+        ended = _EndedCalls(connection)
+        offsets: dict[int, int] = {}
+        for _ in _rate_limited(int(seconds / interval), 1 / interval):
+            for stream in [stream for stream in offsets if stream in ended.streams]:
+                del offsets[stream]
+            while len(offsets) < streams:
+                offsets[2 * started_calls + 1] = 0
+                connection.send(http2.call(GET_USER, stream=2 * started_calls + 1, metadata=metadata))
+                started_calls += 1
+            for stream, offset in offsets.items():
+                connection.send(http2.frame(http2.DATA, body[offset : offset + 1], stream=stream))
+                offsets[stream] += 1
+    return started_calls
 
 
 def send_malformed(target: str, metadata: Metadata, count: int, *, per_second: float) -> int:
     """Calls whose message is none, and connections that break HTTP/2, one in ten. How many in all."""
-    dice = random.Random(count)
+    rng = random.Random(count)
     with contextlib.ExitStack() as held:
-        connection, stream = held.enter_context(_connected(target)), 1
-        for number in _paced(count, per_second):
+        connection, stream = held.enter_context(_http2_connection(target)), 1
+        for number in _rate_limited(count, per_second):
             if number % 10 == 0:
-                with _connected(target) as victim, contextlib.suppress(OSError):
-                    victim.send(_broken(dice))
+                with _http2_connection(target) as broken, contextlib.suppress(OSError):
+                    broken.send(_protocol_violation(rng))
             else:
-                connection.send(*_malformed_call(dice, stream, metadata))
+                connection.send(*_malformed_call(rng, stream, metadata))
                 stream += 2
-            if number % _PER_CONNECTION == 0:
+            if number % _CALLS_PER_CONNECTION == 0:
                 held.close()
-                connection, stream = held.enter_context(_connected(target)), 1
+                connection, stream = held.enter_context(_http2_connection(target)), 1
     return count
 
 
 def reset_calls(target: str, metadata: Metadata, count: int, *, per_second: float) -> int:
     """Calls that are taken back as soon as they are made: CVE-2023-44487. How many."""
     with contextlib.ExitStack() as held:
-        connection = held.enter_context(_connected(target))
-        for number in _paced(count, per_second):
-            if number % _PER_CONNECTION == 0:
+        connection = held.enter_context(_http2_connection(target))
+        for number in _rate_limited(count, per_second):
+            if number % _CALLS_PER_CONNECTION == 0:
                 held.close()
-                connection = held.enter_context(_connected(target))
-            stream = 2 * (number % _PER_CONNECTION) + 1
+                connection = held.enter_context(_http2_connection(target))
+            stream = 2 * (number % _CALLS_PER_CONNECTION) + 1
             with contextlib.suppress(OSError):  # the server may have had enough
                 connection.send(
                     http2.call(GET_USER, stream=stream, metadata=metadata),
@@ -123,7 +123,7 @@ def reset_calls(target: str, metadata: Metadata, count: int, *, per_second: floa
     return count
 
 
-class _Ended:
+class _EndedCalls:
     """The calls of a connection that the server has answered, told by a thread that reads until it is closed."""
 
     def __init__(self, connection: http2.Connection) -> None:
@@ -137,11 +137,11 @@ class _Ended:
                     self.streams.add(stream)
 
 
-def _malformed_call(dice: random.Random, stream: int, metadata: Metadata) -> tuple[bytes, bytes]:
+def _malformed_call(rng: random.Random, stream: int, metadata: Metadata) -> tuple[bytes, bytes]:
     """A whole call, by HTTP/2 as it should be, whose message cannot be read."""
-    garbage = dice.randbytes(dice.randrange(1, 200))
+    garbage = rng.randbytes(rng.randrange(1, 200))
     whole = http2.message(garbage)
-    payload = dice.choice(
+    payload = rng.choice(
         (
             whole,
             whole[:-1],  # ends before it is over
@@ -151,14 +151,14 @@ def _malformed_call(dice: random.Random, stream: int, metadata: Metadata) -> tup
             garbage,
         )
     )
-    call = http2.call(dice.choice(_METHODS), stream=stream, metadata=metadata)
+    call = http2.call(rng.choice(_METHODS), stream=stream, metadata=metadata)
     return call, http2.frame(http2.DATA, payload, flags=http2.END_STREAM, stream=stream)
 
 
-def _broken(dice: random.Random) -> bytes:
+def _protocol_violation(rng: random.Random) -> bytes:
     """What breaks the rules of HTTP/2, so that the connection has to go."""
-    junk = dice.randbytes(60)
-    return dice.choice(
+    junk = rng.randbytes(60)
+    return rng.choice(
         (
             junk,
             http2.frame(http2.DATA, junk),  # belongs to no stream
@@ -174,24 +174,24 @@ def _broken(dice: random.Random) -> bytes:
     )
 
 
-def _paced(count: int, per_second: float) -> Iterator[int]:
+def _rate_limited(count: int, per_second: float) -> Iterator[int]:
     """Counts, and not faster than this."""
     started = time.monotonic()
     for number in range(count):
         early = started + number / per_second - time.monotonic()
-        if early > _TICK_SECONDS:
+        if early > _MIN_SLEEP_SECONDS:
             time.sleep(early)
         yield number
 
 
-def _dialled(target: str, number: int) -> socket.socket:
+def _connect(target: str, number: int) -> socket.socket:
     host, port = target.rsplit(":", 1)
-    source = _SOURCES[number % len(_SOURCES)]
+    source = _SOURCE_ADDRESSES[number % len(_SOURCE_ADDRESSES)]
     return socket.create_connection((host, int(port)), timeout=DEADLINE_SECONDS, source_address=(source, 0))
 
 
 @contextlib.contextmanager
-def _connected(target: str) -> Iterator[http2.Connection]:
+def _http2_connection(target: str) -> Iterator[http2.Connection]:
     with contextlib.closing(http2.Connection(target, timeout=DEADLINE_SECONDS)) as connection:
         yield connection
 
@@ -210,9 +210,9 @@ def _is_open(connection: socket.socket) -> bool:
 
 
 @contextlib.contextmanager
-def _many_files(count: int) -> Iterator[None]:
+def _raised_file_limit(count: int) -> Iterator[None]:
     """Let this process open so many files more, as far as it may."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, count + _SPARE_FILES)), hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, count + _EXTRA_FILES)), hard))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

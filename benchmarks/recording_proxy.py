@@ -21,7 +21,7 @@ _QUERY, _EXECUTE = b"Q", b"E"
 """Query, and Execute of the extended protocol: each makes the database run something."""
 
 
-class Proxy:
+class RecordingProxy:
     """The statements that went through since the beginning, and the way to it."""
 
     def __init__(self, url: URL) -> None:
@@ -32,14 +32,14 @@ class Proxy:
 
 
 @contextmanager
-def hearing_proxy(url: URL) -> Iterator[Proxy]:
+def recording_proxy(url: URL) -> Iterator[RecordingProxy]:
     """A proxy before the database of this URL. Raises MeasurementError unless that is reached over TCP."""
     if url.host is None or url.host.startswith("/"):
         raise MeasurementError("statements are counted on TCP, and DATABASE_URL names a socket")
     with _Listener((url.host, url.port or 5432)) as listener:
         port = int(listener.server_address[1])
         plain = {"sslmode": "disable", "gssencmode": "disable"}
-        listener.proxy = Proxy(url.set(host="127.0.0.1", port=port).update_query_dict(plain))
+        listener.proxy = RecordingProxy(url.set(host="127.0.0.1", port=port).update_query_dict(plain))
         thread = threading.Thread(target=listener.serve_forever, daemon=True)
         thread.start()
         try:
@@ -51,7 +51,7 @@ def hearing_proxy(url: URL) -> Iterator[Proxy]:
 class _Listener(socketserver.ThreadingTCPServer):
     daemon_threads = True
     block_on_close = False
-    proxy: Proxy
+    proxy: RecordingProxy
 
     def __init__(self, database: tuple[str, int]) -> None:
         super().__init__(("127.0.0.1", 0), _Connection)
@@ -67,47 +67,47 @@ class _Connection(socketserver.BaseRequestHandler):
         with socket.create_connection(self.server.database) as database:
             for end in (self.request, database):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            answers = threading.Thread(target=_pass_on, args=(database, self.request), daemon=True)
+            answers = threading.Thread(target=_forward, args=(database, self.request), daemon=True)
             answers.start()
-            statements = _Statements()
+            parser = _StatementParser()
             with contextlib.suppress(OSError):
                 while data := self.request.recv(_CHUNK):
-                    self.server.proxy.statements.extend(statements.in_(data))
+                    self.server.proxy.statements.extend(parser.feed(data))
                     database.sendall(data)
                 database.shutdown(socket.SHUT_WR)
             answers.join()
 
 
-class _Statements:
+class _StatementParser:
     """Finds the statements in what a client sends."""
 
     def __init__(self) -> None:
-        self._rest = b""
-        self._is_started = False
+        self._unparsed = b""
+        self._has_startup_message = False
 
-    def in_(self, data: bytes) -> list[str]:
+    def feed(self, data: bytes) -> list[str]:
         """What is to be executed by the messages that end within these bytes."""
-        self._rest += data
+        self._unparsed += data
         found = []
-        while (end := self._end_of_first()) is not None:
-            kind = self._rest[:1] if self._is_started else b""
-            if kind == _QUERY:
-                found.append(self._rest[1 + _LENGTH : end].rstrip(b"\0").decode())
-            elif kind == _EXECUTE:
+        while (end := self._message_end()) is not None:
+            type_bytes = self._unparsed[:1] if self._has_startup_message else b""
+            if type_bytes == _QUERY:
+                found.append(self._unparsed[1 + _LENGTH : end].rstrip(b"\0").decode())
+            elif type_bytes == _EXECUTE:
                 found.append("")
-            self._rest = self._rest[end:]
-            self._is_started = True
+            self._unparsed = self._unparsed[end:]
+            self._has_startup_message = True
         return found
 
-    def _end_of_first(self) -> int | None:
-        kind = 1 if self._is_started else 0  # the first message of a connection has no type
-        if len(self._rest) < kind + _LENGTH:
+    def _message_end(self) -> int | None:
+        type_bytes = 1 if self._has_startup_message else 0  # the first message of a connection has no type
+        if len(self._unparsed) < type_bytes + _LENGTH:
             return None
-        end = kind + int.from_bytes(self._rest[kind : kind + _LENGTH])
-        return end if len(self._rest) >= end else None
+        end = type_bytes + int.from_bytes(self._unparsed[type_bytes : type_bytes + _LENGTH])
+        return end if len(self._unparsed) >= end else None
 
 
-def _pass_on(source: socket.socket, target: socket.socket) -> None:
+def _forward(source: socket.socket, target: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(_CHUNK):
             target.sendall(data)
