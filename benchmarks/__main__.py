@@ -1,6 +1,6 @@
-"""`make bench`: measures what Personae promises, and prints one table.
+"""Runs the benchmarks (`make bench`) and prints one table of results.
 
-A bar that is missed is shown, not a failure: the exit status is 0 whenever the run came to its end. All figures are
+A missed bar is shown in the table and is not a failure: the exit status is 0 when the run was completed. Figures are
 ratios within one run, counts, or sizes of one process, so that they can be compared between machines. See
 docs/performance.md.
 """
@@ -46,7 +46,7 @@ from benchmarks.table import Figure, Findings, MeasurementError, format_table
 from service.base.settings import SettingsError
 from service.dev.postgres import EmbeddedPostgresError
 
-for _proxy in ("grpc_proxy", "https_proxy", "http_proxy"):  # gRPC would reach even this machine through it
+for _proxy in ("grpc_proxy", "https_proxy", "http_proxy"):  # gRPC uses a proxy even for loopback
     os.environ.pop(_proxy, None)
 
 _MEASUREMENTS: dict[str, Callable[[Bench], Findings]] = {
@@ -76,15 +76,15 @@ _ON_DEMAND: dict[str, Callable[[Bench], Findings]] = {
     "restarts": restarts.measure,
     "soak": soak.measure,
 }
-"""What is measured only when it is named."""
+"""Measured only when named on the command line."""
 _ALL = _MEASUREMENTS | _ON_DEMAND
 _SOAK_RPCS = 1_000_000
 
 
 def main() -> None:
-    """Parse, measure, print."""
+    """Parse the command line, run the measurements and print the results."""
     names, sizes = _arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that all that was started is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that child processes are stopped
     started = time.monotonic()
     try:
         with prepare(sizes) as bench:
@@ -104,29 +104,29 @@ def main() -> None:
 
 def _machine(bench: Bench) -> str:
     if not bench.cores.are_separate:
-        where = "everything on one core"
+        placement = "everything on one core"
     elif bench.database_server.is_embedded:
-        where = "one core for the measured server, callers and database on the rest"
+        placement = "the measured server on one core, clients and database on the others"
     else:
-        where = "one core for the measured server, callers on the rest"
-    whose = "embedded" if bench.database_server.is_embedded else "of DATABASE_URL"
-    return f"{describe_machine()}; PostgreSQL {bench.database_server.version} ({whose}); {where}."
+        placement = "the measured server on one core, clients on the others"
+    origin = "embedded" if bench.database_server.is_embedded else "of DATABASE_URL"
+    return f"{describe_machine()}; PostgreSQL {bench.database_server.version} ({origin}); {placement}."
 
 
 def _arguments() -> tuple[list[str], Sizes]:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=_names())
-    parser.add_argument("--quick", action="store_true", help="small sizes: to see that it runs, not for figures")
-    parser.add_argument("--soak", action="store_true", help=f"look at the memory over {_SOAK_RPCS:,} RPCs (minutes)")
-    given = parser.parse_args()
-    if unknown := [name for name in given.names if name not in _ALL]:
+    parser.add_argument("--quick", action="store_true", help="small sizes: only checks that it runs")
+    parser.add_argument("--soak", action="store_true", help=f"run memory and soak for {_SOAK_RPCS:,} RPCs")
+    arguments = parser.parse_args()
+    if unknown := [name for name in arguments.names if name not in _ALL]:
         parser.error(f"no such measurement: {', '.join(unknown)}")
-    sizes = QUICK if given.quick else FULL
-    return given.names or list(_MEASUREMENTS), replace(sizes, rpcs=_SOAK_RPCS) if given.soak else sizes
+    sizes = QUICK if arguments.quick else FULL
+    return arguments.names or list(_MEASUREMENTS), replace(sizes, rpcs=_SOAK_RPCS) if arguments.soak else sizes
 
 
 def _names() -> str:
-    return f"what to measure: {', '.join(_MEASUREMENTS)}; all of these; or {', '.join(_ON_DEMAND)}"
+    return f"one of: {', '.join(_MEASUREMENTS)} (default: all of these); or: {', '.join(_ON_DEMAND)}"
 
 
 def _measured(name: str, bench: Bench) -> Findings:
@@ -138,7 +138,7 @@ def _measured(name: str, bench: Bench) -> Findings:
 
 
 def _show_progress(text: str) -> None:
-    """Progress, for people who wait; not part of the result."""
+    """Show progress on a terminal."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 

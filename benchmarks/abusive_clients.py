@@ -1,6 +1,7 @@
-"""What people do to a port that they find open, each as a function that ends by itself: the load is bounded.
+"""Abusive clients: dropped and idle connections, half-open and slow calls, malformed messages, rapid resets.
 
-They run in a process of their own (`benchmarks.load.callers`), and write their HTTP/2 by hand.
+Each function makes a bounded number of connections or calls. They run in the process of a load generator and write raw
+HTTP/2 frames.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ _METHODS = (GET_USER, AUTHENTICATE, LIST_USERS, "/grpc.health.v1.Health/Check")
 _EXTRA_FILES = 100
 _MIN_SLEEP_SECONDS = 0.02
 _SOURCE_ADDRESSES = [f"127.0.0.{last}" for last in range(1, 17)]
-"""A port is not used again for a minute after its connection was closed; there are more at more addresses."""
+"""A closed connection keeps its port in TIME_WAIT for a minute; each address has its own ports."""
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _FIRST_BYTES = (
     b"",
@@ -31,12 +32,12 @@ _FIRST_BYTES = (
     http2.PREFACE,
 )
 _CALLS_PER_CONNECTION = 100
-"""Malformed messages."""
+"""After so many calls a new connection is opened."""
 Metadata = Sequence[tuple[str, str]]
 
 
 def drop_connections(target: str, count: int, *, per_second: float) -> int:
-    """Open so many connections and leave at once, half of them with a reset; most say something first."""
+    """Open and close `count` connections, half of them with a reset. Most send some bytes first. Returns count."""
     for number in _rate_limited(count, per_second):
         with _connect(target, number) as connection:
             connection.sendall(_FIRST_BYTES[number % len(_FIRST_BYTES)])
@@ -46,7 +47,7 @@ def drop_connections(target: str, count: int, *, per_second: float) -> int:
 
 
 def hold_connections(target: str, count: int, *, seconds: float, first_bytes: bytes = http2.PREFACE) -> int:
-    """Hold so many connections that say this and nothing more. How many the server still has after all this time."""
+    """Open `count` connections, send first_bytes on each, stay idle. Returns how many are open after `seconds`."""
     with _raised_file_limit(count), contextlib.ExitStack() as held:
         connections = [held.enter_context(_connect(target, number)) for number in range(count)]
         for connection in connections:
@@ -56,7 +57,7 @@ def hold_connections(target: str, count: int, *, seconds: float, first_bytes: by
 
 
 def open_half_open_calls(target: str, metadata: Metadata, *, streams: int, interval: float, seconds: float) -> int:
-    """Open so many calls on a new connection, again and again, and send no message on any. How many in all."""
+    """Open `streams` calls without a message on a new connection every `interval` s. Returns the number of calls."""
     calls = [
         http2.call(method, stream=2 * number + 1, metadata=metadata)
         for number, method in zip(range(streams), itertools.cycle(_METHODS), strict=False)
@@ -69,7 +70,10 @@ def open_half_open_calls(target: str, metadata: Metadata, *, streams: int, inter
 
 
 def send_slowly(target: str, metadata: Metadata, *, streams: int, interval: float, seconds: float) -> int:
-    """Send a byte of so many messages now and then; what the server has given up is begun anew. How many began."""
+    """Send a byte of each of `streams` messages every `interval` s, and replace calls that the server has ended.
+
+    Returns the number of calls.
+    """
     body = http2.message(b"\x0a" * 1000)
     started_calls = 0
     with _http2_connection(target) as connection:
@@ -89,7 +93,7 @@ def send_slowly(target: str, metadata: Metadata, *, streams: int, interval: floa
 
 
 def send_malformed(target: str, metadata: Metadata, count: int, *, per_second: float) -> int:
-    """Calls whose message is none, and connections that break HTTP/2, one in ten. How many in all."""
+    """Send calls with malformed messages, and one connection in ten that violates HTTP/2. Returns count."""
     rng = random.Random(count)
     with contextlib.ExitStack() as held:
         connection, stream = held.enter_context(_http2_connection(target)), 1
@@ -107,7 +111,7 @@ def send_malformed(target: str, metadata: Metadata, count: int, *, per_second: f
 
 
 def reset_calls(target: str, metadata: Metadata, count: int, *, per_second: float) -> int:
-    """Calls that are taken back as soon as they are made: CVE-2023-44487. How many."""
+    """Reset each call right after its headers (HTTP/2 rapid reset, CVE-2023-44487). Returns count."""
     with contextlib.ExitStack() as held:
         connection = held.enter_context(_http2_connection(target))
         for number in _rate_limited(count, per_second):
@@ -115,7 +119,7 @@ def reset_calls(target: str, metadata: Metadata, count: int, *, per_second: floa
                 held.close()
                 connection = held.enter_context(_http2_connection(target))
             stream = 2 * (number % _CALLS_PER_CONNECTION) + 1
-            with contextlib.suppress(OSError):  # the server may have had enough
+            with contextlib.suppress(OSError):  # the server may have closed the connection
                 connection.send(
                     http2.call(GET_USER, stream=stream, metadata=metadata),
                     http2.frame(http2.RST_STREAM, (8).to_bytes(4), stream=stream),
@@ -124,7 +128,7 @@ def reset_calls(target: str, metadata: Metadata, count: int, *, per_second: floa
 
 
 class _EndedCalls:
-    """The calls of a connection that the server has answered, told by a thread that reads until it is closed."""
+    """The calls of a connection that the server has ended, read by a thread until the connection is closed."""
 
     def __init__(self, connection: http2.Connection) -> None:
         self.streams: set[int] = set()
@@ -138,16 +142,16 @@ class _EndedCalls:
 
 
 def _malformed_call(rng: random.Random, stream: int, metadata: Metadata) -> tuple[bytes, bytes]:
-    """A whole call, by HTTP/2 as it should be, whose message cannot be read."""
+    """A call in valid HTTP/2 whose message cannot be parsed."""
     garbage = rng.randbytes(rng.randrange(1, 200))
     whole = http2.message(garbage)
     payload = rng.choice(
         (
             whole,
-            whole[:-1],  # ends before it is over
-            whole + b"\0",  # ends within the next one
-            b"\1" + whole[1:],  # says that it is compressed
-            b"\0\xff\xff\xff\xff" + garbage,  # says that it is of 4 GiB
+            whole[:-1],  # truncated
+            whole + b"\0",  # a second message, truncated
+            b"\1" + whole[1:],  # compressed flag
+            b"\0\xff\xff\xff\xff" + garbage,  # a length of 4 GiB
             garbage,
         )
     )
@@ -156,26 +160,26 @@ def _malformed_call(rng: random.Random, stream: int, metadata: Metadata) -> tupl
 
 
 def _protocol_violation(rng: random.Random) -> bytes:
-    """What breaks the rules of HTTP/2, so that the connection has to go."""
+    """A violation of HTTP/2 for which the server must close the connection."""
     junk = rng.randbytes(60)
     return rng.choice(
         (
             junk,
-            http2.frame(http2.DATA, junk),  # belongs to no stream
+            http2.frame(http2.DATA, junk),  # on stream 0
             http2.frame(http2.HEADERS, junk, flags=http2.END_HEADERS, stream=1),
             http2.frame(http2.HEADERS, b"\xff\xff\xff\xff\xff\x0f", flags=http2.END_HEADERS, stream=1),
-            http2.frame(http2.HEADERS, junk, stream=1) * 3,  # never ended, and never continued
-            http2.frame(http2.SETTINGS, junk[:7]),  # they are of six bytes each
+            http2.frame(http2.HEADERS, junk, stream=1) * 3,  # without END_HEADERS or CONTINUATION
+            http2.frame(http2.SETTINGS, junk[:7]),  # not a multiple of six bytes
             http2.frame(http2.PING, junk[:3]),
             http2.frame(http2.GOAWAY, junk[:3]),
-            http2.frame(http2.RST_STREAM, bytes(4), stream=99),  # never opened
+            http2.frame(http2.RST_STREAM, bytes(4), stream=99),  # an idle stream
             b"\xff\xff\xff" + junk,  # a frame of 16 MiB
         )
     )
 
 
 def _rate_limited(count: int, per_second: float) -> Iterator[int]:
-    """Counts, and not faster than this."""
+    """Yield 0 … count - 1 at this rate."""
     started = time.monotonic()
     for number in range(count):
         early = started + number / per_second - time.monotonic()
@@ -197,7 +201,7 @@ def _http2_connection(target: str) -> Iterator[http2.Connection]:
 
 
 def _is_open(connection: socket.socket) -> bool:
-    """Whether the other side has not closed it. Reads all that was sent."""
+    """Whether the server has not closed the connection. Discards received data."""
     connection.settimeout(0)
     try:
         while connection.recv(65536):
@@ -211,7 +215,7 @@ def _is_open(connection: socket.socket) -> bool:
 
 @contextlib.contextmanager
 def _raised_file_limit(count: int) -> Iterator[None]:
-    """Let this process open so many files more, as far as it may."""
+    """Raise the soft limit of open files for `count` connections, up to the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, count + _EXTRA_FILES)), hard))
     yield

@@ -1,8 +1,8 @@
-"""The databases that are measured on: where they come from, and who is in them.
+"""The benchmark databases and their test users.
 
-The users are the same in every run: names and times come from a seeded generator. They are spread as in a company
-that is three years old: 5 % are inactive, 1 % deleted, 0.02 % superusers, half were changed at some time, 90 % have a
-password. All passwords are the same one, hashed once.
+A seeded generator makes the same users in every run. The distribution is that of a company three years old: 5 % are
+inactive, 1 % deleted, 0.02 % superusers, half were updated at some time, 90 % have a password. All share one password
+and one hash.
 """
 
 import contextlib
@@ -32,13 +32,13 @@ PASSWORD = "correct horse battery staple"
 WRONG_PASSWORD = "wrong horse battery staple"
 COST = 12
 SIGN_IN_USER_ID = 1
-"""The id of a user who may."""
+"""A user who can sign in."""
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 COMPANY_AGE_YEARS = 3
 NAME_PREFIX = "m"
 """Every eighth email and username starts with it."""
 PURGE_AFTER = timedelta(days=36_500)
-"""In the future at any run: the service's sweeper must find nothing to do."""
+"""Far in the future, so that the service's sweeper finds nothing to purge."""
 
 _PERIOD = timedelta(days=365 * COMPANY_AGE_YEARS)
 _INACTIVE, _DELETED, _SUPERUSERS, _CHANGED, _WITH_PASSWORD = 0.05, 0.01, 0.0002, 0.5, 0.9
@@ -58,35 +58,33 @@ _COLUMNS = (
     "deleted_at",
     "purge_at",
 )
-# A million users fit into memory, and nothing waits for a disk: what is measured is the service.
+# A million users fit into memory and nothing waits for the disk, so that the service is measured.
 _SETTINGS = {
     "shared_buffers": "512MB",
     "maintenance_work_mem": "256MB",
     "max_wal_size": "8GB",
     "checkpoint_timeout": "1h",
-    "autovacuum": "off",  # we say when
+    "autovacuum": "off",  # VACUUM runs explicitly
 }
 
 
 @dataclass(frozen=True, slots=True)
 class DatabaseServer:
-    """A PostgreSQL server on which databases may be made."""
+    """A PostgreSQL server on which the benchmark creates databases."""
 
     url: URL
     version: str
     pid: int | None
-    """The process that starts a backend for each connection; None for the server of DATABASE_URL."""
+    """The postmaster; None for the server of DATABASE_URL."""
 
     @property
     def is_embedded(self) -> bool:
-        """Whether it is ours, and ends with the run."""
+        """Whether the benchmark started it and will stop it."""
         return self.pid is not None
 
     @contextmanager
     def pinned_to(self, cores: frozenset[int]) -> Iterator[None]:
-        """It may use these cores while the block runs, and so may what connects to it then. One of DATABASE_URL stays
-        where it is.
-        """
+        """Pin the server and its backends to these cores during the block. Leaves the server of DATABASE_URL alone."""
         if self.pid is None:
             yield
             return
@@ -100,30 +98,30 @@ class DatabaseServer:
 
 @contextmanager
 def database_server(cores: frozenset[int]) -> Iterator[DatabaseServer]:
-    """The server of DATABASE_URL, or an embedded one on these cores, without durability, that ends with the block."""
+    """The server of DATABASE_URL, or else an embedded one on these cores, without durability."""
     given = load_settings().url
     if given is not None:
         yield DatabaseServer(given, _version_of(given), pid=None)
         return
     with tempfile.TemporaryDirectory(prefix="personae-bench-") as name:
         directory = Path(name)
-        directory.chmod(0o711)  # for root another user runs the server, and has to pass
+        directory.chmod(0o711)  # run by root, the server runs as another user, who needs access
         with pinned_to(cores):
             server = EmbeddedPostgres.start(directory / "postgres", tcp=True, durable=False, settings=_SETTINGS)
         try:
             assert server.tcp_url is not None
-            url = psycopg2_url(server.tcp_url)  # as in production; a socket would be a little faster
+            url = psycopg2_url(server.tcp_url)  # TCP, as in production; a Unix socket would be faster
             yield DatabaseServer(url, _version_of(url), pid=server.pid)
         finally:
             server.stop()
-            shutil.rmtree(server.home, ignore_errors=True)  # it may lie elsewhere: see EmbeddedPostgres
+            shutil.rmtree(server.home, ignore_errors=True)  # may be in another directory: see EmbeddedPostgres
 
 
 @contextmanager
 def database(server: DatabaseServer, name: str, directory: Path, *, users: int) -> Iterator[URL]:
-    """A migrated database with so many users, which is dropped when the block ends.
+    """Create a migrated database with this number of users; drop it at the end of the block.
 
-    Raises MeasurementError when the migrations fail.
+    Raises MeasurementError if the migrations fail.
     """
     name = f"personae_bench_{name}_{os.getpid()}"
     _execute(server.url, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
@@ -137,22 +135,22 @@ def database(server: DatabaseServer, name: str, directory: Path, *, users: int) 
 
 
 def _pin(pid: int, cores: Collection[int]) -> None:
-    """Keep a process and those that it has started to these cores."""
+    """Pin a process and its children to these cores."""
     process = psutil.Process(pid)
-    for member in (process, *process.children(recursive=True)):
+    for each in (process, *process.children(recursive=True)):
         with suppress(ProcessLookupError):
-            os.sched_setaffinity(member.pid, cores)
+            os.sched_setaffinity(each.pid, cores)
 
 
 def connect(url: URL) -> psycopg2.extensions.connection:
-    """An autocommit connection for the benchmark itself."""
+    """Open an autocommit connection."""
     connection = psycopg2.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
     connection.autocommit = True
     return connection
 
 
 def delete_users(url: URL, number: int) -> None:
-    """Delete this many users softly, the oldest first."""
+    """Soft-delete this many users, the oldest first."""
     _execute(
         url,
         sql.SQL(
@@ -187,7 +185,7 @@ def _load_users(url: URL, users: int) -> None:
 
 
 def _copy_lines(users: int) -> Iterator[str]:
-    """The lines of COPY, in the order of ids and of created_at."""
+    """Lines for COPY, ordered by id and created_at."""
     rng = random.Random(users)
     stored_hash = hash_password(PASSWORD, COST)
     for number in range(1, users + 1):

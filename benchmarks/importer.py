@@ -1,4 +1,4 @@
-"""`python -m service users import` as a process that is paused, killed, and started again, as the same command."""
+"""Runs `python -m service users import` as a process that can be paused, killed and restarted."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from benchmarks.table import MeasurementError
 
 _POLL_SECONDS = 0.005
 _TIMEOUT_SECONDS = 120
-"""For one batch, and for the end of the command."""
+"""Without progress."""
 _TRANSACTIONS = """
     SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
@@ -28,7 +28,7 @@ _TRANSACTIONS = """
 
 
 class Importer:
-    """The import of one file of ndjson. It is paused but for the time that a method lets it run."""
+    """The import of one ndjson file. The process runs only within a method, and is paused between calls."""
 
     def __init__(self, url: URL, file: Path, *, users: int, cores: frozenset[int]) -> None:
         self._url, self._file, self._users, self._cores = url, file, users, cores
@@ -39,7 +39,7 @@ class Importer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> int:
-        """Start the command, and pause it after its first batch; how many users are done."""
+        """Start the command and pause it after its first batch. Returns the number of users imported so far."""
         command = [sys.executable, "-m", "service", "users", "import", str(self._file), "--format", "ndjson"]
         before = self._imported_users()
         with self._log.open("wb") as log, pinned_to(self._cores):
@@ -54,7 +54,7 @@ class Importer:
         return self.run_to(before + 1)
 
     def run_to(self, wanted: int) -> int:
-        """Let it run until so many users are done, and pause it; how many are done. Raises MeasurementError."""
+        """Run until `wanted` users are imported, then pause. Returns their number. Raises MeasurementError."""
         process = self._running()
         process.send_signal(signal.SIGCONT)
         give_up_at = time.monotonic() + _TIMEOUT_SECONDS
@@ -64,7 +64,7 @@ class Importer:
             imported = self._imported_users()
             if imported < wanted and (has_ended or time.monotonic() > give_up_at):
                 raise MeasurementError(
-                    f"the import stands still after {imported:,} users: {self._log.read_text().strip()}"
+                    f"the import makes no progress after {imported:,} users: {self._log.read_text().strip()}"
                 )
             if imported > before:
                 before, give_up_at = imported, time.monotonic() + _TIMEOUT_SECONDS
@@ -73,7 +73,7 @@ class Importer:
         return imported
 
     def kill(self) -> None:
-        """Kill it with SIGKILL, in the middle of a transaction. Raises MeasurementError."""
+        """Kill the process with SIGKILL during a transaction. Raises MeasurementError."""
         process = self._running()
         process.send_signal(signal.SIGCONT)
         give_up_at = time.monotonic() + _TIMEOUT_SECONDS
@@ -81,24 +81,24 @@ class Importer:
             cursor.execute(_TRANSACTIONS)
             while cursor.fetchone() == (0,):
                 if time.monotonic() > give_up_at:
-                    raise MeasurementError("the import has no transaction in which it could be killed")
+                    raise MeasurementError("the import was in no transaction during which to kill it")
                 cursor.execute(_TRANSACTIONS)
         process.kill()
         process.wait()
 
     def finish(self) -> None:
-        """Wait for its end. Raises MeasurementError unless every row was imported."""
+        """Wait until the command exits. Raises MeasurementError unless every row was imported."""
         process = self._running()
         process.send_signal(signal.SIGCONT)
         if process.wait(_TIMEOUT_SECONDS) != 0:
             raise MeasurementError(f"the import ended with {process.returncode}: {self._log.read_text().strip()}")
 
     def memory(self) -> float:
-        """MiB that are resident."""
+        """Resident memory in MiB."""
         return resident_bytes(self._running().pid) / MIB
 
     def stop(self) -> None:
-        """End what still runs."""
+        """Kill the process if it still runs."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -108,7 +108,7 @@ class Importer:
         return self._process
 
     def _imported_users(self) -> int:
-        """How many users are done. The command removes the file that says so when all are."""
+        """Read the progress file, which the command removes once all users are imported."""
         try:
             imported = int(json.loads(self._progress_file.read_text())["done"])
         except FileNotFoundError:
@@ -119,7 +119,7 @@ class Importer:
 
 @contextmanager
 def importer(url: URL, file: Path, *, users: int, cores: frozenset[int]) -> Iterator[Importer]:
-    """The import of a file of so many users on these cores; it ends with the block."""
+    """Prepare the import of a file with this number of users; the process is killed at the end of the block."""
     process = Importer(url, file, users=users, cores=cores)
     try:
         yield process

@@ -1,7 +1,7 @@
-"""The callers: threads that make the same calls again and again, in a process of their own on cores of their own.
+"""The load generator: client threads in a process of its own, pinned to its own cores.
 
-Every answer is checked, its code and the users in it: a server that fails each call looks fast. Calls block, one in
-flight on each thread: gRPC's futures cost the callers half as much again, and they must be faster than the server.
+The status code and the users of each response are checked, because a server that fails every call looks fast. Calls
+block, one per thread: gRPC's futures use half as much CPU again, and the clients must be faster than the server.
 """
 
 import itertools
@@ -36,7 +36,7 @@ INTROSPECT_TOKEN = "/personae.v1.SessionService/IntrospectToken"
 CHECK = "/envoy.service.auth.v3.Authorization/Check"
 DEADLINE_SECONDS = 10
 WARM_UP_SECONDS = 0.3
-"""For which keep_calling calls before the window opens."""
+"""Of run_closed_loop, before the measured window."""
 
 _CHANNELS = 4
 _STEP_SECONDS = 0.002
@@ -58,7 +58,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A call, and what has to come back: the code, and with OK these users in this order (None: any)."""
+    """A call and its expected response: the status code and, for OK, the users in order (None: any)."""
 
     method: str
     body: bytes
@@ -68,47 +68,47 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class ClosedLoopResult:
-    """What went through while the window was open."""
+    """What was measured within the window."""
 
     calls: int
     seconds: float
     server_cpu: float
-    """Seconds of CPU time of the server process."""
+    """CPU seconds of the server process."""
 
     @property
     def cpu_per_call(self) -> float:
-        """Seconds."""
+        """CPU seconds of the server per call."""
         return self.server_cpu / self.calls
 
     @property
     def cpu_utilisation(self) -> float:
-        """The share of one core that the server used."""
+        """Of the server, as a share of one core."""
         return self.server_cpu / self.seconds
 
 
 class LoadGenerator:
-    """The process of the callers. Its functions below run there, one after the other."""
+    """A process that makes calls. It runs the functions below, one at a time."""
 
     def __init__(self, pool: ProcessPoolExecutor) -> None:
         self._pool = pool
 
     def run(self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        """Run the function there. Raises what it raises."""
+        """Run a function in the process and wait for its result. Raises what the function raises."""
         return self.submit(function, *args, **kwargs).result()
 
     def submit(
         self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Future[Result]:
-        """Have the function run there, and do something else meanwhile."""
+        """Run a function in the process without waiting."""
         return self._pool.submit(function, *args, **kwargs)
 
 
 @contextmanager
 def load_generator(cores: frozenset[int]) -> Iterator[LoadGenerator]:
-    """Callers on these cores."""
+    """Start a load generator on these cores."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         with pinned_to(cores):
-            pool.submit(int).result()  # the process is started now, and here
+            pool.submit(int).result()  # starts the process now, so that it inherits the affinity
         yield LoadGenerator(pool)
 
 
@@ -122,9 +122,10 @@ def run_closed_loop(
     identity: Identity = ANONYMOUS,
     single_use: bool = False,
 ) -> ClosedLoopResult:
-    """Call for so long, and say what that cost the server. once: no request is made twice.
+    """Call without a pause for `seconds`, and measure calls and the CPU time of the server.
 
-    Raises MeasurementError for any wrong answer, and when requests that are made once run out.
+    single_use: send no request twice. Raises MeasurementError for a wrong response, and when single-use requests run
+    out.
     """
     threads = _ClientThreads(
         target, requests, in_flight, identity, calls_per_thread=len(requests) // in_flight if single_use else None
@@ -133,15 +134,18 @@ def run_closed_loop(
         time.sleep(WARM_UP_SECONDS)
         started, calls, cpu = time.perf_counter(), threads.calls, cpu_seconds(server_pid)
         time.sleep(seconds)
-        rate = ClosedLoopResult(threads.calls - calls, time.perf_counter() - started, cpu_seconds(server_pid) - cpu)
+        result = ClosedLoopResult(threads.calls - calls, time.perf_counter() - started, cpu_seconds(server_pid) - cpu)
     threads.require_no_errors()
     if single_use and threads.has_exhausted_requests:
-        raise MeasurementError(f"{len(requests)} requests were too few for {seconds:g} s")
-    return rate
+        raise MeasurementError(f"{len(requests)} single-use requests were too few for {seconds:g} s")
+    return result
 
 
 def closed_loop_latencies(target: str, requests: Sequence[Request], *, in_flight: int, seconds: float) -> list[float]:
-    """Call for so long; the seconds that each call took. Raises MeasurementError for any wrong answer."""
+    """Call without a pause for `seconds`. Returns the seconds of each call.
+
+    Raises MeasurementError for a wrong response.
+    """
     channels = [open_channel(target) for _ in range(min(_CHANNELS, in_flight))]
     latencies: list[list[float]] = [[] for _ in range(in_flight)]
     errors: Counter[str] = Counter()
@@ -166,14 +170,17 @@ def closed_loop_latencies(target: str, requests: Sequence[Request], *, in_flight
     for channel in channels:
         channel.close()
     if errors:
-        raise MeasurementError(f"wrong answers: {dict(errors)}")
-    return [one for found in latencies for one in found]
+        raise MeasurementError(f"wrong responses: {dict(errors)}")
+    return [latency for of_thread in latencies for latency in of_thread]
 
 
 def run_calls(
     target: str, requests: Sequence[Request], *, in_flight: int, calls_per_thread: int, identity: Identity = ANONYMOUS
 ) -> float:
-    """Make `times` calls on each thread; the seconds until the last is answered. Raises as keep_calling."""
+    """Make a fixed number of calls on each thread. Returns the seconds until all have completed.
+
+    Raises MeasurementError for a wrong response.
+    """
     threads = _ClientThreads(target, requests, in_flight, identity, calls_per_thread=calls_per_thread)
     started = time.perf_counter()
     with threads.running():
@@ -184,9 +191,9 @@ def run_calls(
 
 
 def interleaved_latencies(target: str, requests: Sequence[Request], *, rounds: int) -> list[list[float]]:
-    """How long each request takes, alone, in seconds: one list a request; the requests take turns.
+    """Send the requests one at a time, in interleaved rounds. Returns the seconds, one list per request.
 
-    Raises MeasurementError for any wrong answer.
+    Raises MeasurementError for a wrong response.
     """
     found: list[list[float]] = [[] for _ in requests]
     with open_channel(target) as channel:
@@ -201,30 +208,30 @@ def interleaved_latencies(target: str, requests: Sequence[Request], *, rounds: i
 
 @dataclass(frozen=True, slots=True)
 class TimedResponse:
-    """An answer that was right, and how long it took."""
+    """A correct response and its latency."""
 
     seconds: float
     body: bytes
 
 
 def call_sequentially(target: str, requests: Sequence[Request]) -> list[TimedResponse]:
-    """Make these calls of one method, one after another. Raises MeasurementError for any wrong answer."""
+    """Make calls of one method, one after another. Raises MeasurementError for a wrong response."""
     with open_channel(target) as channel:
         call: Any = channel.unary_unary(requests[0].method)
         return [_timed_call(call, request) for request in requests]
 
 
 def burst(target: str, requests: Sequence[Request]) -> int:
-    """Make all these calls of one method at once, on a new channel; how many did not end OK."""
+    """Make calls of one method at once on a new channel. Returns how many did not end with OK."""
     with open_channel(target) as channel:
         call: Any = channel.unary_unary(requests[0].method)
-        made = [call.future(request.body, timeout=DEADLINE_SECONDS) for request in requests]
-        return sum(one.exception() is not None for one in made)
+        futures = [call.future(request.body, timeout=DEADLINE_SECONDS) for request in requests]
+        return sum(future.exception() is not None for future in futures)
 
 
 @dataclass(frozen=True, slots=True)
 class ListPage:
-    """One page of a list: which, the token that leads to it, and who is on it."""
+    """A page of ListUsers: its number, its page token and the ids on it."""
 
     number: int
     token: str
@@ -232,9 +239,9 @@ class ListPage:
 
 
 def first_and_deep_page(target: str, body: bytes, *, pages: int) -> list[ListPage]:
-    """Go through a list from its first page; that one, and the last full one among so many pages, if there are.
+    """Page through a list. Returns the first page and the last full one within `pages`, if there are such.
 
-    Raises MeasurementError for any wrong answer.
+    Raises MeasurementError for a wrong response.
     """
     message = user_pb2.ListUsersRequest.FromString(body)
     seen: list[ListPage] = []
@@ -252,7 +259,7 @@ def first_and_deep_page(target: str, body: bytes, *, pages: int) -> list[ListPag
 
 
 def wait_until_serving(target: str) -> None:
-    """Ask health until it says SERVING. Raises MeasurementError when it does not within the deadline."""
+    """Poll the health service until SERVING. Raises MeasurementError after the deadline."""
     give_up_at = time.monotonic() + DEADLINE_SECONDS
     with open_channel(target) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
@@ -265,7 +272,7 @@ def wait_until_serving(target: str) -> None:
 
 
 class _ClientThreads:
-    """The threads, with their channels and their counts."""
+    """The client threads of a closed loop, their channels and counters."""
 
     def __init__(
         self,
@@ -288,17 +295,17 @@ class _ClientThreads:
 
     @property
     def calls(self) -> int:
-        """How many calls were answered."""
+        """Completed calls so far."""
         return sum(self._counts)
 
     @property
     def has_exhausted_requests(self) -> bool:
-        """Whether a thread made all calls that it was to make."""
+        """Whether a thread has sent all its requests."""
         return self._calls_per_thread in self._counts
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """The threads call while the block runs."""
+        """Run the threads during the block."""
         for thread in self._threads:
             thread.start()
         try:
@@ -310,22 +317,22 @@ class _ClientThreads:
                 channel.close()
 
     def join(self) -> None:
-        """Until all threads have ended."""
+        """Wait until all threads have ended."""
         for thread in self._threads:
             thread.join()
 
     def require_no_errors(self) -> None:
-        """Raises MeasurementError for any answer that was not the right one."""
+        """Raises MeasurementError if a response was wrong, or if there was none."""
         if self._errors:
-            raise MeasurementError(f"wrong answers among {self.calls} calls: {dict(self._errors)}")
+            raise MeasurementError(f"wrong responses among {self.calls} calls: {dict(self._errors)}")
         if not self.calls:
-            raise MeasurementError("no call was answered")
+            raise MeasurementError("no call completed")
 
     def _work(self, number: int, requests: Sequence[Request]) -> None:
         channel = self._channels[number % len(self._channels)]
         methods = {request.method for request in requests}
         calls: dict[str, Any] = {method: channel.unary_unary(method) for method in methods}
-        start = number * len(requests) // len(self._threads)  # each thread begins elsewhere
+        start = number * len(requests) // len(self._threads)  # each thread starts at another request
         cycle = itertools.islice(itertools.cycle((*requests[start:], *requests[:start])), self._calls_per_thread)
         for request in cycle:
             if self._is_stopped.is_set():
@@ -337,17 +344,17 @@ class _ClientThreads:
 
 
 def _timed_call(call: Callable[..., bytes], request: Request) -> TimedResponse:
-    """Raises MeasurementError for any wrong answer."""
+    """Raises MeasurementError for a wrong response."""
     started = time.perf_counter()
     raw = _call_ok(call, request.body)
     took = time.perf_counter() - started
     if not has_expected_users(request, raw):
-        raise MeasurementError(f"{request.method} returned other users than were asked for")
+        raise MeasurementError(f"{request.method} returned other users than requested")
     return TimedResponse(took, raw)
 
 
 def _call_ok(call: Callable[..., bytes], body: bytes) -> bytes:
-    """Raises MeasurementError for anything but OK: gRPC's own errors do not travel between processes."""
+    """Raises MeasurementError for any status but OK: grpc.RpcError cannot be pickled for the other process."""
     try:
         return call(body, timeout=DEADLINE_SECONDS)
     except grpc.RpcError as error:
@@ -357,26 +364,26 @@ def _call_ok(call: Callable[..., bytes], body: bytes) -> bytes:
 def call_error(
     call: Callable[..., Any], request: Request, metadata: Sequence[tuple[str, str]] | None = None
 ) -> str | None:
-    """Call; what is wrong with the answer, None when nothing is."""
+    """Make a call and describe the error if its response is wrong; None otherwise."""
     try:
         raw = call(request.body, timeout=DEADLINE_SECONDS, metadata=metadata)
     except grpc.RpcError as error:
         code = str(error.code().name)
-        said = f"{request.method.rpartition('/')[2]} {code}: {error.details()}"
-        return None if code == request.code else said
+        description = f"{request.method.rpartition('/')[2]} {code}: {error.details()}"
+        return None if code == request.code else description
     if request.code != "OK":
         return f"OK instead of {request.code}"
     return None if has_expected_users(request, raw) else "other users"
 
 
 def has_expected_users(request: Request, raw: bytes) -> bool:
-    """Whether these are the users that were asked for."""
+    """Whether the response has the users that the request expects."""
     return request.ids is None or _USER_IDS_OF[request.method](raw) == request.ids
 
 
 def _allowed_user(response: ext_authz_pb2.CheckResponse) -> list[int]:
-    """Whose request may pass; nobody's when it may not."""
-    return [int(one.header.value) for one in response.ok_response.headers if one.header.key == "x-user-id"]
+    """The id of the user whose request is allowed; empty if it is denied."""
+    return [int(header.header.value) for header in response.ok_response.headers if header.header.key == "x-user-id"]
 
 
 def _token_owner(token: session_pb2.IntrospectTokenResponse) -> list[int]:
@@ -384,7 +391,7 @@ def _token_owner(token: session_pb2.IntrospectTokenResponse) -> list[int]:
 
 
 def open_channel(target: str, identity: Identity = ANONYMOUS) -> grpc.Channel:
-    """A channel with a connection of its own: equal channels share one otherwise."""
+    """Open a channel with its own connection; by default gRPC shares one among equal channels."""
     options = (("grpc.use_local_subchannel_pool", 1),)
     if identity.ca is None:
         return grpc.insecure_channel(target, options=options)

@@ -1,9 +1,8 @@
-"""Callers that cost next to nothing: the same few reads as frames that lie ready, on connections spread over workers.
+"""A closed-loop client that uses little CPU: prepared HTTP/2 frames, on connections spread evenly over the workers.
 
-gRPC's own client takes as much of a core as the server for each call, so that on the server's own cores it would be
-measured instead. Here a call is 40 bytes to write and a comparison to check: HTTP/2 by RFC 9113, headers from HPACK's
-dynamic table (RFC 7541, section 6.1) after the first call of a connection, and several calls under way on each. Every
-answer is compared, byte by byte.
+gRPC's Python client uses as much CPU per call as the server; on the server's own cores it would be measured too. Here a
+call is 40 bytes to write: HTTP/2 (RFC 9113), with headers from HPACK's dynamic table (RFC 7541, section 6.1) after the
+first call of a connection, and several calls multiplexed on each connection. Responses are compared byte by byte.
 """
 
 import selectors
@@ -19,35 +18,33 @@ from benchmarks.table import MeasurementError
 
 _STATIC_FIELDS = b"\x83\x86"  # :method POST, :scheme http
 _NEWEST_DYNAMIC_INDEX = 62
-"""The index of the header that was remembered last."""
+"""The HPACK index of the header added last."""
 _WINDOW_INCREMENT = (2**31 - 1 - 65_535).to_bytes(4)
-_WINDOW_UPDATE = 0x8
-_END_STREAM = 0x1
 _HEAD = 9
 _CHUNK = 262_144
 _WARM_UP_SECONDS = 0.5
 _MAX_CONNECTION_ATTEMPTS = 200
 _CONNECTIONS = 2
-"""At each worker. As with gRPC's own clients all calls of one caller share a connection."""
+"""Per worker."""
 
 
 @dataclass(slots=True)
 class _Connection:
-    """One connection with its calls."""
+    """A connection and its calls in flight."""
 
     sock: socket.socket
     next_request: int
-    """Which of the requests is next."""
+    """Index of the request to send next."""
     stream: int = 1
     in_flight: dict[int, tuple[int, bytearray]] = field(default_factory=dict)
-    """By stream: which request it is, and what has come of its answer."""
+    """By stream: the index of the request, and the part of the response received so far."""
     unparsed: bytes = b""
 
 
 def connect_evenly(target: str, workers: Collection[int], *, per_worker: int) -> list[socket.socket]:
-    """Connections of which each of these processes has equally many, as those of many callers would be.
+    """Open connections until each worker process has accepted per_worker of them; close the surplus.
 
-    Raises MeasurementError when the kernel does not spread them.
+    Raises MeasurementError if some worker gets too few.
     """
     host, port = target.rsplit(":", 1)
     by_worker: dict[int, list[socket.socket]] = {pid: [] for pid in workers}
@@ -55,13 +52,13 @@ def connect_evenly(target: str, workers: Collection[int], *, per_worker: int) ->
     for _ in range(_MAX_CONNECTION_ATTEMPTS):
         sock = socket.create_connection((host, int(port)))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.sendall(http2.PREFACE + http2.frame(_WINDOW_UPDATE, _WINDOW_INCREMENT))
+        sock.sendall(http2.PREFACE + http2.frame(http2.WINDOW_UPDATE, _WINDOW_INCREMENT))
         worker = _worker_of(sock, workers)
         (by_worker[worker] if worker is not None and len(by_worker[worker]) < per_worker else surplus).append(sock)
         if all(len(sockets) == per_worker for sockets in by_worker.values()):
             break
     else:
-        raise MeasurementError("the kernel gives some workers no connections")
+        raise MeasurementError("the kernel gives some workers too few connections")
     for sock in surplus:
         sock.close()
     return [sock for sockets in by_worker.values() for sock in sockets]
@@ -76,9 +73,9 @@ def measure_throughput(
     in_flight: int,
     seconds: float,
 ) -> float:
-    """Call for so long with so many calls under way at each worker; how many were answered in a second.
+    """Call for `seconds`, with in_flight calls per worker. Returns calls per second.
 
-    answers: what each request is to be answered. Raises MeasurementError for any other answer.
+    responses: by request, the expected response. Raises MeasurementError for any other.
     """
     if in_flight % _CONNECTIONS:
         raise ValueError(f"{in_flight} calls cannot be spread over {_CONNECTIONS} connections")
@@ -128,7 +125,7 @@ def _run(
 
 
 def _read_responses(connection: _Connection, chunk: bytes, expected: Sequence[bytes]) -> int:
-    """How many calls ended in what came. Raises MeasurementError for an answer that was not the right one."""
+    """Handle received data and return how many calls completed. Raises MeasurementError for a wrong response."""
     data, at, completed = connection.unparsed + chunk, 0, 0
     while len(data) - at >= _HEAD and len(data) - at >= (size := _HEAD + int.from_bytes(data[at : at + 3])):
         kind, flags, stream = data[at + 3], data[at + 4], int.from_bytes(data[at + 5 : at + _HEAD])
@@ -138,18 +135,18 @@ def _read_responses(connection: _Connection, chunk: bytes, expected: Sequence[by
         elif kind in {http2.SETTINGS, http2.PING} and not flags & http2.ACK:
             connection.sock.sendall(http2.frame(kind, payload if kind == http2.PING else b"", flags=http2.ACK))
         elif kind in {http2.GOAWAY, http2.RST_STREAM}:
-            raise MeasurementError("the server sent a connection away, or a call")
+            raise MeasurementError("the server sent GOAWAY or RST_STREAM")
         if kind == http2.HEADERS and flags & http2.END_STREAM:
             which, response = connection.in_flight.pop(stream)
             if response != expected[which]:
-                raise MeasurementError("a call was not answered as it should have been")
+                raise MeasurementError("a wrong response")
             completed += 1
     connection.unparsed = data[at:]
     return completed
 
 
 def _headers(method: str) -> tuple[bytes, bytes]:
-    """The headers of the first call of a connection, which the server remembers, and of all later ones."""
+    """HPACK for the first call of a connection, which fills the dynamic table, and for later calls."""
     fields = (
         (":path", method),
         (":authority", "localhost"),
@@ -167,7 +164,7 @@ def _headers(method: str) -> tuple[bytes, bytes]:
 
 
 def _next_call(connection: _Connection, headers: bytes, bodies: Sequence[bytes]) -> bytes:
-    """What begins the next call of the connection."""
+    """The frames of the next call of a connection."""
     stream, which = connection.stream, connection.next_request
     connection.stream, connection.next_request = stream + 2, (which + 1) % len(bodies)
     connection.in_flight[stream] = (which, bytearray())
@@ -177,7 +174,7 @@ def _next_call(connection: _Connection, headers: bytes, bodies: Sequence[bytes])
 
 
 def _worker_of(sock: socket.socket, workers: Collection[int]) -> int | None:
-    """The process that has the other end."""
+    """The worker process that accepted the connection."""
     port = sock.getsockname()[1]
     give_up_at = time.monotonic() + 1
     while time.monotonic() < give_up_at:

@@ -1,8 +1,8 @@
-"""Callers who do not wait for answers: calls go out at a fixed rate, however slow the server is, each with a deadline.
+"""Open-loop load: calls with a deadline at a fixed rate, independent of the server's responses.
 
-An open loop shows what a closed one hides: a server that falls behind is not asked less often. gRPC's Python client
-costs as much for each call as the server, so that it could not offer a multiple of what the server can do; this one
-writes the frames of HTTP/2 (RFC 9113) that never change, and reads of the answers what a benchmark has to know.
+A closed loop hides overload, because clients that wait send less when the server is slow. gRPC's Python client uses as
+much CPU per call as the server and could not offer a multiple of its capacity. So this client writes prepared HTTP/2
+frames (RFC 9113), and parses only the status of each response.
 """
 
 import re
@@ -16,15 +16,13 @@ from dataclasses import dataclass, field
 
 import grpc
 
+from benchmarks import http2
 from benchmarks.load import Request
 from benchmarks.table import MeasurementError
 
 _CONNECTIONS = 8
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
-_END_STREAM, _ACK, _END_HEADERS = 1, 1, 4
-_HEADER = struct.Struct(">HBBBI")  # a frame: length (in two fields: 24 bits), type, flags, stream
-_NO_HEADER_TABLE = struct.pack(">HI", 1, 0)  # SETTINGS_HEADER_TABLE_SIZE 0: each answer spells its headers out
+_HEADER = struct.Struct(">HBBBI")  # of a frame: length (24 bits, in two fields), type, flags, stream
+_NO_HEADER_TABLE = struct.pack(">HI", 1, 0)  # SETTINGS_HEADER_TABLE_SIZE 0: literal headers in responses
 _LARGE_INITIAL_WINDOW = struct.pack(">HI", 4, 2**31 - 1)  # SETTINGS_INITIAL_WINDOW_SIZE
 _CANCEL = struct.pack(">I", 8)
 _DEFAULT_WINDOW = 65_535
@@ -36,29 +34,26 @@ _MAX_SLEEP_SECONDS = 0.002
 
 @dataclass(slots=True)
 class OpenLoopResult:
-    """What became of the calls that were due within the window."""
+    """The outcomes of the calls that were due in the measured window."""
 
-    offered: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
-    """By how they ended: OK (within the deadline), a code, or LATE (nothing within the deadline)."""
+    """Calls by outcome: OK (within the deadline), another status code, or LATE (no response within the deadline)."""
     unexplained: int = 0
-    """Those CANCELLED by the server, or refused without a reason or without a pushback."""
+    """Calls CANCELLED by the server, or refused without reason or without pushback."""
     seconds: float = 0.0
-    durations: list[float] = field(default_factory=list)
-    """Seconds of each that ended OK."""
 
     @property
     def goodput(self) -> float:
-        """Right answers within their deadline, for each second."""
+        """Calls per second that ended OK within their deadline."""
         return self.outcomes["OK"] / self.seconds
 
 
 def run_open_loop(
     target: str, requests: Sequence[Request], *, rate: float, deadline: float, seconds: float, warm_up: float
 ) -> OpenLoopResult:
-    """Make `rate` calls a second for `settle` seconds, which do not count, and then for so many more.
+    """Make `rate` calls per second, for warm_up seconds unmeasured and then for `seconds`.
 
-    Raises MeasurementError where a connection breaks.
+    Raises MeasurementError if a connection breaks.
     """
     with selectors.DefaultSelector() as selector:
         connections = [_Connection(target, requests, deadline) for _ in range(_CONNECTIONS)]
@@ -87,7 +82,6 @@ def _run(
     while (now := time.perf_counter()) < ends + deadline:
         while (due := started + number / rate) <= min(now, ends):
             connections[number % len(connections)].call(number, due, is_measured=due >= measured_from)
-            result.offered += due >= measured_from
             number += 1
         for connection in connections:
             connection.expire_calls(now, result)
@@ -108,7 +102,7 @@ class _Call:
 
 
 class _Connection:
-    """One connection with its calls."""
+    """A connection and its calls in flight."""
 
     def __init__(self, target: str, requests: Sequence[Request], deadline: float) -> None:
         host, _, port = target.rpartition(":")
@@ -116,18 +110,18 @@ class _Connection:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.settimeout(0)
         self._deadline = deadline
-        self._bodies = [_message(request.body) for request in requests]
+        self._bodies = [http2.message(request.body) for request in requests]
         self._headers = [_headers(request.method, target, deadline) for request in requests]
         self._window = _DEFAULT_WINDOW
         self._next_stream = 1
         self._calls: dict[int, _Call] = {}
         self._expiry_queue: deque[int] = deque()
         self._unparsed = b""
-        self._outgoing = bytearray(_PREFACE + _frame(_SETTINGS, 0, 0, _NO_HEADER_TABLE + _LARGE_INITIAL_WINDOW))
-        self._outgoing += _frame(_WINDOW_UPDATE, 0, 0, struct.pack(">I", 2**31 - 1 - _DEFAULT_WINDOW))
+        self._outgoing = bytearray(http2.MAGIC + http2.frame(http2.SETTINGS, _NO_HEADER_TABLE + _LARGE_INITIAL_WINDOW))
+        self._outgoing += http2.frame(http2.WINDOW_UPDATE, struct.pack(">I", 2**31 - 1 - _DEFAULT_WINDOW))
 
     def call(self, number: int, due: float, *, is_measured: bool) -> None:
-        """Write one call. Where the server lets nothing more through it is not sent, and will be late."""
+        """Queue a call for sending. If the flow-control window is exhausted, the call is not sent and will be LATE."""
         stream, self._next_stream = self._next_stream, self._next_stream + 2
         index = number % len(self._bodies)
         body = self._bodies[index]
@@ -135,11 +129,11 @@ class _Connection:
         self._expiry_queue.append(stream)
         if len(body) <= self._window:
             self._window -= len(body)
-            self._outgoing += _frame(_HEADERS, _END_HEADERS, stream, self._headers[index])
-            self._outgoing += _frame(_DATA, _END_STREAM, stream, body)
+            self._outgoing += http2.frame(http2.HEADERS, self._headers[index], flags=http2.END_HEADERS, stream=stream)
+            self._outgoing += http2.frame(http2.DATA, body, flags=http2.END_STREAM, stream=stream)
 
     def flush(self) -> None:
-        """Send what the kernel takes."""
+        """Send what fits into the socket buffer."""
         if self._outgoing:
             try:
                 del self._outgoing[: self.socket.send(self._outgoing)]
@@ -149,7 +143,7 @@ class _Connection:
                 raise MeasurementError(f"a connection broke: {error}") from None
 
     def expire_calls(self, now: float, result: OpenLoopResult) -> None:
-        """Give up what is late, as a client of gRPC does."""
+        """Cancel calls whose deadline has passed, as a gRPC client does."""
         while self._expiry_queue:
             stream = self._expiry_queue[0]
             pending = self._calls.get(stream)
@@ -157,11 +151,11 @@ class _Connection:
                 if now < pending.due + self._deadline:
                     return
                 self._finish(stream, "LATE", result)
-                self._outgoing += _frame(_RST_STREAM, 0, stream, _CANCEL)
+                self._outgoing += http2.frame(http2.RST_STREAM, _CANCEL, stream=stream)
             self._expiry_queue.popleft()
 
     def read(self, result: OpenLoopResult) -> None:
-        """Take what has come."""
+        """Receive and handle frames."""
         try:
             chunk = self.socket.recv(_CHUNK)
         except BlockingIOError:
@@ -180,9 +174,9 @@ class _Connection:
 
     def _handle_frame(self, frame_type: int, flags: int, stream: int, payload: bytes, result: OpenLoopResult) -> None:
         pending = self._calls.get(stream)
-        if frame_type == _DATA and pending is not None and payload:
+        if frame_type == http2.DATA and pending is not None and payload:
             pending.has_body = True
-        elif frame_type == _HEADERS and flags & _END_STREAM and pending is not None:
+        elif frame_type == http2.HEADERS and flags & http2.END_STREAM and pending is not None:
             status = _STATUS.search(payload)
             code = b"?" if status is None else status[1]
             outcome = "OK" if code == b"0" and pending.has_body else _CODES.get(code, f"status {code!r}")
@@ -190,34 +184,24 @@ class _Connection:
             has_details = b"grpc-retry-pushback-ms" in payload and b"grpc-status-details-bin" in payload
             result.unexplained += pending.is_measured and (outcome == "CANCELLED" or (is_refused and not has_details))
             self._finish(stream, outcome, result)
-        elif frame_type == _RST_STREAM and pending is not None:
+        elif frame_type == http2.RST_STREAM and pending is not None:
             self._finish(stream, "RST_STREAM", result)
-        elif frame_type == _WINDOW_UPDATE and stream == 0:
+        elif frame_type == http2.WINDOW_UPDATE and stream == 0:
             self._window += struct.unpack(">I", payload)[0]
-        elif frame_type in {_SETTINGS, _PING} and not flags & _ACK:
-            self._outgoing += _frame(frame_type, _ACK, 0, payload if frame_type == _PING else b"")
-        elif frame_type == _GOAWAY:
+        elif frame_type in {http2.SETTINGS, http2.PING} and not flags & http2.ACK:
+            self._outgoing += http2.frame(frame_type, payload if frame_type == http2.PING else b"", flags=http2.ACK)
+        elif frame_type == http2.GOAWAY:
             raise MeasurementError("the server sent GOAWAY")
 
     def _finish(self, stream: int, outcome: str, result: OpenLoopResult) -> None:
         pending = self._calls.pop(stream)
-        duration = time.perf_counter() - pending.due
         if pending.is_measured:
-            result.outcomes["LATE" if duration > self._deadline else outcome] += 1
-            if outcome == "OK":
-                result.durations.append(duration)
-
-
-def _frame(frame_type: int, flags: int, stream: int, payload: bytes) -> bytes:
-    return _HEADER.pack(len(payload) >> 8, len(payload) & 255, frame_type, flags, stream) + payload
-
-
-def _message(body: bytes) -> bytes:
-    return b"\0" + struct.pack(">I", len(body)) + body
+            is_late = time.perf_counter() - pending.due > self._deadline
+            result.outcomes["LATE" if is_late else outcome] += 1
 
 
 def _headers(method: str, target: str, deadline: float) -> bytes:
-    """As HPACK (RFC 7541) writes them when nothing is remembered: POST and http by their numbers, the rest as it is."""
+    """HPACK (RFC 7541) without the dynamic table: POST and http by static index, the rest as literals."""
     fields = [(b"te", b"trailers"), (b"content-type", b"application/grpc")]
     fields.append((b"grpc-timeout", b"%dm" % round(deadline * 1000)))
     literal = b"".join(b"\0" + _string(name) + _string(value) for name, value in fields)
@@ -225,5 +209,5 @@ def _headers(method: str, target: str, deadline: float) -> bytes:
 
 
 def _string(value: bytes) -> bytes:
-    assert len(value) < 127  # longer ones are written in another way
+    assert len(value) < 127  # longer strings need another length encoding
     return bytes([len(value)]) + value

@@ -1,7 +1,7 @@
-"""Hears what a server says to its database: a TCP proxy that understands just enough of PostgreSQL's protocol.
+"""A TCP proxy in front of PostgreSQL that records the statements a server sends.
 
-It sees what is on the wire, whatever the client believes it sends, and works with any server that can be reached over
-TCP without TLS. (https://www.postgresql.org/docs/current/protocol-message-formats.html)
+It parses the client's messages on the wire, so it works with any PostgreSQL server reachable over TCP without TLS.
+(https://www.postgresql.org/docs/current/protocol-message-formats.html)
 """
 
 import contextlib
@@ -18,24 +18,24 @@ from benchmarks.table import MeasurementError
 _CHUNK = 65536
 _LENGTH = 4
 _QUERY, _EXECUTE = b"Q", b"E"
-"""Query, and Execute of the extended protocol: each makes the database run something."""
+"""Message types: simple query, and Execute of the extended protocol."""
 
 
 class RecordingProxy:
-    """The statements that went through since the beginning, and the way to it."""
+    """The URL of the proxy, and the statements recorded so far."""
 
     def __init__(self, url: URL) -> None:
         self.url = url
-        """The database's, by way of this proxy."""
+        """Of the database, through the proxy."""
         self.statements: list[str] = []
-        """Each as one message, whose text may hold several; "" for an Execute, which only names what it runs."""
+        """One entry per message: the SQL of a Query, which may hold several statements; "" for an Execute."""
 
 
 @contextmanager
 def recording_proxy(url: URL) -> Iterator[RecordingProxy]:
-    """A proxy before the database of this URL. Raises MeasurementError unless that is reached over TCP."""
+    """Start a proxy to the database of this URL. Raises MeasurementError if the URL names a socket."""
     if url.host is None or url.host.startswith("/"):
-        raise MeasurementError("statements are counted on TCP, and DATABASE_URL names a socket")
+        raise MeasurementError("statements are counted over TCP, but DATABASE_URL names a socket")
     with _Listener((url.host, url.port or 5432)) as listener:
         port = int(listener.server_address[1])
         plain = {"sslmode": "disable", "gssencmode": "disable"}
@@ -59,7 +59,7 @@ class _Listener(socketserver.ThreadingTCPServer):
 
 
 class _Connection(socketserver.BaseRequestHandler):
-    """One connection: bytes are passed on as they come, and those of the client are read along."""
+    """Forwards one connection in both directions, and parses what the client sends."""
 
     server: _Listener
 
@@ -79,27 +79,28 @@ class _Connection(socketserver.BaseRequestHandler):
 
 
 class _StatementParser:
-    """Finds the statements in what a client sends."""
+    """Finds the statements in the bytes that a client sends."""
 
     def __init__(self) -> None:
         self._unparsed = b""
         self._has_startup_message = False
 
     def feed(self, data: bytes) -> list[str]:
-        """What is to be executed by the messages that end within these bytes."""
+        """The statements of the messages that these bytes complete."""
         self._unparsed += data
         found = []
         while (end := self._message_end()) is not None:
-            type_bytes = self._unparsed[:1] if self._has_startup_message else b""
-            if type_bytes == _QUERY:
+            message_type = self._unparsed[:1] if self._has_startup_message else b""
+            if message_type == _QUERY:
                 found.append(self._unparsed[1 + _LENGTH : end].rstrip(b"\0").decode())
-            elif type_bytes == _EXECUTE:
+            elif message_type == _EXECUTE:
                 found.append("")
             self._unparsed = self._unparsed[end:]
             self._has_startup_message = True
         return found
 
     def _message_end(self) -> int | None:
+        """The length of the first message; None while it is incomplete."""
         type_bytes = 1 if self._has_startup_message else 0  # the first message of a connection has no type
         if len(self._unparsed) < type_bytes + _LENGTH:
             return None

@@ -1,4 +1,4 @@
-"""What calls cost the server in CPU time, where several servers or callers are compared: round by round, in turns."""
+"""Compares the server CPU time of several variants in interleaved rounds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,19 +13,20 @@ from benchmarks.table import spread
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One of those that are compared: which server is asked what, and by whom."""
+    """One side of a comparison: server, requests and identity."""
 
     server: Server
     requests: Sequence[Request]
     identity: Identity = ANONYMOUS
     single_use: bool = False
-    """No request is made twice: each round has a share of them."""
+    """Send no request twice: each round gets a share of them."""
 
 
 def measure_interleaved(bench: Bench, variants: Mapping[str, Variant]) -> dict[str, list[ClosedLoopResult]]:
-    """All lanes, each as long as the others, again and again. Raises MeasurementError for any wrong answer.
+    """Run a closed loop for each variant in turn, in several rounds, after a warm-up round. Results by variant.
 
-    Connections are opened before the window of each: handshakes are not in it.
+    Connections open before the measured window, so handshakes are excluded. Raises MeasurementError for a wrong
+    response.
     """
     found: dict[str, list[ClosedLoopResult]] = {name: [] for name in variants}
     for round_number in range(bench.sizes.rounds + 1):
@@ -46,11 +47,11 @@ def measure_interleaved(bench: Bench, variants: Mapping[str, Variant]) -> dict[s
     return found
 
 
-def ratio_per_round(mine: Sequence[float], others: Sequence[float], *, digits: int = 2) -> str:
-    """The ratios of what was measured in the same round."""
-    return spread([one / other for one, other in zip(mine, others, strict=True)], digits=digits)
+def ratio_per_round(values: Sequence[float], reference: Sequence[float], *, digits: int = 2) -> str:
+    """The ratios of two variants, each within one round: median and range."""
+    return spread([value / other for value, other in zip(values, reference, strict=True)], digits=digits)
 
 
 def format_cpu_utilisation(rates: Mapping[str, Sequence[ClosedLoopResult]]) -> str:
-    """The share of its core that each server used."""
+    """The share of its core that each server used, as text."""
     return ", ".join(f"{name} {median(rate.cpu_utilisation for rate in found):.0%}" for name, found in rates.items())

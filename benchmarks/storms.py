@@ -1,6 +1,6 @@
-"""Two kinds of callers that meet: a crowd that wants to sign in all at once, and a few that read on a timetable.
+"""Load of a sign-in storm: many clients that sign in at once, and readers with a fixed schedule.
 
-Each kind runs in a process of its own. See `benchmarks/load.py` for the callers of all other measurements.
+Each runs in a load generator of its own (`benchmarks/load.py`).
 """
 
 import itertools
@@ -20,41 +20,41 @@ from benchmarks.outcomes import Outcome, outcome_of
 from benchmarks.table import MeasurementError
 
 _CHANNELS = 8
-"""For each kind."""
+"""Per load generator."""
 _REFUSED = "RESOURCE_EXHAUSTED"
 MIN_BACKOFF_SECONDS = 0.05
-"""Of a caller whose attempt failed, also when it was not told to wait."""
+"""After a failed attempt, if the server sent no longer pushback."""
 
 
 @dataclass(slots=True)
 class Reads:
-    """What became of the reads on the timetable."""
+    """The results of scheduled reads."""
 
     latencies: list[float] = field(default_factory=list)
-    """Seconds from when a read was due. One that failed counts as its whole deadline: by then it had not come."""
+    """Seconds since the read was due. A failed read counts as its whole deadline."""
     errors: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(slots=True)
 class Storm:
-    """What became of the sign-ins."""
+    """The results of a sign-in storm."""
 
     signed_in_per_second: float
     answers: Counter[str]
     """By code and reason."""
     refused: list[float]
-    """The seconds that each RESOURCE_EXHAUSTED took."""
+    """The seconds of each call that ended with RESOURCE_EXHAUSTED."""
     without_pushback: int
-    """How many of those did not say when to come again."""
+    """How many of the refused calls had no pushback."""
 
 
 def read_on_schedule(
     target: str, requests: Sequence[Request], *, readers: int, interval: float, seconds: float
 ) -> Reads:
-    """Each reader makes a call `every` so many seconds, and the readers take turns.
+    """Make one call per reader and interval, with the readers evenly staggered.
 
-    A call that is due while the reader's last one is still out is made as soon as that is answered, and has been
-    waiting since it was due: otherwise a server that stalls would be asked less often, and look faster.
+    A call that is due while the reader's previous one is in flight is made right after it, and its latency counts from
+    when it was due. Otherwise a server that stalls would look faster (coordinated omission).
     """
     channels = [_connected_channel(target) for _ in range(_CHANNELS)]
     all_reads = [Reads() for _ in range(readers)]
@@ -64,7 +64,7 @@ def read_on_schedule(
         call: Any = channels[number % _CHANNELS].unary_unary(requests[0].method)
         cycle = itertools.cycle(requests[number::readers])
         _read(call, next(cycle), time.perf_counter(), all_reads[number])
-        all_reads[number].latencies.clear()  # that one warmed up
+        all_reads[number].latencies.clear()  # the first one warms up
         barrier.wait()
         started = time.perf_counter()
         due = started + number * interval / readers
@@ -84,11 +84,10 @@ def read_on_schedule(
 def sign_in_storm(
     target: str, requests: Sequence[Request], *, seconds: float, min_backoff: float = MIN_BACKOFF_SECONDS
 ) -> Storm:
-    """One caller for each request, which makes it again and again for so long, without any retry by gRPC.
+    """Repeat each request on a client of its own for `seconds`, without gRPC's retries.
 
-    Who is refused waits as long as the pushback says, give or take a half, so that the crowd does not come in step:
-    callers that are refused without a pause would measure how fast refusals are, and on the cores of the server.
-    Ends when the last call is answered, or its deadline is over.
+    A refused client waits for the pushback, with a jitter of half of it, so that clients do not synchronize. Without a
+    pause the benchmark would measure how fast the server refuses. Returns once all calls have ended.
     """
     channels = [_connected_channel(target) for _ in range(_CHANNELS)]
     all_answers: list[list[Outcome]] = [[] for _ in requests]
@@ -121,7 +120,7 @@ def sign_in_storm(
 
 
 def bcrypt_throughput(*, threads: int, password: str, cost: int, seconds: float) -> float:
-    """Check a password again and again on so many threads; how many checks a second."""
+    """Check a password in a loop on each of these threads. Returns checks per second."""
     stored = bcrypt.hashpw(password.encode(), bcrypt.gensalt(cost))
     checked = [0] * threads
     started = time.perf_counter()
@@ -139,7 +138,7 @@ def _read(call: Any, request: Request, due: float, reads: Reads) -> None:
     wait = due - time.perf_counter()
     if wait > 0:
         time.sleep(wait)
-        due = time.perf_counter()  # that this process woke up late is not the server's fault
+        due = time.perf_counter()  # a late wake-up of this process does not count
     error = call_error(call, request)
     if error is None:
         reads.latencies.append(time.perf_counter() - due)
@@ -149,7 +148,7 @@ def _read(call: Any, request: Request, due: float, reads: Reads) -> None:
 
 
 def _connected_channel(target: str) -> grpc.Channel:
-    """A channel whose connection is there already. Raises MeasurementError."""
+    """Open a channel and wait for its connection. Raises MeasurementError."""
     channel = open_channel(target)
     try:
         grpc.channel_ready_future(channel).result(timeout=DEADLINE_SECONDS)

@@ -63,7 +63,7 @@ def measure(bench: Bench) -> Findings:
         rounds = _run_rounds(bench, server, read_load, sign_in_load, refusal_load)
     for reads in rounds.idle_reads:
         if reads.errors:
-            raise MeasurementError(f"wrong answers while nobody signed in: {dict(reads.errors)}")
+            raise MeasurementError(f"wrong responses while nobody signed in: {dict(reads.errors)}")
     findings = _findings(bench, rounds)
     if not has_priority:
         findings.note("The storm: the database was not first in line. If it shared these cores, reads waited for it.")
