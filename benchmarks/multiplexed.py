@@ -137,8 +137,8 @@ def _read_responses(connection: _Connection, chunk: bytes, expected: Sequence[by
         elif kind in {http2.GOAWAY, http2.RST_STREAM}:
             raise MeasurementError("the server sent GOAWAY or RST_STREAM")
         if kind == http2.HEADERS and flags & http2.END_STREAM:
-            which, response = connection.in_flight.pop(stream)
-            if response != expected[which]:
+            index, response = connection.in_flight.pop(stream)
+            if response != expected[index]:
                 raise MeasurementError("a wrong response")
             completed += 1
     connection.unparsed = data[at:]
@@ -165,11 +165,11 @@ def _headers(method: str) -> tuple[bytes, bytes]:
 
 def _next_call(connection: _Connection, headers: bytes, bodies: Sequence[bytes]) -> bytes:
     """The frames of the next call of a connection."""
-    stream, which = connection.stream, connection.next_request
-    connection.stream, connection.next_request = stream + 2, (which + 1) % len(bodies)
-    connection.in_flight[stream] = (which, bytearray())
+    stream, index = connection.stream, connection.next_request
+    connection.stream, connection.next_request = stream + 2, (index + 1) % len(bodies)
+    connection.in_flight[stream] = (index, bytearray())
     return http2.frame(http2.HEADERS, headers, flags=http2.END_HEADERS, stream=stream) + http2.frame(
-        http2.DATA, bodies[which], flags=http2.END_STREAM, stream=stream
+        http2.DATA, bodies[index], flags=http2.END_STREAM, stream=stream
     )
 
 

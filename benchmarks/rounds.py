@@ -28,11 +28,11 @@ def measure_interleaved(bench: Bench, variants: Mapping[str, Variant]) -> dict[s
     Connections open before the measured window, so handshakes are excluded. Raises MeasurementError for a wrong
     response.
     """
-    found: dict[str, list[ClosedLoopResult]] = {name: [] for name in variants}
+    results: dict[str, list[ClosedLoopResult]] = {name: [] for name in variants}
     for round_number in range(bench.sizes.rounds + 1):
         for name, variant in variants.items():
             share = variant.requests[round_number :: bench.sizes.rounds + 1] if variant.single_use else variant.requests
-            rate = bench.load_generator.run(
+            result = bench.load_generator.run(
                 run_closed_loop,
                 variant.server.target,
                 variant.server.pid,
@@ -43,8 +43,8 @@ def measure_interleaved(bench: Bench, variants: Mapping[str, Variant]) -> dict[s
                 single_use=variant.single_use,
             )
             if round_number:  # the first one warms up
-                found[name].append(rate)
-    return found
+                results[name].append(result)
+    return results
 
 
 def ratio_per_round(values: Sequence[float], reference: Sequence[float], *, digits: int = 2) -> str:
@@ -52,6 +52,8 @@ def ratio_per_round(values: Sequence[float], reference: Sequence[float], *, digi
     return spread([value / other for value, other in zip(values, reference, strict=True)], digits=digits)
 
 
-def format_cpu_utilisation(rates: Mapping[str, Sequence[ClosedLoopResult]]) -> str:
+def format_cpu_utilisation(results: Mapping[str, Sequence[ClosedLoopResult]]) -> str:
     """The share of its core that each server used, as text."""
-    return ", ".join(f"{name} {median(rate.cpu_utilisation for rate in found):.0%}" for name, found in rates.items())
+    return ", ".join(
+        f"{name} {median(result.cpu_utilisation for result in of_variant):.0%}" for name, of_variant in results.items()
+    )

@@ -40,7 +40,7 @@ class Storm:
     """The results of a sign-in storm."""
 
     signed_in_per_second: float
-    answers: Counter[str]
+    outcomes: Counter[str]
     """By code and reason."""
     refused: list[float]
     """The seconds of each call that ended with RESOURCE_EXHAUSTED."""
@@ -90,7 +90,7 @@ def sign_in_storm(
     pause the benchmark would measure how fast the server refuses. Returns once all calls have ended.
     """
     channels = [_connected_channel(target) for _ in range(_CHANNELS)]
-    all_answers: list[list[Outcome]] = [[] for _ in requests]
+    outcomes_by_client: list[list[Outcome]] = [[] for _ in requests]
     signed_in = [0] * len(requests)
     end = time.perf_counter() + seconds
 
@@ -99,23 +99,23 @@ def sign_in_storm(
         call: Any = channels[number % _CHANNELS].unary_unary(request.method)
         rng = random.Random(number)
         while time.perf_counter() < end:
-            answer = outcome_of(call, request)
-            all_answers[number].append(answer)
-            if answer.code != "OK":
-                time.sleep(max(answer.pushback or 0, min_backoff) * rng.uniform(0.5, 1.5))
+            outcome = outcome_of(call, request)
+            outcomes_by_client[number].append(outcome)
+            if outcome.code != "OK":
+                time.sleep(max(outcome.pushback or 0, min_backoff) * rng.uniform(0.5, 1.5))
             elif time.perf_counter() < end:
                 signed_in[number] += 1
 
     _run_threads([threading.Thread(target=sign_in, args=(number,), daemon=True) for number in range(len(requests))])
     for channel in channels:
         channel.close()
-    answers = [answer for found in all_answers for answer in found]
-    refused = [answer for answer in answers if answer.code == _REFUSED]
+    outcomes = [outcome for found in outcomes_by_client for outcome in found]
+    refused = [outcome for outcome in outcomes if outcome.code == _REFUSED]
     return Storm(
         signed_in_per_second=sum(signed_in) / seconds,
-        answers=Counter(answer.name for answer in answers),
-        refused=[answer.seconds for answer in refused],
-        without_pushback=sum(answer.pushback is None for answer in refused),
+        outcomes=Counter(outcome.name for outcome in outcomes),
+        refused=[outcome.seconds for outcome in refused],
+        without_pushback=sum(outcome.pushback is None for outcome in refused),
     )
 
 

@@ -29,7 +29,7 @@ def measure(bench: Bench) -> Findings:
                 running(SERVICE, bench.database_url, bench.directory, settings=settings, cores=bench.cores.server)
             )
 
-        rates = measure_interleaved(
+        results = measure_interleaved(
             bench,
             {
                 "off": Variant(start_server({}), reads),
@@ -45,15 +45,15 @@ def measure(bench: Bench) -> Findings:
                 ),
             },
         )
-    return _findings(bench, rates)
+    return _findings(bench, results)
 
 
-def _findings(bench: Bench, rates: dict[str, list[ClosedLoopResult]]) -> Findings:
-    cost = {name: [rate.cpu_per_call for rate in found] for name, found in rates.items()}
-    middle = {name: median(values) for name, values in cost.items()}
+def _findings(bench: Bench, results: dict[str, list[ClosedLoopResult]]) -> Findings:
+    cost = {name: [result.cpu_per_call for result in of_variant] for name, of_variant in results.items()}
+    medians = {name: median(values) for name, values in cost.items()}
 
     def ratio(name: str, other: str) -> float:
-        return middle[name] / middle[other]
+        return medians[name] / medians[other]
 
     findings = Findings()
     findings.at_most("GetUser with an API key: server CPU / CALLER_AUTH=off", ratio("key", "off"), 1.15)
@@ -68,6 +68,6 @@ def _findings(bench: Bench, rates: dict[str, list[ClosedLoopResult]]) -> Finding
     findings.note(f"Knowing who calls, and TLS: {within}.")
     findings.note(
         f"{bench.sizes.rounds} rounds of {bench.sizes.seconds:g} s for each server, {bench.in_flight} calls in flight; "
-        f"share of its core that the server used: {format_cpu_utilisation(rates)}."
+        f"share of its core that the server used: {format_cpu_utilisation(results)}."
     )
     return findings

@@ -23,7 +23,7 @@ def measure(bench: Bench) -> Findings:
             stack.enter_context(running(program, bench.database_url, bench.directory, cores=bench.cores.server))
             for program in (SERVICE, SESSION_AND_CORE, BARE)
         )
-        rates = measure_interleaved(
+        results = measure_interleaved(
             bench,
             {
                 "service": Variant(service, reads),
@@ -32,21 +32,21 @@ def measure(bench: Bench) -> Findings:
                 "batch": Variant(service, batch),
             },
         )
-    return _findings(bench, rates)
+    return _findings(bench, results)
 
 
-def _findings(bench: Bench, rates: dict[str, list[ClosedLoopResult]]) -> Findings:
-    cost = {name: [rate.cpu_per_call for rate in found] for name, found in rates.items()}
+def _findings(bench: Bench, results: dict[str, list[ClosedLoopResult]]) -> Findings:
+    cost = {name: [result.cpu_per_call for result in of_variant] for name, of_variant in results.items()}
     cost["batch"] = [batch / len(_USERS) for batch in cost["batch"]]
-    middle = {name: median(values) for name, values in cost.items()}
+    medians = {name: median(values) for name, values in cost.items()}
     findings = Findings()
     findings.at_most(
-        "GetUser: server CPU / Session + Core without pipeline", middle["service"] / middle["session"], 1.25
+        "GetUser: server CPU / Session + Core without pipeline", medians["service"] / medians["session"], 1.25
     )
-    findings.at_most("GetUser: server CPU / bare grpcio handler", middle["service"] / middle["bare"], 3.0)
+    findings.at_most("GetUser: server CPU / bare grpcio handler", medians["service"] / medians["bare"], 3.0)
     findings.at_most(
         f"BatchGetUsers({len(_USERS)}): server CPU per user / GetUser",
-        middle["batch"] / middle["service"],
+        medians["batch"] / medians["service"],
         0.05,
         digits=3,
     )
@@ -63,6 +63,6 @@ def _findings(bench: Bench, rates: dict[str, list[ClosedLoopResult]]) -> Finding
     )
     findings.note(
         f"{bench.sizes.rounds} rounds of {bench.sizes.seconds:g} s for each server, {bench.in_flight} calls in flight "
-        f"with a deadline; share of its core that the server used: {format_cpu_utilisation(rates)}."
+        f"with a deadline; share of its core that the server used: {format_cpu_utilisation(results)}."
     )
     return findings

@@ -65,11 +65,11 @@ def _measure_cpu(bench: Bench, issuer: Issuer) -> dict[str, list[ClosedLoopResul
             )
 
 
-def _add_cpu(findings: Findings, bench: Bench, rates: dict[str, list[ClosedLoopResult]]) -> None:
-    cost = {name: [rate.cpu_per_call for rate in found] for name, found in rates.items()}
-    middle = {name: median(values) for name, values in cost.items()}
+def _add_cpu(findings: Findings, bench: Bench, results: dict[str, list[ClosedLoopResult]]) -> None:
+    cost = {name: [result.cpu_per_call for result in of_variant] for name, of_variant in results.items()}
+    medians = {name: median(values) for name, values in cost.items()}
     for name, bar in (("RefreshSession", 2.5), ("IntrospectToken", 2.0)):
-        findings.at_most(f"{name}: server CPU / GetUser", middle[name] / middle["GetUser"], bar)
+        findings.at_most(f"{name}: server CPU / GetUser", medians[name] / medians["GetUser"], bar)
     each = ", ".join(f"{name} {spread(values, scale=_MICRO, unit=' µs')}" for name, values in cost.items())
     findings.note(
         f"CPU per call: {each}. Ratios to GetUser within one round: RefreshSession "
@@ -80,13 +80,13 @@ def _add_cpu(findings: Findings, bench: Bench, rates: dict[str, list[ClosedLoopR
         signing, verifying = _token_crypto_cpu()
     findings.note(
         f"CPU per access token: sign {spread(signing, scale=_MICRO, unit=' µs')}, "
-        f"{median(signing) / middle['RefreshSession']:.0%} of a RefreshSession; verify "
-        f"{spread(verifying, scale=_MICRO, unit=' µs')}, {median(verifying) / middle['IntrospectToken']:.0%} of an "
+        f"{median(signing) / medians['RefreshSession']:.0%} of a RefreshSession; verify "
+        f"{spread(verifying, scale=_MICRO, unit=' µs')}, {median(verifying) / medians['IntrospectToken']:.0%} of an "
         f"IntrospectToken; {_BATCHES} batches of {_BATCH}, on the server's core."
     )
     findings.note(
         f"{bench.sizes.rounds} rounds of {bench.sizes.seconds:g} s for each call, {bench.in_flight} in flight; share "
-        f"of its core that the server used: {format_cpu_utilisation(rates)}."
+        f"of its core that the server used: {format_cpu_utilisation(results)}."
     )
 
 
@@ -113,13 +113,13 @@ def _token_crypto_cpu() -> tuple[list[float], list[float]]:
 
 def _cpu_seconds_per_call(function: Callable[[], object]) -> list[float]:
     """The CPU seconds that one call takes, in each of some batches."""
-    found = []
+    batches = []
     for _ in range(_BATCHES + 1):
         started = time.thread_time()
         for _ in range(_BATCH):
             function()
-        found.append((time.thread_time() - started) / _BATCH)
-    return found[1:]  # the first one warms up
+        batches.append((time.thread_time() - started) / _BATCH)
+    return batches[1:]  # the first one warms up
 
 
 # ------------------------------------------------------------------------------------------------------ durations
@@ -142,7 +142,7 @@ def _add_durations(findings: Findings, bench: Bench, issuer: Issuer) -> None:
         median(_flatten(many)) / median(_flatten(few)),
         1.2,
     )
-    medians_of_few, medians_of_many = ([median(latencies) for latencies in found] for found in (few, many))
+    medians_of_few, medians_of_many = ([median(latencies) for latencies in rounds] for rounds in (few, many))
     each = ", ".join(
         f"{size:,} sessions {spread(medians, scale=_MILLI, unit=' ms', digits=2)}"
         for size, medians in zip(sizes, (medians_of_few, medians_of_many), strict=True)
@@ -166,14 +166,14 @@ def _prepare_table(bench: Bench, issuer: Issuer, sessions: int, stack: ExitStack
 
 def _refresh_latencies(bench: Bench, tables: list[_SessionTable]) -> list[list[list[float]]]:
     """How long refreshes take, in seconds: for each table a list a round. The tables take turns, with one caller."""
-    found: list[list[list[float]]] = [[] for _ in tables]
+    rounds: list[list[list[float]]] = [[] for _ in tables]
     for round_number in range(bench.sizes.rounds + 1):
-        for table, latencies in zip(tables, found, strict=True):
+        for table, latencies in zip(tables, rounds, strict=True):
             share = table.refreshes[round_number :: bench.sizes.rounds + 1]
             responses = bench.load_generator.run(call_sequentially, table.server.target, share)
             if round_number:  # the first one warms up
                 latencies.append([response.seconds for response in responses])
-    return found
+    return rounds
 
 
 def _flatten(rounds: list[list[float]]) -> list[float]:

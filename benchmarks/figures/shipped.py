@@ -47,20 +47,20 @@ def measure(bench: Bench) -> Findings:
                     sample = _sample(bench, load, server, in_flight)
                     if round_number:  # the first one warms up
                         samples.setdefault((name, in_flight), []).append(sample)
-    cost = {key: median(sample.cpu_per_call for sample in found) for key, found in samples.items()}
+    cost = {key: median(sample.cpu_per_call for sample in of_server) for key, of_server in samples.items()}
     findings.at_most(
         f"GetUser as shipped, {_COMPARED_IN_FLIGHT} callers on the same cores: server CPU / bare grpcio handler",
         cost["service", _COMPARED_IN_FLIGHT] / cost["bare", _COMPARED_IN_FLIGHT],
         _BAR,
     )
-    for (name, in_flight), found in samples.items():
+    for (name, in_flight), of_server in samples.items():
         findings.note(
             f"GetUser as shipped, {name}, {in_flight} in flight: "
-            f"{spread([sample.per_second for sample in found], unit='/s')}, p99 "
-            f"{spread([sample.p99 for sample in found], scale=_MILLI, unit=' ms', digits=1)}, server CPU "
-            f"{spread([sample.cpu_per_call for sample in found], scale=_MICRO, unit=' µs')}, context switches "
-            f"{spread([sample.switches.voluntary for sample in found], digits=1)} voluntary and "
-            f"{spread([sample.switches.involuntary for sample in found], digits=1)} forced a call."
+            f"{spread([sample.per_second for sample in of_server], unit='/s')}, p99 "
+            f"{spread([sample.p99 for sample in of_server], scale=_MILLI, unit=' ms', digits=1)}, server CPU "
+            f"{spread([sample.cpu_per_call for sample in of_server], scale=_MICRO, unit=' µs')}, context switches "
+            f"{spread([sample.switches.voluntary for sample in of_server], digits=1)} voluntary and "
+            f"{spread([sample.switches.involuntary for sample in of_server], digits=1)} forced a call."
         )
     return findings
 

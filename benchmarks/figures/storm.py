@@ -115,7 +115,7 @@ def _run_rounds(
 def _findings(bench: Bench, rounds: _Rounds) -> Findings:
     idle_reads, storm_reads = ([_p99(reads) for reads in found] for found in (rounds.idle_reads, rounds.storm_reads))
     errors = _total(reads.errors for reads in rounds.storm_reads)
-    answers = _total(storm.answers for storm in rounds.storms)
+    outcomes = _total(storm.outcomes for storm in rounds.storms)
     refused = [taken for storm in rounds.storms for taken in storm.refused]
     without_pushback = sum(storm.without_pushback for storm in rounds.storms)
     took = f" in {spread(refused, scale=_MILLI, unit=' ms', digits=1)}" if refused else ""
@@ -147,7 +147,7 @@ def _findings(bench: Bench, rounds: _Rounds) -> Findings:
         f"{spread(rounds.server_cores, digits=2)} cores; bare bcrypt {spread(rounds.bare, unit='/s', digits=1)}; "
         f"{len(refused):,} refused{took}, "
         f"{len(refused) - without_pushback:,} of them with pushback; all answers: "
-        f"{', '.join(f'{name} {count:,}' for name, count in answers.most_common())}."
+        f"{', '.join(f'{name} {count:,}' for name, count in outcomes.most_common())}."
     )
     return findings
 

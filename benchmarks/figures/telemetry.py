@@ -33,7 +33,7 @@ def measure(bench: Bench) -> Findings:
 
         collector = stack.enter_context(running(COLLECTOR, bench.database_url, bench.directory, cores=bench.cores.rest))
         traced = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{collector.target}"}
-        rates = measure_interleaved(
+        results = measure_interleaved(
             bench,
             {
                 "off": start_server({}),
@@ -45,15 +45,15 @@ def measure(bench: Bench) -> Findings:
                 "a tenth traced": start_server(traced | _A_TENTH),
             },
         )
-    return _findings(rates)
+    return _findings(results)
 
 
-def _findings(rates: dict[str, list[ClosedLoopResult]]) -> Findings:
-    cost = {name: [rate.cpu_per_call for rate in found] for name, found in rates.items()}
-    middle = {name: median(values) for name, values in cost.items()}
+def _findings(results: dict[str, list[ClosedLoopResult]]) -> Findings:
+    cost = {name: [result.cpu_per_call for result in of_variant] for name, of_variant in results.items()}
+    medians = {name: median(values) for name, values in cost.items()}
     findings = Findings()
     for name, bar in _BARS.items():
-        findings.at_most(f"GetUser with {name}: server CPU / without", middle[name] / middle["off"], bar)
+        findings.at_most(f"GetUser with {name}: server CPU / without", medians[name] / medians["off"], bar)
     each = ", ".join(f"{name} {spread(values, scale=_MICRO, unit=' µs')}" for name, values in cost.items())
     within = ", ".join(
         f"{name} {ratio_per_round(values, cost['off'])}" for name, values in cost.items() if name != "off"
@@ -61,11 +61,11 @@ def _findings(rates: dict[str, list[ClosedLoopResult]]) -> Findings:
     findings.note(f"CPU per GetUser: {each}.")
     findings.note(
         f"Compared with off within one round: {within}. A traced call has two spans, which are sent. Share of its core "
-        f"that each server used: {format_cpu_utilisation(rates)}."
+        f"that each server used: {format_cpu_utilisation(results)}."
     )
     return findings
 
 
 def _free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return str(found.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return str(listener.getsockname()[1])
