@@ -1,4 +1,4 @@
-"""Whether callers are served, and the server keeps nothing, while its port is abused. Measured only on demand."""
+"""Whether a server under abuse still serves legitimate callers, and leaks no resources. Measured only on request."""
 
 import threading
 import time
@@ -19,17 +19,17 @@ from benchmarks.requests import get_user
 from benchmarks.table import Findings
 
 _CALL_INTERVAL_SECONDS = 0.005
-"""Of the good caller between two calls: it is to notice, not to be load itself."""
+"""Between calls of the legitimate caller, so that it adds little load."""
 _WARM_UP = 0.1
-"""The share of each abuse that happens unmeasured, with all of the connections: for threads, and what malloc keeps."""
+"""The share of each abuse that is run first, unmeasured: it starts threads and fills malloc's free lists."""
 _SETTLING_SECONDS = 30
-"""For the last connection to be gone."""
+"""How long to wait until all connections are closed."""
 _POLL_SECONDS = 0.1
 _EXTRA_FILES = 3
-"""Connections to the database come and go."""
+"""Allowed difference in open files: database connections open and close."""
 _HELD_SECONDS = 8
 _SILENT_SECONDS = 15
-"""More than the handshake timeout of the server."""
+"""Longer than the server's handshake timeout."""
 _DROPPED_PER_SECOND = 3_000
 _MALFORMED_PER_SECOND = 500
 _RESETS_PER_SECOND = 500
@@ -38,7 +38,7 @@ _MILLI = 1e3
 
 @dataclass(frozen=True, slots=True)
 class _Usage:
-    """What the server holds."""
+    """Resource usage of the server."""
 
     memory: float
     """MiB."""
@@ -48,14 +48,14 @@ class _Usage:
 
 @dataclass(slots=True)
 class _CallStats:
-    """What a good caller went through."""
+    """The calls of the legitimate caller."""
 
     seconds: list[float] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
 
 
 def measure(bench: Bench) -> Findings:
-    """One abuse after the other against one server, which asks who calls; it has a core for itself."""
+    """Run one kind of abuse after another against one server with caller authentication, on a core of its own."""
     findings = Findings()
     with (
         running(
@@ -69,7 +69,7 @@ def measure(bench: Bench) -> Findings:
         for name, abuse in _abuse_functions(bench, server, load).items():
             _measure_abuse(findings, server, bench.api_key, name, abuse)
         after = _usage(server)
-    # Of all together: what malloc keeps for the next one goes up and down by a tenth from one abuse to the other.
+    # One figure for all: memory that malloc keeps varies by a tenth between kinds of abuse.
     findings.at_most("abuse: resident memory after all of it / before", after.memory / before.memory, 1.1)
     return findings
 
@@ -77,7 +77,7 @@ def measure(bench: Bench) -> Findings:
 def _abuse_functions(
     bench: Bench, server: Server, load: LoadGenerator, share: float = 1
 ) -> dict[str, Callable[[], str]]:
-    """Each does what it says, or a share of it, and returns what it did."""
+    """By name, a function that runs this share of the abuse and returns a description of it."""
     sizes, target, nobody = bench.sizes, server.target, ()
     caller = Identity(key=bench.api_key).metadata or ()
     dropped, malformed = int(sizes.dropped_connections * share), int(sizes.malformed * share)
@@ -88,7 +88,7 @@ def _abuse_functions(
         still_open = load.run(
             abusive_clients.hold_connections, target, sizes.idle_connections, seconds=seconds, first_bytes=first_bytes
         )
-        return f"{sizes.idle_connections:,} connections for {seconds:g} s, {still_open:,} of them open at the end"
+        return f"{sizes.idle_connections:,} connections for {seconds:g} s, {still_open:,} still open at the end"
 
     def half_open(metadata: abusive_clients.Metadata, streams: int) -> str:
         opened = load.run(
@@ -106,8 +106,8 @@ def _abuse_functions(
         ),
         "idle connections": lambda: held(http2.PREFACE, idle),
         "silent connections": lambda: held(b"", silent),
-        "half-open calls of strangers": lambda: half_open(nobody, 200),
-        "half-open calls of a caller": lambda: half_open(caller, 50),
+        "half-open calls without credentials": lambda: half_open(nobody, 200),
+        "half-open calls with credentials": lambda: half_open(caller, 50),
         "messages of a byte per second": slow,
         "malformed messages": lambda: (
             f"{load.run(abusive_clients.send_malformed, target, caller, malformed, per_second=_MALFORMED_PER_SECOND):,}"
@@ -119,26 +119,26 @@ def _abuse_functions(
 
 
 def _measure_abuse(findings: Findings, server: Server, key: str, name: str, abuse: Callable[[], str]) -> None:
-    """Let it happen while a good caller calls, and look at the server before, meanwhile and after."""
+    """Run the abuse beside a legitimate caller; compare the server's resources before, during and after."""
     before = _usage(server)
     peak = _PeakUsage(server)
     with _legitimate_calls(server, key) as calls, peak.sampling():
         description = abuse()
     after = _usage_when_settled(server, before)
-    findings.at_most(f"{name}: failed calls of a good caller", calls.errors.total(), 0, digits=0)
+    findings.at_most(f"{name}: failed calls of a legitimate caller", calls.errors.total(), 0, digits=0)
     findings.at_most(f"{name}: files open after - before", after.files - before.files, _EXTRA_FILES, digits=0)
     failed = f", failed {dict(calls.errors)}" if calls.errors else ""
     findings.note(
-        f"{name.capitalize()}: {description}. Good caller: {len(calls.seconds):,} calls, median "
+        f"{name.capitalize()}: {description}. Legitimate caller: {len(calls.seconds):,} calls, median "
         f"{median(calls.seconds) * _MILLI:.1f} ms, worst {max(calls.seconds) * _MILLI:.0f} ms{failed}. "
-        f"The server before, at most and after: {before.memory:.0f}, {peak.memory:.0f}, {after.memory:.0f} MiB; "
+        f"The server before, at peak and after: {before.memory:.0f}, {peak.memory:.0f}, {after.memory:.0f} MiB; "
         f"{before.files}, {peak.files}, {after.files} files; {before.threads}, {peak.threads}, {after.threads} threads."
     )
 
 
 @contextmanager
 def _legitimate_calls(server: Server, key: str) -> Iterator[_CallStats]:
-    """A good caller calls while the block runs, on a connection that was there before."""
+    """Call as a legitimate caller during the block, on a connection opened before it."""
     calls, is_connected, is_stopped = _CallStats(), threading.Event(), threading.Event()
     identity = Identity(key=key)
     request = get_user(1)
@@ -165,7 +165,7 @@ def _legitimate_calls(server: Server, key: str) -> Iterator[_CallStats]:
 
 
 class _PeakUsage:
-    """The most that a server held while it was watched."""
+    """Samples the peak resource usage of a server."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -174,7 +174,7 @@ class _PeakUsage:
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
-        """Look now and then while the block runs."""
+        """Sample during the block."""
         thread = threading.Thread(target=self._sample)
         thread.start()
         try:
@@ -195,7 +195,7 @@ def _usage(server: Server) -> _Usage:
 
 
 def _usage_when_settled(server: Server, before: _Usage) -> _Usage:
-    """What it holds once its connections are gone, or when that has taken too long."""
+    """Resource usage once the connections are closed, or after the timeout."""
     give_up_at = time.monotonic() + _SETTLING_SECONDS
     while (usage := _usage(server)).files > before.files + _EXTRA_FILES and time.monotonic() < give_up_at:
         time.sleep(_POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""What it costs the server to know who calls, by an API key or a client certificate, and what TLS costs it."""
+"""CPU cost of authenticating callers, by API key or client certificate, and of TLS."""
 
 from contextlib import ExitStack
 from statistics import median
@@ -14,11 +14,11 @@ from benchmarks.table import Findings, spread
 _USERS = range(1, 1001)
 _MICRO = 1e6
 _PAIRS = (("key", "off"), ("TLS key", "TLS off"), ("mTLS", "TLS off"), ("mTLS", "off"), ("TLS off", "off"))
-"""The last one is what TLS itself costs, and in the one before."""
+"""The last pair shows the cost of TLS alone."""
 
 
 def measure(bench: Bench) -> Findings:
-    """One server for each way to call, all up at once on the same core, and called in turns."""
+    """Compare one server per way to authenticate, all on the same core, in interleaved rounds."""
     certificates = make_certificates(bench.directory / "certificates")
     tls, mtls = certificates.server_settings, certificates.server_settings | certificates.client_ca_settings
     reads = [get_user(user_id) for user_id in _USERS]
@@ -60,12 +60,12 @@ def _findings(bench: Bench, results: dict[str, list[ClosedLoopResult]]) -> Findi
     findings.at_most("GetUser by mTLS: server CPU / CALLER_AUTH=off in clear text", ratio("mTLS", "off"), 1.15)
     findings.at_most("GetUser by mTLS: server CPU / CALLER_AUTH=off by TLS", ratio("mTLS", "TLS off"), 1.15)
     each = ", ".join(f"{name} {spread(values, scale=_MICRO, unit=' µs')}" for name, values in cost.items())
-    findings.note(f"CPU per GetUser, by how callers come: {each}.")
+    findings.note(f"CPU per GetUser, by authentication: {each}.")
     within = "; ".join(
         f"{name} / {other} {ratio(name, other):.2f}, within one round {ratio_per_round(cost[name], cost[other])}"
         for name, other in _PAIRS
     )
-    findings.note(f"Knowing who calls, and TLS: {within}.")
+    findings.note(f"Authentication of callers, and TLS: {within}.")
     findings.note(
         f"{bench.sizes.rounds} rounds of {bench.sizes.seconds:g} s for each server, {bench.in_flight} calls in flight; "
         f"share of its core that the server used: {format_cpu_utilisation(results)}."

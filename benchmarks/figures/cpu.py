@@ -1,4 +1,4 @@
-"""What a read costs the server in CPU time: beside the bare handler, beside Session + Core, and in a batch."""
+"""Server CPU time of a read, compared with a bare handler and with Session + Core, and of a batch."""
 
 from contextlib import ExitStack
 from statistics import median
@@ -15,7 +15,7 @@ _MICRO = 1e6
 
 
 def measure(bench: Bench) -> Findings:
-    """All servers are up at once, each pinned to the same core; they are called in turns, round by round."""
+    """Compare three servers pinned to the same core, in interleaved rounds."""
     reads = [get_user(user_id) for user_id in _USERS]
     batch = [batch_get_users(list(_USERS))]
     with ExitStack() as stack:
@@ -50,11 +50,11 @@ def _findings(bench: Bench, results: dict[str, list[ClosedLoopResult]]) -> Findi
         0.05,
         digits=3,
     )
-    singles = ", ".join(
+    per_read = ", ".join(
         f"{name} {spread(cost[name], scale=_MICRO, unit=' µs')}" for name in ("service", "session", "bare")
     )
     findings.note(
-        f"CPU per GetUser: {singles}; per user of a batch {spread(cost['batch'], scale=_MICRO, unit=' µs', digits=1)}."
+        f"CPU per GetUser: {per_read}; per user of a batch {spread(cost['batch'], scale=_MICRO, unit=' µs', digits=1)}."
     )
     findings.note(
         f"Ratios within one round: service / session {ratio_per_round(cost['service'], cost['session'])}, "

@@ -1,4 +1,4 @@
-"""Whether the duration of an answer tells what kind of user somebody asked about."""
+"""Timing side channels: whether the duration of a call reveals the state of an account (user enumeration)."""
 
 import random
 from base64 import b64encode
@@ -21,10 +21,10 @@ from service.core.passwords import hash_password
 
 _COST = 8
 _REDUCED_COST = 7
-"""Low, because the less bcrypt takes, the better is everything else seen. Not lower: each dummy that tops a hash up
-takes a while to begin, which no dummy can make good, and which is 1 in 200 of a hash of cost 6."""
+"""Low, so that bcrypt hides less of the other differences. Not lower: a dummy hash that makes up for a lower cost has a
+fixed start-up time, which is 1 in 200 of a hash of cost 6."""
 _WARM_UP_CALLS = 30
-"""Of each class."""
+"""Per class."""
 _OVER_LONG_BYTES = 5000
 _BAR = 0.05
 _MILLI = 1e3
@@ -33,35 +33,35 @@ _MICRO = 1e6
 
 @dataclass(frozen=True, slots=True)
 class _UserClass:
-    """One kind of user, and what is asked about them."""
+    """A class of users and the request made for each."""
 
     account: Account | None
-    """All but the name. None: nobody has the name that is asked for."""
+    """A template without the name. None: the user does not exist."""
     request: Callable[[str], Request]
-    """Given the name."""
+    """From the name."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Method:
-    """A method whose answer and duration are the same for all classes."""
+    """A method whose response and duration must be the same for all classes."""
 
     name: str
     expected: str
     """Code and reason."""
     classes: Mapping[str, _UserClass]
-    """By name. The first is the one that all others are compared with."""
+    """By name. The first is the reference."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """One call, for a name that is used once."""
+    """A call with a name of its own."""
 
     class_name: str
     request: Request
 
 
 def measure(bench: Bench) -> Findings:
-    """For each method a database and a service of its own; then one caller, one call after another."""
+    """Measure each method on a database and a server of its own, with one client, one call at a time."""
     findings = Findings()
     for method in (_authenticate(), _start_password_reset()):
         _add_figure(findings, method, _durations(bench, method))
@@ -110,12 +110,12 @@ def _start_password_reset() -> _Method:
 
 
 def _durations(bench: Bench, method: _Method) -> dict[str, list[float]]:
-    """By class, in seconds. Raises MeasurementError for any answer that is not the one of the method."""
+    """The seconds of each call, by class. Raises MeasurementError for an unexpected outcome."""
     rng = random.Random(method.name)
     warm_up, warm_up_accounts = _generate_calls(method, _WARM_UP_CALLS, rng)
     calls, accounts = _generate_calls(method, bench.sizes.timed_calls, rng)
     accounts += warm_up_accounts
-    rng.shuffle(accounts)  # where a row lies says nothing about its class
+    rng.shuffle(accounts)  # the position of a row must not depend on its class
     with database(bench.database_server, "equal_time", bench.directory, users=0) as url:
         add_accounts(url, accounts)
         with running(
@@ -133,7 +133,7 @@ def _durations(bench: Bench, method: _Method) -> dict[str, list[float]]:
 
 
 def _generate_calls(method: _Method, times: int, rng: random.Random) -> tuple[list[_Call], list[Account]]:
-    """So many calls of each class, in random order, and the users that they need. All names are of one length."""
+    """Generate `times` calls of each class, in random order, and the users for them. All names have one length."""
     calls, accounts = [], []
     for class_name, user_class in method.classes.items():
         for _ in range(times):
@@ -158,18 +158,17 @@ def _add_figure(findings: Findings, method: _Method, durations: dict[str, list[f
     )
     calls = len(reference)
     findings.note(
-        f"{method.name}, AUC against {name} (median {middle * _MILLI:.3f} ms, half of them within "
-        f"{(high - low) * _MICRO:.0f} µs), and how much the median differs: "
-        f"{differences}. {calls:,} calls of each class, each for another name; chance alone makes a standard "
-        f"deviation of {sqrt((2 * calls + 1) / (12 * calls * calls)):.3f}."
+        f"{method.name}, AUC against {name} (median {middle * _MILLI:.3f} ms, interquartile range "
+        f"{(high - low) * _MICRO:.0f} µs), and the difference of medians: "
+        f"{differences}. {calls:,} calls of each class, each with another name; standard deviation of "
+        f"the AUC by chance {sqrt((2 * calls + 1) / (12 * calls * calls)):.3f}."
     )
 
 
 def _auc(reference: Sequence[float], others: Sequence[float]) -> float:
-    """The chance that one of the others takes longer than one of the reference; equal ones count half.
+    """The probability that a call of `others` takes longer than one of `reference`; ties count half.
 
-    The area under the ROC curve of who would guess the class by the duration, from the ranks (Mann and Whitney). 0.5
-    is a guess.
+    The area under the ROC curve of a classifier by duration, from the Mann-Whitney U statistic. 0.5: no information.
     """
     ordered = sorted(reference)
     rank_sum = sum(bisect_left(ordered, latencies) + bisect_right(ordered, latencies) for latencies in others)

@@ -1,5 +1,5 @@
-"""What imported hashes of other products cost those who sign in: users with bcrypt nothing, and how long a refusal of
-their own users takes beside that of the others.
+"""The effect of imported hashes on sign-ins: latency of users with bcrypt while such hashes are in the table, and
+duration of a refusal by hash scheme.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ from benchmarks.table import Findings, MeasurementError, spread
 from service.core.passwords import hash_password
 
 _LOW_COST = 4
-"""Low, because the less bcrypt takes, the better is the look-up seen."""
+"""Low, so that the look-up is a larger share of a sign-in."""
 _USERS = 1_000
 _FOREIGN_USERS = 300_000
 _SIGN_INS = 200
-"""Of each round."""
+"""Per round."""
 _REFUSED = "UNAUTHENTICATED INVALID_CREDENTIALS"
 _MILLI = 1e3
-# As the products write them; right is no password. Of each the end of the salt differs: they are spread over an index.
+# Well-formed hashes that match no password. Salts differ, so that the rows spread over an index.
 _INSERT_FOREIGN_USERS = f"""
     INSERT INTO users (email, username, hashed_password) SELECT 'f' || n || '@example.com', 'f' || n, CASE n % 4
         WHEN 0 THEN '$argon2id$v=19$m=65536,t=3,p=4$' || left(md5(n::text), 22) || '$' || left(sha256_of, 43)
@@ -44,7 +44,7 @@ _INSERT_FOREIGN_USERS = f"""
 
 
 def measure(bench: Bench) -> Findings:
-    """First two tables in turns, at a cost at which the look-up counts; then the refusals, at the usual cost."""
+    """Compare sign-ins with and without imported hashes at a low cost; then refusals by scheme at the default cost."""
     findings = Findings()
     _add_look_ups(findings, bench)
     _add_refusals(findings, bench)
@@ -62,7 +62,7 @@ def _add_look_ups(findings: Findings, bench: Bench) -> None:
     )
     medians, medians_with = ([median(latencies) for latencies in rounds] for rounds in (without, with_them))
     findings.note(
-        f"Authenticate at cost {_LOW_COST}, one after another, p50 of {bench.sizes.rounds} rounds of {_SIGN_INS} "
+        f"Authenticate at cost {_LOW_COST}, one at a time, p50 of {bench.sizes.rounds} rounds of {_SIGN_INS} "
         f"calls: without {spread(medians, scale=_MILLI, unit=' ms', digits=2)}, with "
         f"{spread(medians_with, scale=_MILLI, unit=' ms', digits=2)}; ratio within one round "
         f"{ratio_per_round(medians_with, medians)}."
@@ -71,7 +71,7 @@ def _add_look_ups(findings: Findings, bench: Bench) -> None:
 
 def _start_server(bench: Bench, stack: ExitStack, foreign: int) -> Server:
     url = stack.enter_context(database(bench.database_server, f"foreign_{foreign}", bench.directory, users=0))
-    # A salt each, as they are: PostgreSQL plans by what its statistics say of the column.
+    # A salt for each user, as in production: the query plan depends on the statistics of the column.
     add_accounts(url, [Account(f"u{number}", hash_password(PASSWORD, _LOW_COST)) for number in range(_USERS)])
     if foreign:
         _insert_foreign_users(url)
@@ -86,7 +86,7 @@ def _insert_foreign_users(url: URL) -> None:
 
 
 def _durations(bench: Bench, servers: list[Server]) -> list[list[list[float]]]:
-    """How long right sign-ins take, in seconds: for each server a list a round. The servers take turns."""
+    """The seconds of successful sign-ins, per server and round. Rounds are interleaved."""
     rounds: list[list[list[float]]] = [[] for _ in servers]
     requests = [authenticate(user_id, PASSWORD) for user_id in range(1, _SIGN_INS + 1)]
     for round_number in range(bench.sizes.rounds + 1):
@@ -98,7 +98,7 @@ def _durations(bench: Bench, servers: list[Server]) -> list[list[list[float]]]:
 
 
 def _add_refusals(findings: Findings, bench: Bench) -> None:
-    """Each class is asked in turns with the others, for a user who is asked for once."""
+    """Measure refused sign-ins, interleaved by hash scheme, each of another user."""
     times = 2 * bench.sizes.sign_ins + 1
     classes = _classes()
     with database(bench.database_server, "foreign_refusals", bench.directory, users=0) as url:
@@ -118,7 +118,7 @@ def _add_refusals(findings: Findings, bench: Bench) -> None:
             ]
             outcomes = bench.load_generator.run(sequential_outcomes, server.target, requests)
     if {outcome.name for outcome in outcomes} != {_REFUSED}:
-        raise MeasurementError(f"not all refusals are {_REFUSED}")
+        raise MeasurementError(f"not all outcomes are {_REFUSED}")
     latencies = {
         name: [outcome.seconds for outcome in outcomes[number :: len(classes)]] for number, name in enumerate(classes)
     }

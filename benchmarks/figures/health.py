@@ -1,4 +1,4 @@
-"""How soon a health check is answered while no RPC thread is free: an orchestrator kills what does not answer."""
+"""Latency of health checks while all RPC threads are busy: an orchestrator kills a server that does not answer."""
 
 import contextlib
 import os
@@ -21,16 +21,16 @@ from benchmarks.table import Findings, MeasurementError
 
 _INTERVAL_SECONDS = 0.01
 _BLOCKED_CALLS = 200
-"""Calls, of which sixteen have a thread."""
+"""Sixteen of them have a thread."""
 _READS_IN_FLIGHT = 32
-"""Calls in flight: twice as many as there are threads."""
+"""Twice the number of threads."""
 _NICENESS = -15
 _DEADLINE_SECONDS = 0.25
 _MAX_P99_MS = 50
 
 
 def measure(bench: Bench) -> Findings:
-    """On one core: idle, with all threads in wait for a locked table, all reading, and flooded with reads."""
+    """Check health on one core: idle, with all threads waiting for a locked table, all reading, and overloaded."""
     findings = Findings()
     seconds = bench.sizes.storm_seconds
     reads = [get_user(user_id) for user_id in range(1, 1001)]
@@ -66,13 +66,13 @@ def measure(bench: Bench) -> Findings:
     findings.note(
         f"Health.Check, {len(idle)} times each, p99 and slowest: idle {_format_durations(idle)}; all threads waiting "
         f"{_format_durations(waiting)}; all reading, {_READS_IN_FLIGHT} calls in flight, {_format_durations(reading)}; "
-        f"flooded by twice as many as can be served, {_format_durations(overloaded)}."
+        f"under twice the load that it can serve, {_format_durations(overloaded)}."
     )
     return findings
 
 
 def _check_durations(target: str, seconds: float) -> list[float]:
-    """How many milliseconds each check took. Raises MeasurementError for any answer but SERVING."""
+    """Check health repeatedly. Returns milliseconds per check. Raises MeasurementError unless SERVING."""
     durations: list[float] = []
     with _high_priority(), open_channel(target) as channel:
         health = health_pb2_grpc.HealthStub(channel)
@@ -86,13 +86,14 @@ def _check_durations(target: str, seconds: float) -> list[float]:
             if answer.status != health_pb2.HealthCheckResponse.SERVING:
                 raise MeasurementError("a health check was not answered with SERVING")
             time.sleep(_INTERVAL_SECONDS)
-    return durations[1:]  # the first one connects
+    return durations[1:]  # the first one opens the connection
 
 
 @contextmanager
 def _high_priority() -> Iterator[None]:
-    """This thread, and those that it starts, need not wait for a core that the callers have: it is the server that is
-    measured. Without the right to it they do wait.
+    """Raise the priority of this thread and its children over the load generator, if permitted.
+
+    Otherwise the client waits for a core, and not only for the server.
     """
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
@@ -104,7 +105,7 @@ def _high_priority() -> Iterator[None]:
 
 @contextmanager
 def _all_threads_waiting(target: str, url: URL) -> Iterator[None]:
-    """Nobody can read a user while the block runs, and many try."""
+    """Lock the table of users during the block, and make more reads than there are threads."""
     with contextlib.closing(connect(url)) as connection, connection.cursor() as cursor, open_channel(target) as channel:
         cursor.execute("BEGIN")
         cursor.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")

@@ -1,4 +1,4 @@
-"""How fast users come in, with hashes of eight schemes: beside a bare COPY of the same rows, and into a full table."""
+"""Throughput of ImportUsers with hashes of eight schemes, compared with COPY, and into a large table."""
 
 import contextlib
 import time
@@ -19,15 +19,15 @@ from personae.v1 import user_pb2, user_pb2_grpc
 
 _BATCH = 1000
 _WINDOW = 10
-"""Batches of which the time is taken together."""
+"""Batches that are timed together."""
 _IN_FLIGHT = 3
 _WARM_UP = 5
 _DEADLINE_SECONDS = 30
 
 
 def measure(bench: Bench) -> Findings:
-    """Fill a database by ImportUsers and another by COPY, in turns, window by window; then import into the full one and
-    into an empty one, in turns.
+    """Fill one database by ImportUsers and one by COPY, in alternating windows; then import into the full database and
+    into an empty one, alternating.
     """
     batches = bench.sizes.many_users // _BATCH
     with (
@@ -64,7 +64,7 @@ def measure(bench: Bench) -> Findings:
 
 
 def _full_and_empty(bench: Bench, full_target: str, batches: int) -> tuple[list[float], list[float]]:
-    """Users/s into the database that has so many batches, and into one that has few, in turns."""
+    """Users/s into the full database and into an empty one, in alternating windows."""
     rates: dict[str, list[float]] = {}
     with (
         database(bench.database_server, "empty", bench.directory, users=0) as url,
@@ -81,7 +81,7 @@ def _full_and_empty(bench: Bench, full_target: str, batches: int) -> tuple[list[
 
 
 def import_batches(target: str, batches: Sequence[int]) -> float:
-    """Import these; seconds that it took. Raises MeasurementError when a row is not created."""
+    """Import these batches. Returns seconds. Raises MeasurementError if a row is not created."""
     with grpc.insecure_channel(target) as channel, ThreadPoolExecutor(_IN_FLIGHT) as pool:
         stub = user_pb2_grpc.UserServiceStub(channel)
         requests = [_request(batch) for batch in batches]

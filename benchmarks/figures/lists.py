@@ -1,6 +1,4 @@
-"""Whether a page deep in a long list costs as much as the first one: without filter, with each, in every order, and
-with most of the users deleted.
-"""
+"""Latency of deep list pages compared with the first page: with each filter, in each order, and with most users deleted."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -55,14 +53,14 @@ _RARE_FILTERS: dict[str, user_pb2.ListUsersRequest.Filter] = {
     "updated_after yesterday": _Filter(updated_after=_YESTERDAY),
 }
 _DELETED = 0.9
-"""The share of the users that a mass delete takes, the oldest first."""
+"""The share of users that is soft-deleted, the oldest first."""
 _ORDERS = ("created_at desc", "created_at", "id", "id desc", "updated_at", "updated_at desc", "email", "username")
 _LISTS |= {f"by {order}": user_pb2.ListUsersRequest(order_by=order) for order in _ORDERS}
 
 
 @dataclass(frozen=True, slots=True)
 class _Comparison:
-    """The first page of a list beside a deep one, in seconds."""
+    """Latencies of the first page of a list and of a deep one, in seconds."""
 
     name: str
     page: int
@@ -74,13 +72,13 @@ class _Comparison:
         return self.deep / self.first
 
     def __str__(self) -> str:
-        page = "" if self.page == _DEEP_PAGE else f" (page {self.page}, its last full one)"
+        page = "" if self.page == _DEEP_PAGE else f" (page {self.page}, the last full one)"
         times = f"{self.first * _MILLI:.2f} -> {self.deep * _MILLI:.2f} ms"
         return f"{self.name}{page}: {times}, {self.ratio:.2f}"
 
 
 def measure(bench: Bench) -> Findings:
-    """Walk to the deep page of each list, as a client would; then ask for all deep and all first pages in turns."""
+    """Page through each list to a deep page; then measure first and deep pages in interleaved rounds."""
     users = bench.sizes.many_users
     with (
         database(bench.database_server, "many", bench.directory, users=users) as url,
@@ -113,7 +111,7 @@ def _compared(bench: Bench, server: Server, suffix: str = "") -> list[_Compariso
             first_and_deep_page, server.target, sized.SerializeToString(), pages=_DEEP_PAGE
         )
         if len(first_and_deep) < 2:
-            continue  # with --quick there are too few superusers for a second full page
+            continue  # --quick has too few superusers for a second full page
         pages[name + suffix] = first_and_deep[1].number
         requests += [list_users(_copy(sized, page_token=page.token), page.ids) for page in first_and_deep]
     latencies = [

@@ -1,4 +1,4 @@
-"""How much memory the server takes, and whether it keeps it."""
+"""Resident memory of the server, and whether it leaks."""
 
 import time
 
@@ -17,9 +17,9 @@ _SETTLING_SECONDS = 1
 
 
 def measure(bench: Bench) -> Findings:
-    """Resident memory after the start, and after many calls of all kinds of reads, refusals among them.
+    """Measure resident memory after the start and after many reads of all kinds, including NOT_FOUND.
 
-    By a caller with an API key, so that a leak in knowing who calls would be seen.
+    Callers are authenticated by API key, so that leaks in authentication show.
     """
     mix = _mix()
     with running(SERVICE, bench.database_url, bench.directory, settings=CALLER_AUTH_REQUIRED) as server:
@@ -46,8 +46,8 @@ def measure(bench: Bench) -> Findings:
     findings.at_most("resident memory after start", fresh, 130, unit=" MiB", digits=0)
     findings.at_most(f"resident memory after {rpcs} / before", used / warm, 1.1)
     findings.note(
-        f"Memory: {fresh:.1f} MiB after start, {warm:.1f} after {_WARM_UP_RPCS:,} RPCs that warm up (threads, "
-        f'connections, statement caches: "before"), {used:.1f} after {rpcs} more, {_IN_FLIGHT} in flight; '
+        f"Memory: {fresh:.1f} MiB after start, {warm:.1f} after {_WARM_UP_RPCS:,} RPCs that open connections, start "
+        f'threads and fill statement caches ("before"), {used:.1f} after {rpcs} more, {_IN_FLIGHT} in flight; '
         f"after / start {used / fresh:.2f}."
     )
     return findings

@@ -1,5 +1,5 @@
-"""Moving users in and out by the command: an import that is killed, beside COPY of the same rows; an export of users
-who change meanwhile; and whether what goes out, in and out again is the same. It runs only when it is named.
+"""Migration by command: `users import` with kills, compared with COPY; `users export` during changes; and the round trip
+of export, import and export. Measured only on request.
 """
 
 import contextlib
@@ -29,13 +29,13 @@ from benchmarks.requests import create_user, update_user
 from benchmarks.table import Findings, MeasurementError
 
 _BATCH = 1000
-"""Of the command."""
+"""The batch size of the command."""
 _WINDOWS = 100
 _TENTH = 0.1
 _KILL_AFTER = (0.30, 0.65)
-"""After which shares of the users."""
+"""The shares of imported users after which the command is killed."""
 _CHANGED = 0.01
-"""The share of the users that are changed during the export; as many are created."""
+"""The share of users changed during the export; as many are created."""
 _IN_FLIGHT = 4
 _STEP_SECONDS = 0.01
 _ROWS = "SELECT count(*), sum(hashtextextended(concat_ws(' ', email, username, hashed_password), 0)) FROM users"
@@ -44,26 +44,26 @@ _EVENTS = "SELECT count(*), count(DISTINCT target_user_id) FROM audit_events WHE
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """Some batches of an import, and COPY of the same rows right after."""
+    """A slice of the import, and COPY of the same rows after it."""
 
     done: int
-    """Users, when it ends."""
+    """Users imported at its end."""
     users: int
     seconds: float
     copied: int
     copy_seconds: float
     memory: float
-    """MiB of the importing process when it begins."""
+    """Resident MiB of the import process at its start."""
 
     @property
     def ratio(self) -> float:
-        """Users/s of the import / rows/s of COPY."""
+        """Users/s of the import divided by rows/s of COPY."""
         return (self.users / self.seconds) / (self.copied / self.copy_seconds)
 
 
 @dataclass(frozen=True, slots=True)
 class _Imported:
-    """A whole import, window by window."""
+    """The windows of a whole import."""
 
     windows: Sequence[_Window]
 
@@ -73,17 +73,17 @@ class _Imported:
 
     @property
     def first(self) -> Sequence[_Window]:
-        """Of the first tenth of the users."""
+        """The windows of the first tenth of the users."""
         return self._between(0, _TENTH)
 
     @property
     def last(self) -> Sequence[_Window]:
-        """Of the last tenth."""
+        """The windows of the last tenth."""
         return self._between(1 - _TENTH, 1)
 
     @property
     def memory(self) -> float:
-        """At the end / after the first tenth."""
+        """Resident memory at the end divided by that after the first tenth."""
         return self.last[-1].memory / self.first[-1].memory
 
     def __str__(self) -> str:
@@ -95,7 +95,7 @@ class _Imported:
 
 
 def measure(bench: Bench) -> Findings:
-    """Import a file, kill that twice; export while users change; then export, import and export again, at rest."""
+    """Import a file with two kills; export during changes; then export, import and export again without other load."""
     users = bench.sizes.many_users
     file = bench.directory / "moving.ndjson"
     _write(file, users)
@@ -124,9 +124,9 @@ def _write(file: Path, users: int) -> None:
 def _import(
     bench: Bench, url: URL, file: Path, users: int, *, kills: Sequence[float] = (), copy_to: URL | None = None
 ) -> _Imported:
-    """Import the file, window by window. After each one the import is paused, and COPY has the machine for itself.
+    """Import the file in windows. After each window the import is paused during COPY of the same rows.
 
-    kills: after which shares of the users it is killed. copy_to: where the same rows are copied.
+    kills: the shares of users after which the import is killed. copy_to: the database for COPY.
     """
     windows: list[_Window] = []
     kills_left = list(kills)
@@ -171,27 +171,27 @@ def _add_import_figures(findings: Findings, imported: _Imported, users: int) -> 
     findings.at_least("users import: users/s / rows/s of COPY of the same rows", _ratio(windows), 0.1)
     findings.note(
         f"users import of {users:,}, killed after {' and '.join(f'{share:.0%}' for share in _KILL_AFTER)}: {imported}. "
-        f"COPY of the same rows, in turns with it: {_copy_rate(first):,.0f} rows/s, {_copy_rate(windows):,.0f}, "
+        f"COPY of the same rows, in alternating windows: {_copy_rate(first):,.0f} rows/s, {_copy_rate(windows):,.0f}, "
         f"{_copy_rate(last):,.0f}. Users/s / rows/s of COPY: {_ratio(first):.3f} in the first tenth, "
-        f"{_ratio(last):.3f} in the last, {_ratio(last) / _ratio(first):.2f} times as much."
+        f"{_ratio(last):.3f} in the last, ratio {_ratio(last) / _ratio(first):.2f}."
     )
 
 
 def _add_row_figures(findings: Findings, url: URL, other: URL, users: int) -> None:
-    """How many users and events there are. Raises MeasurementError when the users are other ones than in the file."""
+    """Count users and audit events. Raises MeasurementError if the users differ from those in the file."""
     rows, fingerprint = _query_row(url, _ROWS)
     events, targets = _query_row(url, _EVENTS)
     findings.at_most("users import, killed twice: users too few or too many", abs(rows - users), 0, digits=0)
     wrong_events = abs(events - users) + abs(targets - users)
     findings.at_most("users import, killed twice: audit events too few or too many", wrong_events, 0, digits=0)
     if rows == users and (rows, fingerprint) != _query_row(other, _ROWS):
-        raise MeasurementError("the users that were imported are not those in the file")
+        raise MeasurementError("the imported users differ from those in the file")
 
 
 def _add_export_figures(findings: Findings, bench: Bench, url: URL, users: int, *, pause_at: int) -> None:
-    """Export while users all over the table are changed, and others are created.
+    """Export while random users are changed and others are created.
 
-    hold_at: the size of the file at which the export is paused until all changes are made.
+    pause_at: the size of the export file at which the export is paused until all changes are made.
     """
     file = bench.directory / "changing.ndjson"
     before = [row[0] for row in _query_rows(url, "SELECT id FROM users")]
@@ -222,13 +222,13 @@ def _add_export_figures(findings: Findings, bench: Bench, url: URL, users: int, 
     _add_exported_rows(findings, file, before)
     findings.note(
         f"users export: {number:,} users were changed and as many created by RPCs while it ran, in {seconds:.1f} s; "
-        f"for that it was {'not held up' if was_finished else 'held up at about three quarters'}."
+        f"the export was {'not paused' if was_finished else 'paused at about three quarters'} for them."
     )
 
 
 @contextmanager
 def _exporting(url: URL, directory: Path, file: Path) -> "Iterator[subprocess.Popen[str]]":
-    """`users export` to this file, which ends with the block."""
+    """Run `users export` to this file; kill it at the end of the block."""
     process = subprocess.Popen(
         [sys.executable, "-m", "service", "users", "export", str(file), "--include-hashes"],
         cwd=directory,
@@ -248,7 +248,7 @@ def _exporting(url: URL, directory: Path, file: Path) -> "Iterator[subprocess.Po
 def _wait_for_size(export: "subprocess.Popen[str]", file: Path, size: int) -> None:
     while not file.exists() or file.stat().st_size < size:
         if export.poll() is not None:
-            raise MeasurementError(f"the export ended too early, with {export.returncode}")
+            raise MeasurementError(f"the export exited early with {export.returncode}")
         time.sleep(_STEP_SECONDS)
 
 
@@ -262,7 +262,7 @@ def _add_exported_rows(findings: Findings, file: Path, before: Collection[int]) 
 
 
 def _add_round_trip(findings: Findings, bench: Bench, url: URL) -> _Imported:
-    """Export, import into an empty database, export; what differs but for the ids."""
+    """Export, import into an empty database, export; count lines that differ except for the id."""
     file, second_file = bench.directory / "out.ndjson", bench.directory / "back.ndjson"
     started = time.monotonic()
     run_verb(url, bench.directory, "users", "export", str(file), "--include-hashes")
@@ -275,14 +275,14 @@ def _add_round_trip(findings: Findings, bench: Bench, url: URL) -> _Imported:
         differing = sum(_without_id(line) != _without_id(other_line) for line, other_line in zip_longest(first, second))
     findings.at_most("users export, import, export: lines that differ but for the id", differing, 0, digits=0)
     findings.note(
-        f"users export of {users:,}, at rest: {users / seconds:,.0f} users/s, the start of the command included."
+        f"users export of {users:,}, no other load: {users / seconds:,.0f} users/s, with the start of the command."
     )
-    findings.note(f"users import of that export, in one go: {imported}.")
+    findings.note(f"users import of that export, without kills: {imported}.")
     return imported
 
 
 def _without_id(line: bytes | None) -> bytes | None:
-    """All that follows the first field, which is the id."""
+    """The line without its first field, the id."""
     return line and line.partition(b", ")[2]
 
 

@@ -1,4 +1,4 @@
-"""What a server still answers in time when it is asked for more than it can do: goodput, in an open loop."""
+"""Goodput under overload, measured with an open loop."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,15 +16,15 @@ from benchmarks.table import Findings, spread
 from service.core.passwords import hash_password
 
 _LOADS = (0.75, 0.9, 1.0, 2.0, 4.0)
-"""Multiples of what the server does for callers that wait."""
+"""Multiples of the closed-loop throughput."""
 _WARM_UP_SECONDS = 0.5
-"""Until the queues are what they are under such a load."""
+"""Until queues have reached their steady state."""
 _BURST, _BURSTS = 500, 5
 _COST = 8
 _READS_IN_FLIGHT, _SIGN_INS_IN_FLIGHT = 16, 4
 _READ_DEADLINE_IN_CALLS, _SIGN_IN_DEADLINE_IN_CALLS = 600, 8
-"""Deadlines are so many times what one call takes, so that the figure says the same of a fast machine and a slow one:
-for reads a quarter of a second where a core does 2,400 a second.
+"""Deadlines are multiples of the time per call, so that the figure does not depend on the speed of the machine: 250 ms
+for reads on a core that does 2,400 per second.
 """
 _USERS = 1000
 _SETTINGS = {"BCRYPT_COST": str(_COST)}
@@ -32,18 +32,18 @@ _SETTINGS = {"BCRYPT_COST": str(_COST)}
 
 @dataclass(frozen=True, slots=True)
 class _Workload:
-    """Calls of one kind."""
+    """A kind of call and its parameters."""
 
     name: str
     requests: Sequence[Request]
     in_flight: int
-    """Of callers that wait for their answers, from whom it is learned how much the server can do."""
+    """In the closed loop that determines the capacity."""
     deadline_in_calls: int
-    """The deadline is so many times what one takes."""
+    """The deadline as a multiple of the time per call."""
 
 
 def measure(bench: Bench) -> Findings:
-    """A server on any core, as it is shipped, and one on a core of its own, where nothing goes beside Python."""
+    """Measure a server on all cores, and one on a core of its own."""
     ids = range(1, _USERS + 1)
     reads = _Workload("GetUser", [get_user(user_id) for user_id in ids], _READS_IN_FLIGHT, _READ_DEADLINE_IN_CALLS)
     sign_ins = _Workload(
@@ -75,10 +75,10 @@ def _measure_workload(bench: Bench, server: Server, workload: _Workload, placeme
     seconds = bench.sizes.flood_seconds
 
     def closed_loop_rate() -> float:
-        rate = bench.load_generator.run(
+        result = bench.load_generator.run(
             run_closed_loop, server.target, server.pid, workload.requests, in_flight=workload.in_flight, seconds=seconds
         )
-        return rate.calls / rate.seconds
+        return result.calls / result.seconds
 
     capacity = max(closed_loop_rate() for _ in range(2))
     deadline = workload.deadline_in_calls / capacity

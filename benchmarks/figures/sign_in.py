@@ -1,4 +1,4 @@
-"""What is left of the machine's bcrypt when it is asked for through the service."""
+"""Throughput of Authenticate compared with bare bcrypt."""
 
 import threading
 import time
@@ -11,14 +11,15 @@ from benchmarks.data import COST, PASSWORD, SIGN_IN_USER_ID
 from benchmarks.load import load_generator, run_calls
 from benchmarks.processes import SERVICE, running
 from benchmarks.requests import authenticate
+from benchmarks.rounds import ratio_per_round
 from benchmarks.table import Findings, spread
 
 _SETTINGS = {"BCRYPT_COST": str(COST), "GRPC_WORKERS": "0"}
 
 
 def measure(bench: Bench) -> Findings:
-    """As many callers as cores, of a service with a worker for each core as it is shipped, against as many threads as
-    cores; in turns.
+    """Compare as many clients as cores, on a service with one worker per core, with bcrypt in as many threads, in
+    alternating rounds.
     """
     cores, times = len(bench.cores.all), bench.sizes.sign_ins
     requests = [authenticate(SIGN_IN_USER_ID, PASSWORD)]
@@ -34,17 +35,16 @@ def measure(bench: Bench) -> Findings:
             checked.append(cores * times / load.run(_check_passwords, threads=cores, times=times))
     findings = Findings()
     findings.at_least("Authenticate/s / bare bcrypt.checkpw/s", median(signed_in) / median(checked), 0.95)
-    ratios = [mine / theirs for mine, theirs in zip(signed_in, checked, strict=True)]
     findings.note(
         f"Authenticate {spread(signed_in, unit='/s', digits=1)}, checkpw {spread(checked, unit='/s', digits=1)}, cost "
         f"{COST}, {cores} callers, {len(server.workers)} workers, {cores} threads; ratio within one round "
-        f"{spread(ratios, digits=2)}; {bench.sizes.sign_in_rounds} rounds of {cores * times}."
+        f"{ratio_per_round(signed_in, checked)}; {bench.sizes.sign_in_rounds} rounds of {cores * times}."
     )
     return findings
 
 
 def _check_passwords(*, threads: int, times: int) -> float:
-    """Check the right password so many times on each thread; the seconds that took."""
+    """Check the right password `times` times on each thread. Returns seconds."""
     stored = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(COST))
     barrier = threading.Barrier(threads + 1)
 

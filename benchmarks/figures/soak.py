@@ -1,4 +1,4 @@
-"""Whether anything grows over many calls of all kinds, with a worker for each core and metrics on. Only on demand."""
+"""Growth of memory, threads, files and database connections over many mixed calls. Measured only on request."""
 
 import contextlib
 import time
@@ -22,19 +22,19 @@ from tests.support.scrapes import free_port
 
 _IN_FLIGHT = 8
 _WARM_UP_IN_FLIGHT = 4 * _IN_FLIGHT
-"""More than later on, so that all threads and connections that may be needed then are there."""
+"""More than in the measurement, so that all threads and connections exist before it."""
 _WARM_UP_RPCS = 10_000
 _SETTLING_SECONDS = 5
 _ACCOUNTS = 32
 _PASSWORD = "correct horse battery staple"
 _MAX_GROWTH = 3
 _COST = "4"
-"""So that sign-ins cost the service what they do beside the hash, and the soak ends today."""
+"""Low, so that the soak is not limited by bcrypt."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Usage:
-    """What all processes of the service hold together."""
+    """Resource usage of all processes of the service."""
 
     memory: float
     """MiB."""
@@ -50,10 +50,10 @@ class _Usage:
 
 
 def measure(bench: Bench) -> Findings:
-    """Reads, changes, sign-ins and refusals, by a caller with a key, until all sizes.rpcs are answered well."""
+    """Run sizes.rpcs reads, changes, sign-ins and refusals on a service with one worker per core and metrics."""
     settings = {**CALLER_AUTH_REQUIRED, "GRPC_WORKERS": "0", "BCRYPT_COST": _COST, "METRICS_PORT": str(free_port())}
     with ExitStack() as stack:
-        # A worker is on each core: one that shared its own with all of the database would starve it, for seconds.
+        # Each core has a worker. On one core, the whole database would starve the worker there for seconds.
         stack.enter_context(bench.database_server.pinned_to(bench.cores.all))
         load = stack.enter_context(load_generator(bench.cores.all))
         url = stack.enter_context(database(bench.database_server, "soak", bench.directory, users=bench.sizes.few_users))
@@ -87,19 +87,17 @@ def measure(bench: Bench) -> Findings:
     findings.note(
         f"Soak: {len(server.workers)} workers and their supervisor; fresh {fresh}; after a tenth of the RPCs "
         f'that warm up ("before") {warm}; after {rpcs} more {used}. {bench.sizes.rpcs / seconds:,.0f} RPCs a second, '
-        f"each answered as it should be, or this line would not be here. Of {len(mix)} RPCs {_count_by_method(mix)}."
+        f"all with the right response. Of {len(mix)} RPCs {_count_by_method(mix)}."
     )
     return findings
 
 
 def _clear_passwords(url: URL) -> None:
-    """Of those that are there: every sign-in takes as long as the dearest hash of all."""
+    """Remove the existing hashes: every sign-in takes as long as the most expensive hash in the table."""
     with contextlib.closing(connect(url)) as connection, connection.cursor() as cursor:
         cursor.execute("UPDATE users SET hashed_password = NULL WHERE hashed_password IS NOT NULL")
 
 
-# Threads and connections are opened when they are first needed, and "before" is when all of them have been: what has
-# grown after that would go on to grow.
 def _usage(server: Server) -> _Usage:
     processes = [psutil.Process(pid) for pid in (server.supervisor, *server.workers)]
     connections = [connection for process in processes for connection in process.net_connections("tcp")]
@@ -116,7 +114,7 @@ def _usage(server: Server) -> _Usage:
 
 
 def _create_accounts(server: Server, key: str) -> list[user_pb2.User]:
-    """Users who can sign in."""
+    """Create users who can sign in."""
     metadata = Identity(key=key).metadata
     with grpc.insecure_channel(server.target) as channel:
         users = user_pb2_grpc.UserServiceStub(channel)
@@ -134,7 +132,7 @@ def _create_accounts(server: Server, key: str) -> list[user_pb2.User]:
 
 
 def _mix(accounts: list[user_pb2.User]) -> list[Request]:
-    """Five of a hundred are sign-ins, five are changes, one is wrong."""
+    """Of a hundred calls five are sign-ins, five are changes and one is NOT_FOUND."""
     reads = [get_user(user_id) for user_id in range(1, 80 * _ACCOUNTS // 10 + 1)]
     mix: list[Request] = []
     for number, account in enumerate(accounts):

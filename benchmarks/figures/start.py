@@ -1,4 +1,4 @@
-"""How long it takes from the start of the process until health says SERVING."""
+"""Time from the start of the process to SERVING."""
 
 import time
 from statistics import median
@@ -10,7 +10,7 @@ from benchmarks.table import Findings, spread
 
 
 def measure(bench: Bench) -> Findings:
-    """Start it again and again on a migrated database. Nothing is pinned."""
+    """Start a server several times on a migrated database, without pinning."""
     durations = []
     for _ in range(bench.sizes.starts):
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""How many statements a call sends to the database, read on the wire: of reads, of changes, and of sign-ins."""
+"""Statements per call on the wire to the database: of reads, changes and sign-ins."""
 
 import re
 import uuid
@@ -27,14 +27,14 @@ _READ_TIMES = 50
 _CHANGE_TIMES = 5
 _AUDIT_TRAIL = "audit_events"
 _STATEMENT_TIMEOUT = re.compile(r"SET LOCAL statement_timeout = \d+; ")
-"""Goes in front of a statement, in the same message."""
+"""Precedes a statement in the same message."""
 _TABLE = re.compile(r"\b(?:FROM|INTO|UPDATE) (\w+)")
 _NO_BACKGROUND_STATEMENTS = {"HEALTH_PROBE_INTERVAL": "60", "PURGE_INTERVAL": "0"}
-"""What the service asks its database by itself would be counted as well."""
+"""Otherwise the statements of background jobs would be counted too."""
 
 
 def measure(bench: Bench) -> Findings:
-    """The service reaches its database through a proxy that reads along; one call after another."""
+    """Count the statements of one call at a time, with a recording proxy in front of the database."""
     findings = Findings()
     with (
         recording_proxy(bench.database_url) as proxy,
@@ -58,7 +58,7 @@ def _add_reads(findings: Findings, bench: Bench, server: Server, proxy: Recordin
     counts = {name: len(statements) / _READ_TIMES for name, statements in sent.items()}
     findings.at_most("statements on the wire for a read RPC, the worst", max(counts.values()), 1)
     each = ", ".join(f"{name} {count:g}" for name, count in counts.items())
-    findings.note(f"Statements for one call: {each}; mean of {_READ_TIMES} calls on an open connection.")
+    findings.note(f"Statements per call: {each}; mean of {_READ_TIMES} calls on an open connection.")
 
 
 def _add_changes(findings: Findings, bench: Bench, server: Server, proxy: RecordingProxy) -> None:
@@ -75,7 +75,7 @@ def _add_changes(findings: Findings, bench: Bench, server: Server, proxy: Record
         sent = [_summarize(statement) for statement in _statements_sent(bench, server, proxy, requests)]
         per_call = sent[: len(sent) // _CHANGE_TIMES]
         if per_call * _CHANGE_TIMES != sent:
-            raise MeasurementError(f"{name} does not always send the same: {dict(Counter(sent))}")
+            raise MeasurementError(f"{name} does not always send the same statements: {dict(Counter(sent))}")
         audit_statements[name] = sum(_AUDIT_TRAIL in statement for statement in per_call)
         findings.note(
             f"{name}: {len(per_call)} statements, {len(per_call) - audit_statements[name]} without the audit trail: "
@@ -93,7 +93,7 @@ def _statements_sent(bench: Bench, server: Server, proxy: RecordingProxy, reques
 
 
 def _summarize(statement: str) -> str:
-    """The verb, and the first table."""
+    """The verb and the first table of a statement."""
     text = _STATEMENT_TIMEOUT.sub("", statement)
     table = _TABLE.search(text)
     verb = text.partition(" ")[0].rstrip(";")

@@ -1,4 +1,4 @@
-"""Whether reads go on as usual while far more people sign in than the machine can hash for."""
+"""Latency of reads during a sign-in storm that exceeds the hashing capacity, and the throughput of sign-ins in it."""
 
 import time
 from collections import Counter
@@ -17,41 +17,40 @@ from benchmarks.storms import Reads, Storm, bcrypt_throughput, read_on_schedule,
 from benchmarks.table import Findings, MeasurementError, spread
 
 _SIGN_INS_AT_ONCE = 320
-"""Far more than the RPCs that hash or wait to hash."""
+"""Far more than can hash or wait in a queue."""
 _READERS = 20
 _READ_INTERVAL_SECONDS = 0.1
-"""For each reader. 200 reads a second leave the cores idle most of the time, as the name of the round says; and where
-one read has to wait, the others are still made, as by callers who do not know of each other."""
+"""Per reader. 200 reads per second leave the cores mostly idle, and readers do not wait for each other."""
 _RAMP_UP_SECONDS = 2
-"""From the first sign-in until reads are measured: by then every queue is full."""
+"""From the first sign-in to the first measured read: until every queue is full."""
 _MARGIN_SECONDS = 0.5
 _PAUSE_SECONDS = 0.5
-"""Of a caller who is refused: the pushback of HASHING_BUSY."""
+"""Of a refused client: the pushback of HASHING_BUSY."""
 _COOL_DOWN_SECONDS = 1
-"""After a storm: what was begun is hashed to its end."""
+"""After a storm, until the last hashes are computed."""
 _USERS = range(1, 1001)
 _MILLI = 1e3
 
 
 @dataclass(frozen=True, slots=True)
 class _Rounds:
-    """Idle and stormy rounds, in the order in which they took turns."""
+    """The results of alternating idle and storm rounds, in order."""
 
     idle_reads: list[Reads]
     storm_reads: list[Reads]
     storms: list[Storm]
     bare: list[float]
-    """Hashes a second of bcrypt alone, on as many threads as cores, beside the same reads and as many refusals."""
+    """Hashes per second of bcrypt in as many threads as cores, beside the same reads and as many refusals."""
     server_cores: list[float]
-    """The cores that the server used during each storm."""
+    """CPU utilisation of the server in each storm, in cores."""
 
 
 def measure(bench: Bench) -> Findings:
-    """The service as it is shipped, not pinned; idle and storm in turns.
+    """Alternate idle and storm rounds on a service with default settings, without pinning.
 
-    The database stands for one on a machine of its own. Where it shares the cores, its backends must not queue behind
-    bcrypt: the kernel weighs its session against the service's as equals, whatever the niceness of the threads that
-    hash, and a backend then waits for hundreds of ms.
+    The database represents one on a machine of its own, so it gets real-time priority. Otherwise its backends would
+    wait for hundreds of ms behind bcrypt on shared cores: the kernel's group scheduling gives the sessions of both
+    equal weight, whatever the niceness of the hashing threads.
     """
     with (
         real_time_priority(bench.database_server.pid) as has_priority,
@@ -63,10 +62,12 @@ def measure(bench: Bench) -> Findings:
         rounds = _run_rounds(bench, server, read_load, sign_in_load, refusal_load)
     for reads in rounds.idle_reads:
         if reads.errors:
-            raise MeasurementError(f"wrong responses while nobody signed in: {dict(reads.errors)}")
+            raise MeasurementError(f"wrong responses in an idle round: {dict(reads.errors)}")
     findings = _findings(bench, rounds)
     if not has_priority:
-        findings.note("The storm: the database was not first in line. If it shared these cores, reads waited for it.")
+        findings.note(
+            "The storm: the database had no real-time priority. If it shared these cores, reads waited for it."
+        )
     return findings
 
 
@@ -94,7 +95,7 @@ def _run_rounds(
         rounds.server_cores.append((cpu_seconds(server.pid) - cpu) / (time.perf_counter() - started))
         rounds.storms.append(storm.result())
         time.sleep(_COOL_DOWN_SECONDS)
-        # The callers of the storm and their refusals cost CPU time on the same cores, so bare bcrypt has them too.
+        # The clients and refusals of the storm use CPU time on the same cores, so bare bcrypt gets as many.
         refusal_clients = round(len(rounds.storms[-1].refused) / storm_seconds * _PAUSE_SECONDS)
         refusals = refusal_load.submit(
             sign_in_storm,

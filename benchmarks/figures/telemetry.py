@@ -1,4 +1,4 @@
-"""What metrics and traces cost the server for each call."""
+"""CPU cost of metrics and traces per call."""
 
 import socket
 from contextlib import ExitStack
@@ -15,11 +15,11 @@ _USERS = range(1, 1001)
 _MICRO = 1e6
 _A_TENTH = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.1"}
 _BARS = {"metrics": 1.15, "metrics of a worker": 1.15, "traces": 1.4, "a tenth traced": 1.15}
-"""Plain counters and the spans of the SDK: decision 0031. Who cannot afford traces of all calls samples."""
+"""Plain counters and SDK spans: decision 0031. Sampling lowers the cost of traces."""
 
 
 def measure(bench: Bench) -> Findings:
-    """Measure one server for each, all on the same core, in turns. The collector is on the other cores."""
+    """Compare one server per setting, all on the same core, in interleaved rounds. The collector has other cores."""
     reads = [get_user(user_id) for user_id in _USERS]
     files = bench.directory / "metrics"
     files.mkdir()
@@ -60,7 +60,7 @@ def _findings(results: dict[str, list[ClosedLoopResult]]) -> Findings:
     )
     findings.note(f"CPU per GetUser: {each}.")
     findings.note(
-        f"Compared with off within one round: {within}. A traced call has two spans, which are sent. Share of its core "
+        f"Compared with off within one round: {within}. A traced call exports two spans. Share of its core "
         f"that each server used: {format_cpu_utilisation(results)}."
     )
     return findings

@@ -1,4 +1,4 @@
-"""The throughput of reads with a worker on each core, compared with one worker."""
+"""Throughput of reads with one worker per core, compared with a single worker."""
 
 from contextlib import AbstractContextManager, ExitStack
 from itertools import product
@@ -16,18 +16,18 @@ from benchmarks.table import Findings, MeasurementError, spread
 
 _USERS = range(1, 33)
 _IN_FLIGHT = (4, 14)
-"""Calls in flight at each worker, on two connections: few, which suit one worker that may use all cores, and one less
-than the pool has connections, which keep two workers busy. Each server counts with its better rate."""
+"""Calls in flight per worker, on two connections. Few suit a single worker that may use all cores; one fewer than
+the database pool has connections keeps two workers busy. The better rate of each server counts."""
 _NO_CONNECTION_AGE = {"GRPC_MAX_CONNECTION_AGE": "0"}
-"""No connection reaches its age while calls are counted."""
+"""So that no connection is closed for its age during the measurement."""
 
 
 def measure(bench: Bench) -> Findings:
-    """Measure one worker on all cores, and a worker on each, round by round. Callers and database share the cores."""
+    """Compare a single worker with one worker per core, in interleaved rounds, clients and database on the same cores."""
     findings = Findings()
     cores = len(bench.cores.all)
     if cores == 1:
-        findings.note("Workers: there is one core only, nothing to compare.")
+        findings.note("Workers: only one core, nothing to compare.")
         return findings
     with ExitStack() as stack:
         single = stack.enter_context(_start_server(bench, "1"))
@@ -71,7 +71,7 @@ def _start_server(bench: Bench, workers: str) -> AbstractContextManager[Server]:
 
 
 def _expected_responses(server: Server) -> dict[bytes, bytes]:
-    """Return the right answer to each request, which the measured ones are compared with."""
+    """The expected response to each request."""
     with grpc.insecure_channel(server.target) as channel:
         call: Any = channel.unary_unary(GET_USER)
         try:
