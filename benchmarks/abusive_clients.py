@@ -32,7 +32,7 @@ _FIRST_BYTES = (
     http2.PREFACE,
 )
 _CALLS_PER_CONNECTION = 100
-"""After so many calls a new connection is opened."""
+"""Calls after which a new connection is opened."""
 Metadata = Sequence[tuple[str, str]]
 
 

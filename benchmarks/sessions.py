@@ -82,7 +82,7 @@ def issue_access_tokens(
     """Make these refreshes. Returns user ids and access tokens."""
     answers = load_generator.run(call_sequentially, server.target, refreshes)
     tokens = [authentication_pb2.SessionTokens.FromString(answer.body) for answer in answers]
-    return [(found.user.id, found.access_token) for found in tokens]
+    return [(session.user.id, session.access_token) for session in tokens]
 
 
 def random_sessions(url: URL, number: int) -> list[SessionKey]:

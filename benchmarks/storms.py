@@ -109,7 +109,7 @@ def sign_in_storm(
     _run_threads([threading.Thread(target=sign_in, args=(number,), daemon=True) for number in range(len(requests))])
     for channel in channels:
         channel.close()
-    outcomes = [outcome for found in outcomes_by_client for outcome in found]
+    outcomes = [outcome for of_client in outcomes_by_client for outcome in of_client]
     refused = [outcome for outcome in outcomes if outcome.code == _REFUSED]
     return Storm(
         signed_in_per_second=sum(signed_in) / seconds,

@@ -78,7 +78,7 @@ def _abuse_functions(
     bench: Bench, server: Server, load: LoadGenerator, share: float = 1
 ) -> dict[str, Callable[[], str]]:
     """By name, a function that runs this share of the abuse and returns a description of it."""
-    sizes, target, nobody = bench.sizes, server.target, ()
+    sizes, target = bench.sizes, server.target
     caller = Identity(key=bench.api_key).metadata or ()
     dropped, malformed = int(sizes.dropped_connections * share), int(sizes.malformed * share)
     idle, silent = _HELD_SECONDS * share, _SILENT_SECONDS * share
@@ -106,7 +106,7 @@ def _abuse_functions(
         ),
         "idle connections": lambda: held(http2.PREFACE, idle),
         "silent connections": lambda: held(b"", silent),
-        "half-open calls without credentials": lambda: half_open(nobody, 200),
+        "half-open calls without credentials": lambda: half_open((), 200),
         "half-open calls with credentials": lambda: half_open(caller, 50),
         "messages of a byte per second": slow,
         "malformed messages": lambda: (

@@ -124,11 +124,11 @@ def _durations(bench: Bench, method: _Method) -> dict[str, list[float]]:
             requests = [call.request for call in warm_up + calls]
             outcomes = bench.load_generator.run(sequential_outcomes, server.target, requests)
     durations: dict[str, list[float]] = {name: [] for name in method.classes}
-    for number, (call, expected) in enumerate(zip(warm_up + calls, outcomes, strict=True)):
-        if expected.name != method.expected:
-            raise MeasurementError(f"{method.name}, {call.class_name}: {expected.name} instead of {method.expected}")
+    for number, (call, outcome) in enumerate(zip(warm_up + calls, outcomes, strict=True)):
+        if outcome.name != method.expected:
+            raise MeasurementError(f"{method.name}, {call.class_name}: {outcome.name} instead of {method.expected}")
         if number >= len(warm_up):
-            durations[call.class_name].append(expected.seconds)
+            durations[call.class_name].append(outcome.seconds)
     return durations
 
 
@@ -171,5 +171,5 @@ def _auc(reference: Sequence[float], others: Sequence[float]) -> float:
     The area under the ROC curve of a classifier by duration, from the Mann-Whitney U statistic. 0.5: no information.
     """
     ordered = sorted(reference)
-    rank_sum = sum(bisect_left(ordered, latencies) + bisect_right(ordered, latencies) for latencies in others)
+    rank_sum = sum(bisect_left(ordered, latency) + bisect_right(ordered, latency) for latency in others)
     return rank_sum / 2 / (len(ordered) * len(others))

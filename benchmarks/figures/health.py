@@ -84,7 +84,7 @@ def _check_durations(target: str, seconds: float) -> list[float]:
                 raise MeasurementError(f"a health check ended with {error.code().name}") from None
             durations.append((time.perf_counter() - started) * 1000)
             if answer.status != health_pb2.HealthCheckResponse.SERVING:
-                raise MeasurementError("a health check was not answered with SERVING")
+                raise MeasurementError("a health check did not return SERVING")
             time.sleep(_INTERVAL_SECONDS)
     return durations[1:]  # the first one opens the connection
 

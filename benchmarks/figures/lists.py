@@ -1,4 +1,4 @@
-"""Latency of deep list pages compared with the first page: with each filter, in each order, and with most users deleted."""
+"""Latency of deep list pages compared with the first page: by filter, by order, and with most users deleted."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta

@@ -1,5 +1,5 @@
-"""Migration by command: `users import` with kills, compared with COPY; `users export` during changes; and the round trip
-of export, import and export. Measured only on request.
+"""Migration by command: `users import` with kills, compared with COPY; `users export` during changes; round trip of
+export, import and export. Measured only on request.
 """
 
 import contextlib

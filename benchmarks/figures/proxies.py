@@ -53,8 +53,8 @@ def _add_cpu(findings: Findings, bench: Bench, server: Server, tokens: list[tupl
     variants = {"GetUser": Variant(server, [get_user(user_id) for user_id in _USERS])}
     for mode in ("session", "jwt"):
         variants[mode] = Variant(server, [check(*token, audience=ISSUER, mode=mode) for token in tokens])
-    rates = measure_interleaved(bench, variants)
-    cost = {name: [rate.cpu_per_call for rate in found] for name, found in rates.items()}
+    results = measure_interleaved(bench, variants)
+    cost = {name: [result.cpu_per_call for result in of_variant] for name, of_variant in results.items()}
     for mode, bar in (("session", 2.0), ("jwt", 1.5)):
         ratio = median(cost[mode]) / median(cost["GetUser"])
         findings.at_most(f"Check in mode {mode}: server CPU / GetUser", ratio, bar)
@@ -65,7 +65,7 @@ def _add_cpu(findings: Findings, bench: Bench, server: Server, tokens: list[tupl
     )
     findings.note(
         f"{bench.sizes.rounds} rounds of {bench.sizes.seconds:g} s for each, {bench.in_flight} in flight; share of its "
-        f"core that the server used: {format_cpu_utilisation(rates)}."
+        f"core that the server used: {format_cpu_utilisation(results)}."
     )
 
 
@@ -74,13 +74,13 @@ def _add_cpu(findings: Findings, bench: Bench, server: Server, tokens: list[tupl
 
 def _add_envoy_throughput(findings: Findings, bench: Bench, port: int, token: str) -> None:
     """Add throughput as a note without a bar, since it depends on the cores more than on the service."""
-    found: dict[str, list[float]] = {route: [] for route in _ROUTES}
+    rates_by_route: dict[str, list[float]] = {route: [] for route in _ROUTES}
     for round_number in range(bench.sizes.rounds + 1):
         for route, path in _ROUTES.items():
             rate = bench.load_generator.run(_requests_per_second, port, path, token, bench.sizes.seconds)
             if round_number:  # the first one warms up
-                found[route].append(rate)
-    each = ", ".join(f"{route} {spread(rates, unit='/s')}" for route, rates in found.items())
+                rates_by_route[route].append(rate)
+    each = ", ".join(f"{route} {spread(rates, unit='/s')}" for route, rates in rates_by_route.items())
     findings.note(
         f"Requests through Envoy by check, {_CLIENTS} clients: {each}. One worker on a core of its own; Envoy, "
         "the clients and the database on the others."

@@ -92,7 +92,7 @@ def _kill(findings: Findings, name: str, bench: Bench, stack: ExitStack) -> None
             load.wait_for_calls(100)
     _note(findings, name, load, f"{len(victims)} of {len(victims)}")
     findings.at_most(f"{name}: until its replacement serves", max(gaps), 2, unit=" s")
-    others = sum(count for how, count in load.failures.items() if how.split()[1] != "UNAVAILABLE")
+    others = sum(count for outcome, count in load.failures.items() if outcome.split()[1] != "UNAVAILABLE")
     findings.at_most(f"{name}: calls that failed with anything but UNAVAILABLE", others, 0, digits=0)
     died = orjson.loads(server.wait_for("worker died"))
     findings.note(f"The log of {name}: {died['event']}, why {died['why']}, again in {died['again_in_seconds']:g} s.")
@@ -102,12 +102,12 @@ def _kill(findings: Findings, name: str, bench: Bench, stack: ExitStack) -> None
 def _note(findings: Findings, name: str, load: Load, times: str) -> None:
     calls = sum(load.ended.values())
     codes: Counter[str] = Counter()
-    for how, count in load.failures.items():
-        codes[how.split()[1]] += count
+    for outcome, count in load.failures.items():
+        codes[outcome.split()[1]] += count
     failed = f"failed: {dict(codes)}" if codes else "none failed"
     made = ", ".join(f"{_count(load, name):,} {name}" for name in ("GetUser", "CreateUser", "Authenticate"))
     findings.note(f"{name}: {times}; {calls:,} calls ({made}), {failed}.")
 
 
 def _count(load: Load, method: str) -> int:
-    return sum(number for how, number in load.ended.items() if how.startswith(f"{method} "))
+    return sum(count for outcome, count in load.ended.items() if outcome.startswith(f"{method} "))

@@ -23,7 +23,7 @@ _NO_CONNECTION_AGE = {"GRPC_MAX_CONNECTION_AGE": "0"}
 
 
 def measure(bench: Bench) -> Findings:
-    """Compare a single worker with one worker per core, in interleaved rounds, clients and database on the same cores."""
+    """Compare a single worker with one worker per core, in interleaved rounds, with clients on the same cores."""
     findings = Findings()
     cores = len(bench.cores.all)
     if cores == 1:
