@@ -1,4 +1,4 @@
-"""Users that one measurement makes for itself, beside those of `benchmarks/data.py`, and users that can sign in."""
+"""Users that a measurement inserts besides those of `benchmarks/data.py`, and the ids of users who can sign in."""
 
 import contextlib
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ _INSERT = """
     INSERT INTO users (email, username, hashed_password, is_active, created_at, updated_at, deleted_at, purge_at)
     VALUES %s
 """
-_ABLE = """
+_CAN_SIGN_IN = """
     SELECT id FROM users
     WHERE is_active AND deleted_at IS NULL AND hashed_password IS NOT NULL
     ORDER BY id LIMIT %s
@@ -23,7 +23,7 @@ _ABLE = """
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A user as it is to be stored. The email is the username at DOMAIN."""
+    """A user to insert. The email is the username at DOMAIN."""
 
     username: str
     hashed_password: str | None
@@ -32,7 +32,7 @@ class Account:
 
 
 def add_accounts(url: URL, accounts: Sequence[Account]) -> None:
-    """Store them in this order, and leave the table as if they had been there for long."""
+    """Insert the users in this order, then VACUUM and ANALYZE the table."""
     rows = [
         (
             f"{account.username}@{DOMAIN}",
@@ -51,8 +51,8 @@ def add_accounts(url: URL, accounts: Sequence[Account]) -> None:
         cursor.execute("VACUUM (ANALYZE, FREEZE) users")
 
 
-def who_may_sign_in(url: URL, at_most: int) -> list[int]:
-    """The ids of users whose right password is PASSWORD, and who are let in."""
+def sign_in_user_ids(url: URL, limit: int) -> list[int]:
+    """The ids of users who can sign in with PASSWORD."""
     with contextlib.closing(connect(url)) as connection, connection.cursor() as cursor:
-        cursor.execute(_ABLE, (at_most,))
+        cursor.execute(_CAN_SIGN_IN, (limit,))
         return [int(user_id) for (user_id,) in cursor.fetchall()]

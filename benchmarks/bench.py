@@ -1,4 +1,4 @@
-"""What every measurement is given: the cores, the database server, the callers, and how much to do."""
+"""What all measurements share: cores, database server, load generator and sizes."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,40 +10,40 @@ from sqlalchemy.engine import URL
 
 from benchmarks.data import DatabaseServer, database, database_server
 from benchmarks.identities import make_caller
-from benchmarks.load import Callers, callers
+from benchmarks.load import LoadGenerator, load_generator
 from benchmarks.machine import Cores, find_cores
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much of everything: enough for a figure to trust, or just enough to see that it runs."""
+    """Durations and counts: FULL for reliable figures, QUICK to check that the benchmark runs."""
 
     rounds: int
     seconds: float
-    """For each server and round of the CPU figures."""
+    """Per variant and round, in the CPU figures."""
     few_users: int
     many_users: int
     sign_ins: int
-    """For each core and round."""
+    """Per core and round."""
     sign_in_rounds: int
     rpcs: int
-    """Between the two looks at the memory."""
+    """Between the two measurements of memory."""
     starts: int
     repeats: int
-    """Of each page of a list."""
+    """Requests of each list page."""
     storm_rounds: int
     storm_seconds: float
-    """In which reads are measured, of each idle and each stormy round."""
+    """Measured per idle and per storm round."""
     flood_rounds: int
     flood_seconds: float
-    """Of each load that is a multiple of what the server can do."""
+    """Per load and round of the overload figures."""
     timed_calls: int
-    """Of each class of users whose durations are compared."""
+    """Per class of users in the equal-time figures."""
     dropped_connections: int
     idle_connections: int
     half_open_seconds: float
     malformed: int
-    """Messages and frames, together."""
+    """Malformed messages and HTTP/2 violations, together."""
 
 
 FULL = Sizes(
@@ -90,39 +90,39 @@ QUICK = Sizes(
 
 @dataclass(slots=True)
 class Bench:
-    """Everything that runs while measurements are made, and ends with them."""
+    """The shared environment of the measurements."""
 
     cores: Cores
-    server: DatabaseServer
-    callers: Callers
+    database_server: DatabaseServer
+    load_generator: LoadGenerator
     directory: Path
-    """Where servers work and log; empty at the beginning."""
+    """Working directory of the servers; they log there. Empty at the start."""
     sizes: Sizes
-    few_users: URL
+    database_url: URL
     """A migrated database with sizes.few_users users."""
-    key: str = field(repr=False)
-    """The API key of a caller that may read them."""
+    api_key: str = field(repr=False)
+    """Of a caller with the scope users.read."""
 
     @property
     def in_flight(self) -> int:
-        """How many calls are made at once: enough to keep the server's core busy."""
+        """Concurrent calls in the CPU figures: enough to keep the server's core busy."""
         return 5
 
 
 @contextmanager
-def bench(sizes: Sizes) -> Iterator[Bench]:
-    """Start what all measurements share. Raises UnsupportedMachineError, EmbeddedPostgresError, MeasurementError."""
+def prepare(sizes: Sizes) -> Iterator[Bench]:
+    """Set up the shared environment. Raises UnsupportedMachineError, EmbeddedPostgresError, MeasurementError."""
     cores = find_cores()
     with ExitStack() as stack:
         directory = Path(stack.enter_context(TemporaryDirectory(prefix="personae-bench-")))
-        server = stack.enter_context(database_server(cores.rest))
-        few_users = stack.enter_context(database(server, "few", directory, users=sizes.few_users))
+        postgres = stack.enter_context(database_server(cores.rest))
+        database_url = stack.enter_context(database(postgres, "few", directory, users=sizes.few_users))
         yield Bench(
             cores=cores,
-            server=server,
-            callers=stack.enter_context(callers(cores.rest)),
+            database_server=postgres,
+            load_generator=stack.enter_context(load_generator(cores.rest)),
             directory=directory,
             sizes=sizes,
-            few_users=few_users,
-            key=make_caller(few_users, directory),
+            database_url=database_url,
+            api_key=make_caller(database_url, directory),
         )

@@ -1,8 +1,8 @@
-"""The databases that are measured on: where they come from, and who is in them.
+"""The benchmark databases and their test users.
 
-The users are the same in every run: names and times come from a seeded generator. They are spread as in a company
-that is three years old: 5 % are inactive, 1 % deleted, 0.02 % superusers, half were changed at some time, 90 % have a
-password. All passwords are the same one, hashed once.
+A seeded generator makes the same users in every run. The distribution is that of a company three years old: 5 % are
+inactive, 1 % deleted, 0.02 % superusers, half were updated at some time, 90 % have a password. All share one password
+and one hash.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ import psycopg2
 from psycopg2 import sql
 from sqlalchemy.engine import URL
 
-from benchmarks.machine import on_cores
+from benchmarks.machine import pinned_to
 from benchmarks.processes import run_verb
 from service.base.settings import load_settings, psycopg2_url
 from service.core.passwords import hash_password
@@ -31,16 +31,16 @@ from service.dev.postgres import EmbeddedPostgres
 PASSWORD = "correct horse battery staple"
 WRONG_PASSWORD = "wrong horse battery staple"
 COST = 12
-SIGNS_IN = 1
-"""The id of a user who may."""
+SIGN_IN_USER_ID = 1
+"""A user who can sign in."""
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-YEARS = 3
-PREFIX = "m"
+COMPANY_AGE_YEARS = 3
+NAME_PREFIX = "m"
 """Every eighth email and username starts with it."""
 PURGE_AFTER = timedelta(days=36_500)
-"""In the future at any run: the service's sweeper must find nothing to do."""
+"""Far in the future, so that the service's sweeper finds nothing to purge."""
 
-_SPAN = timedelta(days=365 * YEARS)
+_PERIOD = timedelta(days=365 * COMPANY_AGE_YEARS)
 _INACTIVE, _DELETED, _SUPERUSERS, _CHANGED, _WITH_PASSWORD = 0.05, 0.01, 0.0002, 0.5, 0.9
 _CONSONANTS, _VOWELS, _DOMAINS = "bdfghklnprstvz", "aeiou", 300
 _NULL = "\\N"
@@ -58,101 +58,99 @@ _COLUMNS = (
     "deleted_at",
     "purge_at",
 )
-# A million users fit into memory, and nothing waits for a disk: what is measured is the service.
+# A million users fit into memory and nothing waits for the disk, so that the service is measured.
 _SETTINGS = {
     "shared_buffers": "512MB",
     "maintenance_work_mem": "256MB",
     "max_wal_size": "8GB",
     "checkpoint_timeout": "1h",
-    "autovacuum": "off",  # we say when
+    "autovacuum": "off",  # VACUUM runs explicitly
 }
 
 
 @dataclass(frozen=True, slots=True)
 class DatabaseServer:
-    """A PostgreSQL server on which databases may be made."""
+    """A PostgreSQL server on which the benchmark creates databases."""
 
     url: URL
     version: str
     pid: int | None
-    """The process that starts a backend for each connection; None for the server of DATABASE_URL."""
+    """The postmaster; None for the server of DATABASE_URL."""
 
     @property
     def is_embedded(self) -> bool:
-        """Whether it is ours, and ends with the run."""
+        """Whether the benchmark started it and will stop it."""
         return self.pid is not None
 
     @contextmanager
-    def spread_over(self, cores: frozenset[int]) -> Iterator[None]:
-        """It may use these cores while the block runs, and so may what connects to it then. One of DATABASE_URL stays
-        where it is.
-        """
+    def pinned_to(self, cores: frozenset[int]) -> Iterator[None]:
+        """Pin the server and its backends to these cores during the block. Leaves the server of DATABASE_URL alone."""
         if self.pid is None:
             yield
             return
         before = os.sched_getaffinity(self.pid)
-        _keep_to(self.pid, cores)
+        _pin(self.pid, cores)
         try:
             yield
         finally:
-            _keep_to(self.pid, before)
+            _pin(self.pid, before)
 
 
 @contextmanager
 def database_server(cores: frozenset[int]) -> Iterator[DatabaseServer]:
-    """The server of DATABASE_URL, or an embedded one on these cores, without durability, that ends with the block."""
+    """The server of DATABASE_URL, or else an embedded one on these cores, without durability."""
     given = load_settings().url
     if given is not None:
         yield DatabaseServer(given, _version_of(given), pid=None)
         return
     with tempfile.TemporaryDirectory(prefix="personae-bench-") as name:
         directory = Path(name)
-        directory.chmod(0o711)  # for root another user runs the server, and has to pass
-        with on_cores(cores):
+        directory.chmod(0o711)  # run by root, the server runs as another user, who needs access
+        with pinned_to(cores):
             server = EmbeddedPostgres.start(directory / "postgres", tcp=True, durable=False, settings=_SETTINGS)
         try:
             assert server.tcp_url is not None
-            url = psycopg2_url(server.tcp_url)  # as in production; a socket would be a little faster
+            url = psycopg2_url(server.tcp_url)  # TCP, as in production; a Unix socket would be faster
             yield DatabaseServer(url, _version_of(url), pid=server.pid)
         finally:
             server.stop()
-            shutil.rmtree(server.home, ignore_errors=True)  # it may lie elsewhere: see EmbeddedPostgres
+            shutil.rmtree(server.home, ignore_errors=True)  # may be in another directory: see EmbeddedPostgres
 
 
 @contextmanager
 def database(server: DatabaseServer, name: str, directory: Path, *, users: int) -> Iterator[URL]:
-    """A migrated database with so many users, which is dropped when the block ends.
+    """Create a migrated database with this number of users; drop it at the end of the block.
 
-    Raises MeasurementError when the migrations fail.
+    Raises MeasurementError if the migrations fail.
     """
     name = f"personae_bench_{name}_{os.getpid()}"
     _execute(server.url, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     try:
         url = server.url.set(database=name)
         run_verb(url, directory, "migrate")
-        _fill(url, users)
+        _load_users(url, users)
         yield url
     finally:
         _execute(server.url, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
-def _keep_to(pid: int, cores: Collection[int]) -> None:
-    """Keep a process and those that it has started to these cores."""
+def _pin(pid: int, cores: Collection[int]) -> None:
+    """Pin a process and its children to these cores."""
     process = psutil.Process(pid)
-    for one in (process, *process.children(recursive=True)):
+    for each in (process, *process.children(recursive=True)):
         with suppress(ProcessLookupError):
-            os.sched_setaffinity(one.pid, cores)
+            os.sched_setaffinity(each.pid, cores)
 
 
 def connect(url: URL) -> psycopg2.extensions.connection:
-    """An autocommit connection for the benchmark itself."""
+    """Open an autocommit connection."""
     connection = psycopg2.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
     connection.autocommit = True
     return connection
 
 
 def delete_users(url: URL, number: int) -> None:
-    """Delete this many users softly, the oldest first."""
+    """Soft-delete this many users, the oldest first."""
     _execute(
         url,
         sql.SQL(
@@ -174,8 +172,8 @@ def _version_of(url: URL) -> str:
         return str(version).split()[0]
 
 
-def _fill(url: URL, users: int) -> None:
-    rows = _rows(users)
+def _load_users(url: URL, users: int) -> None:
+    rows = _copy_lines(users)
     copy = f"COPY users ({', '.join(_COLUMNS)}) FROM STDIN"
     with contextlib.closing(connect(url)) as connection, connection.cursor() as cursor:
         for start in range(0, users, _COPY_ROWS):
@@ -186,24 +184,24 @@ def _fill(url: URL, users: int) -> None:
         cursor.execute("VACUUM (ANALYZE, FREEZE) users")
 
 
-def _rows(users: int) -> Iterator[str]:
-    """The lines of COPY, in the order of ids and of created_at."""
-    dice = random.Random(users)
+def _copy_lines(users: int) -> Iterator[str]:
+    """Lines for COPY, ordered by id and created_at."""
+    rng = random.Random(users)
     stored_hash = hash_password(PASSWORD, COST)
     for number in range(1, users + 1):
-        created = NOW - _SPAN * ((users - number + dice.random()) / users)
-        is_changed = dice.random() < _CHANGED
-        updated = created + (NOW - created) * dice.random() if is_changed else created
-        is_deleted = is_changed and dice.random() < _DELETED / _CHANGED and number != SIGNS_IN
+        created = NOW - _PERIOD * ((users - number + rng.random()) / users)
+        is_changed = rng.random() < _CHANGED
+        updated = created + (NOW - created) * rng.random() if is_changed else created
+        is_deleted = is_changed and rng.random() < _DELETED / _CHANGED and number != SIGN_IN_USER_ID
         deleted = updated.isoformat() if is_deleted else _NULL
-        username = f"{_name(dice)}{dice.choice('._-')}{_name(dice)}{number}"
+        username = f"{_name(rng)}{rng.choice('._-')}{_name(rng)}{number}"
         values = (
             str(number),
-            f"{username}@{dice.randrange(_DOMAINS)}.example.com",
+            f"{username}@{rng.randrange(_DOMAINS)}.example.com",
             username,
-            stored_hash if dice.random() < _WITH_PASSWORD or number == SIGNS_IN else _NULL,
-            "f" if dice.random() < _INACTIVE and number != SIGNS_IN else "t",
-            "t" if dice.random() < _SUPERUSERS else "f",
+            stored_hash if rng.random() < _WITH_PASSWORD or number == SIGN_IN_USER_ID else _NULL,
+            "f" if rng.random() < _INACTIVE and number != SIGN_IN_USER_ID else "t",
+            "t" if rng.random() < _SUPERUSERS else "f",
             created.isoformat(),
             updated.isoformat(),
             "2" if is_changed else "1",
@@ -213,8 +211,8 @@ def _rows(users: int) -> Iterator[str]:
         yield "\t".join(values) + "\n"
 
 
-def _name(dice: random.Random) -> str:
-    syllables = [dice.choice(_CONSONANTS) + dice.choice(_VOWELS) for _ in range(3)]
-    if dice.random() < 1 / 8:
-        syllables[0] = PREFIX + syllables[0][1:]
+def _name(rng: random.Random) -> str:
+    syllables = [rng.choice(_CONSONANTS) + rng.choice(_VOWELS) for _ in range(3)]
+    if rng.random() < 1 / 8:
+        syllables[0] = NAME_PREFIX + syllables[0][1:]
     return "".join(syllables)

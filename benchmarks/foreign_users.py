@@ -1,4 +1,4 @@
-"""Users as another system hands them over: names in no order, hashes of eight schemes. The same ones in every run."""
+"""Users to import from another system: names in random order, hashes of eight schemes, the same in every run."""
 
 import io
 import time
@@ -28,13 +28,13 @@ def foreign_users(numbers: range) -> Iterator[tuple[str, str, str]]:
 
 
 class Copier:
-    """COPY into a database of its own."""
+    """Loads these users into a database by COPY."""
 
     def __init__(self, url: URL) -> None:
         self._connection = connect(url)
 
     def copy(self, numbers: range) -> float:
-        """Copy these users; seconds that it took."""
+        """COPY the users with these numbers. Returns seconds."""
         data = io.StringIO("".join("\t".join(row) + "\n" for row in foreign_users(numbers)))
         with self._connection.cursor() as cursor:
             began_at = time.monotonic()

@@ -1,30 +1,31 @@
-"""Just enough of HTTP/2 to write what no gRPC library would: calls that stop half way, slow ones, and garbage.
+"""A minimal HTTP/2 client for what a gRPC library does not send: half-open calls, slow messages, malformed frames.
 
-Frames by RFC 9113, section 4.1; headers by RFC 7541, section 6.2.2, as literals that nobody has to remember.
+Frames follow RFC 9113, section 4.1; headers are literals without indexing (RFC 7541, section 6.2.2).
 """
 
 import socket
 from collections.abc import Iterable, Iterator
 
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0x0, 0x1, 0x3, 0x4, 0x6, 0x7
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0x0, 0x1, 0x3, 0x4, 0x6, 0x7, 0x8
 ACK = END_STREAM = 0x1
 END_HEADERS = 0x4
+MAGIC = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _HEAD = 9
 _CHUNK = 65536
 _LONGEST_LITERAL = 126
 
 
 def frame(kind: int, payload: bytes = b"", *, flags: int = 0, stream: int = 0) -> bytes:
-    """One frame."""
+    """Encode a frame."""
     return len(payload).to_bytes(3) + bytes((kind, flags)) + stream.to_bytes(4) + payload
 
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS)
-"""What a client says first."""
+PREFACE = MAGIC + frame(SETTINGS)
+"""The client connection preface (RFC 9113, section 3.4)."""
 
 
 def call(method: str, *, stream: int, metadata: Iterable[tuple[str, str]] = ()) -> bytes:
-    """The headers of an RPC whose message is still to come. stream: 1, 3, 5 … on each connection."""
+    """The HEADERS frame that opens an RPC. stream: 1, 3, 5 … on each connection."""
     fields = (
         (":method", "POST"),
         (":scheme", "http"),
@@ -39,31 +40,34 @@ def call(method: str, *, stream: int, metadata: Iterable[tuple[str, str]] = ()) 
 
 
 def message(body: bytes) -> bytes:
-    """The body as gRPC sends it: not compressed, with its length. It may be cut into any number of DATA frames."""
+    """The body with gRPC's length prefix, uncompressed. It may be split into several DATA frames."""
     return b"\0" + len(body).to_bytes(4) + body
 
 
 def _literal(text: str) -> bytes:
     if len(text) > _LONGEST_LITERAL:
-        raise ValueError(f"{len(text)} characters do not fit into one byte of length")
+        raise ValueError(f"a literal of {len(text)} characters needs more than one byte of length")
     return bytes((len(text),)) + text.encode("ascii")
 
 
 class Connection:
-    """A connection in clear text whose preface has been sent."""
+    """A connection without TLS that sends the connection preface when it opens."""
 
     def __init__(self, target: str, *, timeout: float) -> None:
-        """target: host:port. timeout: for each read and write, in seconds. Raises OSError."""
+        """target: host:port. timeout: seconds for each read and write. Raises OSError."""
         host, port = target.rsplit(":", 1)
         self.socket = socket.create_connection((host, int(port)), timeout=timeout)
         self.send(PREFACE)
 
     def send(self, *frames: bytes) -> None:
-        """Write these bytes. Raises OSError."""
+        """Send frames. Raises OSError."""
         self.socket.sendall(b"".join(frames))
 
     def frames(self) -> Iterator[tuple[int, int, int, bytes]]:
-        """Kind, flags, stream and payload of each frame that comes, until the other side closes. Raises OSError."""
+        """Yield type, flags, stream and payload of each received frame until the server closes. Raises OSError.
+
+        Acknowledges SETTINGS and PING.
+        """
         rest = b""
         while chunk := self.socket.recv(_CHUNK):
             rest += chunk
@@ -75,5 +79,5 @@ class Connection:
                 rest = rest[end:]
 
     def close(self) -> None:
-        """Leave, without a word."""
+        """Close the socket without GOAWAY."""
         self.socket.close()

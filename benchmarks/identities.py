@@ -1,4 +1,4 @@
-"""How callers come to a server: in clear text or by TLS, and as whom: as nobody, by an API key or by a certificate."""
+"""Identities of clients: anonymous, API key or client certificate, with or without TLS."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,62 +23,62 @@ _SCOPE = "users.read"
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Everything that decides how a call reaches the server, and whose it is."""
+    """The transport and the credentials of a client."""
 
     key: str | None = field(default=None, repr=False)
-    """The API key that goes along with each call."""
+    """The API key sent with each call."""
     ca: bytes | None = None
-    """Who vouches for the server; None: in clear text."""
+    """The CA of the server's certificate; None: no TLS."""
     certificate: tuple[bytes, bytes] | None = field(default=None, repr=False)
-    """The caller's private key and certificate."""
+    """Private key and client certificate."""
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...] | None:
-        """What goes along with each call."""
+        """The metadata of each call."""
         return None if self.key is None else (("authorization", f"Bearer {self.key}"),)
 
 
-NOBODY = Identity()
+ANONYMOUS = Identity()
 
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """A CA, and what it signed for one server and for the one caller."""
+    """A CA, a server certificate and a client certificate."""
 
     directory: Path
 
     @property
-    def of_server(self) -> dict[str, str]:
-        """The settings of a server that shows its certificate, and asks nobody for one."""
+    def server_settings(self) -> dict[str, str]:
+        """Settings of a server with TLS, without client certificates."""
         return {
             "TLS_CERTIFICATE_FILE": str(self.directory / SERVER_CERTIFICATE),
             "TLS_PRIVATE_KEY_FILE": str(self.directory / SERVER_KEY),
         }
 
     @property
-    def client_ca(self) -> dict[str, str]:
-        """With these settings as well it lets nobody in without one."""
+    def client_ca_settings(self) -> dict[str, str]:
+        """Settings that require a client certificate, in addition to server_settings."""
         return {"TLS_CLIENT_CA_FILE": str(self.directory / CA_CERTIFICATE)}
 
-    def identity(self, *, key: str | None = None, shows_certificate: bool = False) -> Identity:
-        """By TLS, and as assumed_caller is said."""
+    def identity(self, *, key: str | None = None, with_client_certificate: bool = False) -> Identity:
+        """An identity over TLS, with or without API key and client certificate."""
         read = {name: (self.directory / name).read_bytes() for name in (CA_CERTIFICATE, CLIENT_KEY, CLIENT_CERTIFICATE)}
         return Identity(
             key=key,
             ca=read[CA_CERTIFICATE],
-            certificate=(read[CLIENT_KEY], read[CLIENT_CERTIFICATE]) if shows_certificate else None,
+            certificate=(read[CLIENT_KEY], read[CLIENT_CERTIFICATE]) if with_client_certificate else None,
         )
 
 
 def make_certificates(directory: Path) -> Certificates:
-    """Make them in this directory."""
+    """Create the certificates in this directory."""
     make_dev_certificates(directory, now=utc_now())
     return Certificates(directory)
 
 
 def make_caller(url: URL, directory: Path) -> str:
-    """Let the caller of all measurements read users; its API key. Its certificate is the one of make_certificates.
+    """Create a caller with the scope users.read and return its API key.
 
-    Raises MeasurementError.
+    Its identity is that of the certificate of make_certificates. Raises MeasurementError.
     """
     return run_verb(url, directory, "callers", "create", _CALLER, "--scope", _SCOPE, "--identity", CLIENT_ID).strip()

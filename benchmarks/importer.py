@@ -1,4 +1,4 @@
-"""`python -m service users import` as a process that is paused, killed, and started again, as the same command."""
+"""Runs `python -m service users import` as a process that can be paused, killed and restarted."""
 
 import contextlib
 import json
@@ -13,13 +13,13 @@ from pathlib import Path
 from sqlalchemy.engine import URL
 
 from benchmarks.data import connect
-from benchmarks.machine import MIB, on_cores, resident_bytes
+from benchmarks.machine import MIB, pinned_to, resident_bytes
 from benchmarks.processes import environment
 from benchmarks.table import MeasurementError
 
-_STEP_SECONDS = 0.005
-_PATIENCE_SECONDS = 120
-"""For one batch, and for the end of the command."""
+_POLL_SECONDS = 0.005
+_TIMEOUT_SECONDS = 120
+"""Without progress."""
 _TRANSACTIONS = """
     SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
@@ -28,21 +28,21 @@ _TRANSACTIONS = """
 
 
 class Importer:
-    """The import of one file of ndjson. It is paused but for the time that a method lets it run."""
+    """The import of one ndjson file. The process runs only within a method, and is paused between calls."""
 
     def __init__(self, url: URL, file: Path, *, users: int, cores: frozenset[int]) -> None:
         self._url, self._file, self._users, self._cores = url, file, users, cores
-        self._state = file.with_name(f"{file.name}.import-progress")
+        self._progress_file = file.with_name(f"{file.name}.import-progress")
         self._log = file.with_name(f"{file.name}.log")
         self._environment = environment(url)
-        self._has_begun = False
+        self._has_started = False
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> int:
-        """Start the command, and pause it after its first batch; how many users are done."""
+        """Start the command and pause it after its first batch. Returns the number of users imported so far."""
         command = [sys.executable, "-m", "service", "users", "import", str(self._file), "--format", "ndjson"]
-        before = self._done()
-        with self._log.open("wb") as log, on_cores(self._cores):
+        before = self._imported_users()
+        with self._log.open("wb") as log, pinned_to(self._cores):
             self._process = subprocess.Popen(
                 command,
                 cwd=self._file.parent,
@@ -54,49 +54,51 @@ class Importer:
         return self.run_to(before + 1)
 
     def run_to(self, wanted: int) -> int:
-        """Let it run until so many users are done, and pause it; how many are done. Raises MeasurementError."""
+        """Run until `wanted` users are imported, then pause. Returns their number. Raises MeasurementError."""
         process = self._running()
         process.send_signal(signal.SIGCONT)
-        give_up_at = time.monotonic() + _PATIENCE_SECONDS
-        done = before = self._done()
-        while done < wanted:
+        give_up_at = time.monotonic() + _TIMEOUT_SECONDS
+        imported = before = self._imported_users()
+        while imported < wanted:
             has_ended = process.poll() is not None
-            done = self._done()
-            if done < wanted and (has_ended or time.monotonic() > give_up_at):
-                raise MeasurementError(f"the import stands still after {done:,} users: {self._log.read_text().strip()}")
-            if done > before:
-                before, give_up_at = done, time.monotonic() + _PATIENCE_SECONDS
-            time.sleep(_STEP_SECONDS)
+            imported = self._imported_users()
+            if imported < wanted and (has_ended or time.monotonic() > give_up_at):
+                raise MeasurementError(
+                    f"the import makes no progress after {imported:,} users: {self._log.read_text().strip()}"
+                )
+            if imported > before:
+                before, give_up_at = imported, time.monotonic() + _TIMEOUT_SECONDS
+            time.sleep(_POLL_SECONDS)
         process.send_signal(signal.SIGSTOP)
-        return done
+        return imported
 
     def kill(self) -> None:
-        """Kill it with SIGKILL, in the middle of a transaction. Raises MeasurementError."""
+        """Kill the process with SIGKILL during a transaction. Raises MeasurementError."""
         process = self._running()
         process.send_signal(signal.SIGCONT)
-        give_up_at = time.monotonic() + _PATIENCE_SECONDS
+        give_up_at = time.monotonic() + _TIMEOUT_SECONDS
         with contextlib.closing(connect(self._url)) as connection, connection.cursor() as cursor:
             cursor.execute(_TRANSACTIONS)
             while cursor.fetchone() == (0,):
                 if time.monotonic() > give_up_at:
-                    raise MeasurementError("the import has no transaction in which it could be killed")
+                    raise MeasurementError("the import was in no transaction during which to kill it")
                 cursor.execute(_TRANSACTIONS)
         process.kill()
         process.wait()
 
     def finish(self) -> None:
-        """Wait for its end. Raises MeasurementError unless every row was imported."""
+        """Wait until the command exits. Raises MeasurementError unless every row was imported."""
         process = self._running()
         process.send_signal(signal.SIGCONT)
-        if process.wait(_PATIENCE_SECONDS) != 0:
+        if process.wait(_TIMEOUT_SECONDS) != 0:
             raise MeasurementError(f"the import ended with {process.returncode}: {self._log.read_text().strip()}")
 
     def memory(self) -> float:
-        """MiB that are resident."""
+        """Resident memory in MiB."""
         return resident_bytes(self._running().pid) / MIB
 
-    def end(self) -> None:
-        """End what still runs."""
+    def stop(self) -> None:
+        """Kill the process if it still runs."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -105,21 +107,21 @@ class Importer:
         assert self._process is not None
         return self._process
 
-    def _done(self) -> int:
-        """How many users are done. The command removes the file that says so when all are."""
+    def _imported_users(self) -> int:
+        """Read the progress file, which the command removes once all users are imported."""
         try:
-            done = int(json.loads(self._state.read_text())["done"])
+            imported = int(json.loads(self._progress_file.read_text())["done"])
         except FileNotFoundError:
-            return self._users if self._has_begun else 0
-        self._has_begun = True
-        return done
+            return self._users if self._has_started else 0
+        self._has_started = True
+        return imported
 
 
 @contextmanager
 def importer(url: URL, file: Path, *, users: int, cores: frozenset[int]) -> Iterator[Importer]:
-    """The import of a file of so many users on these cores; it ends with the block."""
-    made = Importer(url, file, users=users, cores=cores)
+    """Prepare the import of a file with this number of users; the process is killed at the end of the block."""
+    process = Importer(url, file, users=users, cores=cores)
     try:
-        yield made
+        yield process
     finally:
-        made.end()
+        process.stop()

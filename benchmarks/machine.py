@@ -1,7 +1,7 @@
-"""What the operating system says and does about processes: cores, CPU time, resident memory. Linux only, by design.
+"""CPU affinity, CPU time, memory and context switches of processes. Linux only.
 
-CPU time is read from outside, from the CPU-time clock of the other process (POSIX, clock_getcpuclockid): nanoseconds,
-all threads, nothing to be built into the server that is measured.
+CPU time is read from the CPU-time clock of the measured process (POSIX clock_getcpuclockid): in nanoseconds, over all
+threads, without instrumentation of the server.
 """
 
 import os
@@ -14,40 +14,40 @@ from pathlib import Path
 from typing import NamedTuple
 
 MIB = 1024 * 1024
-_PROCESS_CLOCK = 2  # CPUCLOCK_SCHED, in the lowest three bits of a clock id; the others hold the inverted pid
+_PROCESS_CLOCK = 2  # CPUCLOCK_SCHED, in the low three bits of a clock id; the other bits hold the inverted pid
 
 
 class UnsupportedMachineError(Exception):
-    """This system cannot tell what has to be measured."""
+    """The operating system lacks what the benchmark needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cores:
-    """Which cores do what: the measured server has one for itself, where there are two at least."""
+    """The cores of the measured server and of the rest. On one core both are the same."""
 
     server: frozenset[int]
     rest: frozenset[int]
-    """Callers and, where we start it, the database."""
+    """For load generators and the embedded database."""
     all: frozenset[int]
 
     @property
-    def are_apart(self) -> bool:
-        """Whether callers and database are kept off the server's core."""
+    def are_separate(self) -> bool:
+        """Whether the server has a core of its own."""
         return self.server != self.rest
 
 
 def find_cores() -> Cores:
-    """The cores this process may use. Raises UnsupportedMachineError where that cannot be known or said."""
+    """Divide the cores that this process may use. Raises UnsupportedMachineError without CPU affinity."""
     if not hasattr(os, "sched_setaffinity"):
-        raise UnsupportedMachineError(f"The benchmarks pin processes to cores, which {platform.system()} does not do.")
+        raise UnsupportedMachineError(f"The benchmarks pin processes to cores, which {platform.system()} cannot do.")
     usable = sorted(os.sched_getaffinity(0))
     server = frozenset(usable[:1])
     return Cores(server=server, rest=frozenset(usable[1:]) or server, all=frozenset(usable))
 
 
 @contextmanager
-def on_cores(cores: frozenset[int]) -> Iterator[None]:
-    """Processes that are started in this block, by this thread, stay on these cores: they inherit them."""
+def pinned_to(cores: frozenset[int]) -> Iterator[None]:
+    """Pin this thread, and the processes that it starts during the block, to these cores."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:
@@ -57,10 +57,10 @@ def on_cores(cores: frozenset[int]) -> Iterator[None]:
 
 
 @contextmanager
-def first_in_line(pid: int | None) -> Iterator[bool]:
-    """What this process (None: none) starts within the block gets a core at once, also one that another process has.
+def real_time_priority(pid: int | None) -> Iterator[bool]:
+    """Give a process, and those that it forks during the block, real-time priority (SCHED_RR). None: no process.
 
-    Says whether that is so: it takes root, or CAP_SYS_NICE.
+    Yields whether that worked: it needs root or CAP_SYS_NICE.
     """
     try:
         if pid is not None:
@@ -75,50 +75,50 @@ def first_in_line(pid: int | None) -> Iterator[bool]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """The CPU time that a process has used so far, user and system, in all its threads."""
+    """User and system CPU time of all threads of a process."""
     return time.clock_gettime((~pid << 3) | _PROCESS_CLOCK)
 
 
 def resident_bytes(pid: int) -> int:
-    """The memory of a process that is in RAM now, shared pages included."""
+    """Resident memory (RSS) of a process, with shared pages."""
     pages = int(Path("/proc", str(pid), "statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def open_files(pid: int) -> int:
-    """How many file descriptors a process has, those of its connections included."""
+def open_file_count(pid: int) -> int:
+    """The number of file descriptors of a process, sockets included."""
     return sum(1 for _ in Path("/proc", str(pid), "fd").iterdir())
 
 
-class Switches(NamedTuple):
+class ContextSwitches(NamedTuple):
     """Context switches of all threads of a process."""
 
     voluntary: float
-    """A thread waited for something."""
-    forced: float
-    """The scheduler took the core away from a thread."""
+    """A thread blocked."""
+    involuntary: float
+    """The scheduler preempted a thread."""
 
-    def __sub__(self, before: "Switches") -> "Switches":
-        return Switches(self.voluntary - before.voluntary, self.forced - before.forced)
+    def __sub__(self, before: "ContextSwitches") -> "ContextSwitches":
+        return ContextSwitches(self.voluntary - before.voluntary, self.involuntary - before.involuntary)
 
 
-def switches_of(pid: int) -> Switches:
-    """How many context switches the threads that a process has now have made so far."""
-    voluntary = forced = 0
+def context_switches(pid: int) -> ContextSwitches:
+    """Context switches so far of the current threads of a process."""
+    voluntary = involuntary = 0
     for task in Path("/proc", str(pid), "task").iterdir():
         counts = dict(line.split(":\t") for line in (task / "status").read_text(encoding="ascii").splitlines()[-2:])
         voluntary += int(counts["voluntary_ctxt_switches"])
-        forced += int(counts["nonvoluntary_ctxt_switches"])
-    return Switches(voluntary, forced)
+        involuntary += int(counts["nonvoluntary_ctxt_switches"])
+    return ContextSwitches(voluntary, involuntary)
 
 
-def threads_of(pid: int) -> int:
-    """How many threads a process has."""
+def thread_count(pid: int) -> int:
+    """The number of threads of a process."""
     return sum(1 for _ in Path("/proc", str(pid), "task").iterdir())
 
 
-def describe() -> str:
-    """One line about this machine."""
+def describe_machine() -> str:
+    """Describe cores, kernel and Python in one line."""
     model = "unknown processor"
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""Starting and ending the servers that are measured, each in a process of its own, as an operator would start it."""
+"""Starts and stops the measured servers, each in a process of its own, as an operator would."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sqlalchemy.engine import URL
 
-from benchmarks.machine import on_cores
+from benchmarks.machine import pinned_to
 from benchmarks.table import MeasurementError
 from service.base.secret_keys import generate_secret_key
 from service.base.settings import Settings
@@ -27,9 +27,9 @@ WORKER = (
     "from service.observability import metrics as m; m.use_worker_number(0); from service.cli.main import main; main()",
     "serve",
 )
-"""The service as one of several workers, that counts in the files of PROMETHEUS_MULTIPROC_DIR."""
-ASKS_WHO_CALLS = {"CALLER_AUTH": "required"}
-"""As it is shipped. The default here is off: see environment."""
+"""The service with the metrics of a worker among others, in files under PROMETHEUS_MULTIPROC_DIR."""
+CALLER_AUTH_REQUIRED = {"CALLER_AUTH": "required"}
+"""The service's default, which `environment` turns off."""
 
 _STEP_SECONDS = 0.002
 _START_SECONDS = 60
@@ -38,23 +38,22 @@ _STOP_SECONDS = 15
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that listens."""
+    """A running server."""
 
     pid: int
-    """Of the process that answers."""
+    """Of its first worker."""
     target: str
-    """host:port, as callers dial it."""
+    """host:port."""
     workers: tuple[int, ...]
-    """Of all the processes that answer; `pid` is the first of them."""
+    """The pids of all processes that serve calls."""
     supervisor: int
-    """The process that was started: of the service, the one that has the workers."""
+    """The pid of the process that was started."""
 
 
 def environment(url: URL, **settings: str) -> dict[str, str]:
-    """The environment of a child: the service's defaults, but for the database, how it is reached, and what is
-    said here.
+    """The environment of a server: the service's default settings, this database, and the settings given.
 
-    Everybody may call, unless it is said that ASKS_WHO_CALLS: what a figure measures is not who called.
+    Callers are not authenticated, except with CALLER_AUTH_REQUIRED, and calls are not rate-limited.
     """
     names = {name.upper() for name in Settings.model_fields} - {"INSECURE_PLAINTEXT_DATABASE"}
     return {
@@ -67,13 +66,13 @@ def environment(url: URL, **settings: str) -> dict[str, str]:
         "CALLER_AUTH": "off",
         "GRPC_WORKERS": "1",
         "SHUTDOWN_DRAIN": "0",
-        "CALLER_CODE_RATE_LIMIT": "0",  # as fast as calls come: what is measured are not the limits
+        "CALLER_CODE_RATE_LIMIT": "0",  # off: the benchmark calls faster
         **settings,
     }
 
 
 def run_verb(url: URL, directory: Path, *verb: str) -> str:
-    """Run `python -m service VERB …` to its end; what it prints. Raises MeasurementError when it fails."""
+    """Run `python -m service VERB …` and return its output. Raises MeasurementError if it fails."""
     ran = subprocess.run(
         [sys.executable, "-m", "service", *verb],
         cwd=directory,
@@ -97,13 +96,13 @@ def running(
     settings: Mapping[str, str] | None = None,
     cores: frozenset[int] | None = None,
 ) -> Iterator[Server]:
-    """A server, from when it listens until the block ends; on these cores, or on any.
+    """Start a server, wait until it listens, and stop it at the end of the block. cores: where it may run.
 
-    It works in `directory`, where no .env is found, and logs into a file there.
-    Raises MeasurementError when it does not come up.
+    Its working directory is `directory`, which has no .env; it logs into a file there. Raises MeasurementError if it
+    does not start.
     """
     log = directory / f"{time.monotonic_ns()}.log"
-    with log.open("wb") as stream, nullcontext() if cores is None else on_cores(cores):
+    with log.open("wb") as stream, nullcontext() if cores is None else pinned_to(cores):
         process = subprocess.Popen(
             [sys.executable, *program],
             cwd=directory,
@@ -127,7 +126,7 @@ def running(
 
 
 def _wait_until_listening(process: "subprocess.Popen[bytes]", log: Path) -> list[dict[str, int]]:
-    """The lines that say so, of all workers that there are to be."""
+    """Wait until every worker has logged "listening". Returns these log entries."""
     give_up_at = time.monotonic() + _START_SECONDS
     while time.monotonic() < give_up_at:
         has_ended = process.poll() is not None
@@ -138,6 +137,6 @@ def _wait_until_listening(process: "subprocess.Popen[bytes]", log: Path) -> list
         if len(listening) >= wanted:
             return listening
         if has_ended:
-            raise MeasurementError(f"a server ended instead of listening: {text.strip()}")
+            raise MeasurementError(f"a server exited before it listened: {text.strip()}")
         time.sleep(_STEP_SECONDS)
     raise MeasurementError(f"a server did not listen within {_START_SECONDS} s")

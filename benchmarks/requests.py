@@ -1,4 +1,4 @@
-"""The calls that are made, with the answers that are right."""
+"""Builds requests together with the responses they expect."""
 
 from collections.abc import Sequence
 
@@ -23,16 +23,12 @@ from service.rpc.envoy import ext_authz_pb2
 
 def get_user(user_id: int) -> Request:
     """GetUser by id."""
-    return _get(user_pb2.UserKey(id=user_id), user_id)
+    body = user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user_id)).SerializeToString()
+    return Request(GET_USER, body, [user_id])
 
 
-def get_user_named(user_id: int, *, email: str = "", username: str = "") -> Request:
-    """GetUser by email or username."""
-    return _get(user_pb2.UserKey(email=email) if email else user_pb2.UserKey(username=username), user_id)
-
-
-def get_nobody(user_id: int) -> Request:
-    """GetUser by an id that nobody has."""
+def get_unknown_user(user_id: int) -> Request:
+    """GetUser by an id that does not exist."""
     body = user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user_id)).SerializeToString()
     return Request(GET_USER, body, code="NOT_FOUND")
 
@@ -49,36 +45,36 @@ def list_users(message: user_pb2.ListUsersRequest, ids: list[int] | None = None)
 
 
 def create_user(username: str) -> Request:
-    """CreateUser, without a password; its email is the username at DOMAIN."""
+    """CreateUser without a password; the email is the username at DOMAIN."""
     user = user_pb2.User(email=f"{username}@{DOMAIN}", username=username)
     return Request(CREATE_USER, user_pb2.CreateUserRequest(user=user).SerializeToString())
 
 
 def update_user(user_id: int, username: str) -> Request:
-    """UpdateUser: another username."""
+    """UpdateUser with a new username."""
     user = user_pb2.User(id=user_id, username=username)
     return Request(UPDATE_USER, user_pb2.UpdateUserRequest(user=user).SerializeToString(), [user_id])
 
 
 def authenticate(user_id: int, password: str) -> Request:
-    """Authenticate by id, with the right password."""
+    """Authenticate by id with the right password."""
     message = authentication_pb2.AuthenticateRequest(user_id=user_id, password=password)
     return Request(AUTHENTICATE, message.SerializeToString(), [user_id])
 
 
-def authenticate_wrongly(user_id: int) -> Request:
-    """Authenticate by id, with a password that is refused."""
+def authenticate_with_wrong_password(user_id: int) -> Request:
+    """Authenticate by id with a wrong password."""
     message = authentication_pb2.AuthenticateRequest(user_id=user_id, password=WRONG_PASSWORD)
     return Request(AUTHENTICATE, message.SerializeToString(), code="UNAUTHENTICATED")
 
 
-def authenticate_unreadably() -> Request:
-    """Authenticate with a message that is none: refused without a hash."""
+def authenticate_malformed() -> Request:
+    """Authenticate with a malformed message, which is refused without hashing."""
     return Request(AUTHENTICATE, b"\xff", code="INVALID_ARGUMENT")
 
 
-def authenticate_named(identifier: str, password: str) -> Request:
-    """Authenticate by what a person typed, with a password that is refused."""
+def authenticate_by_identifier(identifier: str, password: str) -> Request:
+    """Authenticate by email or username; expects a refusal."""
     message = authentication_pb2.AuthenticateRequest(identifier=identifier, password=password)
     return Request(AUTHENTICATE, message.SerializeToString(), code="UNAUTHENTICATED")
 
@@ -95,17 +91,13 @@ def refresh_session(user_id: int, token: str) -> Request:
 
 
 def introspect_token(user_id: int, token: str) -> Request:
-    """IntrospectToken, of an access token that is active."""
+    """IntrospectToken of an active access token."""
     return Request(INTROSPECT_TOKEN, session_pb2.IntrospectTokenRequest(token=token).SerializeToString(), [user_id])
 
 
 def check(user_id: int, token: str, *, audience: str, mode: str) -> Request:
-    """Check, of a request that may pass."""
+    """Check of a request that is allowed."""
     message = ext_authz_pb2.CheckRequest()
     message.attributes.request.http.headers["authorization"] = f"Bearer {token}"
     message.attributes.context_extensions.update({"personae.audience": audience, "personae.mode": mode})
     return Request(CHECK, message.SerializeToString(), [user_id])
-
-
-def _get(key: user_pb2.UserKey, user_id: int) -> Request:
-    return Request(GET_USER, user_pb2.GetUserRequest(key=key).SerializeToString(), [user_id])

@@ -1,11 +1,11 @@
-"""What the service is compared with: two servers that do less for the same answer. Programs of their own.
+"""Reference servers that the service is compared with, and a collector of traces.
 
-    python -m benchmarks.servers bare      builds the message from values that lie ready: what gRPC itself costs
-    python -m benchmarks.servers session   one statement in a Session, by Core: what the database costs on top
-    python -m benchmarks.servers collector takes traces by OTLP, and throws them away
+    python -m benchmarks.servers bare      returns messages from values in memory: the cost of gRPC alone
+    python -m benchmarks.servers session   one SELECT in a Session, with Core: gRPC and the database
+    python -m benchmarks.servers collector accepts traces over OTLP and discards them
 
-The first two have as many threads as the service and get DATABASE_URL. All log one line as the service does once they
-listen.
+The first two have as many threads as the service and use DATABASE_URL. Each logs one line once it listens, as the
+service does.
 """
 
 import json
@@ -27,11 +27,11 @@ from service.rpc.validation import user_message
 _users = table_of(User)
 _BY_ID = select(*COLUMNS).where(_users.c.id == bindparam("value", type_=BigInteger()))
 _SAMPLE = 1000
-"""How many users the bare server knows: those with the lowest ids, which are the ones that callers ask it for."""
+"""The bare server keeps the users with the lowest ids; the benchmark requests no others."""
 
 
 class Bare(user_pb2_grpc.UserServiceServicer):
-    """No database: the same message from the same values, by the same function."""
+    """GetUser without a database, with the service's function that builds the message."""
 
     def __init__(self, url: URL) -> None:
         engine = create_engine(url)
@@ -45,10 +45,9 @@ class Bare(user_pb2_grpc.UserServiceServicer):
 
 
 class SessionAndCore(user_pb2_grpc.UserServiceServicer):
-    """One autocommit SELECT in a plain Session, and nothing around it.
+    """GetUser as one autocommit SELECT in a plain Session, without a pipeline.
 
-    The pool is as large as the service's. It does not ping at all, where the service answers its own ping without a
-    round trip: the comparison is to err against the service.
+    The pool has the size of the service's and does not ping, which favours this server over the service.
     """
 
     def __init__(self, url: URL, settings: Settings) -> None:
@@ -72,7 +71,7 @@ class SessionAndCore(user_pb2_grpc.UserServiceServicer):
 
 
 class Collector(grpc.GenericRpcHandler):
-    """Says yes to every request, without looking at it."""
+    """Accepts every request without parsing it."""
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes]":  # noqa: ARG002  gRPC's signature
         return grpc.unary_unary_rpc_method_handler(lambda _request, _context: b"")
@@ -85,7 +84,7 @@ def main(kind: str) -> None:
     server = grpc.server(ThreadPoolExecutor(settings.grpc_threads), options=(("grpc.so_reuseport", 0),))
     if kind == "collector":
         server.add_generic_rpc_handlers((Collector(),))
-    else:  # GetUser is all that is asked of them
+    else:  # the servicers implement GetUser only
         servicer = Bare(settings.url) if kind == "bare" else SessionAndCore(settings.url, settings)  # type: ignore[abstract]
         user_pb2_grpc.add_UserServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")

@@ -1,4 +1,4 @@
-"""Sessions that measurements make for themselves, with the refresh tokens that their clients would hold."""
+"""Inserts sessions by SQL, with the refresh tokens that clients would hold."""
 
 import contextlib
 import secrets
@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy.engine import URL
 
 from benchmarks.data import connect
-from benchmarks.load import Callers, Request, call_each_once
+from benchmarks.load import LoadGenerator, Request, call_sequentially
 from benchmarks.processes import Server
 from benchmarks.requests import refresh_session
 from personae.v1 import authentication_pb2
@@ -28,32 +28,32 @@ _INSERT = """
     FROM generate_series(1, %(number)s / (SELECT count(*) FROM owners) + 1) AS nth CROSS JOIN owners
     ORDER BY nth, owners.id LIMIT %(number)s
 """
-_ANY = "SELECT user_id, id FROM sessions ORDER BY random() LIMIT %s"
+_RANDOM = "SELECT user_id, id FROM sessions ORDER BY random() LIMIT %s"
 
 
 @dataclass(frozen=True, slots=True)
 class Issuer:
-    """A server that issues tokens, and what its refresh tokens are made with."""
+    """The keys of a server that issues tokens."""
 
     secret_keys: str = field(default_factory=lambda: generate_secret_key("bench"), repr=False)
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(SECRET_BYTES), repr=False)
-    """The same in all sessions: the server finds a session by its key, and only compares the secret."""
+    """Shared by all sessions: the server finds a session by its key, then compares the secret."""
 
     @property
     def settings(self) -> dict[str, str]:
-        """The settings of that server. Its access tokens outlast the measurements."""
+        """Settings of the server. Access tokens outlive the measurements."""
         return {"SECRET_KEYS": self.secret_keys, "TOKEN_ISSUER": ISSUER, "ACCESS_TOKEN_SECONDS": "3600"}
 
     def first_tokens(self, sessions: list[SessionKey]) -> list[str]:
-        """The refresh tokens of sessions that were never refreshed."""
+        """The refresh tokens of sessions that have not been refreshed."""
         codec = RefreshTokens(parse_secret_keys(self.secret_keys).derive("refresh-token"))
         return [codec.write(RefreshToken(session, 1, self.secret)) for session in sessions]
 
 
 def add_sessions(url: URL, issuer: Issuer, number: int) -> None:
-    """Start so many sessions: each user who may sign in gets one, then each another one, and so on.
+    """Insert this number of sessions, evenly over all users who can sign in.
 
-    The sessions of a user lie apart in the table, as if they had been started at different times.
+    The sessions of a user are scattered over the table, as if started at different times.
     """
     values = {
         "number": number,
@@ -64,27 +64,29 @@ def add_sessions(url: URL, issuer: Issuer, number: int) -> None:
     }
     with contextlib.closing(connect(url)) as connection, connection.cursor() as cursor:
         cursor.execute(_INSERT, values)
-        cursor.execute("VACUUM (ANALYZE, FREEZE) sessions, users")  # the foreign key has locked the users
+        cursor.execute("VACUUM (ANALYZE, FREEZE) sessions, users")  # users: the foreign key has locked its rows
 
 
 def first_refreshes(url: URL, issuer: Issuer, number: int) -> list[Request]:
-    """The first refresh of each of so many sessions."""
-    found = some_sessions(url, number)
+    """The first refresh of this number of random sessions."""
+    sessions = random_sessions(url, number)
     return [
         refresh_session(session.user_id, token)
-        for session, token in zip(found, issuer.first_tokens(found), strict=True)
+        for session, token in zip(sessions, issuer.first_tokens(sessions), strict=True)
     ]
 
 
-def access_tokens(callers: Callers, server: Server, refreshes: list[Request]) -> list[tuple[int, str]]:
-    """Make these refreshes; the users and the access tokens that they return."""
-    answers = callers.do(call_each_once, server.target, refreshes)
+def issue_access_tokens(
+    load_generator: LoadGenerator, server: Server, refreshes: list[Request]
+) -> list[tuple[int, str]]:
+    """Make these refreshes. Returns user ids and access tokens."""
+    answers = load_generator.run(call_sequentially, server.target, refreshes)
     tokens = [authentication_pb2.SessionTokens.FromString(answer.body) for answer in answers]
-    return [(found.user.id, found.access_token) for found in tokens]
+    return [(session.user.id, session.access_token) for session in tokens]
 
 
-def some_sessions(url: URL, number: int) -> list[SessionKey]:
-    """The keys of so many sessions, from all over the table, in random order."""
+def random_sessions(url: URL, number: int) -> list[SessionKey]:
+    """The keys of random sessions."""
     with contextlib.closing(connect(url)) as connection, connection.cursor() as cursor:
-        cursor.execute(_ANY, (number,))
+        cursor.execute(_RANDOM, (number,))
         return [SessionKey(user_id, UUID(session_id)) for user_id, session_id in cursor.fetchall()]

@@ -1,6 +1,6 @@
-"""Two kinds of callers that meet: a crowd that wants to sign in all at once, and a few that read on a timetable.
+"""Load of a sign-in storm: many clients that sign in at once, and readers with a fixed schedule.
 
-Each kind runs in a process of its own. See `benchmarks/load.py` for the callers of all other measurements.
+Each runs in a load generator of its own (`benchmarks/load.py`).
 """
 
 import itertools
@@ -15,111 +15,112 @@ from typing import Any
 import bcrypt
 import grpc
 
-from benchmarks.answers import Answer, ask
-from benchmarks.load import DEADLINE_SECONDS, Request, fault_in, open_channel
+from benchmarks.load import DEADLINE_SECONDS, Request, call_error, open_channel
+from benchmarks.outcomes import Outcome, outcome_of
 from benchmarks.table import MeasurementError
 
 _CHANNELS = 8
-"""For each kind."""
+"""Per load generator."""
 _REFUSED = "RESOURCE_EXHAUSTED"
-LEAST_PAUSE_SECONDS = 0.05
-"""Of a caller whose attempt failed, also when it was not told to wait."""
+MIN_BACKOFF_SECONDS = 0.05
+"""After a failed attempt, if the server sent no longer pushback."""
 
 
 @dataclass(slots=True)
 class Reads:
-    """What became of the reads on the timetable."""
+    """The results of scheduled reads."""
 
     latencies: list[float] = field(default_factory=list)
-    """Seconds from when a read was due. One that failed counts as its whole deadline: by then it had not come."""
-    faults: Counter[str] = field(default_factory=Counter)
+    """Seconds since the read was due. A failed read counts as its whole deadline."""
+    errors: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(slots=True)
 class Storm:
-    """What became of the sign-ins."""
+    """The results of a sign-in storm."""
 
     signed_in_per_second: float
-    answers: Counter[str]
+    outcomes: Counter[str]
     """By code and reason."""
     refused: list[float]
-    """The seconds that each RESOURCE_EXHAUSTED took."""
+    """The seconds of each call that ended with RESOURCE_EXHAUSTED."""
     without_pushback: int
-    """How many of those did not say when to come again."""
+    """How many of the refused calls had no pushback."""
 
 
-def read_on_schedule(target: str, requests: Sequence[Request], *, readers: int, every: float, seconds: float) -> Reads:
-    """Each reader makes a call `every` so many seconds, and the readers take turns.
+def read_on_schedule(
+    target: str, requests: Sequence[Request], *, readers: int, interval: float, seconds: float
+) -> Reads:
+    """Make one call per reader and interval, with the readers evenly staggered.
 
-    A call that is due while the reader's last one is still out is made as soon as that is answered, and has been
-    waiting since it was due: otherwise a server that stalls would be asked less often, and look faster.
+    A call that is due while the reader's previous one is in flight is made right after it, and its latency counts from
+    when it was due. Otherwise a server that stalls would look faster (coordinated omission).
     """
-    channels = [_connected(target) for _ in range(_CHANNELS)]
+    channels = [_connected_channel(target) for _ in range(_CHANNELS)]
     all_reads = [Reads() for _ in range(readers)]
-    go = threading.Barrier(readers)
+    barrier = threading.Barrier(readers)
 
     def read(number: int) -> None:
         call: Any = channels[number % _CHANNELS].unary_unary(requests[0].method)
-        turns = itertools.cycle(requests[number::readers])
-        _read(call, next(turns), time.perf_counter(), all_reads[number])
-        all_reads[number].latencies.clear()  # that one warmed up
-        go.wait()
+        cycle = itertools.cycle(requests[number::readers])
+        _read(call, next(cycle), time.perf_counter(), all_reads[number])
+        all_reads[number].latencies.clear()  # the first one warms up
+        barrier.wait()
         started = time.perf_counter()
-        due = started + number * every / readers
+        due = started + number * interval / readers
         while due < started + seconds:
-            _read(call, next(turns), due, all_reads[number])
-            due += every
+            _read(call, next(cycle), due, all_reads[number])
+            due += interval
 
-    _run_all([threading.Thread(target=read, args=(number,), daemon=True) for number in range(readers)])
+    _run_threads([threading.Thread(target=read, args=(number,), daemon=True) for number in range(readers)])
     for channel in channels:
         channel.close()
     return Reads(
-        latencies=[taken for reads in all_reads for taken in reads.latencies],
-        faults=sum((reads.faults for reads in all_reads), Counter()),
+        latencies=[latency for reads in all_reads for latency in reads.latencies],
+        errors=sum((reads.errors for reads in all_reads), Counter()),
     )
 
 
 def sign_in_storm(
-    target: str, requests: Sequence[Request], *, seconds: float, least_pause: float = LEAST_PAUSE_SECONDS
+    target: str, requests: Sequence[Request], *, seconds: float, min_backoff: float = MIN_BACKOFF_SECONDS
 ) -> Storm:
-    """One caller for each request, which makes it again and again for so long, without any retry by gRPC.
+    """Repeat each request on a client of its own for `seconds`, without gRPC's retries.
 
-    Who is refused waits as long as the pushback says, give or take a half, so that the crowd does not come in step:
-    callers that are refused without a pause would measure how fast refusals are, and on the cores of the server.
-    Ends when the last call is answered, or its deadline is over.
+    A refused client waits for the pushback, with a jitter of half of it, so that clients do not synchronize. Without a
+    pause the benchmark would measure how fast the server refuses. Returns once all calls have ended.
     """
-    channels = [_connected(target) for _ in range(_CHANNELS)]
-    all_answers: list[list[Answer]] = [[] for _ in requests]
+    channels = [_connected_channel(target) for _ in range(_CHANNELS)]
+    outcomes_by_client: list[list[Outcome]] = [[] for _ in requests]
     signed_in = [0] * len(requests)
     end = time.perf_counter() + seconds
 
-    def attack(number: int) -> None:
+    def sign_in(number: int) -> None:
         request = requests[number]
         call: Any = channels[number % _CHANNELS].unary_unary(request.method)
-        dice = random.Random(number)
+        rng = random.Random(number)
         while time.perf_counter() < end:
-            answer = ask(call, request)
-            all_answers[number].append(answer)
-            if answer.code != "OK":
-                time.sleep(max(answer.pushback or 0, least_pause) * dice.uniform(0.5, 1.5))
+            outcome = outcome_of(call, request)
+            outcomes_by_client[number].append(outcome)
+            if outcome.code != "OK":
+                time.sleep(max(outcome.pushback or 0, min_backoff) * rng.uniform(0.5, 1.5))
             elif time.perf_counter() < end:
                 signed_in[number] += 1
 
-    _run_all([threading.Thread(target=attack, args=(number,), daemon=True) for number in range(len(requests))])
+    _run_threads([threading.Thread(target=sign_in, args=(number,), daemon=True) for number in range(len(requests))])
     for channel in channels:
         channel.close()
-    answers = [answer for found in all_answers for answer in found]
-    refused = [answer for answer in answers if answer.code == _REFUSED]
+    outcomes = [outcome for of_client in outcomes_by_client for outcome in of_client]
+    refused = [outcome for outcome in outcomes if outcome.code == _REFUSED]
     return Storm(
         signed_in_per_second=sum(signed_in) / seconds,
-        answers=Counter(answer.name for answer in answers),
-        refused=[answer.seconds for answer in refused],
-        without_pushback=sum(answer.pushback is None for answer in refused),
+        outcomes=Counter(outcome.name for outcome in outcomes),
+        refused=[outcome.seconds for outcome in refused],
+        without_pushback=sum(outcome.pushback is None for outcome in refused),
     )
 
 
-def bcrypt_storm(*, threads: int, password: str, cost: int, seconds: float) -> float:
-    """Check a password again and again on so many threads; how many checks a second."""
+def bcrypt_throughput(*, threads: int, password: str, cost: int, seconds: float) -> float:
+    """Check a password in a loop on each of these threads. Returns checks per second."""
     stored = bcrypt.hashpw(password.encode(), bcrypt.gensalt(cost))
     checked = [0] * threads
     started = time.perf_counter()
@@ -129,7 +130,7 @@ def bcrypt_storm(*, threads: int, password: str, cost: int, seconds: float) -> f
             bcrypt.checkpw(password.encode(), stored)
             checked[number] += 1
 
-    _run_all([threading.Thread(target=check, args=(number,), daemon=True) for number in range(threads)])
+    _run_threads([threading.Thread(target=check, args=(number,), daemon=True) for number in range(threads)])
     return sum(checked) / (time.perf_counter() - started)
 
 
@@ -137,17 +138,17 @@ def _read(call: Any, request: Request, due: float, reads: Reads) -> None:
     wait = due - time.perf_counter()
     if wait > 0:
         time.sleep(wait)
-        due = time.perf_counter()  # that this process woke up late is not the server's fault
-    fault = fault_in(call, request)
-    if fault is None:
+        due = time.perf_counter()  # a late wake-up of this process does not count
+    error = call_error(call, request)
+    if error is None:
         reads.latencies.append(time.perf_counter() - due)
     else:
         reads.latencies.append(DEADLINE_SECONDS)
-        reads.faults[fault] += 1
+        reads.errors[error] += 1
 
 
-def _connected(target: str) -> grpc.Channel:
-    """A channel whose connection is there already. Raises MeasurementError."""
+def _connected_channel(target: str) -> grpc.Channel:
+    """Open a channel and wait for its connection. Raises MeasurementError."""
     channel = open_channel(target)
     try:
         grpc.channel_ready_future(channel).result(timeout=DEADLINE_SECONDS)
@@ -156,7 +157,7 @@ def _connected(target: str) -> grpc.Channel:
     return channel
 
 
-def _run_all(threads: Sequence[threading.Thread]) -> None:
+def _run_threads(threads: Sequence[threading.Thread]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,13 +1,13 @@
-"""What a read costs the server in CPU time: beside the bare handler, beside Session + Core, and in a batch."""
+"""Server CPU time of a read, compared with a bare handler and with Session + Core, and of a batch."""
 
 from contextlib import ExitStack
 from statistics import median
 
 from benchmarks.bench import Bench
-from benchmarks.load import Rate
+from benchmarks.load import ClosedLoopResult
 from benchmarks.processes import BARE, SERVICE, SESSION_AND_CORE, running
 from benchmarks.requests import batch_get_users, get_user
-from benchmarks.rounds import Lane, by_round, how_busy, in_turns
+from benchmarks.rounds import Variant, format_cpu_utilisation, measure_interleaved, ratio_per_round
 from benchmarks.table import Findings, spread
 
 _USERS = range(1, 1001)
@@ -15,54 +15,54 @@ _MICRO = 1e6
 
 
 def measure(bench: Bench) -> Findings:
-    """All servers are up at once, each pinned to the same core; they are called in turns, round by round."""
+    """Compare three servers pinned to the same core, in interleaved rounds."""
     reads = [get_user(user_id) for user_id in _USERS]
     batch = [batch_get_users(list(_USERS))]
     with ExitStack() as stack:
         service, session, bare = (
-            stack.enter_context(running(program, bench.few_users, bench.directory, cores=bench.cores.server))
+            stack.enter_context(running(program, bench.database_url, bench.directory, cores=bench.cores.server))
             for program in (SERVICE, SESSION_AND_CORE, BARE)
         )
-        rates = in_turns(
+        results = measure_interleaved(
             bench,
             {
-                "service": Lane(service, reads),
-                "session": Lane(session, reads),
-                "bare": Lane(bare, reads),
-                "batch": Lane(service, batch),
+                "service": Variant(service, reads),
+                "session": Variant(session, reads),
+                "bare": Variant(bare, reads),
+                "batch": Variant(service, batch),
             },
         )
-    return _findings(bench, rates)
+    return _findings(bench, results)
 
 
-def _findings(bench: Bench, rates: dict[str, list[Rate]]) -> Findings:
-    cost = {name: [rate.cpu_per_call for rate in found] for name, found in rates.items()}
+def _findings(bench: Bench, results: dict[str, list[ClosedLoopResult]]) -> Findings:
+    cost = {name: [result.cpu_per_call for result in of_variant] for name, of_variant in results.items()}
     cost["batch"] = [batch / len(_USERS) for batch in cost["batch"]]
-    middle = {name: median(values) for name, values in cost.items()}
+    medians = {name: median(values) for name, values in cost.items()}
     findings = Findings()
     findings.at_most(
-        "GetUser: server CPU / Session + Core without pipeline", middle["service"] / middle["session"], 1.25
+        "GetUser: server CPU / Session + Core without pipeline", medians["service"] / medians["session"], 1.25
     )
-    findings.at_most("GetUser: server CPU / bare grpcio handler", middle["service"] / middle["bare"], 3.0)
+    findings.at_most("GetUser: server CPU / bare grpcio handler", medians["service"] / medians["bare"], 3.0)
     findings.at_most(
         f"BatchGetUsers({len(_USERS)}): server CPU per user / GetUser",
-        middle["batch"] / middle["service"],
+        medians["batch"] / medians["service"],
         0.05,
         digits=3,
     )
-    singles = ", ".join(
+    per_read = ", ".join(
         f"{name} {spread(cost[name], scale=_MICRO, unit=' µs')}" for name in ("service", "session", "bare")
     )
     findings.note(
-        f"CPU per GetUser: {singles}; per user of a batch {spread(cost['batch'], scale=_MICRO, unit=' µs', digits=1)}."
+        f"CPU per GetUser: {per_read}; per user of a batch {spread(cost['batch'], scale=_MICRO, unit=' µs', digits=1)}."
     )
     findings.note(
-        f"Ratios within one round: service / session {by_round(cost['service'], cost['session'])}, service / bare "
-        f"{by_round(cost['service'], cost['bare'])}, batch / service "
-        f"{by_round(cost['batch'], cost['service'], digits=3)}."
+        f"Ratios within one round: service / session {ratio_per_round(cost['service'], cost['session'])}, "
+        f"service / bare {ratio_per_round(cost['service'], cost['bare'])}, batch / service "
+        f"{ratio_per_round(cost['batch'], cost['service'], digits=3)}."
     )
     findings.note(
         f"{bench.sizes.rounds} rounds of {bench.sizes.seconds:g} s for each server, {bench.in_flight} calls in flight "
-        f"with a deadline; share of its core that the server used: {how_busy(rates)}."
+        f"with a deadline; share of its core that the server used: {format_cpu_utilisation(results)}."
     )
     return findings

@@ -1,12 +1,11 @@
-"""What a failover costs: a primary that is killed under writes, a standby that is promoted, the server in between.
+"""Failover: the primary is killed under writes and a standby is promoted; counts lost writes.
 
-Not part of the usual run: it is a demonstration on two PostgreSQL servers of its own, and how long the promotion takes
-is not the service's doing.
+Measured only on request: it needs two PostgreSQL servers of its own, and the time without service is mostly that of the
+promotion.
 """
 
 import time
 from pathlib import Path
-from statistics import median
 
 import grpc
 
@@ -23,25 +22,25 @@ from tests.support.pair import replicating
 _ROUNDS = 3
 _WRITERS = 4
 _SECONDS = 4
-"""Of writes, before and after."""
+"""Of writes before the crash, and after the promotion."""
 
 
 def measure(bench: Bench) -> Findings:
-    """A fresh pair each time; the server is a process of its own, as an operator starts it."""
+    """Repeat the failover, each time on a new pair of PostgreSQL servers."""
     bindir = Settings(_env_file=None).pg_bindir
-    gaps, lost, acknowledged, refused = [], 0, 0, set[str]()
+    gaps, lost, acknowledged, reasons = [], 0, 0, set[str]()
     for number in range(_ROUNDS):
-        writers, gone = _round(bench.directory / f"pair-{number}", bindir, bench)
+        writers, lost_ids = _round(bench.directory / f"pair-{number}", bindir, bench)
         gaps.append(writers.longest_gap)
-        lost += len(gone)
+        lost += len(lost_ids)
         acknowledged += len(writers.created)
-        refused |= {how.split()[2] for how in writers.failures}
+        reasons |= {failure.split()[2] for failure in writers.failures}
     findings = Findings()
     findings.at_most("acknowledged writes lost in a failover", lost, 0, digits=0)
     findings.note(
-        f"Failover: {acknowledged:,} writes acknowledged, {lost} lost; {median(gaps):.2f} s without service "
-        f"({spread(gaps, unit=' s', digits=2)}), of {_ROUNDS} times that the primary was killed with SIGKILL and the "
-        f"standby promoted at once. What failed meanwhile: {', '.join(sorted(refused)) or 'nothing'}."
+        f"Failover: {acknowledged:,} writes acknowledged, {lost} lost; {spread(gaps, unit=' s', digits=2)} without "
+        f"service. {_ROUNDS} times the primary was killed with SIGKILL and the standby promoted at once. Calls failed "
+        f"meanwhile with: {', '.join(sorted(reasons)) or 'nothing'}."
     )
     return findings
 

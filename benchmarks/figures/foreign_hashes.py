@@ -1,5 +1,5 @@
-"""What imported hashes of other products cost those who sign in: users with bcrypt nothing, and how long a refusal of
-their own users takes beside that of the others.
+"""The effect of imported hashes on sign-ins: latency of users with bcrypt while such hashes are in the table, and
+duration of a refusal by hash scheme.
 """
 
 import contextlib
@@ -13,37 +13,38 @@ from argon2.low_level import Type, hash_secret
 from sqlalchemy.engine import URL
 
 from benchmarks.accounts import Account, add_accounts
-from benchmarks.answers import ask_in_turn
 from benchmarks.bench import Bench
 from benchmarks.data import COST, PASSWORD, WRONG_PASSWORD, connect, database
-from benchmarks.load import Request, call_each_once
+from benchmarks.load import Request, call_sequentially
+from benchmarks.outcomes import sequential_outcomes
 from benchmarks.processes import SERVICE, Server, running
-from benchmarks.requests import authenticate, authenticate_named
-from benchmarks.rounds import by_round
+from benchmarks.requests import authenticate, authenticate_by_identifier
+from benchmarks.rounds import ratio_per_round
 from benchmarks.table import Findings, MeasurementError, spread
 from service.core.passwords import hash_password
 
 _LOW_COST = 4
-"""Low, because the less bcrypt takes, the better is the look-up seen."""
+"""Low, so that the look-up is a larger share of a sign-in."""
 _USERS = 1_000
-_FOREIGN = 300_000
+_FOREIGN_USERS = 300_000
 _SIGN_INS = 200
-"""Of each round."""
+"""Per round."""
 _REFUSED = "UNAUTHENTICATED INVALID_CREDENTIALS"
 _MILLI = 1e3
-# As the products write them; right is no password. Of each the end of the salt differs: they are spread over an index.
-_FILL = f"""
+# Well-formed hashes that match no password. Salts differ, so that the rows spread over an index.
+_INSERT_FOREIGN_USERS = f"""
     INSERT INTO users (email, username, hashed_password) SELECT 'f' || n || '@example.com', 'f' || n, CASE n % 4
         WHEN 0 THEN '$argon2id$v=19$m=65536,t=3,p=4$' || left(md5(n::text), 22) || '$' || left(sha256_of, 43)
         WHEN 1 THEN 'pbkdf2_sha256$1000000$' || left(md5(n::text), 22) || '$' || left(sha256_of, 43) || '='
         WHEN 2 THEN '$6$' || left(md5(n::text), 16) || '$' || left(sha256_of || sha256_of, 86)
         ELSE '$P$B' || left(sha256_of, 30) END
-    FROM generate_series(1, {_FOREIGN}) AS n, LATERAL (SELECT encode(sha256(n::text::bytea), 'hex')) AS s (sha256_of)
+    FROM generate_series(1, {_FOREIGN_USERS}) AS n,
+        LATERAL (SELECT encode(sha256(n::text::bytea), 'hex')) AS s (sha256_of)
 """
 
 
 def measure(bench: Bench) -> Findings:
-    """First two tables in turns, at a cost at which the look-up counts; then the refusals, at the usual cost."""
+    """Compare sign-ins with and without imported hashes at a low cost; then refusals by scheme at the default cost."""
     findings = Findings()
     _add_look_ups(findings, bench)
     _add_refusals(findings, bench)
@@ -52,77 +53,77 @@ def measure(bench: Bench) -> Findings:
 
 def _add_look_ups(findings: Findings, bench: Bench) -> None:
     with ExitStack() as stack:
-        servers = [_server(bench, stack, number) for number in (0, _FOREIGN)]
+        servers = [_start_server(bench, stack, number) for number in (0, _FOREIGN_USERS)]
         without, with_them = _durations(bench, servers)
     findings.at_most(
-        f"Authenticate p50 with {_FOREIGN:,} hashes of other products in the table / without",
-        median(_flat(with_them)) / median(_flat(without)),
+        f"Authenticate p50 with {_FOREIGN_USERS:,} hashes of other products in the table / without",
+        median(_flatten(with_them)) / median(_flatten(without)),
         1.05,
     )
-    medians, medians_with = ([median(taken) for taken in found] for found in (without, with_them))
+    medians, medians_with = ([median(latencies) for latencies in rounds] for rounds in (without, with_them))
     findings.note(
-        f"Authenticate at cost {_LOW_COST}, one after another, p50 of {bench.sizes.rounds} rounds of {_SIGN_INS} "
+        f"Authenticate at cost {_LOW_COST}, one at a time, p50 of {bench.sizes.rounds} rounds of {_SIGN_INS} "
         f"calls: without {spread(medians, scale=_MILLI, unit=' ms', digits=2)}, with "
         f"{spread(medians_with, scale=_MILLI, unit=' ms', digits=2)}; ratio within one round "
-        f"{by_round(medians_with, medians)}."
+        f"{ratio_per_round(medians_with, medians)}."
     )
 
 
-def _server(bench: Bench, stack: ExitStack, foreign: int) -> Server:
-    url = stack.enter_context(database(bench.server, f"foreign_{foreign}", bench.directory, users=0))
-    # A salt each, as they are: PostgreSQL plans by what its statistics say of the column.
+def _start_server(bench: Bench, stack: ExitStack, foreign: int) -> Server:
+    url = stack.enter_context(database(bench.database_server, f"foreign_{foreign}", bench.directory, users=0))
+    # A salt for each user, as in production: the query plan depends on the statistics of the column.
     add_accounts(url, [Account(f"u{number}", hash_password(PASSWORD, _LOW_COST)) for number in range(_USERS)])
     if foreign:
-        _fill(url)
+        _insert_foreign_users(url)
     settings = {"BCRYPT_COST": str(_LOW_COST)}
     return stack.enter_context(running(SERVICE, url, bench.directory, settings=settings, cores=bench.cores.server))
 
 
-def _fill(url: URL) -> None:
+def _insert_foreign_users(url: URL) -> None:
     with contextlib.closing(connect(url)) as connection, connection.cursor() as cursor:
-        cursor.execute(_FILL)
+        cursor.execute(_INSERT_FOREIGN_USERS)
         cursor.execute("VACUUM (ANALYZE, FREEZE) users")
 
 
 def _durations(bench: Bench, servers: list[Server]) -> list[list[list[float]]]:
-    """How long right sign-ins take, in seconds: for each server a list a round. The servers take turns."""
-    found: list[list[list[float]]] = [[] for _ in servers]
+    """The seconds of successful sign-ins, per server and round. Rounds are interleaved."""
+    rounds: list[list[list[float]]] = [[] for _ in servers]
     requests = [authenticate(user_id, PASSWORD) for user_id in range(1, _SIGN_INS + 1)]
     for round_number in range(bench.sizes.rounds + 1):
-        for server, taken in zip(servers, found, strict=True):
-            answers = bench.callers.do(call_each_once, server.target, requests)
+        for server, latencies in zip(servers, rounds, strict=True):
+            outcomes = bench.load_generator.run(call_sequentially, server.target, requests)
             if round_number:  # the first one warms up
-                taken.append([answer.seconds for answer in answers])
-    return found
+                latencies.append([outcome.seconds for outcome in outcomes])
+    return rounds
 
 
 def _add_refusals(findings: Findings, bench: Bench) -> None:
-    """Each class is asked in turns with the others, for a user who is asked for once."""
+    """Measure refused sign-ins, interleaved by hash scheme, each of another user."""
     times = 2 * bench.sizes.sign_ins + 1
     classes = _classes()
-    with database(bench.server, "foreign_refusals", bench.directory, users=0) as url:
+    with database(bench.database_server, "foreign_refusals", bench.directory, users=0) as url:
         accounts = [
-            replace(account, username=_name(number, turn))
+            replace(account, username=_username(number, attempt))
             for number, account in enumerate(classes.values())
-            for turn in range(times)
+            for attempt in range(times)
         ]
         add_accounts(url, accounts)
         with running(
             SERVICE, url, bench.directory, settings={"BCRYPT_COST": str(COST)}, cores=bench.cores.server
         ) as server:
             requests: list[Request] = [
-                authenticate_named(_name(number, turn), WRONG_PASSWORD)
-                for turn in range(times)
+                authenticate_by_identifier(_username(number, attempt), WRONG_PASSWORD)
+                for attempt in range(times)
                 for number in range(len(classes))
             ]
-            answers = bench.callers.do(ask_in_turn, server.target, requests)
-    if {answer.name for answer in answers} != {_REFUSED}:
-        raise MeasurementError(f"not all refusals are {_REFUSED}")
-    taken = {
-        name: [answer.seconds for answer in answers[number :: len(classes)]] for number, name in enumerate(classes)
+            outcomes = bench.load_generator.run(sequential_outcomes, server.target, requests)
+    if {outcome.name for outcome in outcomes} != {_REFUSED}:
+        raise MeasurementError(f"not all outcomes are {_REFUSED}")
+    latencies = {
+        name: [outcome.seconds for outcome in outcomes[number :: len(classes)]] for number, name in enumerate(classes)
     }
-    (_, reference), *others = taken.items()
-    each = ", ".join(f"{name} {median(found) / median(reference):.3f}" for name, found in others)
+    (_, reference), *others = latencies.items()
+    each = ", ".join(f"{name} {median(durations) / median(reference):.3f}" for name, durations in others)
     findings.note(
         f"A refused Authenticate of a user with a hash of another product / with bcrypt of cost {COST} "
         f"({spread(reference, scale=_MILLI, unit=' ms')}), medians of {times}, on one core: {each}."
@@ -153,9 +154,9 @@ def _classes() -> dict[str, Account]:
     return {name: Account("", stored) for name, stored in hashes.items()}
 
 
-def _name(number: int, turn: int) -> str:
-    return f"c{number:02}-{turn:04}"
+def _username(number: int, attempt: int) -> str:
+    return f"c{number:02}-{attempt:04}"
 
 
-def _flat(rounds: list[list[float]]) -> list[float]:
-    return [seconds for taken in rounds for seconds in taken]
+def _flatten(rounds: list[list[float]]) -> list[float]:
+    return [seconds for latencies in rounds for seconds in latencies]

@@ -1,4 +1,4 @@
-"""How soon a health check is answered while no RPC thread is free: an orchestrator kills what does not answer."""
+"""Latency of health checks while all RPC threads are busy: an orchestrator kills a server that does not answer."""
 
 import contextlib
 import os
@@ -13,89 +13,90 @@ from sqlalchemy.engine import URL
 
 from benchmarks.bench import Bench
 from benchmarks.data import connect, database
-from benchmarks.floods import flood
-from benchmarks.load import GET_USER, keep_calling, open_channel
+from benchmarks.load import GET_USER, open_channel, run_closed_loop
+from benchmarks.open_loop import run_open_loop
 from benchmarks.processes import SERVICE, running
 from benchmarks.requests import get_user
 from benchmarks.table import Findings, MeasurementError
 
-_EVERY = 0.01
-_BLOCKED = 200
-"""Calls, of which sixteen have a thread."""
-_READING = 32
-"""Calls in flight: twice as many as there are threads."""
-_FIRST = -15
-_DEADLINE = 0.25
-_MOST_MS = 50
+_INTERVAL_SECONDS = 0.01
+_BLOCKED_CALLS = 200
+"""Sixteen of them have a thread."""
+_READS_IN_FLIGHT = 32
+"""Twice the number of threads."""
+_NICENESS = -15
+_DEADLINE_SECONDS = 0.25
+_MAX_P99_MS = 50
 
 
 def measure(bench: Bench) -> Findings:
-    """On one core: idle, with all threads in wait for a locked table, all reading, and flooded with reads."""
+    """Check health on one core: idle, with all threads waiting for a locked table, all reading, and overloaded."""
     findings = Findings()
     seconds = bench.sizes.storm_seconds
     reads = [get_user(user_id) for user_id in range(1, 1001)]
     with (
-        database(bench.server, "health", bench.directory, users=bench.sizes.few_users) as url,
+        database(bench.database_server, "health", bench.directory, users=bench.sizes.few_users) as url,
         running(SERVICE, url, bench.directory, cores=bench.cores.server) as server,
     ):
-        idle = _checks(server.target, seconds)
+        idle = _check_durations(server.target, seconds)
         with _all_threads_waiting(server.target, url):
-            waiting = _checks(server.target, seconds)
-        rate = bench.callers.start(
-            keep_calling, server.target, server.pid, reads, in_flight=_READING, seconds=seconds + 1
+            waiting = _check_durations(server.target, seconds)
+        rate = bench.load_generator.submit(
+            run_closed_loop, server.target, server.pid, reads, in_flight=_READS_IN_FLIGHT, seconds=seconds + 1
         )
         time.sleep(1)
-        reading = _checks(server.target, seconds)
+        reading = _check_durations(server.target, seconds)
         capacity = rate.result().calls / rate.result().seconds
-        flooding = bench.callers.start(
-            flood,
+        overload = bench.load_generator.submit(
+            run_open_loop,
             server.target,
             reads,
             rate=2 * capacity,
-            deadline=_DEADLINE,
-            seconds=seconds + 2 * _DEADLINE,
-            settle=_DEADLINE,
+            deadline=_DEADLINE_SECONDS,
+            seconds=seconds + 2 * _DEADLINE_SECONDS,
+            warm_up=_DEADLINE_SECONDS,
         )
-        time.sleep(2 * _DEADLINE)
-        flooded = _checks(server.target, seconds)
-        flooding.result()
+        time.sleep(2 * _DEADLINE_SECONDS)
+        overloaded = _check_durations(server.target, seconds)
+        overload.result()
     findings.at_most(
-        "Health.Check p99, all threads wait for the database", _p99(waiting), _MOST_MS, unit=" ms", digits=1
+        "Health.Check p99, all threads wait for the database", _p99(waiting), _MAX_P99_MS, unit=" ms", digits=1
     )
-    findings.at_most("Health.Check p99, all threads read", _p99(reading), _MOST_MS, unit=" ms", digits=1)
+    findings.at_most("Health.Check p99, all threads read", _p99(reading), _MAX_P99_MS, unit=" ms", digits=1)
     findings.note(
-        f"Health.Check, {len(idle)} times each, p99 and slowest: idle {_seen(idle)}; all threads waiting "
-        f"{_seen(waiting)}; all reading, {_READING} calls in flight, {_seen(reading)}; flooded by twice as many as can "
-        f"be served, {_seen(flooded)}."
+        f"Health.Check, {len(idle)} times each, p99 and slowest: idle {_format_durations(idle)}; all threads waiting "
+        f"{_format_durations(waiting)}; all reading, {_READS_IN_FLIGHT} calls in flight, {_format_durations(reading)}; "
+        f"under twice the load that it can serve, {_format_durations(overloaded)}."
     )
     return findings
 
 
-def _checks(target: str, seconds: float) -> list[float]:
-    """How many milliseconds each check took. Raises MeasurementError for any answer but SERVING."""
-    took: list[float] = []
-    with _first_in_line(), open_channel(target) as channel:
+def _check_durations(target: str, seconds: float) -> list[float]:
+    """Check health repeatedly. Returns milliseconds per check. Raises MeasurementError unless SERVING."""
+    durations: list[float] = []
+    with _high_priority(), open_channel(target) as channel:
         health = health_pb2_grpc.HealthStub(channel)
-        for _ in range(round(seconds / _EVERY)):
+        for _ in range(round(seconds / _INTERVAL_SECONDS)):
             started = time.perf_counter()
             try:
                 answer = health.Check(health_pb2.HealthCheckRequest(), timeout=10)
             except grpc.RpcError as error:
                 raise MeasurementError(f"a health check ended with {error.code().name}") from None
-            took.append((time.perf_counter() - started) * 1000)
+            durations.append((time.perf_counter() - started) * 1000)
             if answer.status != health_pb2.HealthCheckResponse.SERVING:
-                raise MeasurementError("a health check was not answered with SERVING")
-            time.sleep(_EVERY)
-    return took[1:]  # the first one connects
+                raise MeasurementError("a health check did not return SERVING")
+            time.sleep(_INTERVAL_SECONDS)
+    return durations[1:]  # the first one opens the connection
 
 
 @contextmanager
-def _first_in_line() -> Iterator[None]:
-    """This thread, and those that it starts, need not wait for a core that the callers have: it is the server that is
-    measured. Without the right to it they do wait.
+def _high_priority() -> Iterator[None]:
+    """Raise the priority of this thread and its children over the load generator, if permitted.
+
+    Otherwise the client waits for a core, and not only for the server.
     """
     with contextlib.suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, 0, _FIRST)
+        os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
     try:
         yield
     finally:
@@ -104,23 +105,23 @@ def _first_in_line() -> Iterator[None]:
 
 @contextmanager
 def _all_threads_waiting(target: str, url: URL) -> Iterator[None]:
-    """Nobody can read a user while the block runs, and many try."""
+    """Lock the table of users during the block, and make more reads than there are threads."""
     with contextlib.closing(connect(url)) as connection, connection.cursor() as cursor, open_channel(target) as channel:
         cursor.execute("BEGIN")
         cursor.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
         call: Any = channel.unary_unary(GET_USER)
-        calls = [call.future(get_user(1).body, timeout=60) for _ in range(_BLOCKED)]
+        calls = [call.future(get_user(1).body, timeout=60) for _ in range(_BLOCKED_CALLS)]
         try:
             yield
         finally:
             cursor.execute("ROLLBACK")
-            for one in calls:
-                one.cancel()
+            for blocked in calls:
+                blocked.cancel()
 
 
-def _p99(took: Sequence[float]) -> float:
-    return sorted(took)[len(took) * 99 // 100]
+def _p99(durations: Sequence[float]) -> float:
+    return sorted(durations)[len(durations) * 99 // 100]
 
 
-def _seen(took: Sequence[float]) -> str:
-    return f"{_p99(took):.1f} and {max(took):.1f} ms"
+def _format_durations(durations: Sequence[float]) -> str:
+    return f"{_p99(durations):.1f} and {max(durations):.1f} ms"

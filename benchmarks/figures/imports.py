@@ -1,4 +1,4 @@
-"""How fast users come in, with hashes of eight schemes: beside a bare COPY of the same rows, and into a full table."""
+"""Throughput of ImportUsers with hashes of eight schemes, compared with COPY, and into a large table."""
 
 import contextlib
 import time
@@ -19,39 +19,39 @@ from personae.v1 import user_pb2, user_pb2_grpc
 
 _BATCH = 1000
 _WINDOW = 10
-"""Batches of which the time is taken together."""
+"""Batches that are timed together."""
 _IN_FLIGHT = 3
 _WARM_UP = 5
 _DEADLINE_SECONDS = 30
 
 
 def measure(bench: Bench) -> Findings:
-    """Fill a database by ImportUsers and another by COPY, in turns, window by window; then import into the full one and
-    into an empty one, in turns.
+    """Fill one database by ImportUsers and one by COPY, in alternating windows; then import into the full database and
+    into an empty one, alternating.
     """
     batches = bench.sizes.many_users // _BATCH
     with (
-        database(bench.server, "imported", bench.directory, users=0) as url,
-        database(bench.server, "copied", bench.directory, users=0) as other,
+        database(bench.database_server, "imported", bench.directory, users=0) as url,
+        database(bench.database_server, "copied", bench.directory, users=0) as other,
         running(SERVICE, url, bench.directory, cores=bench.cores.server) as server,
         contextlib.closing(Copier(other)) as copier,
     ):
-        bench.callers.do(import_batches, server.target, range(_WARM_UP))
+        bench.load_generator.run(import_batches, server.target, range(_WARM_UP))
         imported: list[float] = []
         copied: list[float] = []
         memory: list[float] = []
         for start in range(_WARM_UP, batches, _WINDOW):
             window = range(start, min(start + _WINDOW, batches))
-            imported.append(len(window) * _BATCH / bench.callers.do(import_batches, server.target, window))
+            imported.append(len(window) * _BATCH / bench.load_generator.run(import_batches, server.target, window))
             copied.append(len(window) * _BATCH / copier.copy(_numbers(window)))
             memory.append(resident_bytes(server.pid) / MIB)
-        _require_all(url, batches * _BATCH)
+        _require_user_count(url, batches * _BATCH)
         full, empty = _full_and_empty(bench, server.target, batches)
     users = f"{batches * _BATCH:,}"
     findings = Findings()
-    ratios = [one / another for one, another in zip(imported, copied, strict=True)]
+    ratios = [import_rate / reference_rate for import_rate, reference_rate in zip(imported, copied, strict=True)]
     findings.at_least("ImportUsers with hashes: users/s per worker / rows/s of COPY", median(ratios), 0.1)
-    pairs = [one / another for one, another in zip(full, empty, strict=True)]
+    pairs = [import_rate / reference_rate for import_rate, reference_rate in zip(full, empty, strict=True)]
     findings.at_least(f"ImportUsers: users/s with {users} users in the table / with few", median(pairs), 0.9)
     few = max(1, len(memory) // 10)
     findings.at_most(f"resident memory after {users} users / after the first tenth", memory[-1] / memory[few - 1], 1.1)
@@ -64,24 +64,24 @@ def measure(bench: Bench) -> Findings:
 
 
 def _full_and_empty(bench: Bench, full_target: str, batches: int) -> tuple[list[float], list[float]]:
-    """Users/s into the database that has so many batches, and into one that has few, in turns."""
+    """Users/s into the full database and into an empty one, in alternating windows."""
     rates: dict[str, list[float]] = {}
     with (
-        database(bench.server, "empty", bench.directory, users=0) as url,
+        database(bench.database_server, "empty", bench.directory, users=0) as url,
         running(SERVICE, url, bench.directory, cores=bench.cores.server) as server,
     ):
         for target in (full_target, server.target):
-            bench.callers.do(import_batches, target, range(batches, batches + _WARM_UP))
-        for turn in range(bench.sizes.rounds):
-            start = batches + _WARM_UP + turn * _WINDOW
+            bench.load_generator.run(import_batches, target, range(batches, batches + _WARM_UP))
+        for round_number in range(bench.sizes.rounds):
+            start = batches + _WARM_UP + round_number * _WINDOW
             for target in (full_target, server.target):
-                seconds = bench.callers.do(import_batches, target, range(start, start + _WINDOW))
+                seconds = bench.load_generator.run(import_batches, target, range(start, start + _WINDOW))
                 rates.setdefault(target, []).append(_WINDOW * _BATCH / seconds)
     return rates[full_target], rates[server.target]
 
 
 def import_batches(target: str, batches: Sequence[int]) -> float:
-    """Import these; seconds that it took. Raises MeasurementError when a row is not created."""
+    """Import these batches. Returns seconds. Raises MeasurementError if a row is not created."""
     with grpc.insecure_channel(target) as channel, ThreadPoolExecutor(_IN_FLIGHT) as pool:
         stub = user_pb2_grpc.UserServiceStub(channel)
         requests = [_request(batch) for batch in batches]
@@ -90,9 +90,9 @@ def import_batches(target: str, batches: Sequence[int]) -> float:
             results = stub.ImportUsers(request, timeout=_DEADLINE_SECONDS).results
             return {result.outcome for result in results}
 
-        began_at = time.monotonic()
+        started = time.monotonic()
         found = set[int]().union(*pool.map(send, requests))
-        seconds = time.monotonic() - began_at
+        seconds = time.monotonic() - started
     if found != {user_pb2.ImportUsersResponse.Result.OUTCOME_CREATED}:
         raise MeasurementError("a row was not imported")
     return seconds
@@ -111,7 +111,7 @@ def _request(batch: int) -> user_pb2.ImportUsersRequest:
     )
 
 
-def _require_all(url: URL, users: int) -> None:
+def _require_user_count(url: URL, users: int) -> None:
     with contextlib.closing(connect(url)) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM users")
         if cursor.fetchone() != (users,):

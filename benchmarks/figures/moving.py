@@ -1,5 +1,5 @@
-"""Moving users in and out by the command: an import that is killed, beside COPY of the same rows; an export of users
-who change meanwhile; and whether what goes out, in and out again is the same. It runs only when it is named.
+"""Migration by command: `users import` with kills, compared with COPY; `users export` during changes; round trip of
+export, import and export. Measured only on request.
 """
 
 import contextlib
@@ -23,19 +23,19 @@ from benchmarks.bench import Bench
 from benchmarks.data import connect, database
 from benchmarks.foreign_users import Copier, foreign_users
 from benchmarks.importer import importer
-from benchmarks.load import Request, call_times
+from benchmarks.load import Request, run_calls
 from benchmarks.processes import SERVICE, environment, run_verb, running
 from benchmarks.requests import create_user, update_user
 from benchmarks.table import Findings, MeasurementError
 
 _BATCH = 1000
-"""Of the command."""
+"""The batch size of the command."""
 _WINDOWS = 100
 _TENTH = 0.1
-_KILLS = (0.30, 0.65)
-"""After which shares of the users."""
+_KILL_AFTER = (0.30, 0.65)
+"""The shares of imported users after which the command is killed."""
 _CHANGED = 0.01
-"""The share of the users that are changed during the export; as many are created."""
+"""The share of users changed during the export; as many are created."""
 _IN_FLIGHT = 4
 _STEP_SECONDS = 0.01
 _ROWS = "SELECT count(*), sum(hashtextextended(concat_ws(' ', email, username, hashed_password), 0)) FROM users"
@@ -44,46 +44,46 @@ _EVENTS = "SELECT count(*), count(DISTINCT target_user_id) FROM audit_events WHE
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """Some batches of an import, and COPY of the same rows right after."""
+    """A slice of the import, and COPY of the same rows after it."""
 
     done: int
-    """Users, when it ends."""
+    """Users imported at its end."""
     users: int
     seconds: float
     copied: int
     copy_seconds: float
     memory: float
-    """MiB of the importing process when it begins."""
+    """Resident MiB of the import process at its start."""
 
     @property
     def ratio(self) -> float:
-        """Users/s of the import / rows/s of COPY."""
+        """Users/s of the import divided by rows/s of COPY."""
         return (self.users / self.seconds) / (self.copied / self.copy_seconds)
 
 
 @dataclass(frozen=True, slots=True)
 class _Imported:
-    """A whole import, window by window."""
+    """The windows of a whole import."""
 
     windows: Sequence[_Window]
 
-    def _of(self, share: float, until: float) -> Sequence[_Window]:
+    def _between(self, share: float, until: float) -> Sequence[_Window]:
         users = self.windows[-1].done
-        return [one for one in self.windows if share * users < one.done <= until * users]
+        return [window for window in self.windows if share * users < window.done <= until * users]
 
     @property
     def first(self) -> Sequence[_Window]:
-        """Of the first tenth of the users."""
-        return self._of(0, _TENTH)
+        """The windows of the first tenth of the users."""
+        return self._between(0, _TENTH)
 
     @property
     def last(self) -> Sequence[_Window]:
-        """Of the last tenth."""
-        return self._of(1 - _TENTH, 1)
+        """The windows of the last tenth."""
+        return self._between(1 - _TENTH, 1)
 
     @property
     def memory(self) -> float:
-        """At the end / after the first tenth."""
+        """Resident memory at the end divided by that after the first tenth."""
         return self.last[-1].memory / self.first[-1].memory
 
     def __str__(self) -> str:
@@ -95,21 +95,21 @@ class _Imported:
 
 
 def measure(bench: Bench) -> Findings:
-    """Import a file, kill that twice; export while users change; then export, import and export again, at rest."""
+    """Import a file with two kills; export during changes; then export, import and export again without other load."""
     users = bench.sizes.many_users
     file = bench.directory / "moving.ndjson"
     _write(file, users)
     findings = Findings()
-    with database(bench.server, "moved", bench.directory, users=0) as url:
-        with database(bench.server, "copied", bench.directory, users=0) as other:
-            imported = _import(bench, url, file, users, kills=_KILLS, copy_to=other)
-            _show_import(findings, imported, users)
-            _show_rows(findings, url, other, users)
-        _show_export(findings, bench, url, users, hold_at=file.stat().st_size)
-        again = _show_round_trip(findings, bench, url)
+    with database(bench.database_server, "moved", bench.directory, users=0) as url:
+        with database(bench.database_server, "copied", bench.directory, users=0) as other:
+            imported = _import(bench, url, file, users, kills=_KILL_AFTER, copy_to=other)
+            _add_import_figures(findings, imported, users)
+            _add_row_figures(findings, url, other, users)
+        _add_export_figures(findings, bench, url, users, pause_at=file.stat().st_size)
+        reimported = _add_round_trip(findings, bench, url)
     findings.at_most(
         f"users import: resident memory after {users:,} / after the first tenth, the worse of two imports",
-        max(imported.memory, again.memory),
+        max(imported.memory, reimported.memory),
         1.1,
     )
     return findings
@@ -124,12 +124,12 @@ def _write(file: Path, users: int) -> None:
 def _import(
     bench: Bench, url: URL, file: Path, users: int, *, kills: Sequence[float] = (), copy_to: URL | None = None
 ) -> _Imported:
-    """Import the file, window by window. After each one the import is paused, and COPY has the machine for itself.
+    """Import the file in windows. After each window the import is paused during COPY of the same rows.
 
-    kills: after which shares of the users it is killed. copy_to: where the same rows are copied.
+    kills: the shares of users after which the import is killed. copy_to: the database for COPY.
     """
     windows: list[_Window] = []
-    left = list(kills)
+    kills_left = list(kills)
     step = max(_BATCH, users // _WINDOWS)
     with contextlib.ExitStack() as stack:
         copier = None if copy_to is None else stack.enter_context(contextlib.closing(Copier(copy_to)))
@@ -137,14 +137,14 @@ def _import(
         copied, done = 0, process.start()
         while done < users:
             memory = process.memory()
-            began_at = time.monotonic()
+            started = time.monotonic()
             reached = process.run_to(min(done + step, users))
-            seconds = time.monotonic() - began_at
+            seconds = time.monotonic() - started
             copy_seconds = 1.0 if copier is None else copier.copy(range(copied, reached))
             windows.append(_Window(reached, reached - done, seconds, reached - copied, copy_seconds, memory))
             copied = done = reached
-            if left and done >= left[0] * users:
-                left.pop(0)
+            if kills_left and done >= kills_left[0] * users:
+                kills_left.pop(0)
                 process.kill()
                 done = process.start()
         process.finish()
@@ -152,53 +152,55 @@ def _import(
 
 
 def _rate(windows: Sequence[_Window]) -> float:
-    return sum(one.users for one in windows) / sum(one.seconds for one in windows)
+    return sum(window.users for window in windows) / sum(window.seconds for window in windows)
 
 
 def _copy_rate(windows: Sequence[_Window]) -> float:
-    return sum(one.copied for one in windows) / sum(one.copy_seconds for one in windows)
+    return sum(window.copied for window in windows) / sum(window.copy_seconds for window in windows)
 
 
 def _ratio(windows: Sequence[_Window]) -> float:
-    return median(one.ratio for one in windows)
+    return median(window.ratio for window in windows)
 
 
-def _show_import(findings: Findings, imported: _Imported, users: int) -> None:
+def _add_import_figures(findings: Findings, imported: _Imported, users: int) -> None:
     first, last, windows = imported.first, imported.last, imported.windows
     findings.at_least(
         f"users import of {users:,}: users/s in the last tenth / in the first", _rate(last) / _rate(first), 0.9
     )
     findings.at_least("users import: users/s / rows/s of COPY of the same rows", _ratio(windows), 0.1)
     findings.note(
-        f"users import of {users:,}, killed after {' and '.join(f'{share:.0%}' for share in _KILLS)}: {imported}. COPY "
-        f"of the same rows, in turns with it: {_copy_rate(first):,.0f} rows/s, {_copy_rate(windows):,.0f}, "
+        f"users import of {users:,}, killed after {' and '.join(f'{share:.0%}' for share in _KILL_AFTER)}: {imported}. "
+        f"COPY of the same rows, in alternating windows: {_copy_rate(first):,.0f} rows/s, {_copy_rate(windows):,.0f}, "
         f"{_copy_rate(last):,.0f}. Users/s / rows/s of COPY: {_ratio(first):.3f} in the first tenth, "
-        f"{_ratio(last):.3f} in the last, {_ratio(last) / _ratio(first):.2f} times as much."
+        f"{_ratio(last):.3f} in the last, ratio {_ratio(last) / _ratio(first):.2f}."
     )
 
 
-def _show_rows(findings: Findings, url: URL, other: URL, users: int) -> None:
-    """How many users and events there are. Raises MeasurementError when the users are other ones than in the file."""
-    rows, fingerprint = _ask(url, _ROWS)
-    events, targets = _ask(url, _EVENTS)
+def _add_row_figures(findings: Findings, url: URL, other: URL, users: int) -> None:
+    """Count users and audit events. Raises MeasurementError if the users differ from those in the file."""
+    rows, fingerprint = _query_row(url, _ROWS)
+    events, targets = _query_row(url, _EVENTS)
     findings.at_most("users import, killed twice: users too few or too many", abs(rows - users), 0, digits=0)
     wrong_events = abs(events - users) + abs(targets - users)
     findings.at_most("users import, killed twice: audit events too few or too many", wrong_events, 0, digits=0)
-    if rows == users and (rows, fingerprint) != _ask(other, _ROWS):
-        raise MeasurementError("the users that were imported are not those in the file")
+    if rows == users and (rows, fingerprint) != _query_row(other, _ROWS):
+        raise MeasurementError("the imported users differ from those in the file")
 
 
-def _show_export(findings: Findings, bench: Bench, url: URL, users: int, *, hold_at: int) -> None:
-    """Export while users all over the table are changed, and others are created.
+def _add_export_figures(findings: Findings, bench: Bench, url: URL, users: int, *, pause_at: int) -> None:
+    """Export while random users are changed and others are created.
 
-    hold_at: the size of the file at which the export is paused until all changes are made.
+    pause_at: the size of the export file at which the export is paused until all changes are made.
     """
     file = bench.directory / "changing.ndjson"
-    before = [row[0] for row in _rows(url, "SELECT id FROM users")]
+    before = [row[0] for row in _query_rows(url, "SELECT id FROM users")]
     number = round(users * _CHANGED)
     changed = random.Random(users).sample(before, number)
     requests: list[Request] = [
-        request for one in changed for request in (update_user(one, f"moved.{one}"), create_user(f"new.{one}"))
+        request
+        for user_id in changed
+        for request in (update_user(user_id, f"moved.{user_id}"), create_user(f"new.{user_id}"))
     ]
     with (
         running(SERVICE, url, bench.directory, cores=bench.cores.server) as server,
@@ -206,25 +208,27 @@ def _show_export(findings: Findings, bench: Bench, url: URL, users: int, *, hold
     ):
         _wait_for_size(export, file, 1)
         times = len(requests) // _IN_FLIGHT
-        calls = bench.callers.start(call_times, server.target, requests, in_flight=_IN_FLIGHT, times=times)
-        _wait_for_size(export, file, hold_at)
+        calls = bench.load_generator.submit(
+            run_calls, server.target, requests, in_flight=_IN_FLIGHT, calls_per_thread=times
+        )
+        _wait_for_size(export, file, pause_at)
         export.send_signal(signal.SIGSTOP)
-        is_early = calls.done()
-        took = calls.result()
+        was_finished = calls.done()
+        seconds = calls.result()
         export.send_signal(signal.SIGCONT)
-        _, said = export.communicate()
+        _, stderr = export.communicate()
         if export.returncode != 0:
-            raise MeasurementError(f"the export ended with {export.returncode}: {said.strip()}")
-    _show_exported(findings, file, before)
+            raise MeasurementError(f"the export ended with {export.returncode}: {stderr.strip()}")
+    _add_exported_rows(findings, file, before)
     findings.note(
-        f"users export: {number:,} users were changed and as many created by RPCs while it ran, in {took:.1f} s; for "
-        f"that it was {'not held up' if is_early else 'held up at about three quarters'}."
+        f"users export: {number:,} users were changed and as many created by RPCs while it ran, in {seconds:.1f} s; "
+        f"the export was {'not paused' if was_finished else 'paused at about three quarters'} for them."
     )
 
 
 @contextmanager
 def _exporting(url: URL, directory: Path, file: Path) -> "Iterator[subprocess.Popen[str]]":
-    """`users export` to this file, which ends with the block."""
+    """Run `users export` to this file; kill it at the end of the block."""
     process = subprocess.Popen(
         [sys.executable, "-m", "service", "users", "export", str(file), "--include-hashes"],
         cwd=directory,
@@ -244,49 +248,49 @@ def _exporting(url: URL, directory: Path, file: Path) -> "Iterator[subprocess.Po
 def _wait_for_size(export: "subprocess.Popen[str]", file: Path, size: int) -> None:
     while not file.exists() or file.stat().st_size < size:
         if export.poll() is not None:
-            raise MeasurementError(f"the export ended too early, with {export.returncode}")
+            raise MeasurementError(f"the export exited early with {export.returncode}")
         time.sleep(_STEP_SECONDS)
 
 
-def _show_exported(findings: Findings, file: Path, before: Collection[int]) -> None:
+def _add_exported_rows(findings: Findings, file: Path, before: Collection[int]) -> None:
     with file.open("rb") as stream:
         exported = Counter(json.loads(line)["id"] for line in stream)
-    missing = sum(one not in exported for one in before)
+    missing = sum(user_id not in exported for user_id in before)
     twice = sum(times > 1 for times in exported.values())
     findings.at_most("users export while users change: users there throughout and missing", missing, 0, digits=0)
     findings.at_most("users export while users change: users who come twice", twice, 0, digits=0)
 
 
-def _show_round_trip(findings: Findings, bench: Bench, url: URL) -> _Imported:
-    """Export, import into an empty database, export; what differs but for the ids."""
-    file, back = bench.directory / "out.ndjson", bench.directory / "back.ndjson"
-    began_at = time.monotonic()
+def _add_round_trip(findings: Findings, bench: Bench, url: URL) -> _Imported:
+    """Export, import into an empty database, export; count lines that differ except for the id."""
+    file, second_file = bench.directory / "out.ndjson", bench.directory / "back.ndjson"
+    started = time.monotonic()
     run_verb(url, bench.directory, "users", "export", str(file), "--include-hashes")
-    seconds = time.monotonic() - began_at
-    (users, _) = _ask(url, _ROWS)
-    with database(bench.server, "empty", bench.directory, users=0) as other:
+    seconds = time.monotonic() - started
+    (users, _) = _query_row(url, _ROWS)
+    with database(bench.database_server, "empty", bench.directory, users=0) as other:
         imported = _import(bench, other, file, users)
-        run_verb(other, bench.directory, "users", "export", str(back), "--include-hashes")
-    with file.open("rb") as one, back.open("rb") as another:
-        differing = sum(_without_id(line) != _without_id(twin) for line, twin in zip_longest(one, another))
+        run_verb(other, bench.directory, "users", "export", str(second_file), "--include-hashes")
+    with file.open("rb") as first, second_file.open("rb") as second:
+        differing = sum(_without_id(line) != _without_id(other_line) for line, other_line in zip_longest(first, second))
     findings.at_most("users export, import, export: lines that differ but for the id", differing, 0, digits=0)
     findings.note(
-        f"users export of {users:,}, at rest: {users / seconds:,.0f} users/s, the start of the command included."
+        f"users export of {users:,}, no other load: {users / seconds:,.0f} users/s, with the start of the command."
     )
-    findings.note(f"users import of that export, in one go: {imported}.")
+    findings.note(f"users import of that export, without kills: {imported}.")
     return imported
 
 
 def _without_id(line: bytes | None) -> bytes | None:
-    """All that follows the first field, which is the id."""
+    """The line without its first field, the id."""
     return line and line.partition(b", ")[2]
 
 
-def _ask(url: URL, query: str) -> tuple[int, ...]:
-    return _rows(url, query)[0]
+def _query_row(url: URL, query: str) -> tuple[int, ...]:
+    return _query_rows(url, query)[0]
 
 
-def _rows(url: URL, query: str) -> list[tuple[int, ...]]:
+def _query_rows(url: URL, query: str) -> list[tuple[int, ...]]:
     with contextlib.closing(connect(url)) as connection, connection.cursor() as cursor:
         cursor.execute(query)
         return cursor.fetchall()

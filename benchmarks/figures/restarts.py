@@ -1,7 +1,4 @@
-"""Whether calls fail while workers are replaced, killed and restarted under reads, writes and sign-ins.
-
-A demonstration, whose counts have to be 0. It runs only when it is named.
-"""
+"""Failed calls during reloads, restarts and kills of workers, under mixed load. Measured only on request."""
 
 import os
 import signal
@@ -26,11 +23,11 @@ _COST = "10"
 
 
 def measure(bench: Bench) -> Findings:
-    """Measure each on a server of its own, started as operators start it, with a worker for each core."""
+    """Measure each on a server of its own with one worker per core."""
     findings = Findings()
-    for what, measured in (("reload", _reload), ("restart", _restart), ("kill -9 of a worker", _kill)):
+    for name, measured in (("reload", _reload), ("restart", _restart), ("kill -9 of a worker", _kill)):
         with ExitStack() as stack:
-            measured(findings, what, bench, stack)
+            measured(findings, name, bench, stack)
     return findings
 
 
@@ -38,7 +35,7 @@ def _start(bench: Bench, stack: ExitStack, port: int) -> Process:
     return stack.enter_context(
         process(
             "serve",
-            DATABASE_URL=libpq_url(bench.few_users),
+            DATABASE_URL=libpq_url(bench.database_url),
             BCRYPT_COST=_COST,
             GRPC_PORT=str(port),
             GRPC_WORKERS="0",
@@ -48,8 +45,8 @@ def _start(bench: Bench, stack: ExitStack, port: int) -> Process:
     )
 
 
-def _reload(findings: Findings, what: str, bench: Bench, stack: ExitStack) -> None:
-    """SIGHUP twice, with callers without retries."""
+def _reload(findings: Findings, name: str, bench: Bench, stack: ExitStack) -> None:
+    """Send SIGHUP twice; callers do not retry."""
     server = _start(bench, stack, port := free_port())
     server.wait_for("all workers serve")
     started = time.monotonic()
@@ -58,13 +55,13 @@ def _reload(findings: Findings, what: str, bench: Bench, stack: ExitStack) -> No
             server.process.send_signal(signal.SIGHUP)
             server.wait_for("reload done", times)
             load.wait_for_calls(100)
-    _note(findings, f"{what} (SIGHUP), callers without retries", load, f"2 in {time.monotonic() - started:.0f} s")
-    findings.at_most(f"{what}: failed calls of callers without retries", sum(load.failures.values()), 0, digits=0)
+    _note(findings, f"{name} (SIGHUP), callers without retries", load, f"2 in {time.monotonic() - started:.0f} s")
+    findings.at_most(f"{name}: failed calls of callers without retries", sum(load.failures.values()), 0, digits=0)
     server.end()
 
 
-def _restart(findings: Findings, what: str, bench: Bench, stack: ExitStack) -> None:
-    """SIGTERM and a new process three times, with callers that have the retry policy of docs/python.md."""
+def _restart(findings: Findings, name: str, bench: Bench, stack: ExitStack) -> None:
+    """Stop with SIGTERM and start again three times; callers have the retry policy of docs/python.md."""
     server = _start(bench, stack, port := free_port())
     server.wait_for("all workers serve")
     times = 3
@@ -73,15 +70,15 @@ def _restart(findings: Findings, what: str, bench: Bench, stack: ExitStack) -> N
             server.end()
             server = _start(bench, stack, port)
             load.wait_for_calls(100)
-    _note(findings, f"{what} (SIGTERM, then a new process), callers with retries", load, f"{times} times")
-    findings.at_most(f"{what}: failed calls of callers with retries", sum(load.failures.values()), 0, digits=0)
+    _note(findings, f"{name} (SIGTERM, then a new process), callers with retries", load, f"{times} times")
+    findings.at_most(f"{name}: failed calls of callers with retries", sum(load.failures.values()), 0, digits=0)
     twice = len(load.created) - len(set(load.created))
-    findings.at_most(f"{what}: users made twice", twice, 0, digits=0)
+    findings.at_most(f"{name}: users created twice", twice, 0, digits=0)
     server.end()
 
 
-def _kill(findings: Findings, what: str, bench: Bench, stack: ExitStack) -> None:
-    """SIGKILL of one worker after the other, with callers without retries."""
+def _kill(findings: Findings, name: str, bench: Bench, stack: ExitStack) -> None:
+    """Kill one worker after another with SIGKILL; callers do not retry."""
     server = _start(bench, stack, port := free_port())
     server.wait_for("all workers serve")
     victims = [child.pid for child in psutil.Process(server.process.pid).children()]
@@ -93,24 +90,24 @@ def _kill(findings: Findings, what: str, bench: Bench, stack: ExitStack) -> None
             server.wait_for("worker serves", len(victims) + number)
             gaps.append(time.monotonic() - started)
             load.wait_for_calls(100)
-    _note(findings, what, load, f"{len(victims)} of {len(victims)}")
-    findings.at_most(f"{what}: until another one serves", max(gaps), 2, unit=" s")
-    others = sum(count for how, count in load.failures.items() if how.split()[1] != "UNAVAILABLE")
-    findings.at_most(f"{what}: calls that failed with anything but UNAVAILABLE", others, 0, digits=0)
+    _note(findings, name, load, f"{len(victims)} of {len(victims)}")
+    findings.at_most(f"{name}: until its replacement serves", max(gaps), 2, unit=" s")
+    others = sum(count for outcome, count in load.failures.items() if outcome.split()[1] != "UNAVAILABLE")
+    findings.at_most(f"{name}: calls that failed with anything but UNAVAILABLE", others, 0, digits=0)
     died = orjson.loads(server.wait_for("worker died"))
-    findings.note(f"The log of {what}: {died['event']}, why {died['why']}, again in {died['again_in_seconds']:g} s.")
+    findings.note(f"The log of {name}: {died['event']}, why {died['why']}, again in {died['again_in_seconds']:g} s.")
     server.end()
 
 
-def _note(findings: Findings, what: str, load: Load, times: str) -> None:
+def _note(findings: Findings, name: str, load: Load, times: str) -> None:
     calls = sum(load.ended.values())
     codes: Counter[str] = Counter()
-    for how, count in load.failures.items():
-        codes[how.split()[1]] += count
+    for outcome, count in load.failures.items():
+        codes[outcome.split()[1]] += count
     failed = f"failed: {dict(codes)}" if codes else "none failed"
     made = ", ".join(f"{_count(load, name):,} {name}" for name in ("GetUser", "CreateUser", "Authenticate"))
-    findings.note(f"{what}: {times}; {calls:,} calls ({made}), {failed}.")
+    findings.note(f"{name}: {times}; {calls:,} calls ({made}), {failed}.")
 
 
 def _count(load: Load, method: str) -> int:
-    return sum(number for how, number in load.ended.items() if how.startswith(f"{method} "))
+    return sum(count for outcome, count in load.ended.items() if outcome.startswith(f"{method} "))

@@ -1,4 +1,4 @@
-"""What is left of the machine's bcrypt when it is asked for through the service."""
+"""Throughput of Authenticate compared with bare bcrypt."""
 
 import threading
 import time
@@ -7,57 +7,57 @@ from statistics import median
 import bcrypt
 
 from benchmarks.bench import Bench
-from benchmarks.data import COST, PASSWORD, SIGNS_IN
-from benchmarks.load import call_times, callers
+from benchmarks.data import COST, PASSWORD, SIGN_IN_USER_ID
+from benchmarks.load import load_generator, run_calls
 from benchmarks.processes import SERVICE, running
 from benchmarks.requests import authenticate
+from benchmarks.rounds import ratio_per_round
 from benchmarks.table import Findings, spread
 
-_AS_SHIPPED = {"BCRYPT_COST": str(COST), "GRPC_WORKERS": "0"}
+_SETTINGS = {"BCRYPT_COST": str(COST), "GRPC_WORKERS": "0"}
 
 
 def measure(bench: Bench) -> Findings:
-    """As many callers as cores, of a service with a worker for each core as it is shipped, against as many threads as
-    cores; in turns.
+    """Compare as many clients as cores, on a service with one worker per core, with bcrypt in as many threads, in
+    alternating rounds.
     """
     cores, times = len(bench.cores.all), bench.sizes.sign_ins
-    requests = [authenticate(SIGNS_IN, PASSWORD)]
+    requests = [authenticate(SIGN_IN_USER_ID, PASSWORD)]
     signed_in, checked = [], []
     with (
-        running(SERVICE, bench.few_users, bench.directory, settings=_AS_SHIPPED) as server,
-        callers(bench.cores.all) as anywhere,
+        running(SERVICE, bench.database_url, bench.directory, settings=_SETTINGS) as server,
+        load_generator(bench.cores.all) as load,
     ):
-        anywhere.do(call_times, server.target, requests, in_flight=cores, times=1)
+        load.run(run_calls, server.target, requests, in_flight=cores, calls_per_thread=1)
         for _ in range(bench.sizes.sign_in_rounds):
-            took = anywhere.do(call_times, server.target, requests, in_flight=cores, times=times)
+            took = load.run(run_calls, server.target, requests, in_flight=cores, calls_per_thread=times)
             signed_in.append(cores * times / took)
-            checked.append(cores * times / anywhere.do(_check_passwords, threads=cores, times=times))
+            checked.append(cores * times / load.run(_check_passwords, threads=cores, times=times))
     findings = Findings()
     findings.at_least("Authenticate/s / bare bcrypt.checkpw/s", median(signed_in) / median(checked), 0.95)
-    by_round = [mine / theirs for mine, theirs in zip(signed_in, checked, strict=True)]
     findings.note(
         f"Authenticate {spread(signed_in, unit='/s', digits=1)}, checkpw {spread(checked, unit='/s', digits=1)}, cost "
         f"{COST}, {cores} callers, {len(server.workers)} workers, {cores} threads; ratio within one round "
-        f"{spread(by_round, digits=2)}; {bench.sizes.sign_in_rounds} rounds of {cores * times}."
+        f"{ratio_per_round(signed_in, checked)}; {bench.sizes.sign_in_rounds} rounds of {cores * times}."
     )
     return findings
 
 
 def _check_passwords(*, threads: int, times: int) -> float:
-    """Check the right password so many times on each thread; the seconds that took."""
+    """Check the right password `times` times on each thread. Returns seconds."""
     stored = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(COST))
-    go = threading.Barrier(threads + 1)
+    barrier = threading.Barrier(threads + 1)
 
     def work() -> None:
-        go.wait()
+        barrier.wait()
         for _ in range(times):
             bcrypt.checkpw(PASSWORD.encode(), stored)
 
-    crew = [threading.Thread(target=work) for _ in range(threads)]
-    for thread in crew:
+    workers = [threading.Thread(target=work) for _ in range(threads)]
+    for thread in workers:
         thread.start()
-    go.wait()
+    barrier.wait()
     started = time.perf_counter()
-    for thread in crew:
+    for thread in workers:
         thread.join()
     return time.perf_counter() - started

@@ -1,23 +1,23 @@
-"""How long it takes from the start of the process until health says SERVING."""
+"""Time from the start of the process to SERVING."""
 
 import time
 from statistics import median
 
 from benchmarks.bench import Bench
 from benchmarks.load import wait_until_serving
-from benchmarks.processes import ASKS_WHO_CALLS, SERVICE, running
+from benchmarks.processes import CALLER_AUTH_REQUIRED, SERVICE, running
 from benchmarks.table import Findings, spread
 
 
 def measure(bench: Bench) -> Findings:
-    """Start it again and again on a migrated database. Nothing is pinned."""
-    taken = []
+    """Start a server several times on a migrated database, without pinning."""
+    durations = []
     for _ in range(bench.sizes.starts):
         started = time.perf_counter()
-        with running(SERVICE, bench.few_users, bench.directory, settings=ASKS_WHO_CALLS) as server:
-            bench.callers.do(wait_until_serving, server.target)
-            taken.append(time.perf_counter() - started)
+        with running(SERVICE, bench.database_url, bench.directory, settings=CALLER_AUTH_REQUIRED) as server:
+            bench.load_generator.run(wait_until_serving, server.target)
+            durations.append(time.perf_counter() - started)
     findings = Findings()
-    findings.at_most("start to SERVING with a migrated database", median(taken), 1.5, unit=" s")
-    findings.note(f"Start to SERVING: {spread(taken, unit=' s', digits=2)} of {bench.sizes.starts} starts.")
+    findings.at_most("start to SERVING with a migrated database", median(durations), 1.5, unit=" s")
+    findings.note(f"Start to SERVING: {spread(durations, unit=' s', digits=2)} of {bench.sizes.starts} starts.")
     return findings

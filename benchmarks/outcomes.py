@@ -1,4 +1,4 @@
-"""A single call, and all that its caller learns: how long it took, the code, the reason, and whether to come again."""
+"""The outcome of a call as its client sees it: duration, status code, error reason and retry pushback."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,23 +8,23 @@ from typing import Any
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
-from benchmarks.load import DEADLINE_SECONDS, Request, has_users_of, open_channel
+from benchmarks.load import DEADLINE_SECONDS, Request, has_expected_users, open_channel
 
-# Written out and not taken from the service: a caller relies on these names.
+# Literal, not imported from the service: clients depend on these names.
 _DETAILS = "grpc-status-details-bin"
 _PUSHBACK = "grpc-retry-pushback-ms"
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What came back."""
+class Outcome:
+    """How a call ended."""
 
     seconds: float
     code: str
-    """"OTHER USERS" for an OK with others than were asked for."""
+    """"OTHER USERS" for OK with other users than requested."""
     reason: str = ""
     pushback: float | None = None
-    """Seconds after which to come again; None where that was not said."""
+    """Seconds to wait before a retry; None if the server sent none."""
 
     @property
     def name(self) -> str:
@@ -32,24 +32,24 @@ class Answer:
         return f"{self.code} {self.reason}".rstrip()
 
 
-def ask(call: Callable[..., Any], request: Request) -> Answer:
-    """Call, and wait for the answer. The clock stops before the answer is looked into."""
+def outcome_of(call: Callable[..., Any], request: Request) -> Outcome:
+    """Make a call and wait for its outcome. Parsing the response is not timed."""
     started = time.perf_counter()
     try:
         raw = call(request.body, timeout=DEADLINE_SECONDS)
     except grpc.RpcError as error:
         took = time.perf_counter() - started
         trailers = {item.key: item.value for item in error.trailing_metadata() or ()}
-        return Answer(took, error.code().name, _reason(trailers.get(_DETAILS)), _pushback(trailers.get(_PUSHBACK)))
+        return Outcome(took, error.code().name, _reason(trailers.get(_DETAILS)), _pushback(trailers.get(_PUSHBACK)))
     took = time.perf_counter() - started
-    return Answer(took, "OK" if has_users_of(request, raw) else "OTHER USERS")
+    return Outcome(took, "OK" if has_expected_users(request, raw) else "OTHER USERS")
 
 
-def ask_in_turn(target: str, requests: Sequence[Request]) -> list[Answer]:
-    """One call after another, and what came back for each."""
+def sequential_outcomes(target: str, requests: Sequence[Request]) -> list[Outcome]:
+    """Make the calls one after another."""
     with open_channel(target) as channel:
         calls: dict[str, Any] = {request.method: channel.unary_unary(request.method) for request in requests}
-        return [ask(calls[request.method], request) for request in requests]
+        return [outcome_of(calls[request.method], request) for request in requests]
 
 
 def _pushback(milliseconds: bytes | str | None) -> float | None:
@@ -57,7 +57,7 @@ def _pushback(milliseconds: bytes | str | None) -> float | None:
 
 
 def _reason(details: bytes | str | None) -> str:
-    """Of the ErrorInfo; empty where there is none: then the error is gRPC's own."""
+    """The reason of the ErrorInfo; empty if there is none, as in errors that gRPC itself raises."""
     if not isinstance(details, bytes):
         return ""
     for detail in status_pb2.Status.FromString(details).details:
