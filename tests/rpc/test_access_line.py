@@ -12,11 +12,12 @@ import pytest
 from sqlalchemy.engine import URL
 
 from personae.v1 import authentication_pb2, user_pb2
-from tests.support.callers import PATIENCE, new_key, operating
+from tests.support.callers import new_key, operating
 from tests.support.errors import failure_of
 from tests.support.factories import PASSWORD, get_request, new_user
 from tests.support.scrapes import free_port, scrape, value
 from tests.support.servers import RunningServer, running
+from tests.support.waiting import PATIENCE
 from tests.support.witness import WITNESS
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

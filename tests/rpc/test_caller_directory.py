@@ -19,13 +19,13 @@ from service.core.callers.api_keys import NewKey
 from service.core.callers.index import Key
 from service.rpc.callers.directory import EXTRA_READS, READS_PER_MAX_AGE, CallerDirectory
 from service.server.wiring import caller_directory
-from tests.support.callers import LIST_USERS, PATIENCE, Operator, bearer, call, call_until, new_key, operating, told
+from tests.support.callers import LIST_USERS, Operator, bearer, call, call_until, new_key, operating, told
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD
 from tests.support.proxy import PostgresProxy
 from tests.support.servers import RunningServer, running, settings_for
 from tests.support.threads import at_once
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 Code = grpc.StatusCode
 CHECK_PASSWORD = "/personae.v1.CredentialService/CheckPassword"

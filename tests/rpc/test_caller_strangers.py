@@ -26,12 +26,12 @@ from service.rpc.servicers.session import SessionServicer
 from service.rpc.servicers.signing_key import SigningKeyServicer
 from service.rpc.servicers.users.user import UserServicer
 from service.rpc.services import SERVED_METHODS
-from tests.support.callers import PATIENCE, REFUSALS, REQUESTS, Operator, bearer, keyed, naming, operating, told
+from tests.support.callers import REFUSALS, REQUESTS, Operator, bearer, keyed, naming, operating, told
 from tests.support.databases import Postgres
 from tests.support.factories import PASSWORD, new_user
 from tests.support.proxy import PostgresProxy
 from tests.support.servers import RunningServer, running
-from tests.support.waiting import is_of_a_job
+from tests.support.waiting import PATIENCE, is_of_a_job
 from tests.support.witness import WITNESS
 
 COUNT = 10_000 if os.environ.get("PERSONAE_FULL") == "1" else 500

@@ -13,11 +13,11 @@ from sqlalchemy.engine import URL
 
 from benchmarks import http2
 from personae.v1 import authentication_pb2, user_pb2
-from tests.support.callers import PATIENCE, operating
+from tests.support.callers import operating
 from tests.support.errors import failure_of
 from tests.support.factories import PASSWORD, get_request, new_user, unique_name
 from tests.support.servers import RunningServer, running
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually, wait_until_idle
 from tests.support.witness import WITNESS
 
 Code = grpc.StatusCode
@@ -190,6 +190,7 @@ class TestCallers:
         """As CALLER_GONE: neither a failure of the server nor a success."""
         request_id = unique_name()
         executor = server.server.executors[0]
+        wait_until_idle(server)  # or a call of the test before would be taken for this one
         with half_open(server.address) as slow:
             [call] = slow.open(GET_USER, 1, metadata=(("x-request-id", request_id),))
             eventually(lambda: executor.running == 1)
@@ -210,6 +211,7 @@ class TestMessages:
     def test_in_two_parts(self, server: RunningServer) -> None:
         user = new_user(server.users)
         whole = http2.message(get_request(user).SerializeToString())
+        wait_until_idle(server)
         with closing(http2.Connection(server.address, timeout=PATIENCE)) as connection:
             connection.send(http2.call(GET_USER, stream=1), http2.frame(http2.DATA, whole[:-2], stream=1))
             eventually(lambda: server.server.executors[0].running == 1)

@@ -18,10 +18,12 @@ from tests.support.commands import run_module
 from tests.support.databases import ROOT
 from tests.support.processes import inherited
 from tests.support.servers import RunningServer, running
+from tests.support.waiting import PATIENCE
 
 _NAMES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
 PROXIES = {spelled: "http://127.0.0.1:9" for name in _NAMES for spelled in (name, name.upper())}
 BOM = b"\xef\xbb\xbf"
+PATIENTLY = ("--timeout", str(PATIENCE))
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def ca() -> Issued:
 
 
 def health(address: str, **environment: str) -> tuple[int, str]:
-    return run_module("service", "health", "--address", address, environment=environment)
+    return run_module("service", "health", "--address", address, *PATIENTLY, environment=environment)
 
 
 @contextlib.contextmanager
@@ -115,7 +117,7 @@ def test_wherever_it_listens(shared_url: URL, host: str) -> None:
     with running(shared_url, grpc_host=host, insecure_plaintext=True, bcrypt_cost=10) as server:
         environment = {"GRPC_HOST": host, "GRPC_PORT": str(server.server.port), "BCRYPT_COST": "10"}
         environment["INSECURE_PLAINTEXT"] = "true"
-        assert run_module("service", "health", environment=environment) == (0, "SERVING\n")
+        assert run_module("service", "health", *PATIENTLY, environment=environment) == (0, "SERVING\n")
 
 
 @pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:x", "127.0.0.1:99999", "no.such.host.invalid:1", ":1"])

@@ -92,8 +92,8 @@ def https(ca: Issued) -> ssl.SSLContext:
 
 def client(port: int, context: ssl.SSLContext | None = None) -> "closing[http.client.HTTPConnection]":
     if context is None:
-        return closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60))
-    return closing(http.client.HTTPSConnection("127.0.0.1", port, timeout=60, context=context))
+        return closing(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE))
+    return closing(http.client.HTTPSConnection("127.0.0.1", port, timeout=PATIENCE, context=context))
 
 
 def ask(connection: http.client.HTTPConnection, path: str = JWKS_PATH, method: str = "GET") -> tuple[int, bytes]:
@@ -321,7 +321,7 @@ class TestLife:
 
     def test_servers_share_a_port(self) -> None:
         """The kernel gives each connection to one of them; when one ends, the other has them all."""
-        first = HttpServer(well_known(ISSUER, lambda: b"1"), "127.0.0.1", free_port(), tls=None, shares_port=True)
+        first = HttpServer(well_known(ISSUER, lambda: b"1"), "127.0.0.1", 0, tls=None, shares_port=True)
         first.start()
         second = HttpServer(well_known(ISSUER, lambda: b"2"), "127.0.0.1", first.port, tls=None, shares_port=True)
         second.start()

@@ -187,8 +187,8 @@ class TestCounter:
         for counter, ended in ((7, "PASSKEY_CLONED"), (6, "PASSKEY_CLONED"), (0, "PASSKEY_CLONED"), (8, "OK")):
             authenticator.counter = counter
             assert outcome(lambda _: alone(server, authenticator), None) == ended
-        events = [row for row in rows_of(server.url, "audit_events") if row["reason"] == "PASSKEY_CLONED"]
-        assert {row["target_user_id"] for row in events} == {user.id}
+        events = [row for row in rows_of(server.url, "audit_events") if row["target_user_id"] == user.id]
+        assert [row["reason"] for row in events].count("PASSKEY_CLONED") == 3
 
     def test_no_counter_is_none(self, server: RunningServer) -> None:
         """Synced passkeys have none: it stays 0."""

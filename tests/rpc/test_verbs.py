@@ -10,7 +10,8 @@ from service.db.schema import needed_revision
 from tests.support.commands import run_module
 from tests.support.databases import Postgres, libpq_url, run
 from tests.support.factories import PASSWORD
-from tests.support.processes import process, set_revision
+from tests.support.processes import PATIENCE, process, set_revision
+from tests.support.scrapes import free_port
 from tests.support.servers import running
 
 HEAD = needed_revision()
@@ -136,7 +137,7 @@ class TestVerbs:
             assert verb.process.stdin is not None
             verb.process.stdin.write(f"{PASSWORD}\n")
             verb.process.stdin.close()
-            assert verb.process.wait(60) == 0
+            assert verb.process.wait(PATIENCE) == 0
             verb.close()
 
         assert len([line for line in verb.lines if "INSERT INTO users" in line]) == 1
@@ -144,8 +145,10 @@ class TestVerbs:
 
     def test_health_for_containers(self, private_url: URL) -> None:
         """0 while the server reports SERVING, 1 when it does not answer."""
-        with running(private_url) as server:
-            assert self.run("service", "health", "--address", server.address, url=private_url) == (0, "SERVING\n")
+        patiently = ("--timeout", str(PATIENCE))
+        with running(private_url, grpc_port=free_port()) as server:  # a port that nobody else gets afterwards
+            answer = self.run("service", "health", "--address", server.address, *patiently, url=private_url)
+            assert answer == (0, "SERVING\n")
         code, printed = self.run("service", "health", "--address", server.address, "--timeout", "1", url=private_url)
         assert code == 1
         assert re.search("UNAVAILABLE|DEADLINE_EXCEEDED", printed)

@@ -21,12 +21,11 @@ from personae.v1 import user_pb2, user_pb2_grpc
 from service.base.clock import utc_now
 from service.dev.certificates import make_dev_certificates
 from tests.support.databases import libpq_url, wait_until_blocked
-from tests.support.factories import PASSWORD, get_request, new_user
+from tests.support.factories import PASSWORD, creation, get_request, new_user
 from tests.support.load import Load
 from tests.support.processes import PATIENCE, Process, process
 from tests.support.scrapes import free_port, get, value, wait_until
 from tests.support.servers import KEY
-from tests.support.threads import at_once
 
 OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 
@@ -242,20 +241,28 @@ def test_while_the_supervisor_is_stopped_calls_go_on(shared_url: URL) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux pins")
-def test_each_worker_has_a_core_and_hashes_on_all(shared_url: URL) -> None:
+def test_each_worker_has_a_core_and_hashes_on_all(private_url: URL) -> None:
     """With as many workers as cores, each is pinned to its own, but for the threads that hash."""
     cores = os.sched_getaffinity(0)
-    with serving(shared_url, GRPC_WORKERS=str(len(cores))) as (server, address):
-        with grpc.insecure_channel(address) as channel:
-            users = user_pb2_grpc.UserServiceStub(channel)
-            at_once(4 * len(cores), lambda _: new_user(users, password=PASSWORD))  # on one connection
+    hashing = min(len(cores), 10)  # no more than a worker has connections to the database
+    with serving(private_url, GRPC_WORKERS=str(len(cores))) as (server, address):
         pinned = [os.sched_getaffinity(pid) for pid in workers_of(server)]
         assert sorted(min(found) for found in pinned) == sorted(cores)
         assert {len(found) for found in pinned} == {1}
-        threads = [[thread.id for thread in psutil.Process(pid).threads()] for pid in workers_of(server)]
-        anywhere = [sum(os.sched_getaffinity(thread) == cores for thread in found) for found in threads]
+        with (
+            grpc.insecure_channel(address) as channel,  # one connection, so one worker
+            create_engine(private_url, poolclass=NullPool).begin() as holder,
+        ):
+            holder.exec_driver_sql("LOCK TABLE users IN EXCLUSIVE MODE")  # each call keeps its thread after the hash
+            create = user_pb2_grpc.UserServiceStub(channel).CreateUser
+            calls = [create.future(creation(password=PASSWORD), timeout=PATIENCE) for _ in range(hashing)]
+            wait_until_blocked(private_url, statements=hashing)
+            threads = [[thread.id for thread in psutil.Process(pid).threads()] for pid in workers_of(server)]
+            anywhere = [sum(os.sched_getaffinity(thread) == cores for thread in found) for found in threads]
+            holder.rollback()
+            assert all(call.result().id for call in calls)
         log_threads = 1  # started before the worker was pinned
-        assert max(anywhere) - log_threads >= len(cores)
+        assert max(anywhere) - log_threads >= hashing
 
 
 def test_fewer_workers_where_the_database_has_no_connections_for_more(shared_url: URL) -> None:

@@ -28,13 +28,11 @@ from tests.support.certificates import Pair
 from tests.support.errors import Failure, failure_of
 from tests.support.factories import PASSWORD
 from tests.support.servers import settings_for
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 from tests.support.witness import WITNESS, Interceptor
 
-PATIENCE = 60
-"""Seconds after which a call that hangs fails its test."""
 LATE = "DATABASE_UNAVAILABLE"
-"""The answer on a machine so busy that reading the callers takes longer than CALLER_CACHE_SECONDS."""
+"""The answer on a machine that is so busy that one read of the callers takes longer than it may."""
 LIST_USERS = "/personae.v1.UserService/ListUsers"
 REQUESTS: dict[str, Any] = {
     f"/{service.full_name}/{method.name}": message_factory.GetMessageClass(method.input_type)

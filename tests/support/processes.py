@@ -17,7 +17,7 @@ from tests.support.servers import KEY
 from tests.support.witness import WITNESS
 
 PATIENCE = 120
-"""Seconds after which a wait fails: they end a test that hangs."""
+"""Seconds after which a wait fails: twice that of other tests, since starting a process takes long."""
 
 
 def inherited() -> dict[str, str]:
@@ -76,15 +76,16 @@ class Process:
 
     @property
     def last_line(self) -> str:
-        """What it printed last, once it has ended."""
-        self._reader.join(10)
+        """The last line that it printed. It must have been told to end."""
+        self._reader.join(PATIENCE)
+        assert not self._reader.is_alive(), self.lines
         return self.lines[-1]
 
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        self._reader.join(10)
+        self._reader.join(PATIENCE)
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
             pipe.close()

@@ -9,14 +9,14 @@ from typing import TypeVar
 import grpc
 
 from tests.support.errors import failure_of
+from tests.support.waiting import PATIENCE
 
 T = TypeVar("T")
-_PATIENCE = 60
 
 
 def at_once(count: int, call: Callable[[int], T]) -> list[T | grpc.RpcError]:
     """Run call(0) … call(count - 1) on as many threads, released together; results and RpcErrors in order."""
-    barrier = threading.Barrier(count, timeout=_PATIENCE)
+    barrier = threading.Barrier(count, timeout=PATIENCE)
 
     def run(index: int) -> T | grpc.RpcError:
         barrier.wait()
