@@ -13,11 +13,11 @@ from tests.support.crash import crash
 from tests.support.databases import migrate
 from tests.support.errors import fails
 from tests.support.factories import get_request, new_user
+from tests.support.leak_detector import Log
 from tests.support.load import Call, Callers, Writers, missing
 from tests.support.pair import Pair, replicating
 from tests.support.servers import NOT_SERVING, SERVING, running
 from tests.support.waiting import PATIENCE, eventually
-from tests.support.witness import Log
 
 
 @pytest.fixture

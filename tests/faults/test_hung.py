@@ -10,10 +10,10 @@ from sqlalchemy.engine import URL
 from tests.support.callers import bearer, keyed, operating, told
 from tests.support.errors import failure_of
 from tests.support.factories import get_request, new_user, unique_name
+from tests.support.leak_detector import Log
 from tests.support.proxy import PostgresProxy, serving_through_a_proxy
 from tests.support.servers import NOT_SERVING, SERVING, Services, running
 from tests.support.waiting import PATIENCE, eventually
-from tests.support.witness import Log
 
 THREADS = 4
 

@@ -18,9 +18,9 @@ from sqlalchemy.pool import NullPool
 from service.db.privileges import grant
 from tests.support.errors import Failure, fails
 from tests.support.factories import new_user, unique_name
+from tests.support.leak_detector import Log
 from tests.support.proxy import Proxied, serving_through_a_proxy
 from tests.support.servers import NOT_SERVING, SERVING, RunningServer, running
-from tests.support.witness import Log
 
 RESOURCES = ["53100", "53200", "53400"]  # disk full, out of memory, a limit of the configuration
 

@@ -16,10 +16,10 @@ from tests.support.clocks import MovableClock
 from tests.support.databases import Postgres
 from tests.support.factories import new_user
 from tests.support.gateways import AUDIENCE, ISSUER, Personae
+from tests.support.leak_detector import Interceptor
 from tests.support.scrapes import free_port
 from tests.support.servers import RunningServer, Services, running
 from tests.support.sessions import Tokens, signed_in, wanted
-from tests.support.witness import Interceptor
 
 HOUR = timedelta(hours=1)
 EVERYTHING = ("users.write", "auth.verify", "sessions.create", "sessions.refresh", "sessions.revoke")

@@ -15,10 +15,10 @@ from personae.v1 import authentication_pb2, user_pb2
 from tests.support.callers import new_key, operating
 from tests.support.errors import failure_of
 from tests.support.factories import PASSWORD, get_request, new_user
+from tests.support.leak_detector import DETECTOR
 from tests.support.scrapes import free_port, scrape, value
 from tests.support.servers import RunningServer, running
 from tests.support.waiting import PATIENCE
-from tests.support.witness import WITNESS
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 SPAN = "00f067aa0ba902b7"
@@ -30,7 +30,7 @@ def line_of(call: Any, request: Any, **metadata: str) -> dict[str, Any]:
     sent = (("x-request-id", request_id), *((key, value) for key, value in metadata.items()))
     with contextlib.suppress(grpc.RpcError):  # how it ends is in the line
         call(request, metadata=sent)
-    (found,) = (text for text in WITNESS.said if request_id in text and "'event': 'rpc'" in text)
+    (found,) = (text for text in DETECTOR.output if request_id in text and "'event': 'rpc'" in text)
     line: dict[str, Any] = ast.literal_eval(found)
     return line
 
@@ -69,7 +69,7 @@ class TestRefusals:
     )
     def test_of_strangers(self, private_url: URL, authorization: str | None, reason: str) -> None:
         """With the addresses that they came from. The metrics count every call."""
-        start, port = len(WITNESS.said), free_port()
+        start, port = len(DETECTOR.output), free_port()
         sent = () if authorization is None else (("authorization", authorization),)
         with running(private_url, caller_auth="required", metrics_port=port) as server:
             assert flood(server, sent) == {reason: 300}
@@ -83,7 +83,7 @@ class TestRefusals:
     @pytest.mark.parametrize("reason", ["SCOPE_MISSING", "RATE_LIMITED", "SERVER_BUSY"])
     def test_of_callers(self, private_url: URL, reason: str) -> None:
         """Each line of a refusal by scope or rate has its caller. In an overload nobody looks who calls."""
-        start = len(WITNESS.said)
+        start = len(DETECTOR.output)
         settings: dict[str, dict[str, object]] = {
             "RATE_LIMITED": {"caller_rate_limit": 1, "caller_rate_burst": 1},
             "SERVER_BUSY": {"grpc_threads": 1, "grpc_max_waiting": 0},
@@ -114,7 +114,7 @@ def flood(server: RunningServer, metadata: Any) -> Counter[str]:
 
 def lines_since(start: int) -> list[dict[str, Any]]:
     """The events of the log since `start`."""
-    said = [text for text in WITNESS.said[start:] if "'event': 'rpc'" in text or "'more calls refused'" in text]
+    said = [text for text in DETECTOR.output[start:] if "'event': 'rpc'" in text or "'more calls refused'" in text]
     return [ast.literal_eval(text) for text in said]
 
 

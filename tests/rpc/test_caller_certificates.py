@@ -20,8 +20,8 @@ from service.rpc.pipeline.status import DETAILS_KEY
 from tests.support.callers import LIST_USERS, bearer, call, new_key, operating, other_address, tls_settings, told
 from tests.support.certificates import LOCAL, Pair, channel, client_certificate, new_ca, server_certificate
 from tests.support.databases import Postgres
+from tests.support.leak_detector import Interceptor
 from tests.support.servers import RunningServer, running
-from tests.support.witness import Interceptor
 
 Code = grpc.StatusCode
 DNS, URI = x509.DNSName, x509.UniformResourceIdentifier

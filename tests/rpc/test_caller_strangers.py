@@ -29,10 +29,10 @@ from service.rpc.services import SERVED_METHODS
 from tests.support.callers import REFUSALS, REQUESTS, Operator, bearer, keyed, naming, operating, told
 from tests.support.databases import Postgres
 from tests.support.factories import PASSWORD, new_user
+from tests.support.leak_detector import DETECTOR
 from tests.support.proxy import PostgresProxy
 from tests.support.servers import RunningServer, running
 from tests.support.waiting import PATIENCE, is_of_a_job
-from tests.support.witness import WITNESS
 
 COUNT = 10_000 if os.environ.get("PERSONAE_FULL") == "1" else 500
 DISTINCT = 100
@@ -224,7 +224,7 @@ def test_generated_requests_get_nowhere(attacked: Attacked, method: str) -> None
         [((was, said, trailers), count)] = ended.items()
         assert (was, said, count) == (code, message, COUNT // 2)
         assert [name for name, _ in trailers] == ["grpc-status-details-bin"]
-        WITNESS.hear(said, trailers)
+        DETECTOR.record(said, trailers)
     # The counters do work: a call with every scope is counted.
     told(attacked.server.channel, bearer(attacked.everything), method=method, request=naming(method, user_pb2.User()))
     assert attacked.reached == {method: 1}

@@ -19,8 +19,8 @@ from tests.support.callers import Operator, operating, told
 from tests.support.commands import run_command
 from tests.support.credentials import rows_of
 from tests.support.databases import ROOT, libpq_url
+from tests.support.leak_detector import DETECTOR
 from tests.support.servers import KEY, running
-from tests.support.witness import WITNESS
 
 SPIFFE = "spiffe://prod.example/web"
 
@@ -60,7 +60,7 @@ class Verbs:
 
     def looked_at(self, done: Done) -> Done:
         assert "Traceback" not in done.err
-        WITNESS.hear(done.err)
+        DETECTOR.record(done.err)
         return done
 
     def done(self, *arguments: str) -> str:

@@ -16,9 +16,9 @@ from personae.v1 import authentication_pb2, user_pb2
 from tests.support.callers import operating
 from tests.support.errors import failure_of
 from tests.support.factories import PASSWORD, get_request, new_user, unique_name
+from tests.support.leak_detector import DETECTOR
 from tests.support.servers import RunningServer, running
 from tests.support.waiting import PATIENCE, eventually, wait_until_idle
-from tests.support.witness import WITNESS
 
 Code = grpc.StatusCode
 GET_USER = "/personae.v1.UserService/GetUser"
@@ -202,8 +202,8 @@ class TestCallers:
 
 def line_of(request_id: str) -> str:
     """Wait for the access log line of a call."""
-    eventually(lambda: any(request_id in text for text in list(WITNESS.said)))
-    [line] = [text for text in list(WITNESS.said) if request_id in text]
+    eventually(lambda: any(request_id in text for text in list(DETECTOR.output)))
+    [line] = [text for text in list(DETECTOR.output) if request_id in text]
     return line
 
 

@@ -16,9 +16,9 @@ from sqlalchemy.engine import URL
 from benchmarks import http2
 from personae.v1 import user_pb2_grpc
 from tests.support.factories import get_request, new_user
+from tests.support.leak_detector import Log
 from tests.support.servers import NOT_SERVING, SERVING, RunningServer, running
 from tests.support.waiting import PATIENCE, eventually
-from tests.support.witness import Log
 
 Code = grpc.StatusCode
 CHECK = "/grpc.health.v1.Health/Check"

@@ -13,10 +13,10 @@ from tests.support.callers import bearer, operating
 from tests.support.credentials import by, lock_for_an_hour
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, new_user, unique_name
+from tests.support.leak_detector import DETECTOR
 from tests.support.load import RETRIES
 from tests.support.servers import RunningServer, running
 from tests.support.waiting import PATIENCE
-from tests.support.witness import WITNESS
 
 RATE = {"caller_auth": "required", "caller_rate_limit": 1, "caller_rate_burst": 1}
 
@@ -30,7 +30,7 @@ def retrying(server: RunningServer) -> Iterator[grpc.Channel]:
 
 def answers(request_id: str) -> int:
     """How many attempts of calls with this id the server has answered."""
-    return len([line for line in WITNESS.said if request_id in line and "'event': 'rpc'" in line])
+    return len([line for line in DETECTOR.output if request_id in line and "'event': 'rpc'" in line])
 
 
 def test_a_rate_limited_call_is_retried_after_the_pushback(shared_url: URL) -> None:

@@ -11,13 +11,13 @@ from tests.support.clocks import MovableClock
 from tests.support.credentials import NEW_KEY, OLD_KEY, rows_of
 from tests.support.databases import run
 from tests.support.errors import fails
+from tests.support.leak_detector import Log
 from tests.support.proxy import serving_through_a_proxy
 from tests.support.scrapes import free_port, value, wait_until
 from tests.support.servers import KEY, NOT_SERVING, SERVING, RunningServer, running
 from tests.support.sessions import by_password, claims_of, introspecting, is_active, refresh, signed_in
 from tests.support.signing_keys import keys_of, published
 from tests.support.waiting import eventually
-from tests.support.witness import Log
 
 
 class TestSecretKeys:

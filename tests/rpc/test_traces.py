@@ -16,10 +16,11 @@ from tests.support.collectors import Collector, collecting
 from tests.support.databases import libpq_url
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, get_request, new_user
+from tests.support.leak_detector import DETECTOR
 from tests.support.processes import process
 from tests.support.scrapes import free_port
 from tests.support.servers import RunningServer, Services, running
-from tests.support.witness import WITNESS
+from tests.support.waiting import eventually
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"
@@ -102,7 +103,7 @@ def test_a_sign_in_shows_its_hash_and_no_secret(private_url: URL) -> None:
     assert not good.parent_span_id
     assert bad.status.code == Status.STATUS_CODE_UNSET, "a wrong password is no fault of the server"
     assert attributes(bad)["personae.reason"] == "INVALID_CREDENTIALS"
-    WITNESS.hear(*collector.groups)  # looked through when the suite ends
+    DETECTOR.record(*collector.groups)  # looked through when the suite ends
     everything = "\n".join(map(str, collector.groups))
     assert not [secret for secret in (PASSWORD, "never said aloud", user.email, user.username) if secret in everything]
     assert "$2b$" not in everything
@@ -157,7 +158,7 @@ def test_our_own_trace_is_in_the_log(private_url: URL) -> None:
         server.users.GetUser(get_request(user), metadata=(("x-request-id", request_id),))
 
     (call,) = (span for span in collector.spans if span.name == GET_USER)
-    (line,) = (text for text in WITNESS.said if request_id in text and "'event': 'rpc'" in text)
+    (line,) = (text for text in DETECTOR.output if request_id in text and "'event': 'rpc'" in text)
     assert f"'trace_id': '{call.trace_id.hex()}'" in line
 
 
@@ -166,20 +167,22 @@ def test_calls_go_on_without_the_collector(private_url: URL, monkeypatch: pytest
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.5")
     port = free_port()
-    before = len(WITNESS.said)
+    before = len(DETECTOR.output)
     with running(private_url, otel_exporter_otlp_endpoint=f"http://127.0.0.1:{port}") as server:
         user = new_user(server.users)
-        while "traces cannot be sent" not in "".join(WITNESS.said[before:]):  # ends, or the suite's own limit does it
-            server.users.GetUser(get_request(user))
+
+        def is_logged_after_a_call(words: str) -> bool:
+            assert server.users.GetUser(get_request(user)).id == user.id
+            return words in "".join(DETECTOR.output[before:])
+
+        eventually(lambda: is_logged_after_a_call("traces cannot be sent"), "the collector is away")
         for _ in range(100):
             assert server.users.GetUser(get_request(user)).id == user.id
         with collecting(port) as collector:
-            while not collector.spans:
-                server.users.GetUser(get_request(user))
-            while "traces are sent again" not in "".join(WITNESS.said[before:]):
-                server.users.GetUser(get_request(user))
+            eventually(lambda: is_logged_after_a_call("traces are sent again"), "the collector is back")
+        assert collector.spans
 
-    said = WITNESS.said[before:]
+    said = DETECTOR.output[before:]
     assert len([text for text in said if "traces cannot be sent" in text]) <= 2, "once for each time it went away"
     assert not [text for text in said if "Failed to export" in text or "Transient error" in text]
 
@@ -192,9 +195,9 @@ def test_an_invalid_tracestate_is_dropped_in_silence(private_url: URL, tracestat
     metadata = (("traceparent", f"00-{TRACE}-{PARENT}-01"), ("tracestate", tracestate))
     with traced(private_url) as (server, collector):
         user = new_user(server.users)
-        said = len(WITNESS.said)
+        said = len(DETECTOR.output)
         server.users.GetUser(get_request(user), metadata=metadata)
 
     (call,) = (span for span in collector.spans if span.trace_id.hex() == TRACE and span.name == GET_USER)
     assert call.trace_state == ""
-    assert not [text for text in WITNESS.said[said:] if tracestate in text or "w3c" in text.lower()]
+    assert not [text for text in DETECTOR.output[said:] if tracestate in text or "w3c" in text.lower()]

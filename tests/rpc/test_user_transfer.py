@@ -19,13 +19,13 @@ from tests.support.credentials import OTHER, signing_in
 from tests.support.databases import run
 from tests.support.errors import fails, failure_of
 from tests.support.factories import PASSWORD, get_request, new_user
+from tests.support.leak_detector import DETECTOR
 from tests.support.proxy import serving_through_a_proxy
 from tests.support.scrapes import free_port, scrape, value
 from tests.support.servers import BCRYPT_COST, RunningServer, Services, running
 from tests.support.superusers import tiers
 from tests.support.threads import at_once, outcomes
 from tests.support.waiting import eventually
-from tests.support.witness import WITNESS
 
 OTHER_HASH = hash_password(OTHER, BCRYPT_COST)
 FILLED_AT_ONCE = 4000
@@ -240,7 +240,7 @@ class TestStream:
 
         def is_cancelled() -> bool:
             """By the line of this call: other servers of this process may log something as well."""
-            return any(request_id in text and "CALLER_GONE" in text for text in WITNESS.said)
+            return any(request_id in text and "CALLER_GONE" in text for text in DETECTOR.output)
 
         with running(private_url, db_pool_size=1, db_max_overflow=0, rpc_timeout=300) as server:
             with grpc.insecure_channel(server.address, NARROW) as channel:

@@ -30,8 +30,8 @@ from personae.v1 import (
     user_pb2,
 )
 from service.rpc.envoy import ext_authz_pb2
+from tests.support.leak_detector import Interceptor
 from tests.support.waiting import PATIENCE
-from tests.support.witness import Interceptor
 
 ADDRESS = "127.0.0.1:50051"
 MTLS_ADDRESS = "127.0.0.1:50052"

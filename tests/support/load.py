@@ -1,4 +1,4 @@
-"""Callers that call without a pause, and count how every call ends."""
+"""Threads that call without a pause, and count the outcomes of their calls."""
 
 import json
 import re
@@ -22,12 +22,12 @@ from tests.support.factories import PASSWORD, creation, get_request, new_user
 from tests.support.waiting import PATIENCE
 
 Call = tuple[str, Callable[[], Any]]
-"""The name of an RPC, and how to call it."""
+"""The name of an RPC, and a function that calls it."""
 _ROOT = Path(__file__).parents[2]
 
 
 def _documented() -> dict[str, Any]:
-    """The service config that docs/python.md tells callers to use."""
+    """The service config that docs/python.md recommends."""
     text = (_ROOT / "docs/python.md").read_text()
     (block,) = re.findall(r"^(REPEATABLE = .*?^CONFIG = .*?^}$)", text, re.MULTILINE | re.DOTALL)
     names: dict[str, Any] = {}
@@ -37,7 +37,7 @@ def _documented() -> dict[str, Any]:
 
 
 RETRIES = json.dumps(_documented())
-"""What docs/python.md tells callers to configure."""
+"""The service config that docs/python.md recommends, as JSON."""
 
 
 class Callers:
@@ -47,7 +47,7 @@ class Callers:
         """calls: the endless calls of the thread with this number."""
         self._calls = calls
         self.ended: Counter[str] = Counter()
-        """How many calls ended how: the RPC, the code, and the reason or what else was said."""
+        """The number of calls by outcome: the RPC, the code, and the reason or the message."""
         self.created: list[int] = []
         """The users whose creation was acknowledged."""
         self._created_at: list[float] = []
@@ -57,7 +57,7 @@ class Callers:
 
     @property
     def failures(self) -> dict[str, int]:
-        """What did not end with OK."""
+        """The outcomes other than OK."""
         return {how: count for how, count in dict(self.ended).items() if how.split()[1] != "OK"}
 
     @property
@@ -66,7 +66,7 @@ class Callers:
         return max(later - earlier for earlier, later in pairwise(sorted(self._created_at)))
 
     def wait_for_calls(self, more: int, *, code: str = "OK") -> None:
-        """Return when so many more calls have ended with this code."""
+        """Wait until this many more calls have ended with this code."""
         with self._changed:
             wanted = self._count(code) + more
             assert self._changed.wait_for(lambda: self._count(code) >= wanted, PATIENCE), self.ended
@@ -145,7 +145,7 @@ class Writers(Callers):
 
 
 def missing(users: user_pb2_grpc.UserServiceStub, ids: Iterable[int]) -> list[int]:
-    """Those of these users that do not exist."""
+    """The ids of users that do not exist."""
     found = []
     for user_id in ids:
         try:
