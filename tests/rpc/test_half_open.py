@@ -1,4 +1,4 @@
-"""Calls whose message never comes, comes late, or comes in parts: they hold no thread that others need."""
+"""Calls whose message is missing, late or in parts: they hold no thread that other calls need."""
 
 import threading
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ MANY = 40
 
 
 class HalfOpen:
-    """Calls that are open, and whose message is sent on demand."""
+    """Open calls whose message is sent on demand."""
 
     def __init__(self, channel: grpc.Channel) -> None:
         self.channel = channel

@@ -1,4 +1,4 @@
-"""`python -m service health` says what the server says, whatever the environment and the files say by now."""
+"""`python -m service health` reports the server's status, even if settings and files have changed since its start."""
 
 import contextlib
 import subprocess
@@ -102,7 +102,7 @@ def test_the_names_in_the_certificate_do_not_matter(
         assert health(server.address, **files) == (0, "SERVING\n")
 
 
-def test_an_expired_certificate_is_said(shared_url: URL, tmp_path: Path, ca: Issued) -> None:
+def test_an_expired_certificate_is_reported(shared_url: URL, tmp_path: Path, ca: Issued) -> None:
     """No caller can connect: that is not healthy."""
     pair = Pair(tmp_path)
     pair.write(server_certificate(ca, days=-1), ca)
@@ -154,8 +154,8 @@ class TestClientCertificatesRequired:
                 assert health(server.address, **files, TLS_CLIENT_CA_FILE=ca_file) == (0, "SERVING\n")
                 with_bom(pair, new_ca())
 
-    def test_what_keeps_it_from_asking_is_said(self, shared_url: URL, pair: Pair, ca: Issued) -> None:
-        """A certificate without its key opens nothing: another way to ask is named."""
+    def test_a_failure_to_connect_names_the_cause(self, shared_url: URL, pair: Pair, ca: Issued) -> None:
+        """Here a certificate without its key. The message names another way to check."""
         ca_file = str(pair.files.client_ca)
         with serving(shared_url, pair, tls_client_ca_file=ca_file) as (server, files):
             without_its_key(pair, ca)
