@@ -49,7 +49,7 @@ def raw_call(server: RunningServer, method: str, data: bytes) -> Any:
 
 
 class TestRequestIds:
-    def test_the_caller_s_own_comes_back(self, server: RunningServer) -> None:
+    def test_the_caller_s_own_is_returned(self, server: RunningServer) -> None:
         """On success and on failure, so that the caller finds its call in the server's log."""
         user = new_user(server.users)
         metadata = (("x-request-id", "order-77.b"),)
@@ -83,7 +83,7 @@ class TestMalformedBytes:
         assert (failure.code, failure.reason) == (Code.INVALID_ARGUMENT, "MALFORMED_MESSAGE")
 
     def test_more_than_the_receive_limit(self, server: RunningServer) -> None:
-        """GRPC itself refuses messages over 4 MiB."""
+        """Messages over 4 MiB are refused by gRPC itself."""
         with pytest.raises(grpc.RpcError) as caught:
             raw_call(server, GET_USER, b"x" * (MAX_MESSAGE_BYTES + 1))
 
@@ -133,8 +133,8 @@ class TestOverload:
 
                 assert {call.code() for call in calls} == {Code.OK}
 
-    def test_calls_beyond_the_queue_are_pushed_back(self, private_url: URL) -> None:
-        """With a reason and a pushback; running and queued calls are served."""
+    def test_calls_beyond_the_queue_are_refused(self, private_url: URL) -> None:
+        """With a reason and a pushback. Running and queued calls are served."""
         with running(private_url, grpc_threads=2, grpc_max_waiting=2) as server:
             update = update_of(new_user(server.users))
             wait_until_idle(server)
@@ -194,7 +194,7 @@ class TestOverload:
                 call.cancel()
 
     def test_a_server_with_queued_calls_can_stop(self, private_url: URL) -> None:
-        """They are refused as UNAVAILABLE, so that clients retry them on another server."""
+        """The queued calls end as UNAVAILABLE, so that clients retry them on another server."""
         with running(private_url, grpc_threads=1) as server:
             update = update_of(new_user(server.users))
             with locked_users(server) as release:

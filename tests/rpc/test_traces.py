@@ -1,4 +1,4 @@
-"""Traces as a collector gets them over OTLP, and what a collector that is away does to calls."""
+"""Traces that a collector receives by OTLP, and calls while there is no collector."""
 
 import uuid
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ GET_USER = "personae.v1.UserService/GetUser"
 
 @contextmanager
 def traced(url: URL) -> Iterator[tuple[RunningServer, Collector]]:
-    """A server that traces; its collector has all spans when the block is left."""
+    """A server that exports traces; its collector has all spans after the block."""
     with collecting() as collector, running(url, otel_exporter_otlp_traces_endpoint=collector.endpoint) as server:
         yield server, collector
 
@@ -48,7 +48,7 @@ def from_caller(flags: str, request_id: str = "") -> tuple[tuple[str, str | byte
 
 
 def test_a_collector_on_this_machine_is_not_reached_through_a_proxy(shared_url: URL) -> None:
-    """One beyond it may be."""
+    """One on another machine may be."""
     proxy = {"http_proxy": "http://127.0.0.1:9", "DATABASE_URL": libpq_url(shared_url)}
     with collecting() as collector, process("serve", OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint, **proxy) as server:
         with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
@@ -88,7 +88,7 @@ def test_a_call_is_part_of_its_caller_s_trace(private_url: URL) -> None:
 
 
 def test_a_sign_in_shows_its_hash_and_no_secret(private_url: URL) -> None:
-    """Every statement and the hash are parts of the call; nothing that was typed is in any of them."""
+    """Every statement and the hash are children of the call; none contains what a user has typed."""
     with traced(private_url) as (server, collector):
         user = new_user(server.users, password=PASSWORD)
         sign_in = authentication_pb2.AuthenticateRequest(identifier=user.email, password=PASSWORD)
@@ -109,8 +109,8 @@ def test_a_sign_in_shows_its_hash_and_no_secret(private_url: URL) -> None:
     assert "$2b$" not in everything
 
 
-def test_faults_of_the_server_are_errors(private_url: URL) -> None:
-    """So is the statement that failed, by its SQLSTATE, without the driver's text. The caller sees nothing of it."""
+def test_internal_errors_have_the_status_error(private_url: URL) -> None:
+    """So has the statement that failed, with its SQLSTATE and without the driver's message."""
     with traced(private_url) as (server, collector):
         user = new_user(server.users)
         with server.database.engine.begin() as connection:
@@ -135,10 +135,10 @@ def test_faults_of_the_server_are_errors(private_url: URL) -> None:
         ({"OTEL_SDK_DISABLED": "true"}, []),
     ],
 )
-def test_who_decides_what_is_traced(
+def test_the_standard_variables_decide_what_is_traced(
     private_url: URL, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], spans: list[str]
 ) -> None:
-    """The standard variables, which may leave it to the caller."""
+    """They may leave the decision to the caller."""
     for name, value in (variables | {"OTEL_SERVICE_NAME": "people"}).items():
         monkeypatch.setenv(name, value)
     with traced(private_url) as (server, collector):
@@ -151,7 +151,7 @@ def test_who_decides_what_is_traced(
 
 
 def test_our_own_trace_is_in_the_log(private_url: URL) -> None:
-    """So that a line leads to its trace."""
+    """So that an operator finds the trace of a line."""
     request_id = uuid.uuid4().hex
     with traced(private_url) as (server, collector):
         user = new_user(server.users)
@@ -163,7 +163,7 @@ def test_our_own_trace_is_in_the_log(private_url: URL) -> None:
 
 
 def test_calls_go_on_without_the_collector(private_url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls go on, the log says once that it is away and once that it is back; stopping does not wait for it."""
+    """Calls are served, the log has one line when it is away and one when it is back; stopping does not wait for it."""
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.5")
     port = free_port()
@@ -190,7 +190,7 @@ def test_calls_go_on_without_the_collector(private_url: URL, monkeypatch: pytest
 @pytest.mark.parametrize(
     "tracestate", ["SECRET pk_LIVE {", "A" * 7000, ",".join(f"k{n}=v" for n in range(40)), "a=b,,=" * 9]
 )
-def test_an_invalid_tracestate_is_dropped_in_silence(private_url: URL, tracestate: str) -> None:
+def test_an_invalid_tracestate_is_ignored(private_url: URL, tracestate: str) -> None:
     """Nothing of it gets into the log or the trace."""
     metadata = (("traceparent", f"00-{TRACE}-{PARENT}-01"), ("tracestate", tracestate))
     with traced(private_url) as (server, collector):

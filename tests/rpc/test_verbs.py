@@ -1,4 +1,4 @@
-"""The verbs of an operator: what `python -m service VERB` does and prints."""
+"""The commands of an operator: `python -m service VERB`."""
 
 import re
 
@@ -53,7 +53,7 @@ class TestVerbs:
         ids=" ".join,
     )
     def test_the_trail_names_the_operator(self, private_url: URL, verb: tuple[str, ...]) -> None:
-        """OPERATOR, or who the operating system says it is; a name that could not be shown is refused."""
+        """By OPERATOR, or by the user of the operating system; a name that is not printable is refused."""
         due = "INSERT INTO users (email, username, deleted_at, purge_at) VALUES (%s, %s, '2020-01-01', '2020-02-01')"
         for settings in ({"OPERATOR": "Ada <ada@ops>"}, {}):
             run(private_url, "DELETE FROM users")
@@ -91,7 +91,7 @@ class TestVerbs:
         ]
 
     def test_calibrate(self, private_url: URL) -> None:
-        """Measures, and ends in a line for the settings, whose cost is never below what is safe."""
+        """It measures, and prints a line for the settings, whose cost is never below the safe minimum."""
         code, printed = self.run("service", "calibrate", "--target", "1", url=private_url)
 
         assert code == 0
@@ -110,7 +110,7 @@ class TestVerbs:
     def test_the_database_test_says_what_is_wrong(
         self, private_url: URL, change: dict[str, object], words: str
     ) -> None:
-        """One screen: what is wrong, what to do, and no secret."""
+        """What is wrong and what to do, without a secret."""
         query = private_url.query if "database" in change else {}
         url = private_url.set(host=private_url.host or "127.0.0.1" if query == {} else private_url.host, query=query)
 
