@@ -20,7 +20,7 @@ CALLERS = 12
 
 
 def test_everything_works_through_it(private_url: URL) -> None:
-    """For many callers on three connections; no setting of one transaction stays for the next."""
+    """For many callers on three connections. No setting of a transaction remains for the next one."""
     with running_pgbouncer(private_url, servers=3) as url, running(url) as server:
 
         def use(_: int) -> str:
@@ -45,7 +45,7 @@ def test_everything_works_through_it(private_url: URL) -> None:
 
 
 def test_callers_are_read_through_it(private_url: URL) -> None:
-    """As through a connection of the database's own."""
+    """As without PgBouncer."""
     with running_pgbouncer(private_url, servers=3) as url, operating(url) as operator:
         key = operator.create_with_key(*ALL_SCOPES)
         with running(url, caller_auth="required", caller_cache_seconds=0.2) as server:
