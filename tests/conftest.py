@@ -1,4 +1,4 @@
-"""A real PostgreSQL for the whole session, and real servers on it."""
+"""Fixtures: a real PostgreSQL for the whole session, databases, and real servers."""
 
 import logging
 import os
@@ -6,7 +6,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 
-# Before gRPC is loaded: PostgreSQL is started from processes that serve, and a child in which gRPC wakes up dies of it.
+# Set before gRPC is loaded: processes that serve fork to start PostgreSQL, and gRPC's fork handlers can end the child.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import grpc
@@ -21,48 +21,47 @@ from service.base.settings import Settings, psycopg2_url
 from service.dev.postgres import EmbeddedPostgres
 from tests.support.at_rest import dump
 from tests.support.databases import Postgres, migrate
+from tests.support.leak_detector import DETECTOR, Handler, Interceptor, record_event
 from tests.support.servers import RunningServer, Services, running
-from tests.support.witness import WITNESS, Handler, Interceptor, heard
 
-for _proxy in ("grpc_proxy", "https_proxy", "http_proxy"):  # gRPC would reach even this machine through it
+for _proxy in ("grpc_proxy", "https_proxy", "http_proxy"):  # gRPC would use it even for this machine
     os.environ.pop(_proxy, None)
 
-# A shell starts what runs in the background with SIGINT ignored, and so would be what the tests start and interrupt.
+# A shell starts background jobs with SIGINT ignored, which the processes that tests start and interrupt would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Most of what a server in this process logs would drown the report of a failed test. All of it is recorded, though:
-# nothing secret may be in it.
+# The logs of servers in this process are recorded, to search them for secrets. Only errors are printed.
 structlog.configure(
     processors=[
         structlog.processors.add_log_level,
-        heard,
+        record_event,
         structlog.processors.KeyValueRenderer(key_order=["level", "event"]),
     ],
     wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
 )
 logging.getLogger().addHandler(Handler())
 
-# How long an example takes says more about the machine than about the service.
+# The time that an example takes depends on the machine.
 hypothesis_settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("any machine")
 
 
 def pytest_collection_finish() -> None:
-    """Spare the garbage collector what is as old as the process: it would walk through all modules and tests again."""
+    """Exclude all modules and tests from garbage collection, which would visit them again and again."""
     freeze_startup_objects()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _nothing_secret_was_said() -> Iterator[None]:
-    """Checks after all tests of this process: see tests/house/test_nothing_secret.py."""
+def _no_secret_was_logged_or_returned() -> Iterator[None]:
+    """Check the output of all tests of this process: see tests/house/test_nothing_secret.py."""
     yield
-    assert list(WITNESS.leaks()) == []
+    assert list(DETECTOR.leaks()) == []
 
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    """The server of DATABASE_URL, on which only scratch databases are touched, or an embedded one."""
+    """The server of DATABASE_URL, on which tests use only databases of their own, or an embedded one."""
     settings = Settings(_env_file=None, secret_keys=None)
     if settings.url is not None:
         yield Postgres(settings.url)
@@ -77,7 +76,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def template(postgres: Postgres) -> Iterator[str]:
-    """The name of a migrated database without rows, to copy from."""
+    """The name of a migrated database without rows, to be copied."""
     with postgres.scratch() as url:
         migrate(url)
         assert url.database is not None
@@ -86,10 +85,10 @@ def template(postgres: Postgres) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def shared_url(postgres: Postgres, template: str) -> Iterator[URL]:
-    """A migrated database that tests share: they make users of their own and look at no others."""
+    """A migrated database that tests share: each creates its own users, and looks at no others."""
     with postgres.scratch(template=template) as url:
         yield url
-        assert list(dump(url).leaks(WITNESS)) == []  # nothing secret is at rest: see tests/house/test_nothing_secret.py
+        assert list(dump(url).leaks(DETECTOR)) == []  # see tests/house/test_nothing_secret.py
 
 
 @pytest.fixture
@@ -101,7 +100,7 @@ def private_url(postgres: Postgres, template: str) -> Iterator[URL]:
 
 @pytest.fixture(scope="session")
 def server(shared_url: URL) -> Iterator[RunningServer]:
-    """A server that tests share. No outage is tested on it: it lives as long as the session, so it seldom probes."""
+    """A server that tests share. It probes the database rarely, since no test makes an outage of it."""
     with running(shared_url, health_probe_interval=60) as found:
         yield found
 
@@ -115,7 +114,7 @@ def private_server(private_url: URL) -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="session")
 def api(request: pytest.FixtureRequest) -> Iterator[Services]:
-    """Where the contract is tested: TARGET=host:port (a built image, say), or the shared server."""
+    """The server whose contract is tested: TARGET=host:port (a built image, say), or the shared one."""
     address = os.environ.get("TARGET")
     if address is None:
         yield request.getfixturevalue("server")

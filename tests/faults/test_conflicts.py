@@ -42,7 +42,7 @@ def holder(private_url: URL) -> Iterator[Connection]:
 
 
 def begun(call: Callable[..., Any], *args: Any, **kwargs: Any) -> "Future[Any]":
-    """The call, on a thread of its own."""
+    """Start the call on a thread of its own."""
     pool = ThreadPoolExecutor(1)
     future = pool.submit(call, *args, **kwargs)
     pool.shutdown(wait=False)
@@ -50,7 +50,7 @@ def begun(call: Callable[..., Any], *args: Any, **kwargs: Any) -> "Future[Any]":
 
 
 def configure(url: URL, setting: str) -> None:
-    """Configure every connection to the database that is opened from now on."""
+    """Set a parameter for all new connections to the database."""
     run(url, f'ALTER DATABASE "{url.database}" SET {setting}')
 
 
@@ -58,7 +58,7 @@ class TestReal:
     """Conflicts that PostgreSQL itself finds."""
 
     def test_a_serialization_failure(self, private_url: URL, holder: Connection) -> None:
-        """Where the isolation is stricter than the default, the change is retried on what the other one left."""
+        """If the isolation level is stricter than the default, the change is retried after the other one."""
         configure(private_url, "default_transaction_isolation = 'repeatable read'")
         with serving_through_a_proxy(private_url) as private:
             user, name = new_user(private.server.users), unique_name()
@@ -72,7 +72,7 @@ class TestReal:
             assert private.count("UPDATE users") == 2
 
     def test_a_deadlock(self, private_url: URL, holder: Connection) -> None:
-        """The change is the victim, and is retried once the other one has ended. Nothing is hashed again."""
+        """The change is the victim, and is retried once the other transaction has ended. Nothing is hashed again."""
         with serving_through_a_proxy(private_url) as private:
             user = new_user(private.server.users, password=PASSWORD)
             fail(private.server, by_id(user))
@@ -94,7 +94,7 @@ class TestReal:
             assert len(looked_up) == 1
 
     def test_a_lock_timeout(self, private_url: URL, holder: Connection) -> None:
-        """Where the operator has set one, the caller is told to retry; the server does not wait a second time."""
+        """If the operator has set one, the caller is told to retry; the server does not wait a second time."""
         configure(private_url, "lock_timeout = '50ms'")
         with serving_through_a_proxy(private_url) as private:
             user = new_user(private.server.users)
@@ -123,7 +123,7 @@ class TestRetries:
         assert server.update(user, username=name).username == name
 
     def test_a_conflict_at_the_commit(self, proxied: Proxied) -> None:
-        """Nothing was changed, and that is known: the change is retried."""
+        """It is known that nothing was changed, so the change is retried."""
         user = new_user(proxied.server.users)
         proxied.proxy.answer("COMMIT", "40001")
 

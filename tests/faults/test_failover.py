@@ -1,4 +1,4 @@
-"""A database that is killed under load: it comes back, or a standby is promoted. The server is not restarted."""
+"""The database is killed under load, and restarted, or a standby is promoted. The server is not restarted."""
 
 import shutil
 from collections.abc import Generator, Iterator
@@ -13,16 +13,16 @@ from tests.support.crash import crash
 from tests.support.databases import migrate
 from tests.support.errors import fails
 from tests.support.factories import get_request, new_user
+from tests.support.leak_detector import Log
 from tests.support.load import Call, Callers, Writers, missing
 from tests.support.pair import Pair, replicating
 from tests.support.servers import NOT_SERVING, SERVING, running
 from tests.support.waiting import PATIENCE, eventually
-from tests.support.witness import Log
 
 
 @pytest.fixture
 def bindir() -> Path | None:
-    """The binaries that the suite runs on."""
+    """The PostgreSQL binaries that the tests use."""
     return Settings(_env_file=None).pg_bindir
 
 
@@ -33,7 +33,7 @@ def pair(tmp_path: Path, bindir: Path | None) -> Iterator[Pair]:
 
 
 def test_killed_and_restarted_under_reads(tmp_path: Path, bindir: Path | None) -> None:
-    """SIGKILL of PostgreSQL: only UNAVAILABLE meanwhile, and full service when it is back."""
+    """SIGKILL of PostgreSQL: calls are UNAVAILABLE until it is back, and no call fails otherwise."""
     options = {"synchronous_commit": "on"}
     database = EmbeddedPostgres.start(tmp_path, bindir=bindir, durable=False, settings=options)
     url = psycopg2_url(database.url)
@@ -61,9 +61,9 @@ def test_killed_and_restarted_under_reads(tmp_path: Path, bindir: Path | None) -
 
 
 def test_nothing_that_was_acknowledged_is_lost(pair: Pair) -> None:
-    """SIGKILL of the primary: UNAVAILABLE until the standby is promoted, then all goes on, and every user is there.
+    """SIGKILL of the primary: calls are UNAVAILABLE until the standby is promoted, and every acknowledged user exists.
 
-    A server that knows only the standby does not serve before, says why, and serves afterwards.
+    A server that knows only the standby does not serve before, logs why, and serves afterwards.
     """
     migrate(pair.url)
     log = Log()
@@ -98,5 +98,5 @@ def test_a_commit_that_no_standby_has_confirmed(pair: Pair) -> None:
             assert found in {"COMMIT_OUTCOME_UNKNOWN", "DEADLINE_OVER"}
             return found
 
-        # On a busy machine a second may end before the call comes as far as its commit.
+        # On a busy machine the second may pass before the call reaches its commit.
         eventually(lambda: reason() == "COMMIT_OUTCOME_UNKNOWN")

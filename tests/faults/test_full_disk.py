@@ -1,4 +1,4 @@
-"""A full disk under PostgreSQL: a small tmpfs, where this machine lets us mount one."""
+"""A full disk of PostgreSQL: a small tmpfs, if this machine allows mounting one."""
 
 import contextlib
 import shutil
@@ -34,7 +34,7 @@ def small_disk() -> Iterator[Path]:
 
 
 def test_nothing_that_was_acknowledged_is_lost(small_disk: Path) -> None:
-    """Changes and sign-ins are UNAVAILABLE, reads go on, and all goes on once there is room, without a restart."""
+    """Changes and sign-ins are UNAVAILABLE, reads are served; with free space all works again, without a restart."""
     with EmbeddedPostgres.start(small_disk, settings=SMALL) as postgres:
         assert postgres.home == small_disk
         url = psycopg2_url(postgres.url)

@@ -1,4 +1,4 @@
-"""A database that accepts everything and answers nothing: no connection is reported as ended."""
+"""A database that hangs: it accepts data and answers nothing, and no connection ends."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,16 +10,16 @@ from sqlalchemy.engine import URL
 from tests.support.callers import bearer, keyed, operating, told
 from tests.support.errors import failure_of
 from tests.support.factories import get_request, new_user, unique_name
+from tests.support.leak_detector import Log
 from tests.support.proxy import PostgresProxy, serving_through_a_proxy
 from tests.support.servers import NOT_SERVING, SERVING, Services, running
 from tests.support.waiting import PATIENCE, eventually
-from tests.support.witness import Log
 
 THREADS = 4
 
 
 def ended(call: Callable[[], object]) -> str:
-    """How a call ends: OK, or the reason, or DEADLINE_EXCEEDED where the caller gave up first."""
+    """Call, and return OK, the reason of the failure, or DEADLINE_EXCEEDED if the caller gave up first."""
     try:
         call()
     except grpc.RpcError as error:
@@ -29,7 +29,7 @@ def ended(call: Callable[[], object]) -> str:
 
 
 def test_a_database_that_hangs(private_url: URL) -> None:
-    """Calls end, health says so, an open commit has an unknown outcome. Once it is back all threads serve again."""
+    """Calls end, health is NOT_SERVING, an open commit has an unknown outcome. Afterwards all threads serve again."""
     settings = {"caller_auth": "required", "caller_cache_seconds": 1, "grpc_threads": THREADS, "rpc_timeout": 5}
     with operating(private_url) as operator:
         key = operator.create_with_key("users.read", "users.write")
@@ -48,7 +48,7 @@ def test_a_database_that_hangs(private_url: URL) -> None:
                 reading = [pool.submit(ended, read) for _ in range(THREADS - 1)]
                 assert next(health) == NOT_SERVING
                 assert changing.result(PATIENCE) == "COMMIT_OUTCOME_UNKNOWN"
-                # most callers gave up; on a busy machine one may come when the server knows already
+                # most callers gave up; on a busy machine a call may arrive when the server knows of the outage
                 assert {one.result(PATIENCE) for one in reading} <= {"DEADLINE_EXCEEDED", "DATABASE_UNAVAILABLE"}
 
             read = partial(api.users.GetUser, get, timeout=PATIENCE)
@@ -65,7 +65,7 @@ def test_a_database_that_hangs(private_url: URL) -> None:
 
 
 def test_callers_that_cannot_be_read(private_url: URL) -> None:
-    """A server that works but cannot let anybody in reports that it does not serve: others may do better."""
+    """A server that cannot read the callers reports NOT_SERVING, so that clients use another one."""
     with PostgresProxy(private_url) as proxy, operating(private_url) as operator:
         key, log = operator.create_with_key("users.read"), Log()
         with running(proxy.proxied, caller_auth="required", caller_cache_seconds=1) as server:

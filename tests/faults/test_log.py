@@ -1,4 +1,4 @@
-"""Standard error that cannot be written: no call, no job and no thread fails because of it."""
+"""Standard error cannot be written: no call, no job and no thread fails because of that."""
 
 import contextlib
 import os
@@ -38,7 +38,7 @@ def broken_pipe() -> Iterator[int]:
 
 @contextmanager
 def blocked_pipe() -> Iterator[int]:
-    """Full, and nobody reads it."""
+    """A full pipe that nobody reads."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     for size in (65536, 1):
@@ -86,7 +86,7 @@ def test_a_server_whose_log_cannot_be_written(
 
 
 def test_handshakes_that_fail_leave_no_line(shared_url: URL, tmp_path: Path) -> None:
-    """Strangers can cause any number of them, and gRPC writes its lines on the threads that serve."""
+    """Anybody can cause them in any number, and gRPC would write its lines on the threads that serve."""
     ca, pair = new_ca(), Pair(tmp_path)
     pair.write(server_certificate(ca), ca)
     files = {"TLS_CERTIFICATE_FILE": str(pair.files.certificate), "TLS_PRIVATE_KEY_FILE": str(pair.files.private_key)}

@@ -8,11 +8,11 @@ from personae.v1 import audit_pb2, user_pb2
 from personae.v1 import credential_pb2 as pb
 from service.rpc.methods import ALL_SCOPES
 from service.server.sweeper import make_audit_months
-from tests.support.bouncer import bouncing
 from tests.support.callers import bearer, operating, told
 from tests.support.credentials import NEW, signing_in
 from tests.support.databases import run
 from tests.support.factories import PASSWORD, creation, new_user, unique_name
+from tests.support.pgbouncer import running_pgbouncer
 from tests.support.servers import running
 from tests.support.threads import at_once
 
@@ -20,8 +20,8 @@ CALLERS = 12
 
 
 def test_everything_works_through_it(private_url: URL) -> None:
-    """For many callers on three connections; no setting of one transaction stays for the next."""
-    with bouncing(private_url, servers=3) as url, running(url) as server:
+    """For many callers on three connections. No setting of a transaction remains for the next one."""
+    with running_pgbouncer(private_url, servers=3) as url, running(url) as server:
 
         def use(_: int) -> str:
             user, name = new_user(server.users, password=PASSWORD), unique_name()
@@ -45,8 +45,8 @@ def test_everything_works_through_it(private_url: URL) -> None:
 
 
 def test_callers_are_read_through_it(private_url: URL) -> None:
-    """As through a connection of the database's own."""
-    with bouncing(private_url, servers=3) as url, operating(url) as operator:
+    """As without PgBouncer."""
+    with running_pgbouncer(private_url, servers=3) as url, operating(url) as operator:
         key = operator.create_with_key(*ALL_SCOPES)
         with running(url, caller_auth="required", caller_cache_seconds=0.2) as server:
             assert told(server.channel, bearer(key)) == "OK"

@@ -1,4 +1,4 @@
-"""Databases that cannot be written to: a primary that was demoted, and one whose provider has stopped writes."""
+"""Read-only databases: a demoted primary, and one for which the provider has disabled writes."""
 
 import secrets
 from collections.abc import Iterator
@@ -19,8 +19,8 @@ from tests.support.scrapes import free_port, get, value, wait_until
 from tests.support.servers import NOT_SERVING, SERVING, running
 
 
-def test_the_change_is_made_on_a_fresh_connection(private_url: URL) -> None:
-    """It may lead to the new primary: the caller notices nothing."""
+def test_the_change_is_retried_on_a_new_connection(private_url: URL) -> None:
+    """It may reach the new primary. The caller does not notice."""
     with serving_through_a_proxy(private_url) as proxied:
         user = new_user(proxied.server.users)
         proxied.proxy.answer("UPDATE users", "25006")
@@ -29,7 +29,7 @@ def test_the_change_is_made_on_a_fresh_connection(private_url: URL) -> None:
 
 
 def test_while_nothing_can_be_written(private_url: URL) -> None:
-    """UNAVAILABLE with pushback; once it is over no connection of that time is used, without a restart."""
+    """UNAVAILABLE with pushback. Afterwards connections that were opened meanwhile are not used, without a restart."""
     with serving_through_a_proxy(private_url) as proxied:
         server, user = proxied.server, new_user(proxied.server.users)
         run(private_url, f'ALTER DATABASE "{private_url.database}" SET default_transaction_read_only = on')
@@ -46,7 +46,7 @@ def test_while_nothing_can_be_written(private_url: URL) -> None:
 
 @pytest.fixture
 def by_a_role(private_url: URL) -> Iterator[URL]:
-    """The database as a role that no other test uses, so that something can be set for it."""
+    """The database as a role of this test, so that parameters can be set for it."""
     role, password = f"personae_test_{secrets.token_hex(6)}", secrets.token_hex(16)
     run(private_url, f"CREATE ROLE {role} SUPERUSER LOGIN PASSWORD '{password}'")
     try:
@@ -60,29 +60,29 @@ FOR_ROLE = "ALTER ROLE {role} SET default_transaction_read_only = {value}"
 FOR_BOTH = "ALTER ROLE {role} IN DATABASE {database} SET default_transaction_read_only = {value}"
 
 
-def tell(url: URL, statement: str, value: str) -> None:
-    """Set it, whatever is set."""
+def set_read_only(url: URL, statement: str, value: str) -> None:
+    """Set default_transaction_read_only, also if it is on."""
     database, role = sql.Identifier(url.database or ""), sql.Identifier(url.username or "")
     text = sql.SQL("SET TRANSACTION READ WRITE; " + statement)
     run(url, text.format(database=database, role=role, value=sql.SQL(value)))
 
 
 def verb(url: URL, *words: str) -> tuple[int, str]:
-    """How a command ends, and what it says."""
+    """Run a command. Returns its exit code and output."""
     return run_module(*words, text=f"{PASSWORD}\n".encode(), environment={"DATABASE_URL": libpq_url(url)})
 
 
 @pytest.mark.parametrize("statement", [FOR_DATABASE, FOR_ROLE, FOR_BOTH])
 def test_writes_that_a_provider_has_stopped(by_a_role: URL, statement: str) -> None:
-    """All say so: health, readiness, metrics and db-test. Reads go on, nothing is lost, none is counted.
+    """Health, readiness, metrics and db-test report it. Reads are served, and no failed sign-in is counted.
 
-    Connections that were open before write until they are replaced, and all this is said already.
+    Connections that were open before can still write, but all of this holds at once.
     """
     port = free_port()
     with running(by_a_role, metrics_port=port) as server:
         user, health = new_user(server.users, password=PASSWORD), server.health()
         assert next(health) == SERVING
-        tell(by_a_role, statement, "on")
+        set_read_only(by_a_role, statement, "on")
 
         assert next(health) == NOT_SERVING
         wait_until(port, lambda found: value(found, "personae_database_up") == 0)
@@ -98,7 +98,7 @@ def test_writes_that_a_provider_has_stopped(by_a_role: URL, statement: str) -> N
         code, said = verb(by_a_role, "service.db.test_db")
         assert (code, "read-only" in said) == (1, True)
 
-        tell(by_a_role, statement, "off")
+        set_read_only(by_a_role, statement, "off")
         assert next(health) == SERVING
         assert counted(server, user) == (0, 0)
         assert server.update(user, username=unique_name()).etag == "v2"
@@ -116,10 +116,10 @@ COMMANDS = (
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_commands_name_it(private_url: URL, words: tuple[str, ...]) -> None:
-    """And say what to do."""
+    """With the remedy."""
     if words[-1] == "migrate":
         run(private_url, "UPDATE alembic_version SET version_num = '0009'")
-    tell(private_url, FOR_DATABASE, "on")
+    set_read_only(private_url, FOR_DATABASE, "on")
     code, said = verb(private_url, *words)
     assert code == 1
     assert "read-only: default_transaction_read_only is on" in said
@@ -129,21 +129,21 @@ def test_commands_name_it(private_url: URL, words: tuple[str, ...]) -> None:
 
 def test_the_most_specific_setting_counts(by_a_role: URL) -> None:
     """As in PostgreSQL: a role that may write in a database that is read-only for others; an option of the URL."""
-    tell(by_a_role, FOR_DATABASE, "on")
+    set_read_only(by_a_role, FOR_DATABASE, "on")
     optional = by_a_role.update_query_dict({"options": "-c default_transaction_read_only=off"})
     for url, statement in ((optional, FOR_DATABASE), (by_a_role, FOR_ROLE)):
         if url is by_a_role:
-            tell(url, statement, "off")
+            set_read_only(url, statement, "off")
         with running(url) as server:
             assert next(server.health()) == SERVING
             new_user(server.users)
-    tell(by_a_role, FOR_BOTH, "on")
+    set_read_only(by_a_role, FOR_BOTH, "on")
     with running(by_a_role) as server:
         assert next(server.health()) == NOT_SERVING
 
 
 def test_a_clock_that_differs_is_measured(private_url: URL) -> None:
-    """By a metric, in seconds, ahead or behind; it is no reason not to serve."""
+    """By a metric, in seconds, ahead or behind. The server serves."""
     for difference in (timedelta(hours=2), timedelta(hours=-2)):
         clock, port = MovableClock(), free_port()
         clock.advance(difference)

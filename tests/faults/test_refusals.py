@@ -1,4 +1,4 @@
-"""A database that answers with errors: out of connections, disk or memory, or shutting down."""
+"""Errors of the database: no connections, disk or memory left, or a shutdown."""
 
 import os
 import secrets
@@ -18,9 +18,9 @@ from sqlalchemy.pool import NullPool
 from service.db.privileges import grant
 from tests.support.errors import Failure, fails
 from tests.support.factories import new_user, unique_name
+from tests.support.leak_detector import Log
 from tests.support.proxy import Proxied, serving_through_a_proxy
 from tests.support.servers import NOT_SERVING, SERVING, RunningServer, running
-from tests.support.witness import Log
 
 RESOURCES = ["53100", "53200", "53400"]  # disk full, out of memory, a limit of the configuration
 
@@ -46,7 +46,7 @@ def is_unavailable(failure: Failure) -> None:
 @pytest.mark.parametrize("statement", ["UPDATE users", "COMMIT"])
 @pytest.mark.parametrize("sqlstate", [*RESOURCES, "57014"])
 def test_an_error_is_unavailable_and_changes_nothing(proxied: Proxied, sqlstate: str, statement: str) -> None:
-    """With pushback, also at the COMMIT: a COMMIT that is answered by an error was not made."""
+    """With pushback. A COMMIT that fails with an error has not happened."""
     user = new_user(proxied.server.users)
     proxied.proxy.answer(statement, sqlstate)
 
@@ -57,7 +57,7 @@ def test_an_error_is_unavailable_and_changes_nothing(proxied: Proxied, sqlstate:
 
 @pytest.mark.parametrize("sqlstate", ["57P01", "57P02", "57P03"])
 def test_a_backend_that_is_shut_down(proxied: Proxied, sqlstate: str) -> None:
-    """Before the commit the change is retried on another one; at the commit its outcome is unknown."""
+    """Before the COMMIT the change is retried on another connection; at the COMMIT its outcome is unknown."""
     user = new_user(proxied.server.users)
     proxied.proxy.answer("UPDATE users", sqlstate)
     assert proxied.server.update(user, username=unique_name()).etag == "v2"
@@ -80,7 +80,7 @@ def limited_role(operator: Connection) -> Iterator[tuple[str, str]]:
 
 
 def test_no_connection_is_left(private_url: URL, operator: Connection) -> None:
-    """53300: UNAVAILABLE, and the log says why; as soon as there are connections again all is well."""
+    """53300: UNAVAILABLE, and the log says why. The server works as soon as there are connections again."""
     log = Log()
     with limited_role(operator) as (role, password):
         with running(private_url.set(username=role, password=password)) as server:
@@ -126,7 +126,7 @@ def small_disk(operator: Connection) -> Iterator[Path]:
 
 
 def test_a_full_disk(private_url: URL, operator: Connection) -> None:
-    """A real one: UNAVAILABLE with pushback, reads go on, and so do writes once there is room."""
+    """A real one: UNAVAILABLE with pushback. Reads are served, and writes once there is space."""
     with small_disk(operator) as disk:
         name = f"personae_test_{secrets.token_hex(6)}"
         operator.exec_driver_sql(f"CREATE TABLESPACE {name} LOCATION '{disk}'")

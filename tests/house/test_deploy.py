@@ -1,4 +1,4 @@
-"""What deploy/ draws, alerts on and runs exists: metrics, reasons, runbooks, settings, ports."""
+"""The files in deploy/ fit the code: metrics, reasons, runbooks, settings, ports."""
 
 import json
 import re
@@ -52,7 +52,7 @@ def texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 EXPRESSIONS = [rule["expr"] for rule in RULES] + [
     text for key, text in texts(json.loads(DASHBOARD.read_text())) if key in {"expr", "query"}
 ]
-"""What the rules and the dashboard, with its variables, ask of Prometheus."""
+"""The queries of the rules and of the dashboard with its variables."""
 
 
 def manifests(kind: str) -> list[dict[str, Any]]:
@@ -74,10 +74,10 @@ def container(kind: str) -> Any:
 
 
 CONFIGURED: dict[str, str] = manifest("ConfigMap")["data"]
-"""The settings that are no secret."""
+"""The settings that are not secret."""
 
 
-def test_every_metric_that_is_drawn_or_alerted_on_is_exported() -> None:
+def test_every_metric_in_the_dashboard_and_the_alerts_is_exported() -> None:
     exported = {row[0].split("{")[0] for row in rows(METRICS)}
     for name in {name for expression in EXPRESSIONS for name in EXPORTED.findall(expression)}:
         assert exported & {name, re.sub(r"_(?:bucket|sum|count)$", "", name)}, name
@@ -100,7 +100,7 @@ def test_reasons_codes_and_methods_in_expressions_exist() -> None:
             assert set(values.split("|")) <= known[label], expression
 
 
-def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
+def test_every_alert_has_a_severity_and_a_runbook() -> None:
     for alert in ALERTS:
         assert alert["labels"]["severity"] in SEVERITIES, alert["alert"]
         assert alert.keys() >= {"expr", "for"}, alert["alert"]
@@ -113,7 +113,7 @@ def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:
     assert re.findall(r"^## (.*)$", page, re.MULTILINE) == list(dict.fromkeys(one["alert"] for one in ALERTS))
 
 
-def test_every_alert_is_proven() -> None:
+def test_every_alert_has_a_unit_test() -> None:
     proofs = (DEPLOY / "prometheus/alerts_test.yml").read_text()
     assert {one["alert"] for one in ALERTS} == set(re.findall(r"\bPersonae[A-Z]\w+", proofs))
 
@@ -129,7 +129,7 @@ def test_the_alerts_fire_when_they_should() -> None:
         subprocess.run([promtool, *words], cwd=RULES_FILE.parent, check=True, stdin=subprocess.DEVNULL)
 
 
-def test_the_kustomization_has_every_manifest_but_those_that_go_first_or_need_more() -> None:
+def test_the_kustomization_has_every_manifest_that_needs_nothing_first() -> None:
     named = set(yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())["resources"])
     apart = {"kustomization.yaml", "migrate-job.yaml", "secrets.example.yaml", "podmonitor.yaml"}
     assert named == {path.name for path in KUBERNETES.glob("*.yaml")} - apart
@@ -163,7 +163,7 @@ def test_ports_are_those_of_the_settings() -> None:
     assert offered == {name: port for name, port in declared.items() if name != "metrics"}
 
 
-def test_probes_ask_the_port_of_the_metrics() -> None:
+def test_probes_use_the_metrics_port() -> None:
     probes = {kind: container("Deployment")[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")}
     assert {probe["port"] for probe in probes.values()} == {"metrics"}
     assert {kind: probe["path"] for kind, probe in probes.items()} == {
@@ -173,13 +173,13 @@ def test_probes_ask_the_port_of_the_metrics() -> None:
     }
 
 
-def test_every_setting_of_the_pods_exists_and_fits() -> None:
+def test_every_setting_of_the_pods_exists_and_is_valid() -> None:
     secrets = {one["metadata"]["name"]: one["stringData"] for one in manifests("Secret")}
     assert secrets.keys() == {"personae", "personae-migrate", "personae-tls"}
     assert {*CONFIGURED, *secrets["personae"], *secrets["personae-migrate"]} <= {
         row[0] for row in rows(ROOT / "docs/settings.md")
     }
-    assert not any(value for data in secrets.values() for value in data.values()), "a template holds no secret"
+    assert not any(value for data in secrets.values() for value in data.values()), "a template contains no secret"
     referred = container("Deployment")["envFrom"]
     assert [next(iter(one.values()))["name"] for one in referred] == ["personae-settings", "personae"]
     for variable in container("Job")["env"]:
@@ -198,7 +198,7 @@ def test_every_setting_of_the_pods_exists_and_fits() -> None:
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "Job"])
-def test_the_url_that_the_template_proposes_is_accepted_and_its_ca_is_mounted(kind: str) -> None:
+def test_the_database_url_of_the_template_is_accepted_and_its_ca_is_mounted(kind: str) -> None:
     (proposed,) = re.findall(r"postgresql://\S+", (KUBERNETES / "secrets.example.yaml").read_text())
     url = Settings(_env_file=None, database_url=proposed).url
     assert url is not None
@@ -207,11 +207,11 @@ def test_the_url_that_the_template_proposes_is_accepted_and_its_ca_is_mounted(ki
     assert "database-ca" in {one["name"] for one in template(kind)["spec"]["volumes"]}
 
 
-def test_nobody_but_the_migration_gets_the_owner_of_the_tables() -> None:
+def test_only_the_migration_gets_the_role_that_owns_the_tables() -> None:
     assert "personae-migrate" not in (KUBERNETES / "deployment.yaml").read_text()
 
 
-def test_files_of_the_settings_are_mounted() -> None:
+def test_files_that_settings_name_are_mounted() -> None:
     (mounted,) = [one for one in container("Deployment")["volumeMounts"] if one["name"] == "tls"]
     (volume,) = [one for one in template("Deployment")["spec"]["volumes"] if one["name"] == "tls"]
     (secret,) = [one for one in manifests("Secret") if one["metadata"]["name"] == volume["secret"]["secretName"]]
@@ -221,7 +221,7 @@ def test_files_of_the_settings_are_mounted() -> None:
             assert path.rpartition("/")[2] in secret["stringData"]
 
 
-def test_a_pod_has_time_to_end() -> None:
+def test_a_pod_has_time_to_stop() -> None:
     spec = template("Deployment")["spec"]
     needed = float(CONFIGURED["SHUTDOWN_DRAIN"]) + float(CONFIGURED["SHUTDOWN_GRACE"])
     assert spec["terminationGracePeriodSeconds"] > needed + 15, "the service kills its workers 15 s after that"
@@ -229,7 +229,7 @@ def test_a_pod_has_time_to_end() -> None:
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "Job"])
-def test_pods_may_do_as_little_as_they_can(kind: str) -> None:
+def test_pods_have_no_privileges_that_they_do_not_need(kind: str) -> None:
     spec = template(kind)["spec"]
     assert spec["automountServiceAccountToken"] is False
     assert (
@@ -250,8 +250,7 @@ def test_migrations_run_with_the_image_that_serves() -> None:
     assert container("Job")["image"] == f"{image['newName']}:{image['newTag']}"
 
 
-def test_versions_are_that_of_the_code() -> None:
-    """In the manifests, and of the package."""
+def test_manifests_and_package_have_the_version_of_the_code() -> None:
     (image,) = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())["images"]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert image["newTag"] == project["version"] == __version__

@@ -1,4 +1,4 @@
-"""The documentation is correct: its commands run, its tables match the code, its links and files exist."""
+"""The documentation is correct: its commands work, its tables match the code, its links and files exist."""
 
 import ast
 import re
@@ -163,7 +163,7 @@ def test_decisions_are_numbered_without_gaps_and_have_the_same_parts() -> None:
 
 
 def test_every_test_that_the_security_page_names_exists() -> None:
-    """Each by its name: a whole file shows nothing in particular."""
+    """Each is named, since a file alone does not show which test is meant."""
     named = re.findall(r"`(tests/.*?)`", (DOCS / "security.md").read_text())
     assert named
     assert [one for one in named if not is_a_test(one)] == []
@@ -179,20 +179,17 @@ def test_every_test_that_the_security_page_names_exists() -> None:
         "tests/unit/test_session_tokens.py::check",
     ],
 )
-def test_what_names_no_test_is_found(name: str) -> None:
+def test_a_name_without_a_test_is_found(name: str) -> None:
     assert not is_a_test(name)
 
 
 def test_every_clause_about_sessions_names_a_test() -> None:
-    """Also those that are the caller's, or are not met: then it shows what there is."""
+    """Also those that are left to callers or are not met: the test shows what the service does."""
     clauses = list(clauses_about_sessions())
     assert len(clauses) > 50
     for clause, is_met, _, shown in clauses:
         assert is_met, clause
         assert re.fullmatch(r"(`tests/[^`]+`(, |$))+", shown), clause
-
-
-# ----------------------------------------------------------------------------------------------- containers
 
 
 # ------------------------------------------------------------------------------------------------- reading
@@ -210,9 +207,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def assert_prints_as_promised(block: str, addresses: Mapping[str, str]) -> None:
-    """Run a block of Python with the addresses in the docs replaced by those under test. What the server logs is not
-    printed by the block.
-    """
+    """Run a block of Python with the addresses of the servers under test; it must print what its comments show."""
     printed: list[str] = []
     code = re.sub("|".join(map(re.escape, addresses)), lambda found: addresses[found[0]], block)
     exec(compile(code, "docs/python.md", "exec"), {"print": lambda *values: printed.append(" ".join(map(str, values)))})
@@ -236,7 +231,7 @@ def is_a_test(name: str) -> bool:
 
 
 def clauses_about_sessions() -> Iterator[list[str]]:
-    """The rows of the security page on sessions and tokens: clause, whether it is met, how, shown by."""
+    """The rows of the security page about sessions and tokens: clause, whether it is met, how, and the tests."""
     chapters = re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", (DOCS / "security.md").read_text(), re.MULTILINE | re.DOTALL)
     for title, text in chapters:
         for row in re.findall(r"^\| (\d.*) \|$", text, re.MULTILINE):

@@ -1,4 +1,4 @@
-"""The house rules that no linter knows."""
+"""Rules of this project that no linter checks."""
 
 import ast
 import inspect
@@ -46,12 +46,12 @@ def error_classes() -> set[type[PersonaeError]]:
 
 
 def test_every_error_has_a_code() -> None:
-    """The table of statuses is total, and holds nothing that is not raised."""
+    """The table of statuses is total, and has no other entries."""
     assert set(CODES) == error_classes()
 
 
 def test_reasons_are_stable_names() -> None:
-    """A reason is UPPER_SNAKE_CASE, and says one thing; each error says something to a person."""
+    """A reason is in UPPER_SNAKE_CASE, and each error has a sentence for people."""
     for kind in error_classes():
         assert re.fullmatch(r"[A-Z][A-Z0-9_]{1,61}[A-Z0-9]", kind.reason), kind
         assert kind.text.endswith("."), kind
@@ -88,27 +88,27 @@ def test_every_rpc_has_a_contract_test() -> None:
     assert contract_calls() == {method.rpartition(".")[2] for method in SERVED_METHODS}
 
 
-SETTLED_BY_THE_STATEMENT = {"uq_callers_name", "uq_codes_subject_purpose", "uq_passkeys_credential_id"}
-"""Constraints that an INSERT … ON CONFLICT settles, so that they never raise."""
+HANDLED_BY_THE_STATEMENT = {"uq_callers_name", "uq_codes_subject_purpose", "uq_passkeys_credential_id"}
+"""Constraints whose INSERT has ON CONFLICT, so that they never raise."""
 RANDOM_VALUES = {"uq_caller_keys_key_id"}
 """A conflict of random ids is a bug, and may be an internal error."""
 
 
 def test_every_unique_constraint_is_mapped() -> None:
-    """A value that is taken is never an internal error, in any table."""
+    """A value that exists already is never an internal error, in any table."""
     tables = Base.metadata.tables.values()
     unique = {str(one.name) for table in tables for one in table.constraints if isinstance(one, UniqueConstraint)}
     unique |= {str(index.name) for table in tables for index in table.indexes if index.unique}
 
-    assert unique == set(UNIQUE_CONSTRAINTS) | SETTLED_BY_THE_STATEMENT | RANDOM_VALUES
+    assert unique == set(UNIQUE_CONSTRAINTS) | HANDLED_BY_THE_STATEMENT | RANDOM_VALUES
 
 
-def test_records_and_columns_are_in_step() -> None:
+def test_records_and_columns_have_the_same_order() -> None:
     """UserRecord is filled by position."""
     assert tuple(column.name for column in COLUMNS) == UserRecord._fields
 
 
-def test_modules_are_of_a_size_to_read() -> None:
+def test_modules_are_not_too_long() -> None:
     """600 lines at the most; a module of the service with more than 400 says why in its docstring."""
     for path in SOURCES:
         length = len(path.read_text().splitlines())
@@ -117,7 +117,7 @@ def test_modules_are_of_a_size_to_read() -> None:
             assert "400 lines" in (ast.get_docstring(ast.parse(path.read_text())) or ""), path
 
 
-def test_folders_are_of_a_size_to_read() -> None:
+def test_folders_have_not_too_many_modules() -> None:
     """A folder of the service has 12 modules at the most, beside its packages."""
     modules = Counter(path.parent for path in (ROOT / "service").rglob("*.py") if path.name != "__init__.py")
     assert {str(folder): count for folder, count in modules.items() if count > FOLDER_CEILING} == {}
@@ -125,11 +125,11 @@ def test_folders_are_of_a_size_to_read() -> None:
 
 WAITS = {"wait", "wait_for", "acquire", "join", "get", "result", "exception", "poll", "select"}
 SOCKETS = {"settimeout", "create_connection", "Connection", "HTTPConnection", "HTTPSConnection", "urlopen"}
-"""What takes the timeout of a socket. That of an RPC is its deadline, which a test may let pass."""
+"""Functions that take the timeout of a socket. That of an RPC is its deadline, and a test may let it pass."""
 
 
 def test_tests_poll_in_one_place() -> None:
-    """Only `eventually` sleeps: no other test sleeps, or waits a moment for nothing."""
+    """Only `eventually` sleeps; nothing else in the tests sleeps, or waits for less than a second."""
     found = [
         f"{path.relative_to(ROOT)}:{pause}"
         for path in (ROOT / "tests").rglob("*.py")
@@ -164,7 +164,7 @@ def test_a_pause_is_found(line: str, is_pause: bool) -> None:
 
 
 def pauses(source: str) -> list[str]:
-    """The calls that end because time has passed: sleeps, waits of less than a second, socket timeouts below two."""
+    """The calls that wait for time to pass: sleeps, waits of less than a second, socket timeouts below two."""
     return [
         f"{node.lineno}: {ast.unparse(node)}"
         for node in ast.walk(ast.parse(source))
@@ -184,12 +184,12 @@ def is_pause(call: ast.Call) -> bool:
     return name == "sleep" or any(0 < one < longest for one in numbers)
 
 
-def test_alembic_is_no_package() -> None:
+def test_alembic_is_not_a_package() -> None:
     """An __init__.py would shadow the library."""
     assert not list((ROOT / "alembic").rglob("__init__.py"))
 
 
-def test_modules_of_the_service_say_what_they_own() -> None:
+def test_modules_of_the_service_have_docstrings() -> None:
     for path in (ROOT / "service").rglob("*.py"):
         tree = ast.parse(path.read_text())
         assert not tree.body or ast.get_docstring(tree), path
@@ -205,8 +205,8 @@ def test_help_needs_no_grpc() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_the_dist_is_light(tmp_path: Path) -> None:
-    """What callers install holds the stubs with their types, and nothing of the server."""
+def test_the_wheel_has_the_stubs_alone(tmp_path: Path) -> None:
+    """Callers install the stubs with their types, and nothing of the server."""
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT],
         cwd=tmp_path,

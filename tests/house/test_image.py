@@ -1,4 +1,4 @@
-"""The image and the compose file run what exists, and listen with TLS only."""
+"""The image and the compose file run existing commands, and listen with TLS only."""
 
 import ast
 import re
@@ -27,7 +27,7 @@ def test_the_image_runs_verbs_that_exist() -> None:
     assert ast.literal_eval(check) == ["python", "-m", "service", "health"]
 
 
-def test_the_image_copies_what_exists_and_is_not_ignored() -> None:
+def test_the_image_copies_files_that_exist_and_are_not_ignored() -> None:
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert {"*", ".git", ".venv", ".dev", "tests"} & set(ignored)
     allowed = {line.removeprefix("!") for line in ignored if line.startswith("!")}
@@ -40,7 +40,7 @@ def test_the_image_copies_what_exists_and_is_not_ignored() -> None:
     assert not allowed & {".git", ".venv", ".dev", "tests", ".env"}
 
 
-def test_nothing_of_the_image_makes_it_listen_without_tls() -> None:
+def test_the_image_does_not_allow_plaintext() -> None:
     assert not re.search(r"^(?!#).*(INSECURE_PLAINTEXT|GRPC_HOST)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
 
 
@@ -65,8 +65,8 @@ def test_compose_publishes_on_this_machine_only() -> None:
 
 
 @pytest.mark.parametrize("service", ["migrate", "caller", "personae"])
-def test_compose_says_how_its_database_is_reached(service: str) -> None:
-    """In clear text, on a network of its own: without the word no service of it would start."""
+def test_compose_allows_plaintext_to_its_database(service: str) -> None:
+    """The database is on a network of its own. Without the setting no service would start."""
     said = {name.lower(): value for name, value in compose_environment(service).items()}
     assert Settings(_env_file=None, **said).url
     assert said.pop("insecure_plaintext_database") == "true"
@@ -74,8 +74,8 @@ def test_compose_says_how_its_database_is_reached(service: str) -> None:
         Settings(_env_file=None, **said)
 
 
-def test_compose_serves_with_tls_and_to_callers_only() -> None:
-    """The composed server authenticates callers, and finds its certificates where `certs` makes them."""
+def test_compose_serves_with_tls_and_authenticates_callers() -> None:
+    """The server reads its certificates where `certs` creates them."""
     served = compose_environment("personae")
     settings = Settings(_env_file=None, **{name.lower(): value for name, value in served.items()})
     assert settings.has_tls
@@ -93,7 +93,7 @@ def test_compose_serves_with_tls_and_to_callers_only() -> None:
 
 
 def test_compose_gives_each_service_what_it_needs() -> None:
-    """The server mounts its own certificate and the secret keys, to read; the key of the CA only `certs` has."""
+    """The server mounts its certificate and the secret keys read-only; only `certs` has the key of the CA."""
     services = yaml.safe_load(compose_text())["services"]
     mounts = {name: service.get("volumes", []) for name, service in services.items()}
     assert mounts["personae"] == ["keys:/var/lib/personae/keys:ro", "server:/var/lib/personae/server:ro"]
@@ -110,7 +110,7 @@ def test_compose_gives_each_service_what_it_needs() -> None:
 
 
 def test_images_are_named_in_one_place_each() -> None:
-    """So that a digest is put in once; the image never runs as root."""
+    """So that a digest is changed in one place. The image never runs as root."""
     dockerfile = (ROOT / "Dockerfile").read_text()
     assert re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE) == ["${PYTHON_IMAGE}"] * 2
     named = re.findall(r"^ARG PYTHON_IMAGE=(.*)$", dockerfile, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The page about metrics names what is exported, with its labels, and nothing else."""
+"""docs/metrics.md lists the exported metrics with their labels, and no others."""
 
 import re
 
@@ -13,7 +13,7 @@ _SUFFIXES = {"counter": "_total", "gauge": "", "histogram": ""}
 
 
 def test_every_metric_is_described_with_its_labels() -> None:
-    """As an operator reads it, with the suffix of a counter."""
+    """Under the exported name: that of a counter has a suffix."""
     described = {
         name: set(re.findall(r"\w+", labels))
         for name, labels, *_ in (row for row in rows(DOCS / "metrics.md") if row[0].startswith(("grpc_", "personae_")))

@@ -1,8 +1,7 @@
-"""Nothing secret is logged or returned, in no line of the log, no error and no detail, through the whole suite; nor is
-any in clear in the database that its tests share.
+"""No test makes a server log or return a secret, or store one in clear text in the database that tests share.
 
-Fixtures in tests/conftest.py search both for leaks when a process has run all its tests. These tests show that they
-would find one.
+Fixtures in tests/conftest.py search the output and the database when a process has run all its tests. These tests show
+that they would find a leak.
 """
 
 import pytest
@@ -18,13 +17,13 @@ from tests.support.databases import run
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, new_user, unique_name
 from tests.support.factors import challenged, enrol
+from tests.support.leak_detector import DETECTOR, LeakDetector
 from tests.support.servers import RunningServer, running
 from tests.support.sessions import in_token, is_active, refresh, refreshing, sign_in, signed_in, step_up
 from tests.support.signing_keys import kid_of
-from tests.support.witness import WITNESS, Witness
 
 
-def test_keys_are_looked_for(private_url: URL) -> None:
+def test_api_keys_are_searched_for(private_url: URL) -> None:
     """Valid, unknown and malformed ones, and the secret part of each."""
     with operating(private_url) as operator, running(private_url, caller_auth="required") as server:
         name = operator.create("users.read")
@@ -39,8 +38,8 @@ def test_keys_are_looked_for(private_url: URL) -> None:
             assert told(server.channel, sent) == ended
 
     secrets = {key.text, unknown.text, bare, f"{key.text}x"}
-    assert secrets | {secret.rsplit("_", 1)[1] for secret in secrets} <= WITNESS.secrets
-    said = "\n".join(WITNESS.said)
+    assert secrets | {secret.rsplit("_", 1)[1] for secret in secrets} <= DETECTOR.secrets
+    said = "\n".join(DETECTOR.output)
     for expected in (
         f"'caller': '{name}', 'key': '{key.key_id}'",
         "'reason': 'KEY_UNKNOWN'",
@@ -50,7 +49,7 @@ def test_keys_are_looked_for(private_url: URL) -> None:
 
 
 def test_no_password_code_hash_or_address_was_logged_or_answered(server: RunningServer) -> None:
-    """What the tests have sent and received is searched for in the log of every server and in every failed call."""
+    """The log of every server and every failed call are searched for what the tests have sent and received."""
     user = new_user(server.users, password=PASSWORD)
     started = server.credentials.StartPasswordReset(credential_pb2.StartPasswordResetRequest(identifier=user.email))
     taken = user_pb2.CreateUserRequest(user=user_pb2.User(email=user.email, username=unique_name()))
@@ -61,8 +60,8 @@ def test_no_password_code_hash_or_address_was_logged_or_answered(server: Running
         connection.exec_driver_sql(f"UPDATE users SET hashed_password = '$2b$04$damaged' WHERE id = {user.id}")
     fails(server.authentication.Authenticate, pb.AuthenticateRequest(user_id=user.id, password="nor was this one"))
 
-    assert {PASSWORD, started.code, user.email, "never said aloud", "nor was this one"} <= WITNESS.secrets
-    said = "\n".join(WITNESS.said)
+    assert {PASSWORD, started.code, user.email, "never said aloud", "nor was this one"} <= DETECTOR.secrets
+    said = "\n".join(DETECTOR.output)
     for expected in ("internal error", "StoredHashError", "EMAIL_TAKEN", "Another user has this email", "'method'"):
         assert expected in said
 
@@ -80,38 +79,38 @@ def test_no_password_code_hash_or_address_was_logged_or_answered(server: Running
         "authorization: Basic bm90OmEga2V5",
     ],
 )
-def test_the_witness_would_notice(said: str) -> None:
-    """A leak of each kind is found: the test above can fail."""
-    witness = Witness()
-    witness.learn(user_pb2.CreateUserRequest(password="correct horse battery staple"))
-    witness.learn_credentials(
+def test_a_leak_of_each_kind_is_found(said: str) -> None:
+    """So the fixtures can fail."""
+    detector = LeakDetector()
+    detector.learn(user_pb2.CreateUserRequest(password="correct horse battery staple"))
+    detector.learn_credentials(
         [("authorization", "Bearer pk_bbbbbbbb_0123456789abcdef"), ("x-request-id", "harmless line")]
     )
-    witness.learn_credentials([("authorization", "Basic bm90OmEga2V5")])
-    witness.hear("a harmless line of the key aaaqeaye", said)
+    detector.learn_credentials([("authorization", "Basic bm90OmEga2V5")])
+    detector.record("a harmless line of the key aaaqeaye", said)
 
-    assert [leak for leak in witness.leaks() if leak.endswith(said)]
-    assert not [leak for leak in witness.leaks() if "harmless" in leak]
+    assert [leak for leak in detector.leaks() if leak.endswith(said)]
+    assert not [leak for leak in detector.leaks() if "harmless" in leak]
 
 
 def test_no_token_was_logged_or_answered(server: RunningServer) -> None:
-    """Neither a good one nor one that is refused."""
+    """Neither a valid one nor one that is refused."""
     _, tokens = signed_in(server)
     newest = refresh(server, refresh(server, tokens.refresh_token).refresh_token)
     fails(server.sessions.RefreshSession, refreshing(tokens.refresh_token))
     fails(server.sessions.RefreshSession, refreshing(newest.refresh_token))
     assert not is_active(server, newest)
 
-    assert {tokens.refresh_token, tokens.access_token, newest.refresh_token} <= WITNESS.secrets
+    assert {tokens.refresh_token, tokens.access_token, newest.refresh_token} <= DETECTOR.secrets
     for leak in (tokens.refresh_token, tokens.access_token, newest.access_token[:-60]):
-        witness = Witness()
-        witness.hear(f"a line with {leak} in it")
-        assert list(witness.leaks())
+        detector = LeakDetector()
+        detector.record(f"a line with {leak} in it")
+        assert list(detector.leaks())
 
 
 def test_no_token_code_or_key_is_at_rest(private_url: URL) -> None:
-    """Whatever happens to sessions and keys: nothing in a dump forges a token, or is one. Of the secret in refresh
-    tokens it has the hash.
+    """A dump contains no token and no key that signs one, whatever was done with sessions and keys. Of the secrets in
+    refresh tokens it has the hashes.
     """
     with running(private_url) as server:
         user, first = signed_in(server)
@@ -125,33 +124,34 @@ def test_no_token_code_or_key_is_at_rest(private_url: URL) -> None:
         server.signing_keys.RevokeSigningKey(signing_key_pb2.RevokeSigningKeyRequest(kid=kid_of(kept.access_token)))
         signed_in(server)
     dumped = dump(private_url)
-    assert list(dumped.leaks(WITNESS)) == []
-    assert {PASSWORD, code, *(one.refresh_token for one in (first, newest, kept)), kept.access_token} <= WITNESS.secrets
+    assert list(dumped.leaks(DETECTOR)) == []
+    refresh_tokens = {one.refresh_token for one in (first, newest, kept)}
+    assert {PASSWORD, code, *refresh_tokens, kept.access_token} <= DETECTOR.secrets
     assert in_token(kept.refresh_token).secret_hash.decode("latin-1") in dumped.binary
 
 
 @pytest.mark.parametrize("column", ["user_agent", "secret_hash"])
 def test_a_leak_at_rest_would_be_found(private_url: URL, column: str) -> None:
-    """As text or as bytes, of what the tests have seen and of what they have not."""
+    """As text or as bytes, whether or not the tests have sent or received it."""
     with running(private_url) as server:
         _, tokens = signed_in(server)
-    assert list(dump(private_url).leaks(WITNESS)) == []
+    assert list(dump(private_url).leaks(DETECTOR)) == []
     texts = [tokens.refresh_token, tokens.access_token[:500], new_key_of_a_caller().text, "-----BEGIN PRIVATE KEY-----"]
-    found = [(text.encode(), Witness()) for text in texts] + [(PASSWORD.encode(), WITNESS)]
+    found = [(text.encode(), LeakDetector()) for text in texts] + [(PASSWORD.encode(), DETECTOR)]
     if column == "secret_hash":
-        found += [(new_key()[1], Witness()), (in_token(tokens.refresh_token).secret, WITNESS)]
-    for secret, witness in found:
+        found += [(new_key()[1], LeakDetector()), (in_token(tokens.refresh_token).secret, DETECTOR)]
+    for secret, detector in found:
         value = secret.decode() if column == "user_agent" else secret
         run(private_url, f"UPDATE sessions SET {column} = %s", (value,))
-        assert list(dump(private_url).leaks(witness)), secret
+        assert list(dump(private_url).leaks(detector)), secret
 
 
-def test_secrets_of_second_factors_are_looked_for(server: RunningServer) -> None:
-    """Those of apps, recovery codes, and tickets, which come in the details of a failed call."""
+def test_secrets_of_second_factors_are_searched_for(server: RunningServer) -> None:
+    """Those of apps, recovery codes, and tickets, which are in the details of a failed call."""
     person = enrol(server)
     ticket = challenged(server, person.user).ticket
 
-    assert {person.app.secret, *person.recovery_codes, ticket} <= WITNESS.secrets
-    witness = Witness()
-    witness.hear(f"a ticket {ticket}", f"a code {person.recovery_codes[0]}", "nothing")
-    assert len(list(witness.leaks())) == 2
+    assert {person.app.secret, *person.recovery_codes, ticket} <= DETECTOR.secrets
+    detector = LeakDetector()
+    detector.record(f"a ticket {ticket}", f"a code {person.recovery_codes[0]}", "nothing")
+    assert len(list(detector.leaks())) == 2

@@ -32,20 +32,20 @@ ACTION = re.compile(r"(?:[A-Z][a-z]+)+")
 
 
 def recipe(*chapters: str) -> list[Block]:
-    """The blocks of these chapters, in the order of the page."""
+    """The code blocks of these chapters, in the order of the page."""
     found = list(blocks(PAGE, chapters))
     assert {block.chapter for block in found} == set(chapters)
     return found
 
 
 def follow(found: list[Block], typing: Terminal) -> None:
-    """Run the blocks, and compare the output with the one shown."""
+    """Run the blocks; their output must be the one that the page shows."""
     complaints = replay(found, typing)
     assert not complaints, "\n".join(complaints)
 
 
-def test_every_action_of_the_trail_is_listed() -> None:
-    """What the service records, and nothing else."""
+def test_every_action_of_the_audit_trail_is_listed() -> None:
+    """The page lists the actions that the service records, and no others."""
     table = PAGE.read_text().split("| Action |")[1].split("\n\n")[0]
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| ")]
     listed = {name for cell in cells for name in ACTION.findall(cell)}
@@ -71,7 +71,7 @@ def test_every_action_of_the_trail_is_listed() -> None:
     ],
 )
 def test_an_action_that_is_not_listed_is_found(lines: str) -> None:
-    """Wherever it is recorded below service/, however the call gets its name."""
+    """In any module below service/, however the action is passed to the call."""
     imports = "from service.core import audit\nfrom service.core.audit import record\nimport service.core.audit\n"
     imports += "import service.http.other as other\nfrom service.http.other import FORGE as OTHER\n"
     constants = "FORGE = 'Forge'\nFORGES: dict[str, str] = {'a': FORGE}\n"
@@ -82,7 +82,7 @@ def test_an_action_that_is_not_listed_is_found(lines: str) -> None:
 
 
 @pytest.mark.parametrize("line", ["audit.record(s, f'{s}')", "audit.record(s, unknown)", "write = audit.record"])
-def test_an_action_that_cannot_be_read_is_an_error(line: str) -> None:
+def test_an_action_that_cannot_be_resolved_is_an_error(line: str) -> None:
     with pytest.raises(UnresolvedError, match=r"service\.http\.planted:2"):
         recorded_actions(service_sources() | {"service.http.planted": f"from service.core import audit\n{line}"})
 
@@ -113,7 +113,7 @@ def shown(typing: Terminal) -> str:
 
 @dataclass(frozen=True)
 class Roles:
-    """Two roles and a database under other names than in the docs. The recipe creates them."""
+    """Two roles and a database, with other names than in the docs. The recipe creates them."""
 
     superuser: URL
     owner: URL
@@ -147,8 +147,8 @@ def quoted(url: URL) -> str:
 
 
 @contextlib.contextmanager
-def invented(postgres: Postgres) -> Iterator[Roles]:
-    """Unused names. Database and roles with these names are dropped afterwards."""
+def unused_names(postgres: Postgres) -> Iterator[Roles]:
+    """Yield unused names, and drop the database and the roles with these names afterwards."""
     name = secrets.token_hex(6)
     database, owner, service = (f"personae_test_{kind}_{name}" for kind in ("roles", "owner", "serve"))
     found = Roles(
@@ -166,7 +166,7 @@ def invented(postgres: Postgres) -> Iterator[Roles]:
 
 @contextlib.contextmanager
 def administering(directory: Path, url: URL, roles: Roles) -> Iterator[Terminal]:
-    """A terminal of a superuser of this database, with a DATABASE_URL that leads nowhere until a recipe sets it."""
+    """A terminal of a superuser of this database. Its DATABASE_URL is of no server until a recipe sets it."""
     with terminal(directory, url, names=roles.names) as typing:
         typing.environment["DATABASE_URL"] = "postgresql://nobody@127.0.0.1:1/none"
         yield typing
@@ -197,7 +197,7 @@ def assert_is_bounded(service: URL) -> None:
 
 def test_two_roles_from_scratch(postgres: Postgres, tmp_path: Path) -> None:
     """From an empty cluster to a service with exactly the privileges that it needs."""
-    with invented(postgres) as roles:
+    with unused_names(postgres) as roles:
         with administering(tmp_path, roles.superuser, roles) as typing:
             follow(recipe("From scratch"), typing)
         with running(roles.service) as server:
@@ -206,8 +206,8 @@ def test_two_roles_from_scratch(postgres: Postgres, tmp_path: Path) -> None:
 
 
 def test_two_roles_for_an_existing_database(postgres: Postgres, tmp_path: Path) -> None:
-    """The role that did everything serves without a gap, and loses all other privileges."""
-    with invented(postgres) as roles:
+    """The role that owned everything serves without interruption, and loses all other privileges."""
+    with unused_names(postgres) as roles:
         run(roles.superuser, f"CREATE ROLE {roles.service.username} LOGIN PASSWORD 'second-password'")
         run(
             roles.superuser,
@@ -229,8 +229,8 @@ def test_two_roles_for_an_existing_database(postgres: Postgres, tmp_path: Path) 
 
 
 def test_a_dump_is_restored_beside_the_old_database(postgres: Postgres, tmp_path: Path) -> None:
-    """Users sign in as before, the audit trail is protected as before, and no id is given twice."""
-    with invented(postgres) as roles, administering(tmp_path, roles.superuser, roles) as typing:
+    """Users sign in as before, the audit trail is protected as before, and no id is used twice."""
+    with unused_names(postgres) as roles, administering(tmp_path, roles.superuser, roles) as typing:
         typing.environment["PATH"] = f"{bindir()}:{typing.environment['PATH']}"
         follow(recipe("From scratch"), typing)
         with running(roles.service) as server:
@@ -252,7 +252,7 @@ def test_a_dump_is_restored_beside_the_old_database(postgres: Postgres, tmp_path
             assert_is_bounded(roles.restored)
             old = roles.superuser.set(database=roles.service.database)
             follow(recipe("What to do again after a restore"), Terminal(tmp_path, Servers(), administered=old))
-            assert_dropping_is_nobodys(roles.superuser.set(database=roles.restored.database))
+            assert_public_may_not_drop(roles.superuser.set(database=roles.restored.database))
         finally:
             run(roles.superuser, f"DROP DATABASE IF EXISTS {roles.restored.database} WITH (FORCE)")
 
@@ -278,7 +278,7 @@ class Remembered:
         return cls(user, page.next_page_token, request)
 
     def by_kind(self, server: RunningServer) -> dict[str, bool]:
-        """Which of them the server still recognises."""
+        """Whether the server still recognises each of them."""
         page = user_pb2.ListUsersRequest(page_size=1, page_token=self.token)
         return {
             "failures": counted(server, self.user) == (1, 0),
@@ -287,7 +287,7 @@ class Remembered:
         }
 
 
-def assert_dropping_is_nobodys(url: URL) -> None:
+def assert_public_may_not_drop(url: URL) -> None:
     """PUBLIC may not execute the functions that drop months of the trail."""
     run(
         url,
@@ -296,10 +296,10 @@ def assert_dropping_is_nobodys(url: URL) -> None:
     )
 
 
-# -------------------------------------------------------------------------------------------------- the trail
+# -------------------------------------------------------------------------------------------- the audit trail
 
 
-def test_the_trail(private_url: URL, tmp_path: Path) -> None:
+def test_the_audit_trail(private_url: URL, tmp_path: Path) -> None:
     """A month in the default partition becomes a partition, and is copied before it is dropped."""
     typing = Terminal(tmp_path, Servers(), administered=private_url)
     typing.administer(

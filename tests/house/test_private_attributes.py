@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GENERATED = ROOT / "service/rpc/envoy"
 """By the compiler, which checks the version of gRPC by a private function; as in personae/v1."""
 DOCUMENTED = {"_asdict", "_fields", "_make", "_replace", "_exit"}
-"""What the standard library documents in spite of the underscore: the methods of named tuples, and os._exit."""
+"""Documented names with an underscore: the methods of named tuples, and os._exit."""
 
 
 def is_private(name: str) -> bool:
@@ -56,7 +56,7 @@ class Checker(ast.NodeVisitor):
         self.violations: list[tuple[int, str]] = []
         self._namespace = namespace
         self._own: set[str] = set()
-        """The private names that the class at hand, or a class of ours above it, defines."""
+        """The private names that the current class, or one of its bases in this project, defines."""
         self._foreign: set[str] | None = None
         """The private names of its bases from libraries; None when it has none."""
         self.visit(tree)
@@ -182,12 +182,12 @@ def test_a_violation_is_found(source: str, expected: list[str]) -> None:
         "module.__name__",
     ],
 )
-def test_what_is_our_own_is_none(source: str) -> None:
+def test_private_names_of_our_own_are_allowed(source: str) -> None:
     assert violations(source) == []
 
 
 def test_the_service_uses_public_interfaces_only() -> None:
-    """There is no exception. What cannot be done without one is not done: docs/performance.md says what it costs."""
+    """Without exception. docs/performance.md names what is not done because of that, and its cost."""
     found = []
     for path in sorted((ROOT / "service").rglob("*.py")):
         if path.parent == GENERATED:

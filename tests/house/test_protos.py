@@ -1,4 +1,4 @@
-"""What the two excepted buf rules protected, and what buf does not know: field behaviour, secrets, runtimes."""
+"""Replaces the two buf rules that are off, and checks what buf does not: field behaviour, secrets, runtimes."""
 
 from collections import Counter
 
@@ -18,7 +18,7 @@ RESOURCES = {
     "google.protobuf.Empty",
 }
 METHODS = [method for service in SERVICES if service.full_name.startswith("personae.") for method in service.methods]
-"""Without Envoy's API, which names its messages otherwise."""
+"""Without Envoy's API, whose messages have other names."""
 
 
 def messages(found: descriptor.Descriptor, seen: dict[str, descriptor.Descriptor]) -> None:
@@ -45,7 +45,7 @@ def test_responses_are_not_shared() -> None:
     assert {name for name, count in counted.items() if count > 1} <= RESOURCES
 
 
-def test_every_field_says_how_it_behaves() -> None:
+def test_every_field_has_a_behaviour() -> None:
     """Each field is required, optional or output only."""
     seen: dict[str, descriptor.Descriptor] = {}
     for method in METHODS:
@@ -58,12 +58,12 @@ def test_every_field_says_how_it_behaves() -> None:
 
 
 def test_no_field_of_the_user_carries_a_secret() -> None:
-    """Neither a password nor a hash leaves in a User."""
+    """No User contains a password or a hash."""
     for field in user_pb2.User.DESCRIPTOR.fields:
         assert field.name == "has_password" or "password" not in field.name
         assert not any(word in field.name for word in SECRET_WORDS)
 
 
-def test_stubs_suit_older_runtimes() -> None:
-    """The committed stubs ask for no newer gRPC than callers are promised."""
+def test_stubs_support_older_runtimes() -> None:
+    """The committed stubs require no newer gRPC than the package promises."""
     assert user_pb2_grpc.GRPC_GENERATED_VERSION == "1.76.0"

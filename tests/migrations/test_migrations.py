@@ -121,21 +121,21 @@ def test_everything_is_described_and_named(private_url: URL) -> None:
     engine.dispose()
 
 
-def test_a_second_migrator_waits_its_turn(private_url: URL) -> None:
-    """Two migrate jobs at once: the second starts when the first is done, and gives up after its patience."""
-    first_has_it, first_may_go = threading.Event(), threading.Event()
+def test_a_second_migrator_waits_for_the_first(private_url: URL) -> None:
+    """The second starts when the first has ended, and gives up after MIGRATION_WAIT."""
+    is_first_migrating, may_first_end = threading.Event(), threading.Event()
 
     def first() -> None:
         with migrating(private_url, wait=5, **PATIENCE):
-            first_has_it.set()
-            first_may_go.wait(60)
+            is_first_migrating.set()
+            may_first_end.wait(60)
 
     holder = threading.Thread(target=first)
     holder.start()
-    assert first_has_it.wait(60)
+    assert is_first_migrating.wait(60)
     with pytest.raises(MigratorBusyError), migrating(private_url, wait=0.01, **PATIENCE):
         pass
-    first_may_go.set()
+    may_first_end.set()
     with migrating(private_url, wait=60, **PATIENCE) as connection:
         assert connection.scalar(select(func.current_setting("lock_timeout"))) == "5s"
         assert connection.scalar(select(func.current_setting("statement_timeout"))) == "1min"

@@ -1,4 +1,4 @@
-"""A server over TLS behind proxies, with tokens of every kind."""
+"""A server with TLS behind proxies, and tokens for it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from tests.support.clocks import MovableClock
 from tests.support.databases import Postgres
 from tests.support.factories import new_user
 from tests.support.gateways import AUDIENCE, ISSUER, Personae
+from tests.support.leak_detector import Interceptor
 from tests.support.scrapes import free_port
 from tests.support.servers import RunningServer, Services, running
 from tests.support.sessions import Tokens, signed_in, wanted
-from tests.support.witness import Interceptor
 
 HOUR = timedelta(hours=1)
 EVERYTHING = ("users.write", "auth.verify", "sessions.create", "sessions.refresh", "sessions.revoke")
@@ -27,7 +27,7 @@ EVERYTHING = ("users.write", "auth.verify", "sessions.create", "sessions.refresh
 
 @dataclass(frozen=True)
 class Guarded:
-    """A server, a caller that signs people in, and where proxies find the server."""
+    """A server, a caller that signs users in, and the server's addresses for proxies."""
 
     server: RunningServer
     web: Services
@@ -43,7 +43,7 @@ class Guarded:
         return self.web.sessions.CreateSession(creation)
 
     def expired(self) -> Tokens:
-        """By the clock of the machine as well, which Envoy goes by."""
+        """Tokens that have expired, also by the clock of the machine, which Envoy uses."""
         self.server.clock.advance(-HOUR)
         try:
             return self.signed_in()

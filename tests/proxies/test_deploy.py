@@ -1,4 +1,4 @@
-"""The configurations of deploy/, loaded by a real Envoy, nginx and Caddy: what clients get, and what the service sees.
+"""The configurations of deploy/ in a real Envoy, nginx and Caddy: answers to clients, and requests to the service.
 
 docs/proxies.md shows the table.
 """
@@ -33,7 +33,7 @@ from tests.support.waiting import PATIENCE, eventually
 
 NOBODY: dict[str, str] = {}
 SPOOFED = {"x_user_id": "1", "x_session_id": "s", "x_auth_acr": "aal2", "x_user_roles": "admin"}
-"""What a client may send: in capitals, and with underscores, which many services read as dashes."""
+"""Headers that a client may send: in capitals, and with underscores, which many services treat as dashes."""
 SPOOFED_OTHERWISE = {"X_USER_ID": "1", "x__user__id": "1", "X__Session_Id": "s", "x_auth__acr": "aal2"}
 NO_CREDENTIAL, INVALID = "Bearer", 'Bearer error="invalid_token"'
 INSUFFICIENT = 'Bearer error="insufficient_user_authentication", acr_values="aal2", max_age="300"'
@@ -53,7 +53,7 @@ def refused(challenge: str) -> tuple[int, str | None, None]:
 
 
 def seen(through: Through) -> tuple[int, str | None, dict[str, str] | None]:
-    """Status, challenge, and whom the service has seen."""
+    """Status, challenge, and the identity that the service has received."""
     return through.status, through.challenge, through.identity
 
 
@@ -76,7 +76,7 @@ def client(port: int) -> Iterator[Client]:
 class TestTheTable:
     @pytest.mark.parametrize("spoofed", [NOBODY, SPOOFED, SPOOFED_OTHERWISE], ids=["plain", "spoofed", "otherwise"])
     def test_guarded_routes(self, guarded: Guarded, client: Client, spoofed: dict[str, str]) -> None:
-        """Whatever a client says that it is, the service sees who the token says."""
+        """The service receives the identity in the token, whatever headers the client has sent."""
         good, two, revoked = guarded.signed_in(), guarded.by_two_factors(), guarded.signed_in()
         guarded.revoke(revoked)
         for path in ("/", "/reports/"):
@@ -104,7 +104,7 @@ class TestTheTable:
 
     @pytest.mark.parametrize("spoofed", [SPOOFED, SPOOFED_OTHERWISE], ids=["plainly", "otherwise"])
     def test_a_route_without_the_filter(self, client: Client, spoofed: dict[str, str]) -> None:
-        """The service gets the request, and nothing of what the client says of itself."""
+        """The service gets the request without identity headers of the client."""
         through = client.ask("/assets/logo.png", **spoofed)
         assert seen(through) == (200, None, NOBODY)
         assert through.received is not None
@@ -137,19 +137,19 @@ class TestTheTable:
             *("/admin/../assets/x", "/admin/..%2fassets/x", "/admin/%2e%2e/assets/x", "/admin/..%2Fassets/x"),
         ],
     )
-    def test_a_path_does_not_lead_round_a_route(self, client: Client, path: str) -> None:
-        """What the service gets without a check is what anybody may have."""
+    def test_no_path_bypasses_a_route(self, client: Client, path: str) -> None:
+        """The service gets a request without a check only for public paths."""
         through = client.ask(path)
         assert through.status in {200, 307, 400, 401}
         assert through.path is None or re.fullmatch(r"/assets/(admin/)?x", through.path)
 
     @pytest.mark.parametrize("is_known", [False, True], ids=["without a token", "with one factor"])
     @pytest.mark.parametrize("separator", ["/", "%2f", "\\", "%5c", ";/", ";x/", "%3b/"])
-    def test_no_spelling_of_a_path_leads_past_its_route(
+    def test_no_spelling_of_a_path_bypasses_its_route(
         self, guarded: Guarded, client: Client, separator: str, is_known: bool
     ) -> None:
-        """Nor past /admin/, which asks for two factors, by a route that asks for less. A service may cut off `;…`, read
-        a backslash as a slash, and decode.
+        """Nor reaches /admin/, which requires two factors, by a route that requires less. A service may cut off `;…`,
+        treat a backslash as a slash, and decode.
         """
         token = guarded.signed_in().access_token if is_known else None
         for start in ("/", "/assets/..", "/assets/%2e%2e", "/assets/.%2E", "/x/..", "/x/%2e%2e"):
@@ -159,7 +159,7 @@ class TestTheTable:
                 assert through.status in {301, 307, 400, 401}, through
 
     def test_huge_headers(self, guarded: Guarded, client: Client) -> None:
-        """60 kB of them: refused, or let pass for the right reason."""
+        """60 kB: refused, or passed because the token is valid."""
         good, huge = guarded.signed_in(), "a" * 60_000
         for token, cookies in ((good.access_token, huge), (huge, "")):
             with Client(client.port) as another:
@@ -185,7 +185,7 @@ def misconfigure(config: dict[str, Any]) -> None:
 
 
 class TestRawRequests:
-    """What no client library sends."""
+    """Requests that no client library sends."""
 
     @pytest.mark.parametrize("path", ["/assets/x", "/"])
     @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ class TestRawRequests:
         ids=ascii,
     )
     def test_header_lines(self, guarded: Guarded, port: int, path: str, line: str) -> None:
-        """With line breaks, with spaces, twice, and named as for one hop only: nobody becomes another."""
+        """With line breaks, with spaces, twice, and named in Connection: none changes the identity."""
         good = guarded.signed_in()
         through = sent(port, f"GET {path} HTTP/1.1", f"Authorization: Bearer {good.access_token}", line)
         if through.status == 200:
@@ -207,27 +207,27 @@ class TestRawRequests:
             assert through.status in {400, 401}
 
     def test_several_authorization_headers(self, guarded: Guarded, port: int) -> None:
-        """All of them good, or one of them."""
+        """All of them valid, or one of them."""
         good, other = (f"Authorization: Bearer {guarded.signed_in().access_token}" for _ in range(2))
         for lines in ((good, other), (good, good), (good, "Authorization: Basic YTpi"), ("authorization: x", good)):
             for path in ("/", "/reports/", "/app/"):
                 assert sent(port, f"GET {path} HTTP/1.1", *lines).status in {400, 401}
 
     def test_connect(self, guarded: Guarded, port: int) -> None:
-        """A tunnel is not what these routes are for."""
+        """These routes allow no tunnel."""
         token = f"Authorization: Bearer {guarded.signed_in().access_token}"
         for lines in ((), (token,)):
             assert sent(port, "CONNECT orders:80 HTTP/1.1", *lines).status in {400, 404, 405}
 
     def test_a_query_is_no_setting(self, guarded: Guarded, client: Client) -> None:
-        """Neither is its token a credential."""
+        """Nor is a token in it a credential."""
         token = guarded.signed_in().access_token
         for query in ("acr=aal1", "acr=aal1&max_age=99999&mode=jwt", "personae.acr=aal1", "audience=orders"):
             assert seen(client.ask(f"/admin/?{query}", token)) == refused(INSUFFICIENT)
         assert seen(client.ask(f"/?access_token={token}")) == refused(NO_CREDENTIAL)
 
     def test_a_cookie_whose_name_only_looks_like_it(self, guarded: Guarded, port: int) -> None:
-        """A browser lets a subdomain set it, for it does not begin with __Host-."""
+        """A browser lets a subdomain set it, because it does not begin with __Host-."""
         token = guarded.signed_in().access_token
         for space in ("\u2003", "\u3000", "\u00a0", "\u0085"):
             assert sent(port, "GET /app/ HTTP/1.1", f"Cookie: a=1; {space}__Host-token={token}").status == 401
@@ -237,7 +237,7 @@ class TestRawRequests:
 
 
 def sent(port: int, *lines: str | bytes) -> Through:
-    """Send these lines as they are; what comes of it."""
+    """Send these lines as they are. Returns the answer."""
     data = [line.encode() if isinstance(line, str) else line for line in (*lines, "Host: orders", "Connection: close")]
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as sock:
         sock.sendall(b"\r\n".join([*data, b"", b""]))
@@ -250,7 +250,7 @@ class TestEnvoy:
     def test_it_verifies_tokens_by_itself(
         self, guarded: Guarded, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
     ) -> None:
-        """jwt_authn, with the keys of the HTTP port; a session that is over counts until the token expires."""
+        """By jwt_authn with the keys of the HTTP port. After a revocation a token is accepted until it expires."""
         good, revoked = guarded.signed_in(), guarded.signed_in()
         guarded.revoke(revoked)
         with envoy_before(guarded.personae, tmp_path) as port, Client(port) as client:
@@ -270,21 +270,21 @@ class TestEnvoy:
                 assert client.ask(f"/offline/?access_token={good.access_token}", **headers).status == 401
 
     def test_without_a_decision_nothing_passes(self, guarded: Guarded, tmp_path: Path) -> None:
-        """The caller has no key here: 503, as configured. Routes that ask nobody go on."""
+        """Envoy has no API key here: 503, as configured. Routes without a check are served."""
         with envoy_before(guarded.personae, tmp_path, lock) as port, Client(port) as client:
             for token in (guarded.signed_in().access_token, "a.b.c", None):
                 assert seen(client.ask("/", token, **SPOOFED)) == (503, None, None)
             assert seen(client.ask("/assets/", **SPOOFED)) == (200, None, NOBODY)
 
-    def test_what_fails_open_passes_as_nobody(self, guarded: Guarded, tmp_path: Path) -> None:
-        """With failure_mode_allow the service gets requests without a decision, and none of the client's own claims."""
+    def test_with_failure_mode_allow_requests_have_no_identity(self, guarded: Guarded, tmp_path: Path) -> None:
+        """The service gets them without a decision, and without identity headers of the client."""
         with envoy_before(guarded.personae, tmp_path, fail_open) as port, Client(port) as client:
             for spoofed in (SPOOFED, SPOOFED_OTHERWISE):
                 for token in (guarded.signed_in().access_token, None):
                     assert seen(client.ask("/", token, **spoofed)) == (200, None, NOBODY)
 
-    def test_without_header_mutation_the_claims_would_pass(self, guarded: Guarded, tmp_path: Path) -> None:
-        """So the filter in front is not there for nothing. What Check answers is replaced or removed without it."""
+    def test_without_header_mutation_the_client_s_headers_would_pass(self, guarded: Guarded, tmp_path: Path) -> None:
+        """So that filter is needed where there is no check. The answer of a check replaces or removes them itself."""
 
         def without(config: dict[str, Any]) -> None:
             filters_of(config)[:] = [one for one in filters_of(config) if one["name"].endswith(("ext_authz", "router"))]
@@ -321,7 +321,7 @@ class TestEnvoy:
 
 @pytest.mark.parametrize("before", [nginx_before, caddy_before], ids=["nginx", "caddy"])
 def test_the_status_is_503_where_there_is_no_decision(guarded: Guarded, tmp_path: Path, before: Before) -> None:
-    """Nobody listens, here; or the key is not good. Nothing passes; locations that ask nobody go on."""
+    """Here nothing listens, or the key is invalid. Nothing passes; locations without a check are served."""
     nobody, stranger = replace(guarded.personae, http=free_port()), replace(guarded.personae, key="pk_x")
     for number, personae in enumerate((nobody, stranger)):
         (directory := tmp_path / str(number)).mkdir()

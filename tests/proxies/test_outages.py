@@ -25,9 +25,9 @@ UNUSED = Path("unused")
 
 @pytest.mark.parametrize("path", ["/", "/reports/"], ids=["mode session", "mode jwt"])
 def test_a_killed_database(tmp_path: Path, path: str) -> None:
-    """SIGKILL of PostgreSQL under load: 503 and nothing else until it is back, then full service.
+    """SIGKILL of PostgreSQL under load: only 503 until it is back, then all requests pass.
 
-    In mode jwt it begins when Personae no longer knows whether Envoy may ask.
+    In mode jwt the outage begins when the callers that Personae has read are too old.
     """
     options = {"synchronous_commit": "on"}
     bindir = Settings(_env_file=None).pg_bindir
@@ -47,7 +47,7 @@ def test_a_killed_database(tmp_path: Path, path: str) -> None:
                 requests.wait_for(1, status=503)
                 passed = requests.statuses[200]
                 requests.wait_for(100, status=503)
-                # One for each thread may have been on its way back.
+                # One answer for each thread may have been under way.
                 assert requests.statuses[200] <= passed + 4
                 database = EmbeddedPostgres.start(tmp_path / "postgres", bindir=bindir, durable=False, settings=options)
                 requests.wait_for(100)

@@ -1,4 +1,4 @@
-"""Keys are rotated under load without refused calls, and concurrent changes by operators."""
+"""API keys rotated under load, and concurrent changes of callers by operators."""
 
 import secrets
 from collections import Counter
@@ -25,7 +25,7 @@ THREADS = 8
 OPERATORS = 8
 CACHE_SECONDS = 3.0
 """Longer than a read takes on a busy machine: calls would be refused otherwise."""
-ONE = Counter(done=1, refused=OPERATORS - 1)
+ONE_SUCCEEDS = Counter(done=1, refused=OPERATORS - 1)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def wait_until_all_use(load: Callers, key: NewKey) -> None:
 
 
 def test_no_call_fails_while_a_key_is_rotated(url: URL, operator: Operator) -> None:
-    """Create the second, use it, revoke the first: twice, on two servers, while threads call with the current key."""
+    """Create the second, use it, revoke the first; twice, on two servers, while threads call with the current key."""
     name = operator.create("users.read")
     key = operator.add_key(name)
     current = [key]
@@ -95,7 +95,7 @@ def test_both_keys_are_one_caller(url: URL, operator: Operator) -> None:
 
 
 class TestLiveKeys:
-    """At most two: the one in use and its successor. A third one would be forgotten."""
+    """At most two: the one in use and its successor. Nobody would remember to revoke a third one."""
 
     @pytest.mark.parametrize("way", ["revoked", "expired"])
     def test_revoked_and_expired_keys_do_not_count(self, operator: Operator, way: str) -> None:
@@ -132,19 +132,19 @@ class TestConcurrentOperators:
             with operator.changing() as session:
                 create_caller(session, "web", scopes=["users.read"], identities=[f"{secrets.token_hex(4)}.internal"])
 
-        assert outcomes(create) == ONE
+        assert outcomes(create) == ONE_SUCCEEDS
         assert actions(operator, "web") == ["CreateCaller", "AddCallerIdentity"]
 
     def test_give_one_identity(self, operator: Operator) -> None:
         names: list[str] = []
-        assert outcomes(lambda _: names.append(operator.create(identities=["shared.internal"]))) == ONE
+        assert outcomes(lambda _: names.append(operator.create(identities=["shared.internal"]))) == ONE_SUCCEEDS
         assert operator.caller(*names).identities == ["shared.internal"]
 
     def test_revoke_one_key(self, operator: Operator) -> None:
         name = operator.create()
         key = operator.add_key(name)
 
-        assert outcomes(lambda _: operator.revoke(key)) == ONE
+        assert outcomes(lambda _: operator.revoke(key)) == ONE_SUCCEEDS
         assert actions(operator, name).count("RevokeCallerKey") == 1
 
     def test_grant_and_withdraw(self, operator: Operator) -> None:
@@ -163,7 +163,7 @@ class TestConcurrentOperators:
 
 
 def outcomes(change: Callable[[int], object]) -> Counter[str]:
-    """How many of the operators who make a change at once succeed and are refused."""
+    """Let all operators make a change at once; count those that succeed and those that are refused."""
     return Counter(str(one) for one in at_once(OPERATORS, lambda index: attempt(lambda: change(index))))
 
 

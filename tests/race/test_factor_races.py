@@ -1,4 +1,4 @@
-"""Second factors under concurrent calls, on two servers with one database: no code counts twice, no guess is free."""
+"""Second factors under concurrent calls, on two servers with one database: a code is used once, a guess is counted."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ def pair(private_url: URL) -> Iterator[Pair]:
 
 
 def test_sixty_four_tries_of_one_right_code_are_one_success(pair: Pair) -> None:
-    """Each by a ticket of its own (RFC 6238, 5.2). The others are guesses: five are counted, the rest refused."""
+    """Each with its own ticket (RFC 6238, 5.2). The others are wrong guesses: five are counted, the rest refused."""
     person = enrol(pair[0])
     tickets = [challenged(pair[0], person.user).ticket for _ in range(64)]
     code = person.code(pair[0].clock())
@@ -58,7 +58,7 @@ def test_one_right_code_beside_the_password_is_one_success(pair: Pair) -> None:
 
 
 def test_one_ticket_is_used_once(pair: Pair) -> None:
-    """By two kinds of right answers at the same time. The loser is no guess: the ticket is not open any more."""
+    """Two right answers of different kinds at once: one is refused, and not counted as a wrong guess."""
     person = enrol(pair[0])
     for code in person.recovery_codes[:5]:
         ticket = challenged(pair[0], person.user).ticket
@@ -73,7 +73,7 @@ def test_one_ticket_is_used_once(pair: Pair) -> None:
 
 
 def test_one_recovery_code_is_used_once(pair: Pair) -> None:
-    """By eight threads, each by a ticket of its own: ten codes are left."""
+    """Eight threads, each with its own ticket: ten codes are left."""
     person = enrol(pair[0])
     tickets = [challenged(pair[0], person.user).ticket for _ in range(8)]
 
@@ -86,7 +86,7 @@ def test_one_recovery_code_is_used_once(pair: Pair) -> None:
 
 
 def test_parallel_guesses_are_all_counted(pair: Pair) -> None:
-    """Of forty at once five are answered, as of forty in a row; the rest are refused unseen."""
+    """Of forty at once five are answered, as of forty in a row; the rest are refused without being checked."""
     person = enrol(pair[0])
     code = wrong(person.code(pair[0].clock()))
     tickets = [challenged(pair[0], person.user).ticket for _ in range(40)]
@@ -111,7 +111,7 @@ def test_one_enrolment_is_confirmed_once(pair: Pair) -> None:
 
 
 def test_a_reset_and_sign_ins_do_not_block_each_other(pair: Pair) -> None:
-    """Whatever order they come in: no deadlock ends as an error, and afterwards nothing is left."""
+    """In any order: no deadlock reaches a caller, and afterwards no factor is left."""
     person = enrol(pair[0])
     tickets = [challenged(pair[0], person.user).ticket for _ in range(6)]
     calls: list[Callable[[int], object]] = [
@@ -138,7 +138,7 @@ def test_a_reset_and_sign_ins_do_not_block_each_other(pair: Pair) -> None:
 
 
 def test_a_ticket_is_void_once_the_password_has_changed(pair: Pair) -> None:
-    """Also where both happen at once: a session is made under the epoch of the old password, and is over."""
+    """Also where both happen at once: the session has the access epoch of the old password, and so is not valid."""
     person = enrol(pair[0])
     for code in person.recovery_codes[:4]:
         ticket = challenged(pair[0], person.user).ticket
@@ -159,8 +159,8 @@ def test_a_ticket_is_void_once_the_password_has_changed(pair: Pair) -> None:
 
 
 def test_a_factor_is_confirmed_before_a_sign_in_or_after_it(pair: Pair) -> None:
-    """Never while one is settled that has seen no factor: its session would begin by the password alone, after the
-    owner has ended all others.
+    """Never during one that has read that the user has no factor: it would start a session by the password alone, after
+    the owner has ended all others.
     """
     user = new_user(pair[0].users, password=PASSWORD)
     session = sign_in(pair[0], user).session.id
@@ -184,7 +184,7 @@ def test_a_factor_is_confirmed_before_a_sign_in_or_after_it(pair: Pair) -> None:
 
 
 def test_a_sign_in_waits_for_a_factor_that_is_confirmed(pair: Pair) -> None:
-    """And is asked for it."""
+    """And must then present it."""
     user = new_user(pair[0].users, password=PASSWORD)
     with ThreadPoolExecutor(1) as pool, pair[0].database.engine.connect() as enrolling:
         enrolling.execute(text("SELECT FROM users WHERE id = :id FOR UPDATE"), {"id": user.id})

@@ -1,4 +1,4 @@
-"""Many threads against a real server: exactly one of them wins, and nothing is lost."""
+"""Concurrent calls to a real server: exactly one of them succeeds, and no change is lost."""
 
 import uuid
 from collections.abc import Iterator
@@ -21,9 +21,9 @@ THREADS = 50
 
 @pytest.fixture
 def racing(private_url: URL) -> Iterator[RunningServer]:
-    """A server with a thread and a connection for each racer: they wait for nothing but each other."""
+    """A server with a thread and a connection for each caller, so that they wait only for each other."""
     threads = {"grpc_threads": THREADS, "hash_max_waiting": THREADS, "db_pool_size": THREADS}
-    with running(private_url, rpc_timeout=600, **threads) as found:
+    with running(private_url, rpc_timeout=600, db_connect_timeout=PATIENCE, **threads) as found:  # all connect at once
         yield found
 
 
@@ -40,7 +40,7 @@ def test_one_email_is_created_once(racing: RunningServer) -> None:
 
 
 def test_one_etag_changes_once(racing: RunningServer) -> None:
-    """50 threads update with one etag: one winner, 49 times ETAG_MISMATCH."""
+    """50 threads update with one etag: one succeeds, 49 get ETAG_MISMATCH."""
     user = new_user(racing.users)
 
     results = at_once(THREADS, lambda index: racing.update(user, username=f"{user.username}.{index}", etag=user.etag))
@@ -49,7 +49,7 @@ def test_one_etag_changes_once(racing: RunningServer) -> None:
 
 
 def test_without_etags_every_change_counts(racing: RunningServer) -> None:
-    """50 threads update without an etag: all succeed, and the version has moved 50 times."""
+    """50 threads update without an etag: all succeed, and each increments the version."""
     user = new_user(racing.users)
 
     results: list[Any] = at_once(THREADS, lambda index: racing.update(user, username=f"{user.username}.{index}"))
@@ -61,17 +61,17 @@ def test_without_etags_every_change_counts(racing: RunningServer) -> None:
 
 @pytest.mark.parametrize("ways", [["revoke"], ["deactivate"], ["delete"], ["revoke", "deactivate", "delete"]])
 def test_the_last_superuser_stays(racing: RunningServer, ways: list[str]) -> None:
-    """50 threads take the last two superusers away, by whichever RPC: one remains."""
+    """50 threads remove the last two superusers, by each RPC that can: one remains."""
     pair = [new_user(racing.users), new_user(racing.users)]
     for user in pair:
         racing.users.GrantSuperuser(user_pb2.GrantSuperuserRequest(id=user.id))
-    take_away = {
+    removals = {
         "revoke": lambda user_id: racing.users.RevokeSuperuser(user_pb2.RevokeSuperuserRequest(id=user_id)),
         "deactivate": lambda user_id: racing.users.DeactivateUser(user_pb2.DeactivateUserRequest(id=user_id)),
         "delete": lambda user_id: racing.users.DeleteUser(user_pb2.DeleteUserRequest(id=user_id, allow_missing=True)),
     }
 
-    results = at_once(THREADS, lambda index: take_away[ways[index % len(ways)]](pair[index % 2].id))
+    results = at_once(THREADS, lambda index: removals[ways[index % len(ways)]](pair[index % 2].id))
 
     superusers = user_pb2.ListUsersRequest.Filter(is_superuser=True, is_active=True)
     assert len(racing.users.ListUsers(user_pb2.ListUsersRequest(filter=superusers)).users) == 1
@@ -90,7 +90,7 @@ def test_one_request_id_creates_once(racing: RunningServer) -> None:
 
 
 def test_sweepers_do_not_wait_for_each_other(racing: RunningServer) -> None:
-    """What one sweeper holds another leaves alone; several at once purge each user once."""
+    """A sweeper skips rows that another one has locked; several at once purge each user once."""
     due = 40
     for _ in range(due):
         racing.users.DeleteUser(user_pb2.DeleteUserRequest(id=new_user(racing.users).id))

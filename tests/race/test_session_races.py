@@ -1,4 +1,6 @@
-"""Sessions under concurrent calls, on two servers with one database: one rotation, and nothing outlives its end."""
+"""Sessions under concurrent calls, on two servers with one database: a token is rotated once, and none outlives its
+session.
+"""
 
 import heapq
 import random
@@ -61,7 +63,7 @@ def test_eighty_refreshes_of_one_token_are_one_rotation(private_url: URL) -> Non
 
 
 def test_the_grace_counts_from_the_rotation(private_url: URL) -> None:
-    """A repeat does not renew it."""
+    """A repeated refresh does not extend it."""
     with running(private_url, refresh_grace_seconds=30) as server:
         _, tokens = signed_in(server)
         successor = refresh(server, tokens.refresh_token)
@@ -74,13 +76,13 @@ def test_the_grace_counts_from_the_rotation(private_url: URL) -> None:
 
 
 def test_a_theft_ends_the_session_on_servers_whose_clocks_are_behind(private_url: URL) -> None:
-    """It is over for all of them, however far the clock of the server was ahead that found out."""
+    """However far ahead the clock of the server is that detects the reuse."""
     ahead = MovableClock()
-    with running(private_url) as behind, running(private_url, ahead) as found_out:
+    with running(private_url) as behind, running(private_url, ahead) as detecting:
         user, tokens = signed_in(behind)
         newest = refresh(behind, refresh(behind, tokens.refresh_token).refresh_token)
         ahead.advance(timedelta(minutes=5))
-        assert refreshed(found_out, tokens.refresh_token) == "SESSION_REUSED"
+        assert refreshed(detecting, tokens.refresh_token) == "SESSION_REUSED"
         assert refreshed(behind, newest.refresh_token) == "SESSION_INVALID"
         assert not introspect(behind, newest.access_token).active
         assert sessions_of(behind, user) == []
@@ -170,8 +172,8 @@ def create_another(server: RunningServer, user: user_pb2.User, _tokens: Tokens) 
     ids=lambda ends: ends.__name__,
 )
 def test_nothing_that_was_issued_before_works_after(private_url: URL, ends: Change) -> None:
-    """While sessions are refreshed on two servers: once the change is acknowledged, no token of before refreshes, and
-    none is active at the next introspection.
+    """Sessions are refreshed on two servers meanwhile. Once the change is acknowledged, no earlier token refreshes a
+    session, and none is active at the next introspection.
     """
     clock = MovableClock()
     with running(private_url, clock) as one, running(private_url, clock) as two:
@@ -179,7 +181,7 @@ def test_nothing_that_was_issued_before_works_after(private_url: URL, ends: Chan
         issued = [sign_in(one, user) for _ in range(6)]
 
         def refreshing_until_refused(index: int) -> list[Tokens]:
-            """All the tokens that a client gets."""
+            """Refresh until it is refused. Returns all tokens that the client had."""
             held = [issued[index]]
             server = (one, two)[index % 2]
             failure = None
@@ -210,7 +212,7 @@ def test_nothing_that_was_issued_before_works_after(private_url: URL, ends: Chan
     "call", [refresh_it, step_it_up, sign_in_again, create_another], ids=lambda call: call.__name__
 )
 def test_a_change_of_email_ends_none_that_is_used_meanwhile(private_url: URL, call: UseOfSession) -> None:
-    """The call comes while the change is not committed yet, and finds the sessions that are over to be removed."""
+    """The call comes before the change is committed, and removes the sessions that have expired."""
     with running(private_url) as server, ThreadPoolExecutor(1) as pool:
         user, tokens = signed_in(server)
         sign_in(server, user, idle=60)
@@ -225,7 +227,7 @@ def test_a_change_of_email_ends_none_that_is_used_meanwhile(private_url: URL, ca
 
 
 def test_sign_ins_at_once_keep_to_the_limit(private_url: URL) -> None:
-    """A hundred sessions, and those that began at the very same moment until the next one begins."""
+    """At most a hundred sessions, once another one has begun after those that began at the same moment."""
     with running(private_url) as server:
         user, *_ = signed_in(server)
 

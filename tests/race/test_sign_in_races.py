@@ -1,4 +1,4 @@
-"""Attackers and users on many threads: the lockout counts exactly, codes are used once, old passwords stay old."""
+"""Concurrent sign-ins: the lockout counts exactly, a code is used once, and an old password is never accepted again."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -32,18 +32,20 @@ from tests.support.errors import failure_of
 from tests.support.factories import PASSWORD, new_user, unique_email
 from tests.support.servers import RunningServer, running
 from tests.support.threads import at_once, outcomes
+from tests.support.waiting import PATIENCE
 
 THREADS = 64
 MARGIN = timedelta(milliseconds=5)
-"""More than the ticks of the clock: the server counted its failures a few of them later than the test."""
+"""More than the clock of the tests advances by its readings: the server has read it a little later than the test."""
 LOCKED_OUT = {"INVALID_CREDENTIALS", "TOO_MANY_ATTEMPTS"}
 
 
 @contextlib.contextmanager
 def wide(url: URL, clock: MovableClock | None = None, /, **changes: object) -> Iterator[RunningServer]:
-    """A server on which every racer can hash at once."""
-    threads = {"hash_threads": THREADS, "hash_max_waiting": THREADS, "db_pool_size": THREADS, "rpc_timeout": 600}
-    with running(url, clock, **(threads | changes)) as found:
+    """A server on which all callers can hash at once."""
+    threads = {"hash_threads": THREADS, "hash_max_waiting": THREADS, "db_pool_size": THREADS}
+    patience = {"rpc_timeout": 600, "db_connect_timeout": PATIENCE}  # all connect at once
+    with running(url, clock, **(threads | patience | changes)) as found:
         yield found
 
 
@@ -63,7 +65,7 @@ def winner_of(results: list[object]) -> int:
 
 
 def test_parallel_guesses_get_no_more_answers_than_the_schedule_has(racing: RunningServer) -> None:
-    """64 wrong guesses at one moment: three are answered, 61 refused, three counted. And so on after each wait."""
+    """Of 64 wrong guesses at once three are answered and counted, and 61 refused; likewise after each wait."""
     user = new_user(racing.users, password=PASSWORD)
     expected = NO_FAILURES
     for _ in range(3):
@@ -98,7 +100,7 @@ def test_the_right_password_among_parallel_guesses(racing: RunningServer) -> Non
 def test_right_passwords_never_refuse_each_other(
     private_url: URL, failed_before: int, cost_of_another_server: int
 ) -> None:
-    """64 right sign-ins at one moment: 64 successes, also after failures, and while the hash is renewed."""
+    """64 right passwords at once: 64 successes, also after failures, and while the hash is renewed."""
     clock = MovableClock()
     with wide(private_url, clock) as racing, wide(private_url, clock, bcrypt_cost=cost_of_another_server) as another:
         user = new_user(racing.users, password=PASSWORD)
@@ -122,7 +124,7 @@ def test_one_reset_code_is_used_once(racing: RunningServer) -> None:
 
 
 def test_a_reset_tells_nothing_of_the_present_password(racing: RunningServer) -> None:
-    """Not even when a newer code voids the one that is completed at this moment."""
+    """Not even when a newer code voids the one that is being used."""
     for guess in (PASSWORD, f"not {PASSWORD}") * 8:
         user = new_user(racing.users, password=PASSWORD)
         code = start_reset(racing, user).code
@@ -136,7 +138,7 @@ def test_a_reset_tells_nothing_of_the_present_password(racing: RunningServer) ->
 
 
 def test_one_verification_code_is_used_once(racing: RunningServer) -> None:
-    """32 threads complete with one code: the email is verified once, and the version moves once."""
+    """32 threads complete with one code: the email is verified once, and the version incremented once."""
     user = new_user(racing.users)
     request = credential_pb2.CompleteEmailVerificationRequest(code=start_verification(racing, user).code)
 
@@ -201,7 +203,7 @@ def test_no_old_password_is_accepted_after_the_change(
 
 
 def test_a_removed_password_is_not_changed_any_more(racing: RunningServer) -> None:
-    """A change at the same moment comes first and is lost with it, or is refused."""
+    """A concurrent change of the password comes first and is removed too, or is refused."""
     for _ in range(16):
         user = new_user(racing.users, password=PASSWORD)
 
@@ -230,7 +232,7 @@ def test_one_password_change_wins(racing: RunningServer) -> None:
 
 
 def test_a_sign_in_that_clears_and_renews_never_deadlocks_with_another_password(private_url: URL) -> None:
-    """Both touch the counter and the user: in one order, so that neither is refused for the other."""
+    """Both lock the counter and the user in the same order, so that neither fails by a deadlock."""
     clock = MovableClock()
     with wide(private_url, clock) as cheap, wide(private_url, clock, bcrypt_cost=5) as costlier:
         for _ in range(8):
@@ -246,8 +248,8 @@ def test_a_sign_in_that_clears_and_renews_never_deadlocks_with_another_password(
             assert set(outcomes(at_once(8, race))) <= {"OK", *LOCKED_OUT}
 
 
-def test_servers_in_the_middle_of_a_rotation_count_together(private_url: URL) -> None:
-    """One has the new key in front already, the other has not: of 64 guesses at both three are answered and counted."""
+def test_servers_count_together_while_secret_keys_are_rotated(private_url: URL) -> None:
+    """One has the new key first, the other the old one: of 64 guesses at both, three are answered and counted."""
     clock = MovableClock()
     with (
         wide(private_url, clock, secret_keys=f"{NEW_KEY},{OLD_KEY}") as one,

@@ -1,4 +1,6 @@
-"""A user becomes a superuser while a caller who may not change superusers changes it: before, or not at all."""
+"""A user becomes a superuser while a caller without users.superuser changes the user: the change comes first, or is
+refused.
+"""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +21,7 @@ from tests.support.waiting import PATIENCE
 
 Racer = Callable[[], object]
 LOCKING = sorted(CHANGES.keys() - {"StartEmailVerification", "CreateSession"})
-"""Starting a code or a session locks no user: it is void once the user is a superuser."""
+"""Issuing a code or a session locks no user: both are void once the user is a superuser."""
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def tiered(private_url: URL) -> Iterator[Tiers]:
 
 @pytest.mark.parametrize("name", LOCKING)
 def test_the_locked_row_decides(tiered: Tiers, name: str) -> None:
-    """The change waits for the grant, and then is refused."""
+    """The change waits for the grant, and is then refused."""
     user = new_user(tiered.strong.users, password=PASSWORD)
     call = CHANGES[name](tiered.strong, user)
     before = tiered.strong.read(user)
@@ -41,14 +43,14 @@ def test_the_locked_row_decides(tiered: Tiers, name: str) -> None:
         wait_until_blocked(tiered.server.url)
         granting.commit()
 
-        # A reset finds its code void: whether the user is a superuser or has changed otherwise, it does not look.
+        # A reset finds its code void, and does not look for the cause.
         assert ended.result(PATIENCE) == ("INVALID_CODE" if name == "CompletePasswordReset" else "SCOPE_MISSING")
     before.is_superuser = True
     assert tiered.strong.read(user) == before
 
 
-def test_no_code_of_before_is_good_for_a_superuser(tiered: Tiers) -> None:
-    """Nor one that is started at the same moment, at a caller who may change superusers."""
+def test_no_earlier_code_is_valid_for_a_superuser(tiered: Tiers) -> None:
+    """Nor one that is issued at the same time, even where a caller with users.superuser completes it."""
     for _ in range(8):
         user = new_user(tiered.strong.users)
         grant = partial(tiered.strong.users.GrantSuperuser, user_pb2.GrantSuperuserRequest(id=user.id))

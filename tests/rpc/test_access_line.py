@@ -1,4 +1,4 @@
-"""The line that the log has for each call: what it says of traces and statements."""
+"""The access log: traces, refusals and statements in the line of each call."""
 
 import ast
 import contextlib
@@ -12,24 +12,25 @@ import pytest
 from sqlalchemy.engine import URL
 
 from personae.v1 import authentication_pb2, user_pb2
-from tests.support.callers import PATIENCE, new_key, operating
+from tests.support.callers import new_key, operating
 from tests.support.errors import failure_of
 from tests.support.factories import PASSWORD, get_request, new_user
+from tests.support.leak_detector import DETECTOR
 from tests.support.scrapes import free_port, scrape, value
 from tests.support.servers import RunningServer, running
-from tests.support.witness import WITNESS
+from tests.support.waiting import PATIENCE
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 SPAN = "00f067aa0ba902b7"
 
 
 def line_of(call: Any, request: Any, **metadata: str) -> dict[str, Any]:
-    """Call with this metadata, well or badly; the line that the log has for it."""
+    """Call with this metadata. Returns the access log line of the call, which may have failed."""
     request_id = uuid.uuid4().hex
     sent = (("x-request-id", request_id), *((key, value) for key, value in metadata.items()))
     with contextlib.suppress(grpc.RpcError):  # how it ends is in the line
         call(request, metadata=sent)
-    (found,) = (text for text in WITNESS.said if request_id in text and "'event': 'rpc'" in text)
+    (found,) = (text for text in DETECTOR.output if request_id in text and "'event': 'rpc'" in text)
     line: dict[str, Any] = ast.literal_eval(found)
     return line
 
@@ -39,8 +40,8 @@ def line_of(call: Any, request: Any, **metadata: str) -> dict[str, Any]:
     [f"00-{TRACE}-{SPAN}-01", f"00-{TRACE}-{SPAN}-00", f"cc-{TRACE}-{SPAN}-01-what-comes-later"],
     ids=["sampled", "not sampled", "a version to come"],
 )
-def test_it_names_the_trace_of_the_caller(server: RunningServer, traceparent: str) -> None:
-    """Also where no traces are sent: it joins our log to that of the caller."""
+def test_the_line_has_the_trace_id_of_the_caller(server: RunningServer, traceparent: str) -> None:
+    """Also if the server exports no traces: the id connects our log with the caller's."""
     line = line_of(server.users.GetUser, user_pb2.GetUserRequest(), traceparent=traceparent)
 
     assert (line["trace_id"], line["reason"]) == (TRACE, "INVALID_FIELDS")
@@ -53,13 +54,13 @@ def test_it_names_the_trace_of_the_caller(server: RunningServer, traceparent: st
         *(f"00-{TRACE}-{'0' * 16}-01", f"00-{TRACE.upper()}-{SPAN}-01", f"00-{TRACE}-{SPAN}", "{}"),
     ],
 )
-def test_what_is_no_trace_is_not_named(server: RunningServer, traceparent: str) -> None:
-    """W3C Trace Context, 3.2.2: what is invalid counts as not sent. Nobody writes into our log by way of it."""
+def test_an_invalid_traceparent_is_ignored(server: RunningServer, traceparent: str) -> None:
+    """W3C Trace Context, 3.2.2: an invalid header is ignored. So nobody can write into our log by it."""
     assert "trace_id" not in line_of(server.users.GetUser, user_pb2.GetUserRequest(), traceparent=traceparent)
 
 
 class TestRefusals:
-    """Anybody can make any number of refused calls: 300 leave 20 lines, and one with the number of the others."""
+    """Anybody can make refused calls in any number: 300 leave 20 lines, and one with the number of the others."""
 
     @pytest.mark.parametrize(
         "authorization, reason",
@@ -67,8 +68,8 @@ class TestRefusals:
         ids=lambda value: str(value)[:10],
     )
     def test_of_strangers(self, private_url: URL, authorization: str | None, reason: str) -> None:
-        """With the addresses that they came from. The metrics count every call."""
-        start, port = len(WITNESS.said), free_port()
+        """The last line has their addresses. The metrics count every call."""
+        start, port = len(DETECTOR.output), free_port()
         sent = () if authorization is None else (("authorization", authorization),)
         with running(private_url, caller_auth="required", metrics_port=port) as server:
             assert flood(server, sent) == {reason: 300}
@@ -81,8 +82,8 @@ class TestRefusals:
 
     @pytest.mark.parametrize("reason", ["SCOPE_MISSING", "RATE_LIMITED", "SERVER_BUSY"])
     def test_of_callers(self, private_url: URL, reason: str) -> None:
-        """Each line of a refusal by scope or rate has its caller. In an overload nobody looks who calls."""
-        start = len(WITNESS.said)
+        """Each line of a refusal by scope or rate has its caller. In an overload callers are not identified."""
+        start = len(DETECTOR.output)
         settings: dict[str, dict[str, object]] = {
             "RATE_LIMITED": {"caller_rate_limit": 1, "caller_rate_burst": 1},
             "SERVER_BUSY": {"grpc_threads": 1, "grpc_max_waiting": 0},
@@ -105,7 +106,7 @@ class TestRefusals:
 
 
 def flood(server: RunningServer, metadata: Any) -> Counter[str]:
-    """Make 300 calls at once; how many ended for which reason."""
+    """Make 300 calls at once. Returns the number of failures by reason."""
     request = user_pb2.GetUserRequest(key=user_pb2.UserKey(id=1))
     calls = [server.users.GetUser.future(request, metadata=metadata, timeout=PATIENCE) for _ in range(300)]
     return Counter(failure_of(call).reason for call in calls)
@@ -113,12 +114,12 @@ def flood(server: RunningServer, metadata: Any) -> Counter[str]:
 
 def lines_since(start: int) -> list[dict[str, Any]]:
     """The events of the log since `start`."""
-    said = [text for text in WITNESS.said[start:] if "'event': 'rpc'" in text or "'more calls refused'" in text]
+    said = [text for text in DETECTOR.output[start:] if "'event': 'rpc'" in text or "'more calls refused'" in text]
     return [ast.literal_eval(text) for text in said]
 
 
-def test_it_counts_the_statements(server: RunningServer) -> None:
-    """Those of the call, over all its transactions, and none of another call on the same connection."""
+def test_the_line_counts_the_statements(server: RunningServer) -> None:
+    """All those of the call, over several transactions, and none of another call on the same connection."""
     user = new_user(server.users, password=PASSWORD)
     right = authentication_pb2.AuthenticateRequest(user_id=user.id, password=PASSWORD)
     deactivate = user_pb2.DeactivateUserRequest(id=user.id)

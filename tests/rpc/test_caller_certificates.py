@@ -1,4 +1,4 @@
-"""Client certificates: which caller they identify, and why others are refused."""
+"""Client certificates: which caller they identify, and which are refused."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -20,8 +20,8 @@ from service.rpc.pipeline.status import DETAILS_KEY
 from tests.support.callers import LIST_USERS, bearer, call, new_key, operating, other_address, tls_settings, told
 from tests.support.certificates import LOCAL, Pair, channel, client_certificate, new_ca, server_certificate
 from tests.support.databases import Postgres
+from tests.support.leak_detector import Interceptor
 from tests.support.servers import RunningServer, running
-from tests.support.witness import Interceptor
 
 Code = grpc.StatusCode
 DNS, URI = x509.DNSName, x509.UniformResourceIdentifier
@@ -44,9 +44,9 @@ GET_LOCKOUT = "/personae.v1.AuthenticationService/GetLockout"
 
 @dataclass(frozen=True)
 class Known:
-    """A database with callers: web and billing may list users, as may other, which has no part in it; idle may nothing.
+    """A database with callers: web, billing and other have the scope users.read; idle has none.
 
-    The key is that of a caller without names, which may look at lockouts and nothing else.
+    The key is of a caller without identities, which has the scope auth.lockout only.
     """
 
     url: URL
@@ -77,7 +77,7 @@ class Served:
 
     @contextlib.contextmanager
     def showing(self, client: Issued | None, *, port: int | None = None) -> Iterator[grpc.Channel]:
-        """A channel with its own connection on which the client shows this certificate."""
+        """A channel with a connection of its own, on which the client presents this certificate."""
         with channel(port or self.port, self.ca.certificate_pem, client) as found:
             yield grpc.intercept_channel(found, Interceptor())
 
@@ -124,7 +124,7 @@ class TestNames:
             [URI("https://billing.internal/"), DNS("billing.internal")],
         ],
     )
-    def test_what_identifies_a_caller(self, served: Served, names: list[x509.GeneralName]) -> None:
+    def test_names_that_identify_a_caller(self, served: Served, names: list[x509.GeneralName]) -> None:
         """An identity of the caller, also beside unknown names and other identities of the same caller."""
         assert served.told(*names) == "OK"
 
@@ -142,12 +142,12 @@ class TestNames:
         ],
         ids=str,
     )
-    def test_what_identifies_nobody(self, served: Served, names: list[x509.GeneralName]) -> None:
+    def test_names_that_identify_nobody(self, served: Served, names: list[x509.GeneralName]) -> None:
         """Part of an identity, more than it, another case, a wildcard, the identities of two callers."""
         assert served.told(*names) == "CERTIFICATE_UNKNOWN"
 
     @pytest.mark.parametrize("common_name", ["billing.internal", WEB, "admin"])
-    def test_the_common_name_opens_nothing(self, served: Served, common_name: str) -> None:
+    def test_the_common_name_is_ignored(self, served: Served, common_name: str) -> None:
         assert served.told(common_name=common_name) == "CERTIFICATE_UNKNOWN"
         assert served.told(DNS("unknown.internal"), common_name=common_name) == "CERTIFICATE_UNKNOWN"
 
@@ -174,7 +174,7 @@ class TestNames:
 
 
 class TestKeysBesideCertificates:
-    """A key that is sent decides; the certificate is then ignored."""
+    """If a call has a key, its certificate is ignored."""
 
     def test_the_key_decides(self, served: Served) -> None:
         """The scopes of the key's caller count, not those of the certificate's caller."""
@@ -185,7 +185,7 @@ class TestKeysBesideCertificates:
             assert told(found, method=GET_LOCKOUT) == "SCOPE_MISSING auth.lockout"
 
     def test_a_bad_key_is_refused_all_the_same(self, served: Served) -> None:
-        """A caller that sends an invalid key has to learn that."""
+        """A caller that sends an invalid key must learn of it."""
         with served.showing(client_certificate(served.ca, URI(WEB))) as found:
             for sent, reason in (
                 (bearer(new_key()), "KEY_UNKNOWN"),

@@ -1,4 +1,4 @@
-"""The callers held in memory: when they are read, how often strangers cause reads, and what an outage does."""
+"""The callers in memory: when they are read, how many reads strangers can cause, and outages of the database."""
 
 import contextlib
 import socket
@@ -19,18 +19,18 @@ from service.core.callers.api_keys import NewKey
 from service.core.callers.index import Key
 from service.rpc.callers.directory import EXTRA_READS, READS_PER_MAX_AGE, CallerDirectory
 from service.server.wiring import caller_directory
-from tests.support.callers import LIST_USERS, PATIENCE, Operator, bearer, call, call_until, new_key, operating, told
+from tests.support.callers import LIST_USERS, Operator, bearer, call, call_until, new_key, operating, told
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD
 from tests.support.proxy import PostgresProxy
 from tests.support.servers import RunningServer, running, settings_for
 from tests.support.threads import at_once
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 Code = grpc.StatusCode
 CHECK_PASSWORD = "/personae.v1.CredentialService/CheckPassword"
 CHECK = credential_pb2.CheckPasswordRequest(password=PASSWORD).SerializeToString()
-"""A request that needs no database: an answer means that the caller was identified."""
+"""A request that needs no database: if it is answered, the caller was identified."""
 
 
 def loads(proxy: PostgresProxy) -> int:
@@ -39,7 +39,7 @@ def loads(proxy: PostgresProxy) -> int:
 
 @contextlib.contextmanager
 def silent_server(accepted: list[socket.socket]) -> Iterator[int]:
-    """The port of a server that accepts connections and says nothing on them."""
+    """The port of a server that accepts connections and sends nothing."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def accept() -> None:
@@ -60,7 +60,7 @@ def silent_server(accepted: list[socket.socket]) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Proxied:
-    """A server with a database that can be taken away."""
+    """A server whose database can be made unavailable."""
 
     server: RunningServer
     proxy: PostgresProxy
@@ -71,7 +71,7 @@ class Proxied:
 
 
 class TestOutage:
-    """While callers cannot be read, nobody may call, CALLER_CACHE_SECONDS after the last read."""
+    """While callers cannot be read, all calls are refused from CALLER_CACHE_SECONDS after the last read on."""
 
     AGE = 0.5
 
@@ -81,8 +81,8 @@ class TestOutage:
             with running(proxy.proxied, caller_auth="required", caller_cache_seconds=self.AGE) as server:
                 yield Proxied(server, proxy, operator)
 
-    def test_nobody_may_call_and_everybody_again(self, proxied: Proxied) -> None:
-        """Known, unknown, revoked, without the scope: one answer, with pushback, even for RPCs without a query."""
+    def test_all_calls_are_refused_until_the_database_is_back(self, proxied: Proxied) -> None:
+        """Known, unknown, revoked or without the scope: one answer, with pushback, also for RPCs without statements."""
         operator, proxy = proxied.operator, proxied.proxy
         key, idle = operator.create_with_key("credentials.check"), operator.create_with_key()
         revoked = operator.create_with_key("credentials.check")
@@ -136,8 +136,8 @@ class TestOutage:
 
 
 class TestStrangers:
-    def test_a_thousand_unknown_keys_cause_a_handful_of_looks(self, private_url: URL) -> None:
-        """A burst and then one a second, however many ask; a known caller is not affected."""
+    def test_a_thousand_unknown_keys_cause_a_few_reads(self, private_url: URL) -> None:
+        """A burst, and then one a second, for any number of calls; a known caller is not affected."""
         age, threads, each = 60, 8, 125
         with PostgresProxy(private_url) as proxy, operating(private_url) as operator:
             key = operator.create_with_key("users.read")
@@ -170,7 +170,7 @@ def find(directory: CallerDirectory, key: NewKey, *, seconds: float = PATIENCE) 
 
 
 def finds(directory: CallerDirectory, key: NewKey, *, seconds: float = PATIENCE) -> bool | None:
-    """Whether the directory knows a key; None while it cannot say."""
+    """Whether the directory knows a key; None if the database is unavailable."""
     try:
         return find(directory, key, seconds=seconds) is not None
     except DatabaseUnavailableError:
@@ -179,7 +179,7 @@ def finds(directory: CallerDirectory, key: NewKey, *, seconds: float = PATIENCE)
 
 class TestManyAtOnce:
     def test_one_read_serves_all(self, private_url: URL) -> None:
-        """64 calls before the first read: one read, and 64 answers."""
+        """64 calls before the first read cause one read."""
         with operating(private_url) as operator, PostgresProxy(private_url) as proxy:
             key = operator.create_with_key("users.read")
             directory = directory_of(proxy.proxied)
@@ -193,7 +193,7 @@ class TestManyAtOnce:
             assert loads(proxy) == 1
             assert directory.end(patience=PATIENCE)
 
-    def test_a_new_key_is_known_to_all_who_bring_it_at_once(self, private_url: URL) -> None:
+    def test_a_new_key_is_accepted_in_many_calls_at_once(self, private_url: URL) -> None:
         with operating(private_url) as operator:
             directory = directory_of(private_url)
             directory.start()
@@ -202,8 +202,8 @@ class TestManyAtOnce:
             assert directory.end(patience=PATIENCE)
 
 
-def test_reads_that_take_longer_than_what_they_read_may_be_old(private_url: URL) -> None:
-    """What counts is when the read began and when the call arrived, not how long the read or the machine took."""
+def test_reads_that_take_longer_than_the_maximum_age(private_url: URL) -> None:
+    """The age is the time between the start of the read and the arrival of the call, however long the read took."""
     with operating(private_url) as operator:
         key = operator.create_with_key("users.read")
         directory = CallerDirectory(operator.database, max_age=1e-6)
@@ -214,7 +214,7 @@ def test_reads_that_take_longer_than_what_they_read_may_be_old(private_url: URL)
 
 class TestHungDatabase:
     def test_calls_are_refused_at_once(self, private_url: URL) -> None:
-        """Many calls are refused during one attempt to read, so that they hold no threads; they cause no attempts."""
+        """Many calls are refused during one attempt to read, so they hold no threads; they cause no more attempts."""
         accepted: list[socket.socket] = []
         with silent_server(accepted) as port:
             directory = directory_of(private_url.set(host="127.0.0.1", port=port, query={"sslmode": "disable"}))

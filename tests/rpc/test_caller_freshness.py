@@ -1,4 +1,4 @@
-"""How soon a change is known: a new key at once, everything else within CALLER_CACHE_SECONDS, in every process."""
+"""When a change of callers takes effect: a new key at once, all else within CALLER_CACHE_SECONDS, in every process."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -27,14 +27,14 @@ PROCESSES = 3
 
 @dataclass(frozen=True)
 class Processes:
-    """Several server processes on one database, and an operator who notifies none of them."""
+    """Several server processes on one database. The operator's changes notify none of them."""
 
     operator: Operator
     channels: Sequence[grpc.Channel]
 
     def require_change(self, key: NewKey, change: Callable[[], object], *, before: str, after: str) -> None:
-        """Make a change while each process is called all the time. No call that begins CACHE_SECONDS after the commit
-        is answered as before; nothing is timed: moments are compared, and all processes share the clock.
+        """Make a change while each process is called without a pause. No call that begins CACHE_SECONDS after the
+        commit may be answered as before. A slow machine changes nothing: only the order of moments counts.
         """
         for channel_to_one in self.channels:
             call_until(before, lambda: told(channel_to_one, bearer(key)), before="KEY_UNKNOWN")  # noqa: B023
@@ -61,7 +61,7 @@ def processes(postgres: Postgres, template: str) -> Iterator[Processes]:
 
 
 class TestEveryProcess:
-    """A change is in force in every process CALLER_CACHE_SECONDS after its commit, however slow the machine is."""
+    """A change takes effect in every process within CALLER_CACHE_SECONDS after its commit."""
 
     def test_a_revoked_key(self, processes: Processes) -> None:
         operator = processes.operator
@@ -94,10 +94,10 @@ class TestEveryProcess:
 
 
 class TestAtOnce:
-    """What is unknown is looked up again: a new key or identity does not wait for the next regular read."""
+    """An unknown key or identity causes another read, so that a new one is accepted before the next regular read."""
 
     def test_a_new_identity(self, private_url: URL, tmp_path: Path) -> None:
-        """One that is removed is unknown within CALLER_CACHE_SECONDS."""
+        """A removed one is unknown within CALLER_CACHE_SECONDS."""
         ca, pair = new_ca(), Pair(tmp_path)
         pair.write(server_certificate(ca), ca)
         client = client_certificate(ca, x509.DNSName("new.internal"))
@@ -114,9 +114,9 @@ class TestAtOnce:
                 assert last <= removed + CACHE_SECONDS
 
 
-class TestForgotten:
+class TestDeleted:
     def test_a_key_thirty_days_after_its_end(self, private_url: URL) -> None:
-        """It is then unknown; its caller stays."""
+        """It is then unknown; its caller remains."""
         with operating(private_url) as operator:
             revoked = operator.create_with_key("users.read")
             expired = operator.create_with_key("users.read", valid_for=timedelta(days=1))

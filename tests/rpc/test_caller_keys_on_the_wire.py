@@ -1,4 +1,4 @@
-"""API keys as callers send them: which are accepted, and why others are refused."""
+"""API keys in calls: which are accepted, and the reasons for refusals."""
 
 import itertools
 from collections.abc import Iterator
@@ -58,7 +58,7 @@ class TestForm:
     @pytest.mark.parametrize(
         "form", ["Bearer {}", "bearer {}", "BEARER {}", "bEaReR {}", "Bearer    {}", "Bearer {} ", "Bearer {}      "]
     )
-    def test_what_opens(self, served: Served, form: str) -> None:
+    def test_accepted_forms(self, served: Served, form: str) -> None:
         """The scheme in any case (RFC 9110, 11.1), with spaces after it and at the end."""
         assert told(served.channel, form.format(served.key.text)) == "OK"
 
@@ -73,19 +73,19 @@ class TestForm:
         ],
         ids=lambda form: repr(form[:60]),
     )
-    def test_what_is_malformed(self, served: Served, form: str) -> None:
+    def test_malformed_forms(self, served: Served, form: str) -> None:
         """A valid key with another scheme, without one, twice, or with something around it."""
         assert told(served.channel, form.format(*[served.key.text] * 2)) == "KEY_MALFORMED"
 
     def test_two_headers_are_malformed(self, served: Served) -> None:
-        """Even if one is valid: it is unknown who added the other one."""
+        """Even if one is valid, since it is unknown who added the other one."""
         right, wrong = bearer(served.key), bearer(new_key())
         for pair in itertools.product((right, wrong, "", "Basic YTpi"), repeat=2):
             assert told(served.channel, *pair) == "KEY_MALFORMED"
         assert told(served.channel, right, right, right) == "KEY_MALFORMED"
 
     def test_mistyped_keys_are_malformed_not_unknown(self, served: Served) -> None:
-        """The checksum tells them apart, so that an operator knows where to look."""
+        """The checksum distinguishes them, which helps an operator to find the cause."""
         text = served.key.text
         mistyped = [text[:-1], text[1:], text.upper(), text.lower(), text.replace("pk_", "sk_"), text * 2]
         mistyped += [text[:20] + ("b" if text[20] == "a" else "a") + text[21:], text[:30], "x" * len(text)]
@@ -95,7 +95,7 @@ class TestForm:
         assert told(served.channel, bearer(new_key())) == "KEY_UNKNOWN"
 
     def test_malformed_keys_cause_no_reads(self, served: Served) -> None:
-        """Even if it is almost a key. The only reads are the regular ones, every 24 seconds."""
+        """Even those that are almost a key. The only reads are the regular ones, every 24 seconds."""
         wrong = ("", "Bearer", f"Basic {served.key.text}", bearer(served.key)[:-1], served.key.text)
         started = monotonic()
         del served.proxy.statements[:]
@@ -109,7 +109,7 @@ class TestForm:
 
 class TestState:
     def test_a_revoked_key(self, served: Served) -> None:
-        """The answer differs from that for an unknown key, so that its owner knows what to do."""
+        """The answer differs from that for an unknown key, so that the owner of the key knows what to do."""
         assert told(served.channel, bearer(served.revoked)) == "KEY_REVOKED"
         assert told(served.channel, bearer(served.over)) == "KEY_REVOKED"
 
@@ -125,13 +125,13 @@ class TestState:
         assert told(served.channel, bearer(served.key)) == "OK"
 
     def test_the_scopes_of_a_refused_key_are_not_checked(self, served: Served) -> None:
-        """A finder of an old key does not learn its scopes."""
+        """Somebody who finds an old key does not learn its scopes."""
         for method in (LIST_USERS, "/personae.v1.UserService/PurgeUser"):
             assert told(served.channel, bearer(served.revoked), method=method) == "KEY_REVOKED"
 
 
 class TestPlaintext:
-    """A key that crosses the network in clear text is refused, so that no caller comes to rely on it."""
+    """A key that is sent over the network in clear text is refused, so that no caller depends on that."""
 
     @pytest.fixture
     def address(self) -> str:
@@ -142,7 +142,7 @@ class TestPlaintext:
 
     @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
     def test_keys_from_other_machines_are_refused_unread(self, served: Served, address: str, host: str) -> None:
-        """Valid, invalid or none; calls from this machine are identified as usual."""
+        """Whether valid or not. Calls from this machine are identified as usual."""
         key = served.key
         settings = {"grpc_host": host, "bcrypt_cost": 10, "insecure_plaintext": True, "caller_auth": "required"}
         with running(served.proxy.url, **settings) as server:
@@ -152,7 +152,7 @@ class TestPlaintext:
                 assert told(outside) == "CREDENTIALS_MISSING"
             assert told(server.channel, bearer(key)) == "OK"
 
-    def test_unless_an_operator_says_so(self, served: Served, address: str) -> None:
+    def test_unless_the_operator_allows_it(self, served: Served, address: str) -> None:
         """INSECURE_PLAINTEXT_KEYS, for a mesh that encrypts."""
         key = served.key
         settings = {

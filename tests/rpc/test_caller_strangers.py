@@ -1,4 +1,4 @@
-"""Refused calls reach no feature: 500 generated requests for each RPC, and 10,000 with PERSONAE_FULL=1."""
+"""Unauthorised calls reach no servicer: 500 generated requests for each RPC, and 10,000 with PERSONAE_FULL=1."""
 
 import os
 import random
@@ -26,19 +26,19 @@ from service.rpc.servicers.session import SessionServicer
 from service.rpc.servicers.signing_key import SigningKeyServicer
 from service.rpc.servicers.users.user import UserServicer
 from service.rpc.services import SERVED_METHODS
-from tests.support.callers import PATIENCE, REFUSALS, REQUESTS, Operator, bearer, keyed, naming, operating, told
+from tests.support.callers import REFUSALS, REQUESTS, Operator, bearer, keyed, naming, operating, told
 from tests.support.databases import Postgres
 from tests.support.factories import PASSWORD, new_user
+from tests.support.leak_detector import DETECTOR
 from tests.support.proxy import PostgresProxy
 from tests.support.servers import RunningServer, running
-from tests.support.waiting import is_of_a_job
-from tests.support.witness import WITNESS
+from tests.support.waiting import PATIENCE, is_of_a_job
 
 COUNT = 10_000 if os.environ.get("PERSONAE_FULL") == "1" else 500
 DISTINCT = 100
-"""Distinct requests of each kind."""
+"""Different requests of each kind."""
 AT_ONCE = 250
-"""Calls under way."""
+"""Concurrent calls."""
 CHANNELS = 2
 SERVICERS = {
     "UserService": UserServicer,
@@ -56,9 +56,9 @@ HOSTILE = (
     "7b0e2d34-9f4c-4f5b-8a25-0f7ed2f2b9a1",
 )
 INTEGERS = (0, 1, 2, -1, 2**31 - 1, -(2**31))
-SILENT = {"SELECT 1", "BEGIN", "COMMIT"}
-"""Statements that belong to no feature by themselves."""
-LOOKS = re.compile(
+NEUTRAL = {"SELECT 1", "BEGIN", "COMMIT"}
+"""Statements that any transaction or job sends."""
+BY_THE_SERVER = re.compile(
     r"(FROM|UPDATE) caller_keys|FROM caller_identities|pg_is_in_recovery"
     r"|transaction_read_only|SET LOCAL synchronous_commit = off$"
 )
@@ -104,7 +104,7 @@ def damaged(data: bytes, chance: random.Random) -> bytes:
 
 
 def requests(method: str, users: Sequence[user_pb2.User]) -> list[bytes]:
-    """Random bytes, hostile messages, and valid requests about these users, also damaged; deterministic."""
+    """Random bytes, hostile messages, and valid requests about these users, also damaged; the same in each run."""
     chance = random.Random(method)
     made = [chance.randbytes(chance.randrange(200)) for _ in range(DISTINCT)]
     made += [hostile(REQUESTS[method](), chance).SerializeToString() for _ in range(DISTINCT)]
@@ -116,7 +116,7 @@ def requests(method: str, users: Sequence[user_pb2.User]) -> list[bytes]:
 
 
 def flood(channels: Sequence[grpc.Channel], method: str, data: Sequence[bytes], metadata: Any) -> Counter[Outcome]:
-    """Send all of these; how often each outcome occurred, without the request ids."""
+    """Send these requests. Returns the number of each outcome, without the request ids."""
     calls: list[Any] = [channel.unary_unary(method) for channel in channels]
     ended: Counter[Outcome] = Counter()
     for start in range(0, len(data), AT_ONCE):
@@ -153,13 +153,15 @@ class Attacked:
     """An existing one and an unknown one."""
 
     def feature_statements(self) -> list[str]:
-        """The statements that the server did not send by itself."""
+        """The statements other than those that the server sends without a call."""
         return [
-            one for one in self.proxy.statements if one not in SILENT and not LOOKS.search(one) and not is_of_a_job(one)
+            one
+            for one in self.proxy.statements
+            if one not in NEUTRAL and not BY_THE_SERVER.search(one) and not is_of_a_job(one)
         ]
 
     def rows(self) -> dict[str, list[str]]:
-        """All rows, but for the last use of keys."""
+        """All rows, except for the last use of keys."""
         with self.operator.database.engine.connect() as connection:
             return {
                 table: list(connection.exec_driver_sql(f"SELECT t::text FROM {table} t ORDER BY 1").scalars())
@@ -170,7 +172,7 @@ class Attacked:
 
 @pytest.fixture(scope="module")
 def reached() -> Iterator[Counter[str]]:
-    """How often the function behind each RPC was entered."""
+    """The number of calls of each servicer method."""
     counted: Counter[str] = Counter()
     with pytest.MonkeyPatch.context() as patch:
         for method in SERVED_METHODS:
@@ -199,8 +201,8 @@ def attacked(postgres: Postgres, template: str, reached: Counter[str]) -> Iterat
 
 
 @pytest.mark.parametrize("method", SERVED_METHODS)
-def test_generated_requests_get_nowhere(attacked: Attacked, method: str) -> None:
-    """Without credentials, or with a key for every other RPC: one answer, to the byte; no feature is entered."""
+def test_generated_requests_reach_no_servicer(attacked: Attacked, method: str) -> None:
+    """Without credentials, or with a key for all other scopes: all answers are the same, and no servicer is called."""
     distinct = requests(method, attacked.users)
     data = [distinct[index % len(distinct)] for index in range(COUNT // 2)]
     key = bearer(attacked.all_but[METHODS[method].scope])
@@ -224,14 +226,14 @@ def test_generated_requests_get_nowhere(attacked: Attacked, method: str) -> None
         [((was, said, trailers), count)] = ended.items()
         assert (was, said, count) == (code, message, COUNT // 2)
         assert [name for name, _ in trailers] == ["grpc-status-details-bin"]
-        WITNESS.hear(said, trailers)
+        DETECTOR.record(said, trailers)
     # The counters do work: a call with every scope is counted.
     told(attacked.server.channel, bearer(attacked.everything), method=method, request=naming(method, user_pb2.User()))
     assert attacked.reached == {method: 1}
 
 
-def test_what_a_feature_does_would_be_seen(attacked: Attacked) -> None:
-    """Statements and rows are seen: the test above can fail."""
+def test_statements_and_rows_of_a_feature_are_seen(attacked: Attacked) -> None:
+    """So the test above can fail."""
     before = attacked.rows()
     del attacked.proxy.statements[:]
     call = "/personae.v1.AuthenticationService/Authenticate"

@@ -1,4 +1,4 @@
-"""`python -m service callers …`: what it prints and stores, and its audit events."""
+"""`python -m service callers …`: its output, its rows and its audit events."""
 
 import os
 import re
@@ -19,8 +19,8 @@ from tests.support.callers import Operator, operating, told
 from tests.support.commands import run_command
 from tests.support.credentials import rows_of
 from tests.support.databases import ROOT, libpq_url
+from tests.support.leak_detector import DETECTOR
 from tests.support.servers import KEY, running
-from tests.support.witness import WITNESS
 
 SPIFFE = "spiffe://prod.example/web"
 
@@ -60,7 +60,7 @@ class Verbs:
 
     def looked_at(self, done: Done) -> Done:
         assert "Traceback" not in done.err
-        WITNESS.hear(done.err)
+        DETECTOR.record(done.err)
         return done
 
     def done(self, *arguments: str) -> str:
@@ -88,7 +88,7 @@ def verbs(private_url: URL) -> Iterator[Verbs]:
 
 
 class TestVerbs:
-    def test_as_it_is_called(self, verbs: Verbs) -> None:
+    def test_in_a_shell(self, verbs: Verbs) -> None:
         """From a shell: KEY=$(python -m service callers create web …)."""
         command = [sys.executable, "-m", "service", "callers", "create", "web", "--all-scopes"]
         done = subprocess.run(command, cwd=ROOT, env=verbs.environment, capture_output=True, text=True, check=False)
@@ -148,7 +148,7 @@ class TestVerbs:
         ]
 
     def test_rates(self, verbs: Verbs) -> None:
-        """Its own rate, no limit, the default again; each change leaves one event."""
+        """A rate of its own, no limit, and the default again; each change leaves one event."""
         verbs.run("create", "mailer", "--no-key")
         known = "Takes effect on every server within CALLER_CACHE_SECONDS.\n"
         for options, rate, listed in (
@@ -202,7 +202,7 @@ class TestVerbs:
         ]
 
     def test_everything_of_a_caller_at_once(self, verbs: Verbs) -> None:
-        """All live keys and all identities. A key that has ended before is not revoked again."""
+        """All live keys and all identities. A key that was revoked or has expired is not revoked again."""
         name = verbs.operator.create("users.read", identities=[SPIFFE, "web.internal"])
         old = verbs.operator.add_key(name)
         verbs.operator.revoke(old)
@@ -235,7 +235,7 @@ class TestVerbs:
 
 
 class TestRefusals:
-    def test_what_cannot_be_done_is_said_in_one_text(self, verbs: Verbs) -> None:
+    def test_errors_are_one_message(self, verbs: Verbs) -> None:
         """With exit code 1, or 2 for wrong usage; standard output stays empty, and nothing changes."""
         operator = verbs.operator
         name = operator.create("users.read", identities=["taken.internal"])

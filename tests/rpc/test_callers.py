@@ -26,7 +26,7 @@ GET_USER = "/personae.v1.UserService/GetUser"
 MALFORMED = b"\xff"
 BIG = b"\x0a" * (3 * 1024 * 1024)
 IS_READ = "MALFORMED_MESSAGE"
-"""The answer to MALFORMED for a caller that may call: other requests are not parsed."""
+"""The answer to MALFORMED for a caller with the scope. The requests of other callers are not parsed."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class TestScopes:
             expected = IS_READ if scope in members else f"SCOPE_MISSING {scope}"
             assert told(served.channel, key, method=method, request=MALFORMED) == expected
 
-    def test_who_pressed_the_button_is_no_permission(self, served: Served) -> None:
-        """The acting user is read after the scope is checked, and grants nothing."""
+    def test_the_acting_user_grants_nothing(self, served: Served) -> None:
+        """It is read after the scope was checked."""
         for acting in (str(served.user.id), "not an id"):
             metadata = [("x-acting-user-id", acting)]
             key = bearer(served.all_but["users.read"])
@@ -101,7 +101,7 @@ class TestScopes:
 class TestStrangers:
     @pytest.mark.parametrize("method", SERVED_METHODS)
     def test_are_answered_before_anything_is_read(self, served: Served, method: str) -> None:
-        """Malformed, huge, empty, invalid, about an existing user or not: one answer."""
+        """Malformed, huge, empty, invalid, about an existing user or not: the answer is the same."""
         nobody = user_pb2.User(id=2**40, email="nobody@example.com", username="nobody")
         requests = (MALFORMED, BIG, b"", naming(method, user_pb2.User()), naming(method, nobody))
 
@@ -111,7 +111,7 @@ class TestStrangers:
             assert told(served.channel, bearer(new_key()), method=method, request=request) == "KEY_UNKNOWN"
 
     def test_may_call_health_and_reflection(self, served: Served) -> None:
-        """Load balancers and tools bring no key. Reflection only where it is on."""
+        """Load balancers and tools have no key."""
         health = health_pb2_grpc.HealthStub(served.channel)
         assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
         reflection = reflection_pb2_grpc.ServerReflectionStub(served.channel).ServerReflectionInfo
@@ -126,7 +126,7 @@ class TestStrangers:
 
 
 class TestLog:
-    """One line for each call names the caller and the id of its key, never the key."""
+    """The line of each call has the caller and the id of its key, never the key."""
 
     def lines(self, served: Served, *authorization: str, method: str = GET_USER) -> list[dict[str, object]]:
         served.server.server.report_refusals()  # those of other tests
@@ -150,7 +150,7 @@ class TestLog:
             assert line == {"code": code, "key": key.key_id, "reason": reason}
 
     def test_of_nobody(self, served: Served) -> None:
-        """At most the public id of a key: an operator must know which one to revoke."""
+        """With the public id of the key, if there is one: an operator must know which one to revoke."""
         unknown = new_key()
         for sent, reason in (
             ([], "CREDENTIALS_MISSING"),
@@ -175,8 +175,8 @@ class TestLog:
 
 def test_there_is_no_other_reason() -> None:
     """A new reason has to be added to these tests."""
-    told_to_strangers = {kind.reason for kind, code in CODES.items() if code is Code.UNAUTHENTICATED}
-    assert told_to_strangers == {
+    reasons = {kind.reason for kind, code in CODES.items() if code is Code.UNAUTHENTICATED}
+    assert reasons == {
         *REFUSALS,
         "INVALID_CREDENTIALS",
         "INVALID_FACTOR",

@@ -1,4 +1,4 @@
-"""Calls whose message never comes, comes late, or comes in parts: they hold no thread that others need."""
+"""Calls whose message is missing, late or in parts: they hold no thread that other calls need."""
 
 import threading
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ from sqlalchemy.engine import URL
 
 from benchmarks import http2
 from personae.v1 import authentication_pb2, user_pb2
-from tests.support.callers import PATIENCE, operating
+from tests.support.callers import operating
 from tests.support.errors import failure_of
 from tests.support.factories import PASSWORD, get_request, new_user, unique_name
+from tests.support.leak_detector import DETECTOR
 from tests.support.servers import RunningServer, running
-from tests.support.waiting import eventually
-from tests.support.witness import WITNESS
+from tests.support.waiting import PATIENCE, eventually, wait_until_idle
 
 Code = grpc.StatusCode
 GET_USER = "/personae.v1.UserService/GetUser"
@@ -33,7 +33,7 @@ MANY = 40
 
 
 class HalfOpen:
-    """Calls that are open, and whose message is sent on demand."""
+    """Open calls whose message is sent on demand."""
 
     def __init__(self, channel: grpc.Channel) -> None:
         self.channel = channel
@@ -191,6 +191,7 @@ class TestCallers:
         """As CALLER_GONE: neither a failure of the server nor a success."""
         request_id = unique_name()
         executor = server.server.executors[0]
+        wait_until_idle(server)  # or a call of the test before would be taken for this one
         with half_open(server.address) as slow:
             [call] = slow.open(GET_USER, 1, metadata=(("x-request-id", request_id),))
             eventually(lambda: executor.running == 1)
@@ -202,8 +203,8 @@ class TestCallers:
 
 def line_of(request_id: str) -> str:
     """Wait for the access log line of a call."""
-    eventually(lambda: any(request_id in text for text in list(WITNESS.said)))
-    [line] = [text for text in list(WITNESS.said) if request_id in text]
+    eventually(lambda: any(request_id in text for text in list(DETECTOR.output)))
+    [line] = [text for text in list(DETECTOR.output) if request_id in text]
     return line
 
 
@@ -211,6 +212,7 @@ class TestMessages:
     def test_in_two_parts(self, server: RunningServer) -> None:
         user = new_user(server.users)
         whole = http2.message(get_request(user).SerializeToString())
+        wait_until_idle(server)
         with closing(http2.Connection(server.address, timeout=PATIENCE)) as connection:
             connection.send(http2.call(GET_USER, stream=1), http2.frame(http2.DATA, whole[:-2], stream=1))
             eventually(lambda: server.server.executors[0].running == 1)

@@ -1,4 +1,4 @@
-"""`python -m service health` says what the server says, whatever the environment and the files say by now."""
+"""`python -m service health` reports the server's status, even if settings and files have changed since its start."""
 
 import contextlib
 import subprocess
@@ -18,10 +18,12 @@ from tests.support.commands import run_module
 from tests.support.databases import ROOT
 from tests.support.processes import inherited
 from tests.support.servers import RunningServer, running
+from tests.support.waiting import PATIENCE
 
 _NAMES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
 PROXIES = {spelled: "http://127.0.0.1:9" for name in _NAMES for spelled in (name, name.upper())}
 BOM = b"\xef\xbb\xbf"
+PATIENTLY = ("--timeout", str(PATIENCE))
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def ca() -> Issued:
 
 
 def health(address: str, **environment: str) -> tuple[int, str]:
-    return run_module("service", "health", "--address", address, environment=environment)
+    return run_module("service", "health", "--address", address, *PATIENTLY, environment=environment)
 
 
 @contextlib.contextmanager
@@ -100,7 +102,7 @@ def test_the_names_in_the_certificate_do_not_matter(
         assert health(server.address, **files) == (0, "SERVING\n")
 
 
-def test_an_expired_certificate_is_said(shared_url: URL, tmp_path: Path, ca: Issued) -> None:
+def test_an_expired_certificate_is_reported(shared_url: URL, tmp_path: Path, ca: Issued) -> None:
     """No caller can connect: that is not healthy."""
     pair = Pair(tmp_path)
     pair.write(server_certificate(ca, days=-1), ca)
@@ -115,7 +117,7 @@ def test_wherever_it_listens(shared_url: URL, host: str) -> None:
     with running(shared_url, grpc_host=host, insecure_plaintext=True, bcrypt_cost=10) as server:
         environment = {"GRPC_HOST": host, "GRPC_PORT": str(server.server.port), "BCRYPT_COST": "10"}
         environment["INSECURE_PLAINTEXT"] = "true"
-        assert run_module("service", "health", environment=environment) == (0, "SERVING\n")
+        assert run_module("service", "health", *PATIENTLY, environment=environment) == (0, "SERVING\n")
 
 
 @pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:x", "127.0.0.1:99999", "no.such.host.invalid:1", ":1"])
@@ -152,8 +154,8 @@ class TestClientCertificatesRequired:
                 assert health(server.address, **files, TLS_CLIENT_CA_FILE=ca_file) == (0, "SERVING\n")
                 with_bom(pair, new_ca())
 
-    def test_what_keeps_it_from_asking_is_said(self, shared_url: URL, pair: Pair, ca: Issued) -> None:
-        """A certificate without its key opens nothing: another way to ask is named."""
+    def test_a_failure_to_connect_names_the_cause(self, shared_url: URL, pair: Pair, ca: Issued) -> None:
+        """Here a certificate without its key. The message names another way to check."""
         ca_file = str(pair.files.client_ca)
         with serving(shared_url, pair, tls_client_ca_file=ca_file) as (server, files):
             without_its_key(pair, ca)

@@ -1,4 +1,4 @@
-"""The HTTP port on real sockets: what it answers, over TLS too, and that slow clients keep nobody waiting."""
+"""The HTTP port on real sockets: its answers, TLS, slow clients, start and stop."""
 
 import http.client
 import socket
@@ -92,8 +92,8 @@ def https(ca: Issued) -> ssl.SSLContext:
 
 def client(port: int, context: ssl.SSLContext | None = None) -> "closing[http.client.HTTPConnection]":
     if context is None:
-        return closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60))
-    return closing(http.client.HTTPSConnection("127.0.0.1", port, timeout=60, context=context))
+        return closing(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE))
+    return closing(http.client.HTTPSConnection("127.0.0.1", port, timeout=PATIENCE, context=context))
 
 
 def ask(connection: http.client.HTTPConnection, path: str = JWKS_PATH, method: str = "GET") -> tuple[int, bytes]:
@@ -110,8 +110,8 @@ def get(port: int, path: str = JWKS_PATH, *, context: ssl.SSLContext | None = No
 
 class TestAnswers:
     @pytest.mark.parametrize("has_tls", [False, True])
-    def test_one_connection_has_many(self, pair: Pair, ca: Issued, has_tls: bool) -> None:
-        """Also after HEAD, and after a refusal. No answer names the software that serves."""
+    def test_one_connection_gets_many(self, pair: Pair, ca: Issued, has_tls: bool) -> None:
+        """Also after HEAD, and after an error. No answer names the software of the server."""
         with (
             port_of(pair=pair if has_tls else None) as port,
             client(port, https(ca) if has_tls else None) as connection,
@@ -134,7 +134,7 @@ class TestAnswers:
 
     @pytest.mark.parametrize("size", [9_000, 14_000])
     def test_a_request_larger_than_one_read(self, pair: Pair, ca: Issued, size: int) -> None:
-        """A record of TLS is decrypted whole, also with two requests in it: nothing of it waits for more to arrive."""
+        """A TLS record is decrypted as a whole. If it contains two requests, the second does not wait for more data."""
         request = HEAD + b"X-Large: " + b"x" * size + b"\r\n\r\n"
         with port_of(pair=pair) as port, connected(port, https(ca)) as tls:
             tls.sendall(request + HEAD + b"Connection: close\r\n\r\n")
@@ -150,8 +150,8 @@ class TestAnswers:
                     connection.request("POST", JWKS_PATH, headers={header: value})
                     assert connection.getresponse().status == status
 
-    def test_a_large_answer_to_many(self, pair: Pair, ca: Issued) -> None:
-        """More than the sockets take at once, while both the server's thread and those of the application send."""
+    def test_a_large_answer_to_many_clients(self, pair: Pair, ca: Issued) -> None:
+        """It does not fit into the sockets' buffers, and both the server's thread and those of the application send."""
         body = bytes(range(256)) * 4 * 1024
 
         def large(_environ: object, start_response: Callable[..., object]) -> list[bytes]:
@@ -166,7 +166,7 @@ class TestAnswers:
             assert at_once(8, several) == [True] * 8
 
     def test_keys_that_cannot_be_read(self, shared_url: URL) -> None:
-        """Nor ever were: without the database."""
+        """Since the start, without the database."""
         with PostgresProxy(shared_url) as proxy:
             proxy.refuse()
             with serving(proxy.proxied) as server:
@@ -194,7 +194,7 @@ class TestTls:
             assert get(port, context=https(ca)) == (200, KEYS)
 
     def test_a_renewed_certificate(self, pair: Pair, ca: Issued) -> None:
-        """New connections see it, also of clients that name no server; open ones go on with the one that they saw."""
+        """New connections get it, also those without SNI; open ones keep the one that they have."""
         with port_of(pair=pair) as port, client(port, https(ca)) as connection:
             assert ask(connection) == (200, KEYS)
             before = shown_by(port, ca)
@@ -248,10 +248,10 @@ class TestSlowClients:
         [(begin_nothing, begin_request), (begin_nothing, begin_handshake, begin_request_over_tls)],
         ids=["clear text", "tls"],
     )
-    def test_they_keep_nobody_waiting(
+    def test_they_do_not_delay_others(
         self, shared_url: URL, pair: Pair, ca: Issued, beginnings: tuple[Callable[..., socket.socket], ...]
     ) -> None:
-        """200 clients that have begun and do not go on: callers of gRPC are answered, and so are clients that ask."""
+        """200 clients send a part of a request and no more: gRPC calls and other HTTP requests are answered."""
         files: dict[str, object] = {
             "tls_certificate_file": pair.files.certificate,
             "tls_private_key_file": pair.files.private_key,
@@ -281,8 +281,8 @@ class TestSlowClients:
                     assert one.recv(1) == b""
 
     @pytest.mark.parametrize("has_tls", [False, True])
-    def test_more_than_may_connect(self, pair: Pair, ca: Issued, has_tls: bool) -> None:
-        """The oldest that have not asked make room at once."""
+    def test_more_connections_than_allowed(self, pair: Pair, ca: Issued, has_tls: bool) -> None:
+        """The oldest without a request are closed at once."""
         with port_of(pair=pair if has_tls else None) as port, ExitStack() as stack:
             for _ in range(2 * MAX_CONNECTIONS):
                 stack.enter_context(closing(socket.create_connection(("127.0.0.1", port), PATIENCE)))
@@ -300,8 +300,8 @@ class TestLife:
         with pytest.raises(ConnectionRefusedError):
             get(port)
 
-    def test_it_serves_while_calls_are_not_served(self, shared_url: URL) -> None:
-        """Without the database: tokens that were issued before are verified all the same."""
+    def test_it_serves_without_the_database(self, shared_url: URL) -> None:
+        """So that verifiers can go on to verify tokens."""
         with PostgresProxy(shared_url) as proxy, serving(proxy.proxied) as server:
             before = get(server.http_port)
             proxy.refuse()
@@ -310,7 +310,7 @@ class TestLife:
             assert get(server.http_port) == before
 
     def test_a_port_in_use(self, shared_url: URL) -> None:
-        """The address is named, and how to choose another one."""
+        """The error names the address, and the settings that choose another one."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             with (
@@ -320,8 +320,8 @@ class TestLife:
                 pass
 
     def test_servers_share_a_port(self) -> None:
-        """The kernel gives each connection to one of them; when one ends, the other has them all."""
-        first = HttpServer(well_known(ISSUER, lambda: b"1"), "127.0.0.1", free_port(), tls=None, shares_port=True)
+        """The kernel gives each connection to one of them; when one is closed, the other gets all."""
+        first = HttpServer(well_known(ISSUER, lambda: b"1"), "127.0.0.1", 0, tls=None, shares_port=True)
         first.start()
         second = HttpServer(well_known(ISSUER, lambda: b"2"), "127.0.0.1", first.port, tls=None, shares_port=True)
         second.start()

@@ -1,4 +1,4 @@
-"""Listing: every filter and every order, page by page to the end, compared with Python's."""
+"""ListUsers: every filter and every order, over all pages, compared with the same in Python."""
 
 import contextlib
 import random
@@ -100,7 +100,7 @@ def hours(stamp: Timestamp) -> float:
 @pytest.mark.parametrize("show_deleted", [False, True])
 @pytest.mark.parametrize("name", FILTERS)
 def test_every_filter(filled: RunningServer, name: str, show_deleted: bool) -> None:
-    """A filter gives those users that it describes, deleted ones only when they are asked for."""
+    """A filter returns the users that match, deleted ones only if show_deleted is set."""
     conditions, holds = FILTERS[name]
     everybody = walk(filled, 1000, show_deleted=True)
 
@@ -139,7 +139,7 @@ DELETED = {
 
 @pytest.fixture(scope="module", params=DELETED)
 def mass_deleted(request: pytest.FixtureRequest, postgres: Postgres, template: str) -> Iterator[RunningServer]:
-    """Many users in the same order by every column, nine of ten of whom are deleted: mixed, or on one side."""
+    """Many users, in the same order by every column. Nine of ten are deleted: mixed, or at one end."""
     with postgres.scratch(template=template) as url:
         run(
             url,
@@ -170,7 +170,7 @@ LISTS: dict[str, dict[str, Any]] = {order: {"order_by": order} for order in ORDE
 
 @pytest.mark.parametrize("name", LISTS)
 def test_a_page_reads_past_no_deleted_users(mass_deleted: RunningServer, name: str) -> None:
-    """Rows that PostgreSQL reads for each page: its own, and a few that the filter leaves out."""
+    """PostgreSQL reads the rows of the page, and a few that the filter excludes."""
     token = ""
     with explained(mass_deleted) as read:
         for _ in range(PAGES):
@@ -182,7 +182,7 @@ def test_a_page_reads_past_no_deleted_users(mass_deleted: RunningServer, name: s
 
 @contextlib.contextmanager
 def explained(server: RunningServer) -> Iterator[list[int]]:
-    """How many rows each statement of an RPC reads in the block, by EXPLAIN ANALYZE."""
+    """Record the number of rows that each statement in the block reads, by EXPLAIN ANALYZE."""
     read: list[int] = []
 
     def explain(connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the contract tests of the lockout cannot show: time that passes, keys that are rotated, and the table."""
+"""The lockout where the contract tests cannot go: over time, with rotated keys, and in the table."""
 
 import hashlib
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ from tests.support.servers import RunningServer, running
 
 class TestLockoutOverTime:
     def test_the_waits_grow(self, private_server: RunningServer) -> None:
-        """None for two failures, then 1 s, 3 s, 10 s and 1 h; while locked nothing counts, afterwards all does."""
+        """None for two failures, then 1 s, 3 s, 10 s and 1 h. While a name is locked, attempts are not counted."""
         server, user = private_server, new_user(private_server.users, password=PASSWORD)
 
         for number in range(1, 35):
@@ -56,7 +56,7 @@ class TestLockoutOverTime:
 
     @pytest.mark.parametrize("name", [None, "nobody", "nobody@example.com", "no@body@", "nul\x00"])
     def test_the_wait_runs_down(self, private_server: RunningServer, name: str | None) -> None:
-        """From the last failure on, alike for names that no user has. Then the right password signs in and clears."""
+        """From the last failure on, also for names that no user has. Then the right password signs in and clears it."""
         server, user = private_server, new_user(private_server.users, password=PASSWORD)
         request = by(name or user.username, PASSWORD if name is None else "wrong")
         lock_for_an_hour(server, by(name or user.username))
@@ -73,8 +73,8 @@ class TestLockoutOverTime:
         assert ended == ("INVALID_CREDENTIALS" if name else "OK")
         assert counted(server, user) == (0, 0)
 
-    def test_a_day_after_the_last_failure_it_is_forgotten(self, private_server: RunningServer) -> None:
-        """Every failure starts the day anew; after it the next failure is the first."""
+    def test_failures_expire_a_day_after_the_last_one(self, private_server: RunningServer) -> None:
+        """Every failure restarts the day."""
         server, user = private_server, new_user(private_server.users, password=PASSWORD)
         fail(server, by_id(user))
         server.clock.advance(timedelta(hours=23))
@@ -89,7 +89,7 @@ class TestLockoutOverTime:
         assert counted(server, user) == (1, 0)
 
     def test_at_most_112_guesses_are_answered_on_one_account_in_a_day(self, private_server: RunningServer) -> None:
-        """Through email, username and id, each tried again the moment that it is allowed: 2 x 56 answers."""
+        """By email, username and id, each again as soon as it is allowed: 2 x 56 answers."""
         server, user = private_server, new_user(private_server.users, password=PASSWORD)
         start, answered = server.clock(), 0
         while server.clock() - start < timedelta(hours=24):
@@ -109,7 +109,7 @@ class TestLockoutOverTime:
 
 class TestTable:
     def test_names_are_not_in_it(self, private_server: RunningServer) -> None:
-        """What was typed, a password into the wrong field perhaps, cannot be found; nor can hashes without a key."""
+        """What was typed, perhaps a password in the wrong field, is not stored; nor is a hash of it without a key."""
         user, typed = new_user(private_server.users, password=PASSWORD), "my secret typed as a name"
         for request in (by(user.email), by(user.username), by(typed)):
             fail(private_server, request)
@@ -123,8 +123,8 @@ class TestTable:
                 assert hashlib.sha256(f"{kind}{name}".encode()).digest() not in keys
             assert name not in str(rows)
 
-    def test_rows_are_swept_after_their_day(self, private_server: RunningServer) -> None:
-        """A right password leaves no row; what is forgotten is removed."""
+    def test_rows_are_swept_after_a_day(self, private_server: RunningServer) -> None:
+        """A right password leaves no row; expired rows are removed."""
         server, user = private_server, new_user(private_server.users, password=PASSWORD)
         fail(server, by(user.email))
         server.authentication.Authenticate(by(user.email, PASSWORD))
@@ -146,7 +146,7 @@ class TestClocksThatDiffer:
     @pytest.mark.parametrize("ahead", [timedelta(seconds=2), timedelta(hours=2), timedelta(days=800)])
     @pytest.mark.parametrize("failures", WAITS)
     def test_a_server_that_is_ahead_locks_nobody_out(self, private_url: URL, failures: int, ahead: timedelta) -> None:
-        """On a server with the right time the wait is the usual one, from the first attempt on that it refuses."""
+        """A server with the right time applies the usual wait, from the first attempt on that it refuses."""
         fast_clock, clock = MovableClock(), MovableClock()
         fast_clock.advance(ahead)
         with running(private_url, fast_clock) as fast, running(private_url, clock) as right:
@@ -189,7 +189,7 @@ class TestKeysThatAreRotated:
         ):
             yield old, new
 
-    def test_what_was_counted_goes_on(self, servers: Pair) -> None:
+    def test_counts_continue(self, servers: Pair) -> None:
         """Failures under the old key count under the new one, and are cleared under both."""
         old, new = servers
         user = new_user(old.users, password=PASSWORD)
@@ -208,15 +208,15 @@ class TestKeysThatAreRotated:
         assert counted(new, user) == counted(old, user) == (0, 0)
 
     def test_a_lock_holds(self, servers: Pair) -> None:
-        """Nobody is let in because an operator has changed a key, whether the user exists or not."""
+        """A change of keys unlocks no name, whether the user exists or not."""
         old, new = servers
         user = new_user(old.users, password=PASSWORD)
         for name in (user.username, unique_name(), "no@body@"):
             lock_for_an_hour(old, by(name))
             refused(new.authentication.Authenticate, by(name, PASSWORD))
 
-    def test_what_is_forgotten_does_not_come_back(self, servers: Pair) -> None:
-        """A row under the old key that is over its day, and not swept yet, adds nothing to a new failure."""
+    def test_expired_failures_do_not_come_back(self, servers: Pair) -> None:
+        """A row under the old key that has expired, and is not swept yet, adds nothing to a new failure."""
         old, new = servers
         user = new_user(old.users, password=PASSWORD)
         lock_for_an_hour(old, by(user.email))
@@ -226,8 +226,8 @@ class TestKeysThatAreRotated:
 
         assert counted(new, user) == (1, 0)
 
-    def test_codes_outlive_it(self, private_url: URL) -> None:
-        """A code in a mailbox needs no key."""
+    def test_codes_stay_valid(self, private_url: URL) -> None:
+        """A code that was sent depends on no key."""
         with running(private_url, secret_keys=OLD_KEY) as old:
             user = new_user(old.users)
             code, proof = start_reset(old, user).code, start_verification(old, user).code

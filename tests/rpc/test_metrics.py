@@ -1,4 +1,4 @@
-"""What is counted when, how it is served, and how several processes count together."""
+"""Metrics: what is counted, how it is served, and how several processes share one registry."""
 
 import gzip
 import os
@@ -61,7 +61,7 @@ def measured(private_url: URL) -> Iterator[Measured]:
 
 class TestCounting:
     def test_rpcs_have_the_names_that_dashboards_know(self, measured: Measured) -> None:
-        """Those of go-grpc-prometheus: started, handled by code in Go's spelling, and how long; and ours beside."""
+        """Those of go-grpc-prometheus, with codes in Go's spelling; and our own."""
         users = measured.server.users
         user = new_user(users)
         rpc = {"grpc_type": "unary", "grpc_service": USERS, "grpc_method": "GetUser"}
@@ -91,8 +91,8 @@ class TestCounting:
         assert {"OK", "Canceled", "NotFound", "ResourceExhausted", "DataLoss", "Unauthenticated"} <= spelt
         assert len(spelt) == len(grpc.StatusCode)
 
-    def test_sign_ins_count_by_how_they_end(self, measured: Measured) -> None:
-        """The three that are wrong lock the name; what comes then is refused before anything is hashed."""
+    def test_sign_ins_count_by_outcome(self, measured: Measured) -> None:
+        """Three wrong ones lock the name; the next is refused before anything is hashed."""
         authentication, user = measured.server.authentication, new_user(measured.server.users, password=PASSWORD)
 
         def attempts() -> None:
@@ -129,8 +129,8 @@ class TestCounting:
             for event in ("issued", "used", "refused"):
                 assert moved("personae_codes_total", purpose=purpose, event=event) == 1, (purpose, event)
 
-    def test_strangers_make_no_labels(self, private_url: URL) -> None:
-        """Callers that are not known count as one, whatever they sent; the others by their name in the database."""
+    def test_unknown_callers_create_no_labels(self, private_url: URL) -> None:
+        """All unknown callers count as one; the others by their name in the database."""
         port = free_port()
         with (
             operating(private_url) as operator,
@@ -152,7 +152,7 @@ class TestCounting:
             operator.revoke(key)
 
     def test_the_sweeper(self, private_url: URL) -> None:
-        """What it removed, by what it was, and when it came to its end."""
+        """The number of removed rows by kind, and the time of the last success."""
         port = free_port()
         with running(private_url, metrics_port=port, purge_interval=0.01) as server:
             user = new_user(server.users)
@@ -166,8 +166,8 @@ class TestCounting:
 
 
 class TestGauges:
-    def test_they_follow_the_server(self, measured: Measured) -> None:
-        """While an RPC waits for a row it is in flight, with a connection; afterwards neither."""
+    def test_they_show_the_state_of_the_server(self, measured: Measured) -> None:
+        """An RPC that waits for a lock is in flight and uses a connection; afterwards neither."""
         users, user, port = measured.server.users, new_user(measured.server.users), measured.port
         update = user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, email="other@example.com"))
 
@@ -208,8 +208,8 @@ class TestGauges:
             "personae_factors",
         }
 
-    def test_an_outage_shows(self, private_url: URL) -> None:
-        """The database is down, the server is not ready and lives; retries are counted."""
+    def test_an_outage_of_the_database(self, private_url: URL) -> None:
+        """The database is down, the server is live and not ready; retries are counted."""
         port = free_port()
         with PostgresProxy(private_url) as proxy, running(proxy.proxied, metrics_port=port) as server:
             user = new_user(server.users)
@@ -228,7 +228,7 @@ class TestGauges:
 
 class TestServing:
     def test_formats(self, measured: Measured) -> None:
-        """As Prometheus asks: OpenMetrics or text, compressed or not. A query does not choose metrics."""
+        """By content negotiation: OpenMetrics or text, compressed or not. A query does not select metrics."""
         status, headers, body = get(measured.port, Accept="application/openmetrics-text; version=1.0.0")
         assert (status, headers["Content-Type"].split(";")[0]) == (200, "application/openmetrics-text")
         assert body.endswith(b"# EOF\n")
@@ -240,7 +240,7 @@ class TestServing:
     @pytest.mark.parametrize("version", ["x", "1.x", "9" * 5000])
     @pytest.mark.parametrize("kind", ["text/plain", "application/openmetrics-text"])
     def test_a_format_that_does_not_exist(self, measured: Measured, kind: str, version: str) -> None:
-        """Is answered as none at all: a client cannot fill the log with errors."""
+        """It is ignored: a client cannot fill the log with errors."""
         assert get(measured.port, Accept=f"{kind};version={version}")[0] == 200
 
     @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ class TestServing:
         assert request(measured.port, path, method=method)[0] == status
 
     def test_a_port_in_use(self, private_url: URL) -> None:
-        """The address is named, and how to choose another one."""
+        """The error names the address, and the setting that chooses another one."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             with (
@@ -261,7 +261,7 @@ class TestServing:
                 pass
 
     def test_without_a_port_nothing_is_loaded(self) -> None:
-        """Nor for traces: what is not configured costs neither time nor memory."""
+        """Nor for traces: what is not configured needs neither time nor memory."""
         script = (
             "import sys; import service.server.server; from service.server.telemetry import Telemetry;"
             "Telemetry(metrics_host='', metrics_port=0, otlp_endpoint=None);"
@@ -285,8 +285,8 @@ metrics.set_gauge("personae_worker_threads", 7, metrics.worker)
 """
 
 
-def test_workers_count_together(tmp_path: Path) -> None:
-    """Counters of all are added, also of one that was replaced; gauges of one that has ended are not."""
+def test_metrics_of_workers_are_added(tmp_path: Path) -> None:
+    """Counters of all workers are added, also of one that was replaced; gauges of one that has ended are not."""
 
     def work(slot: int, number: int) -> None:
         subprocess.run(

@@ -1,4 +1,4 @@
-"""Ids, versions and epochs: taken ones, and the last ones."""
+"""Ids that exist already, and the largest ids, versions and epochs."""
 
 import uuid
 from collections.abc import Callable
@@ -31,10 +31,8 @@ LAST = 2**31 - 1
         (1, 2500, True),  # once: it draws a million ids, which takes PostgreSQL seconds
     ],
 )
-def test_imported_ids_are_passed_over(
-    private_server: RunningServer, first: int, last: int, is_repeatable: bool
-) -> None:
-    """The first call already makes a user, and a repeat of it gives that user, not an imported one."""
+def test_imported_ids_are_skipped(private_server: RunningServer, first: int, last: int, is_repeatable: bool) -> None:
+    """The first call creates a user, and a repetition returns that user, not an imported one."""
     server = private_server
     run(
         server.url,
@@ -55,8 +53,8 @@ def test_imported_ids_are_passed_over(
         assert fails(server.users.CreateUser, taken_name).reason == "USERNAME_TAKEN"
 
 
-def test_more_imported_ids_than_one_call_passes_over(private_server: RunningServer) -> None:
-    """The call may be repeated, and leaves nothing. Here the sequence gives only taken ids for ever."""
+def test_more_imported_ids_than_one_call_skips(private_server: RunningServer) -> None:
+    """The call may be repeated, and changes nothing. Here all ids of the sequence exist."""
     run(private_server.url, "INSERT INTO users (id, email, username) VALUES (1, 'a@b.org', 'x1'), (2, 'b@b.org', 'x2')")
     run(private_server.url, "ALTER SEQUENCE users_id_seq MAXVALUE 2 CYCLE")
     request = creation(request_id=str(uuid.uuid4()))
@@ -65,7 +63,7 @@ def test_more_imported_ids_than_one_call_passes_over(private_server: RunningServ
     assert private_server.users.CreateUser(request).username == request.user.username
 
 
-def test_imported_callers_are_passed_over(private_url: URL) -> None:
+def test_ids_of_imported_callers_are_skipped(private_url: URL) -> None:
     run(private_url, "INSERT INTO callers (id, name) SELECT id, 'imported' || id FROM generate_series(1, 9) AS id")
     with operating(private_url) as operator:
         name = operator.create("users.read")
@@ -109,7 +107,7 @@ def rename(server: RunningServer, user: user_pb2.User) -> None:
     "change", [grant, deactivate, delete, set_password, reset_password, mark_verified, verify, rename]
 )
 def test_the_last_version_and_epoch(server: RunningServer, change: Callable[[RunningServer, Any], None]) -> None:
-    """The first ones follow: etags and epochs are compared for equality alone."""
+    """They wrap around, since etags and epochs are only compared for equality."""
     user = new_user(server.users)
     run(server.url, "UPDATE users SET version = %s, access_epoch = %s WHERE id = %s", (LAST, LAST, user.id))
     assert server.read(user).etag == f"v{LAST}"
@@ -124,7 +122,7 @@ def test_the_last_version_and_epoch(server: RunningServer, change: Callable[[Run
 @pytest.mark.parametrize("sequence, last", [("users_id_seq", LAST), ("audit_events_id_seq", 2**63 - 1)])
 @pytest.mark.parametrize("is_repeatable", [False, True])
 def test_a_sequence_at_its_end(private_server: RunningServer, sequence: str, last: int, *, is_repeatable: bool) -> None:
-    """An error with a reason, which no channel repeats; reads go on, and so does all once there is room."""
+    """The error has a reason, and no channel retries it. Reads go on, and writes once there are ids again."""
     user = new_user(private_server.users)
     run(private_server.url, f"SELECT setval('{sequence}', {last})")
     request = creation(request_id=str(uuid.uuid4()) if is_repeatable else "")

@@ -1,5 +1,5 @@
-"""Passkeys: as the second factor, as the only step, and everything that must be refused. The authenticator is our own
-in software; tests/dev has a browser's.
+"""Passkeys as the second factor and as the only step, and refusals. The authenticator is our own software; tests/dev
+uses that of a browser.
 """
 
 from datetime import timedelta
@@ -34,7 +34,7 @@ def complete(
 
 
 def passkey_of(server: Services, user: user_pb2.User, *, is_synced: bool = False) -> Authenticator:
-    """A passkey of this user, who has no factor yet."""
+    """Enrol a passkey for a user without a factor."""
     authenticator = Authenticator(RP_ID, is_synced=is_synced)
     begun = start(server, sign_in(server, user).session.id)
     complete(server, begun.ticket, authenticator.create(begun.options_json, origin=ORIGIN))
@@ -74,7 +74,7 @@ class TestAsSecondFactor:
         [factor] = server.factors.ListFactors(factor_pb2.ListFactorsRequest(user_id=user.id)).factors
         assert (factor.kind, factor.is_synced, factor.HasField("last_used_at")) == (PASSKEY, is_synced, True)
 
-    def test_the_first_one_brings_recovery_codes(self, server: RunningServer) -> None:
+    def test_with_the_first_one_come_recovery_codes(self, server: RunningServer) -> None:
         user = new_user(server.users, password=PASSWORD)
         authenticator = Authenticator(RP_ID)
         begun = start(server, sign_in(server, user).session.id)
@@ -85,7 +85,7 @@ class TestAsSecondFactor:
         assert refusal(server, answer(ticket, recovery_code=done.recovery_codes[0])) == "OK"
 
     def test_beside_an_app(self, server: RunningServer) -> None:
-        """A session of both factors adds it; then either is an answer. A user's passkeys have one handle."""
+        """A session with both factors can add it; then either is accepted. All passkeys of a user have one handle."""
         person = enrol(server)
         session = second(server, person).tokens.session.id
         passkeys = []
@@ -100,8 +100,8 @@ class TestAsSecondFactor:
         for authenticator in passkeys:
             assert refusal(server, signed(challenged(server, person.user), authenticator)) == "OK"
 
-    def test_a_demanded_factor(self, server: RunningServer) -> None:
-        """The ticket that enrols makes a passkey as well."""
+    def test_a_required_factor(self, server: RunningServer) -> None:
+        """The ticket of the required enrolment can be used for a passkey, too."""
         user = new_user(server.users, password=PASSWORD)
         server.factors.SetMfaRequired(factor_pb2.SetMfaRequiredRequest(user_id=user.id, is_mfa_required=True))
         ticket = challenged(server, user).ticket
@@ -129,8 +129,10 @@ class TestAsSecondFactor:
         ],
         ids=str,
     )
-    def test_what_was_not_asked_for_is_refused(self, server: RunningServer, wrong: dict[str, Any]) -> None:
-        """As second factor and alone. Not counted: a signature cannot be guessed. The ticket has five tries."""
+    def test_responses_that_do_not_match_the_options_are_refused(
+        self, server: RunningServer, wrong: dict[str, Any]
+    ) -> None:
+        """As second factor and alone. They do not count as guesses: a signature cannot be guessed."""
         user = new_user(server.users, password=PASSWORD)
         authenticator = passkey_of(server, user)
         challenge = challenged(server, user)
@@ -143,7 +145,7 @@ class TestAsSecondFactor:
         assert refusal(server, answer(begun.ticket, passkey_json=text)) == "INVALID_FACTOR"
         assert lockout_of(server, user).totp.failures == 0
 
-    def test_what_is_no_credential_is_refused(self, server: RunningServer) -> None:
+    def test_malformed_credentials_are_refused(self, server: RunningServer) -> None:
         user = new_user(server.users, password=PASSWORD)
         authenticator = passkey_of(server, user)
         challenge = challenged(server, user)
@@ -157,8 +159,8 @@ class TestAsSecondFactor:
         theirs = passkey_of(server, other)
         assert refusal(server, signed(challenged(server, one), theirs)) == "INVALID_FACTOR"
 
-    def test_a_signature_counts_once(self, server: RunningServer) -> None:
-        """Its ticket is used up, also when eight try at once."""
+    def test_a_signature_is_used_once(self, server: RunningServer) -> None:
+        """By eight calls at once: one succeeds."""
         user = new_user(server.users, password=PASSWORD)
         authenticator = passkey_of(server, user)
         request = signed(challenged(server, user), authenticator)
@@ -178,8 +180,8 @@ class TestAsSecondFactor:
 
 
 class TestCounter:
-    def test_it_must_go_on(self, server: RunningServer) -> None:
-        """Level 3, 6.1.1: equal or smaller tells of a copy. Nothing is used up but the try; the trail says so."""
+    def test_it_must_increase(self, server: RunningServer) -> None:
+        """WebAuthn Level 3, 6.1.1: an equal or smaller one is a sign of a clone, which the audit trail records."""
         user = new_user(server.users, password=PASSWORD)
         authenticator = passkey_of(server, user)
         authenticator.counter = 7
@@ -187,10 +189,10 @@ class TestCounter:
         for counter, ended in ((7, "PASSKEY_CLONED"), (6, "PASSKEY_CLONED"), (0, "PASSKEY_CLONED"), (8, "OK")):
             authenticator.counter = counter
             assert outcome(lambda _: alone(server, authenticator), None) == ended
-        events = [row for row in rows_of(server.url, "audit_events") if row["reason"] == "PASSKEY_CLONED"]
-        assert {row["target_user_id"] for row in events} == {user.id}
+        events = [row for row in rows_of(server.url, "audit_events") if row["target_user_id"] == user.id]
+        assert [row["reason"] for row in events].count("PASSKEY_CLONED") == 3
 
-    def test_no_counter_is_none(self, server: RunningServer) -> None:
+    def test_a_passkey_without_a_counter(self, server: RunningServer) -> None:
         """Synced passkeys have none: it stays 0."""
         authenticator = passkey_of(server, new_user(server.users, password=PASSWORD), is_synced=True)
         for _ in range(3):
@@ -198,14 +200,14 @@ class TestCounter:
 
 
 class TestAlone:
-    def test_it_signs_in_whomever_it_is_of(self, server: RunningServer) -> None:
-        """Without a name and a password: two factors in one, because it has verified the person."""
+    def test_it_signs_its_user_in(self, server: RunningServer) -> None:
+        """Without a name and a password. It counts as two factors, because it has verified the person."""
         user = new_user(server.users, password=PASSWORD)
         session = alone(server, passkey_of(server, user)).tokens.session
         assert (session.user_id, list(session.amr), session.acr) == (user.id, ["hwk", "user"], "aal2")
 
-    def test_also_who_has_no_password(self, server: RunningServer) -> None:
-        """And a user who is locked out of the password. The sign-in does not end that lockout."""
+    def test_also_a_user_who_is_locked_out(self, server: RunningServer) -> None:
+        """The lockout is of the password, and remains."""
         user = new_user(server.users, password=PASSWORD)
         authenticator = passkey_of(server, user)
         for _ in range(3):
@@ -213,11 +215,11 @@ class TestAlone:
         assert alone(server, authenticator).user.id == user.id
         assert lockout_of(server, user).email.failures == 3
 
-    def test_the_answer_names_nobody(self, server: RunningServer) -> None:
+    def test_the_options_name_no_user(self, server: RunningServer) -> None:
         begun = server.factors.StartPasskeySignIn(factor_pb2.StartPasskeySignInRequest())
         assert "allowCredentials" not in begun.options_json
 
-    def test_nothing_else_is_an_answer_to_its_ticket(self, server: RunningServer) -> None:
+    def test_its_ticket_takes_no_other_factor(self, server: RunningServer) -> None:
         person = enrol(server)
         ticket = server.factors.StartPasskeySignIn(factor_pb2.StartPasskeySignInRequest()).ticket
         for fields in ({"totp_code": person.code(server.clock())}, {"recovery_code": person.recovery_codes[0]}):
@@ -240,7 +242,7 @@ class TestAlone:
         assert refusal(server, answer(begun.ticket, passkey_json=shown)) == "INVALID_FACTOR"
 
     @pytest.mark.parametrize("state", ["DeactivateUser", "DeleteUser"])
-    def test_who_may_not_sign_in_does_not(self, server: RunningServer, state: str) -> None:
+    def test_inactive_and_deleted_users_are_refused(self, server: RunningServer, state: str) -> None:
         user = new_user(server.users, password=PASSWORD)
         authenticator = passkey_of(server, user)
         if state == "DeactivateUser":
@@ -251,8 +253,8 @@ class TestAlone:
 
 
 class TestEnrolling:
-    def test_a_thief_makes_none(self, private_server: RunningServer) -> None:
-        """By a session of the password alone, an old one, or one that the owner ends before the passkey is made."""
+    def test_a_stolen_session_does_not_suffice(self, private_server: RunningServer) -> None:
+        """Nor one with the password alone, an old one, or one that the owner ends before the passkey is created."""
         server, person = private_server, enrol(private_server)
         assert fails(start, server, person.session).reason == "REAUTHENTICATION_REQUIRED"
         user = new_user(server.users, password=PASSWORD)
@@ -267,8 +269,8 @@ class TestEnrolling:
         step_up(server, user, old)
         assert start(server, old).ticket
 
-    def test_a_password_makes_none_once_the_owner_has_a_factor(self, server: RunningServer) -> None:
-        """A thief has begun before, by the password alone: by a session, and by a ticket of a demanded factor."""
+    def test_an_enrolment_is_void_once_the_user_has_a_factor(self, server: RunningServer) -> None:
+        """A thief has started it with the password alone: in a session, and with the ticket of a required factor."""
         user = new_user(server.users, password=PASSWORD)
         by_session = start(server, sign_in(server, user).session.id)
         server.factors.SetMfaRequired(factor_pb2.SetMfaRequiredRequest(user_id=user.id, is_mfa_required=True))
@@ -281,14 +283,16 @@ class TestEnrolling:
         assert len(server.factors.ListFactors(factor_pb2.ListFactorsRequest(user_id=user.id)).factors) == 1
 
     @pytest.mark.parametrize("wrong", [{"algorithm": -35}, {"cross_origin": True}, {"origin": "https://evil.test"}])
-    def test_what_was_not_asked_for_is_refused(self, server: RunningServer, wrong: dict[str, Any]) -> None:
+    def test_responses_that_do_not_match_the_options_are_refused(
+        self, server: RunningServer, wrong: dict[str, Any]
+    ) -> None:
         """Another algorithm, a page within another site, another site."""
         begun = start(server, sign_in(server, new_user(server.users, password=PASSWORD)).session.id)
         made = Authenticator(RP_ID).create(begun.options_json, **{"origin": ORIGIN} | wrong)
         assert fails(complete, server, begun.ticket, made).reason == "INVALID_FACTOR"
 
-    def test_one_that_exists_is_refused(self, server: RunningServer) -> None:
-        """Otherwise a user who registers the credential id of another user would get, or break, that passkey."""
+    def test_a_credential_id_that_exists_is_refused(self, server: RunningServer) -> None:
+        """Otherwise a user could take over, or break, the passkey of another user."""
         authenticator = passkey_of(server, new_user(server.users, password=PASSWORD))
         begun = start(server, sign_in(server, new_user(server.users, password=PASSWORD)).session.id)
         made = authenticator.create(begun.options_json, origin=ORIGIN)

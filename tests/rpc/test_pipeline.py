@@ -24,7 +24,7 @@ from tests.support.databases import wait_until_blocked
 from tests.support.errors import fails, failure_of
 from tests.support.factories import get_request, new_user
 from tests.support.servers import RunningServer, running
-from tests.support.waiting import PATIENCE, eventually
+from tests.support.waiting import PATIENCE, eventually, wait_until_idle
 
 Code = grpc.StatusCode
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -45,11 +45,11 @@ def locked_users(server: RunningServer) -> Iterator[Callable[[], None]]:
 
 def raw_call(server: RunningServer, method: str, data: bytes) -> Any:
     call: Any = server.channel.unary_unary(method, request_serializer=None, response_deserializer=None)
-    return call(data, timeout=10)
+    return call(data, timeout=PATIENCE)
 
 
 class TestRequestIds:
-    def test_the_caller_s_own_comes_back(self, server: RunningServer) -> None:
+    def test_the_caller_s_own_is_returned(self, server: RunningServer) -> None:
         """On success and on failure, so that the caller finds its call in the server's log."""
         user = new_user(server.users)
         metadata = (("x-request-id", "order-77.b"),)
@@ -83,7 +83,7 @@ class TestMalformedBytes:
         assert (failure.code, failure.reason) == (Code.INVALID_ARGUMENT, "MALFORMED_MESSAGE")
 
     def test_more_than_the_receive_limit(self, server: RunningServer) -> None:
-        """GRPC itself refuses messages over 4 MiB."""
+        """Messages over 4 MiB are refused by gRPC itself."""
         with pytest.raises(grpc.RpcError) as caught:
             raw_call(server, GET_USER, b"x" * (MAX_MESSAGE_BYTES + 1))
 
@@ -133,10 +133,11 @@ class TestOverload:
 
                 assert {call.code() for call in calls} == {Code.OK}
 
-    def test_calls_beyond_the_queue_are_pushed_back(self, private_url: URL) -> None:
-        """With a reason and a pushback; running and queued calls are served."""
+    def test_calls_beyond_the_queue_are_refused(self, private_url: URL) -> None:
+        """With a reason and a pushback. Running and queued calls are served."""
         with running(private_url, grpc_threads=2, grpc_max_waiting=2) as server:
             update = update_of(new_user(server.users))
+            wait_until_idle(server)
             with locked_users(server) as release:
                 calls = [server.users.UpdateUser.future(update, timeout=PATIENCE) for _ in range(20)]
                 eventually(lambda: sum(call.done() for call in calls) >= 10)
@@ -158,21 +159,20 @@ class TestOverload:
             assert Counter(call.code() for call in calls) == {Code.OK: 500}
 
     def test_under_a_flood_every_refusal_has_a_reason(self, private_url: URL) -> None:
-        """From many connections, beyond the queue: no call ends as CANCELLED, and the server serves on.
-
-        One may wait, since a client may have its answer a moment before the thread is free for its next call.
-        """
-        with running(private_url, grpc_threads=1, grpc_max_waiting=1) as server, contextlib.ExitStack() as stack:
+        """From many connections, beyond the queue: no call ends as CANCELLED, and the server serves on."""
+        with running(private_url, grpc_threads=1, grpc_max_waiting=0) as server, contextlib.ExitStack() as stack:
             user = new_user(server.users)
+            wait_until_idle(server)
             options = [("grpc.use_local_subchannel_pool", 1)]
             channels = [stack.enter_context(grpc.insecure_channel(server.address, options)) for _ in range(8)]
             stubs = [user_pb2_grpc.UserServiceStub(channel) for channel in channels]
             with locked_users(server) as release:
                 update = update_of(user)
                 calls = [stub.UpdateUser.future(update, timeout=PATIENCE) for stub in stubs for _ in range(100)]
-                eventually(lambda: sum(call.done() for call in calls) >= 798)
+                eventually(lambda: sum(call.done() for call in calls) >= 799)
                 release()
                 ends = Counter(call.code() for call in calls)
+            wait_until_idle(server)
             assert server.users.GetUser(get_request(user)).id == user.id
             refused = [failure_of(call) for call in calls if call.code() is not Code.OK]
 
@@ -183,6 +183,7 @@ class TestOverload:
         """Health checks are neither refused nor delayed by an overload."""
         with running(private_url, grpc_threads=1, grpc_max_waiting=0) as server:
             update = update_of(new_user(server.users))
+            wait_until_idle(server)
             with locked_users(server):
                 flood = [server.users.UpdateUser.future(update, timeout=PATIENCE) for _ in range(500)]
                 health = health_pb2_grpc.HealthStub(server.channel)
@@ -193,7 +194,7 @@ class TestOverload:
                 call.cancel()
 
     def test_a_server_with_queued_calls_can_stop(self, private_url: URL) -> None:
-        """They are refused as UNAVAILABLE, so that clients retry them on another server."""
+        """The queued calls end as UNAVAILABLE, so that clients retry them on another server."""
         with running(private_url, grpc_threads=1) as server:
             update = update_of(new_user(server.users))
             with locked_users(server) as release:
@@ -227,14 +228,14 @@ class TestBuiltIn:
     def test_watchers_get_changes_only(self, private_url: URL) -> None:
         """A watcher gets one message for each change of the status, not for each probe of the database."""
         with running(private_url, health_probe_interval=0.01) as server:
-            watch = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
+            watch = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE)
             seen: list[int] = []
             listener = threading.Thread(target=lambda: seen.extend(answer.status for answer in watch))
             listener.start()
             for _ in range(200):
                 new_user(server.users)
             server.server.stop()
-            listener.join(30)
+            listener.join(PATIENCE)
 
         assert seen == [health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING]
 
@@ -245,7 +246,7 @@ class TestBuiltIn:
 
             def requests() -> Any:
                 yield reflection_pb2.ServerReflectionRequest(list_services="")
-                held.wait(60)
+                held.wait(PATIENCE)
 
             call = reflection_pb2_grpc.ServerReflectionStub(server.channel).ServerReflectionInfo
             streams = [call(requests()) for _ in range(4)]
@@ -272,7 +273,7 @@ class TestBuiltIn:
             ),
         ]
 
-        listed, file, itself = call(iter(requests), timeout=10)
+        listed, file, itself = call(iter(requests), timeout=PATIENCE)
 
         assert {*SERVICE_NAMES, "grpc.health.v1.Health"} <= {
             service.name for service in listed.list_services_response.service
@@ -301,7 +302,7 @@ class TestBuiltIn:
         requests = [reflection_pb2.ServerReflectionRequest(file_containing_symbol=name) for name in (*files, *missing)]
         requests.append(reflection_pb2.ServerReflectionRequest(file_by_filename="personae/v1/user.proto"))
 
-        answers = list(call(iter(requests), timeout=10))
+        answers = list(call(iter(requests), timeout=PATIENCE))
 
         found = answers[: len(files)] + answers[-1:]
         for (name, file), answer in zip([*files.items(), ("by name", "user.proto")], found, strict=True):
@@ -318,5 +319,5 @@ class TestBuiltIn:
                     method, request_serializer=Empty.SerializeToString, response_deserializer=Empty.FromString
                 )
                 with pytest.raises(grpc.RpcError) as caught:
-                    next(call(iter([Empty()]), timeout=10))
+                    next(call(iter([Empty()]), timeout=PATIENCE))
                 assert caught.value.code() is Code.UNIMPLEMENTED

@@ -1,4 +1,4 @@
-"""Checks for proxies: who may ask."""
+"""Checks for proxies: authentication of the proxies."""
 
 import http.client
 from collections.abc import Iterator
@@ -47,8 +47,8 @@ class TestCallers:
         return token
 
     def test_each_needs_a_key_with_the_scope(self, operator: Operator, server: RunningServer, token: str) -> None:
-        """Without one there is no decision, and the proxy lets nothing pass. The answer is not 401, which a proxy takes
-        for the person's.
+        """Without one there is no decision, and the proxy lets nothing pass. The status is not 401, which would concern
+        the person.
         """
         port, authorization = server.server.http_port, f"Bearer {token}"
         key, other = operator.create_with_key("auth.check"), operator.create_with_key("tokens.introspect")
@@ -73,7 +73,7 @@ class TestCallers:
     def test_the_public_documents_need_none(self, server: RunningServer) -> None:
         assert request(server.server.http_port, "/.well-known/jwks.json", method="GET")[0] == 200
 
-    def test_strangers_do_not_fill_the_log(self, server: RunningServer) -> None:
+    def test_unauthorised_requests_do_not_fill_the_log(self, server: RunningServer) -> None:
         with structlog.testing.capture_logs() as log:
             for _ in range(30):
                 authz(server.server.http_port)
@@ -83,7 +83,7 @@ class TestCallers:
         assert (len(lines), more["calls"], more["addresses"]) == (20, 10, {"127.0.0.1": 10})
 
     def test_the_rate_limit_of_the_caller(self, operator: Operator, private_url: URL) -> None:
-        """One for both ways to ask."""
+        """It counts checks by gRPC and by HTTP together."""
         changes = {"caller_auth": "required", "http_port": free_port(), "caller_rate_limit": 1, "caller_rate_burst": 3}
         key = operator.create_with_key("auth.check")
         with running(private_url, None, lambda: 0.0, **changes) as server:

@@ -1,4 +1,4 @@
-"""Checks for proxies, by gRPC and by HTTP: what they cost, who may ask, and what is counted and logged."""
+"""Checks for proxies, by gRPC and by HTTP: decisions, statements, failures, metrics and logs."""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -88,14 +88,14 @@ class TestDecisions:
         assert ask(tokens.access_token) == ask(tokens.access_token, mode="jwt") == REFUSED
 
     def test_a_session_that_is_over(self, server: RunningServer, ask: Ask) -> None:
-        """By whatever ends it, here the end of the account: at once, or in mode jwt when the token expires."""
+        """Here because the user is inactive: refused at once, or in mode jwt when the token expires."""
         user, tokens = signed_in(server)
         server.users.DeactivateUser(user_pb2.DeactivateUserRequest(id=user.id))
         assert ask(tokens.access_token) == REFUSED
         assert ask(tokens.access_token, mode="jwt") == passed(tokens)
 
-    def test_how_recent_and_how_good_the_authentication_is(self, server: RunningServer, ask: Ask) -> None:
-        """A step-up counts at once where the session is looked at, and elsewhere with the next token."""
+    def test_age_and_class_of_the_authentication(self, server: RunningServer, ask: Ask) -> None:
+        """A step-up counts at once in mode session, and in mode jwt with the next token."""
         user, tokens = signed_in(server)
         server.clock.advance(61 * SECOND)
         for mode in ("session", "jwt"):
@@ -131,8 +131,8 @@ class TestDecisions:
             assert ask(tokens.access_token, **route) == MISCONFIGURED
 
 
-def test_what_a_check_sends_to_the_database(private_url: URL) -> None:
-    """One statement in mode session; none in mode jwt, nor for a credential that is refused by itself."""
+def test_statements_of_a_check(private_url: URL) -> None:
+    """One in mode session; none in mode jwt, nor for an invalid credential."""
     with serving_through_a_proxy(private_url) as proxied:
         server = proxied.server
         _, tokens = signed_in(server)
@@ -150,7 +150,7 @@ def test_what_a_check_sends_to_the_database(private_url: URL) -> None:
 
 class TestHttp:
     def test_a_cookie(self, server: RunningServer) -> None:
-        """The other cookies are told, for the proxy to send these alone."""
+        """The answer has the other cookies, which the proxy sends instead."""
         port = server.server.http_port
         _, tokens = signed_in(server)
         cookies = f"a=1; t={tokens.access_token}; b=2"
@@ -161,13 +161,13 @@ class TestHttp:
 
     @pytest.mark.parametrize("space", ["\u00a0", "\u0085"], ids=ascii)
     def test_a_name_that_only_looks_like_that_of_the_cookie(self, server: RunningServer, space: str) -> None:
-        """Space in Latin-1, as WSGI reads headers. A browser lets a subdomain set such a cookie."""
+        """Spaces in Latin-1, as which WSGI decodes headers. A browser lets a subdomain set such a cookie."""
         _, tokens = signed_in(server)
         cookie = f"{space}__Host-t={tokens.access_token}"
         assert authz(server.server.http_port, "?cookie=__Host-t", Cookie=cookie)[0] == 401
 
-    def test_what_a_client_can_send_is_no_setting(self, server: RunningServer) -> None:
-        """The headers that proxies pass on, and one of the names of Envoy's settings."""
+    def test_headers_of_a_client_are_no_settings(self, server: RunningServer) -> None:
+        """Neither those that proxies pass on, nor one with the name of a setting of Envoy."""
         port = server.server.http_port
         _, tokens = signed_in(server)
         authorization = f"Bearer {tokens.access_token}"
@@ -180,7 +180,7 @@ class TestHttp:
     @pytest.mark.parametrize(
         "query", ["?acr=aal1&acr=aal2", "?acr=aal1&acr=aal1", "?acr", "?x=1", "?=", "?personae.acr=aal1"]
     )
-    def test_a_query_that_says_something_else(self, server: RunningServer, query: str) -> None:
+    def test_invalid_queries(self, server: RunningServer, query: str) -> None:
         _, tokens = signed_in(server)
         assert authz(server.server.http_port, f"?{query}", Authorization=f"Bearer {tokens.access_token}")[0] == 500
 
@@ -216,7 +216,7 @@ class TestHttp:
 
 
 class TestWithoutADecision:
-    """Neither a pass nor a refusal: the proxy's own rule decides, which is to let nothing pass."""
+    """The check fails: the proxy's own rule decides, which is to let nothing pass."""
 
     def test_without_the_database(self, private_url: URL) -> None:
         with serving_through_a_proxy(private_url, http_port=free_port()) as proxied:
@@ -234,8 +234,8 @@ class TestWithoutADecision:
             proxied.proxy.refuse(refusing=False)
             eventually(lambda: authz(server.server.http_port, **headers)[0] == 200, "the database is back")
 
-    def test_without_knowing_who_may_ask(self, private_url: URL) -> None:
-        """Mode jwt needs no database for the request, but for its caller, who is known for CALLER_CACHE_SECONDS."""
+    def test_without_the_callers(self, private_url: URL) -> None:
+        """Mode jwt needs no database, but the callers, which are known for CALLER_CACHE_SECONDS."""
         changes = {"caller_auth": "required", "caller_cache_seconds": 0.5}
         with operating(private_url) as operator:
             key = operator.create_with_key("auth.check")
@@ -259,7 +259,7 @@ class TestWithoutADecision:
 
 class TestWhatIsCountedAndLogged:
     def test_decisions(self, private_url: URL) -> None:
-        """By what was decided, and failures by their reason; all of them are there from the start."""
+        """Counted by decision. All series exist from the start."""
         port = free_port()
         with running(private_url, metrics_port=port, http_port=free_port()) as server:
             assert all(
@@ -305,8 +305,8 @@ class TestWhatIsCountedAndLogged:
         ask("x")
         assert events() == before
 
-    def test_a_route_that_is_misconfigured_is_loud_and_not_a_flood(self, server: RunningServer, ask: Ask) -> None:
-        """An error in the log for each mistake, and not for each request. It names the setting and repeats no value."""
+    def test_a_misconfigured_route_is_logged_once(self, server: RunningServer, ask: Ask) -> None:
+        """Once for each mistake, as an error, and not for each request. It names the setting, not its value."""
         with structlog.testing.capture_logs() as log:
             for _ in range(10):
                 ask(None, acr="secret")

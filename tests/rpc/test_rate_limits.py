@@ -75,10 +75,8 @@ def limit_met(server: RunningServer, *authorization: str) -> str | None:
 
 
 class TestDefault:
-    def test_beyond_it_a_caller_is_pushed_back(
-        self, server: RunningServer, operator: Operator, seconds: Seconds
-    ) -> None:
-        """RATE_LIMITED, with a pushback until the next call is admitted, which channels with a retry policy obey."""
+    def test_beyond_it_calls_are_refused(self, server: RunningServer, operator: Operator, seconds: Seconds) -> None:
+        """RATE_LIMITED, with the pushback after which a channel with a retry policy succeeds."""
         key = operator.create_with_key("users.read")
         exhaust(server, bearer(key))
 
@@ -96,7 +94,7 @@ class TestDefault:
         seconds.now += 3600
         assert outcomes(BURST + 1, server, bearer(key)) == ["OK"] * BURST + ["RATE_LIMITED"]
 
-    def test_each_caller_is_counted_apart(self, server: RunningServer, operator: Operator) -> None:
+    def test_each_caller_has_its_own_bucket(self, server: RunningServer, operator: Operator) -> None:
         """All keys of a caller are counted together, and those of another caller are not."""
         name = operator.create("users.read")
         first, second = operator.add_key(name), operator.add_key(name)
@@ -155,7 +153,7 @@ class TestCodes:
         return {"method": START_RESET, "request": request.SerializeToString()}
 
     def test_have_a_lower_limit_of_their_own(self, private_url: URL, seconds: Seconds) -> None:
-        """They cost no hash, and each leaves an audit event: beyond the limit nothing is written, and reads go on."""
+        """They are cheap, and each leaves an audit event: beyond the limit nothing is written. Reads go on."""
         with running(private_url, None, seconds, caller_code_rate_limit=1, caller_code_rate_burst=2) as server:
             user = new_user(server.users)
             assert outcomes(5, server, **self.start_reset(user.email)) == ["OK"] * 2 + ["RATE_LIMITED"] * 3

@@ -1,6 +1,7 @@
 """The retry policy that the documentation gives to callers: what their channels retry, and what they do not."""
 
 import contextlib
+import itertools
 import uuid
 from collections.abc import Iterator
 
@@ -12,11 +13,11 @@ from tests.support.callers import bearer, operating
 from tests.support.credentials import by, lock_for_an_hour
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, new_user, unique_name
+from tests.support.leak_detector import DETECTOR
 from tests.support.load import RETRIES
 from tests.support.servers import RunningServer, running
-from tests.support.witness import WITNESS
+from tests.support.waiting import PATIENCE
 
-PATIENCE = 60
 RATE = {"caller_auth": "required", "caller_rate_limit": 1, "caller_rate_burst": 1}
 
 
@@ -29,12 +30,16 @@ def retrying(server: RunningServer) -> Iterator[grpc.Channel]:
 
 def answers(request_id: str) -> int:
     """How many attempts of calls with this id the server has answered."""
-    return len([line for line in WITNESS.said if request_id in line and "'event': 'rpc'" in line])
+    return len([line for line in DETECTOR.output if request_id in line and "'event': 'rpc'" in line])
 
 
 def test_a_rate_limited_call_is_retried_after_the_pushback(shared_url: URL) -> None:
-    """A caller above its rate is slowed down to it, and none of its calls fails."""
-    with operating(shared_url) as operator, running(shared_url, **RATE) as server:
+    """A caller above its rate is slowed down to it, and none of its calls fails.
+
+    By the clock of the rate limits half a second passes between two attempts: each call but the first is refused once.
+    """
+    rate_clock = itertools.count(1000.0, 0.5)
+    with operating(shared_url) as operator, running(shared_url, None, lambda: next(rate_clock), **RATE) as server:
         key = operator.create_with_key("users.read")
         request_id = uuid.uuid4().hex
         metadata = (("authorization", bearer(key)), ("x-request-id", request_id))
@@ -43,7 +48,7 @@ def test_a_rate_limited_call_is_retried_after_the_pushback(shared_url: URL) -> N
             users = user_pb2_grpc.UserServiceStub(channel)
             for _ in range(calls):
                 users.ListUsers(user_pb2.ListUsersRequest(), metadata=metadata, timeout=PATIENCE)
-    assert answers(request_id) > calls
+    assert answers(request_id) == 2 * calls - 1
 
 
 def test_a_refusal_whose_pushback_passes_the_deadline_is_not_retried(shared_url: URL) -> None:

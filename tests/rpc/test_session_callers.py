@@ -1,4 +1,4 @@
-"""What callers may do with sessions: their own alone, for the audiences that they were granted, under their scopes."""
+"""Callers use only their own sessions, for the audiences that they were granted, within their scopes."""
 
 from collections.abc import Iterator
 
@@ -42,7 +42,7 @@ def asking(user: user_pb2.User, *audience: str) -> authentication_pb2.Authentica
 
 
 def test_a_session_is_its_callers_alone(operator: Operator, server: RunningServer) -> None:
-    """Another caller that has got the refresh token cannot use it; nor does it end the session by trying."""
+    """Another caller that has the refresh token can neither use it nor end the session by trying."""
     shop, other = (caller(operator, server, "orders") for _ in range(2))
     user, tokens = signed_in(shop)
     newer = refresh(shop, tokens.refresh_token)
@@ -56,7 +56,7 @@ def test_a_session_is_its_callers_alone(operator: Operator, server: RunningServe
 
 
 def test_audiences(operator: Operator, server: RunningServer) -> None:
-    """The only one that was granted; one of several, by name; none that was not."""
+    """Without a name the only one that was granted; one of several by name; never one that was not granted."""
     none, one, two = caller(operator, server), caller(operator, server, "a"), caller(operator, server, "a", "b")
     user = new_user(one.users, password=PASSWORD)
     assert list(sign_in(one, user).session.audience) == ["a"]
@@ -78,7 +78,7 @@ def test_audiences(operator: Operator, server: RunningServer) -> None:
 
 
 def test_the_verbs(private_url: URL) -> None:
-    """An operator allows and withdraws audiences; what cannot be one is refused in words."""
+    """An operator grants and withdraws audiences; invalid ones are refused with a message."""
 
     def callers(*words: str) -> tuple[int, str]:
         return run_module("service", "callers", *words, environment={"DATABASE_URL": libpq_url(private_url)})
@@ -96,7 +96,7 @@ def test_the_verbs(private_url: URL) -> None:
 
 
 def test_superusers(private_url: URL) -> None:
-    """To start a session for one without a proof needs users.superuser; to sign in with the password does not."""
+    """Creating a session for a superuser needs users.superuser; signing in with the password does not."""
     with tiers(private_url) as found:
         root = found.new_superuser()
         request = session_pb2.CreateSessionRequest(user_id=root.id, amr=["otp"])

@@ -1,4 +1,4 @@
-"""When sessions and access tokens end, who removes them, and how they are counted."""
+"""When sessions and access tokens expire, their removal, and their metrics."""
 
 from datetime import timedelta
 
@@ -54,7 +54,7 @@ class TestClocks:
 
 class TestExpiry:
     def test_idle_and_absolute(self, private_url: URL) -> None:
-        """Each refresh moves the first, none the second."""
+        """A refresh extends the idle time, and not the lifetime."""
         with running(private_url) as server:
             user, idle = signed_in(server, idle=600, lifetime=3600)
             used = sign_in(server, user, idle=600, lifetime=3600)
@@ -70,7 +70,7 @@ class TestExpiry:
             assert not is_active(server, used)
 
     def test_max_age(self, private_url: URL) -> None:
-        """A refresh is no authentication."""
+        """A refresh does not count as an authentication."""
         with running(private_url) as server:
             _, tokens = signed_in(server)
             server.clock.advance(timedelta(seconds=601))
@@ -91,7 +91,7 @@ class TestExpiry:
 
 
 def test_sessions_and_factors_are_counted_once_an_hour(private_server: RunningServer) -> None:
-    """However often a server sweeps: each count reads the whole table. A failure is made up for by the next sweep."""
+    """However often a server sweeps, since each count reads the whole table. After a failure the next sweep counts."""
     server = private_server
     count = HourlyCounts(server.database, server.clock)
     with serving_through_a_proxy(server.url) as proxied:

@@ -1,4 +1,4 @@
-"""Signing keys under SECRET_KEYS that change, and rows that somebody has changed."""
+"""Signing keys when SECRET_KEYS change, and rows that were tampered with."""
 
 import jwt
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -11,17 +11,17 @@ from tests.support.clocks import MovableClock
 from tests.support.credentials import NEW_KEY, OLD_KEY, rows_of
 from tests.support.databases import run
 from tests.support.errors import fails
+from tests.support.leak_detector import Log
 from tests.support.proxy import serving_through_a_proxy
 from tests.support.scrapes import free_port, value, wait_until
 from tests.support.servers import KEY, NOT_SERVING, SERVING, RunningServer, running
 from tests.support.sessions import by_password, claims_of, introspecting, is_active, refresh, signed_in
 from tests.support.signing_keys import keys_of, published
 from tests.support.waiting import eventually
-from tests.support.witness import Log
 
 
 class TestSecretKeys:
-    def test_rotation_encrypts_anew(self, private_url: URL) -> None:
+    def test_rotation_of_secret_keys_encrypts_again(self, private_url: URL) -> None:
         """A new key behind the old one, then in front; then without the old one."""
         clock = MovableClock()
         with running(private_url, clock, secret_keys=OLD_KEY) as server:
@@ -34,8 +34,8 @@ class TestSecretKeys:
             b"new"
         }
 
-    def test_a_server_without_the_key_says_so(self, private_url: URL) -> None:
-        """What signs is refused as retryable, and no token is believed; all else goes on. The log has the remedy."""
+    def test_a_server_without_the_secret_key(self, private_url: URL) -> None:
+        """RPCs that sign fail and may be retried, no token is accepted, all else works. The log has the remedy."""
         clock, port = MovableClock(), free_port()
         with running(private_url, clock, secret_keys=OLD_KEY) as server:
             user, tokens = signed_in(server)
@@ -58,9 +58,9 @@ class TestSecretKeys:
             assert server.authentication.Authenticate(request).tokens.access_token
             eventually(lambda: service_health(server, "personae.v1.SessionService") == SERVING)
 
-    def test_a_key_that_cannot_be_decrypted_is_read_and_left_alone(self, private_url: URL) -> None:
-        """A reading changes nothing. The key is good again from the next one on, without a restart, once another server
-        has encrypted it anew.
+    def test_a_key_that_cannot_be_decrypted_is_not_changed(self, private_url: URL) -> None:
+        """Reading it changes nothing. Once another server has encrypted it again, the next read accepts it, without a
+        restart.
         """
         with running(private_url, secret_keys=OLD_KEY) as server:
             _, tokens = signed_in(server)
@@ -78,7 +78,7 @@ class TestSecretKeys:
             assert is_active(proxied.server, tokens)
 
     def test_rotation_with_other_secret_keys_is_refused(self, private_url: URL) -> None:
-        """By a verb in a shell without SECRET_KEYS, say: its own next key would be one that no server can sign with."""
+        """For example by a verb in a shell without SECRET_KEYS: no server could sign with its next key."""
         clock = MovableClock()
         with running(private_url, clock, secret_keys=OLD_KEY) as server:
             before = keys_of(server)
@@ -88,7 +88,7 @@ class TestSecretKeys:
             assert keys_of(server) == before
 
     def test_a_row_that_was_moved_or_damaged(self, private_url: URL) -> None:
-        """The private half of one key in the row of another: refused, and said."""
+        """The private key in the row of another one is refused, and logged."""
         clock = MovableClock()
         with running(private_url, clock) as server:
             user, _ = signed_in(server)
@@ -103,7 +103,7 @@ class TestSecretKeys:
             assert "it was damaged, or SECRET_KEYS has another secret under this id" in log
 
     def test_a_key_that_somebody_else_has_written(self, private_url: URL) -> None:
-        """Who can write to the database and has no SECRET_KEYS can forge no token."""
+        """Somebody who can write to the database, but has no SECRET_KEYS, cannot forge a token."""
         clock = MovableClock()
         kid, private = new_key()
         stranger = Sealer({KEY.partition(":")[0]: b"x" * 32}).seal(private, associated_data_of(kid), b"0" * 12)

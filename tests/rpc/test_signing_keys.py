@@ -24,8 +24,8 @@ from tests.support.waiting import eventually
 DAY = timedelta(days=1)
 
 
-def test_of_eight_servers_one_makes_the_keys(private_url: URL) -> None:
-    """One that signs, and the next one."""
+def test_one_of_eight_servers_creates_the_keys(private_url: URL) -> None:
+    """The one that signs, and the next one."""
     clock = MovableClock()
 
     def start(_: int) -> set[str]:
@@ -37,7 +37,7 @@ def test_of_eight_servers_one_makes_the_keys(private_url: URL) -> None:
 
 
 def test_every_key_is_published_before_it_signs(private_url: URL) -> None:
-    """For a year: the key of each new token was in the JWK Set an hour before. Old keys are forgotten."""
+    """For a year: the key of each new token was in the JWK Set an hour before. Old keys are deleted."""
     clock = MovableClock()
     with running(private_url, clock, signing_key_days=30, session_lifetime_seconds=365 * 86_400) as server:
         keys = server.server.state.signing_keys
@@ -59,7 +59,7 @@ def test_every_key_is_published_before_it_signs(private_url: URL) -> None:
         assert len(rows_of(private_url, "signing_keys")) == 2  # the others are forgotten
 
 
-def test_a_token_outlives_the_turn_of_its_key(private_url: URL) -> None:
+def test_a_token_stays_valid_after_its_key_was_rotated(private_url: URL) -> None:
     clock = MovableClock()
     with running(private_url, clock, signing_key_days=1) as server:
         clock.advance(DAY - timedelta(seconds=100))
@@ -71,7 +71,7 @@ def test_a_token_outlives_the_turn_of_its_key(private_url: URL) -> None:
 
 
 def test_a_revoked_key_is_refused_by_all_servers_at_once(private_url: URL) -> None:
-    """Also by one that has not read the keys since; and that one signs with another key once it has."""
+    """Also by one that has not read the keys since. It signs with another key as soon as it has."""
     clock = MovableClock()
     with running(private_url, clock) as one, running(private_url, clock) as two:
         user, tokens = signed_in(two)
@@ -87,7 +87,7 @@ def test_a_revoked_key_is_refused_by_all_servers_at_once(private_url: URL) -> No
 
 
 def test_a_token_of_a_key_that_another_server_has_just_made(private_url: URL) -> None:
-    """It is read at once, once a second at the most."""
+    """The key is read at once, at most once a second."""
     clock = MovableClock()
     with running(private_url, clock) as one, running(private_url, clock) as two:
         _, tokens = signed_in(one)
@@ -99,8 +99,8 @@ def test_a_token_of_a_key_that_another_server_has_just_made(private_url: URL) ->
         eventually(lambda: is_active(two, newer), "the new key is known")
 
 
-def test_a_call_that_meets_a_new_key_waits_for_the_read_that_is_under_way(private_url: URL) -> None:
-    """A good token is never called bad because another call is just reading the keys."""
+def test_calls_with_a_new_key_wait_for_the_current_read(private_url: URL) -> None:
+    """A valid token is never refused because another call is reading the keys."""
     clock = MovableClock()
     with running(private_url, clock) as server, ExitStack() as stack:
         with running(private_url, clock) as other:
@@ -114,14 +114,14 @@ def test_a_call_that_meets_a_new_key_waits_for_the_read_that_is_under_way(privat
             first = pool.submit(eventually, lambda: is_active(server, newer), "the new key is known")
             wait_until_blocked(private_url)
             others = [pool.submit(is_active, server, newer) for _ in range(2)]
-            for _ in range(4):  # meanwhile those come to the read, too
+            for _ in range(4):  # so that the other two reach the read as well
                 server.sessions.GetSession(session_pb2.GetSessionRequest(id=tokens.session.id))
         assert first.result()
         assert all(one.result() for one in others)
 
 
 def test_a_server_without_an_issuer_issues_nothing(private_url: URL) -> None:
-    """And says what to set; before a password is hashed or anything is stored."""
+    """The error names the setting. No password is hashed and nothing is stored."""
     with running(private_url, token_issuer=None) as server:
         user = new_user(server.users, password=PASSWORD)
         failure = fails(server.authentication.Authenticate, by_password(user))
@@ -131,8 +131,8 @@ def test_a_server_without_an_issuer_issues_nothing(private_url: URL) -> None:
         assert rows_of(private_url, "signing_keys") == rows_of(private_url, "sessions") == []
 
 
-def test_of_another_environment(private_url: URL) -> None:
-    """The same key, another issuer: not active."""
+def test_a_token_of_another_issuer(private_url: URL) -> None:
+    """It is not active, though the key is the same."""
     with running(private_url, token_issuer="https://staging.test") as staging:
         user, tokens = signed_in(staging)
     with running(private_url) as server:

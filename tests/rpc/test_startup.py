@@ -1,4 +1,4 @@
-"""Starting and stopping, as processes: what an operator sees."""
+"""Starting and stopping the service as a process."""
 
 import contextlib
 import signal
@@ -40,8 +40,8 @@ def statuses(channel: grpc.Channel) -> Iterator[int]:
 
 
 class TestDatabaseAtStart:
-    def test_unreachable_then_there(self, private_url: URL) -> None:
-        """The server starts as NOT_SERVING, logs the reason once, and serves as soon as the database can be reached."""
+    def test_unreachable_at_first(self, private_url: URL) -> None:
+        """The server is NOT_SERVING, logs the reason once, and serves as soon as the database is available."""
         with PostgresProxy(private_url) as proxy:
             proxy.refuse()
             url = libpq_url(proxy.proxied)
@@ -69,7 +69,7 @@ class TestDatabaseAtStart:
                 pass
 
     def test_schema_ahead(self, private_url: URL) -> None:
-        """While a newer release is rolled out, the older one serves on."""
+        """While a newer release is rolled out, the older one goes on to serve."""
         set_revision(private_url, "9999")
         with running(private_url) as server:
             assert new_user(server.users).id
@@ -88,7 +88,7 @@ class TestDatabaseAtStart:
                 assert "make migrate" in server.last_line
 
     def test_schema_found_behind_while_a_call_does_not_end(self, private_url: URL) -> None:
-        """The end is as above: the reason is the last line, and no worker is started again."""
+        """The reason is still the last line, and no worker is started again."""
         settings = {"BCRYPT_COST": "16", "HASH_THREADS": "4", "SHUTDOWN_GRACE": "0", "HEALTH_PROBE_INTERVAL": "0.05"}
         with PostgresProxy(private_url) as proxy:
             with process("serve", DATABASE_URL=libpq_url(proxy.proxied), **settings) as server:
@@ -109,7 +109,7 @@ class TestDatabaseAtStart:
 
 class TestSignals:
     def test_while_it_starts(self, private_url: URL) -> None:
-        """SIGTERM ends workers that do not serve yet; nothing has failed."""
+        """SIGTERM ends workers that do not serve yet, without an error."""
         with process("serve", DATABASE_URL=libpq_url(private_url)) as server:
             server.wait_for("starting workers")
             assert server.end() == 0
@@ -117,7 +117,7 @@ class TestSignals:
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_calls_that_run_are_finished(self, private_url: URL, number: int) -> None:
-        """Health turns NOT_SERVING, a sign-in that runs gets its answer, then the process exits with 0."""
+        """Health becomes NOT_SERVING, a running sign-in gets its answer, then the process exits with 0."""
         with process("serve", DATABASE_URL=libpq_url(private_url), BCRYPT_COST="13") as server:
             with channel_to(server.port) as channel:
                 new_user(user_pb2_grpc.UserServiceStub(channel), name="slow", password=PASSWORD)
@@ -157,7 +157,7 @@ def _wait_until_hashing(channel: grpc.Channel) -> None:
 
 class TestRefusedStarts:
     def test_a_port_in_use(self, private_url: URL) -> None:
-        """The text names the address, and the settings that choose another one."""
+        """The error names the address, and the settings that choose another one."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             with (
@@ -190,14 +190,14 @@ class TestRefusedStarts:
         ],
     )
     def test_bad_settings(self, environment: dict[str, str], words: str) -> None:
-        """One short text names each, without a traceback and without a secret; none counts as `off`."""
+        """The message names each, without a traceback and without a secret; an invalid value never means `off`."""
         code, printed = run_module("service", "serve", environment={"GRPC_PORT": "0"} | environment)
         assert (code, words in printed) == (1, True), printed
         assert "Traceback" not in printed
         assert "topsecret" not in printed
 
 
-def test_the_access_log_is_json_and_says_nothing_private(private_url: URL) -> None:
+def test_the_access_log_is_json_without_personal_data(private_url: URL) -> None:
     """One line for each RPC has method, code, reason and duration, but no email address, password or hash."""
     with process("serve", DATABASE_URL=libpq_url(private_url)) as server:
         with channel_to(server.port) as channel:

@@ -1,4 +1,4 @@
-"""What goes over the wire to the database, counted by a proxy in between."""
+"""The statements that RPCs send to the database, recorded by a proxy, and failures of the database."""
 
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from tests.support.factories import PASSWORD, creation, get_request, new_user, u
 from tests.support.proxy import Proxied, serving_through_a_proxy
 from tests.support.servers import RunningServer, running
 from tests.support.sessions import in_token, introspecting, is_active, refreshing, sessions_of, signed_in
-from tests.support.waiting import code_of, eventually
+from tests.support.waiting import code_of, eventually, is_of_a_job
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_a_read_is_one_statement(proxied: Proxied) -> None:
     assert proxied.sent_by(users.ListUsers, user_pb2.ListUsersRequest(page_size=1)) == ["SELECT"]
 
 
-def test_reads_and_writes_alternate_without_stray_statements(proxied: Proxied) -> None:
+def test_reads_and_writes_alternate_without_other_statements(proxied: Proxied) -> None:
     """A connection that has read writes in a transaction, and the other way round."""
     users, user = proxied.server.users, new_user(proxied.server.users)
     for _ in range(3):
@@ -50,8 +50,8 @@ def test_reads_and_writes_alternate_without_stray_statements(proxied: Proxied) -
 
 
 def test_what_each_change_sends(proxied: Proxied) -> None:
-    """The usual path of a change is one statement and one for the audit trail, between BEGIN and COMMIT; a new email
-    takes the sessions along.
+    """A change is usually one statement and one for the audit trail, between BEGIN and COMMIT. A new email also updates
+    the sessions.
     """
     users, user = proxied.server.users, new_user(proxied.server.users)
     partly = user_pb2.User(id=user.id, username=unique_name(), email=user.email)
@@ -74,7 +74,9 @@ def test_what_each_change_sends(proxied: Proxied) -> None:
 
 
 def test_sign_in_holds_no_transaction_while_it_hashes(proxied: Proxied) -> None:
-    """Reads, the hash, one short transaction, which is retried without another hash; none when locked."""
+    """It reads, hashes, and writes in one short transaction, which is retried without another hash. A locked name has
+    no transaction.
+    """
     authenticate = proxied.server.authentication.Authenticate
     user = new_user(proxied.server.users, password=PASSWORD)
 
@@ -92,15 +94,15 @@ def test_sign_in_holds_no_transaction_while_it_hashes(proxied: Proxied) -> None:
 
 
 def test_a_lockout_is_three_statements(proxied: Proxied) -> None:
-    """The keys of the second are made of the names that the first one reads; the last is of second factors."""
+    """The second needs the names that the first one reads; the last is about second factors."""
     user = new_user(proxied.server.users)
     request = authentication_pb2.GetLockoutRequest(user_id=user.id)
 
     assert proxied.sent_by(proxied.server.authentication.GetLockout, request) == ["SELECT"] * 3
 
 
-def test_starting_a_reset_is_the_same_for_everybody(proxied: Proxied) -> None:
-    """Known or unknown user, the first time or again: one row and one event, by one statement each."""
+def test_starting_a_reset_is_the_same_for_all_users(proxied: Proxied) -> None:
+    """Whether the user exists or not, the first time or again: one row and one event, by one statement each."""
     user, inactive = new_user(proxied.server.users), new_user(proxied.server.users, inactive=True)
     for identifier in (user.email, user.username, inactive.email, "nobody", "no@body@") * 2:
         request = credential_pb2.StartPasswordResetRequest(identifier=identifier)
@@ -109,8 +111,8 @@ def test_starting_a_reset_is_the_same_for_everybody(proxied: Proxied) -> None:
 
 
 @pytest.mark.parametrize("method", ["SetPassword", "ChangePassword", "CompletePasswordReset"])
-def test_what_a_deadline_ends_was_not_done(private_server: RunningServer, method: str) -> None:
-    """DEADLINE_OVER after the hash, again and again: the password stays, and the code is good for a sixth call."""
+def test_a_call_that_exceeds_its_deadline_changes_nothing(private_server: RunningServer, method: str) -> None:
+    """DEADLINE_OVER after the hash, five times: the password stays, and the code is still valid."""
     server, user = private_server, new_user(private_server.users, password=PASSWORD)
     code = start_reset(server, user).code
     calls: dict[str, Callable[[RunningServer], object]] = {
@@ -142,14 +144,14 @@ def test_the_deadline_goes_with_the_statement(shared_url: URL) -> None:
         proxied.server.users.GetUser(get_request(user), timeout=199.9)
         proxied.server.read(user)
 
-        starts = [one.split("; ")[0] for one in proxied.proxy.statements if "pg_is_in_recovery" not in one]
+        starts = [one.split("; ")[0] for one in proxied.proxy.statements if not is_of_a_job(one)]
         timeouts = [int(start.removeprefix("SET LOCAL statement_timeout = ")) for start in starts]
         assert len(timeouts) == 2
         assert timeouts[0] <= 200_000 < timeouts[1] <= 1_000_000
 
 
-def test_a_dead_connection_costs_no_read(proxied: Proxied) -> None:
-    """A connection that died in the pool is replaced without the caller noticing, for reads and for writes."""
+def test_a_dead_connection_in_the_pool_is_replaced(proxied: Proxied) -> None:
+    """The caller does not notice, for reads and for writes."""
     server, user = proxied.server, new_user(proxied.server.users)
     for _ in range(3):
         proxied.proxy.cut()
@@ -159,7 +161,7 @@ def test_a_dead_connection_costs_no_read(proxied: Proxied) -> None:
 
 
 def test_a_connection_lost_within_a_transaction(proxied: Proxied) -> None:
-    """Before COMMIT nothing has happened: the change is retried on a fresh connection, once."""
+    """Before the COMMIT nothing was changed: the change is retried once, on a new connection."""
     user, name = new_user(proxied.server.users), unique_name()
     proxied.proxy.cut_before = "SET LOCAL"
 
@@ -186,8 +188,8 @@ def test_a_commit_without_an_answer(proxied: Proxied, cut: str) -> None:
 
 @pytest.mark.parametrize("cut", ["cut_before", "cut_after"])
 def test_a_refresh_whose_commit_has_no_answer(proxied: Proxied, cut: str) -> None:
-    """The client repeats it, as the pushback says, and goes on: whether or not the token was rotated, at every refresh.
-    The repeat is a theft to nobody.
+    """The client repeats it after the pushback and goes on, whether or not the token was rotated. The repetition does
+    not count as a reuse.
     """
     server, proxy = proxied.server, proxied.proxy
     user, tokens = signed_in(server)
@@ -211,7 +213,7 @@ def test_a_refresh_whose_commit_has_no_answer(proxied: Proxied, cut: str) -> Non
 
 
 def test_an_outage_is_unavailable_with_pushback(proxied: Proxied) -> None:
-    """While nothing answers: UNAVAILABLE with a time to wait; afterwards all is well without a restart."""
+    """UNAVAILABLE with a time to wait. Afterwards the server works without a restart."""
     user = new_user(proxied.server.users)
     proxied.proxy.refuse()
     proxied.proxy.cut()
@@ -225,11 +227,11 @@ def test_an_outage_is_unavailable_with_pushback(proxied: Proxied) -> None:
 
 
 def test_a_blocked_statement_ends_with_the_deadline(private_server: RunningServer) -> None:
-    """A change that waits for a row lock is cancelled in the database when its caller's time is over."""
+    """A change that waits for a row lock is cancelled in the database at the caller's deadline."""
     server, user = private_server, new_user(private_server.users)
     update = user_pb2.UpdateUserRequest(user=user_pb2.User(id=user.id, username=unique_name()))
 
-    def comes_as_far_as_the_lock(seconds: int) -> bool:
+    def reaches_the_lock(seconds: int) -> bool:
         call = server.users.UpdateUser.future(update, timeout=seconds)
         first = eventually(lambda: "lock" if is_blocked(server.url) else "deadline" if call.done() else None)
         assert code_of(call) is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -237,7 +239,7 @@ def test_a_blocked_statement_ends_with_the_deadline(private_server: RunningServe
 
     with server.database.engine.connect() as holder:
         holder.exec_driver_sql(f"SELECT 1 FROM users WHERE id = {user.id} FOR UPDATE")
-        assert any(map(comes_as_far_as_the_lock, (1, 2, 4, 8, 16)))  # a busy machine needs longer
+        assert any(map(reaches_the_lock, (1, 2, 4, 8, 16)))  # a busy machine needs longer
         eventually(lambda: not is_blocked(server.url), "the statement is cancelled")
     assert server.read(user) == user
 
@@ -252,7 +254,7 @@ def test_the_server_s_own_limit(private_server: RunningServer) -> None:
 
 
 def test_an_exhausted_pool_pushes_back(shared_url: URL) -> None:
-    """When all connections are in use: RESOURCE_EXHAUSTED with a time to wait, after DB_POOL_TIMEOUT."""
+    """If all connections are in use: RESOURCE_EXHAUSTED with a time to wait, after DB_POOL_TIMEOUT."""
     with running(shared_url, db_pool_size=1, db_max_overflow=0, db_pool_timeout=0.5) as server:
         user = new_user(server.users)
         with server.database.engine.connect():

@@ -18,11 +18,11 @@ READ = {"GetUser", "BatchGetUsers", "ListUsers", "GetLockout", "CheckPassword", 
 READ |= {"GetSession", "ListSessions", "IntrospectToken", "Check", "GetJwks", "ListSigningKeys", "ListFactors"}
 READ |= {"ExportUsers"}
 OPEN = {"CreateUser", "Authenticate", "ChangePassword", "RefreshSession", "RevokeSession", "RevokeSessions"}
-"""CreateUser makes no superuser; some need the password of the person, or a token. Ending sessions protects."""
+"""CreateUser creates no superuser; some need the person's password or a token. Ending sessions protects the user."""
 OPEN |= {"RotateSigningKey", "RevokeSigningKey"}
 OPEN |= {"StartTotpEnrollment", "CompleteTotpEnrollment", "StartPasskeyEnrollment", "CompletePasskeyEnrollment"}
 OPEN |= {"GenerateRecoveryCodes", "DeleteFactor", "StartPasskeySignIn", "CompleteSecondFactor"}
-"""The person's own session, ticket or factor is the proof."""
+"""These need a session, a ticket or a factor of the person."""
 NO_CHANGE: dict[str, Change] = {
     "UpdateUser": lambda _, user: lambda api: api.update(user, email=user.email),
     "ActivateUser": lambda _, user: lambda api: api.users.ActivateUser(user_pb2.ActivateUserRequest(id=user.id)),
@@ -40,7 +40,7 @@ def tiered(postgres: Postgres, template: str) -> Iterator[Tiers]:
         yield found
 
 
-def test_every_rpc_is_decided() -> None:
+def test_every_rpc_is_listed() -> None:
     """A new RPC that changes users has to be added to CHANGES. ImportUsers refuses rows, and not the call
     (tests/rpc/test_user_transfer.py); a reset is started as for nobody (below).
     """
@@ -49,8 +49,10 @@ def test_every_rpc_is_decided() -> None:
 
 
 @pytest.mark.parametrize("prepare", [pytest.param(prepare, id=name) for name, prepare in ALL])
-def test_what_concerns_a_superuser_needs_the_scope(tiered: Tiers, prepare: Change) -> None:
-    """Also what would change nothing. The refusal changes nothing and uses no code up. For others it is not needed."""
+def test_changes_of_superusers_need_the_scope(tiered: Tiers, prepare: Change) -> None:
+    """Also if the call would change nothing. A refused call changes nothing and uses no code. Other users do not need
+    the scope.
+    """
     superuser = tiered.new_superuser()
     call = prepare(tiered.strong, superuser)
     before = tiered.strong.read(superuser)
@@ -64,8 +66,8 @@ def test_what_concerns_a_superuser_needs_the_scope(tiered: Tiers, prepare: Chang
     prepare(tiered.strong, new_user(tiered.strong.users, password=PASSWORD))(tiered.weak)
 
 
-def test_a_reset_is_started_as_for_nobody(tiered: Tiers) -> None:
-    """Without the scope: a code that opens nothing and goes nowhere, and an open one stays open."""
+def test_a_reset_is_started_as_for_an_unknown_user(tiered: Tiers) -> None:
+    """Without the scope: the code is not valid and is not delivered, and an earlier one stays valid."""
     superuser = tiered.new_superuser()
     open_code = start_reset(tiered.strong, superuser)
     assert open_code.deliver_to == superuser.email
@@ -84,7 +86,7 @@ def test_a_reset_is_started_as_for_nobody(tiered: Tiers) -> None:
 
 
 def test_the_person_needs_no_scope(tiered: Tiers) -> None:
-    """A superuser signs in and changes the password by every caller: the password proves who it is."""
+    """A superuser signs in and changes the password by any caller: the password is the proof."""
     superuser = tiered.new_superuser()
 
     assert fails(tiered.weak.credentials.ChangePassword, change(superuser, "wrong")).reason == "INVALID_CREDENTIALS"

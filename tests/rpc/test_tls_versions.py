@@ -1,4 +1,4 @@
-"""Which versions of TLS are spoken, and the certificates that the service makes for trying it."""
+"""The supported versions of TLS, and the certificates for development."""
 
 import contextlib
 import socket
@@ -43,14 +43,14 @@ def server(tmp_path_factory: pytest.TempPathFactory, ca: Issued) -> Iterator[Tls
 
 class TestVersions:
     @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-    def test_what_is_current_is_spoken(self, server: TlsServer, ca: Issued, version: ssl.TLSVersion) -> None:
+    def test_current_versions_are_supported(self, server: TlsServer, ca: Issued, version: ssl.TLSVersion) -> None:
         with connected(server.requesting_none, tls_context(ca, version=version)) as found:
             assert found.version() == version.name.replace("_", ".")
             assert found.selected_alpn_protocol() == "h2"
 
     @pytest.mark.skipif(not (ssl.HAS_TLSv1 and ssl.HAS_TLSv1_1), reason="this OpenSSL does not speak them itself")
     @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1])
-    def test_what_is_obsolete_is_refused(
+    def test_obsolete_versions_are_refused(
         self, server: TlsServer, ca: Issued, tmp_path: Path, version: ssl.TLSVersion
     ) -> None:
         """By the server, which closes the connection: the same client can connect to one that supports it."""
@@ -86,7 +86,7 @@ def obsolete_server(directory: Path, ca: Issued, version: ssl.TLSVersion) -> Ite
 
 class TestDevCertificates:
     @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
-    def test_are_good_for_real_clients(self, tmp_path: Path, host: str) -> None:
+    def test_work_with_real_clients(self, tmp_path: Path, host: str) -> None:
         make_dev_certificates(tmp_path, now=datetime.now(UTC))
         ca, key, chain = ((tmp_path / "client" / name).read_bytes() for name in ("ca.pem", "client.key", "client.pem"))
         with serving(Pair(tmp_path / "server").files, MovableClock()) as standing:

@@ -1,4 +1,4 @@
-"""Traces as a collector gets them over OTLP, and what a collector that is away does to calls."""
+"""Traces that a collector receives by OTLP, and calls while there is no collector."""
 
 import uuid
 from collections.abc import Iterator
@@ -16,10 +16,11 @@ from tests.support.collectors import Collector, collecting
 from tests.support.databases import libpq_url
 from tests.support.errors import fails
 from tests.support.factories import PASSWORD, get_request, new_user
+from tests.support.leak_detector import DETECTOR
 from tests.support.processes import process
 from tests.support.scrapes import free_port
 from tests.support.servers import RunningServer, Services, running
-from tests.support.witness import WITNESS
+from tests.support.waiting import eventually
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"
@@ -28,7 +29,7 @@ GET_USER = "personae.v1.UserService/GetUser"
 
 @contextmanager
 def traced(url: URL) -> Iterator[tuple[RunningServer, Collector]]:
-    """A server that traces; its collector has all spans when the block is left."""
+    """A server that exports traces; its collector has all spans after the block."""
     with collecting() as collector, running(url, otel_exporter_otlp_traces_endpoint=collector.endpoint) as server:
         yield server, collector
 
@@ -47,7 +48,7 @@ def from_caller(flags: str, request_id: str = "") -> tuple[tuple[str, str | byte
 
 
 def test_a_collector_on_this_machine_is_not_reached_through_a_proxy(shared_url: URL) -> None:
-    """One beyond it may be."""
+    """One on another machine may be."""
     proxy = {"http_proxy": "http://127.0.0.1:9", "DATABASE_URL": libpq_url(shared_url)}
     with collecting() as collector, process("serve", OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint, **proxy) as server:
         with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
@@ -87,7 +88,7 @@ def test_a_call_is_part_of_its_caller_s_trace(private_url: URL) -> None:
 
 
 def test_a_sign_in_shows_its_hash_and_no_secret(private_url: URL) -> None:
-    """Every statement and the hash are parts of the call; nothing that was typed is in any of them."""
+    """Every statement and the hash are children of the call; none contains what a user has typed."""
     with traced(private_url) as (server, collector):
         user = new_user(server.users, password=PASSWORD)
         sign_in = authentication_pb2.AuthenticateRequest(identifier=user.email, password=PASSWORD)
@@ -102,14 +103,14 @@ def test_a_sign_in_shows_its_hash_and_no_secret(private_url: URL) -> None:
     assert not good.parent_span_id
     assert bad.status.code == Status.STATUS_CODE_UNSET, "a wrong password is no fault of the server"
     assert attributes(bad)["personae.reason"] == "INVALID_CREDENTIALS"
-    WITNESS.hear(*collector.groups)  # looked through when the suite ends
+    DETECTOR.record(*collector.groups)  # looked through when the suite ends
     everything = "\n".join(map(str, collector.groups))
     assert not [secret for secret in (PASSWORD, "never said aloud", user.email, user.username) if secret in everything]
     assert "$2b$" not in everything
 
 
-def test_faults_of_the_server_are_errors(private_url: URL) -> None:
-    """So is the statement that failed, by its SQLSTATE, without the driver's text. The caller sees nothing of it."""
+def test_internal_errors_have_the_status_error(private_url: URL) -> None:
+    """So has the statement that failed, with its SQLSTATE and without the driver's message."""
     with traced(private_url) as (server, collector):
         user = new_user(server.users)
         with server.database.engine.begin() as connection:
@@ -134,10 +135,10 @@ def test_faults_of_the_server_are_errors(private_url: URL) -> None:
         ({"OTEL_SDK_DISABLED": "true"}, []),
     ],
 )
-def test_who_decides_what_is_traced(
+def test_the_standard_variables_decide_what_is_traced(
     private_url: URL, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], spans: list[str]
 ) -> None:
-    """The standard variables, which may leave it to the caller."""
+    """They may leave the decision to the caller."""
     for name, value in (variables | {"OTEL_SERVICE_NAME": "people"}).items():
         monkeypatch.setenv(name, value)
     with traced(private_url) as (server, collector):
@@ -150,36 +151,38 @@ def test_who_decides_what_is_traced(
 
 
 def test_our_own_trace_is_in_the_log(private_url: URL) -> None:
-    """So that a line leads to its trace."""
+    """So that an operator finds the trace of a line."""
     request_id = uuid.uuid4().hex
     with traced(private_url) as (server, collector):
         user = new_user(server.users)
         server.users.GetUser(get_request(user), metadata=(("x-request-id", request_id),))
 
     (call,) = (span for span in collector.spans if span.name == GET_USER)
-    (line,) = (text for text in WITNESS.said if request_id in text and "'event': 'rpc'" in text)
+    (line,) = (text for text in DETECTOR.output if request_id in text and "'event': 'rpc'" in text)
     assert f"'trace_id': '{call.trace_id.hex()}'" in line
 
 
 def test_calls_go_on_without_the_collector(private_url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls go on, the log says once that it is away and once that it is back; stopping does not wait for it."""
+    """Calls are served, the log has one line when it is away and one when it is back; stopping does not wait for it."""
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.5")
     port = free_port()
-    before = len(WITNESS.said)
+    before = len(DETECTOR.output)
     with running(private_url, otel_exporter_otlp_endpoint=f"http://127.0.0.1:{port}") as server:
         user = new_user(server.users)
-        while "traces cannot be sent" not in "".join(WITNESS.said[before:]):  # ends, or the suite's own limit does it
-            server.users.GetUser(get_request(user))
+
+        def is_logged_after_a_call(words: str) -> bool:
+            assert server.users.GetUser(get_request(user)).id == user.id
+            return words in "".join(DETECTOR.output[before:])
+
+        eventually(lambda: is_logged_after_a_call("traces cannot be sent"), "the collector is away")
         for _ in range(100):
             assert server.users.GetUser(get_request(user)).id == user.id
         with collecting(port) as collector:
-            while not collector.spans:
-                server.users.GetUser(get_request(user))
-            while "traces are sent again" not in "".join(WITNESS.said[before:]):
-                server.users.GetUser(get_request(user))
+            eventually(lambda: is_logged_after_a_call("traces are sent again"), "the collector is back")
+        assert collector.spans
 
-    said = WITNESS.said[before:]
+    said = DETECTOR.output[before:]
     assert len([text for text in said if "traces cannot be sent" in text]) <= 2, "once for each time it went away"
     assert not [text for text in said if "Failed to export" in text or "Transient error" in text]
 
@@ -187,14 +190,14 @@ def test_calls_go_on_without_the_collector(private_url: URL, monkeypatch: pytest
 @pytest.mark.parametrize(
     "tracestate", ["SECRET pk_LIVE {", "A" * 7000, ",".join(f"k{n}=v" for n in range(40)), "a=b,,=" * 9]
 )
-def test_an_invalid_tracestate_is_dropped_in_silence(private_url: URL, tracestate: str) -> None:
+def test_an_invalid_tracestate_is_ignored(private_url: URL, tracestate: str) -> None:
     """Nothing of it gets into the log or the trace."""
     metadata = (("traceparent", f"00-{TRACE}-{PARENT}-01"), ("tracestate", tracestate))
     with traced(private_url) as (server, collector):
         user = new_user(server.users)
-        said = len(WITNESS.said)
+        said = len(DETECTOR.output)
         server.users.GetUser(get_request(user), metadata=metadata)
 
     (call,) = (span for span in collector.spans if span.trace_id.hex() == TRACE and span.name == GET_USER)
     assert call.trace_state == ""
-    assert not [text for text in WITNESS.said[said:] if tracestate in text or "w3c" in text.lower()]
+    assert not [text for text in DETECTOR.output[said:] if tracestate in text or "w3c" in text.lower()]

@@ -16,8 +16,8 @@ from tests.support.threads import at_once
 from tests.support.waiting import eventually, is_of_a_job
 
 
-def test_many_unknown_keys_at_once_are_read_for_once(private_url: URL) -> None:
-    """What strangers write into a header does not multiply statements. The server's job reads the keys as well."""
+def test_many_unknown_keys_at_once_cause_few_reads(private_url: URL) -> None:
+    """Strangers cannot multiply statements by the header of a token. The server's job reads the keys as well."""
     with running(private_url) as server:
         keys = SigningKeys(server.database, key_maker(settings_for(private_url)), server.clock)
         reads: list[str] = []
@@ -30,8 +30,8 @@ def test_many_unknown_keys_at_once_are_read_for_once(private_url: URL) -> None:
         assert len(reads) < 8
 
 
-def test_while_keys_cannot_be_read_an_unknown_one_is_not_called_bad(private_url: URL) -> None:
-    """Its token may be good: IntrospectToken is UNAVAILABLE, also when the keys are not read again for each call."""
+def test_while_keys_cannot_be_read_an_unknown_one_is_not_invalid(private_url: URL) -> None:
+    """Its token may be valid: IntrospectToken is UNAVAILABLE, also when the call causes no read."""
     with serving_through_a_proxy(private_url) as proxied:
         server = proxied.server
         good = signed_in(server)[1].access_token

@@ -1,4 +1,4 @@
-"""`users export`: all users once, in a file that only the operator may read."""
+"""`users export`: all users once, to a file that only the operator may read."""
 
 import json
 import re
@@ -20,7 +20,7 @@ STOPPED = "Stopped after 1,000 users. The same command with --resume goes on fro
 
 class TestExport:
     def test_there_and_back(self, postgres: Postgres, template: str, private_url: URL, tmp_path: Path) -> None:
-        """Export, import into an empty database, export: the same bytes but for the ids. Everybody still signs in."""
+        """Export, import into an empty database, export: the same bytes except for the ids. Users can still sign in."""
         source = write(tmp_path / "source.ndjson", count=1500, bad=())
         import_file(private_url, source)
         run(private_url, "UPDATE users SET is_active = false, email_verified_at = created_at WHERE id % 7 = 0")
@@ -41,7 +41,7 @@ class TestExport:
         assert len(without_ids(first)) == 1500
 
     def test_resume(self, private_url: URL, tmp_path: Path) -> None:
-        """A file that ends in the middle of a user is whole afterwards."""
+        """A file that ends within a user is complete afterwards."""
         import_file(private_url, write(tmp_path / "source.ndjson", count=50, bad=()))
         path = tmp_path / "users.ndjson"
         export_file(private_url, path)
@@ -62,7 +62,7 @@ class TestExport:
         assert run(private_url, events) == [([], "command-line")] * 5
 
     def test_ctrl_c(self, private_url: URL, tmp_path: Path) -> None:
-        """In the second page: the command says how to go on, and then each user is in the file once."""
+        """In the second page: the command says how to continue, and then each user is in the file once."""
         import_file(private_url, write(tmp_path / "source.ndjson", bad=()))
         path = tmp_path / "users.ndjson"
         with PostgresProxy(private_url, hold=(hold := Hold("users.id > 1000 "))) as proxy:
@@ -78,7 +78,7 @@ class TestExport:
         assert names == [f"user{number}" for number in range(ROWS)]
 
     def test_the_database_goes_away(self, private_url: URL, tmp_path: Path) -> None:
-        """The command says how to go on, and why it stopped."""
+        """The command says how to continue, and why it stopped."""
         import_file(private_url, write(tmp_path / "source.ndjson", bad=()))
         path = tmp_path / "users.ndjson"
         with PostgresProxy(private_url) as proxy:
@@ -94,7 +94,7 @@ class TestExport:
         assert len(path.read_text().splitlines()) == ROWS
 
     def test_no_hash_reaches_others(self, private_url: URL, tmp_path: Path) -> None:
-        """A file that is gone on with becomes private; a link is not followed."""
+        """With --resume the file becomes private; a symbolic link is not followed."""
         import_file(private_url, write(tmp_path / "source.ndjson", count=3, bad=()))
         path, link = tmp_path / "users.ndjson", tmp_path / "link"
         path.touch(0o644)
@@ -109,5 +109,5 @@ class TestExport:
 
 
 def without_ids(path: Path) -> list[bytes]:
-    """The lines of an export as they are, but for the id with which each begins."""
+    """The lines of an export, without the id with which each begins."""
     return [re.sub(rb'^{"id": [0-9]+, ', b"{", line) for line in path.read_bytes().splitlines()]

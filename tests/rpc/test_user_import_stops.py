@@ -1,4 +1,4 @@
-"""`users import` after each way to be interrupted: every row comes in once."""
+"""`users import` after interruptions: every row is imported once."""
 
 import base64
 import contextlib
@@ -20,7 +20,7 @@ from tests.support.user_files import BAD, GOOD, HASH, NUMBERS, ROWS, assert_whol
 
 @contextlib.contextmanager
 def blocking(url: URL, email: str) -> Iterator[Any]:
-    """A transaction that has created this user, and is open: an import waits for it."""
+    """Keep a transaction open that has created this user, so that an import waits for it."""
     with contextlib.closing(psycopg2.connect(libpq_url(url))) as connection:
         cursor = connection.cursor()
         cursor.execute("INSERT INTO users (email, username) VALUES (%s, 'blocks')", (email,))
@@ -46,7 +46,7 @@ def csv_file() -> str:
 
 
 def django_document() -> str:
-    """Besides users it has what is none, at its beginning."""
+    """It begins with an object that is not a user."""
     users = [
         {"model": "auth.user", "fields": {"email": email_of(n), "username": f"user{n}", "password": f"bcrypt${HASH}"}}
         for n in range(ROWS)
@@ -55,7 +55,7 @@ def django_document() -> str:
 
 
 def keycloak_document() -> str:
-    """The users are a member of it, behind others."""
+    """The users are in one member of it, after others."""
     secret = {"value": base64.b64encode(bytes(32)).decode(), "salt": base64.b64encode(bytes(16)).decode()}
     data = {"hashIterations": 1000, "algorithm": "pbkdf2-sha256"}
     password = {"type": "password", "secretData": json.dumps(secret), "credentialData": json.dumps(data)}
@@ -74,13 +74,13 @@ FILES: dict[str, tuple[Callable[[], str], list[int]]] = {
     "keycloak": (keycloak_document, NUMBERS),
     "htpasswd": (htpasswd_file, NUMBERS),
 }
-"""Of each format that is read in a way of its own, besides ndjson: a file, and the numbers of its bad rows."""
+"""For each other format with a reader of its own: a file, and the numbers of its bad rows."""
 
 
 class TestInterrupted:
     @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
     def test_killed_in_the_middle_of_a_batch(self, private_url: URL, tmp_path: Path, number: int) -> None:
-        """Twice: in the second batch and in the third. What was committed stays, what was not is done again."""
+        """Twice: in the second batch and in the third. Committed batches stay, the others are imported again."""
         path = write(tmp_path / "users.ndjson")
         for done, email in ((999, "user1500@example.com"), (1998, "user2450@example.com")):
             with blocking(private_url, email) as connection, importing(private_url, path) as running_import:
@@ -104,7 +104,7 @@ class TestInterrupted:
     def test_killed_in_the_middle_of_a_file_of_another_format(
         self, private_url: URL, tmp_path: Path, format_name: str
     ) -> None:
-        """In the third batch. The next run passes over the records of the first two, and not over one more."""
+        """In the third batch. The next run skips exactly the records of the first two."""
         make, bad = FILES[format_name]
         path = tmp_path / "users"
         path.write_text(make())
@@ -121,7 +121,7 @@ class TestInterrupted:
         assert run(private_url, "SELECT count(*) FROM users WHERE hashed_password IS NULL") == [(0,)]
 
     def test_killed_between_the_commit_and_its_note(self, private_url: URL, tmp_path: Path) -> None:
-        """The batch is asked for again under its request id, and answered as before."""
+        """The batch is sent again with its request id, and answered as before."""
         path = write(tmp_path / "users.ndjson")
         note = path.with_name("users.ndjson.import-progress")
         with blocking(private_url, "user1500@example.com"), importing(private_url, path):
@@ -171,7 +171,7 @@ class TestInterrupted:
         assert users_in(private_url) == ROWS
 
     def test_refused_rows_that_are_gone(self, private_url: URL, tmp_path: Path) -> None:
-        """What was refused before the stop must not get lost because another file is named for it afterwards."""
+        """Rows that were refused before must not get lost because another file is named for them afterwards."""
         path = write(tmp_path / "users.ndjson")
         with blocking(private_url, "user1500@example.com"), importing(private_url, path):
             wait_until_blocked(private_url)
@@ -183,7 +183,7 @@ class TestInterrupted:
         assert_whole(private_url, path)
 
     def test_another_file_of_the_same_name(self, private_url: URL, tmp_path: Path) -> None:
-        """A run goes on with the file that it began with, or is begun again in so many words."""
+        """A run continues with the same file, or begins again with --restart."""
         path = write(tmp_path / "users.ndjson")
         with blocking(private_url, "user1500@example.com"), importing(private_url, path):
             wait_until_blocked(private_url)

@@ -1,4 +1,4 @@
-"""`users import`: which rows come in, which are refused, and what comes along."""
+"""`users import`: imported and refused rows, and secrets of hashes."""
 
 import base64
 import hashlib
@@ -20,7 +20,7 @@ from tests.support.user_files import BAD, GOOD, HASH, assert_whole, import_file,
 
 class TestImport:
     def test_a_file(self, private_url: URL, tmp_path: Path) -> None:
-        """Rows come in, refused ones into a file that only the operator may read; it can be mended and imported."""
+        """Refused rows are written to a file that only the operator may read; it can be corrected and imported."""
         path = write(tmp_path / "users.ndjson")
 
         code, said = import_file(private_url, path, OPERATOR="ada")
@@ -40,7 +40,7 @@ class TestImport:
         with running(private_url) as server:
             assert outcome(server.authentication.Authenticate, by("somebody@example.com", PASSWORD)) == "OK"
 
-    def test_all_is_well(self, private_url: URL, tmp_path: Path) -> None:
+    def test_a_file_without_bad_rows(self, private_url: URL, tmp_path: Path) -> None:
         path = write(tmp_path / "users.ndjson", count=3, bad=())
 
         assert import_file(private_url, path) == (0, "3 created, 0 skipped, 0 updated, 0 refused.\n")
@@ -62,8 +62,8 @@ class TestImport:
         assert import_file(private_url, path)[0] == 3
         assert_whole(private_url, path)
 
-    def test_no_file_is_written_over(self, private_url: URL, tmp_path: Path) -> None:
-        """Neither the one that is imported, nor one that the operator names for refused rows by mistake."""
+    def test_no_file_is_overwritten(self, private_url: URL, tmp_path: Path) -> None:
+        """Neither the imported one, nor one that the operator names for refused rows by mistake."""
         path = write(tmp_path / "users.ndjson", count=5)
         before, other = path.read_bytes(), tmp_path / "other"
         other.write_text("precious")
@@ -74,7 +74,7 @@ class TestImport:
         assert (path.read_bytes(), other.read_text(), users_in(private_url)) == (before, "precious", 0)
 
     def test_a_file_that_others_may_read_becomes_private(self, private_url: URL, tmp_path: Path) -> None:
-        """Somebody has put an empty one where the refused rows belong, and reads it."""
+        """Somebody has created an empty file for the refused rows, and reads it."""
         path = write(tmp_path / "users.ndjson", count=5)
         placed = path.with_name("users.ndjson.refused.ndjson")
         placed.touch()
@@ -86,7 +86,7 @@ class TestImport:
         assert placed.stat().st_mode & 0o077 == 0
 
     def test_a_file_that_cannot_be_written(self, private_url: URL, tmp_path: Path) -> None:
-        """It ends the command with its name, and no traceback. The rows that are imported are not lost."""
+        """The command ends with its name, without a traceback. No imported row is lost."""
         path = write(tmp_path / "users.ndjson", count=5)
         missing = tmp_path / "missing" / "refused"
 
@@ -98,7 +98,7 @@ class TestImport:
         assert (users_in(private_url), len(missing.read_text().splitlines())) == (4, 1)
 
     def test_usernames_of_emails(self, private_url: URL, tmp_path: Path) -> None:
-        """A row whose username is an email, or missing, is refused; or gets one of its email, always the same."""
+        """A row whose username is an email, or missing, is refused, or gets one derived from its email."""
         path = tmp_path / "users.csv"
         path.write_text("email,username\nAda.L+x@example.com,ada@example.com\ng@example.com,\nh@example.com,hopper\n")
 
@@ -116,7 +116,7 @@ class TestImport:
         ada, g = (hashlib.sha256(one.encode()).hexdigest()[:8] for one in ("ada.l+x@example.com", "g@example.com"))
         assert found == [f"ada.lx-{ada}", f"g-{g}", "hopper"]
 
-    def test_the_refused_rows_of_an_earlier_run_are_not_written_over(self, private_url: URL, tmp_path: Path) -> None:
+    def test_the_refused_rows_of_an_earlier_run_are_not_overwritten(self, private_url: URL, tmp_path: Path) -> None:
         path = write(tmp_path / "users.ndjson", count=5)
         assert import_file(private_url, path)[0] == 3
         before = refused_rows(path)
@@ -128,7 +128,7 @@ class TestImport:
         assert import_file(private_url, path, "--refused", str(tmp_path / "others"))[0] == 3
 
     def test_a_broken_document(self, private_url: URL, tmp_path: Path) -> None:
-        """What cannot be read ends the command with the number of the record, and no traceback."""
+        """The command ends with the number of the record, without a traceback."""
         path = tmp_path / "users.json"
         path.write_text('[{"model": "auth.user", "fields": {"password": ""')
 
@@ -138,7 +138,7 @@ class TestImport:
 
 
 @dataclass(frozen=True)
-class Peculiar:
+class SecretFile:
     """A file with one user, ada@example.com, whose hash needs the secret in another file."""
 
     path: Path
@@ -146,12 +146,12 @@ class Peculiar:
     options: tuple[str, ...]
     password: str
 
-    def bring(self, url: URL, *more: str) -> tuple[int, str]:
+    def import_users(self, url: URL, *more: str) -> tuple[int, str]:
         cost = {"BCRYPT_COST": "10"}  # scrypt of Firebase costs more than a bcrypt of 4
         return import_file(url, self.path, *self.options, *more, format_name=self.format_name, **cost)
 
 
-def firebase(directory: Path) -> Peculiar:
+def firebase(directory: Path) -> SecretFile:
     """The vector that Firebase has published."""
     config = directory / "config.txt"
     config.write_text(
@@ -167,25 +167,25 @@ def firebase(directory: Path) -> Peculiar:
     path = directory / "users.json"
     path.write_text(json.dumps({"users": [user]}))
     options = ("--usernames", "derive", "--firebase-config", str(config))
-    return Peculiar(path, "firebase", options, "user1password")
+    return SecretFile(path, "firebase", options, "user1password")
 
 
-def pepper(directory: Path) -> Peculiar:
-    """As Devise has it, behind the password."""
+def pepper(directory: Path) -> SecretFile:
+    """As Devise appends it to the password."""
     path, secret = directory / "users.csv", directory / "pepper"
     secret.write_text("0123456789abcdef\n")
     peppered = hash_password(PASSWORD + "0123456789abcdef", BCRYPT_COST)
     path.write_text(f"email,username,hashed_password\nada@example.com,ada,{peppered}\n")
-    return Peculiar(path, "csv", ("--pepper-file", str(secret)), PASSWORD)
+    return SecretFile(path, "csv", ("--pepper-file", str(secret)), PASSWORD)
 
 
 class TestSecrets:
     @pytest.mark.parametrize("make", [firebase, pepper])
-    def test_a_secret_comes_along(self, private_url: URL, tmp_path: Path, make: Callable[[Path], Peculiar]) -> None:
-        """Sealed; its users sign in with the password that they had there."""
+    def test_a_secret_is_imported(self, private_url: URL, tmp_path: Path, make: Callable[[Path], SecretFile]) -> None:
+        """It is encrypted; users sign in with their old password."""
         file = make(tmp_path)
 
-        assert file.bring(private_url)[0] == 0
+        assert file.import_users(private_url)[0] == 0
 
         with running(private_url) as server:
             assert outcome(server.authentication.Authenticate, by("ada@example.com", file.password)) == "OK"
@@ -196,22 +196,25 @@ class TestSecrets:
 
     @pytest.mark.parametrize("make", [firebase, pepper])
     def test_a_dry_run_stores_no_secret(
-        self, private_url: URL, tmp_path: Path, make: Callable[[Path], Peculiar]
+        self, private_url: URL, tmp_path: Path, make: Callable[[Path], SecretFile]
     ) -> None:
         """It checks the rows as if the secret were stored. The import stores it once, with an event."""
         file = make(tmp_path)
 
-        assert file.bring(private_url, "--dry-run") == (0, "Would be: 1 created, 0 skipped, 0 updated, 0 refused.\n")
+        assert file.import_users(private_url, "--dry-run") == (
+            0,
+            "Would be: 1 created, 0 skipped, 0 updated, 0 refused.\n",
+        )
         assert rows_of(private_url, "import_schemes") + rows_of(private_url, "audit_events") == []
         for _ in range(2):
-            assert file.bring(private_url, "--on-conflict", "skip")[0] == 0
+            assert file.import_users(private_url, "--on-conflict", "skip")[0] == 0
         assert len(rows_of(private_url, "import_schemes")) == 1
         [event] = [row for row in rows_of(private_url, "audit_events") if row["action"] == "StoreHashSecret"]
         assert (event["changed_fields"], event["outcome"]) == ([make.__name__], "succeeded")
         assert (event["caller"], event["target_user_id"]) == ("command-line", None)
 
     @pytest.mark.parametrize("option", [(), ("--dry-run",)], ids=["an import", "a dry run"])
-    def test_parameters_that_are_none(self, private_url: URL, tmp_path: Path, option: tuple[str, ...]) -> None:
+    def test_invalid_parameters(self, private_url: URL, tmp_path: Path, option: tuple[str, ...]) -> None:
         """They end the command, also in a dry run."""
         for make, name, content, text in (
             (firebase, "config.txt", "rounds: 8", "it lacks base64_signer_key"),
@@ -220,7 +223,7 @@ class TestSecrets:
             file = make(tmp_path)
             (tmp_path / name).write_text(content)
 
-            code, said = file.bring(private_url, *option)
+            code, said = file.import_users(private_url, *option)
 
             assert (code, text in said, users_in(private_url)) == (1, True, 0)
 
@@ -238,7 +241,7 @@ class TestSecrets:
         with running(private_url) as server:
             assert outcome(server.authentication.Authenticate, by("ada", PASSWORD)) == "OK"
 
-    def test_a_hash_of_next_to_no_work_cannot_be_wrapped(self, private_url: URL, tmp_path: Path) -> None:
+    def test_a_hash_with_very_little_work_cannot_be_wrapped(self, private_url: URL, tmp_path: Path) -> None:
         """It is refused, by a dry run as well, unless it is to be kept."""
         path = tmp_path / "users.csv"
         path.write_text(f"email,username,hashed_password\nada@example.com,ada,pbkdf2_sha256$1$salt${'A' * 43}=\n")

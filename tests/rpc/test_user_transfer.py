@@ -1,4 +1,4 @@
-"""Imports and exports from the inside: who may, what is recorded and counted, and how a stream passes the pipeline."""
+"""Imports and exports: scopes, audit events, metrics, and streams."""
 
 import uuid
 from functools import partial
@@ -19,24 +19,24 @@ from tests.support.credentials import OTHER, signing_in
 from tests.support.databases import run
 from tests.support.errors import fails, failure_of
 from tests.support.factories import PASSWORD, get_request, new_user
+from tests.support.leak_detector import DETECTOR
 from tests.support.proxy import serving_through_a_proxy
 from tests.support.scrapes import free_port, scrape, value
 from tests.support.servers import BCRYPT_COST, RunningServer, Services, running
 from tests.support.superusers import tiers
 from tests.support.threads import at_once, outcomes
 from tests.support.waiting import eventually
-from tests.support.witness import WITNESS
 
 OTHER_HASH = hash_password(OTHER, BCRYPT_COST)
 FILLED_AT_ONCE = 4000
-"""Users: far more than the server can send ahead of a NARROW client by pages of one."""
+"""Users: far more than the server can send before a NARROW client reads, by pages of one."""
 
 NARROW = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 16_384))
 """A client with these options takes less than a page before it reads."""
 
 
 def fill(url: URL, count: int, *, start: int = 1) -> None:
-    """So many users, whose names are numbered from `start`."""
+    """Insert users whose names are numbered from `start`."""
     names = "'user' || n || '@example.com', 'user' || n"
     numbers = f"generate_series({start}, {start + count - 1})"
     run(url, f"INSERT INTO users (email, username) SELECT {names} FROM {numbers} AS n")
@@ -44,7 +44,7 @@ def fill(url: URL, count: int, *, start: int = 1) -> None:
 
 class TestWhoMay:
     def test_superusers_need_their_scope(self, private_url: URL) -> None:
-        """An import replaces no superuser's password without users.superuser, however unused it is."""
+        """An import without users.superuser replaces no superuser's password, even if it was never used."""
         with tiers(private_url) as found:
             row = imported(hashed_password=HASH)
             [first] = run_import(found.weak, row)
@@ -92,7 +92,7 @@ class TestImport:
         ]
 
     def test_ids_that_are_taken(self, private_server: RunningServer) -> None:
-        """Rows that came with ids of their own lie ahead of the sequence: the import goes past them."""
+        """Rows with ids ahead of the sequence were inserted before: the import skips these ids."""
         run(
             private_server.url,
             "INSERT INTO users (id, email, username) OVERRIDING SYSTEM VALUE"
@@ -104,8 +104,8 @@ class TestImport:
         assert {one.outcome for one in results} == {CREATED}
         assert not {one.user_id for one in results} & set(range(2, 6))
 
-    def test_ids_are_not_drawn_in_vain(self, private_server: RunningServer) -> None:
-        """A file that is imported again uses up no ids."""
+    def test_a_repeated_import_uses_no_ids(self, private_server: RunningServer) -> None:
+        """The rows exist already."""
         rows = [imported() for _ in range(50)]
         run_import(private_server, *rows)
 
@@ -123,7 +123,7 @@ class TestImport:
             assert sent == ["BEGIN", "INSERT", "INSERT", "COMMIT"]
 
     def test_a_batch_does_not_read_the_table(self, private_server: RunningServer) -> None:
-        """Each name is looked up by index: a batch takes as long as the one before, however many users there are."""
+        """Each name is looked up by an index, so that the time of a batch does not grow with the number of users."""
         fill(private_server.url, 4000)
         run(private_server.url, "ANALYZE users")
         plans: list[str] = []
@@ -155,7 +155,7 @@ class TestImport:
         assert found == {"created": 2, "refused": 1}
 
     def test_two_imports_of_the_same_rows(self, private_server: RunningServer) -> None:
-        """At once, one of them backwards: no deadlock reaches a caller, and each user is created once."""
+        """At once, one in reverse order: no deadlock reaches a caller, and each user is created once."""
         rows = [imported() for _ in range(300)]
         batches = [rows, rows[::-1], rows[150:], rows[:150]]
 
@@ -165,7 +165,7 @@ class TestImport:
         assert sum(one.outcome == CREATED for batch in results for one in batch) == 300
 
     def test_one_request_id_at_once(self, private_server: RunningServer) -> None:
-        """All callers get the results of the one that was first."""
+        """All callers get the results of the first one."""
         rows = [imported() for _ in range(20)]
         request_id = "7b0e2d34-9f4c-4f5b-8a25-0f7ed2f2b9a1"
 
@@ -197,7 +197,7 @@ class TestImport:
 
 
 class TestStream:
-    def test_ends_itself_before_its_time_is_over(self, private_url: URL) -> None:
+    def test_ends_itself_before_its_deadline(self, private_url: URL) -> None:
         """OK with a token, before RPC_TIMEOUT: the rest comes with the next call, nobody twice.
 
         There are always more users than this client was sent, so that only the time ends the stream. Where a machine
@@ -234,13 +234,13 @@ class TestStream:
 
     @pytest.mark.parametrize("users", [3000, 1000], ids=["more pages", "last page"])
     def test_a_client_that_does_not_read(self, private_url: URL, users: int) -> None:
-        """It holds no connection of the pool while it is waited for, and is cancelled. The log does not say OK."""
+        """The stream holds no connection of the pool while it waits, and is cancelled. The log does not say OK."""
         fill(private_url, users)
         request_id = uuid.uuid4().hex
 
         def is_cancelled() -> bool:
             """By the line of this call: other servers of this process may log something as well."""
-            return any(request_id in text and "CALLER_GONE" in text for text in WITNESS.said)
+            return any(request_id in text and "CALLER_GONE" in text for text in DETECTOR.output)
 
         with running(private_url, db_pool_size=1, db_max_overflow=0, rpc_timeout=300) as server:
             with grpc.insecure_channel(server.address, NARROW) as channel:
@@ -257,7 +257,7 @@ class TestStream:
                 assert caught.value.code() == grpc.StatusCode.CANCELLED
 
     def test_a_connection_that_is_lost_between_two_pages(self, private_url: URL) -> None:
-        """The page is read again; the client notices nothing."""
+        """The page is read again, and the client does not notice."""
         fill(private_url, 30)
         with serving_through_a_proxy(private_url) as proxied:
             proxied.proxy.answer("users.id > 20", "57P01")
@@ -266,7 +266,7 @@ class TestStream:
         assert [entry.user.id for message in messages for entry in message.entries] == list(range(1, 31))
 
     def test_a_database_that_is_away(self, private_url: URL) -> None:
-        """The stream ends with the error; its client goes on with the last token."""
+        """The stream ends with the error; the client continues with the last token."""
         fill(private_url, 30)
         with serving_through_a_proxy(private_url) as proxied:
             proxied.proxy.answer("users.id > 20", "57P01", times=9)
@@ -279,7 +279,7 @@ class TestStream:
         assert [entry.user.id for message in got for entry in message.entries] == list(range(1, 31))
 
     def test_users_who_change_meanwhile(self, private_url: URL) -> None:
-        """Who exists throughout comes once, whatever is changed, created and deleted meanwhile."""
+        """A user who exists from the start to the end is sent once, whatever is changed or created meanwhile."""
         fill(private_url, 300)
         with running(private_url) as server:
             ids: list[int] = []
@@ -292,7 +292,7 @@ class TestStream:
         assert len(set(ids)) == len(ids)
 
     def test_the_log_has_a_line(self, private_server: RunningServer) -> None:
-        """Like any other call, when it ends."""
+        """As for any other call, when it ends."""
         fill(private_server.url, 3)
         line = line_of(lambda *a, **k: list(private_server.users.ExportUsers(*a, **k)), pb.ExportUsersRequest())
 
@@ -307,7 +307,7 @@ class TestStream:
         assert value(counted, "grpc_server_handled_total", grpc_type="server_stream", grpc_code="OK") == 1
 
     def test_the_trail(self, private_server: RunningServer) -> None:
-        """One event for each call; it says whether hashes went out."""
+        """One event for each call; it says whether hashes were exported."""
         for include in (False, True):
             list(private_server.users.ExportUsers(pb.ExportUsersRequest(include_hashes=include)))
 

@@ -1,4 +1,4 @@
-"""The verbs of an operator: what `python -m service VERB` does and prints."""
+"""The commands of an operator: `python -m service VERB`."""
 
 import re
 
@@ -10,7 +10,8 @@ from service.db.schema import needed_revision
 from tests.support.commands import run_module
 from tests.support.databases import Postgres, libpq_url, run
 from tests.support.factories import PASSWORD
-from tests.support.processes import process, set_revision
+from tests.support.processes import PATIENCE, process, set_revision
+from tests.support.scrapes import free_port
 from tests.support.servers import running
 
 HEAD = needed_revision()
@@ -52,7 +53,7 @@ class TestVerbs:
         ids=" ".join,
     )
     def test_the_trail_names_the_operator(self, private_url: URL, verb: tuple[str, ...]) -> None:
-        """OPERATOR, or who the operating system says it is; a name that could not be shown is refused."""
+        """By OPERATOR, or by the user of the operating system; a name that is not printable is refused."""
         due = "INSERT INTO users (email, username, deleted_at, purge_at) VALUES (%s, %s, '2020-01-01', '2020-02-01')"
         for settings in ({"OPERATOR": "Ada <ada@ops>"}, {}):
             run(private_url, "DELETE FROM users")
@@ -90,7 +91,7 @@ class TestVerbs:
         ]
 
     def test_calibrate(self, private_url: URL) -> None:
-        """Measures, and ends in a line for the settings, whose cost is never below what is safe."""
+        """It measures, and prints a line for the settings, whose cost is never below the safe minimum."""
         code, printed = self.run("service", "calibrate", "--target", "1", url=private_url)
 
         assert code == 0
@@ -109,7 +110,7 @@ class TestVerbs:
     def test_the_database_test_says_what_is_wrong(
         self, private_url: URL, change: dict[str, object], words: str
     ) -> None:
-        """One screen: what is wrong, what to do, and no secret."""
+        """What is wrong and what to do, without a secret."""
         query = private_url.query if "database" in change else {}
         url = private_url.set(host=private_url.host or "127.0.0.1" if query == {} else private_url.host, query=query)
 
@@ -136,7 +137,7 @@ class TestVerbs:
             assert verb.process.stdin is not None
             verb.process.stdin.write(f"{PASSWORD}\n")
             verb.process.stdin.close()
-            assert verb.process.wait(60) == 0
+            assert verb.process.wait(PATIENCE) == 0
             verb.close()
 
         assert len([line for line in verb.lines if "INSERT INTO users" in line]) == 1
@@ -144,8 +145,10 @@ class TestVerbs:
 
     def test_health_for_containers(self, private_url: URL) -> None:
         """0 while the server reports SERVING, 1 when it does not answer."""
-        with running(private_url) as server:
-            assert self.run("service", "health", "--address", server.address, url=private_url) == (0, "SERVING\n")
+        patiently = ("--timeout", str(PATIENCE))
+        with running(private_url, grpc_port=free_port()) as server:  # a port that nobody else gets afterwards
+            answer = self.run("service", "health", "--address", server.address, *patiently, url=private_url)
+            assert answer == (0, "SERVING\n")
         code, printed = self.run("service", "health", "--address", server.address, "--timeout", "1", url=private_url)
         assert code == 1
         assert re.search("UNAVAILABLE|DEADLINE_EXCEEDED", printed)

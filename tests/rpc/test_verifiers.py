@@ -1,6 +1,6 @@
-"""Access tokens as verifiers see them that were written elsewhere: PyJWT, and Envoy's `jwt_authn`.
+"""Access tokens with verifiers of others: PyJWT, and Envoy's `jwt_authn`.
 
-They read the keys from the HTTP port, and judge by the time of the machine: the clock of the servers here starts there.
+They read the keys from the HTTP port, and use the clock of the machine, at which the clock of the servers here starts.
 """
 
 import contextlib
@@ -58,7 +58,7 @@ PYJWT_REFUSALS = {
     "no signature": jwt.InvalidSignatureError,
     "a trailing character": jwt.InvalidSignatureError,
 }
-"""Each for the one thing that is wrong with it."""
+"""By what is wrong with the token."""
 ENVOY_TAKES = {"issued in the future", "another type", "a trailing character"}
 """Envoy 1.40 compares `exp` and `nbf`, not `iat`, and does not look at `typ`: this service signs nothing but access
 tokens with these keys. And it ignores what base64 has too much at the end of a signature, so that one token has several
@@ -69,7 +69,7 @@ Nothing here does: IntrospectToken refuses such a text, and looks sessions up by
 
 @contextlib.contextmanager
 def issuing(url: URL, clock: MovableClock | None = None) -> Iterator[RunningServer]:
-    """A server that issues tokens, and publishes its keys where its issuer's name says."""
+    """A server that issues tokens, and publishes its keys at the address of its issuer."""
     port = free_port()
     with running(url, clock, http_port=port, token_issuer=f"http://127.0.0.1:{port}", access_token_seconds=3600) as one:
         yield one
@@ -77,7 +77,7 @@ def issuing(url: URL, clock: MovableClock | None = None) -> Iterator[RunningServ
 
 @pytest.fixture(scope="module")
 def server(postgres: Postgres, template: str) -> Iterator[RunningServer]:
-    """One whose keys no test changes."""
+    """A server whose keys no test changes."""
     with postgres.scratch(template=template) as url, issuing(url) as found:
         yield found
 
@@ -109,13 +109,13 @@ def new_token(server: RunningServer) -> str:
 
 
 def forged_by(server: RunningServer, good: str) -> dict[str, str]:
-    """Bad tokens that are made with the server's own key."""
+    """Invalid tokens that are signed with the server's own key."""
     [next_kid] = [one.kid for one in keys_of(server) if one.state == pb.SigningKey.STATE_NEXT]
     return forgeries(good, key_of(server), next_kid)
 
 
 def key_of(server: RunningServer) -> EllipticCurvePrivateKey:
-    """The server's own key, which signs now."""
+    """The key with which the server signs."""
     keys = server.server.state.signing_keys
     assert keys is not None
     return keys.current(server.clock())[1]
@@ -131,12 +131,12 @@ def revoke(server: RunningServer, token: str) -> None:
 
 
 def verifier_of(server: RunningServer) -> Any:
-    """One that has not read the keys yet."""
+    """A verifier that has not read the keys yet."""
     return runpy.run_path(str(EXAMPLE))["Verifier"](issuer_of(server), API)
 
 
 def python_example(_: Path) -> list[str]:
-    """How to start the program. The others skip the test where their language or its packages are missing: a test
+    """The command of the program. The others skip the test if their language or its packages are missing: a test
     downloads nothing.
     """
     return [sys.executable, str(EXAMPLE)]
@@ -172,7 +172,7 @@ def go_example(directory: Path) -> list[str]:
 
 
 def judge(verifier: Any, token: str) -> type[Exception] | None:
-    """Why PyJWT refuses a token; None: it does not."""
+    """The exception with which PyJWT refuses a token; None: it accepts it."""
     try:
         verifier.verify(token)
     except jwt.PyJWTError as error:
@@ -181,7 +181,7 @@ def judge(verifier: Any, token: str) -> type[Exception] | None:
 
 
 def test_the_configuration_leads_to_the_keys(server: RunningServer) -> None:
-    """For those who look for them there; the others append the path to the issuer."""
+    """For verifiers that read it; the others append the path to the issuer."""
     configuration = orjson.loads(get(server.server.http_port, CONFIGURATION_PATH)[2])
     assert configuration["issuer"] == issuer_of(server)
     assert configuration["jwks_uri"] == issuer_of(server) + JWKS_PATH
@@ -219,7 +219,7 @@ class TestPyJWT:
         assert {what: judge(verifier, token) for what, token in forged_by(server, good).items()} == PYJWT_REFUSALS
 
     def test_a_rotation(self, private_url: URL) -> None:
-        """The next key is known by the time it signs; the tokens of before stay good."""
+        """A verifier knows the next key before it signs; earlier tokens stay valid."""
         with issuing(private_url) as server:
             verifier, before = verifier_of(server), new_token(server)
             assert judge(verifier, before) is None
@@ -231,7 +231,7 @@ class TestPyJWT:
             assert judge(verifier_of(server), before) is None  # with the keys of now
 
     def test_a_revoked_key(self, private_url: URL) -> None:
-        """Its tokens are refused once the keys are read again, and those of the next key are good at once."""
+        """Its tokens are refused once the keys are read again, and those of the next key are valid at once."""
         with issuing(private_url) as server:
             verifier, before = verifier_of(server), new_token(server)
             assert judge(verifier, before) is None
@@ -260,14 +260,14 @@ class TestExamples:
 
 class TestEnvoy:
     def test_it_accepts_a_good_token(self, server: RunningServer, proxy: Envoy) -> None:
-        """And tells the service behind it whose it is."""
+        """And passes the user id on."""
         user, tokens = signed_in(server, audience=("https://other.example.com", API))
         with proxy.client() as connection:
             assert ask(connection, tokens.access_token) == (http.client.OK, str(user.id))
             assert ask(connection, "")[0] in REFUSED
 
     def test_it_refuses_forgeries(self, server: RunningServer, proxy: Envoy) -> None:
-        """But for those that it takes for what they are: their user is the one that this service has signed."""
+        """Except for ENVOY_TAKES, whose user is the one that this service has signed."""
         good = new_token(server)
         with proxy.client() as connection:
             answers = {what: ask(connection, token) for what, token in forged_by(server, good).items()}
@@ -287,8 +287,8 @@ class TestEnvoy:
             assert set(load.statuses) == {http.client.OK}
 
     def test_keys_that_it_has_not_read(self, private_url: URL, tmp_path: Path) -> None:
-        """It does not read them because of a kid that it does not know: so keys are published early. Nor does a
-        revocation reach it before it reads them again.
+        """An unknown kid does not make it read them, which is why keys are published early. Nor does it know of a
+        revocation before it reads them again.
         """
         with issuing(private_url) as server, envoy_of(server, tmp_path) as proxy, proxy.client() as connection:
             first = new_token(server)
@@ -318,7 +318,7 @@ class Load:
         self._threads += [pool.submit(self._ask, kids) for kids in self._kids]
 
     def wait_for_kids(self, count: int) -> None:
-        """Return when each thread has used tokens of so many keys."""
+        """Wait until each thread has used tokens of this many keys."""
         eventually(
             lambda: all(len(kids) >= count for kids in self._kids) or any(one.done() for one in self._threads),
             f"tokens of {count} keys on each thread",

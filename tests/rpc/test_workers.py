@@ -1,4 +1,4 @@
-"""Several worker processes behind one port: replaced, killed and stopped under load."""
+"""Several worker processes on one port: reloaded, killed and stopped under load."""
 
 import os
 import shutil
@@ -21,12 +21,11 @@ from personae.v1 import user_pb2, user_pb2_grpc
 from service.base.clock import utc_now
 from service.dev.certificates import make_dev_certificates
 from tests.support.databases import libpq_url, wait_until_blocked
-from tests.support.factories import PASSWORD, get_request, new_user
+from tests.support.factories import PASSWORD, creation, get_request, new_user
 from tests.support.load import Load
 from tests.support.processes import PATIENCE, Process, process
 from tests.support.scrapes import free_port, get, value, wait_until
 from tests.support.servers import KEY
-from tests.support.threads import at_once
 
 OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 
@@ -46,7 +45,7 @@ def workers_of(server: Process) -> set[int]:
 
 
 def kill_a_worker(server: Process) -> int:
-    """End one as the kernel does when memory is short; returns once another one serves in its place."""
+    """Kill a worker as the kernel does when memory is short, and wait until another one serves in its place."""
     victim = min(workers_of(server))
     os.kill(victim, signal.SIGKILL)
     server.wait_for("worker serves", 3)
@@ -72,7 +71,7 @@ def test_a_reload_fails_no_call_and_a_stop_only_those_that_can_be_retried(shared
         assert codes(load) == {"UNAVAILABLE"}
 
 
-def test_a_killed_worker_is_back_and_only_its_calls_fail(shared_url: URL) -> None:
+def test_a_killed_worker_is_replaced_and_only_its_calls_fail(shared_url: URL) -> None:
     """SIGKILL: UNAVAILABLE for the calls on their way to it, no other code, and a new worker in its place."""
     with serving(shared_url) as (server, address):
         with Load(address) as load:
@@ -96,8 +95,8 @@ def test_a_restart_fails_no_call_of_callers_with_retries(shared_url: URL) -> Non
     assert len(set(load.created)) == len(load.created)
 
 
-def test_on_sigterm_a_long_call_holds_back_no_other_caller(shared_url: URL) -> None:
-    """Only the connections of RPCs that run are kept: all others are closed at once, so that callers go elsewhere."""
+def test_on_sigterm_connections_without_calls_are_closed(shared_url: URL) -> None:
+    """At once, so that their callers use another server. Only connections with running RPCs are kept."""
     with serving(shared_url, GRPC_MAX_CONNECTION_AGE="60") as (server, address):
         with grpc.insecure_channel(address) as slow, grpc.insecure_channel(address, OWN_CONNECTION) as idle:
             users = user_pb2_grpc.UserServiceStub(slow)
@@ -118,8 +117,8 @@ def test_on_sigterm_a_long_call_holds_back_no_other_caller(shared_url: URL) -> N
         assert server.process.wait(PATIENCE) == 0
 
 
-def test_on_sigterm_health_turns_first(shared_url: URL) -> None:
-    """NOT_SERVING is said at once, and calls are served for SHUTDOWN_DRAIN seconds more. A second signal kills."""
+def test_on_sigterm_health_changes_first(shared_url: URL) -> None:
+    """It is NOT_SERVING at once, and calls are served for SHUTDOWN_DRAIN seconds more. A second signal kills."""
     port = free_port()
     with serving(shared_url, SHUTDOWN_DRAIN="600", METRICS_PORT=str(port)) as (server, address):
         with grpc.insecure_channel(address) as channel:
@@ -149,8 +148,8 @@ def test_metrics_are_those_of_all_workers(shared_url: URL) -> None:
 
 
 def test_a_worker_that_cannot_write_metrics_serves(shared_url: URL, tmp_path: Path) -> None:
-    """Without metrics, when their directory is gone. The one that a killed supervisor left behind is removed, and what
-    others have put there does not hold up the start.
+    """Without metrics, if their directory was deleted. The directory of a killed supervisor is removed at the next
+    start, and files of others there do not delay it.
     """
     abandoned = tmp_path / "personae-metrics-abandoned"
     abandoned.mkdir()
@@ -185,8 +184,8 @@ def test_workers_share_the_port_with_no_other_server_and_outlive_no_supervisor(s
 
 
 def test_a_reload_never_protects_less(shared_url: URL, tmp_path: Path) -> None:
-    """A new worker whose settings would not do for a start, or protect less than before, does not serve: the old ones
-    go on. What the supervisor keeps, like GRPC_HOST, is validated together with what a new worker reads.
+    """A new worker with settings that are invalid, or protect less than before, does not serve: the old ones continue.
+    Settings that the supervisor keeps, like GRPC_HOST, are validated together with those that a new worker reads.
     """
     make_dev_certificates(tmp_path, now=utc_now())
     tls = {"TLS_CERTIFICATE_FILE": "server/server.pem", "TLS_PRIVATE_KEY_FILE": "server/server.key"}
@@ -228,7 +227,7 @@ def test_a_reload_never_protects_less(shared_url: URL, tmp_path: Path) -> None:
         assert server.end() == 0
 
 
-def test_while_the_supervisor_is_stopped_calls_go_on(shared_url: URL) -> None:
+def test_while_the_supervisor_is_stopped_calls_are_served(shared_url: URL) -> None:
     """Its workers neither wait for it nor are they killed when it continues."""
     with serving(shared_url, HEALTH_PROBE_INTERVAL="0.001") as (server, address):
         before = workers_of(server)
@@ -242,24 +241,32 @@ def test_while_the_supervisor_is_stopped_calls_go_on(shared_url: URL) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux pins")
-def test_each_worker_has_a_core_and_hashes_on_all(shared_url: URL) -> None:
-    """With as many workers as cores, each is pinned to its own, but for the threads that hash."""
+def test_each_worker_has_a_core_and_hashes_on_all(private_url: URL) -> None:
+    """With as many workers as cores, each is pinned to its own, except for the threads that hash."""
     cores = os.sched_getaffinity(0)
-    with serving(shared_url, GRPC_WORKERS=str(len(cores))) as (server, address):
-        with grpc.insecure_channel(address) as channel:
-            users = user_pb2_grpc.UserServiceStub(channel)
-            at_once(4 * len(cores), lambda _: new_user(users, password=PASSWORD))  # on one connection
+    hashing = min(len(cores), 10)  # no more than a worker has connections to the database
+    with serving(private_url, GRPC_WORKERS=str(len(cores))) as (server, address):
         pinned = [os.sched_getaffinity(pid) for pid in workers_of(server)]
         assert sorted(min(found) for found in pinned) == sorted(cores)
         assert {len(found) for found in pinned} == {1}
-        threads = [[thread.id for thread in psutil.Process(pid).threads()] for pid in workers_of(server)]
-        anywhere = [sum(os.sched_getaffinity(thread) == cores for thread in found) for found in threads]
+        with (
+            grpc.insecure_channel(address) as channel,  # one connection, so one worker
+            create_engine(private_url, poolclass=NullPool).begin() as holder,
+        ):
+            holder.exec_driver_sql("LOCK TABLE users IN EXCLUSIVE MODE")  # each call keeps its thread after the hash
+            create = user_pb2_grpc.UserServiceStub(channel).CreateUser
+            calls = [create.future(creation(password=PASSWORD), timeout=PATIENCE) for _ in range(hashing)]
+            wait_until_blocked(private_url, statements=hashing)
+            threads = [[thread.id for thread in psutil.Process(pid).threads()] for pid in workers_of(server)]
+            anywhere = [sum(os.sched_getaffinity(thread) == cores for thread in found) for found in threads]
+            holder.rollback()
+            assert all(call.result().id for call in calls)
         log_threads = 1  # started before the worker was pinned
-        assert max(anywhere) - log_threads >= len(cores)
+        assert max(anywhere) - log_threads >= hashing
 
 
 def test_fewer_workers_where_the_database_has_no_connections_for_more(shared_url: URL) -> None:
-    """By default there are no more workers than the database can have the pools of, and the log says so."""
+    """By default only as many workers as the database has connections for their pools. The log says so."""
     with serving(shared_url, GRPC_WORKERS="0", DB_POOL_SIZE="100", DB_MAX_OVERFLOW="100") as (server, _):
         logged = orjson.loads(server.wait_for("fewer workers than cores"))
         assert logged["workers"] == 1
@@ -267,7 +274,7 @@ def test_fewer_workers_where_the_database_has_no_connections_for_more(shared_url
 
 
 def test_all_workers_serve_the_public_keys(private_url: URL) -> None:
-    """On one HTTP port, with the same keys, and no request fails while they are replaced."""
+    """On one HTTP port, with the same keys, and no request fails while workers are replaced."""
     port = free_port()
 
     def keys() -> tuple[int, bytes]:

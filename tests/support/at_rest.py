@@ -1,4 +1,4 @@
-"""What the database of a test holds. No secret is there in clear, whatever column it might have come into."""
+"""Dumps the database of a test, and searches it for secrets in clear text."""
 
 import contextlib
 import re
@@ -11,8 +11,8 @@ from sqlalchemy.engine import URL
 
 from service.core.sessions.refresh_tokens import TOKEN_PATTERN, BadRefreshTokenError
 from tests.support.databases import libpq_url
+from tests.support.leak_detector import LOOKS_LIKE_A_TOKEN, MIN_LENGTH, LeakDetector
 from tests.support.sessions import in_token
-from tests.support.witness import LOOKS_LIKE_A_TOKEN, MIN_LENGTH, Witness
 
 _TABLES = "SELECT oid::regclass::text FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
 _BINARY = re.compile(r'"\\\\x([0-9a-f]+)"')
@@ -25,23 +25,21 @@ _WORD = re.compile(rf"[\w-]{{{MIN_LENGTH},}}")
 
 @dataclass(frozen=True)
 class Dump:
-    """All rows of all tables in JSON, without the emails and usernames, which are there in clear; and besides all bytes
-    of the binary values.
-    """
+    """All rows of all tables as JSON, without emails and usernames, and the bytes of all binary values."""
 
     text: str
     binary: str
 
-    def leaks(self, witness: Witness) -> Iterator[str]:
-        """What should not be there: by its pattern, and of what the tests have sent and received by its value.
+    def leaks(self, detector: LeakDetector) -> Iterator[str]:
+        """Yield the secrets in the dump: what looks like one, and what the tests have sent or received.
 
-        Looked for are whole words, which most secrets are, and passphrases.
+        Searches for whole words, which most secrets are, and for passphrases.
         """
         everything = f"{self.text}\n{self.binary}"
         for pattern in (LOOKS_LIKE_A_TOKEN, _PRIVATE_KEY):
             yield from (found[0] for found in pattern.finditer(everything))
         words = set(_WORD.findall(everything))
-        for secret in witness.secrets:
+        for secret in detector.secrets:
             if len(set(secret)) < MIN_LENGTH:
                 continue  # "xxx…" is also a user agent of some test
             if secret in words or (" " in secret and secret in everything):
@@ -63,7 +61,7 @@ def dump(url: URL) -> Dump:
 
 
 def _secret_in(token: str) -> str:
-    """The random part of a refresh token; the token itself, where it is no good one."""
+    """The random part of a refresh token; of a malformed one the token itself."""
     with contextlib.suppress(BadRefreshTokenError):
         return in_token(token).secret.decode("latin-1")
     return token

@@ -1,4 +1,4 @@
-"""The audit trail of a database: its events and its partitions, and events that tests put there."""
+"""Reads the audit trail of a database and its partitions, and inserts events."""
 
 import random
 from datetime import UTC, datetime, timedelta
@@ -17,18 +17,18 @@ from tests.support.databases import libpq_url, run
 ACTOR = Actor("billing", 77, "request-1")
 APPEND_ONLY = "is append-only"
 MONTHS = [datetime(2020, month, 1, tzinfo=UTC) for month in range(1, 7)]
-"""Months that have passed, for which a new database has no partition."""
+"""Past months, for which a new database has no partition."""
 
 
 def connect(url: URL) -> Any:
-    """A connection of the tables' owner, a superuser, beside the service."""
+    """Connect as the owner of the tables, a superuser."""
     connection = psycopg2.connect(libpq_url(url))
     connection.autocommit = True
     return connection
 
 
 def rows(database: Database, **conditions: Any) -> list[AuditRecord]:
-    """All events that the conditions describe, the newest first."""
+    """All events that meet the conditions, the newest first."""
     with database.scope() as session, reading(session):
         return audit.list_events(session, where=AuditFilter(**conditions), after=None, size=100_000).events
 
@@ -40,7 +40,7 @@ def partitions(database: Database) -> list[str]:
 
 
 def make_month(database: Database, starts_at: datetime) -> str:
-    """A partition for a month that has passed."""
+    """Create the partition of a past month. Returns its name."""
     name = f"audit_events_{starts_at:%Y_%m}"
     ends_at = (starts_at + timedelta(days=31)).replace(day=1)
     bounds = f"FROM ('{starts_at}') TO ('{ends_at}')"
@@ -49,7 +49,7 @@ def make_month(database: Database, starts_at: datetime) -> str:
 
 
 def fill(database: Database, times: list[datetime], seed: int = 1) -> None:
-    """Put an event at each of these times."""
+    """Insert an event at each of these times."""
     pick = random.Random(seed)
     events = [
         {

@@ -1,4 +1,4 @@
-"""The actions that the code records in the audit trail, read from its source: whatever reaches audit.record."""
+"""Finds the actions that the code records in the audit trail: all values that reach audit.record, by its source."""
 
 import ast
 import functools
@@ -13,7 +13,7 @@ Function = ast.FunctionDef
 
 
 class UnresolvedError(Exception):
-    """An action of which the source does not say what it can be."""
+    """The source does not show which values an action can have."""
 
 
 def service_sources() -> dict[str, str]:
@@ -41,12 +41,12 @@ class _Module:
     name: str
     tree: ast.Module
     functions: dict[str, Function] = field(default_factory=dict)
-    """Also methods. Two of one name are not told apart: the first is taken."""
+    """Also methods. Of two with one name the first is kept."""
     classes: dict[str, ast.ClassDef] = field(default_factory=dict)
     imports: dict[str, str] = field(default_factory=dict)
     """The dotted name behind each imported one."""
     within: dict[ast.AST, Function | None] = field(default_factory=dict)
-    """The innermost function around each node."""
+    """The innermost function that contains each node."""
     calls: list[ast.Call] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -70,7 +70,7 @@ class _Module:
             self._visit(child, function)
 
     def names(self, node: ast.AST, owner: "_Module", name: str, *, is_method: bool) -> bool:
-        """Whether this expression names a function or class of `owner`. is_method: then any object may be before it."""
+        """Whether this expression names a function or class of `owner`. is_method: or an attribute of any object."""
         full = f"{owner.name}.{name}"
         match node:
             case ast.Name(id=found):
@@ -91,7 +91,7 @@ class _Tree:
     modules: dict[str, _Module]
 
     def arguments(self, owner: _Module, function: Function, parameter: str) -> set[str]:
-        """What is passed for this parameter wherever the function is called."""
+        """The values of this parameter in all calls of the function."""
         named = [one.arg for one in (*function.args.posonlyargs, *function.args.args)]
         is_method = named[:1] == ["self"]
         found: set[str] = set()
@@ -101,7 +101,7 @@ class _Tree:
         return found
 
     def _fields(self, owner: _Module, name: str, attribute: str) -> set[str]:
-        """What is passed for this field wherever an object of the dataclass is made."""
+        """The values of this field in all calls of the dataclass."""
         named = [one.target.id for one in owner.classes[name].body if _is_field(one)]  # type: ignore[attr-defined]
         found: set[str] = set()
         for module, call in self._calls(owner, name, is_method=False):

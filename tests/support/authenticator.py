@@ -1,4 +1,4 @@
-"""An authenticator in software, for one site: makes a passkey and signs with it, also wrongly."""
+"""A software authenticator for one site: creates a passkey and signs with it; tests can make each part wrong."""
 
 import base64
 import hashlib
@@ -19,7 +19,7 @@ def encoded(data: bytes) -> str:
 
 
 class Authenticator:
-    """Holds one ES256 key. Its counter stays 0, as that of synced passkeys does, unless a test moves it."""
+    """Holds one ES256 key. Its counter stays 0, as that of synced passkeys does, unless a test sets it."""
 
     def __init__(self, rp_id: str, *, is_synced: bool = False) -> None:
         self.rp_id = rp_id
@@ -30,13 +30,13 @@ class Authenticator:
         self._key = ec.generate_private_key(ec.SECP256R1())
 
     def create(self, options_json: str, *, origin: str, **wrong: Any) -> str:
-        """What a browser makes of navigator.credentials.create with these options."""
+        """Answer navigator.credentials.create with these options, as a browser does."""
         options = json.loads(options_json)
         self.user_handle = _decoded(options["user"]["id"])
         return self.register(_decoded(options["challenge"]), origin=origin, **wrong)
 
     def get(self, options_json: str, *, origin: str, **wrong: Any) -> str:
-        """What a browser makes of navigator.credentials.get with these options."""
+        """Answer navigator.credentials.get with these options, as a browser does."""
         challenge = _decoded(json.loads(options_json)["challenge"])
         return self.sign(**{"challenge": challenge, "origin": origin} | wrong)
 

@@ -18,7 +18,7 @@ _FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usag
 
 
 class Page:
-    """A page whose authenticator has verified the person, and says yes to everything."""
+    """A page whose authenticator verifies the person and consents without asking."""
 
     def __init__(self, to_browser: int, from_browser: int) -> None:
         self._to, self._from = to_browser, from_browser
@@ -39,13 +39,13 @@ class Page:
             pass
 
     def run(self, script: str) -> Any:
-        """The value of an expression, which may be a promise. Raises AssertionError for what it throws."""
+        """Evaluate an expression, which may be a promise. Raises AssertionError with the exception that it throws."""
         answer = self.command("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]["exception"]["description"]
         return answer["result"].get("value")
 
     def verifies(self, *, is_verified: bool) -> None:
-        """Whether the authenticator recognises the person from now on."""
+        """Set whether the authenticator verifies the person from now on."""
         self.command("WebAuthn.setUserVerified", authenticatorId=self._authenticator, isUserVerified=is_verified)
 
     def command(self, method: str, **parameters: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Callers for tests, created through the feature as an operator does, and the outcome of their calls."""
+"""Creates callers as an operator does, and calls RPCs with their credentials."""
 
 import contextlib
 import os
@@ -27,14 +27,12 @@ from service.server.wiring import open_database
 from tests.support.certificates import Pair
 from tests.support.errors import Failure, failure_of
 from tests.support.factories import PASSWORD
+from tests.support.leak_detector import DETECTOR, Interceptor
 from tests.support.servers import settings_for
-from tests.support.waiting import eventually
-from tests.support.witness import WITNESS, Interceptor
+from tests.support.waiting import PATIENCE, eventually
 
-PATIENCE = 60
-"""Seconds after which a call that hangs fails its test."""
 LATE = "DATABASE_UNAVAILABLE"
-"""The answer on a machine so busy that reading the callers takes longer than CALLER_CACHE_SECONDS."""
+"""The answer on a machine that is so busy that one read of the callers takes longer than it may."""
 LIST_USERS = "/personae.v1.UserService/ListUsers"
 REQUESTS: dict[str, Any] = {
     f"/{service.full_name}/{method.name}": message_factory.GetMessageClass(method.input_type)
@@ -53,7 +51,7 @@ REFUSALS = {
     "CERTIFICATE_UNKNOWN": "The client certificate does not identify exactly one caller.",
     "CERTIFICATE_EXPIRED": "The client certificate has expired. Connect again with a new one.",
 }
-"""The messages of refusals, by reason. Repeated here because they are part of the contract."""
+"""The messages of refusals, by reason. They are repeated here because they are part of the contract."""
 
 
 def new_key() -> NewKey:
@@ -78,7 +76,7 @@ class Operator:
             yield session
 
     def create(self, *scopes: str, identities: Sequence[str] = (), audiences: Sequence[str] = ()) -> str:
-        """Create a caller; its unique name."""
+        """Create a caller. Returns its name, which is unique."""
         name = f"caller-{secrets.token_hex(6)}"
         with self.changing() as session:
             administration.create_caller(session, name, scopes=scopes, audiences=audiences, identities=identities)
@@ -89,7 +87,7 @@ class Operator:
         key, now = new_key(), now or datetime.now(UTC)
         with self.changing() as session:
             administration.add_key(session, name, key, expires_at=now + valid_for, now=now)
-        WITNESS.secrets.add(key.text)
+        DETECTOR.secrets.add(key.text)
         return key
 
     def create_with_key(
@@ -116,7 +114,7 @@ class Operator:
 
 @contextlib.contextmanager
 def operating(url: URL, *, connections: int = 5) -> Iterator[Operator]:
-    """An operator of this database."""
+    """Open the database for an operator."""
     database = open_database(settings_for(url, db_pool_size=connections), url)
     try:
         yield Operator(database)
@@ -155,7 +153,7 @@ def keyed(channel: grpc.Channel, key: NewKey) -> grpc.Channel:
 
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[grpc.Channel]:
-    """A channel with its own connection in clear text."""
+    """A channel with a connection of its own, without TLS."""
     with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         yield grpc.intercept_channel(channel, Interceptor())
 
@@ -174,7 +172,7 @@ def call(
 
 
 def told(channel: grpc.Channel, *authorization: str, **options: Any) -> str:
-    """The outcome of such a call: OK, or the reason of the failure. Checks the whole answer of a refused call."""
+    """Call, and return OK or the reason of the failure. Checks the whole answer of a refused call."""
     try:
         call(channel, *authorization, **options)
     except grpc.RpcError as error:
@@ -183,30 +181,30 @@ def told(channel: grpc.Channel, *authorization: str, **options: Any) -> str:
 
 
 def reason_of(failure: Failure) -> str:
-    """The reason of a failure, for SCOPE_MISSING with the scope. A refusal must say no more than that."""
+    """The reason of a failure, for SCOPE_MISSING with the scope. A refusal must reveal no more than that."""
     if failure.reason == "SCOPE_MISSING":
         [(name, scope)] = failure.error_metadata.items()
         assert name == "scope"
         assert failure.code is grpc.StatusCode.PERMISSION_DENIED
         assert failure.message == f"The caller has not been granted the scope {scope}."
-        _says_no_more(failure)
+        _reveals_no_more(failure)
         return f"SCOPE_MISSING {scope}"
     if failure.reason in REFUSALS:
         assert failure.code is grpc.StatusCode.UNAUTHENTICATED
         assert failure.message == REFUSALS[failure.reason]
         assert failure.error_metadata == {}
-        _says_no_more(failure)
+        _reveals_no_more(failure)
     return failure.reason
 
 
-def _says_no_more(failure: Failure) -> None:
+def _reveals_no_more(failure: Failure) -> None:
     assert failure.violations == {}
     assert failure.retry_after is None
     assert failure.trailers.keys() == {"x-request-id"}
 
 
 def call_until(after: str, call: Callable[[], str], *, before: str) -> float:
-    """Call until the answer is the new one; when the last call began that got the old one."""
+    """Call until the answer changes. Returns when the last call began that was answered as before."""
     last = float("-inf")
 
     def is_new() -> bool:
@@ -223,7 +221,7 @@ def call_until(after: str, call: Callable[[], str], *, before: str) -> float:
 
 
 def naming(method: str, user: user_pb2.User) -> bytes:
-    """A request of this RPC with the user in every field that can name one."""
+    """A request of this RPC that names the user in every field that can."""
     request: Message = REQUESTS[method]()
     _name(request, user)
     return request.SerializeToString()
@@ -243,10 +241,10 @@ def _name(message: Message, user: user_pb2.User) -> None:
 
 
 def other_address() -> str | None:
-    """An address of this machine other than loopback; None where it has none."""
+    """An address of this machine that is not loopback, if it has one."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing, but finds the way
+            probe.connect(("192.0.2.1", 9))  # sends nothing, but finds the route
         except OSError:
             return None
         address = str(probe.getsockname()[0])

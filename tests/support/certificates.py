@@ -1,4 +1,4 @@
-"""Certificates for tests, a bare TLS server that shows them, and clients that look at them."""
+"""Certificates for tests, a small gRPC server with TLS, and TLS clients."""
 
 import contextlib
 import os
@@ -82,7 +82,7 @@ def self_issued(key: CertificateIssuerPrivateKeyTypes) -> x509.CertificateBuilde
 
 
 def may_sign_others(*names: x509.GeneralName) -> x509.Certificate:
-    """The certificate of a CA that has these names itself."""
+    """A CA certificate with these names."""
     key = ec.generate_private_key(ec.SECP256R1())
     return (
         self_issued(key)
@@ -100,7 +100,7 @@ def replace(path: Path, data: bytes) -> None:
 
 
 def become_pipe(path: Path) -> None:
-    """Replace a file by a pipe: opening it would block for ever."""
+    """Replace a file by a named pipe: opening it would block for ever."""
     path.unlink()
     os.mkfifo(path)
 
@@ -121,7 +121,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Seen:
-    """A client that got through, as the server saw it."""
+    """A client whose call was served, as the server saw it."""
 
     address: str
     certificate: ClientCertificate | None
@@ -139,7 +139,7 @@ class TlsServer:
     seen: list[Seen] = field(default_factory=list)
 
     def show(self, request: bytes, context: grpc.ServicerContext) -> bytes:
-        """The one method: answers with the identities of the client."""
+        """Answer with the identities of the client."""
         shown: Mapping[str, Any] = context.auth_context()
         certificate = certificate_in(shown)
         self.seen.append(Seen(context.peer(), certificate, is_resumed=shown.get("ssl_session_reused") == [b"true"]))
@@ -148,7 +148,7 @@ class TlsServer:
 
 @contextlib.contextmanager
 def serving(files: TlsFiles, clock: Clock) -> Iterator[TlsServer]:
-    """Serve with the certificate in these files for as long as the block runs."""
+    """Serve with the certificate in these files while the block runs."""
     found = TlsServer(Certificates(files, clock=clock))
     handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(found.show)
     with ThreadPoolExecutor(4) as pool:
@@ -173,7 +173,7 @@ def channel(
     host: str = "127.0.0.1",
     options: Sequence[tuple[str, Any]] = (),
 ) -> grpc.Channel:
-    """A channel with its own connection that trusts these CAs and shows this client certificate."""
+    """A channel with a connection of its own, which trusts these CAs and presents this client certificate."""
     credentials = (
         grpc.ssl_channel_credentials(ca)
         if client is None
@@ -187,13 +187,13 @@ def method(channel: grpc.Channel) -> Callable[..., bytes]:
 
 
 def call(port: int, ca: Issued, client: Issued | None = None, *, host: str = "127.0.0.1") -> str:
-    """What the server answers on a new connection. Raises RpcError."""
+    """Call on a new connection, and return the answer. Raises RpcError."""
     with channel(port, ca.certificate_pem, client, host=host) as found:
         return method(found)(b"", timeout=PATIENCE).decode()
 
 
 def tls_context(ca: Issued, client: Issued | None = None, *, version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
-    """The TLS client of the standard library. version: speak only this one, even if it is obsolete."""
+    """A context for TLS clients of the standard library. version: the only one, even if it is obsolete."""
     context = ssl.create_default_context(cadata=ca.certificate_pem.decode())
     context.set_alpn_protocols(["h2"])
     if version is not None:
@@ -211,7 +211,7 @@ def tls_context(ca: Issued, client: Issued | None = None, *, version: ssl.TLSVer
 
 
 def allow_only(context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
-    """Speak only this version, with any cipher and key."""
+    """Allow only this version, with any cipher and key."""
     context.set_ciphers("DEFAULT@SECLEVEL=0")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -221,14 +221,14 @@ def allow_only(context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
 
 @contextlib.contextmanager
 def connected(port: int, context: ssl.SSLContext, session: ssl.SSLSession | None = None) -> Iterator[ssl.SSLSocket]:
-    """A connection after its handshake. Raises SSLError."""
+    """Connect, and complete the handshake. Raises SSLError."""
     with socket.create_connection(("127.0.0.1", port), PATIENCE) as raw:
         with context.wrap_socket(raw, server_hostname="localhost", session=session) as found:
             yield found
 
 
 def shown_by(port: int, ca: Issued) -> x509.Certificate:
-    """The certificate that the server shows in a new handshake, which must succeed."""
+    """The certificate that the server presents in a new handshake, which must succeed."""
     with connected(port, tls_context(ca)) as found:
         der = found.getpeercert(binary_form=True)
     assert der is not None

@@ -7,10 +7,13 @@ _TICK = timedelta(microseconds=1)
 
 
 class MovableClock:
-    """Stands still until it is advanced; each reading is a microsecond later, so that no two moments are equal."""
+    """Stands still until it is advanced, but for a microsecond at each reading, so that no two are equal.
+
+    It starts at a whole second: no reading crosses into the next second, nor into the next step of a TOTP.
+    """
 
     def __init__(self) -> None:
-        self._now = datetime.now(UTC)
+        self._now = datetime.now(UTC).replace(microsecond=0)
         self._ticks = itertools.count()
 
     def __call__(self) -> datetime:

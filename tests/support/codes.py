@@ -1,4 +1,4 @@
-"""One-time codes: issued and used, in every way there is."""
+"""Issues and uses one-time codes of each kind."""
 
 import re
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def complete_reset(api: Services, code: str) -> user_pb2.User:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of code: how it is issued, and how it is used."""
+    """The RPCs that issue and use a kind of code."""
 
     start: Callable[[Services, user_pb2.User], str]
     complete: Callable[[Services, str], user_pb2.User]

@@ -22,7 +22,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
     @property
     def spans(self) -> list[Span]:
-        """All spans that came, in the order of their start."""
+        """All spans that were received, in the order of their start."""
         found = [span for group in self.groups for scope in group.scope_spans for span in scope.spans]
         return sorted(found, key=lambda span: span.start_time_unix_nano)
 

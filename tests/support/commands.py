@@ -1,8 +1,8 @@
-"""Commands as an operator runs them, `python -m MODULE …`: what they say, and their exit code.
+"""Runs commands as an operator does, `python -m MODULE …`, and returns their exit code and output.
 
-To start Python and import everything takes a second, and the tests run hundreds of commands. So a command runs in a
-fork of a process that has done all imports: this module, run as a program. A test whose variables change how Python
-starts gets a new Python.
+Starting Python with all imports takes a second, and the tests run hundreds of commands. So a command runs in a fork of
+a process that has done all imports: this module, run as a program. A test whose variables change how Python starts gets
+a new Python.
 """
 
 import functools
@@ -30,7 +30,7 @@ _STREAMS = ("stdin", "stdout", "stderr")
 def run_module(
     *arguments: str | bytes, cwd: Path = ROOT, text: bytes = b"", environment: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[int, str]:
-    """The exit code of `python -m MODULE …`, and all that it says."""
+    """Run `python -m MODULE …`. Returns its exit code and its output."""
     settings = {"BCRYPT_COST": "4", "SECRET_KEYS": KEY, **inherited(), **environment}
     done = run_command(arguments, cwd=cwd, text=text, environment=settings)
     return done.returncode, (done.stdout + done.stderr).decode(errors="replace")
@@ -39,7 +39,7 @@ def run_module(
 def run_command(
     arguments: Sequence[str | bytes], *, environment: Mapping[str, str], cwd: Path = ROOT, text: bytes = b""
 ) -> "subprocess.CompletedProcess[bytes]":
-    """Run `python -m` with these arguments, this environment and nothing else, to its end. text: standard input."""
+    """Run `python -m` with these arguments and only this environment. text: standard input."""
     if any(name.startswith(("PYTHON", "LC_")) and value != str(ROOT) for name, value in environment.items()):
         environment = {"PYTHONPATH": str(ROOT), **environment}
         command = [sys.executable, "-m", *arguments]
@@ -59,7 +59,7 @@ def run_command(
 
 
 def refused(answer: tuple[int, str]) -> str:
-    """What a command says that cannot do its work: one line, without a traceback."""
+    """The message of a command that failed. It must be one line, without a traceback."""
     code, said = answer
     assert (code, said.count("\n"), said.startswith("personae: ")) == (1, 1, True), said
     return said.removeprefix("personae: ").rstrip()
@@ -67,7 +67,7 @@ def refused(answer: tuple[int, str]) -> str:
 
 @functools.cache
 def _forking() -> "subprocess.Popen[str]":
-    """The process that forks. It ends with this one, which has the other end of its pipe."""
+    """Start the process that forks. It ends with this one, which has the other end of its pipe."""
     return subprocess.Popen(
         [sys.executable, "-m", __spec__.name], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -77,7 +77,7 @@ def _main() -> None:
     """Run the jobs on standard input, one per line, until it ends."""
     for module in ("service.cli.main", "service.server.server", "service.db.test_db", "alembic.config"):
         importlib.import_module(module)
-    gc.freeze()  # or a fork that ends would look at, and so copy, every object of this process
+    gc.freeze()  # or a fork would visit every object of this process when it ends, and so copy its memory
     jobs, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     for job in jobs:
         child = os.fork()
@@ -89,7 +89,7 @@ def _main() -> None:
 
 
 def _become(directory: str, cwd: str, environment: dict[str, str], arguments: list[str]) -> None:
-    """Become `python -m` with these arguments."""
+    """Turn this process into `python -m` with these arguments."""
     for number, name in enumerate(_STREAMS):
         opened = os.open(Path(directory, name), os.O_RDWR | os.O_APPEND)
         os.dup2(opened, number)

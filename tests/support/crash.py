@@ -1,4 +1,4 @@
-"""A crash of the embedded PostgreSQL."""
+"""Crashes the embedded PostgreSQL."""
 
 import os
 import signal
@@ -6,15 +6,14 @@ import signal
 import psutil
 
 from service.dev.postgres import EmbeddedPostgres
-
-_SECONDS = 20
+from tests.support.waiting import PATIENCE
 
 
 def crash(server: EmbeddedPostgres) -> None:
-    """Kill -9 of a server that this process has started; returns when its sessions have ended as well."""
+    """Send SIGKILL to a server that this process has started, and wait until its sessions have ended as well."""
     assert server.pid is not None
     sessions = psutil.Process(server.pid).children()
     os.kill(server.pid, signal.SIGKILL)
     server.stop()
-    _, alive = psutil.wait_procs(sessions, timeout=_SECONDS)
+    _, alive = psutil.wait_procs(sessions, timeout=PATIENCE)
     assert not alive

@@ -1,4 +1,4 @@
-"""Calls about credentials that many tests make, and what they leave in the database."""
+"""Calls about credentials that many tests make, and the rows that they leave."""
 
 import base64
 from collections.abc import Callable
@@ -20,15 +20,15 @@ from tests.support.servers import RunningServer, Services
 NEW = "glass tugboat nine o'clock"
 OTHER = "seven umbrellas in a canoe"
 UNLIKE_ANY = "".join(chr(0x4E00 + number) for number in range(257))
-"""257 characters that do not repeat: one more than a password may have."""
+"""257 different characters: one more than a password may have."""
 OLD_KEY = "old:" + base64.urlsafe_b64encode(b"o" * 32).decode()
 NEW_KEY = "new:" + base64.urlsafe_b64encode(b"n" * 32).decode()
 WAITS = {3: 1, 9: 3, 25: 10, 33: 3600}
-"""From how many failures on, how many seconds a name is locked."""
+"""The seconds that a name is locked, by the number of failures from which on."""
 
 
 def outcome(call: Callable[..., Any], request: Any) -> str:
-    """How a call ends: OK, or the reason of the failure."""
+    """Call, and return OK or the reason of the failure."""
     try:
         call(request)
     except grpc.RpcError as error:
@@ -45,7 +45,7 @@ def by_id(user: user_pb2.User, password: str = "wrong") -> authentication_pb2.Au
 
 
 def signing_in(server: Services, user: user_pb2.User, password: str) -> str:
-    """How a sign-in by id ends: OK, or the reason of the refusal."""
+    """Sign in by id, and return OK or the reason of the refusal."""
     return outcome(server.authentication.Authenticate, by_id(user, password))
 
 
@@ -54,7 +54,7 @@ def lockout_of(server: Services, user: user_pb2.User) -> authentication_pb2.Lock
 
 
 def counted(server: Services, user: user_pb2.User) -> tuple[int, int]:
-    """The failures on a user's email and on its username."""
+    """The failures counted on a user's email and on its username."""
     lockout = lockout_of(server, user)
     return lockout.email.failures, lockout.username.failures
 
@@ -65,14 +65,14 @@ def fail(server: Services, request: authentication_pb2.AuthenticateRequest, *, t
 
 
 def lock_for_an_hour(server: RunningServer, request: authentication_pb2.AuthenticateRequest) -> None:
-    """Fail 33 times, after every wait."""
+    """Fail 33 times, each after the wait."""
     for _ in range(33):
         server.clock.advance(timedelta(seconds=10))
         fail(server, request)
 
 
 def refused(call: Callable[..., Any], request: Any) -> tuple[Failure, timedelta]:
-    """How a call for a locked name is refused, and how long the person has to wait."""
+    """Call for a locked name. Returns the failure, and how long the person has to wait."""
     failure = fails(call, request)
     assert failure.reason == "TOO_MANY_ATTEMPTS"
     assert failure.trailers["grpc-retry-pushback-ms"] == "-1"

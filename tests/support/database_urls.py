@@ -1,4 +1,4 @@
-"""URLs that no command takes for a database, with what it says. None of them is tried."""
+"""Database URLs that every command refuses before it connects, with the error message."""
 
 from service.db.connections import connect_arguments
 
@@ -10,8 +10,8 @@ NOT_A_URL = "not a database URL; expected postgresql://"
 TLS = "INSECURE_PLAINTEXT_DATABASE=true"
 LOCAL = f"postgresql://ada:{P}@127.0.0.1:1/d"
 
-SETTINGS = [  # refused before anything is tried, and by every command alike
-    # what is no URL
+SETTINGS = [  # refused by the settings, so by every command
+    # not a URL
     ("   ", NOT_A_URL),
     ("127.0.0.1", NOT_A_URL),
     (f"host=127.0.0.1 password={P}", NOT_A_URL),
@@ -23,7 +23,7 @@ SETTINGS = [  # refused before anything is tried, and by every command alike
     (f"jdbc:postgresql://ada:{P}@127.0.0.1/d", "only PostgreSQL is supported"),
     (f"postgresql+asyncpg://ada:{P}@127.0.0.1/d", "by psycopg2; expected postgresql://"),
     (f"postgresql+psycopg://ada:{P}@127.0.0.1/d", "by psycopg2; expected postgresql://"),
-    # what is not text
+    # not text
     (f"postgresql://ada:{P}\udcff{Q}@127.0.0.1/d", "not UTF-8"),
     (f"postgresql://ada:{P}\n{Q}@127.0.0.1/d", "line end"),
     (f"postgresql://ada:{P}\r@127.0.0.1/d", "line end"),

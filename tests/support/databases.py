@@ -1,4 +1,4 @@
-"""Scratch databases on a real PostgreSQL: one migrated template, and copies of it."""
+"""Scratch databases on a real PostgreSQL: empty ones, and copies of a migrated template."""
 
 import contextlib
 import secrets
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def alembic_config(url: URL) -> Config:
-    """Alembic's configuration of this project, for one database."""
+    """The Alembic configuration of this project for one database."""
     config = Config(toml_file=ROOT / "pyproject.toml")
     config.attributes["url"] = url
     return config
@@ -32,16 +32,16 @@ def migrate(url: URL, revision: str = "head") -> None:
 
 @dataclass(frozen=True)
 class Postgres:
-    """A PostgreSQL server on which the tests may make databases. `url` itself is never written to."""
+    """A PostgreSQL server on which the tests may create databases. They never write to the database of `url`."""
 
     url: URL
     is_durable: bool = True
 
     @contextlib.contextmanager
     def scratch(self, *, template: str | None = None) -> Iterator[URL]:
-        """A new database, empty or a copy, that is dropped afterwards."""
+        """Create a database, empty or a copy of `template`, and drop it afterwards."""
         name = f"personae_test_{secrets.token_hex(6)}"
-        # To copy the files takes half the time, where the checkpoint that it begins with writes nothing to a disk.
+        # Copying files takes half the time where the checkpoint before it need not be written to a disk.
         strategy = "wal_log" if self.is_durable else "file_copy"
         create = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY {}").format(
             sql.Identifier(name), sql.Identifier(template or "template0"), sql.Identifier(strategy)
@@ -54,7 +54,7 @@ class Postgres:
 
 
 def run(url: URL | str, statement: str | sql.Composable, parameters: tuple[object, ...] | None = None) -> list[Any]:
-    """Run statements on a connection of their own, each in its own transaction; the rows that come back."""
+    """Run statements on a new connection, each in its own transaction. Returns the rows."""
     with contextlib.closing(psycopg2.connect(url if isinstance(url, str) else libpq_url(url))) as connection:
         connection.autocommit = True
         cursor = connection.cursor()
@@ -67,12 +67,12 @@ def libpq_url(url: URL) -> str:
     return url.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
-def is_blocked(url: URL) -> bool:
-    """Whether a statement in this database waits for a lock."""
+def is_blocked(url: URL, *, statements: int = 1) -> bool:
+    """Whether this many statements in the database, or more, wait for a lock."""
     waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    return bool(run(url, waiting))
+    return len(run(url, waiting)) >= statements
 
 
-def wait_until_blocked(url: URL) -> None:
-    """Return when a statement in this database waits for a lock."""
-    eventually(lambda: is_blocked(url), "a statement waits for a lock")
+def wait_until_blocked(url: URL, *, statements: int = 1) -> None:
+    """Wait until this many statements in the database wait for a lock."""
+    eventually(lambda: is_blocked(url, statements=statements), f"{statements} statements wait for a lock")

@@ -1,9 +1,9 @@
-"""Users of a Django project, made by Django itself. Its own process imports this, with its settings."""
+"""Creates users in a Django project. Imported by a process with that project's settings."""
 
 from django.contrib.auth import get_user_model, hashers
 
 HASHERS = ("PBKDF2", "PBKDF2SHA1", "Argon2", "BCryptSHA256", "BCrypt", "Scrypt", "MD5")
-"""All that Django ships, without the end of their names."""
+"""The names of all hashers that Django ships, without their suffix."""
 
 
 class Quick(hashers.PBKDF2PasswordHasher):  # type: ignore[misc]  # Django has no types
@@ -13,9 +13,9 @@ class Quick(hashers.PBKDF2PasswordHasher):  # type: ignore[misc]  # Django has n
 
 
 def create(count: int, password: str) -> None:
-    """Create so many users: one with a hash of each hasher at its own cost, the others with a quick one.
+    """Create users: one with a hash of each hasher at its default cost, the others with a quick one.
 
-    Some are as Django allows them and Personae does not.
+    Some are valid in Django, but not in Personae.
     """
     users = get_user_model().objects
     create_user = users.create_user

@@ -82,7 +82,7 @@ def steps(block: Block) -> Iterator[Step]:
 
 
 def replay(found: Sequence[Block], terminal: Terminal) -> list[str]:
-    """Run the console, sh and sql blocks in order. Returns one complaint for each output that differs from the docs."""
+    """Run the console, sh and sql blocks in order. Returns a message for each output that differs from the docs."""
     last = Answer()
     complaints: list[str] = []
     for block in found:
@@ -101,7 +101,7 @@ def replay(found: Sequence[Block], terminal: Terminal) -> list[str]:
 
 
 def _compared(step: Step, terminal: Terminal) -> tuple[Answer, list[str]]:
-    """Run a command. Returns its answer, and a complaint if the docs show another one."""
+    """Run a command. Returns its answer, and a message if the docs show another one."""
     expected = printed(step.output)
     answer = Answer()
 

@@ -29,8 +29,8 @@ from service.dev.postgres import find_bindir
 from tests.support.commands import run_command
 from tests.support.databases import ROOT, libpq_url
 from tests.support.docs_grpcurl import ADDRESS, MTLS_ADDRESS, Answer, Servers, parse, run
+from tests.support.leak_detector import DETECTOR
 from tests.support.servers import KEY
-from tests.support.witness import WITNESS
 
 STARTS_WITHIN = 120.0
 """Seconds within which a server must listen."""
@@ -83,7 +83,7 @@ class Terminal:
         return Answer(lines=self._shell(command, stderr=subprocess.STDOUT, check=False).splitlines())
 
     def is_settling(self, command: str) -> bool:
-        """Whether callers were changed, so that the servers may not know the change yet."""
+        """Whether callers were changed, so that the servers may not have read the change yet."""
         return command.startswith("grpcurl ") and self._has_changed_callers
 
     def source(self, block: str) -> None:
@@ -115,8 +115,8 @@ class Terminal:
         self._started.close()
 
     def _code(self, secret: str) -> str:
-        """What oathtool would print to somebody who waits for a new code each time: those of the step before, of this
-        one and of the next one, all of which are good now.
+        """The output of oathtool for a person who waits for a new code each time: the codes of the previous step, of
+        this one and of the next one, all of which are valid now.
         """
         self._codes[secret] += 1
         return str(pyotp.TOTP(secret).at(self._clock(), counter_offset=self._codes[secret] - 2))
@@ -183,7 +183,7 @@ def _server(block: str, directory: Path, environment: Mapping[str, str]) -> Iter
             said = [""]
             while '"listening"' not in said[-1]:
                 said.append(next(heard, ""))
-                assert said[-1], "no server came of it:\n" + "".join(said)
+                assert said[-1], "no server has started:\n" + "".join(said)
             giving_up.cancel()
             rest.start()
             yield json.loads(said[-1])
@@ -198,7 +198,7 @@ def _server(block: str, directory: Path, environment: Mapping[str, str]) -> Iter
 def _heard(stream: Iterable[str]) -> Iterator[str]:
     for line in stream:
         if line.startswith("{"):  # a log line; the example that `make run` prints holds an email
-            WITNESS.hear(line)
+            DETECTOR.record(line)
         yield line
 
 

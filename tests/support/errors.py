@@ -1,4 +1,4 @@
-"""What a caller reads from a failed RPC."""
+"""Reads the status, details and trailers of a failed RPC."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,13 +31,13 @@ class Failure:
 
     @property
     def visible(self) -> tuple[object, ...]:
-        """All that a caller could tell two failures apart by."""
+        """Everything by which a caller could distinguish two failures."""
         trailers = {key: value for key, value in self.trailers.items() if key != "x-request-id"}
         return self.code, self.message, self.reason, self.violations, self.error_metadata, trailers
 
 
 def failure_of(error: Any) -> Failure:
-    """The failure in an RpcError. Every failure carries an ErrorInfo of our domain, with the code of its reason."""
+    """Parse an RpcError. Every failure must have an ErrorInfo of our domain, with the code of its reason."""
     status = rpc_status.from_call(error)
     assert status is not None, f"{error.code()} without details: {error.details()}"
     found: dict[str, Any] = {}
@@ -68,7 +68,7 @@ def failure_of(error: Any) -> Failure:
 
 
 def fails(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Failure:
-    """The failure of a call that must fail."""
+    """Make a call that must fail. Returns the failure."""
     with pytest.raises(grpc.RpcError) as caught:
         call(*args, **kwargs)
     return failure_of(caught.value)

@@ -1,4 +1,4 @@
-"""Second factors in tests: people with an authenticator app, which is pyotp, and calls that many tests make."""
+"""Users with an authenticator app, which is pyotp, and calls about second factors that many tests make."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -28,7 +28,7 @@ Response = authentication_pb2.AuthenticateResponse
 
 @dataclass(frozen=True)
 class Person:
-    """A user with an app. session: that by which the app was enrolled."""
+    """A user with an app. session: the one in which the app was enrolled."""
 
     user: user_pb2.User
     app: pyotp.TOTP
@@ -37,18 +37,18 @@ class Person:
     session: str
 
     def code(self, now: datetime) -> str:
-        """What the app shows at this time."""
+        """The code that the app shows at this time."""
         shown: str = self.app.at(now)
         return shown
 
 
 def time(stamp: Timestamp, *, minus: timedelta) -> datetime:
-    """The server's time, from something that expires so much later: it may not be that of the tests."""
+    """The server's time, by an expiry and the lifetime. A remote server has another clock than the tests."""
     return stamp.ToDatetime(UTC) - minus
 
 
 def wrong(code: str) -> str:
-    """A code of the right form that is another one."""
+    """Another code of the same form."""
     return f"{(int(code) + 500_000) % 1_000_000:06}"
 
 
@@ -62,9 +62,9 @@ def completion(factor_id: str, code: str, **proof: str) -> factor_pb2.CompleteTo
 
 
 def enrol(server: Services, user: user_pb2.User | None = None, label: str = "", *, session: str = "") -> Person:
-    """A user, a new one if none is given, who has just enrolled an app, by the code of the step before.
+    """Enrol an app for a user, a new one if none is given, with the code of the previous step.
 
-    So those of this step and the next one are good for sign-ins.
+    So the codes of this step and of the next one are still unused.
     """
     user = user or new_user(server.users, password=PASSWORD)
     session = session or sign_in(server, user).session.id
@@ -86,7 +86,7 @@ def challenge_of(error: Any) -> Challenge:
 
 
 def challenged(server: Services, user: user_pb2.User, **fields: Any) -> Challenge:
-    """Sign in by the right password, which must not suffice."""
+    """Sign in with the right password, and return the challenge for a second factor."""
     request = by_id(user, PASSWORD)
     request.MergeFrom(authentication_pb2.AuthenticateRequest(**fields))
     with pytest.raises(grpc.RpcError) as caught:
@@ -100,14 +100,14 @@ def answer(ticket: str, **fields: Any) -> factor_pb2.CompleteSecondFactorRequest
 
 
 def second(server: Services, person: Person, **fields: Any) -> Response:
-    """Both steps, by the code of this step."""
+    """Sign in by both steps, with the code of this step unless fields are given."""
     challenge = challenged(server, person.user)
     fields = fields or {"totp_code": person.code(time(challenge.expires_at, minus=TICKET_VALID_FOR))}
     return server.factors.CompleteSecondFactor(answer(challenge.ticket, session=wanted(), **fields))
 
 
 def one_step(user: user_pb2.User, **fields: Any) -> authentication_pb2.AuthenticateRequest:
-    """A sign-in in one step, with a session."""
+    """A request for a sign-in in one step, with a session."""
     request = by_id(user, PASSWORD)
     request.MergeFrom(authentication_pb2.AuthenticateRequest(session=wanted(), **fields))
     return request

@@ -1,6 +1,6 @@
-"""Password hashes of other products, each with the password that it is of.
+"""Password hashes of other products, with their passwords.
 
-MADE: by the products themselves, with the version that made each, of one password. PUBLISHED: in specifications, tests
+MADE: hashes of PASSWORD by the products themselves, each with the version. PUBLISHED: hashes from specifications, tests
 and documentation.
 """
 

@@ -1,5 +1,5 @@
-"""Access tokens that a verifier must refuse. Each is made from a good one, with the service's own key where that helps,
-so that it is wrong in one thing only.
+"""Access tokens that a verifier must refuse. Each differs from a valid one in one thing only, and is signed with the
+service's own key where possible.
 """
 
 import hashlib
@@ -14,7 +14,8 @@ import orjson
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from tests.support.sessions import claims_of, encoded
+from tests.support.authenticator import encoded
+from tests.support.sessions import claims_of
 
 UNKNOWN_KID = "n4bQgYhMfWWaL-qgxVrQFaO_TxsrC4Is0V1sFbDwCgg"
 _NOT_TEXT: list[Any] = [None, -1, 1.5, [], {}, 2**70, True]
@@ -37,9 +38,9 @@ _HOUR = int(timedelta(hours=1).total_seconds())
 
 
 def forgeries(good: str, key: EllipticCurvePrivateKey, next_kid: str) -> dict[str, str]:
-    """Bad tokens by what is wrong with them.
+    """Invalid tokens, by what is wrong with them.
 
-    good: a token that is accepted. key: the one that signed it. next_kid: of another key in the JWK Set.
+    good: a valid token. key: the one that signed it. next_kid: of another key in the JWK Set.
     """
     now = int(datetime.now(UTC).timestamp())
     header, payload, signature = good.split(".")
@@ -72,7 +73,7 @@ def signed(good: str, key: EllipticCurvePrivateKey, header: Mapping[str, str] | 
 
 
 def with_wrong_claim(good: str, key: EllipticCurvePrivateKey, claim: str) -> Iterator[tuple[object, str]]:
-    """What one of WRONG_CLAIMS is, and the token: an id token, say, which the service's own key would have to sign."""
+    """Yield each wrong value of this claim, and a token with it that is signed with the service's own key."""
     claims, header = claims_of(good), jwt.get_unverified_header(good)
     without = {name: value for name, value in claims.items() if name != claim}
     for what, payload in [("missing", without), *((value, claims | {claim: value}) for value in WRONG_CLAIMS[claim])]:

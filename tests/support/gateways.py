@@ -1,4 +1,4 @@
-"""Envoy, nginx and Caddy with the configurations of deploy/, in front of a service that tells what it has received."""
+"""Envoy, nginx and Caddy with the configurations of deploy/, in front of a small service that echoes requests."""
 
 import contextlib
 import http.client
@@ -64,7 +64,7 @@ def service() -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Through:
-    """What a client got, and what the service has received; None: nothing."""
+    """The answer to a client, and the headers that the service has received; None: it has received nothing."""
 
     status: int
     challenge: str | None
@@ -75,14 +75,14 @@ class Through:
 
     @property
     def identity(self) -> dict[str, str] | None:
-        """Who the service takes the client for."""
+        """The identity headers that the service has received."""
         return (
             None if self.received is None else {name: self.received[name] for name in IDENTITY if name in self.received}
         )
 
 
 def through_of(answer: http.client.HTTPResponse) -> Through:
-    """What the answer says of the request's way."""
+    """Parse the answer of the service, or of the proxy."""
     body = answer.read()
     received, seen_path = None, None
     if answer.status == http.client.OK:
@@ -93,7 +93,7 @@ def through_of(answer: http.client.HTTPResponse) -> Through:
 
 
 class Client:
-    """A client of the proxy with one connection, made anew where the proxy has closed it."""
+    """A client of the proxy with one connection, which reconnects when the proxy has closed it."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -116,7 +116,7 @@ class Client:
 
 @dataclass(frozen=True)
 class Personae:
-    """Where the proxy finds Personae. http: 0: it is not asked by HTTP."""
+    """The addresses of Personae for the proxy. http: 0: none."""
 
     grpc: int
     http: int
@@ -128,7 +128,7 @@ Change = Callable[[dict[str, Any]], None]
 
 
 def envoy_configuration(personae: Personae, service_port: int) -> dict[str, Any]:
-    """deploy/envoy/envoy.yaml with the addresses and the patience of the test."""
+    """deploy/envoy/envoy.yaml with the addresses and timeouts of the tests."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "deploy/envoy/envoy.yaml").read_text())
     resources = config["static_resources"]
     resources["listeners"][0]["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": 0}
@@ -149,7 +149,7 @@ def envoy_configuration(personae: Personae, service_port: int) -> dict[str, Any]
 
 
 def ext_authz(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of the filter that asks Personae, to change it."""
+    """The configuration of the ext_authz filter, to change it."""
     [found] = [one["typed_config"] for one in filters_of(config) if one["name"] == "envoy.filters.http.ext_authz"]
     return found  # type: ignore[no-any-return]
 
@@ -168,7 +168,7 @@ def manager_of(config: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def envoy_before(personae: Personae, directory: Path, change: Change = lambda _: None) -> Iterator[int]:
-    """The port of Envoy, as deploy/ configures it. change: what is different in the configuration."""
+    """Start Envoy as deploy/ configures it. Yields its port. change: edits the configuration."""
     with service() as service_port:
         config = envoy_configuration(personae, service_port)
         change(config)
@@ -178,7 +178,7 @@ def envoy_before(personae: Personae, directory: Path, change: Change = lambda _:
 
 @contextlib.contextmanager
 def nginx_before(personae: Personae, directory: Path) -> Iterator[int]:
-    """The port of nginx, as deploy/ configures it. Skips the test where there is none."""
+    """Start nginx as deploy/ configures it. Yields its port. Skips the test if nginx is not installed."""
     program = shutil.which("nginx")
     if program is None:
         pytest.skip("nginx is not installed")
@@ -260,7 +260,7 @@ def _listens(running: "subprocess.Popen[bytes]", port: int) -> bool:
 
 
 def in_clear_text(config: dict[str, Any]) -> None:
-    """Let Envoy reach a server without TLS."""
+    """Let Envoy connect to Personae without TLS."""
     for cluster in config["static_resources"]["clusters"]:
         cluster.pop("transport_socket", None)
 
@@ -270,14 +270,14 @@ class Requests:
 
     def __init__(self, port: int, path: str, token: str, *, threads: int = 4) -> None:
         self.statuses: Counter[int] = Counter()
-        """How many requests got which status."""
+        """The number of requests by status."""
         self._changed = Condition()
         self._is_over = Event()
         self._threads = [Thread(target=self._work, args=(port, path, token)) for _ in range(threads)]
         self._failures: list[BaseException] = []
 
     def wait_for(self, more: int, *, status: int = http.client.OK) -> None:
-        """Return when so many more requests have got this status."""
+        """Wait until this many more requests have got this status."""
         with self._changed:
             wanted = self.statuses[status] + more
             assert self._changed.wait_for(lambda: self.statuses[status] >= wanted or self._failures, PATIENCE)

@@ -1,4 +1,4 @@
-"""Callers that call without a pause, and count how every call ends."""
+"""Threads that call without a pause, and count the outcomes of their calls."""
 
 import json
 import re
@@ -19,16 +19,15 @@ from personae.v1 import authentication_pb2, authentication_pb2_grpc, user_pb2, u
 from service.base.clock import monotonic
 from tests.support.errors import failure_of
 from tests.support.factories import PASSWORD, creation, get_request, new_user
+from tests.support.waiting import PATIENCE
 
 Call = tuple[str, Callable[[], Any]]
-"""The name of an RPC, and how to call it."""
+"""The name of an RPC, and a function that calls it."""
 _ROOT = Path(__file__).parents[2]
-_PATIENCE = 60
-"""Seconds after which a call, or a wait for calls, fails."""
 
 
 def _documented() -> dict[str, Any]:
-    """The service config that docs/python.md tells callers to use."""
+    """The service config that docs/python.md recommends."""
     text = (_ROOT / "docs/python.md").read_text()
     (block,) = re.findall(r"^(REPEATABLE = .*?^CONFIG = .*?^}$)", text, re.MULTILINE | re.DOTALL)
     names: dict[str, Any] = {}
@@ -38,7 +37,7 @@ def _documented() -> dict[str, Any]:
 
 
 RETRIES = json.dumps(_documented())
-"""What docs/python.md tells callers to configure."""
+"""The service config that docs/python.md recommends, as JSON."""
 
 
 class Callers:
@@ -48,7 +47,7 @@ class Callers:
         """calls: the endless calls of the thread with this number."""
         self._calls = calls
         self.ended: Counter[str] = Counter()
-        """How many calls ended how: the RPC, the code, and the reason or what else was said."""
+        """The number of calls by outcome: the RPC, the code, and the reason or the message."""
         self.created: list[int] = []
         """The users whose creation was acknowledged."""
         self._created_at: list[float] = []
@@ -58,7 +57,7 @@ class Callers:
 
     @property
     def failures(self) -> dict[str, int]:
-        """What did not end with OK."""
+        """The outcomes other than OK."""
         return {how: count for how, count in dict(self.ended).items() if how.split()[1] != "OK"}
 
     @property
@@ -67,10 +66,10 @@ class Callers:
         return max(later - earlier for earlier, later in pairwise(sorted(self._created_at)))
 
     def wait_for_calls(self, more: int, *, code: str = "OK") -> None:
-        """Return when so many more calls have ended with this code."""
+        """Wait until this many more calls have ended with this code."""
         with self._changed:
             wanted = self._count(code) + more
-            assert self._changed.wait_for(lambda: self._count(code) >= wanted, _PATIENCE), self.ended
+            assert self._changed.wait_for(lambda: self._count(code) >= wanted, PATIENCE), self.ended
 
     def _count(self, code: str) -> int:
         return sum(count for how, count in self.ended.items() if how.split()[1] == code)
@@ -84,7 +83,7 @@ class Callers:
     def __exit__(self, *_: object) -> None:
         self._is_over.set()
         for thread in self._threads:
-            thread.join(_PATIENCE)
+            thread.join(PATIENCE)
             assert not thread.is_alive()
 
     def _work(self, number: int) -> None:
@@ -126,9 +125,9 @@ class Load(Callers):
             get = get_request(self._user)
             sign_in = authentication_pb2.AuthenticateRequest(user_id=self._user.id, password=PASSWORD)
             calls: list[Call] = [
-                ("GetUser", partial(users.GetUser, get, timeout=_PATIENCE)),
-                ("CreateUser", lambda: users.CreateUser(creation(request_id=str(uuid.uuid4())), timeout=_PATIENCE)),
-                ("Authenticate", partial(authenticate, sign_in, timeout=_PATIENCE)),
+                ("GetUser", partial(users.GetUser, get, timeout=PATIENCE)),
+                ("CreateUser", lambda: users.CreateUser(creation(request_id=str(uuid.uuid4())), timeout=PATIENCE)),
+                ("Authenticate", partial(authenticate, sign_in, timeout=PATIENCE)),
             ]
             while True:
                 number += 1
@@ -142,15 +141,15 @@ class Writers(Callers):
 
     def _creations(self, _: int) -> Generator[Call]:
         while True:
-            yield "CreateUser", partial(self._users.CreateUser, creation(), timeout=_PATIENCE)
+            yield "CreateUser", partial(self._users.CreateUser, creation(), timeout=PATIENCE)
 
 
 def missing(users: user_pb2_grpc.UserServiceStub, ids: Iterable[int]) -> list[int]:
-    """Those of these users that do not exist."""
+    """The ids of users that do not exist."""
     found = []
     for user_id in ids:
         try:
-            users.GetUser(user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user_id)), timeout=_PATIENCE)
+            users.GetUser(user_pb2.GetUserRequest(key=user_pb2.UserKey(id=user_id)), timeout=PATIENCE)
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.NOT_FOUND:
                 raise

@@ -1,7 +1,7 @@
-"""Two PostgreSQL servers, one the standby of the other: made of the binaries that the embedded server has, on loopback.
+"""A primary PostgreSQL server and its standby on loopback, with the binaries of the embedded server.
 
-The replication is synchronous: what the primary acknowledges, the standby has. The primary can be killed and the
-standby promoted, as a failover manager does.
+Replication is synchronous: the standby has what the primary has acknowledged. The primary can be killed and the standby
+promoted, as a failover manager does.
 """
 
 import shutil
@@ -23,7 +23,7 @@ _SETTINGS = {"synchronous_commit": "on", "max_connections": "100"}
 
 @dataclass(frozen=True)
 class Pair:
-    """Both servers. `url` names both: libpq finds the one that can be written to."""
+    """Both servers. `url` names both: libpq connects to the one that accepts writes."""
 
     primary: EmbeddedPostgres
     standby: EmbeddedPostgres
@@ -36,13 +36,13 @@ class Pair:
         return psycopg2_url(f"postgresql://{first.username}:{first.password}@{named}/{first.database}")
 
     def promote(self) -> None:
-        """Make the standby a primary; it can be written to when this returns."""
+        """Promote the standby; it accepts writes when this returns."""
         run(self.standby.url, "SELECT pg_promote(true, 60)")
 
 
 @contextmanager
 def replicating(directory: Path, bindir: Path | None) -> Iterator[Pair]:
-    """A primary with an empty database, and a standby that has all that the primary acknowledges."""
+    """Start a primary with an empty database, and its synchronous standby."""
     with EmbeddedPostgres.start(
         directory / "one", bindir=bindir, tcp=True, durable=False, settings=_SETTINGS
     ) as primary:
@@ -60,7 +60,7 @@ def replicating(directory: Path, bindir: Path | None) -> Iterator[Pair]:
 
 
 def _copy(primary: EmbeddedPostgres, directory: Path, bindir: Path) -> None:
-    """A standby of the primary in this directory, as the embedded server keeps its own."""
+    """Make a copy of the primary in this directory, for the embedded server to start as its standby."""
     directory.mkdir(mode=0o711)
     home = open_home(directory)
     shutil.copyfile(primary.home / "password", home.password_file)

@@ -1,4 +1,4 @@
-"""The service as a process of its own, as an operator starts it."""
+"""Runs the service as a process, as an operator does."""
 
 import contextlib
 import os
@@ -13,29 +13,29 @@ import orjson
 from sqlalchemy.engine import URL
 
 from tests.support.databases import ROOT, run
+from tests.support.leak_detector import DETECTOR
 from tests.support.servers import KEY
-from tests.support.witness import WITNESS
 
 PATIENCE = 120
-"""Seconds after which a wait fails: they end a test that hangs."""
+"""Seconds after which a wait fails: twice that of other tests, since starting a process takes long."""
 
 
 def inherited() -> dict[str, str]:
-    """What Python and PostgreSQL need of the environment of this process."""
+    """The environment variables of this process that Python and PostgreSQL need."""
     needed = ("PATH", "HOME", "LD_LIBRARY_PATH", "PG_BINDIR", "INSECURE_PLAINTEXT_DATABASE")
     return {name: os.environ[name] for name in needed if name in os.environ}
 
 
 class Process:
-    """`python -m service …`, and what it prints, line by line."""
+    """`python -m service …`, and the lines that it prints."""
 
     def __init__(
         self, stderr: int | None, /, *arguments: str, directory: Path | str = ROOT, **environment: str
     ) -> None:
         """stderr: a file descriptor; None: closed, as by `2>&-`. directory: where it is started, and reads .env.
 
-        environment: wins over the defaults of the tests; of this process' own, only what Python needs is passed. An
-        empty value is for .env to set.
+        environment: overrides the defaults of the tests; of this process' own variables, only those that Python needs
+        are passed. An empty value leaves a setting to .env.
         """
         self.lines: list[str] = []
         self._shows_an_email = "dev" in arguments  # in the example that it prints for people
@@ -58,7 +58,7 @@ class Process:
         self._reader.start()
 
     def wait_for(self, word: str, count: int = 1) -> str:
-        """Wait until so many lines contain the word; return the last of them."""
+        """Wait until this many lines contain the word. Returns the last of them."""
         with self._changed:
             self._changed.wait_for(lambda: len(self.having(word)) >= count or not self._reader.is_alive(), PATIENCE)
         found = self.having(word)
@@ -66,7 +66,7 @@ class Process:
         return found[count - 1]
 
     def end(self, number: int = signal.SIGTERM) -> int:
-        """Send it a signal; return its exit code."""
+        """Send a signal, and wait for the end. Returns the exit code."""
         self.process.send_signal(number)
         return self.process.wait(PATIENCE)
 
@@ -76,15 +76,16 @@ class Process:
 
     @property
     def last_line(self) -> str:
-        """What it printed last, once it has ended."""
-        self._reader.join(10)
+        """The last line that it printed. It must have been told to end."""
+        self._reader.join(PATIENCE)
+        assert not self._reader.is_alive(), self.lines
         return self.lines[-1]
 
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        self._reader.join(10)
+        self._reader.join(PATIENCE)
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
             pipe.close()
@@ -99,7 +100,7 @@ class Process:
             with self._changed:
                 self.lines.append(line.rstrip())
                 if line.startswith("{") or not self._shows_an_email:
-                    WITNESS.hear(line)
+                    DETECTOR.record(line)
                 self._changed.notify_all()
         with self._changed:
             self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""Asking whether a request at a proxy may pass, as Envoy does, and reading the answer."""
+"""Asks for authorization checks as Envoy and nginx do, and reads the answers."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ INVALID = 'Bearer error="invalid_token"'
 
 @dataclass(frozen=True)
 class Told:
-    """What the proxy is told: a status, headers to set, and headers to remove."""
+    """The answer to a proxy: a status, headers to set, and headers to remove."""
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
@@ -25,7 +25,7 @@ REFUSED = Told(401, {"www-authenticate": INVALID})
 NOBODY = Told(401, {"www-authenticate": NO_CREDENTIAL})
 MISCONFIGURED = Told(500)
 SAID = {"x-user-id", "x-session-id", "x-auth-acr", "x-user-roles", "authorization", "cookie", "www-authenticate"}
-"""The headers of an answer of /authz that say something of the request."""
+"""The headers of an answer of /authz that depend on the request."""
 
 
 def insufficient(**parameters: str) -> Told:
@@ -35,7 +35,7 @@ def insufficient(**parameters: str) -> Told:
 
 
 def checking(token: str | None = None, /, *, headers: dict[str, str] | None = None, **route: str) -> pb.CheckRequest:
-    """A Check of a request with this bearer token and these headers, on a route with these settings."""
+    """A CheckRequest with this bearer token and these headers, for a route with these settings."""
     sent = {} if token is None else {"authorization": f"Bearer {token}"}
     return asking(sent | (headers or {}), {f"personae.{name}": value for name, value in route.items()})
 
@@ -48,7 +48,7 @@ def asking(headers: dict[str, str], extensions: dict[str, str]) -> pb.CheckReque
 
 
 def raw(*headers: tuple[str, bytes], **route: str) -> pb.CheckRequest:
-    """The same as Envoy asks with encode_raw_headers."""
+    """A CheckRequest as Envoy sends it with encode_raw_headers."""
     request = asking({}, {f"personae.{name}": value for name, value in route.items()})
     for name, value in headers:
         request.attributes.request.http.header_map.headers.add(key=name, raw_value=value)
@@ -60,7 +60,7 @@ def check(server: Services, token: str | None = None, /, **asked: Any) -> Told:
 
 
 def told(server: Services, request: pb.CheckRequest) -> Told:
-    """The answer. Whatever it sets replaces what the client has sent, and nothing is both set and removed."""
+    """Call Check. Its headers must replace those of the client, and none may be both set and removed."""
     answer = server.proxies.Check(request)
     kind = answer.WhichOneof("http_response")
     assert (answer.status.code == 0) == (kind == "ok_response")
@@ -76,7 +76,7 @@ def told(server: Services, request: pb.CheckRequest) -> Told:
 
 
 def authz(port: int, query: str = "", **headers: str) -> tuple[int, dict[str, str], bytes]:
-    """Ask as nginx does: the status, what the answer says of the request, and the body. headers: with _ for -."""
+    """Ask as nginx does. Returns the status, the headers in SAID, and the body. headers: with _ for -."""
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
     status, found, body = get(port, f"/authz{query}", **sent)
     assert found["Cache-Control"] == "no-store"

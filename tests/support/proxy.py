@@ -1,4 +1,4 @@
-"""A TCP proxy in front of PostgreSQL: notes the statements on the wire, and breaks connections on request."""
+"""A TCP proxy in front of PostgreSQL: records the statements, and injects faults."""
 
 import contextlib
 import socket
@@ -18,7 +18,7 @@ _ENCRYPTION_REQUESTS = {80877103, 80877104}
 
 
 def socket_address(url: URL) -> tuple[int, str | tuple[str, int]]:
-    """Where the server of this URL listens: the socket's family and its address."""
+    """The family and the address of the socket on which the server of this URL listens."""
     host = url.query.get("host") or url.host or "127.0.0.1"
     port = int(str(url.query.get("port") or url.port or 5432))
     if isinstance(host, str) and host.startswith("/"):
@@ -31,7 +31,7 @@ class _Connection:
     client: socket.socket
     server: socket.socket
     is_mute: bool = False
-    """What either side sends is swallowed, as by a peer that hangs."""
+    """Whether the data of both sides are discarded, as by a peer that hangs."""
     is_cut_at_the_answer: bool = False
 
     def close(self) -> None:
@@ -41,14 +41,14 @@ class _Connection:
 
 @dataclass
 class _Refusal:
-    """Statements that end with an error instead."""
+    """Makes statements fail."""
 
     part: str
     sqlstate: str
     times: int
 
     def query(self, *, is_commit: bool) -> bytes:
-        """A statement that fails with this SQLSTATE, and is sent to the database in place of the caller's."""
+        """A statement that fails with this SQLSTATE, to be sent to the database instead."""
         raising = f"DO $$BEGIN RAISE EXCEPTION 'simulated' USING ERRCODE = '{self.sqlstate}'; END$$"
         if is_commit:  # one that fails ends the transaction
             raising = f"ROLLBACK; {raising}"
@@ -56,7 +56,7 @@ class _Refusal:
 
     @property
     def fatal(self) -> bytes:
-        """What a backend sends before it ends."""
+        """The error message that a backend sends before it ends."""
         fields = {"S": "FATAL", "V": "FATAL", "C": self.sqlstate, "M": "simulated"}
         body = b"".join(f"{key}{value}".encode() + b"\0" for key, value in fields.items()) + b"\0"
         return b"E" + struct.pack("!I", len(body) + 4) + body
@@ -68,23 +68,23 @@ class Hold:
 
     part: str
     has_come: threading.Event = field(default_factory=threading.Event)
-    """Set when one waits."""
+    """Is set when one waits."""
     release: threading.Event = field(default_factory=threading.Event)
-    """Set by the test: lets them go on."""
+    """The test sets it to let them continue."""
 
 
 @dataclass
 class PostgresProxy:
-    """Forwards to the server of `url`; `proxied` is the URL that goes through it."""
+    """Forwards to the server of `url`. `proxied` is the URL of the proxy."""
 
     url: URL
     statements: list[str] = field(default_factory=list)
     cut_before: str | None = None
-    """Drop the connection, without forwarding, when a statement starts with this."""
+    """Drop the connection instead of forwarding a statement that starts with this. Once."""
     cut_after: str | None = None
-    """Forward a statement that starts with this, but drop the connection instead of the answer."""
+    """Forward a statement that starts with this, but drop the connection instead of answering. Once."""
     hang_at: str | None = None
-    """Swallow the first statement that starts with this, and everything after it on its connection."""
+    """Discard the first statement that starts with this, and everything after it on its connection."""
     hold: Hold | None = None
 
     def __post_init__(self) -> None:
@@ -104,19 +104,19 @@ class PostgresProxy:
         return self.url.set(host="127.0.0.1", port=port, query={**query, "sslmode": "disable"})
 
     def cut(self) -> None:
-        """Drop every connection that is open now."""
+        """Drop all open connections."""
         with self._lock:
             dropped, self._connections = self._connections, []
         for connection in dropped:
             connection.close()
 
     def refuse(self, *, refusing: bool = True) -> None:
-        """Drop new connections at once, until told otherwise."""
+        """Drop new connections at once, or accept them again."""
         self._is_refusing = refusing
 
     def hang(self, *, hanging: bool = True) -> None:
-        """Swallow what goes through the connections that are open now, for good; and through new ones, which are
-        still accepted, until told otherwise. No peer learns that anything has ended.
+        """Discard all data, for good on the connections that are open, and on new ones until hanging=False. Neither
+        side sees a connection end.
         """
         self._is_hanging = hanging
         if hanging:
@@ -125,17 +125,17 @@ class PostgresProxy:
                     connection.is_mute = True
 
     def is_hanging(self) -> bool:
-        """Whether the statement of `hang_at` has come."""
+        """Whether a statement was discarded by `hang_at`."""
         return self.hang_at is None
 
     def answer(self, part: str, sqlstate: str, *, times: int = 1) -> None:
-        """Let the next statements that contain `part` end with this SQLSTATE: as an ERROR of the database, which gets
+        """Make the next statements that contain `part` fail with this SQLSTATE: as an ERROR of the database, which gets
         another statement that fails; or, in class 57P, as the FATAL error with which a backend ends.
         """
         self._refusals.append(_Refusal(part, sqlstate, times))
 
     def forgive(self) -> None:
-        """Let everything through again."""
+        """Let all statements through again."""
         self._refusals.clear()
 
     def close(self) -> None:
@@ -216,7 +216,7 @@ class PostgresProxy:
 
 
 def _messages(client: socket.socket) -> Iterator[bytes]:
-    """The whole messages that a client sends. The first ones have no type: requests for encryption, and the startup."""
+    """Yield the messages of a client. The first ones have no type: requests for encryption, and the startup message."""
     with client.makefile("rb") as stream:
         code = next(iter(_ENCRYPTION_REQUESTS))
         while code in _ENCRYPTION_REQUESTS:
@@ -244,11 +244,11 @@ class Proxied:
     proxy: PostgresProxy
 
     def count(self, part: str) -> int:
-        """How many statements went by that contain this part."""
+        """The number of statements that contain this part."""
         return len([one for one in self.proxy.statements if part in one])
 
     def sent_by(self, call: Any, request: Any, **options: Any) -> list[str]:
-        """The first words of the statements of one RPC, without the deadline that is sent with them."""
+        """Call, and return the first word of each statement of the RPC, without the deadline that precedes it."""
         del self.proxy.statements[:]
         call(request, **options)
         sent = [one.split("; ", 1)[-1] for one in self.proxy.statements if not is_of_a_job(one)]
@@ -257,7 +257,7 @@ class Proxied:
 
 @contextlib.contextmanager
 def serving_through_a_proxy(url: URL, **changes: object) -> Iterator[Proxied]:
-    """A server on this database, with a proxy in between. It probes rarely: statements are those of RPCs."""
+    """A server with a proxy in front of this database. It probes rarely, so that the statements are those of RPCs."""
     settings = {"health_probe_interval": 60, **changes}
     with PostgresProxy(url) as proxy, running(proxy.proxied, **settings) as server:
         yield Proxied(server, proxy)

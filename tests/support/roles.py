@@ -16,7 +16,7 @@ from tests.support.databases import ROOT, Postgres, run
 
 @dataclass(frozen=True)
 class Roles:
-    """A database of an owner's, in which another role serves; and the way in for a superuser."""
+    """The URLs of one database for its owner, for the role that serves, and for a superuser."""
 
     owner: URL
     service: URL
@@ -32,7 +32,7 @@ class Roles:
 
 @contextlib.contextmanager
 def two_roles(postgres: Postgres) -> Iterator[Roles]:
-    """A new database with two new roles; the service's has a name that must be quoted. All are dropped afterwards."""
+    """Create a database and two roles, and drop them afterwards. The name of the service's role must be quoted."""
     name = secrets.token_hex(6)
     names = (f"personae_test_owner_{name}", f'Personae "test" %s {name}')
     password = secrets.token_hex(16)

@@ -1,4 +1,4 @@
-"""Reading metrics as Prometheus does."""
+"""Reads metrics as Prometheus does, and reserves ports for servers that cannot choose one themselves."""
 
 import http.client
 import socket
@@ -8,15 +8,24 @@ from email.message import Message
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 Series = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
+_reserved: list[socket.socket] = []
 
 
 def free_port() -> int:
-    """A port on which nobody listens just now."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
+    """Reserve a port of 127.0.0.1 until this process ends. Nothing listens on it yet.
+
+    A socket stays bound to it that never listens. So the kernel gives the port to no other process that asks for a free
+    one, nor to an outgoing connection; a server that sets SO_REUSEADDR or SO_REUSEPORT, as all do, can still bind it.
+    """
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    reserved.bind(("127.0.0.1", 0))
+    _reserved.append(reserved)
+    return int(reserved.getsockname()[1])
 
 
 Answer = tuple[int, Message, bytes]
@@ -24,7 +33,7 @@ Answer = tuple[int, Message, bytes]
 
 
 def request(port: int, path: str, *, method: str, headers: Mapping[str, str] | None = None) -> Answer:
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)) as connection:
         connection.request(method, path, headers=headers or {})
         answer = connection.getresponse()
         return answer.status, answer.headers, answer.read()
@@ -48,12 +57,12 @@ def scrape(port: int) -> Series:
     return parsed(body.decode())
 
 
-def wait_until(port: int, is_so: Callable[[Series], bool]) -> Series:
-    """The metrics once this is so; gauges are set every two seconds."""
-    return eventually(lambda: found if is_so(found := scrape(port)) else None, f"metrics on port {port}")
+def wait_until(port: int, condition: Callable[[Series], bool]) -> Series:
+    """Wait until the metrics meet a condition, and return them. Gauges are set every two seconds."""
+    return eventually(lambda: found if condition(found := scrape(port)) else None, f"metrics on port {port}")
 
 
 def value(series: Series, name: str, **labels: str) -> float:
-    """The sum of the series that have these labels, whatever others they have; 0 if there are none."""
+    """The sum of the series that have at least these labels; 0 if there are none."""
     wanted = set(labels.items())
     return sum(found for (one, has), found in series.items() if one == name and wanted <= has)

@@ -1,4 +1,4 @@
-"""The real server on a port of its own, with a clock that tests move and cheap hashes."""
+"""Runs the real server in this process on a free port, with a clock that tests set and with cheap hashes."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -28,22 +28,22 @@ from service.server.sweeper import sweep
 from service.server.wiring import build_server
 from tests.support.clocks import MovableClock
 from tests.support.factories import get_request
-from tests.support.witness import Interceptor
+from tests.support.leak_detector import Interceptor
 
 KEY = "test:MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY"
 BCRYPT_COST = 4
 ISSUER = "https://id.test"
 RP_ID = "shop.test"
 ORIGIN = f"https://{RP_ID}"
-"""Of the pages whose passkeys test servers take."""
+"""Of the site whose passkeys test servers accept."""
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _WATCH_SECONDS = 300
-"""After which a test that hangs ends."""
+"""Ends a test that hangs."""
 
 
 def settings_for(url: URL, **changes: object) -> Settings:
-    """The settings of a test server: nothing from the environment but what the test says."""
+    """The settings of a test server; none comes from the environment."""
     values: dict[str, object] = {
         "database_url": url.render_as_string(hide_password=False),
         "grpc_host": "127.0.0.1",
@@ -124,15 +124,15 @@ class RunningServer(Services):
 
     @property
     def url(self) -> URL:
-        """Of the database, to look into it."""
+        """The URL of the database."""
         return self.database.engine.url
 
     def sweep(self) -> dict[str, int]:
-        """Remove what is due, as the server does in the background."""
+        """Delete expired rows, as the sweeper does in the background."""
         return sweep(self.database, self.clock)
 
     def health(self) -> Iterator[int]:
-        """The status that the health service reports, now and at every change."""
+        """Yield the status that the health service reports, now and at each change."""
         watch = health_pb2_grpc.HealthStub(self.channel).Watch(health_pb2.HealthCheckRequest(), timeout=_WATCH_SECONDS)
         return (answer.status for answer in watch)
 
@@ -141,10 +141,10 @@ class RunningServer(Services):
 def running(
     url: URL, clock: MovableClock | None = None, rate_clock: Callable[[], float] = monotonic, /, **changes: object
 ) -> Iterator[RunningServer]:
-    """Start a server on this database; stop it, and require that nothing of it still runs.
+    """Start a server on this database, and stop it; then none of its threads may run any more.
 
-    clock: one that servers share, for the times that they write for each other. rate_clock: the monotonic seconds of
-    the rate limits.
+    clock: to share it between servers, whose times must fit together. rate_clock: the monotonic seconds of the rate
+    limits.
     """
     clock = clock or MovableClock()
     server = build_server(settings_for(url, **changes), url, clock=clock, rate_clock=rate_clock)

@@ -1,6 +1,5 @@
-"""Sessions in tests: how they are started and used, and what is in their tokens."""
+"""Starts and uses sessions, and reads their tokens."""
 
-import base64
 from typing import Any
 
 import jwt
@@ -15,7 +14,7 @@ from tests.support.servers import KEY, Services
 
 Tokens = authentication_pb2.SessionTokens
 CODEC = RefreshTokens(parse_secret_keys(KEY).derive("refresh-token"))
-"""Writes and reads the refresh tokens of test servers."""
+"""Encodes and decodes the refresh tokens of test servers."""
 
 
 def wanted(*, idle: float | None = None, lifetime: float | None = None, audience: tuple[str, ...] = ()) -> Any:
@@ -32,7 +31,7 @@ def duration(seconds: float) -> Duration:
 
 
 def by_password(user: user_pb2.User, **session: Any) -> authentication_pb2.AuthenticateRequest:
-    """A sign-in that asks for a session."""
+    """A request to sign in by password with a session."""
     request = by_id(user, PASSWORD)
     request.session.CopyFrom(wanted(**session))
     return request
@@ -44,7 +43,7 @@ def sign_in(server: Services, user: user_pb2.User, **session: Any) -> Tokens:
 
 
 def signed_in(server: Services, **session: Any) -> tuple[user_pb2.User, Tokens]:
-    """A new user and a session of it."""
+    """Create a user and start a session."""
     user = new_user(server.users, password=PASSWORD)
     return user, sign_in(server, user, **session)
 
@@ -64,7 +63,7 @@ def refresh(server: Services, token: str, **fields: Any) -> Tokens:
 
 
 def refreshed(server: Services, token: str) -> str:
-    """How a refresh ends: OK, or the reason of the refusal."""
+    """Refresh a session, and return OK or the reason of the refusal."""
     return outcome(server.sessions.RefreshSession, refreshing(token))
 
 
@@ -93,8 +92,3 @@ def claims_of(token: str) -> dict[str, Any]:
 
 def in_token(token: str) -> RefreshToken:
     return CODEC.read(token)
-
-
-def encoded(data: bytes) -> str:
-    """URL-safe base64 without padding."""
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()

@@ -1,4 +1,4 @@
-"""The keys that sign access tokens, as callers see them."""
+"""Lists the keys that sign access tokens."""
 
 import json
 
@@ -18,6 +18,6 @@ def published(server: Services) -> set[str]:
 
 
 def kid_of(token: str) -> str:
-    """Of the key that an access token says it was signed with."""
+    """The kid in the header of an access token."""
     found: str = jwt.get_unverified_header(token)["kid"]
     return found

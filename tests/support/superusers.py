@@ -1,4 +1,4 @@
-"""What changes a user, and a server with a caller who may change superusers and one who may not."""
+"""All RPCs that change a user, and a server with a caller that may change superusers and one that may not."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from tests.support.servers import RunningServer, Services, running
 User = user_pb2.User
 Call = Callable[[Services], object]
 Change = Callable[[Services, User], Call]
-"""Prepares a call about a user: as a caller who may do everything."""
+"""Prepares a call that changes a user, as a caller with every scope."""
 
 
 def update(_: Services, user: User) -> Call:
@@ -134,7 +134,7 @@ class Tiers:
 
 @contextlib.contextmanager
 def tiers(url: URL, **settings: object) -> Iterator[Tiers]:
-    """Such a server on this database, and a superuser beside those of the test: the last one may not be removed."""
+    """Start such a server, and create a superuser, because the last one cannot be removed."""
     with operating(url) as operator, running(url, caller_auth="required", **settings) as server:
         keys = (
             operator.create_with_key(*scopes, audiences=["orders"])

@@ -1,4 +1,4 @@
-"""Many threads that start at the same moment, and how their calls ended."""
+"""Runs calls on many threads at once, and counts their outcomes."""
 
 import threading
 from collections import Counter
@@ -9,14 +9,14 @@ from typing import TypeVar
 import grpc
 
 from tests.support.errors import failure_of
+from tests.support.waiting import PATIENCE
 
 T = TypeVar("T")
-_PATIENCE = 60
 
 
 def at_once(count: int, call: Callable[[int], T]) -> list[T | grpc.RpcError]:
-    """Run call(0) … call(count - 1) on as many threads, released together; results and RpcErrors in order."""
-    barrier = threading.Barrier(count, timeout=_PATIENCE)
+    """Run call(0) … call(count - 1) on as many threads, released together. Returns results and RpcErrors in order."""
+    barrier = threading.Barrier(count, timeout=PATIENCE)
 
     def run(index: int) -> T | grpc.RpcError:
         barrier.wait()
@@ -30,5 +30,5 @@ def at_once(count: int, call: Callable[[int], T]) -> list[T | grpc.RpcError]:
 
 
 def outcomes(results: Iterable[object]) -> Counter[str]:
-    """How often each reason came, successes as "OK"."""
+    """The number of results by reason; successes count as OK."""
     return Counter(failure_of(one).reason if isinstance(one, grpc.RpcError) else "OK" for one in results)

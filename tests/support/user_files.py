@@ -1,4 +1,4 @@
-"""Files of users, imported and exported by the commands of an operator."""
+"""Imports and exports files of users by the commands `users import` and `users export`."""
 
 import json
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ ROWS = 2500
 BAD = (3, 1234, 2400)
 """Rows with a bad email: one in each batch."""
 NUMBERS = [number + 1 for number in BAD]
-"""Of these rows, in the file of refused ones."""
+"""The numbers of these rows in the file of refused rows."""
 GOOD = ROWS - len(BAD)
 
 
 def write(path: Path, count: int = ROWS, bad: tuple[int, ...] = BAD) -> Path:
-    """A file of users."""
+    """Write a file of users."""
     with path.open("w") as file:
         for number in range(count):
             email = "nobody" if number in bad else f"user{number}@example.com"
@@ -52,9 +52,9 @@ def refused_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def assert_whole(url: URL, path: Path, bad: Sequence[int] = NUMBERS) -> None:
-    """Each good row was imported once, with one event; each bad one is refused once; nothing is left to do.
+    """Each good row was imported once, with one event; each bad one is refused once; the import is complete.
 
-    bad: the numbers of the bad rows, as the refused rows have them.
+    bad: the numbers of the bad rows in the file of refused rows.
     """
     assert users_in(url) == GOOD
     events = "SELECT count(*), count(DISTINCT target_user_id) FROM audit_events WHERE action = 'ImportUsers'"

@@ -72,4 +72,4 @@ def test_a_mistake_is_reported_once_a_minute() -> None:
             now = 1000.0 + moment
             mistakes.report("proxy", "personae.acr")
         mistakes.report("other", "personae.acr")
-    assert [line["caller"] for line in log] == ["proxy", "proxy", "other"]
+    assert [line["caller"] for line in log if "mistake" in line] == ["proxy", "proxy", "other"]

@@ -21,8 +21,8 @@ from service.core.sessions.access_tokens import BadAccessTokenError, Claims, kid
 from service.core.sessions.refresh_tokens import BadRefreshTokenError, RefreshToken, RefreshTokens
 from service.core.sessions.rules import BadSessionIdError, SessionKey, acr_of, is_enough, new_session_id
 from service.core.signing_keys.rules import load_private, new_key, thumbprint
+from tests.support.authenticator import encoded
 from tests.support.forgeries import WRONG_CLAIMS, signed, with_wrong_claim
-from tests.support.sessions import encoded
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
 ISSUER = "https://id.example"

@@ -114,7 +114,7 @@ def test_a_soft_authenticator_is_verified() -> None:
     ],
     ids=str,
 )
-def test_what_was_not_asked_for_is_refused(wrong: dict[str, Any]) -> None:
+def test_responses_that_do_not_match_the_options_are_refused(wrong: dict[str, Any]) -> None:
     """Another origin, scheme, port, rp id or challenge; no user verified, or present; a copy of what
     cannot be copied; a registration; no signature.
     """

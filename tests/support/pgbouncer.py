@@ -1,4 +1,4 @@
-"""A real PgBouncer in transaction mode, where the machine has one: it is in no Python package."""
+"""Runs a real PgBouncer in transaction mode, if the machine has one: no Python package contains it."""
 
 import os
 import pwd
@@ -37,13 +37,16 @@ query_wait_timeout = 5
 
 
 @contextmanager
-def bouncing(url: URL, *, servers: int) -> Iterator[URL]:
-    """The URL that leads to the same database through a PgBouncer with so many connections of its own."""
+def running_pgbouncer(url: URL, *, servers: int) -> Iterator[URL]:
+    """Start PgBouncer, and yield its URL for the same database. Skips the test if PgBouncer is not installed.
+
+    servers: its connections to PostgreSQL.
+    """
     program = shutil.which("pgbouncer")
     if program is None:
-        pytest.skip("there is no pgbouncer in PATH")
+        pytest.skip("PgBouncer is not installed")
     _, address = socket_address(url)
-    directory = Path(tempfile.mkdtemp(prefix="personae-bouncer-", dir="/tmp"))  # where its account may go
+    directory = Path(tempfile.mkdtemp(prefix="personae-bouncer-", dir="/tmp"))  # which its account can enter
     host, port = address if isinstance(address, tuple) else (os.path.dirname(address), address.rpartition(".")[2])  # noqa: PTH120
     listen = free_port()
     (directory / "ini").write_text(
@@ -66,7 +69,7 @@ def bouncing(url: URL, *, servers: int) -> Iterator[URL]:
 
 
 def _account(host: object) -> Account:
-    """The account that it runs as: it refuses root, and the socket of the embedded server lets in its owner alone."""
+    """The account that it runs as: it refuses root, and only its owner may connect to the embedded server's socket."""
     uid = os.geteuid()
     if uid == 0:
         uid = Path(str(host)).stat().st_uid if str(host).startswith("/") else pwd.getpwnam("nobody").pw_uid

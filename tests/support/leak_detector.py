@@ -1,4 +1,4 @@
-"""Leak detection: records the output of the servers of the suite, and the secrets that the suite sends and receives.
+"""Records the output of all servers of the tests, and the secrets that the tests send and receive, to find leaks.
 
 Output is every event of the log at every level, and the message, details and trailers of every failed call. Secrets are
 passwords, codes, tokens and emails, wherever they stand in a message, and what callers send as an API key. Anything
@@ -48,14 +48,14 @@ _LOOKS_SECRET = re.compile(
     rf"\$2[aby]\$\d\d\$|\$bcrypt-sha256\$|\$argon2|pbkdf2_sha|\$[156PSH]\$|\$(wrapped|firescrypt)\$|\{{S?SHA"
     rf"|[\w.+-]+@[\w-]+\.\w+|{TICKET_PATTERN}|{CODE_PATTERN}|{LOOKS_LIKE_A_TOKEN.pattern}"
 )
-"""These, and what hashes, an email, a ticket and a recovery code look like."""
+"""Also hashes, emails, tickets and recovery codes."""
 
 
-class Witness:
+class LeakDetector:
     """The output and the secrets of one run of the tests."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.output: list[str] = []
         self.secrets: set[str] = set()
 
     def learn(self, message: Message) -> None:
@@ -77,42 +77,42 @@ class Witness:
                 words = [*value.split(), *value.rsplit("_", 1)]
                 self.secrets |= {word for word in words if len(word) >= MIN_LENGTH}
 
-    def hear(self, *texts: object) -> None:
-        self.said += [str(text) for text in texts]
+    def record(self, *texts: object) -> None:
+        self.output += [str(text) for text in texts]
 
     def leaks(self) -> Iterator[str]:
-        """The output that contains a secret, or looks like one.
+        """Yield the output that contains a secret, or something that looks like one.
 
-        Looks at each place once: to search it all for each of many thousand secrets would take half a minute.
+        Looks secrets up by their beginning: to search for each of many thousand would take half a minute.
         """
-        begun = defaultdict(list)
+        by_beginning = defaultdict(list)
         for secret in self.secrets:
-            begun[secret[:MIN_LENGTH]].append(secret)
-        for text in self.said:
+            by_beginning[secret[:MIN_LENGTH]].append(secret)
+        for text in self.output:
             if _LOOKS_SECRET.search(text):
                 yield text
             for start in range(len(text) - MIN_LENGTH + 1):
-                for secret in begun.get(text[start : start + MIN_LENGTH], ()):
+                for secret in by_beginning.get(text[start : start + MIN_LENGTH], ()):
                     if text.startswith(secret, start):
                         yield f"{secret!r}: {text}"
 
 
-WITNESS = Witness()
+DETECTOR = LeakDetector()
 
 
 class Log:
     """The output since this object was made."""
 
     def __init__(self) -> None:
-        self._start = len(WITNESS.said)
+        self._start = len(DETECTOR.output)
 
     def __contains__(self, words: str) -> bool:
-        return any(words in text for text in WITNESS.said[self._start :])
+        return any(words in text for text in DETECTOR.output[self._start :])
 
 
-def heard(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+def record_event(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
     """A processor of structlog: records every event, and lets only errors through to the terminal."""
-    WITNESS.hear(event)
+    DETECTOR.record(event)
     if event["level"] not in {"error", "critical"}:
         raise structlog.DropEvent
     return event
@@ -122,8 +122,8 @@ class Handler(logging.Handler):
     """Records what libraries log."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Record all of it, arguments and traceback included."""
-        WITNESS.hear(self.format(record))
+        """Record the message with its arguments and traceback."""
+        DETECTOR.record(self.format(record))
 
 
 class Interceptor(grpc.UnaryUnaryClientInterceptor):
@@ -132,10 +132,10 @@ class Interceptor(grpc.UnaryUnaryClientInterceptor):
     def intercept_unary_unary(
         self, continuation: Callable[[Any, Any], Any], client_call_details: Any, request: Any
     ) -> Any:
-        """Record the request now, and the outcome once it is there."""
+        """Record the request now, and the outcome when the call has ended."""
         if isinstance(request, Message):
-            WITNESS.learn(request)
-        WITNESS.learn_credentials(client_call_details.metadata or ())
+            DETECTOR.learn(request)
+        DETECTOR.learn_credentials(client_call_details.metadata or ())
         call = continuation(client_call_details, request)
         call.add_done_callback(_note)
         return call
@@ -145,20 +145,20 @@ def _note(call: Any) -> None:
     if call.code() is grpc.StatusCode.OK:
         answer = call.result()
         if isinstance(answer, Message):
-            WITNESS.learn(answer)
+            DETECTOR.learn(answer)
     elif call.code() is not None:
         trailers = dict(call.trailing_metadata() or ())
         if _DETAILS in trailers:
             trailers[_DETAILS] = _without_challenge(trailers[_DETAILS])
-        WITNESS.hear(call.details(), *(f"{key}: {value!r}" for key, value in trailers.items()))
+        DETECTOR.record(call.details(), *(f"{key}: {value!r}" for key, value in trailers.items()))
 
 
 def _without_challenge(details: Any) -> bytes:
-    """The details of a status without the one message in which a secret may be: its ticket is recorded instead."""
+    """The details of a status without the challenge, whose ticket is a secret and is recorded as one."""
     status, challenge = status_pb2.Status.FromString(details), authentication_pb2.SecondFactorChallenge()
     for index, detail in enumerate(status.details):
         if detail.Unpack(challenge):
-            WITNESS.learn(challenge)
+            DETECTOR.learn(challenge)
             del status.details[index]
             break
     without: bytes = status.SerializeToString()
