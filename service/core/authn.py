@@ -25,12 +25,12 @@ from service.core.audit import UNKNOWN_CLIENT, Client
 from service.core.failed_sign_ins import (
     CounterIds,
     cap_failure_times,
-    clear_failures,
-    insert_or_lock_failures,
-    read_failures,
-    store_failures,
+    clear_failed_sign_ins,
+    insert_or_lock_failed_sign_ins,
+    read_failed_sign_ins,
+    store_failed_sign_ins,
 )
-from service.core.lockout import Event, FailedSignIns, after, remaining
+from service.core.lockout import PASSWORD_LOCKOUT, Event, Failures
 from service.core.users import COLUMNS, NO_USER, PASSWORD_CHANGED_AT, USERS, Key, UserRecord
 from service.db.models.user import HASH_COST
 
@@ -129,7 +129,7 @@ def require_unlocked(session: Session, keys: CounterIds, *, now: datetime) -> No
 
     To be called in autocommit: what it corrects survives the refusal.
     """
-    (failed,) = read_failures(session, keys, now=now)
+    (failed,) = read_failed_sign_ins(session, keys, now=now)
     refusal = _lockout_refusal(failed, now)
     if refusal is None:
         return
@@ -142,7 +142,7 @@ def settle(
     session: Session,
     candidate: Candidate,
     keys: CounterIds,
-    failed: FailedSignIns,
+    failed: Failures,
     attempt: PasswordAttempt,
     *,
     now: datetime,
@@ -150,9 +150,10 @@ def settle(
 ) -> Outcome:
     """Decide an attempt. Raises nothing, so that what it stores is committed; the refusal is raised afterwards.
 
-    failed: from lock_failures, in this transaction; now: read since. A locked name is refused whatever the password
-    was, and without an audit event: such refusals could fill the disk. A wrong password is counted; a right one clears
-    the counter, unless a second factor has to follow, which clears it then. finish: not called for a refused attempt.
+    failed: from lock_failed_sign_ins, in this transaction; now: read since. A locked name is refused whatever the
+    password was, and without an audit event: such refusals could fill the disk. A wrong password is counted; a right
+    one clears the counter, unless a second factor has to follow, which clears it then. finish: not called for a refused
+    attempt.
     """
     refusal: PersonaeError | None = _lockout_refusal(failed, now)
     if refusal is not None:
@@ -162,8 +163,8 @@ def settle(
         return _count_failure(session, candidate, keys, attempt, now)
     is_change_required, epoch, imported_at, *columns = row
     user = UserRecord(*columns)
-    if after(failed, Event.RIGHT, now) != failed and not user.needs_second_factor:
-        clear_failures(session, keys)
+    if PASSWORD_LOCKOUT.after(failed, Event.RIGHT, now) != failed and not user.needs_second_factor:
+        clear_failed_sign_ins(session, keys)
     if imported_at is not None:  # from now on the password is in use here: see docs/decisions/0047-imports.md
         session.execute(update(USERS).where(USERS.c.id == user.id).values(password_imported_at=None))
     if not user.is_active:
@@ -199,13 +200,13 @@ def _count_failure(
     session: Session, candidate: Candidate, keys: CounterIds, attempt: PasswordAttempt, now: datetime
 ) -> Outcome:
     """Count a wrong password, unless others have locked the name meanwhile: it may have had no row to lock before."""
-    failed = insert_or_lock_failures(session, keys, now=now)
+    failed = insert_or_lock_failed_sign_ins(session, keys, now=now)
     refusal = _lockout_refusal(failed, now)
     if refusal is not None:
         return Outcome(None, refusal)
-    counted = after(failed, Event.WRONG, now)
-    store_failures(session, keys, counted)
-    changed = ["locked_until"] if remaining(counted, now) else []
+    counted = PASSWORD_LOCKOUT.after(failed, Event.WRONG, now)
+    store_failed_sign_ins(session, keys, counted)
+    changed = ["locked_until"] if PASSWORD_LOCKOUT.remaining(counted, now) else []
     audit.record(
         session,
         attempt.action,
@@ -217,8 +218,8 @@ def _count_failure(
     return Outcome(None, InvalidCredentialsError())
 
 
-def _lockout_refusal(failed: FailedSignIns, now: datetime) -> TooManyAttemptsError | None:
-    wait = remaining(failed, now)
+def _lockout_refusal(failed: Failures, now: datetime) -> TooManyAttemptsError | None:
+    wait = PASSWORD_LOCKOUT.remaining(failed, now)
     return TooManyAttemptsError(wait) if wait else None
 
 

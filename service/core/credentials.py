@@ -26,7 +26,7 @@ from service.base.errors import (
 )
 from service.core import audit, codes
 from service.core.codes import OpenCode, Purpose
-from service.core.failed_sign_ins import clear_failures, counter_ids_of
+from service.core.failed_sign_ins import clear_failed_sign_ins, counter_ids_of
 from service.core.lockout import LockoutKeys
 from service.core.sessions.rows import carry_over
 from service.core.users import (
@@ -279,7 +279,7 @@ def _replace_password(
     expires_at: datetime | None = None,
 ) -> UserRecord | None:
     """Clear the user's lockout and store a hash where the conditions hold; None where they do not."""
-    clear_failures(session, *counter_ids_of(user, keys))
+    clear_failed_sign_ins(session, *counter_ids_of(user, keys))
     is_first = USERS.c.hashed_password.is_(None)  # only then does a field that callers see change
     row = session.execute(
         update(USERS)
@@ -301,5 +301,5 @@ def _replace_password(
     changed = UserRecord(*row)
     if (changed.email, changed.username) != (user.email, user.username):
         # Renamed while the password was hashed. Only here are rows locked out of order: a deadlock ends as CONFLICT.
-        clear_failures(session, *counter_ids_of(changed, keys))
+        clear_failed_sign_ins(session, *counter_ids_of(changed, keys))
     return changed

@@ -1,9 +1,12 @@
-"""Server reflection, from which grpcurl and other tools learn the API."""
+"""Server reflection, from which grpcurl and other tools learn the API.
+
+More than grpcio-reflection serves by itself: v1 besides v1alpha, and methods among the symbols. See decision 0052.
+"""
 
 from typing import Any
 
 import grpc
-from google.protobuf import descriptor_pb2, descriptor_pool
+from google.protobuf import descriptor_pb2, descriptor_pool, text_format
 from google.protobuf.descriptor import FileDescriptor
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection, reflection_pb2
@@ -11,9 +14,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from service.rpc.admission.executor import BoundedExecutor
 from service.rpc.health import on_pool
 
-_V1ALPHA = "grpc.reflection.v1alpha"
-_V1 = "grpc.reflection.v1"
-_V1_SERVICE = f"{_V1}.ServerReflection"
+_V1_SERVICE = "grpc.reflection.v1.ServerReflection"
 _THREADS = 4
 _MAX_WAITING = 64
 
@@ -36,14 +37,13 @@ class _Descriptors:
 
 
 def enable_reflection(server: grpc.Server, services: tuple[str, ...]) -> BoundedExecutor:
-    """Serve reflection v1alpha, and v1, which newer tools use and grpcio-reflection lacks. Returns its executor.
+    """Serve reflection v1alpha and v1. Returns its executor.
 
-    The messages of both versions differ only in their package, so the same servicer serves v1. Its descriptors are
-    added to the pool, so that reflection can describe itself.
+    The messages of both versions differ only in their package, so the same servicer serves v1.
     """
-    names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME, _V1_SERVICE)
-    _describe_v1()
-    servicer = reflection.ReflectionServicer(names, pool=_Descriptors())
+    _add_v1_to_pool()
+    versions = (reflection.SERVICE_NAME, _V1_SERVICE)
+    servicer = reflection.ReflectionServicer((*services, health.SERVICE_NAME, *versions), pool=_Descriptors())
     # An open stream holds a thread while the server waits for its client, so it must not be one that serves RPCs.
     pool = BoundedExecutor(_THREADS, max_waiting=_MAX_WAITING, name="reflection")
     handler = grpc.stream_stream_rpc_method_handler(
@@ -51,26 +51,15 @@ def enable_reflection(server: grpc.Server, services: tuple[str, ...]) -> Bounded
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
         response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
     )
-    for service in (reflection.SERVICE_NAME, _V1_SERVICE):
-        server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(service, {"ServerReflectionInfo": handler}),)
-        )
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler(version, {"ServerReflectionInfo": handler}) for version in versions]
+    )
     return pool
 
 
-def _describe_v1() -> None:
-    pool = descriptor_pool.Default()
-    try:
-        pool.FindServiceByName(_V1_SERVICE)
-    except KeyError:
-        file = descriptor_pb2.FileDescriptorProto()
-        reflection_pb2.DESCRIPTOR.CopyToProto(file)
-        file.name = "grpc/reflection/v1/reflection.proto"
-        file.package = _V1
-        for message in file.message_type:
-            for field in filter(lambda candidate: candidate.type_name, message.field):
-                field.type_name = field.type_name.replace(_V1ALPHA, _V1)
-        for method in file.service[0].method:
-            method.input_type = method.input_type.replace(_V1ALPHA, _V1)
-            method.output_type = method.output_type.replace(_V1ALPHA, _V1)
-        pool.Add(file)
+def _add_v1_to_pool() -> None:
+    """Add the descriptors of v1, so that reflection can describe itself. Done again, it changes nothing."""
+    v1alpha, v1 = descriptor_pb2.FileDescriptorProto(), descriptor_pb2.FileDescriptorProto()
+    reflection_pb2.DESCRIPTOR.CopyToProto(v1alpha)
+    text_format.Parse(text_format.MessageToString(v1alpha).replace("v1alpha", "v1"), v1)
+    descriptor_pool.Default().Add(v1)

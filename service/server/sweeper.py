@@ -23,7 +23,7 @@ from service.core.codes import delete_expired_codes
 from service.core.factors.rows import FactorMaker, count_factors, delete_abandoned_enrolments, reseal
 from service.core.factors.rules import Kind
 from service.core.factors.tickets import delete_expired_tickets
-from service.core.failed_sign_ins import delete_expired_failures
+from service.core.failed_sign_ins import delete_expired_failed_sign_ins
 from service.core.lifecycle import purge_expired
 from service.core.sessions.rows import count_live_sessions, delete_expired_sessions
 from service.core.transfer.hash_secrets import HashSecrets
@@ -40,7 +40,7 @@ _SWEEPS: Mapping[str, Callable[..., int]] = {
     "purged_users": purge_expired,
     "forgotten_request_ids": users.delete_expired_requests,
     "forgotten_codes": delete_expired_codes,
-    "forgotten_lockouts": delete_expired_failures,
+    "forgotten_lockouts": delete_expired_failed_sign_ins,
     "forgotten_caller_keys": forget_keys,
     "forgotten_sessions": delete_expired_sessions,
     "forgotten_tickets": delete_expired_tickets,

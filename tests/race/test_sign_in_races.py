@@ -11,7 +11,7 @@ from sqlalchemy.engine import URL
 
 from personae.v1 import authentication_pb2 as pb
 from personae.v1 import credential_pb2, user_pb2
-from service.core.lockout import NO_FAILURES, after, remaining
+from service.core.lockout import NO_FAILURES, PASSWORD_LOCKOUT
 from service.core.lockout import Event as Tried
 from tests.support.clocks import MovableClock
 from tests.support.credentials import (
@@ -70,16 +70,16 @@ def test_parallel_guesses_get_no_more_answers_than_the_schedule_has(racing: Runn
     expected = NO_FAILURES
     for _ in range(3):
         now, allowed = racing.clock(), 0
-        while not remaining(expected, now):
-            expected = after(expected, Tried.WRONG, now)
+        while not PASSWORD_LOCKOUT.remaining(expected, now):
+            expected = PASSWORD_LOCKOUT.after(expected, Tried.WRONG, now)
             allowed += 1
 
         results = at_once(THREADS, lambda index: attempt(racing, user, f"a wrong guess {index}"))
 
         assert outcomes(results) == {"INVALID_CREDENTIALS": allowed, "TOO_MANY_ATTEMPTS": THREADS - allowed}
-        assert counted(racing, user) == (expected.failures, 0)
-        racing.clock.advance(remaining(expected, racing.clock()) + MARGIN)
-    assert expected.failures == 5
+        assert counted(racing, user) == (expected.number, 0)
+        racing.clock.advance(PASSWORD_LOCKOUT.remaining(expected, racing.clock()) + MARGIN)
+    assert expected.number == 5
 
 
 def test_the_right_password_among_parallel_guesses(racing: RunningServer) -> None:

@@ -8,11 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.core.factors.recovery_codes import CODE_PATTERN, RANDOM_BYTES, code_of, hash_of
-from service.core.factors.rules import LOCKED_AT, Failures, is_locked, remaining, wait_after
+from service.core.factors.rules import FACTOR_LOCKOUT
 from service.core.factors.tickets import FirstStep, hash_ticket
+from service.core.lockout import Failures
 from service.rpc.servicers.factors.second_step import AfterPassword
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
+LOCKED_AT = 100
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 
 
@@ -44,24 +46,24 @@ def test_a_recovery_code_is_read_as_people_write_it() -> None:
 
 def test_the_waits() -> None:
     """Five guesses are free; then 30 seconds, 5 minutes, and an hour from then on."""
-    waits = [wait_after(number) for number in range(9)]
+    waits = [FACTOR_LOCKOUT.wait_after(number) for number in range(9)]
     assert waits == [timedelta()] * 5 + [MINUTE / 2, 5 * MINUTE, HOUR, HOUR]
-    assert wait_after(LOCKED_AT - 1) == HOUR
-    assert not is_locked(Failures(LOCKED_AT - 1, NOW))
-    assert is_locked(Failures(LOCKED_AT, NOW))
+    assert FACTOR_LOCKOUT.wait_after(LOCKED_AT - 1) == HOUR
+    assert not FACTOR_LOCKOUT.is_locked(Failures(LOCKED_AT - 1, NOW))
+    assert FACTOR_LOCKOUT.is_locked(Failures(LOCKED_AT, NOW))
 
 
 def test_a_wait_ends_by_the_clock() -> None:
     """And is no longer than it says where the failure was counted by a clock that is ahead."""
     failed = Failures(6, NOW)
-    assert remaining(failed, NOW + 4 * MINUTE) == MINUTE
-    assert remaining(failed, NOW + 5 * MINUTE) == timedelta()
-    assert remaining(failed, NOW - HOUR) == 5 * MINUTE
-    assert remaining(Failures(), NOW) == timedelta()
+    assert FACTOR_LOCKOUT.remaining(failed, NOW + 4 * MINUTE) == MINUTE
+    assert FACTOR_LOCKOUT.remaining(failed, NOW + 5 * MINUTE) == timedelta()
+    assert FACTOR_LOCKOUT.remaining(failed, NOW - HOUR) == 5 * MINUTE
+    assert FACTOR_LOCKOUT.remaining(Failures(), NOW) == timedelta()
 
 
 def test_failures_are_not_forgotten_by_time() -> None:
-    assert is_locked(Failures(LOCKED_AT, NOW - 1000 * HOUR))
+    assert FACTOR_LOCKOUT.is_locked(Failures(LOCKED_AT, NOW - 1000 * HOUR))
 
 
 def test_an_over_long_ticket_is_hashed_as_none() -> None:

@@ -22,7 +22,7 @@ from service.base.errors.factors import (
 )
 from service.core import audit
 from service.core.factors import tickets, totp
-from service.core.factors.failures import clear_failures
+from service.core.factors.failures import clear_factor_failures
 from service.core.factors.rows import (
     IS_CONFIRMED,
     PASSKEYS,
@@ -142,7 +142,7 @@ def delete_factor(session: Session, proof: Proof, factor_id: UUID, *, now: datet
     if not user.has_second_factor:
         if user.is_mfa_required:
             raise LastFactorError
-        clear_failures(session, user.id)
+        clear_factor_failures(session, user.id)
     audit.record(session, "DeleteFactor", target_user_id=user.id, changed=[kind.value])
     return user
 
@@ -162,7 +162,7 @@ def reset_factors(session: Session, user_id: int) -> UserRecord:
     ]
     remove_recovery_codes(session, user_id)
     tickets.remove_tickets(session, user_id)
-    if clear_failures(session, user_id) or any(gone):
+    if clear_factor_failures(session, user_id) or any(gone):
         audit.record(session, "ResetFactors", target_user_id=user_id, changed=["factors"])
     return note_factors(session, user_id)
 

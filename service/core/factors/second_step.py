@@ -17,7 +17,7 @@ from service.base.errors.factors import FactorLockedError, InvalidFactorError
 from service.core import audit
 from service.core.audit import Client
 from service.core.factors import totp
-from service.core.factors.failures import clear_failures, count_failure, read_failures
+from service.core.factors.failures import clear_factor_failures, read_factor_failures, store_factor_failures
 from service.core.factors.passkeys import use_passkey
 from service.core.factors.rows import (
     IS_CONFIRMED,
@@ -27,12 +27,11 @@ from service.core.factors.rows import (
     associated_data_of,
     use_recovery_code,
 )
-from service.core.factors.rules import NO_FAILURES, OTP, TICKET_VALID_FOR, Failures, Kind, is_locked, remaining
+from service.core.factors.rules import FACTOR_LOCKOUT, OTP, TICKET_VALID_FOR, Kind
 from service.core.factors.tickets import FirstStep, Purpose, count_try, lock_user_of, open_ticket, use_ticket
 from service.core.factors.webauthn import RelyingParty
-from service.core.failed_sign_ins import CounterIds, lock_failures
-from service.core.failed_sign_ins import clear_failures as clear_failed_sign_ins
-from service.core.lockout import NO_FAILURES as NO_FAILED_SIGN_INS
+from service.core.failed_sign_ins import CounterIds, clear_failed_sign_ins, lock_failed_sign_ins
+from service.core.lockout import NO_FAILURES, Event, Failures
 from service.core.sealing import Sealer, UnsealError
 from service.core.users import UserRecord
 
@@ -128,10 +127,10 @@ def complete(
     counter: of the failed sign-ins under the name that was typed: the right answer clears it, as well as the failures
     of all kinds of factors. A locked kind is refused unseen and unrecorded.
     """
-    failed = lock_failures(session, counter, now=now)  # before the user: see docs/database.md
+    failed_sign_ins = lock_failed_sign_ins(session, counter, now=now)  # before the user: see docs/database.md
     user = lock_user_of(session, first, caller=caller, now=now)
     user_id = 0 if user is None else user.id
-    failures = read_failures(session, user_id)
+    failures = read_factor_failures(session, user_id)
     before = failures.get(answer.kind, NO_FAILURES)
     refusal = _lockout_refusal(before, now)
     if refusal is not None:
@@ -142,15 +141,15 @@ def complete(
         if first.ticket_hash is not None:
             count_try(session, first.ticket_hash)
         if answer.kind is not Kind.PASSKEY:  # a signature cannot be guessed
-            count_failure(session, user_id, answer.kind, before, now=now)
+            store_factor_failures(session, user_id, answer.kind, FACTOR_LOCKOUT.after(before, Event.WRONG, now))
         _record(session, user_id, [], refusal, client)
         return Completed(None, refusal)
     left = add_recovery_code(session, user.id, answer.replacement) if answer.kind is Kind.RECOVERY_CODE else None
     if first.ticket_hash is not None:
         use_ticket(session, first.ticket_hash)
     if failures:
-        clear_failures(session, user.id)
-    if failed != NO_FAILED_SIGN_INS:
+        clear_factor_failures(session, user.id)
+    if failed_sign_ins != NO_FAILURES:
         clear_failed_sign_ins(session, counter)
     refusal = finish(session, user, first.access_epoch, (*amr, "mfa", "pwd") if first.has_password else amr)
     used = [] if left is None else ["recovery_codes"]
@@ -168,9 +167,9 @@ def _record(
 
 
 def _lockout_refusal(failures: Failures, now: datetime) -> PersonaeError | None:
-    if is_locked(failures):
+    if FACTOR_LOCKOUT.is_locked(failures):
         return FactorLockedError()
-    wait = remaining(failures, now)
+    wait = FACTOR_LOCKOUT.remaining(failures, now)
     return TooManyAttemptsError(wait) if wait else None
 
 

@@ -8,13 +8,11 @@ import grpc
 from personae.v1 import authentication_pb2, authentication_pb2_grpc
 from service.base.clock import Clock
 from service.base.errors.factors import MfaRequiredError
-from service.core import failed_sign_ins, users
-from service.core.factors import rules as factor_rules
-from service.core.factors.failures import clear_lockout as clear_factor_lockout
-from service.core.factors.failures import read_failures as read_factor_failures
-from service.core.factors.rules import NO_FAILURES, Failures, Kind, is_locked
-from service.core.failed_sign_ins import counter_ids_of
-from service.core.lockout import FailedSignIns, LockoutKeys, remaining
+from service.core import users
+from service.core.factors.failures import clear_factor_lockout, read_factor_failures
+from service.core.factors.rules import FACTOR_LOCKOUT, Kind
+from service.core.failed_sign_ins import clear_password_lockout, counter_ids_of, read_failed_sign_ins
+from service.core.lockout import NO_FAILURES, PASSWORD_LOCKOUT, Failures, LockoutKeys, Schedule
 from service.core.users import Key
 from service.db.engine import Database, reading
 from service.rpc.admission.hashing import HashLimiter
@@ -68,16 +66,14 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
         # Not one statement: the counter keys are HMACs of the names that the first statement reads.
         with rpc_scope(self.database) as session, reading(session):
             user = users.get_user(session, Key("id", user_id))
-            by_email, by_username = failed_sign_ins.read_failures(
-                session, *counter_ids_of(user, self.lockout_keys), now=now
-            )
+            by_email, by_username = read_failed_sign_ins(session, *counter_ids_of(user, self.lockout_keys), now=now)
             factors = read_factor_failures(session, user.id)
         return authentication_pb2.Lockout(
             user_id=user.id,
-            email=_attempts_message(by_email, now),
-            username=_attempts_message(by_username, now),
-            totp=_answers_message(factors.get(Kind.TOTP, NO_FAILURES), now),
-            recovery_code=_answers_message(factors.get(Kind.RECOVERY_CODE, NO_FAILURES), now),
+            email=_attempts_message(PASSWORD_LOCKOUT, by_email, now),
+            username=_attempts_message(PASSWORD_LOCKOUT, by_username, now),
+            totp=_attempts_message(FACTOR_LOCKOUT, factors.get(Kind.TOTP, NO_FAILURES), now),
+            recovery_code=_attempts_message(FACTOR_LOCKOUT, factors.get(Kind.RECOVERY_CODE, NO_FAILURES), now),
         )
 
     def ClearLockout(
@@ -86,7 +82,7 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
         user_id = user_id_of(request.user_id)
         with rpc_scope(self.database) as session, session.begin():
             user = users.get_user(session, Key("id", user_id))
-            failed_sign_ins.clear_lockout(session, user, self.lockout_keys)
+            clear_password_lockout(session, user, self.lockout_keys)
             clear_factor_lockout(session, user.id)
         nothing = authentication_pb2.Lockout.Attempts()
         return authentication_pb2.Lockout(
@@ -105,19 +101,11 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
         return subject
 
 
-def _attempts_message(counted: FailedSignIns, now: datetime) -> authentication_pb2.Lockout.Attempts:
-    return authentication_pb2.Lockout.Attempts(
-        failures=counted.failures,
-        last_failed_at=to_timestamp(counted.last_failed_at),
-        locked_until=to_timestamp(now + wait) if (wait := remaining(counted, now)) else None,
-    )
-
-
-def _answers_message(failures: Failures, now: datetime) -> authentication_pb2.Lockout.Attempts:
-    wait = factor_rules.remaining(failures, now)
+def _attempts_message(lockout: Schedule, failures: Failures, now: datetime) -> authentication_pb2.Lockout.Attempts:
+    wait = lockout.remaining(failures, now)
     return authentication_pb2.Lockout.Attempts(
         failures=failures.number,
         last_failed_at=to_timestamp(failures.last_failed_at),
         locked_until=to_timestamp(now + wait) if wait else None,
-        is_locked=is_locked(failures),
+        is_locked=lockout.is_locked(failures),
     )

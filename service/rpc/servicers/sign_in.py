@@ -15,9 +15,9 @@ from service.base.errors import InvalidCredentialsError, PersonaeError, StoredHa
 from service.core import authn
 from service.core.audit import UNKNOWN_CLIENT, Client
 from service.core.authn import Candidate, Finish, Outcome, PasswordAttempt
-from service.core.failed_sign_ins import CounterIds, lock_failures
+from service.core.failed_sign_ins import CounterIds, lock_failed_sign_ins
 from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username, without_blanks
-from service.core.lockout import Kind, LockoutKeys
+from service.core.lockout import LockoutKeys, NameKind
 from service.core.passwords import hash_password, is_match, renewal_cost
 from service.core.transfer.hash_secrets import HashSecrets
 from service.core.users import Key
@@ -39,7 +39,7 @@ class Subject:
     typed: str = field(default="", repr=False)
 
     @property
-    def name(self) -> tuple[Kind, str | int]:
+    def name(self) -> tuple[NameKind, str | int]:
         """The arguments of LockoutKeys.of, which hashes the name."""
         match self.key:
             case Key("email" | "username" | "id" as kind, value):
@@ -130,7 +130,7 @@ class SignIn:
         """Commit the outcome of a hash, even after the caller's deadline. Retries do not hash again."""
 
         def write(session: Session) -> Outcome:
-            failed = lock_failures(session, keys, now=self._clock())
+            failed = lock_failed_sign_ins(session, keys, now=self._clock())
             return authn.settle(session, candidate, keys, failed, tried, now=self._clock(), finish=finish)
 
         return retry_transaction(self._database, write, deadline=monotonic() + SETTLE_SECONDS, is_idempotent=True)
