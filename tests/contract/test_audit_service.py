@@ -1,4 +1,4 @@
-"""The contract of AuditService: what leaves an event, what an event says, and how events are listed."""
+"""The contract of AuditService: which calls record an event, its fields, and ListAuditEvents."""
 
 import uuid
 from typing import Any
@@ -16,7 +16,7 @@ Client = authentication_pb2.Client
 Event = pb.AuditEvent
 Filter: Any = pb.ListAuditEventsRequest.Filter  # the stubs do not accept a dict for a Timestamp
 Summary = tuple[str, str, list[str]]
-"""What was done, how it ended, and the fields that changed."""
+"""The action, the outcome, and the changed fields."""
 
 
 def events_of(api: Services, user: user_pb2.User, **filters: Any) -> list[Event]:
@@ -55,7 +55,7 @@ class TestClients:
     def test_a_sign_in_says_where_the_person_was_seen(
         self, api: Services, sent: Client | None, recorded: Client | None
     ) -> None:
-        """A right one and a wrong one, as far as it can be read; nothing of it refuses anybody."""
+        """A valid one is recorded, an invalid one as far as it can be parsed. Neither makes a call fail."""
         user = new_user(api.users, password=PASSWORD)
         for password in (PASSWORD, "wrong"):
             request = by(user.email, password)
@@ -69,7 +69,7 @@ class TestClients:
         assert [event.client if event.HasField("client") else None for event in found] == [recorded] * 2
 
     def test_a_purge_forgets_it(self, api: Services) -> None:
-        """Of the purged user only. The events stay, the personal data in them is gone."""
+        """Only for the purged user. The events stay without their personal data."""
         purged, other = (new_user(api.users, password=PASSWORD) for _ in range(2))
         for user in (purged, other):
             request = by(user.email, PASSWORD)
@@ -89,7 +89,7 @@ class TestClients:
 
 class TestChanges:
     def test_every_change_leaves_one_event(self, api: Services) -> None:
-        """In the order of the changes, with the fields that were changed and no values."""
+        """In the order of the changes, with the names of the changed fields and without values."""
         users, user, name = api.users, new_user(api.users, password=PASSWORD), unique_name()
         api.update(user, username=name)
         users.GrantSuperuser(user_pb2.GrantSuperuserRequest(id=user.id))
@@ -120,7 +120,7 @@ class TestChanges:
         assert not [value for value in (user.email, user.username, name, PASSWORD) if value in str(found)]
 
     def test_credentials_leave_events_without_codes_and_addresses(self, api: Services) -> None:
-        """Passwords, codes and emails are in the trail by the names of their fields only."""
+        """The audit trail has the names of the fields of passwords, codes and emails only."""
         stub, user = api.credentials, new_user(api.users)
         stub.SetPassword(credential_pb2.SetPasswordRequest(user_id=user.id, password=PASSWORD, require_change=True))
         stub.ChangePassword(change(user, PASSWORD))
@@ -183,7 +183,7 @@ class TestChanges:
             assert [event.action for event in events_of(api, one)] == ["CreateUser"]
 
     def test_the_fields_that_really_changed(self, api: Services) -> None:
-        """Not those that were so already; but also what goes with another: a new email is not a verified one."""
+        """Not those that had this value already; also those that change with another: a new email is not verified."""
         user = new_user(api.users)
         api.update(user, email=(email := unique_email()), username=user.username)
         marking = credential_pb2.MarkEmailVerifiedRequest(user_id=user.id, email=email)
@@ -196,7 +196,7 @@ class TestChanges:
 
 class TestSignIns:
     def test_every_answer_leaves_one_and_a_lock_only_its_beginning(self, api: Services) -> None:
-        """The third failure locks; what the lock refuses leaves no event, or refusals could fill the disk."""
+        """The third failure locks the name. Refused calls record no event, or they could fill the disk."""
         user = new_user(api.users, password=PASSWORD)
         api.authentication.Authenticate(by_id(user, PASSWORD))
         fail(api, by_id(user), times=3)
@@ -246,7 +246,7 @@ class TestActors:
         "sent", [[""], ["0"], ["-1"], ["+1"], ["1.0"], ["ada"], ["1 "], ["9223372036854775808"], ["01"], ["1", "2"]]
     )
     def test_an_acting_user_that_cannot_be_one(self, api: Services, sent: list[str]) -> None:
-        """What could not be recorded is refused, for reads as for changes."""
+        """Calls whose metadata could not be recorded are refused, also those that only read."""
         metadata = [("x-acting-user-id", one) for one in sent]
         failure = fails(api.users.ListUsers, user_pb2.ListUsersRequest(page_size=1), metadata=metadata)
 

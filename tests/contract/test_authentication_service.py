@@ -23,7 +23,7 @@ SECOND = timedelta(seconds=1)
 
 
 def unused_id() -> int:
-    """An id that no user has, and that no other test has guessed at."""
+    """An id that no user has, and that no other test uses."""
     return 2**62 + secrets.randbits(60)
 
 
@@ -66,7 +66,7 @@ class TestAuthenticate:
         ],
     )
     def test_blanks_around_a_typed_name_do_not_count(self, api: Services, blanks: str) -> None:
-        """Keyboards and clipboards add them, at either end: signing in, starting a reset and looking somebody up."""
+        """Keyboards and clipboards add them at both ends. They are ignored in sign-ins, resets and look-ups."""
         user = new_user(api.users, password=PASSWORD)
         for name in ("email", "username"):
             stored = getattr(user, name)
@@ -82,7 +82,7 @@ class TestAuthenticate:
                 assert list(api.users.ListUsers(user_pb2.ListUsersRequest(filter=prefix)).users) == [user]
 
     def test_blanks_make_no_other_name(self, api: Services) -> None:
-        """A guess with a blank counts on the same name. Inside a name a blank is malformed, and is never stored."""
+        """A guess with a blank is counted on the same name. A blank within a name is malformed, and is never stored."""
         user = new_user(api.users, password=PASSWORD)
         fail(api, by(f" {user.email}\u200b"), times=2)
         assert counted(api, user) == (2, 0)
@@ -101,7 +101,7 @@ class TestAuthenticate:
         assert fails(api.credentials.StartPasswordReset, nothing).violations == {"identifier": ["REQUIRED"]}
 
     def test_every_refusal_is_the_same_answer(self, api: Services) -> None:
-        """Unknown, wrong, without a password, deleted, malformed, empty, over-long: nobody can tell them apart."""
+        """Unknown, wrong, without a password, deleted, malformed, empty, too long: the answers are identical."""
         without, deleted = new_user(api.users), new_user(api.users, password=PASSWORD)
         api.users.DeleteUser(user_pb2.DeleteUserRequest(id=deleted.id))
         wrong = ["the wrong password", "", "x" * 5000, "x" * 3_000_000, PASSWORD + "\x00"]
@@ -128,7 +128,7 @@ class TestAuthenticate:
 
     @pytest.mark.parametrize("state", ["USER_INACTIVE", "PASSWORD_CHANGE_REQUIRED"])
     def test_a_state_shows_only_after_the_right_password(self, api: Services, state: str) -> None:
-        """A right password that signs nobody in is no guess: it clears the count."""
+        """A right password of a user who may not sign in is not a guess: it clears the count."""
         user = new_user(api.users, password=PASSWORD, inactive=state == "USER_INACTIVE")
         api.credentials.RequirePasswordChange(credential_pb2.RequirePasswordChangeRequest(user_id=user.id))
 
@@ -151,7 +151,7 @@ class TestAuthenticate:
 class TestLockout:
     @pytest.mark.parametrize("kind", ["email", "username", "id"])
     def test_three_failures_lock_the_name_for_a_second(self, api: Services, kind: str) -> None:
-        """The right password is refused as well. What is refused is not counted, and does not prolong the lock."""
+        """The right password is refused as well. Refused attempts are not counted, and do not extend the lock."""
         user = new_user(api.users, password=PASSWORD)
         name = None if kind == "id" else getattr(user, kind)
         attempts = [by_id(user, password) if name is None else by(name, password) for password in ("wrong", PASSWORD)]
@@ -169,7 +169,7 @@ class TestLockout:
         assert other == pb.Lockout.Attempts()
 
     def test_two_failures_do_not_lock(self, api: Services) -> None:
-        """A person may mistype twice; the right password then starts the count anew."""
+        """A person may mistype twice; the right password then clears the count."""
         user = new_user(api.users, password=PASSWORD)
         for _ in range(2):
             fail(api, by(user.username), times=2)
@@ -178,7 +178,7 @@ class TestLockout:
         assert counted(api, user) == (0, 0)
 
     def test_names_without_a_user_are_locked_alike(self, api: Services) -> None:
-        """Unknown, malformed, deleted, inactive, without a password: the lock does not tell who exists."""
+        """Unknown, malformed, deleted, inactive, without a password: the lock does not reveal who exists."""
         user, without, inactive = (
             new_user(api.users, password=PASSWORD),
             new_user(api.users),
@@ -222,7 +222,7 @@ class TestLockout:
             assert api.authentication.Authenticate(by(one.username, PASSWORD)).user == one
 
     def test_changing_the_password_counts_and_is_locked_too(self, api: Services) -> None:
-        """ChangePassword is no second way to guess: it counts on the email."""
+        """ChangePassword gives no further guesses: they are counted on the email."""
         user = new_user(api.users, password=PASSWORD)
         for _ in range(3):
             assert fails(api.credentials.ChangePassword, change(user, "wrong")).reason == "INVALID_CREDENTIALS"
@@ -234,7 +234,7 @@ class TestLockout:
         assert counted(api, user) == (3, 0)
 
     def test_a_reset_lifts_a_lock(self, api: Services) -> None:
-        """A lock keeps guesses out, not the user."""
+        """The lock refuses guesses, and not the user."""
         user = new_user(api.users, password=PASSWORD)
         fail(api, by(user.email), times=3)
 
@@ -261,7 +261,7 @@ class TestLockout:
         assert api.read(user) == user
 
     def test_clearing_lets_the_user_in_at_once(self, api: Services) -> None:
-        """By both names; what is counted on other users stays."""
+        """By both names. The counts of other users stay."""
         user, other = new_user(api.users, password=PASSWORD), new_user(api.users, password=PASSWORD)
         fail(api, by(other.email))
         for name in (user.email, user.username):

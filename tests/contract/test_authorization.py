@@ -62,7 +62,7 @@ class TestModes:
         assert answer == (NOBODY if authorization == "Bearer" else REFUSED)
 
     def test_several_authorization_headers_are_refused(self, api: Services, mode: str) -> None:
-        """Envoy joins them. Both are good, and yet it is not said who asks."""
+        """Envoy joins them. Even if both are valid, it is unclear which user it is."""
         first, second = signed(api).access_token, signed(api).access_token
         assert check(api, mode=mode, headers={"authorization": f"Bearer {first},Bearer {second}"}) == REFUSED
         both = [("authorization", f"Bearer {one}".encode()) for one in (first, second)]
@@ -77,7 +77,7 @@ class TestModes:
             assert check(api, tokens.access_token, mode=mode, audience=audience) == REFUSED
 
     def test_a_weak_authentication_is_not_enough(self, api: Services, mode: str) -> None:
-        """RFC 9470: the client is told what to ask the person for."""
+        """RFC 9470: the client learns which authentication the person needs."""
         tokens = signed(api)
         assert check(api, tokens.access_token, mode=mode, acr="aal1") == passed(tokens)
         assert check(api, tokens.access_token, mode=mode, acr="aal2") == insufficient(acr_values="aal2")
@@ -115,7 +115,7 @@ class TestModes:
             assert check(api, mode=mode, cookie="t", headers=both) == passed(mine, cookie=theirs)
 
     def test_an_authorization_header_decides_before_the_cookie(self, api: Services, mode: str) -> None:
-        """Also where the cookie is of another session, which is good."""
+        """Also if the cookie has a valid token of another session."""
         mine, other = signed(api), signed(api)
         headers = {"cookie": f"t={other.access_token}"}
         found = check(api, mine.access_token, mode=mode, cookie="t", headers=headers)
@@ -149,7 +149,7 @@ class TestModes:
     def test_a_route_that_is_misconfigured_lets_nobody_pass(
         self, api: Services, mode: str, route: dict[str, str]
     ) -> None:
-        """A denial and no error: an error passes under failure_mode_allow."""
+        """A denial, and not an error, which would pass under failure_mode_allow."""
         assert check(api, signed(api).access_token, mode=mode, **route) == MISCONFIGURED
 
 
@@ -169,13 +169,13 @@ def test_a_revoked_session(api: Services) -> None:
 
 @pytest.mark.parametrize("name", ["audience", "acr", "Personae.acr", "personal.acr", "personae", "x", ""])
 def test_an_extension_of_another_name_lets_nobody_pass(api: Services, name: str) -> None:
-    """An operator who forgets or mistypes the prefix has guarded the route less than they think."""
+    """If an operator forgets or mistypes the prefix, the route would be protected less than intended."""
     tokens = signed(api)
     assert told(api, asking({"authorization": f"Bearer {tokens.access_token}"}, {name: "aal2"})) == MISCONFIGURED
 
 
 def test_what_the_client_sends_in_our_headers_does_not_matter(api: Services) -> None:
-    """Neither to the decision nor to what the service gets, whatever the path and the method are."""
+    """Neither for the decision nor for the headers that the service gets."""
     tokens = signed(api)
     spoofed = {"x-user-id": "1", "x-session-id": "a", "x-auth-acr": "aal2", "personae.acr": "aal1", "x-user-roles": "*"}
     spoofed |= {":path": "/../admin?personae.mode=jwt", ":method": "CONNECT"}

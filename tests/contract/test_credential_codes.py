@@ -89,7 +89,7 @@ class TestEveryCode:
     @every_kind
     @pytest.mark.parametrize("act", VOIDING.values(), ids=VOIDING)
     def test_void_after(self, api: Services, kind: Kind, act: Act) -> None:
-        """What changes the email or the password, or stops the user, voids the code for good."""
+        """A change of the email or the password, a deactivation and a deletion void the code for ever."""
         user = new_user(api.users, password=PASSWORD)
         code = kind.start(api, user)
 
@@ -100,7 +100,7 @@ class TestEveryCode:
     @every_kind
     @pytest.mark.parametrize("act", HARMLESS.values(), ids=HARMLESS)
     def test_not_void_after(self, api: Services, kind: Kind, act: Act) -> None:
-        """What leaves email and password alone leaves the code alone."""
+        """Other changes do not affect the code."""
         user = new_user(api.users, password=PASSWORD)
         code = kind.start(api, user)
 
@@ -110,7 +110,7 @@ class TestEveryCode:
 
     @every_kind
     def test_works_once_and_until_a_newer_one_is_issued(self, api: Services, kind: Kind) -> None:
-        """A user has one open code of a purpose; other users and the other purpose do not matter."""
+        """A user has one open code for each purpose, independent of other users."""
         user, another = new_user(api.users), new_user(api.users)
         older, newer = kind.start(api, user), kind.start(api, user)
         kind.start(api, another)
@@ -122,7 +122,7 @@ class TestEveryCode:
 
     @every_kind
     def test_every_code_that_is_not_open_is_the_same_answer(self, api: Services, kind: Kind) -> None:
-        """Truncated, mistyped, made up, for another purpose, used, replaced, void: nobody can tell them apart."""
+        """Truncated, mistyped, invented, for another purpose, used, replaced, void: the answers are identical."""
         user, void, used = new_user(api.users), new_user(api.users), new_user(api.users)
         void_code, used_code = kind.start(api, void), kind.start(api, used)
         deactivate(api, void)

@@ -38,7 +38,7 @@ def remove(api: Services, user_id: int) -> user_pb2.User:
 
 class TestSetPassword:
     def test_replaces_the_present_password(self, api: Services) -> None:
-        """The new one signs in, the one before does not. It clears the lockout and lifts a required change."""
+        """The new password signs in, the old one does not. The lockout and a required change are cleared."""
         user = new_user(api.users, password=PASSWORD)
         require_change(api, user.id)
         fail_once_by_each_name(api, user)
@@ -51,7 +51,7 @@ class TestSetPassword:
 
     @pytest.mark.parametrize("password", [UNLIKE_ANY[:15], UNLIKE_ANY[:256], "\U0001f600\u00fc " * 5 + "!", PASSWORD])
     def test_of_any_allowed_length(self, api: Services, password: str) -> None:
-        """From 15 characters to 256, whatever bytes they take; also the present one: an operator does not know it."""
+        """From 15 to 256 characters, of any size in bytes. Also the present password: an operator does not know it."""
         user = new_user(api.users, password=PASSWORD)
 
         api.credentials.SetPassword(pb.SetPasswordRequest(user_id=user.id, password=password))
@@ -59,7 +59,7 @@ class TestSetPassword:
         assert signing_in(api, user, password) == "OK"
 
     def test_only_the_first_one_changes_a_field_of_the_user(self, api: Services) -> None:
-        """has_password moves etag and updated_at; a password that replaces another moves nothing."""
+        """A change of has_password changes etag and updated_at; the replacement of a password does not."""
         user = new_user(api.users)
 
         first = api.credentials.SetPassword(pb.SetPasswordRequest(user_id=user.id, password=PASSWORD))
@@ -72,7 +72,7 @@ class TestSetPassword:
 
     @pytest.mark.parametrize("is_required_later", [False, True])
     def test_require_change(self, api: Services, is_required_later: bool) -> None:
-        """The right password signs nobody in until it is changed; a wrong one does not reveal that."""
+        """The right password does not sign in until it is changed; a wrong one does not reveal that."""
         user = new_user(api.users)
         request = pb.SetPasswordRequest(user_id=user.id, password=PASSWORD, require_change=not is_required_later)
         api.credentials.SetPassword(request)
@@ -168,7 +168,7 @@ class TestUsersWithoutASignIn:
         assert fails(api.credentials.CheckPassword, checking).violations == of_id
 
     def test_requiring_a_change_moves_nothing_of_the_user(self, api: Services) -> None:
-        """It is no field of User: etag and updated_at stay, also the second time."""
+        """It is not a field of User: etag and updated_at do not change, also the second time."""
         user = new_user(api.users, password=PASSWORD, inactive=True)
 
         assert require_change(api, user.id) == require_change(api, user.id) == user == api.read(user)
@@ -176,7 +176,7 @@ class TestUsersWithoutASignIn:
 
 class TestRemovePassword:
     def test_who_knows_the_old_one_can_do_nothing_with_it(self, api: Services) -> None:
-        """Not even meet a required change; a reset leads back, or an operator, and the new password is as any other."""
+        """Nor can it be changed as required. A reset or an operator sets another, which works as any other."""
         user = new_user(api.users, password=PASSWORD)
         request = pb.SetPasswordRequest(
             user_id=user.id, password=PASSWORD, require_change=True, expires_at=from_now(minutes=30)
@@ -265,7 +265,7 @@ class TestChangePassword:
         assert [failure.visible for failure in failures] == [failures[0].visible] * 4
 
     def test_inactive_users(self, api: Services) -> None:
-        """Only a caller with the present password is told, and the password stays."""
+        """Only a caller with the present password learns it, and the password stays."""
         user = new_user(api.users, password=PASSWORD, inactive=True)
 
         assert fails(api.credentials.ChangePassword, change(user, "wrong")).reason == "INVALID_CREDENTIALS"
@@ -295,7 +295,7 @@ class TestCheckPassword:
         ],
     )
     def test_needs_no_user(self, api: Services, password: str, reasons: set[str]) -> None:
-        """Every rule that is broken comes once, with words for people; a good password breaks none."""
+        """Every violated rule is listed once, with a text for people; a good password violates none."""
         found = api.credentials.CheckPassword(pb.CheckPasswordRequest(password=password)).violations
 
         names = [pb.PasswordViolation.Reason.Name(one.reason).removeprefix("REASON_") for one in found]
@@ -323,7 +323,7 @@ class TestCheckPassword:
         assert reasons(f"my {username}!", user_id=new_user(api.users).id) == []
 
     def test_does_not_reveal_the_present_password(self, api: Services) -> None:
-        """It is no way to guess: the present password is as good as another, and nothing is counted."""
+        """It reveals nothing about the present password, which it treats as any other, and counts nothing."""
         user = new_user(api.users, password=PASSWORD)
 
         present, another = (

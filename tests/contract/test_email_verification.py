@@ -27,7 +27,7 @@ from tests.support.servers import Services
 class TestEmailVerification:
     @pytest.mark.parametrize("is_named", [False, True])
     def test_the_present_email(self, api: Services, is_named: bool) -> None:
-        """The code goes to the stored email; etag and updated_at move with the proof. An open reset code stays open."""
+        """The code is for the stored email. Its use changes etag and updated_at. An open reset code stays open."""
         user = new_user(api.users, password=PASSWORD)
         answer = start_verification(api, user, user.email.upper() if is_named else None)
         assert answer.deliver_to == user.email
@@ -45,7 +45,7 @@ class TestEmailVerification:
         assert complete_reset(api, open_code) == api.read(user) == verified
 
     def test_a_new_email(self, api: Services) -> None:
-        """The code goes to the new email, which then replaces the present one, verified; the old one is free."""
+        """The code is for the new email, which then replaces the present one and is verified; the old one is free."""
         user, name = new_user(api.users, password=PASSWORD), unique_name()
         answer = start_verification(api, user, f"{name.upper()}@B\u00dcCHER.de")
         assert answer.deliver_to == f"{name}@xn--bcher-kva.de"
@@ -135,7 +135,7 @@ class TestAPasswordThatSomebodyElseMayHaveSet:
         ids=["present email", "new email", "new email after a verified one", "marked"],
     )
     def test_goes_with_the_first_proof_of_the_email(self, api: Services, prove: Callable[..., user_pb2.User]) -> None:
-        """If the caller asks for it. Then only a reset leads back, by the email that was proved."""
+        """If the caller asks for it. Then a reset by the verified email is the only way back."""
         user, kept = (new_user(api.users, password=PASSWORD) for _ in range(2))
         require_a_change(api, user)
 
@@ -166,7 +166,7 @@ class TestAPasswordThatSomebodyElseMayHaveSet:
 
 class TestMarkEmailVerified:
     def test_the_present_email_in_any_case(self, api: Services) -> None:
-        """It is verified from now on, and etag and updated_at move. The second time nothing moves."""
+        """It is verified from now on, and etag and updated_at change. The second call changes nothing."""
         user = new_user(api.users, inactive=True)
         request = pb.MarkEmailVerifiedRequest(user_id=user.id, email=user.email.upper())
 

@@ -40,7 +40,7 @@ def delete(api: Services, person: Person, session: str) -> user_pb2.User:
 
 class TestDemanded:
     def test_who_has_no_factor_can_only_enrol(self, api: Services) -> None:
-        """The ticket enrols, and signs nobody in. Afterwards the person signs in by both."""
+        """The ticket enrols a factor, and signs nobody in. Afterwards the person signs in with both."""
         user = require(api, new_user(api.users, password=PASSWORD))
         assert user.is_mfa_required
         challenge = challenged(api, user)
@@ -73,7 +73,7 @@ class TestDemanded:
         assert not delete(api, person, session).has_second_factor
 
     def test_demanding_is_a_change_of_the_user(self, api: Services) -> None:
-        """With an etag; again it changes nothing, whatever the etag. UpdateUser names the RPC."""
+        """With an etag. A repetition changes nothing, with any etag. UpdateUser names the RPC."""
         user = new_user(api.users)
         changed = require(api, user, etag=user.etag)
         assert changed.etag != user.etag
@@ -97,7 +97,7 @@ class TestDemanded:
 
 class TestRemoving:
     def test_with_the_last_factor_go_the_recovery_codes(self, api: Services) -> None:
-        """Afterwards the password signs in again. Sessions go on."""
+        """Afterwards the password alone signs in again. Sessions stay valid."""
         person = enrol(api)
         tokens = second(api, person).tokens
         assert not delete(api, person, tokens.session.id).has_second_factor
@@ -113,7 +113,7 @@ class TestRemoving:
         assert len(listed(api, person.user).factors) == 1
 
     def test_an_operator_resets(self, api: Services) -> None:
-        """Apps, codes, tickets and what was counted; a second time changes nothing."""
+        """Apps, codes, tickets and counts are deleted. A second call changes nothing."""
         person = enrol(api)
         ticket = challenged(api, person.user).ticket
         fails(api.factors.CompleteSecondFactor, answer(ticket, totp_code="no code"))

@@ -43,7 +43,7 @@ def listed(api: Services, user: user_pb2.User) -> factor_pb2.ListFactorsResponse
 
 class TestEnrolling:
     def test_an_app_is_enrolled(self, api: Services) -> None:
-        """Secret and URI once; the factor counts from the first code on, and brings recovery codes."""
+        """Secret and URI are returned once; the first code confirms the factor, and returns recovery codes."""
         user = new_user(api.users, password=PASSWORD)
         session = sign_in(api, user).session.id
         started = start(api, session, "phone")
@@ -171,7 +171,7 @@ class TestEnrolling:
 
 class TestSecondStep:
     def test_in_two_steps(self, api: Services) -> None:
-        """The right password gives a ticket and no session; the code gives a session of two factors."""
+        """The right password returns a ticket and no session; the code starts a session of two factors."""
         person = enrol(api)
         challenge = challenged(api, person.user, session=wanted())
         assert list(challenge.kinds) == [TOTP, RECOVERY_CODE]

@@ -15,7 +15,7 @@ from tests.support.servers import Services
 
 class TestPasswordReset:
     def test_by_each_name_in_any_case(self, api: Services) -> None:
-        """The code goes to the stored email, never to what was typed; nothing of the user changes."""
+        """The code is for the stored email, never for the typed one; the user does not change."""
         name = unique_name()
         user = api.users.CreateUser(
             user_pb2.CreateUserRequest(user=user_pb2.User(email=f"{name}@b\u00fccher.de", username=name))
@@ -30,7 +30,7 @@ class TestPasswordReset:
         assert api.read(user) == user
 
     def test_an_unknown_user_is_answered_like_a_known_one(self, api: Services) -> None:
-        """Unknown, deleted, inactive, malformed: a code of the same form that opens nothing and goes nowhere."""
+        """Unknown, deleted, inactive, malformed: a code of the same form that is invalid, and no email."""
         deleted = new_user(api.users, password=PASSWORD)
         inactive = new_user(api.users, password=PASSWORD, inactive=True)
         delete(api, deleted)
@@ -57,7 +57,7 @@ class TestPasswordReset:
 
     @pytest.mark.parametrize("password", [PASSWORD, None])
     def test_the_new_password_signs_in(self, api: Services, password: str | None) -> None:
-        """It lifts a required change and the lockout. Only a first password moves etag and updated_at."""
+        """It clears a required change and the lockout. Only a first password changes etag and updated_at."""
         user = new_user(api.users, password=password)
         if password is not None:
             require_a_change(api, user)
@@ -103,7 +103,7 @@ class TestPasswordReset:
         assert complete_reset(api, code) == user
 
     def test_the_present_password_is_as_good_as_another(self, api: Services) -> None:
-        """The answer does not tell the holder of a code what the present password is."""
+        """The answer does not reveal the present password to the holder of a code."""
         user = new_user(api.users, password=PASSWORD)
         require_a_change(api, user)
 

@@ -20,7 +20,7 @@ def creation(user: user_pb2.User, *amr: str, **fields: object) -> session_pb2.Cr
 
 class TestRevoke:
     def test_by_id_and_by_token(self, api: Services) -> None:
-        """Any token of the session will do. A second time is OK (RFC 7009, 2.2)."""
+        """By any token of the session. A second call is OK (RFC 7009, 2.2)."""
         user, by_its_id = signed_in(api)
         by_its_token = sign_in(api, user)
         newest = refresh(api, by_its_token.refresh_token)
@@ -71,7 +71,7 @@ class TestWhatEndsSessions:
         "ending", ["deactivate", "delete", "set", "reset", "change", "remove", "grant", "proved elsewhere"]
     )
     def test_in_the_same_moment(self, api: Services, ending: str) -> None:
-        """What makes the old credentials worthless ends the sessions."""
+        """Calls that void the old credentials end the sessions."""
         user, tokens = signed_in(api)
         match ending:
             case "deactivate":
@@ -127,7 +127,7 @@ class TestWhatEndsSessions:
         assert sessions_of(api, user) == [tokens.session.id]
 
     def test_an_email_change_revives_none(self, api: Services) -> None:
-        """A session that a new password has ended stays over."""
+        """A session that a new password has ended stays invalid."""
         user, tokens = signed_in(api)
         api.credentials.ChangePassword(change(user, PASSWORD))
         api.update(user, email=unique_email())
@@ -151,7 +151,7 @@ class TestWhatEndsSessions:
             assert list(fails(api.credentials.ChangePassword, request).violations) == ["keep_session_id"]
 
     def test_a_hundred_and_no_more(self, api: Services) -> None:
-        """The one that was used longest ago goes."""
+        """The least recently used one is deleted."""
         user, first = signed_in(api)
         second = sign_in(api, user)
         for _ in range(98):

@@ -82,7 +82,7 @@ class TestAuthenticate:
         ]
 
     def test_step_up(self, api: Services) -> None:
-        """The same session with new tokens; those of before are void."""
+        """The same session gets new tokens; the earlier ones are void."""
         user, first = signed_in(api)
         second = step_up(api, user, first.session.id)
         assert second.session.id == first.session.id
@@ -92,7 +92,7 @@ class TestAuthenticate:
         assert sessions_of(api, user) == [first.session.id]
 
     def test_step_up_of_no_session_of_the_user(self, api: Services) -> None:
-        """Another user's, one that is over, none: after the right password alone, and one answer."""
+        """Of another user, ended, or unknown: refused only after the right password, with one answer."""
         user, other = signed_in(api)[0], signed_in(api)[1]
         for session_id in (other.session.id, NO_ID):
             request = by_id(user, PASSWORD)
@@ -139,7 +139,7 @@ class TestCreateSession:
 
 class TestRefreshSession:
     def test_each_token_is_good_for_one_rotation(self, api: Services) -> None:
-        """The next token is another one; the session stays, and is used."""
+        """The next token is different; the session is the same, with a new time of use."""
         user, tokens = signed_in(api)
         seen = [tokens]
         for _ in range(5):
@@ -170,7 +170,7 @@ class TestRefreshSession:
             assert not is_active(api, token)
 
     def test_what_is_no_token_of_this_service(self, api: Services) -> None:
-        """Cut, edited, longer, of another kind, huge, empty: one answer."""
+        """Truncated, edited, longer, of another kind, huge, empty: the answer is the same."""
         token = signed_in(api)[1].refresh_token
         made_up = [
             "",
@@ -290,7 +290,7 @@ class TestIntrospectToken:
         assert introspect(api, token, audience="another") == session_pb2.IntrospectTokenResponse()
 
     def test_reauthentication(self, api: Services) -> None:
-        """RFC 9470: the token is good, and the authentication not good enough."""
+        """RFC 9470: the token is valid, but the authentication is not sufficient."""
         user, tokens = signed_in(api)
         weak = fails(
             api.sessions.IntrospectToken, introspecting(tokens.access_token, acr="aal2", max_age=duration(600))

@@ -32,7 +32,7 @@ def test_one_signs_and_the_next_is_published(api: Services) -> None:
 
 
 def test_rotation(api: Services) -> None:
-    """Tokens stay good; the next one signs once it has been published for an hour, or at once."""
+    """Tokens stay valid; the next key signs once it has been published for an hour, or at once."""
     _, before = signed_in(api)
     later = api.signing_keys.RotateSigningKey(pb.RotateSigningKeyRequest())
     assert later.state == State.STATE_NEXT

@@ -16,7 +16,7 @@ NO_SUCH_ID = 2**62
 
 class TestUpdateUser:
     def test_without_a_mask_the_populated_fields(self, api: Services) -> None:
-        """A changed field moves etag and updated_at; an empty one is left alone."""
+        """A changed field changes etag and updated_at; an empty one is ignored."""
         user, name = new_user(api.users), unique_name()
 
         changed = api.update(user, username=name, etag=user.etag)
@@ -106,7 +106,7 @@ class TestDeleteUndeletePurge:
         assert api.read(user) == deleted
 
     def test_deleting_twice(self, api: Services) -> None:
-        """The second time there is nothing to delete: NOT_FOUND, or OK with allow_missing."""
+        """The second call is NOT_FOUND, or OK with allow_missing."""
         user = new_user(api.users)
         deleted = api.users.DeleteUser(pb.DeleteUserRequest(id=user.id))
 
@@ -126,7 +126,7 @@ class TestDeleteUndeletePurge:
         assert not restored.HasField("purge_at")
 
     def test_purge(self, api: Services) -> None:
-        """A deleted user is gone for good, and its names are free."""
+        """A deleted user is removed for ever, and its names are free."""
         user = new_user(api.users)
         request = pb.PurgeUserRequest(id=user.id)
 
@@ -178,7 +178,7 @@ class TestActivation:
         assert len({user.etag, off.etag, on.etag}) == 3
 
     def test_already_in_that_state(self, api: Services) -> None:
-        """OK whatever the etag, and nothing moves. A real change needs the present etag."""
+        """OK with any etag, and nothing changes. A real change needs the present etag."""
         user = new_user(api.users)
 
         assert api.users.ActivateUser(pb.ActivateUserRequest(id=user.id, etag="v99")) == user
@@ -189,7 +189,7 @@ class TestActivation:
 
 class TestSuperusers:
     def test_granting_and_revoking(self, api: Services) -> None:
-        """Granting is repeatable; while another superuser is active, the flag can be taken away."""
+        """Granting can be repeated; while another superuser is active, the flag can be revoked."""
         keeper, user = new_user(api.users), new_user(api.users)
         api.users.GrantSuperuser(pb.GrantSuperuserRequest(id=keeper.id))
 

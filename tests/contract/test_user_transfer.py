@@ -46,7 +46,7 @@ def read(api: Services, result: Any) -> pb.User:
 
 class TestImportUsers:
     def test_a_user_comes_along_whole(self, api: Services) -> None:
-        """Names in normal form, dates, state, and a password that signs in."""
+        """Normalised names, dates, state, and a password that signs in."""
         name = unique_name()
         row = imported(
             email=f"{name}@EXAMPLE.com",
@@ -124,7 +124,7 @@ class TestImportUsers:
         ids=range(9),
     )
     def test_bad_hashes(self, api: Services, hashed: str, reason: str) -> None:
-        """Locked accounts, forms that are not verified, and what would hold a core or take the memory."""
+        """Locked accounts, unsupported schemes, and hashes that need too much time or memory."""
         bad, good = run_import(api, imported(hashed_password=hashed), imported(hashed_password=HASH))
 
         assert (reasons(bad), good.outcome) == ({"hashed_password": reason}, CREATED)
@@ -155,7 +155,7 @@ class TestImportUsers:
 
     @pytest.mark.parametrize("validate_only", [False, True])
     def test_a_secret_that_is_not_here(self, api: Services, validate_only: bool) -> None:
-        """A hash that is worth nothing without the secret of another installation is refused, the others are not."""
+        """A hash that needs the secret of another installation is refused, the others are not."""
         foreign = "$firescrypt$k=0123456789abcdef,ln=10,r=8,p=1$42xEC+ixf3L2lw==$" + "A" * 86 + "=="
 
         results = run_import(api, imported(hashed_password=foreign), imported(), validate_only=validate_only)
@@ -185,7 +185,7 @@ class TestImportUsers:
 
     @pytest.mark.parametrize("validate_only", [False, True])
     def test_taken_names(self, api: Services, validate_only: bool) -> None:
-        """Whose email is taken is refused or skipped; whose username alone is taken is another person."""
+        """A row whose email exists is refused or skipped; one whose username alone exists is of another person."""
         user, gone = new_user(api.users), new_user(api.users)
         api.users.DeleteUser(pb.DeleteUserRequest(id=gone.id))
         rows = [
@@ -246,7 +246,7 @@ class TestImportUsers:
 
 class TestUpdatePassword:
     def test_replaces_a_password_that_nobody_has_used(self, api: Services) -> None:
-        """Until somebody signs in, the other system decides. Nothing but the password changes."""
+        """Until the user signs in, the other system is authoritative. Only the password changes."""
         row = imported(hashed_password=HASH)
         [first] = run_import(api, row)
         user = read(api, first)
@@ -284,7 +284,7 @@ class TestUpdatePassword:
 
     @pytest.mark.parametrize("use", ["sign in", "reset", "create"])
     def test_takes_over_no_account_that_is_in_use(self, api: Services, use: str) -> None:
-        """Who has signed in here, chosen a password here or was created here keeps the password."""
+        """A user who has signed in here, has chosen a password here or was created here keeps the password."""
         row = imported(hashed_password=HASH)
         if use == "create":
             user = new_user(api.users, name=row.username, password=PASSWORD)
@@ -305,7 +305,7 @@ class TestUpdatePassword:
         assert signing_in(api, user, password) == "OK"
 
     def test_lifts_no_demand_to_change_the_password(self, api: Services) -> None:
-        """An operator who demands it may know that the old system's passwords have leaked."""
+        """The operator may know that the passwords of the old system have leaked."""
         row = imported(hashed_password=HASH)
         user = read(api, run_import(api, row)[0])
         api.credentials.RequirePasswordChange(credential_pb2.RequirePasswordChangeRequest(user_id=user.id))
@@ -339,7 +339,7 @@ def signing_in_fails(api: Services, user: pb.User, password: str) -> bool:
 
 
 def exported(api: Services, **fields: Any) -> list[Any]:
-    """All entries of an export, over as many calls as it takes."""
+    """All entries of an export, over several calls."""
     return [entry for message in export_messages(api, **fields) for entry in message.entries]
 
 
@@ -355,7 +355,7 @@ def export_messages(api: Services, **fields: Any) -> Iterator[pb.ExportUsersResp
 
 class TestExportUsers:
     def test_everybody_who_is_not_deleted(self, api: Services) -> None:
-        """In the order of the ids, each as GetUser returns them; without hashes unless they are asked for."""
+        """In the order of the ids, each as GetUser returns it; without hashes unless they are requested."""
         kept, gone = new_user(api.users, password=PASSWORD), new_user(api.users)
         api.users.DeleteUser(pb.DeleteUserRequest(id=gone.id))
 
@@ -376,7 +376,7 @@ class TestExportUsers:
         assert (hashes[result.user_id], hashes[bare.user_id]) == (HASH, "")
 
     def test_resumes_behind_what_came(self, api: Services) -> None:
-        """Every message has the token for what comes after it; the last one has none."""
+        """Every message has the token for the rest; the last one has none."""
         for _ in range(3):
             new_user(api.users)
         messages = list(export_messages(api, page_size=2))

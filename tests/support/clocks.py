@@ -7,13 +7,10 @@ _TICK = timedelta(microseconds=1)
 
 
 class MovableClock:
-    """Stands still until it is advanced, but for a microsecond at each reading, so that no two are equal.
-
-    It starts at a whole second: no reading crosses into the next second, nor into the next step of a TOTP.
-    """
+    """Stands still until it is advanced, but for a microsecond at each reading, so that no two are equal."""
 
     def __init__(self) -> None:
-        self._now = datetime.now(UTC).replace(microsecond=0)
+        self._now = datetime.now(UTC)
         self._ticks = itertools.count()
 
     def __call__(self) -> datetime:

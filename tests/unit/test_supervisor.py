@@ -1,4 +1,4 @@
-"""The supervisor with workers that are small programs: what it does when they crash, hang, and are replaced."""
+"""The supervisor with small programs as workers: crashes, hung workers, reloads and signals."""
 
 import os
 import signal
@@ -35,15 +35,15 @@ Step = signal.Signals | str | tuple[str, int] | Callable[[Sequence[EventDict]], 
 
 
 class Workers:
-    """A supervisor whose workers run this program, and what they write."""
+    """A supervisor whose workers run this program, and their output."""
 
     def __init__(self, program: str, directory: Path, limits: Limits, *, count: int = 1) -> None:
         self._output = directory / "output"
         self._output.touch()
         self.interpreters: list[str] = []
-        """Of the first workers; all others have the one of this test."""
+        """The interpreters of the first workers; all others have that of this test."""
         self.protections: list[Protection] = []
-        """How far each worker was told to protect."""
+        """The protection that each worker was started with."""
 
         def command(number: int, _core: int | None, channel: int, protection: Protection) -> list[str]:
             self.protections.append(protection)
@@ -92,7 +92,7 @@ class Workers:
                 step(log)
 
 
-def test_a_worker_that_crashes_again_and_again_ends_the_service(tmp_path: Path) -> None:
+def test_a_worker_that_crashes_repeatedly_ends_the_service(tmp_path: Path) -> None:
     """It is restarted after each back-off, and then the exit code says that the service failed."""
     limits = Limits(back_off=(0.0, 0.0))
     workers = Workers("write('started '); os.kill(os.getpid(), signal.SIGSEGV)", tmp_path, limits)
@@ -103,15 +103,15 @@ def test_a_worker_that_crashes_again_and_again_ends_the_service(tmp_path: Path) 
 
 @pytest.mark.parametrize("before", ["", "serve(); "])
 def test_a_worker_that_cannot_start_ends_the_service_at_once(tmp_path: Path, before: str) -> None:
-    """What is wrong with its settings, or with the schema that it finds later, is wrong with those of all."""
+    """Its settings, or the schema that it finds later, are those of all workers."""
     workers = Workers(f"{before}write('started '); sys.exit(os.EX_CONFIG)", tmp_path, Limits())
     assert workers.run() == 1
     assert workers.wrote.count("started") == 1
 
 
 @pytest.mark.parametrize("code", [3, os.EX_CONFIG])
-def test_while_another_worker_serves_the_service_goes_on(tmp_path: Path, code: int) -> None:
-    """A worker that crashes again and again, or cannot start any more, is tried again after a long pause."""
+def test_while_another_worker_serves_the_service_continues(tmp_path: Path, code: int) -> None:
+    """A worker that crashes repeatedly, or cannot start any more, is started again after a long pause."""
     program = f"""
 if number == '0': {_SERVES}
 while 'up0' not in open(sys.argv[3]).read(): pass
@@ -121,8 +121,8 @@ write('crashed '); sys.exit({code})
     assert workers.run(("crashed", 2), "worker died", signal.SIGTERM) == 0
 
 
-def test_a_worker_that_the_system_cannot_start_is_tried_again(tmp_path: Path) -> None:
-    """As when no process is left, or while the program is being replaced."""
+def test_a_worker_that_the_system_cannot_start_is_started_again(tmp_path: Path) -> None:
+    """As at the limit of processes, or while the program is being replaced."""
     workers = Workers(_SERVES, tmp_path, Limits(back_off=(0.0, 0.0)))
     workers.interpreters = [str(tmp_path / "missing")] * 2
     assert workers.run(("up", 1), signal.SIGTERM) == 0
@@ -161,8 +161,8 @@ write('sent '); channel.sendall(b'{line}\\n'); signal.pause()
 
 
 def test_a_worker_has_the_time_to_stop_that_it_promised(tmp_path: Path) -> None:
-    """Its settings, not those with which the supervisor was started. Here the first one leaves after the second one,
-    which has promised no time, was killed.
+    """By its settings, not by those of the supervisor. Here the first one leaves after the second one, which has no
+    time, was killed.
     """
     program = f"""
 def leave(*_):
@@ -181,8 +181,8 @@ while True: signal.pause()
     assert workers.wrote[-1] == "left0"
 
 
-def test_workers_protect_as_far_as_the_last_one_that_has_served(tmp_path: Path) -> None:
-    """At first as far as the settings of the supervisor do."""
+def test_workers_protect_as_much_as_the_last_one_that_has_served(tmp_path: Path) -> None:
+    """The first one as much as the settings of the supervisor."""
     workers = Workers(_RETIRES.replace("serve()", "serve(protection={'A': 2})"), tmp_path, Limits())
     assert workers.run("all workers serve", signal.SIGHUP, "reload done", signal.SIGTERM) == 0
     assert workers.protections == [{"A": 1}, {"A": 2}]
@@ -210,7 +210,7 @@ def test_a_reload_replaces_one_worker_after_the_other(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("failure", ["sys.exit(os.EX_CONFIG)", "signal.pause()"])
 def test_a_failed_reload_leaves_the_old_workers(tmp_path: Path, failure: str) -> None:
-    """The new one exits, or does not serve in time."""
+    """The new worker exits, or does not serve in time."""
     program = f"if number == '2': {failure}\n{_SERVES}"
     workers = Workers(program, tmp_path, Limits(start=3.0, silence=_LONG), count=2)
     assert workers.run("all workers serve", signal.SIGHUP, "reload given up", signal.SIGTERM) == 0
@@ -219,7 +219,7 @@ def test_a_failed_reload_leaves_the_old_workers(tmp_path: Path, failure: str) ->
 
 
 def test_a_reload_that_is_asked_for_while_another_fails_is_not_lost(tmp_path: Path) -> None:
-    """The operator has mended the settings meanwhile."""
+    """The operator has corrected the settings meanwhile."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
 
@@ -243,7 +243,7 @@ if number == "1" and not os.path.exists({str(fifo) + ".read"!r}):
 
 
 def test_workers_that_do_not_exit_are_killed(tmp_path: Path) -> None:
-    """When their time is over, at a reload and at the end."""
+    """After the time that they have, at a reload and at the end."""
     workers = Workers(_HANGS.replace("serve()", "serve(stop=0)"), tmp_path, Limits(kill_after=0.1), count=2)
     assert workers.run("all workers serve", signal.SIGHUP, "reload done", signal.SIGTERM) == 1
     assert workers.supervisor.restarts == {"crash": 0, "reload": 2}

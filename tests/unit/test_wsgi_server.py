@@ -1,4 +1,4 @@
-"""The HTTP server beside gRPC: clients that are idle or large, and its end."""
+"""The HTTP server beside gRPC: idle, slow and large requests, and closing."""
 
 import contextlib
 import socket
@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from service.observability.wsgi_server import MAX_CONNECTIONS, WsgiServer
-from tests.support.scrapes import get, request
-from tests.support.waiting import eventually
+from tests.support.scrapes import free_port, get, request
+from tests.support.waiting import PATIENCE, eventually
 
 
 def hello(_environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -30,7 +30,7 @@ def served(app: Any = hello, host: str = "127.0.0.1", *, idle_seconds: int = 1) 
 
 
 def connection(port: int) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), timeout=60)
+    return socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
 
 
 def peers() -> set[Any]:
@@ -38,8 +38,8 @@ def peers() -> set[Any]:
     return {one.raddr for one in psutil.Process().net_connections("tcp")}
 
 
-def test_idle_clients_keep_nobody_out() -> None:
-    """As many connect and say nothing as may: they are closed after a while, and the next client is answered."""
+def test_idle_clients_do_not_exclude_others() -> None:
+    """As many idle clients as allowed are closed after a while, and the next client is answered."""
     with served() as server, ExitStack() as stack:
         idle = [stack.enter_context(closing(connection(server.port))) for _ in range(MAX_CONNECTIONS)]
         assert get(server.port, "/")[0] == 200
@@ -47,8 +47,8 @@ def test_idle_clients_keep_nobody_out() -> None:
 
 
 @pytest.mark.parametrize("begun", [b"", b"GET / HT"])
-def test_idle_clients_make_room_at_once(begun: bytes) -> None:
-    """However many connect, and whether they begin a request: a probe has no time to wait until they are closed."""
+def test_idle_clients_are_closed_for_others_at_once(begun: bytes) -> None:
+    """Whether or not they have begun a request: a health probe cannot wait until they are closed for being idle."""
     with served(idle_seconds=3600) as server, ExitStack() as stack:
         for _ in range(3 * MAX_CONNECTIONS):
             stack.enter_context(closing(connection(server.port))).sendall(begun)
@@ -56,7 +56,7 @@ def test_idle_clients_make_room_at_once(begun: bytes) -> None:
 
 
 def test_slow_clients_are_closed() -> None:
-    """A request that comes bit by bit does not keep its connection open."""
+    """A request that arrives byte by byte does not keep its connection open."""
     sent = 0
     with served() as server, closing(connection(server.port)) as slow:
         with contextlib.suppress(ConnectionError):
@@ -73,8 +73,8 @@ def ask_for_ever(client: socket.socket) -> None:
 
 @pytest.mark.parametrize("size", [1_000, 100_000])
 def test_clients_that_read_no_answer_are_closed(size: int) -> None:
-    """They ask until their answers fill all buffers. Otherwise a few could hold all connections, or all threads, for
-    ever.
+    """They send requests until the answers fill all buffers. Otherwise a few could hold all connections, or all
+    threads, for ever.
     """
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -89,7 +89,7 @@ def test_clients_that_read_no_answer_are_closed(size: int) -> None:
 
 @pytest.mark.parametrize("target", ["http://[", "http://[x]/", "//[", "http://[::1"])
 def test_a_target_that_is_no_url(target: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Nobody but its client is told: strangers could fill the disk with the log."""
+    """It is not logged: strangers could fill the disk with the log."""
     with served() as server, closing(connection(server.port)) as client:
         client.sendall(f"GET {target} HTTP/1.1\r\n\r\n".encode())
         client.recv(1)
@@ -109,7 +109,7 @@ def test_large_requests_are_refused(method: str, header: str, value: str, status
 
 
 def test_ipv6() -> None:
-    with served(host="[::1]") as server, closing(socket.create_connection(("::1", server.port), timeout=60)):
+    with served(host="[::1]") as server, closing(socket.create_connection(("::1", server.port), timeout=PATIENCE)):
         assert server.port > 0
 
 
@@ -137,22 +137,22 @@ def test_the_request_of_a_client_that_has_left_is_not_begun() -> None:
     assert begun == [*["/stays"] * 4, "/comes"]
 
 
-def test_closing_finishes_what_runs() -> None:
-    """A request that runs gets its answer; then the port and idle connections are closed."""
+def test_closing_finishes_running_requests() -> None:
+    """A running request gets its answer; then the port and idle connections are closed."""
     is_running, may_end = Event(), Event()
 
     def slow(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         is_running.set()
-        may_end.wait(60)
+        may_end.wait(PATIENCE)
         return hello(environ, start_response)
 
-    server = WsgiServer(slow, "127.0.0.1", 0)
+    server = WsgiServer(slow, "127.0.0.1", free_port())  # which nobody else gets when it is closed
     idle = connection(server.port)
     answers: list[int] = []
     client = Thread(target=lambda: answers.append(get(server.port, "/")[0]))
     client.start()
-    assert is_running.wait(60)
-    closer = Thread(target=server.close)
+    assert is_running.wait(PATIENCE)
+    closer = Thread(target=server.close, args=(PATIENCE,))
     closer.start()
     may_end.set()
     closer.join()
@@ -165,12 +165,12 @@ def test_closing_finishes_what_runs() -> None:
         connection(server.port)
 
 
-def test_closing_answers_what_waits_for_a_thread() -> None:
-    """More requests than there are threads have begun when the end begins."""
+def test_closing_answers_requests_that_wait_for_a_thread() -> None:
+    """More requests than there are threads have arrived before."""
     may_end = Event()
 
     def slow(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        may_end.wait(60)
+        may_end.wait(PATIENCE)
         return hello(environ, start_response)
 
     server = WsgiServer(slow, "127.0.0.1", 0)
@@ -179,7 +179,7 @@ def test_closing_answers_what_waits_for_a_thread() -> None:
         for client in clients:
             client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n")
         assert {client.recv(1000) for client in clients} == {b"HTTP/1.1 100 Continue\r\n\r\n"}
-        closer = Thread(target=server.close, args=(60,))
+        closer = Thread(target=server.close, args=(PATIENCE,))
         closer.start()
         for client in clients:
             client.sendall(b"x")
