@@ -42,6 +42,7 @@ def background_jobs(
     pipeline: Pipeline,
     *,
     report_status: Callable[[], object],
+    refresh_callers: Callable[[], object] | None,
     write_api_key_uses: Callable[[], object] | None,
     refresh_certificates: Callable[[], object] | None,
     make_audit_months: Callable[[], object],
@@ -50,6 +51,7 @@ def background_jobs(
     report_refusals: Callable[[], object],
     set_gauges: Callable[[], object] | None,
     probe_interval: float,
+    callers_interval: float,
     sweep_interval: float,
 ) -> tuple[Job, ...]:
     """The table of jobs. A job with interval 0 or without a function is left out.
@@ -61,6 +63,7 @@ def background_jobs(
         ("hung-connections", _HUNG_CONNECTIONS_INTERVAL, monitor.cut_hung, True, None),
         ("slow-messages", _SLOW_MESSAGES_INTERVAL, pipeline.cancel_slow_messages, True, pipeline.wake),
         ("database-probe", probe_interval, monitor.check, False, None),
+        ("callers", callers_interval, refresh_callers, False, None),
         ("api-key-uses", _API_KEY_USES_INTERVAL, write_api_key_uses, False, None),
         ("certificates", _CERTIFICATES_INTERVAL, refresh_certificates, False, None),
         ("audit-months", _AUDIT_MONTHS_INTERVAL, make_audit_months, False, None),

@@ -218,6 +218,8 @@ class Server:
             if self.monitor.is_up:
                 self.directory.write_uses(self.database)
             has_ended &= self.directory.end(patience=seconds_left())
+        if self.state.signing_keys is not None:
+            has_ended &= self.state.signing_keys.end(patience=seconds_left())
         self._stopped.set()
         for thread in self._lasting:
             has_ended &= thread.join(timeout=_THREAD_END_SECONDS)

@@ -34,7 +34,7 @@ from service.db.engine import Database
 from service.rpc.admission.executor import BoundedExecutor
 from service.rpc.admission.hashing import HashLimiter
 from service.rpc.admission.rate_limits import RateLimits
-from service.rpc.callers.directory import CallerDirectory
+from service.rpc.callers.directory import READS_PER_MAX_AGE, CallerDirectory
 from service.rpc.callers.identification import Identify, assume_caller, identify_callers
 from service.rpc.health import Health
 from service.rpc.methods import Executor, require_rows
@@ -195,6 +195,7 @@ def build_server(
             monitor,
             pipeline,
             report_status=lambda: report_status(is_serving=health.is_serving),
+            refresh_callers=None if directory is None else directory.refresh,
             write_api_key_uses=None if directory is None else partial(directory.write_uses, database),
             refresh_certificates=None if certificates is None else certificates.refresh,
             make_audit_months=make_months,
@@ -203,6 +204,7 @@ def build_server(
             report_refusals=refusals.report,
             set_gauges=telemetry.set_gauges if settings.metrics_port else None,
             probe_interval=settings.health_probe_interval,
+            callers_interval=settings.caller_cache_seconds / READS_PER_MAX_AGE,
             sweep_interval=settings.purge_interval,
         ),
         stopping=stopping,

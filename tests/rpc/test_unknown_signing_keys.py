@@ -1,5 +1,8 @@
 """Access tokens of a key that the server has not read."""
 
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+
 import grpc
 from sqlalchemy import event
 from sqlalchemy.engine import URL
@@ -9,11 +12,14 @@ from service.server.wiring import key_maker
 from tests.support.credentials import outcome
 from tests.support.errors import fails
 from tests.support.forgeries import UNKNOWN_KID, signed
-from tests.support.proxy import serving_through_a_proxy
+from tests.support.proxies import check, checking
+from tests.support.proxy import Hold, serving_through_a_proxy
 from tests.support.servers import running, settings_for
 from tests.support.sessions import introspecting, signed_in
 from tests.support.threads import at_once
 from tests.support.waiting import eventually, is_of_a_job
+
+THREADS = 2
 
 
 def test_many_unknown_keys_at_once_cause_few_reads(private_url: URL) -> None:
@@ -47,3 +53,37 @@ def test_while_keys_cannot_be_read_an_unknown_one_is_not_invalid(private_url: UR
         proxied.proxy.refuse(refusing=False)
         eventually(lambda: outcome(server.sessions.IntrospectToken, unknown) == "OK", "the keys are read")
         assert not server.sessions.IntrospectToken(unknown).active
+
+
+def test_a_database_that_hangs_holds_no_thread(private_url: URL) -> None:
+    """While the keys are read again in vain, tokens of unknown keys are refused at once, so that those of known keys
+    are verified, which needs no database in mode jwt.
+    """
+    with serving_through_a_proxy(private_url, grpc_threads=THREADS) as proxied, ThreadPoolExecutor(1) as pool:
+        server, proxy = proxied.server, proxied.proxy
+        good = signed_in(server)[1].access_token
+        keys = server.server.state.signing_keys
+        assert keys is not None
+        unknown = checking(signed(good, keys.current(server.clock())[1], {"kid": UNKNOWN_KID}), mode="jwt")
+        failed: list[object] = []
+        event.listen(server.database.engine, "handle_error", failed.append)
+        proxy.hold = Hold("FROM signing_keys")
+
+        def are_answered_during_one_read() -> bool:
+            reading = pool.submit(keys.refresh)
+            eventually(lambda: proxied.count("FROM signing_keys") > before + len(failed), "a read is under way")
+            failed_before = len(failed)
+            refused = at_once(5 * THREADS, lambda _: outcome(server.proxies.Check, unknown))
+            assert refused == ["SIGNING_KEY_UNAVAILABLE"] * len(refused)
+            assert check(server, good, mode="jwt").status == HTTPStatus.OK
+            has_failed = len(failed) > failed_before
+            reading.result()
+            return not has_failed
+
+        before = proxied.count("FROM signing_keys")
+        try:
+            keys.refresh()
+            eventually(lambda: failed, "a read has failed")
+            assert any(are_answered_during_one_read() for _ in range(3))
+        finally:
+            proxy.hold.release.set()
