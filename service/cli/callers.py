@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from service.core.callers.administration import CallerRecord
-    from service.core.callers.index import Key
+    from service.core.callers.index import ApiKey
 
 _EXPIRES_IN = click.option(
     "--expires-in",
@@ -256,7 +256,7 @@ def _print_caller(caller: "CallerRecord", now: datetime) -> None:
         click.echo(f"key         {key.key_id}  {_format_state(key, now)}, last used {_format_time(key.last_used_at)}")
 
 
-def _format_state(key: "Key", now: datetime) -> str:
+def _format_state(key: "ApiKey", now: datetime) -> str:
     if key.revoked_at is not None:
         return f"revoked {_format_time(key.revoked_at)}"
     return f"{'live until' if key.is_live(now) else 'expired'} {_format_time(key.expires_at)}"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from service.cli.imports.progress import Progress
     from service.cli.imports.run import Import
     from service.core.passwords.schemes import Parameters
-    from service.core.transfer.hash_secrets import Kind
+    from service.core.transfer.hash_secrets import SecretKind
     from service.db.engine import Database
 
 SOME_REFUSED = 3
@@ -170,7 +170,7 @@ class _Secrets:
         except (OSError, ValueError) as error:
             fail(f"{path} cannot be used: {error}.")
 
-    def _id_of(self, kind: "Kind", secret: "Parameters") -> str:
+    def _id_of(self, kind: "SecretKind", secret: "Parameters") -> str:
         from service.core.transfer.hash_secrets import HashSecrets
 
         secrets = HashSecrets(self._settings.keys(), random_bytes)

@@ -31,7 +31,7 @@ from service.core.failed_sign_ins import (
     store_failed_sign_ins,
 )
 from service.core.lockout import PASSWORD_LOCKOUT, Event, Failures
-from service.core.users import COLUMNS, NO_USER, PASSWORD_CHANGED_AT, USERS, Key, UserRecord
+from service.core.users import COLUMNS, NO_USER, PASSWORD_CHANGED_AT, USERS, UserKey, UserRecord
 from service.db.models.user import HASH_COST
 
 _TIME = DateTime(timezone=True)
@@ -97,7 +97,7 @@ class PasswordAttempt:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SignInOutcome:
     """The result of an attempt: the user whose password was right, and why they are refused all the same."""
 
     user: UserRecord | None
@@ -112,7 +112,7 @@ class Outcome:
         return self.user
 
 
-def look_up(session: Session, key: Key | None, *, cost: int, now: datetime) -> Candidate:
+def look_up(session: Session, key: UserKey | None, *, cost: int, now: datetime) -> Candidate:
     """Who has this name, and how much work every refusal must cost. One statement, also for an impossible name (None).
 
     cost: of new hashes. The reference cost is the highest in use, stored hashes included.
@@ -147,7 +147,7 @@ def settle(
     *,
     now: datetime,
     finish: Finish,
-) -> Outcome:
+) -> SignInOutcome:
     """Decide an attempt. Raises nothing, so that what it stores is committed; the refusal is raised afterwards.
 
     failed: from lock_failed_sign_ins, in this transaction; now: read since. A locked name is refused whatever the
@@ -157,7 +157,7 @@ def settle(
     """
     refusal: PersonaeError | None = _lockout_refusal(failed, now)
     if refusal is not None:
-        return Outcome(None, refusal)
+        return SignInOutcome(None, refusal)
     row = _read_again(session, candidate, now, has_session=bool(attempt.changes)) if attempt.is_match else None
     if row is None:
         return _count_failure(session, candidate, keys, attempt, now)
@@ -181,7 +181,7 @@ def settle(
         refusal=None if refusal is None else refusal.reason,
         client=attempt.client,
     )
-    return Outcome(user, refusal)
+    return SignInOutcome(user, refusal)
 
 
 def renew_hash(session: Session, candidate: Candidate, new_hash: str) -> None:
@@ -198,12 +198,12 @@ def renew_hash(session: Session, candidate: Candidate, new_hash: str) -> None:
 
 def _count_failure(
     session: Session, candidate: Candidate, keys: CounterIds, attempt: PasswordAttempt, now: datetime
-) -> Outcome:
+) -> SignInOutcome:
     """Count a wrong password, unless others have locked the name meanwhile: it may have had no row to lock before."""
     failed = insert_or_lock_failed_sign_ins(session, keys, now=now)
     refusal = _lockout_refusal(failed, now)
     if refusal is not None:
-        return Outcome(None, refusal)
+        return SignInOutcome(None, refusal)
     counted = PASSWORD_LOCKOUT.after(failed, Event.WRONG, now)
     store_failed_sign_ins(session, keys, counted)
     changed = ["locked_until"] if PASSWORD_LOCKOUT.remaining(counted, now) else []
@@ -215,7 +215,7 @@ def _count_failure(
         refusal=attempt.reason,
         client=attempt.client,
     )
-    return Outcome(None, InvalidCredentialsError())
+    return SignInOutcome(None, InvalidCredentialsError())
 
 
 def _lockout_refusal(failed: Failures, now: datetime) -> TooManyAttemptsError | None:

@@ -26,7 +26,7 @@ from sqlalchemy.types import DateTime, LargeBinary, String
 from service.base.errors import ConflictError, InvalidCodeError
 from service.core import audit
 from service.core.expiry import delete_expired
-from service.core.users import COLUMNS, NO_USER, USERS, Key, UserRecord, may_change, require_may_change
+from service.core.users import COLUMNS, NO_USER, USERS, UserKey, UserRecord, may_change, require_may_change
 from service.db.models import Code, table_of
 
 CODE_MAX_BYTES = 128
@@ -38,14 +38,14 @@ _NO_EMAIL = "nobody has asked for this"
 _MAY_USE = and_(USERS.c.is_active, USERS.c.deleted_at.is_(None))
 
 
-class Purpose(enum.StrEnum):
+class CodePurpose(enum.StrEnum):
     """What a code is for. A code of one purpose is worth nothing for another."""
 
     PASSWORD_RESET = "password_reset"  # noqa: S105  a name
     EMAIL_VERIFICATION = "email_verification"
 
 
-_STARTS = {Purpose.PASSWORD_RESET: "StartPasswordReset", Purpose.EMAIL_VERIFICATION: "StartEmailVerification"}
+_STARTS = {CodePurpose.PASSWORD_RESET: "StartPasswordReset", CodePurpose.EMAIL_VERIFICATION: "StartEmailVerification"}
 """The action in the audit trail."""
 
 
@@ -65,7 +65,13 @@ def hash_code(code: str) -> bytes:
 
 
 def start_for_name(
-    session: Session, purpose: Purpose, key: Key | None, *, name_hash: str, code_hash: bytes, expires_at: datetime
+    session: Session,
+    purpose: CodePurpose,
+    key: UserKey | None,
+    *,
+    name_hash: str,
+    code_hash: bytes,
+    expires_at: datetime,
 ) -> str:
     """Open a code for the user with this name; the stored email, to which alone it may be delivered.
 
@@ -83,7 +89,7 @@ def start_for_name(
 
 
 def start_for_user(
-    session: Session, purpose: Purpose, user: UserRecord, *, email: str, code_hash: bytes, expires_at: datetime
+    session: Session, purpose: CodePurpose, user: UserRecord, *, email: str, code_hash: bytes, expires_at: datetime
 ) -> None:
     """Open a code for a user, to be delivered to this email, which it proves.
 
@@ -101,7 +107,7 @@ def start_for_user(
 
 def _store(
     session: Session,
-    purpose: Purpose,
+    purpose: CodePurpose,
     subject: ColumnElement[str],
     email: ColumnElement[str],
     *where: ColumnElement[bool],
@@ -141,7 +147,9 @@ def _subject_of(user_id: ColumnElement[int]) -> ColumnElement[str]:
     return literal("user:", String()) + cast(user_id, String())
 
 
-def require_open(session: Session, purpose: Purpose, code: str, *, now: datetime, locks_user: bool = False) -> OpenCode:
+def require_open(
+    session: Session, purpose: CodePurpose, code: str, *, now: datetime, locks_user: bool = False
+) -> OpenCode:
     """The open code with its user. One statement; only `spend` decides.
 
     locks_user: lock the user's row until the transaction ends, so that the code can be void only by being spent.
@@ -157,7 +165,7 @@ def require_open(session: Session, purpose: Purpose, code: str, *, now: datetime
             _CODES.c.expires_at > now,
             _CODES.c.access_epoch == USERS.c.access_epoch,
             # A server of the release before the epochs changes emails without moving the epoch.
-            or_(_CODES.c.purpose == Purpose.EMAIL_VERIFICATION.value, _CODES.c.email == USERS.c.email),
+            or_(_CODES.c.purpose == CodePurpose.EMAIL_VERIFICATION.value, _CODES.c.email == USERS.c.email),
             _MAY_USE,
         )
     )

@@ -25,7 +25,7 @@ from service.base.errors import (
     UserInactiveError,
 )
 from service.core import audit, codes
-from service.core.codes import OpenCode, Purpose
+from service.core.codes import CodePurpose, OpenCode
 from service.core.failed_sign_ins import clear_failed_sign_ins, counter_ids_of
 from service.core.lockout import LockoutKeys
 from service.core.sessions.rows import carry_over
@@ -35,7 +35,7 @@ from service.core.users import (
     NEXT_VERSION,
     PASSWORD_CHANGED_AT,
     USERS,
-    Key,
+    UserKey,
     UserRecord,
     find_user,
     get_user,
@@ -76,7 +76,7 @@ def set_password(
         expires_at=expires_at,
     )
     if changed is None:
-        user = get_user(session, Key("id", user.id))
+        user = get_user(session, UserKey("id", user.id))
         require_may_change(session, user)
         require_live(user)
         raise ConflictError  # deleted or a superuser when the UPDATE looked, and not any more
@@ -165,16 +165,16 @@ def start_email_verification(
     Raises UserNotFoundError, UserDeletedError, UserInactiveError, ConflictError; EmailTakenError, a hint: completing
     decides.
     """
-    user = get_user(session, Key("id", user_id))
+    user = get_user(session, UserKey("id", user_id))
     require_may_change(session, user)
     require_live(user)
     if not user.is_active:
         raise UserInactiveError
     email = user.email if new_email is None else new_email
-    if email != user.email and find_user(session, Key("email", email)) is not None:
+    if email != user.email and find_user(session, UserKey("email", email)) is not None:
         raise EmailTakenError
     codes.start_for_user(
-        session, Purpose.EMAIL_VERIFICATION, user, email=email, code_hash=code_hash, expires_at=expires_at
+        session, CodePurpose.EMAIL_VERIFICATION, user, email=email, code_hash=code_hash, expires_at=expires_at
     )
     return email
 
@@ -187,7 +187,7 @@ def complete_email_verification(
     of: the user whose code it must be; None: anybody's. drops_password: see _prove. A new email voids what was issued.
     Raises InvalidCodeError; a taken email raises by its constraint.
     """
-    found = codes.require_open(session, Purpose.EMAIL_VERIFICATION, code, now=now, locks_user=True)
+    found = codes.require_open(session, CodePurpose.EMAIL_VERIFICATION, code, now=now, locks_user=True)
     if of is not None and found.user.id != of:
         raise InvalidCodeError
     codes.spend(session, found, now=now)

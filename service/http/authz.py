@@ -10,15 +10,15 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import orjson
 
-from service.observability.cpu_share import do_not_charge
-from service.rpc.proxies.forward_auth import READ_HEADERS, HttpAnswer, HttpQuestion
+from service.observability.cpu_share import exempt_from_throttling
+from service.rpc.proxies.forward_auth import READ_HEADERS, HttpCheckRequest, HttpCheckResponse
 
 AUTHZ_PATH = "/authz"
 _METHODS = ("GET", "HEAD")
 _VARIABLES = {name: "HTTP_" + name.upper().replace("-", "_") for name in READ_HEADERS}
 
 
-def with_authz(others: WSGIApplication, ask: Callable[[HttpQuestion], HttpAnswer]) -> WSGIApplication:
+def with_authz(others: WSGIApplication, ask: Callable[[HttpCheckRequest], HttpCheckResponse]) -> WSGIApplication:
     """Make the application that answers this path, and leaves all others to another application."""
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -29,8 +29,8 @@ def with_authz(others: WSGIApplication, ask: Callable[[HttpQuestion], HttpAnswer
             start_response("405 Method Not Allowed", [("Allow", ", ".join(_METHODS)), ("Content-Length", "0")])
             return []
         found = ask(_question(environ))
-        if found.is_of_a_caller:
-            do_not_charge()
+        if found.is_authenticated:
+            exempt_from_throttling()
         body = b"" if found.reason is None else orjson.dumps({"error": found.reason})
         headers = [("-".join(map(str.capitalize, name.split("-"))), value) for name, value in found.headers]
         headers += [("Cache-Control", "no-store"), ("Content-Length", str(len(body)))]
@@ -42,9 +42,9 @@ def with_authz(others: WSGIApplication, ask: Callable[[HttpQuestion], HttpAnswer
     return answer
 
 
-def _question(environ: WSGIEnvironment) -> HttpQuestion:
+def _question(environ: WSGIEnvironment) -> HttpCheckRequest:
     headers = {name: environ[variable] for name, variable in _VARIABLES.items() if variable in environ}
     address, port = environ.get("REMOTE_ADDR", ""), environ.get("REMOTE_PORT", "")
     peer = f"ipv6:[{address}]:{port}" if ":" in address else f"ipv4:{address}:{port}"
     query = parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True)
-    return HttpQuestion(headers, query, peer)
+    return HttpCheckRequest(headers, query, peer)

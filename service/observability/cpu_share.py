@@ -20,7 +20,7 @@ class _Work(local):
 _work = _Work()
 
 
-def do_not_charge() -> None:
+def exempt_from_throttling() -> None:
     """Exempt what this thread does now from throttling: it works for somebody whose calls are limited otherwise."""
     _work.is_exempt = True
 

@@ -3,8 +3,8 @@
 One thread has all connections and waits for none of them: a slow client holds no thread, neither in its TLS handshake
 nor in its request. Other threads run the application, for requests that have arrived whole.
 
-All these threads together use a tenth of a core at the most, but for what callers ask (`do_not_charge`). Python runs
-one thread at a time, so whatever they use is taken from gRPC; under a flood they read, and the clients wait.
+All these threads together use a tenth of a core at the most, but for what callers ask (`exempt_from_throttling`).
+Python runs one thread at a time, so what they use is taken from gRPC; under a flood they read, and the clients wait.
 """
 
 import logging

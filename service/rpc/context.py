@@ -14,7 +14,7 @@ from service.base.clock import monotonic
 from service.base.errors import CallerGoneError, DeadlineOverError
 from service.base.randomness import random_id
 from service.core.callers.api_keys import PREFIX as _KEY_PREFIX
-from service.core.factors.rules import Kind
+from service.core.factors.rules import FactorKind
 from service.core.token_bucket import Rate
 from service.db.engine import Database, Scope
 from service.rpc.methods import METHODS, CheckDecision, Retry
@@ -61,7 +61,7 @@ class CallContext:
     status: grpc.Status | None = None
     """The status of the failure; None: success."""
     reason: str | None = None
-    factor: Kind | None = None
+    factor: FactorKind | None = None
     """Which kind of second factor was tried."""
     decision: CheckDecision | None = None
     """How a check for a proxy was decided; None: it is none, or it failed."""

@@ -1,14 +1,14 @@
 """Messages of second factors, and how their kinds are spelled on the wire."""
 
 from personae.v1 import authentication_pb2
-from service.core.factors.rules import Kind
+from service.core.factors.rules import FactorKind
 from service.core.factors.second_step import Challenge
 from service.rpc.validation import to_timestamp
 
 KINDS = {
-    Kind.TOTP: authentication_pb2.FACTOR_KIND_TOTP,
-    Kind.RECOVERY_CODE: authentication_pb2.FACTOR_KIND_RECOVERY_CODE,
-    Kind.PASSKEY: authentication_pb2.FACTOR_KIND_PASSKEY,
+    FactorKind.TOTP: authentication_pb2.FACTOR_KIND_TOTP,
+    FactorKind.RECOVERY_CODE: authentication_pb2.FACTOR_KIND_RECOVERY_CODE,
+    FactorKind.PASSKEY: authentication_pb2.FACTOR_KIND_PASSKEY,
 }
 
 

@@ -14,7 +14,7 @@ from service.base.actor import SUPERUSER_SCOPE
 class Executor(Enum):
     """The thread pool that an RPC runs on."""
 
-    USUAL = auto()
+    DEFAULT = auto()
     HASHING = auto()
     """For RPCs that may hash a password, so that they cannot take the threads of the others."""
     BULK = auto()
@@ -103,7 +103,7 @@ class Method:
     response: Response
 
 
-_USUAL, _HASHING, _BULK = Executor
+_DEFAULT, _HASHING, _BULK = Executor
 _CALLS, _CODES = RateLimit
 _SAFE, _UNSAFE, _DEPENDS = Retry
 _MESSAGE, _STREAM = Response
@@ -111,77 +111,77 @@ _RESET, _VERIFICATION = "password_reset", "email_verification"
 
 _USERS: dict[str, Method] = {
     "CreateUser": Method("users.write", _HASHING, _CALLS, _DEPENDS, None, _MESSAGE),
-    "GetUser": Method("users.read", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
-    "BatchGetUsers": Method("users.read", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
-    "ListUsers": Method("users.read", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
-    "UpdateUser": Method("users.write", _USUAL, _CALLS, _DEPENDS, None, _MESSAGE),
-    "DeleteUser": Method("users.write", _USUAL, _CALLS, _DEPENDS, None, _MESSAGE),
-    "UndeleteUser": Method("users.write", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
-    "PurgeUser": Method("users.purge", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
-    "ActivateUser": Method("users.write", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
-    "DeactivateUser": Method("users.write", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
-    "GrantSuperuser": Method(SUPERUSER_SCOPE, _USUAL, _CALLS, _SAFE, None, _MESSAGE),
-    "RevokeSuperuser": Method(SUPERUSER_SCOPE, _USUAL, _CALLS, _SAFE, None, _MESSAGE),
+    "GetUser": Method("users.read", _DEFAULT, _CALLS, _SAFE, None, _MESSAGE),
+    "BatchGetUsers": Method("users.read", _DEFAULT, _CALLS, _SAFE, None, _MESSAGE),
+    "ListUsers": Method("users.read", _DEFAULT, _CALLS, _SAFE, None, _MESSAGE),
+    "UpdateUser": Method("users.write", _DEFAULT, _CALLS, _DEPENDS, None, _MESSAGE),
+    "DeleteUser": Method("users.write", _DEFAULT, _CALLS, _DEPENDS, None, _MESSAGE),
+    "UndeleteUser": Method("users.write", _DEFAULT, _CALLS, _UNSAFE, None, _MESSAGE),
+    "PurgeUser": Method("users.purge", _DEFAULT, _CALLS, _UNSAFE, None, _MESSAGE),
+    "ActivateUser": Method("users.write", _DEFAULT, _CALLS, _SAFE, None, _MESSAGE),
+    "DeactivateUser": Method("users.write", _DEFAULT, _CALLS, _SAFE, None, _MESSAGE),
+    "GrantSuperuser": Method(SUPERUSER_SCOPE, _DEFAULT, _CALLS, _SAFE, None, _MESSAGE),
+    "RevokeSuperuser": Method(SUPERUSER_SCOPE, _DEFAULT, _CALLS, _SAFE, None, _MESSAGE),
     "ImportUsers": Method("users.import", _BULK, _CALLS, _DEPENDS, ImportedRows(), _MESSAGE),
     "ExportUsers": Method("users.export", _BULK, _CALLS, _SAFE, None, _STREAM),
 }
 _AUTHENTICATION: dict[str, Method] = {
     "Authenticate": Method("auth.verify", _HASHING, _CALLS, _DEPENDS, SignIn(), _MESSAGE),
-    "GetLockout": Method("auth.lockout", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
-    "ClearLockout": Method("auth.lockout", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
+    "GetLockout": Method("auth.lockout", _DEFAULT, _CALLS, _SAFE, None, _MESSAGE),
+    "ClearLockout": Method("auth.lockout", _DEFAULT, _CALLS, _SAFE, None, _MESSAGE),
 }
 _CREDENTIALS: dict[str, Method] = {
     "SetPassword": Method("credentials.write", _HASHING, _CALLS, _UNSAFE, None, _MESSAGE),
-    "RequirePasswordChange": Method("credentials.write", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
-    "RemovePassword": Method("credentials.write", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
+    "RequirePasswordChange": Method("credentials.write", _DEFAULT, _CALLS, _SAFE, None, _MESSAGE),
+    "RemovePassword": Method("credentials.write", _DEFAULT, _CALLS, _SAFE, None, _MESSAGE),
     "ChangePassword": Method("credentials.change", _HASHING, _CALLS, _UNSAFE, SignIn(), _MESSAGE),
-    "CheckPassword": Method("credentials.check", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
-    "StartPasswordReset": Method("credentials.reset.start", _USUAL, _CODES, _SAFE, CodeIssued(_RESET), _MESSAGE),
+    "CheckPassword": Method("credentials.check", _DEFAULT, _CALLS, _SAFE, None, _MESSAGE),
+    "StartPasswordReset": Method("credentials.reset.start", _DEFAULT, _CODES, _SAFE, CodeIssued(_RESET), _MESSAGE),
     "CompletePasswordReset": Method(
         "credentials.reset.complete", _HASHING, _CALLS, _UNSAFE, CodeUsed(_RESET), _MESSAGE
     ),
     "StartEmailVerification": Method(
-        "credentials.verify_email", _USUAL, _CODES, _SAFE, CodeIssued(_VERIFICATION), _MESSAGE
+        "credentials.verify_email", _DEFAULT, _CODES, _SAFE, CodeIssued(_VERIFICATION), _MESSAGE
     ),
     "CompleteEmailVerification": Method(
-        "credentials.verify_email", _USUAL, _CALLS, _UNSAFE, CodeUsed(_VERIFICATION), _MESSAGE
+        "credentials.verify_email", _DEFAULT, _CALLS, _UNSAFE, CodeUsed(_VERIFICATION), _MESSAGE
     ),
-    "MarkEmailVerified": Method("credentials.write", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
+    "MarkEmailVerified": Method("credentials.write", _DEFAULT, _CALLS, _SAFE, None, _MESSAGE),
 }
 _AUDIT: dict[str, Method] = {
-    "ListAuditEvents": Method("audit.read", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
+    "ListAuditEvents": Method("audit.read", _DEFAULT, _CALLS, _SAFE, None, _MESSAGE),
 }
 _SESSIONS: dict[str, Method] = {
-    "CreateSession": Method("sessions.create", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
-    "RefreshSession": Method("sessions.refresh", _USUAL, _CALLS, _SAFE, SessionRefresh(), _MESSAGE),
-    "GetSession": Method("sessions.read", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
-    "ListSessions": Method("sessions.read", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
-    "RevokeSession": Method("sessions.revoke", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
-    "RevokeSessions": Method("sessions.revoke", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
-    "IntrospectToken": Method("tokens.introspect", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
+    "CreateSession": Method("sessions.create", _DEFAULT, _CALLS, _UNSAFE, None, _MESSAGE),
+    "RefreshSession": Method("sessions.refresh", _DEFAULT, _CALLS, _SAFE, SessionRefresh(), _MESSAGE),
+    "GetSession": Method("sessions.read", _DEFAULT, _CALLS, _SAFE, None, _MESSAGE),
+    "ListSessions": Method("sessions.read", _DEFAULT, _CALLS, _SAFE, None, _MESSAGE),
+    "RevokeSession": Method("sessions.revoke", _DEFAULT, _CALLS, _SAFE, None, _MESSAGE),
+    "RevokeSessions": Method("sessions.revoke", _DEFAULT, _CALLS, _SAFE, None, _MESSAGE),
+    "IntrospectToken": Method("tokens.introspect", _DEFAULT, _CALLS, _SAFE, None, _MESSAGE),
 }
 _SIGNING_KEYS: dict[str, Method] = {
-    "GetJwks": Method("keys.read", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
-    "ListSigningKeys": Method("keys.read", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
-    "RotateSigningKey": Method("keys.write", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
-    "RevokeSigningKey": Method("keys.write", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
+    "GetJwks": Method("keys.read", _DEFAULT, _CALLS, _SAFE, None, _MESSAGE),
+    "ListSigningKeys": Method("keys.read", _DEFAULT, _CALLS, _SAFE, None, _MESSAGE),
+    "RotateSigningKey": Method("keys.write", _DEFAULT, _CALLS, _UNSAFE, None, _MESSAGE),
+    "RevokeSigningKey": Method("keys.write", _DEFAULT, _CALLS, _SAFE, None, _MESSAGE),
 }
 _FACTORS: dict[str, Method] = {
-    "StartTotpEnrollment": Method("factors.enroll", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
-    "CompleteTotpEnrollment": Method("factors.enroll", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
-    "StartPasskeyEnrollment": Method("factors.enroll", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
-    "CompletePasskeyEnrollment": Method("factors.enroll", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
-    "StartPasskeySignIn": Method("auth.verify", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
-    "GenerateRecoveryCodes": Method("factors.enroll", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
-    "ListFactors": Method("factors.read", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
-    "DeleteFactor": Method("factors.enroll", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
-    "ResetFactors": Method("factors.reset", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
-    "SetMfaRequired": Method("factors.reset", _USUAL, _CALLS, _SAFE, None, _MESSAGE),
-    "CompleteSecondFactor": Method("auth.verify", _USUAL, _CALLS, _UNSAFE, None, _MESSAGE),
+    "StartTotpEnrollment": Method("factors.enroll", _DEFAULT, _CALLS, _UNSAFE, None, _MESSAGE),
+    "CompleteTotpEnrollment": Method("factors.enroll", _DEFAULT, _CALLS, _UNSAFE, None, _MESSAGE),
+    "StartPasskeyEnrollment": Method("factors.enroll", _DEFAULT, _CALLS, _UNSAFE, None, _MESSAGE),
+    "CompletePasskeyEnrollment": Method("factors.enroll", _DEFAULT, _CALLS, _UNSAFE, None, _MESSAGE),
+    "StartPasskeySignIn": Method("auth.verify", _DEFAULT, _CALLS, _SAFE, None, _MESSAGE),
+    "GenerateRecoveryCodes": Method("factors.enroll", _DEFAULT, _CALLS, _UNSAFE, None, _MESSAGE),
+    "ListFactors": Method("factors.read", _DEFAULT, _CALLS, _SAFE, None, _MESSAGE),
+    "DeleteFactor": Method("factors.enroll", _DEFAULT, _CALLS, _UNSAFE, None, _MESSAGE),
+    "ResetFactors": Method("factors.reset", _DEFAULT, _CALLS, _SAFE, None, _MESSAGE),
+    "SetMfaRequired": Method("factors.reset", _DEFAULT, _CALLS, _SAFE, None, _MESSAGE),
+    "CompleteSecondFactor": Method("auth.verify", _DEFAULT, _CALLS, _UNSAFE, None, _MESSAGE),
 }
 
 _AUTHORIZATION: dict[str, Method] = {
-    "Check": Method("auth.check", _USUAL, _CALLS, _SAFE, ProxyCheck(), _MESSAGE),
+    "Check": Method("auth.check", _DEFAULT, _CALLS, _SAFE, ProxyCheck(), _MESSAGE),
 }
 
 METHODS: dict[str, Method] = {

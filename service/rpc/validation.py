@@ -25,7 +25,7 @@ from service.core.identifiers import (
     without_blanks,
 )
 from service.core.page_tokens import TOKEN_MAX_BYTES, BadPageTokenError, PageTokens, Position
-from service.core.users import Key, UserRecord
+from service.core.users import UserKey, UserRecord
 from service.rpc.canonical import canonical, non_default_fields
 
 DEFAULT_PAGE_SIZE = 50
@@ -108,22 +108,22 @@ def require_id(value: int, field: str, violations: Violations) -> int:
     return value
 
 
-def user_key(message: user_pb2.UserKey, field: str, violations: Violations, *, allow_special_domains: bool) -> Key:
+def user_key(message: user_pb2.UserKey, field: str, violations: Violations, *, allow_special_domains: bool) -> UserKey:
     """A UserKey in stored form: people type or paste it. A malformed email or username is a violation."""
     try:
         match message.WhichOneof("key"):
             case "id":
-                return Key("id", require_id(message.id, f"{field}.id", violations))
+                return UserKey("id", require_id(message.id, f"{field}.id", violations))
             case "email":
                 email = without_blanks(message.email)
-                return Key("email", normalise_email(email, allow_special_domains=allow_special_domains))
+                return UserKey("email", normalise_email(email, allow_special_domains=allow_special_domains))
             case "username":
-                return Key("username", normalise_username(without_blanks(message.username)))
+                return UserKey("username", normalise_username(without_blanks(message.username)))
             case None:
                 violations.add(field, "REQUIRED", "must name a user by id, email or username")
     except BadIdentifierError as error:
         violations.add(f"{field}.{message.WhichOneof('key')}", error.reason, str(error))
-    return Key("id", 0)
+    return UserKey("id", 0)
 
 
 def email_of(text: str, field: str, violations: Violations, *, allow_special_domains: bool) -> str:

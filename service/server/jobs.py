@@ -31,7 +31,7 @@ class Job:
     interval: float
     """Seconds between the end of one run and the start of the next. The first run is after one interval."""
     function: Callable[[], object]
-    outlives_calls: bool = False
+    runs_during_shutdown: bool = False
     """Whether it runs from before the start until everything else has stopped: to end what hangs, or to measure."""
     wake: Callable[[], object] | None = None
     """Ends a wait inside of the function, when the job is to end."""
@@ -73,8 +73,8 @@ def background_jobs(
         ("metrics", _GAUGES_INTERVAL, set_gauges, True, None),
     )
     return tuple(
-        Job(name, interval, function, outlives_calls, wake)
-        for name, interval, function, outlives_calls, wake in table
+        Job(name, interval, function, runs_during_shutdown, wake)
+        for name, interval, function, runs_during_shutdown, wake in table
         if interval and function is not None
     )
 

@@ -8,7 +8,7 @@ from service.http.app import well_known
 from service.http.authz import with_authz
 from service.http.server import MAX_CONNECTIONS, HttpServer
 from service.rpc.admission.connection_limit import connection_limit_option
-from service.rpc.proxies.forward_auth import HttpAnswer, HttpQuestion
+from service.rpc.proxies.forward_auth import HttpCheckRequest, HttpCheckResponse
 from service.rpc.tls import CertificateError, Certificates
 from service.server.server import Listener
 
@@ -74,7 +74,7 @@ def http_server(
     settings: Settings,
     certificates: Certificates | None,
     jwks: Callable[[], bytes],
-    ask: Callable[[HttpQuestion], HttpAnswer],
+    ask: Callable[[HttpCheckRequest], HttpCheckResponse],
     *,
     shares_port: bool,
 ) -> HttpServer | None:

@@ -18,7 +18,7 @@ from service.http.server import HttpServer
 from service.rpc.admission.executor import BoundedExecutor
 from service.rpc.callers.directory import CallerDirectory
 from service.rpc.health import Health
-from service.rpc.pipeline.drain import Drain
+from service.rpc.pipeline.running_calls import RunningCalls
 from service.server import connections
 from service.server.database_probe import DatabaseMonitor
 from service.server.jobs import Job, JobThread
@@ -76,7 +76,7 @@ class Server:
     monitor: DatabaseMonitor
     health: Health
     executors: Sequence[BoundedExecutor]
-    drain: Drain
+    running: RunningCalls
     report_status: ReportStatus
     report_refusals: Callable[[], None]
     """Logs the refused calls that have no line of their own."""
@@ -102,8 +102,8 @@ class Server:
 
     def __post_init__(self) -> None:
         self._stopped = Event()
-        self._lasting = [JobThread(job, self._stopped) for job in self.jobs if job.outlives_calls]
-        self._threads = [JobThread(job, self.stopping) for job in self.jobs if not job.outlives_calls]
+        self._lasting = [JobThread(job, self._stopped) for job in self.jobs if job.runs_during_shutdown]
+        self._threads = [JobThread(job, self.stopping) for job in self.jobs if not job.runs_during_shutdown]
 
     @property
     def port(self) -> int:
@@ -243,10 +243,10 @@ class Server:
         Here an RPC is refused as SERVER_STOPPING or finds no connection: both are UNAVAILABLE.
         """
         connections.stop_listening(self._ports)
-        self.drain.begin()
+        self.running.refuse_new()
         is_waiting = True
         while is_waiting:
             Event().wait(flush_seconds)
             # Clients of the closed connections reconnect elsewhere while the others wait for their responses.
-            connections.close_connections(self._ports, sparing=self.drain.peer_ports())
-            is_waiting = self.drain.wait_for_one(until=give_up_at)
+            connections.close_connections(self._ports, sparing=self.running.peer_ports())
+            is_waiting = self.running.wait_for_one(until=give_up_at)

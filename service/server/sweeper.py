@@ -21,7 +21,7 @@ from service.core import audit, users
 from service.core.callers.index import forget_keys
 from service.core.codes import delete_expired_codes
 from service.core.factors.rows import FactorMaker, count_factors, delete_abandoned_enrolments, reseal
-from service.core.factors.rules import Kind
+from service.core.factors.rules import FactorKind
 from service.core.factors.tickets import delete_expired_tickets
 from service.core.failed_sign_ins import delete_expired_failed_sign_ins
 from service.core.lifecycle import purge_expired
@@ -103,7 +103,7 @@ class Counts(NamedTuple):
     """How many sessions are not over by time, and how many users have each kind of second factor."""
 
     sessions: int
-    factors: Mapping[Kind, int]
+    factors: Mapping[FactorKind, int]
 
 
 class HourlyCounts:

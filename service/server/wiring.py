@@ -38,9 +38,9 @@ from service.rpc.callers.directory import READS_PER_MAX_AGE, CallerDirectory
 from service.rpc.callers.identification import Identify, assume_caller, identify_callers
 from service.rpc.health import Health
 from service.rpc.methods import Executor, require_rows
-from service.rpc.pipeline.drain import Drain
 from service.rpc.pipeline.interceptor import Pipeline
 from service.rpc.pipeline.refusals import Refusals
+from service.rpc.pipeline.running_calls import RunningCalls
 from service.rpc.pipeline.stages import Stage, refusal_stages, stages
 from service.rpc.proxies.forward_auth import ForwardAuth
 from service.rpc.reflection import enable_reflection
@@ -104,7 +104,7 @@ def build_server(
     )
     database = open_database(settings, url, statement_hook=telemetry.statement_hook)
     health = Health(SERVICE_NAMES, max_watches=settings.grpc_max_connections)
-    drain, stopping, refusals = Drain(), Event(), Refusals()
+    running, stopping, refusals = RunningCalls(), Event(), Refusals()
     # One more than this worker's share of the cores: no core idles while the holder of a permit is at the database.
     hash_threads = settings.hash_threads or usable_cores(hash_cores) // workers + 1
     executors = _executors(settings, hash_threads, hash_cores, telemetry)
@@ -116,7 +116,7 @@ def build_server(
 
     def all_stages(*, is_http: bool) -> tuple[Stage, ...]:
         identify = _identification(settings, directory, clock=clock, assumed_caller=assumed_caller, is_http=is_http)
-        return stages(drain, identify, refusals, telemetry.stages, limits=limits, code_limits=code_limits)
+        return stages(running, identify, refusals, telemetry.stages, limits=limits, code_limits=code_limits)
 
     pipeline = Pipeline(
         all_stages(is_http=False),
@@ -126,7 +126,7 @@ def build_server(
         watch_executor=health.sending,
     )
     server = grpc.server(
-        executors[Executor.USUAL], interceptors=[pipeline], options=grpc_options(settings, shares_port=shares_port)
+        executors[Executor.DEFAULT], interceptors=[pipeline], options=grpc_options(settings, shares_port=shares_port)
     )
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     maker = key_maker(settings)
@@ -188,7 +188,7 @@ def build_server(
         monitor=monitor,
         health=health,
         executors=(*executors.values(), *health.executors, *reflection),
-        drain=drain,
+        running=running,
         report_refusals=refusals.report,
         report_status=report_status,
         jobs=background_jobs(
@@ -239,7 +239,7 @@ def _executors(
     hashing = hash_threads + settings.hash_max_waiting + _SPARE_THREADS
     bounded = partial(BoundedExecutor, max_waiting=settings.grpc_max_waiting, on_start=telemetry.observe_wait)
     return {
-        Executor.USUAL: bounded(settings.grpc_threads, name="rpc"),
+        Executor.DEFAULT: bounded(settings.grpc_threads, name="rpc"),
         Executor.BULK: bounded(_BULK_THREADS, name="rpc-bulk"),
         Executor.HASHING: bounded(hashing, name="rpc-hash", initializer=partial(_prepare_hash_thread, hash_cores)),
     }

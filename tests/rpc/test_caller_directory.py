@@ -16,7 +16,7 @@ from personae.v1 import credential_pb2
 from service.base.clock import monotonic, utc_now
 from service.base.errors import DatabaseUnavailableError
 from service.core.callers.api_keys import NewKey
-from service.core.callers.index import Key
+from service.core.callers.index import ApiKey
 from service.rpc.callers.directory import EXTRA_READS, READS_PER_MAX_AGE, CallerDirectory
 from service.server.wiring import caller_directory
 from tests.support.callers import LIST_USERS, Operator, bearer, call, call_until, new_key, operating, told
@@ -164,7 +164,7 @@ def directory_of(url: URL, *, max_age: float = 60) -> CallerDirectory:
     return caller_directory(settings_for(url, caller_cache_seconds=max_age), url)
 
 
-def find(directory: CallerDirectory, key: NewKey, *, seconds: float = PATIENCE) -> Key | None:
+def find(directory: CallerDirectory, key: NewKey, *, seconds: float = PATIENCE) -> ApiKey | None:
     found = directory.find(lambda index: index.by_key_hash.get(key.key_hash), until=monotonic() + seconds)
     return None if found is None else found.key
 
@@ -253,7 +253,7 @@ class TestLastUse:
             directory.start()
             started_at = utc_now()
 
-            def known_key() -> Key:
+            def known_key() -> ApiKey:
                 found = find(directory, key)
                 assert found is not None
                 return found

@@ -11,7 +11,7 @@ from personae.v1 import user_pb2
 from service.base.actor import COMMAND_LINE
 from service.base.randomness import random_bytes
 from service.core.passwords.schemes import HashError, Parameters, parse, sources, wrap
-from service.core.transfer.hash_secrets import HashSecrets, Kind
+from service.core.transfer.hash_secrets import HashSecrets, SecretKind
 from service.core.users.hash_report import count_hashes
 from service.db.engine import reading
 from service.db.models.user import HASH_COST
@@ -49,7 +49,9 @@ def stored(server: RunningServer, user: user_pb2.User) -> str:
     return text
 
 
-def secret_of(server: RunningServer, kind: Kind, parameters: Parameters, secrets: HashSecrets | None = None) -> str:
+def secret_of(
+    server: RunningServer, kind: SecretKind, parameters: Parameters, secrets: HashSecrets | None = None
+) -> str:
     secrets = secrets or HashSecrets(settings_for(server.url).keys(), random_bytes)
     with server.database.scope(actor=COMMAND_LINE) as session, session.begin():
         return secrets.store(session, kind, parameters)

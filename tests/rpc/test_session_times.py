@@ -5,7 +5,7 @@ from datetime import timedelta
 from sqlalchemy.engine import URL
 
 from personae.v1 import user_pb2
-from service.core.factors.rules import Kind
+from service.core.factors.rules import FactorKind
 from service.server.sweeper import COUNT_INTERVAL, Counts, HourlyCounts
 from tests.support.clocks import MovableClock
 from tests.support.credentials import rows_of
@@ -16,7 +16,7 @@ from tests.support.servers import RunningServer, running
 from tests.support.sessions import claims_of, duration, introspecting, is_active, refresh, refreshed, sign_in, signed_in
 from tests.support.signing_keys import kid_of
 
-NO_FACTORS = dict.fromkeys(Kind, 0)
+NO_FACTORS = dict.fromkeys(FactorKind, 0)
 
 
 class TestClocks:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.observability.cpu_share import CpuShare, do_not_charge
+from service.observability.cpu_share import CpuShare, exempt_from_throttling
 from service.observability.wsgi_server import WsgiServer
 from tests.support.scrapes import get
 
@@ -57,7 +57,7 @@ def test_work_that_is_exempt() -> None:
     share = CpuShare(1e-9, now)
     with share.used():
         sum(range(100_000))
-        do_not_charge()
+        exempt_from_throttling()
     assert share.charge(0) == 0
     share.close()
     with share.used():

@@ -14,7 +14,7 @@ from service.observability.cpu_share import CpuShare
 from service.rpc.context import CallContext
 from service.rpc.pipeline.stages import Handler, Stage, WrappedMethod, answer_errors, receive
 from service.rpc.proxies.checks import Checks, RouteMistakes
-from service.rpc.proxies.forward_auth import ForwardAuth, HttpAnswer, HttpQuestion
+from service.rpc.proxies.forward_auth import ForwardAuth, HttpCheckRequest, HttpCheckResponse
 
 MINUTE = 60.0
 
@@ -31,13 +31,13 @@ def refusing(error: PersonaeError) -> Stage:
     return refuse
 
 
-def answer_of(*stages: Stage) -> HttpAnswer:
+def answer_of(*stages: Stage) -> HttpCheckResponse:
     """To a question without a credential: it needs neither the database nor a key."""
     checks = Checks(cast("Any", None), utc_now, cast("Any", None), RouteMistakes())
-    return ForwardAuth((answer_errors, *stages, receive), checks).ask(HttpQuestion({}, (), "ipv4:127.0.0.1:1"))
+    return ForwardAuth((answer_errors, *stages, receive), checks).ask(HttpCheckRequest({}, (), "ipv4:127.0.0.1:1"))
 
 
-def is_charged(answer: HttpAnswer) -> bool:
+def is_charged(answer: HttpCheckResponse) -> bool:
     """Whether what this answer has cost counts in the share that the HTTP port has of a core."""
     environ: dict[str, Any] = {"PATH_INFO": AUTHZ_PATH, "wsgi.input": io.BytesIO()}
     setup_testing_defaults(environ)

@@ -16,7 +16,7 @@ from uuid import UUID, uuid5
 
 from service.base.randomness import random_bytes
 from service.core.transfer.exporting import Exported
-from service.core.transfer.rules import Outcome, Result, SourceUser
+from service.core.transfer.rules import Result, RowOutcome, SourceUser
 
 _HEAD = 1 << 16
 _MODE = 0o600
@@ -36,7 +36,7 @@ class Progress:
     file: str
     done: int = 0
     refused_bytes: int = 0
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RowOutcome, 0))
 
     @classmethod
     def begin(cls, file: BinaryIO) -> Self:

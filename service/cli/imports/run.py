@@ -24,9 +24,9 @@ from service.core.transfer.rules import (
     FastHashes,
     ImportRules,
     OnConflict,
-    Outcome,
     Result,
     Row,
+    RowOutcome,
     SourceUser,
     check,
     wrap,
@@ -87,7 +87,7 @@ def run(
         lines = [
             refused_line(row.number, row.source, result.refusals)
             for row, result in zip(rows, results, strict=True)
-            if result.outcome is Outcome.REFUSED
+            if result.outcome is RowOutcome.REFUSED
         ]
         progress.refused_bytes = refused.add(lines)
         progress.done += len(batch)

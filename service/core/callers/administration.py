@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from service.core import audit
 from service.core.callers.api_keys import NewKey
-from service.core.callers.index import CALLER_COLUMNS, CALLERS, IDENTITIES, KEY_COLUMNS, KEYS, Key, rate_in
+from service.core.callers.index import CALLER_COLUMNS, CALLERS, IDENTITIES, KEY_COLUMNS, KEYS, ApiKey, rate_in
 from service.core.callers.rules import CallerError, require_audience, require_identity, require_name, require_rate
 from service.core.token_bucket import Rate
 from service.db.fresh_ids import fresh_id
@@ -40,15 +40,15 @@ class CallerRecord:
     rate: Rate | None
     created_at: datetime
     identities: Sequence[str]
-    keys: Sequence[Key]
+    keys: Sequence[ApiKey]
 
 
 def list_callers(session: Session) -> list[CallerRecord]:
     """All callers, ordered by name."""
-    keys: defaultdict[int, list[Key]] = defaultdict(list)
+    keys: defaultdict[int, list[ApiKey]] = defaultdict(list)
     newest_first = (KEYS.c.created_at.desc(), KEYS.c.key_id)
     for caller_id, *values in session.execute(select(KEYS.c.caller_id, *KEY_COLUMNS).order_by(*newest_first)):
-        keys[caller_id].append(Key(*values))
+        keys[caller_id].append(ApiKey(*values))
     identities: defaultdict[int, list[str]] = defaultdict(list)
     columns = (IDENTITIES.c.caller_id, IDENTITIES.c.identity)
     for caller_id, identity in session.execute(select(*columns).order_by(IDENTITIES.c.identity)):

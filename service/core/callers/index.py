@@ -34,7 +34,7 @@ class KnownCaller(NamedTuple):
     """For which services it may have access tokens issued; None: for any."""
 
 
-class Key(NamedTuple):
+class ApiKey(NamedTuple):
     """An API key without its secret."""
 
     key_id: str
@@ -50,7 +50,7 @@ class Key(NamedTuple):
 class KnownKey(NamedTuple):
     """A key and the caller that it identifies."""
 
-    key: Key
+    key: ApiKey
     caller: KnownCaller
 
 
@@ -68,7 +68,7 @@ class CallerIndex:
 
 
 CALLER_COLUMNS = (CALLERS.c.name, CALLERS.c.scopes, CALLERS.c.audiences, CALLERS.c.rate_limit, CALLERS.c.rate_burst)
-KEY_COLUMNS = tuple(KEYS.c[name] for name in Key._fields)
+KEY_COLUMNS = tuple(KEYS.c[name] for name in ApiKey._fields)
 
 
 def load_callers(session: Session) -> CallerIndex:
@@ -81,7 +81,7 @@ def load_callers(session: Session) -> CallerIndex:
     keys = session.execute(select(*KEY_COLUMNS, KEYS.c.key_hash, *CALLER_COLUMNS).join_from(KEYS, CALLERS))
     identities = session.execute(select(IDENTITIES.c.identity, *CALLER_COLUMNS).join_from(IDENTITIES, CALLERS))
     return CallerIndex(
-        by_key_hash={bytes(row.key_hash): KnownKey(Key(*row[: len(KEY_COLUMNS)]), _caller_in(row)) for row in keys},
+        by_key_hash={bytes(row.key_hash): KnownKey(ApiKey(*row[: len(KEY_COLUMNS)]), _caller_in(row)) for row in keys},
         by_identity={row.identity: _caller_in(row) for row in identities},
     )
 

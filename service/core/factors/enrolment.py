@@ -35,7 +35,7 @@ from service.core.factors.rows import (
     remove_recovery_codes,
     replace_recovery_codes,
 )
-from service.core.factors.rules import ENROLMENT_VALID_FOR, MAX_TOTP_FACTORS, REAUTHENTICATED_WITHIN, Kind
+from service.core.factors.rules import ENROLMENT_VALID_FOR, MAX_TOTP_FACTORS, REAUTHENTICATED_WITHIN, FactorKind
 from service.core.sealing import NONCE_BYTES, UnsealError
 from service.core.sessions.rows import HAS_EPOCH, SESSIONS, is_live
 from service.core.sessions.rules import AAL1, AAL2, SessionKey, acr_of, is_enough
@@ -113,9 +113,9 @@ def complete_totp(
     note_factors(session, user.id)
     if proof.ticket_hash is not None:
         tickets.use_ticket(session, proof.ticket_hash)
-    changed = [Kind.TOTP.value, *(["recovery_codes"] if codes else [])]
+    changed = [FactorKind.TOTP.value, *(["recovery_codes"] if codes else [])]
     audit.record(session, "CompleteTotpEnrollment", target_user_id=user.id, changed=changed)
-    return FactorRecord(factor_id, user.id, Kind.TOTP, row.label, now, None), codes
+    return FactorRecord(factor_id, user.id, FactorKind.TOTP, row.label, now, None), codes
 
 
 def generate_recovery_codes(session: Session, proof: Proof, maker: FactorMaker, *, now: datetime) -> Sequence[str]:
@@ -167,14 +167,14 @@ def reset_factors(session: Session, user_id: int) -> UserRecord:
     return note_factors(session, user_id)
 
 
-def _remove(session: Session, user_id: int, factor_id: UUID) -> Kind | None:
+def _remove(session: Session, user_id: int, factor_id: UUID) -> FactorKind | None:
     """Remove a factor of a user; its kind, None if there is no such factor."""
     app = delete(TOTP).where(TOTP.c.id == factor_id, TOTP.c.user_id == user_id, IS_CONFIRMED).returning(TOTP.c.id)
     if session.execute(app).one_or_none() is not None:
-        return Kind.TOTP
+        return FactorKind.TOTP
     passkey = delete(PASSKEYS).where(PASSKEYS.c.id == factor_id, PASSKEYS.c.user_id == user_id)
     gone = session.execute(passkey.returning(PASSKEYS.c.id)).one_or_none()
-    return None if gone is None else Kind.PASSKEY
+    return None if gone is None else FactorKind.PASSKEY
 
 
 def lock_owner(session: Session, proof: Proof, *, within: timedelta, now: datetime) -> UserRecord:

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.types import DateTime, Integer, String
 
 from service.core import audit
-from service.core.factors.rules import Kind
+from service.core.factors.rules import FactorKind
 from service.core.lockout import Failures
 from service.core.users import USERS
 from service.db.models import FactorFailure, table_of
@@ -17,14 +17,14 @@ from service.db.models import FactorFailure, table_of
 _FAILURES = table_of(FactorFailure)
 
 
-def read_factor_failures(session: Session, user_id: int) -> dict[Kind, Failures]:
+def read_factor_failures(session: Session, user_id: int) -> dict[FactorKind, Failures]:
     """The failures of a user by kind; no entry: none. One statement."""
     columns = (_FAILURES.c.kind, _FAILURES.c.failures, _FAILURES.c.last_failed_at)
     rows = session.execute(select(*columns).where(_FAILURES.c.user_id == user_id))
-    return {Kind(kind): Failures(number, last_failed_at) for kind, number, last_failed_at in rows}
+    return {FactorKind(kind): Failures(number, last_failed_at) for kind, number, last_failed_at in rows}
 
 
-def store_factor_failures(session: Session, user_id: int, kind: Kind, failures: Failures) -> None:
+def store_factor_failures(session: Session, user_id: int, kind: FactorKind, failures: Failures) -> None:
     """Write the counter of a kind. Nothing happens for a user that there is not, by the same statement."""
     values = {
         "user_id": USERS.c.id,

@@ -27,7 +27,13 @@ from service.core.factors.rows import (
     note_factors,
     replace_recovery_codes,
 )
-from service.core.factors.rules import MAX_PASSKEYS, REAUTHENTICATED_WITHIN, TICKET_VALID_FOR, Kind, amr_of_passkey
+from service.core.factors.rules import (
+    MAX_PASSKEYS,
+    REAUTHENTICATED_WITHIN,
+    TICKET_VALID_FOR,
+    FactorKind,
+    amr_of_passkey,
+)
 from service.core.factors.tickets import FirstStep, find_passkey_sign_in, hash_ticket
 from service.core.factors.webauthn import (
     ALGORITHMS,
@@ -136,9 +142,9 @@ def complete_passkey(
         replace_recovery_codes(session, user.id, codes)
     note_factors(session, user.id)
     tickets.use_ticket(session, ticket_hash)
-    changed = [Kind.PASSKEY.value, *(["recovery_codes"] if codes else [])]
+    changed = [FactorKind.PASSKEY.value, *(["recovery_codes"] if codes else [])]
     audit.record(session, "CompletePasskeyEnrollment", target_user_id=user.id, changed=changed)
-    return FactorRecord(passkey_id, user.id, Kind.PASSKEY, label, now, None, new.is_synced), codes
+    return FactorRecord(passkey_id, user.id, FactorKind.PASSKEY, label, now, None, new.is_synced), codes
 
 
 def _passkeys_of(session: Session, user_id: int) -> Sequence[Row[bytes, bytes]]:

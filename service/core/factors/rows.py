@@ -28,7 +28,7 @@ from sqlalchemy.types import String
 from service.base.errors import UserNotFoundError
 from service.core.expiry import delete_expired
 from service.core.factors.recovery_codes import CODES, RANDOM_BYTES, code_of, hash_of
-from service.core.factors.rules import ENROLMENT_VALID_FOR, Kind
+from service.core.factors.rules import ENROLMENT_VALID_FOR, FactorKind
 from service.core.sealing import NONCE_BYTES, Sealer, UnsealError
 from service.core.users import COLUMNS, NEXT_VERSION, USERS, UserRecord
 from service.db.models import Passkey, RecoveryCode, TotpFactor, table_of
@@ -53,7 +53,7 @@ class FactorRecord(NamedTuple):
 
     id: UUID
     user_id: int
-    kind: Kind
+    kind: FactorKind
     label: str
     confirmed_at: datetime
     last_used_at: datetime | None
@@ -72,8 +72,8 @@ def list_factors(session: Session, user_id: int) -> tuple[list[FactorRecord], in
     """
     left = select(func.count()).where(RECOVERY.c.user_id == USERS.c.id).scalar_subquery()
     factors = union_all(
-        select(*_columns(TOTP, Kind.TOTP), false()).where(TOTP.c.user_id == user_id, IS_CONFIRMED),
-        select(*_columns(PASSKEYS, Kind.PASSKEY), PASSKEYS.c.is_synced).where(PASSKEYS.c.user_id == user_id),
+        select(*_columns(TOTP, FactorKind.TOTP), false()).where(TOTP.c.user_id == user_id, IS_CONFIRMED),
+        select(*_columns(PASSKEYS, FactorKind.PASSKEY), PASSKEYS.c.is_synced).where(PASSKEYS.c.user_id == user_id),
     ).subquery("factors")
     rows = session.execute(
         select(left, *factors.c)
@@ -83,11 +83,11 @@ def list_factors(session: Session, user_id: int) -> tuple[list[FactorRecord], in
     ).all()
     if not rows:
         raise UserNotFoundError
-    found = [FactorRecord(id_, of, Kind(kind), *rest) for _, id_, of, kind, *rest in rows if id_ is not None]
+    found = [FactorRecord(id_, of, FactorKind(kind), *rest) for _, id_, of, kind, *rest in rows if id_ is not None]
     return found, rows[0][0]
 
 
-def _columns(table: Table, kind: Kind) -> tuple[ColumnElement[Any], ...]:
+def _columns(table: Table, kind: FactorKind) -> tuple[ColumnElement[Any], ...]:
     """The first columns of FactorRecord."""
     named = (table.c[name] for name in ("label", "confirmed_at", "last_used_at"))
     return (table.c.id, table.c.user_id, literal(kind.value, String()).label("kind"), *named)
@@ -96,7 +96,7 @@ def _columns(table: Table, kind: Kind) -> tuple[ColumnElement[Any], ...]:
 class Answerable(NamedTuple):
     """What a user can answer with. passkeys: the ids of its credentials."""
 
-    kinds: list[Kind]
+    kinds: list[FactorKind]
     passkeys: list[bytes]
 
 
@@ -106,7 +106,7 @@ def answerable(session: Session, user_id: int) -> Answerable:
     has_codes = exists().where(RECOVERY.c.user_id == user_id)
     credentials = select(func.array_agg(PASSKEYS.c.credential_id)).where(PASSKEYS.c.user_id == user_id)
     app, codes, passkeys = session.execute(select(has_app, has_codes, credentials.scalar_subquery())).one()
-    present = ((Kind.PASSKEY, bool(passkeys)), (Kind.TOTP, app), (Kind.RECOVERY_CODE, codes))
+    present = ((FactorKind.PASSKEY, bool(passkeys)), (FactorKind.TOTP, app), (FactorKind.RECOVERY_CODE, codes))
     return Answerable([kind for kind, is_present in present if is_present], [bytes(one) for one in passkeys or ()])
 
 
@@ -210,9 +210,9 @@ def reseal(session: Session, maker: FactorMaker, *, after: UUID, limit: int) -> 
     return Resealed(len(rows) - lost.total(), lost, rows[-1].id if len(rows) == limit else None)
 
 
-def count_factors(session: Session) -> dict[Kind, int]:
+def count_factors(session: Session) -> dict[FactorKind, int]:
     """How many users have each kind of factor. Reads the tables: for a metric, now and then."""
     apps = select(func.count(func.distinct(TOTP.c.user_id))).where(IS_CONFIRMED).scalar_subquery()
     codes = select(func.count(func.distinct(RECOVERY.c.user_id))).scalar_subquery()
     passkeys = select(func.count(func.distinct(PASSKEYS.c.user_id))).scalar_subquery()
-    return dict(zip(Kind, session.execute(select(apps, codes, passkeys)).one(), strict=True))
+    return dict(zip(FactorKind, session.execute(select(apps, codes, passkeys)).one(), strict=True))

@@ -27,7 +27,7 @@ FACTOR_LOCKOUT = Schedule(
 )
 
 
-class Kind(enum.StrEnum):
+class FactorKind(enum.StrEnum):
     """A kind of second factor, as it is stored, counted and measured."""
 
     TOTP = "totp"

@@ -27,8 +27,8 @@ from service.core.factors.rows import (
     associated_data_of,
     use_recovery_code,
 )
-from service.core.factors.rules import FACTOR_LOCKOUT, OTP, TICKET_VALID_FOR, Kind
-from service.core.factors.tickets import FirstStep, Purpose, count_try, lock_user_of, open_ticket, use_ticket
+from service.core.factors.rules import FACTOR_LOCKOUT, OTP, TICKET_VALID_FOR, FactorKind
+from service.core.factors.tickets import FirstStep, TicketPurpose, count_try, lock_user_of, open_ticket, use_ticket
 from service.core.factors.webauthn import RelyingParty
 from service.core.failed_sign_ins import CounterIds, clear_failed_sign_ins, lock_failed_sign_ins
 from service.core.lockout import NO_FAILURES, Event, Failures
@@ -47,17 +47,17 @@ class Challenge:
     """
 
     ticket: str = field(repr=False)
-    kinds: Sequence[Kind]
+    kinds: Sequence[FactorKind]
     expires_at: datetime
     passkey_options: str = field(default="", repr=False)
     is_enrolment: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class FactorAnswer:
     """What a person proves the second factor with. replacement: the recovery code that replaces a used one."""
 
-    kind: Kind
+    kind: FactorKind
     typed: str = field(repr=False)
     replacement: str = field(repr=False)
 
@@ -96,22 +96,22 @@ def challenge(
     """
     expires_at = now + TICKET_VALID_FOR
     if not user.has_second_factor:
-        open_ticket(session, first, ticket_hash, Purpose.ENROLMENT, caller=caller, expires_at=expires_at)
+        open_ticket(session, first, ticket_hash, TicketPurpose.ENROLMENT, caller=caller, expires_at=expires_at)
         return Challenge(ticket, (), expires_at, is_enrolment=True)
     kinds, passkeys = answerable(session, user.id)
     open_ticket(
-        session, first, ticket_hash, Purpose.SECOND_FACTOR, caller=caller, expires_at=expires_at, challenge=nonce
+        session, first, ticket_hash, TicketPurpose.SECOND_FACTOR, caller=caller, expires_at=expires_at, challenge=nonce
     )
     options = site.request_options(known=passkeys, challenge=nonce) if site is not None and passkeys else ""
     if not options:
-        kinds = [kind for kind in kinds if kind is not Kind.PASSKEY]
+        kinds = [kind for kind in kinds if kind is not FactorKind.PASSKEY]
     return Challenge(ticket, kinds, expires_at, options)
 
 
 def complete(
     session: Session,
     first: FirstStep,
-    answer: Answer,
+    answer: FactorAnswer,
     counter: CounterIds,
     *,
     sealer: Sealer,
@@ -140,11 +140,11 @@ def complete(
         refusal = refusal or InvalidFactorError()
         if first.ticket_hash is not None:
             count_try(session, first.ticket_hash)
-        if answer.kind is not Kind.PASSKEY:  # a signature cannot be guessed
+        if answer.kind is not FactorKind.PASSKEY:  # a signature cannot be guessed
             store_factor_failures(session, user_id, answer.kind, FACTOR_LOCKOUT.after(before, Event.WRONG, now))
         _record(session, user_id, [], refusal, client)
         return Completed(None, refusal)
-    left = add_recovery_code(session, user.id, answer.replacement) if answer.kind is Kind.RECOVERY_CODE else None
+    left = add_recovery_code(session, user.id, answer.replacement) if answer.kind is FactorKind.RECOVERY_CODE else None
     if first.ticket_hash is not None:
         use_ticket(session, first.ticket_hash)
     if failures:
@@ -177,7 +177,7 @@ def _proved(
     session: Session,
     user_id: int,
     first: FirstStep,
-    answer: Answer,
+    answer: FactorAnswer,
     *,
     sealer: Sealer,
     site: RelyingParty | None,
@@ -187,11 +187,11 @@ def _proved(
     InvalidFactorError.
     """
     match answer.kind:
-        case Kind.PASSKEY:
+        case FactorKind.PASSKEY:
             return use_passkey(session, user_id, answer.typed, site, first.challenge, now=now)
-        case Kind.RECOVERY_CODE:
+        case FactorKind.RECOVERY_CODE:
             return OTP if use_recovery_code(session, user_id, answer.typed) else None, None
-        case Kind.TOTP:
+        case FactorKind.TOTP:
             try:
                 return OTP if _use_totp_code(session, user_id, answer.typed, sealer, now=now) else None, None
             except UnsealError:

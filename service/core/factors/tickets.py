@@ -33,7 +33,7 @@ CountedName = Literal["email", "username"]
 """On which of the user's names failed sign-ins are counted, and cleared when the second factor is right."""
 
 
-class Purpose(enum.StrEnum):
+class TicketPurpose(enum.StrEnum):
     """What a ticket is good for."""
 
     SECOND_FACTOR = "second_factor"
@@ -67,7 +67,7 @@ def open_ticket(
     session: Session,
     first: FirstStep,
     ticket_hash: bytes,
-    purpose: Purpose,
+    purpose: TicketPurpose,
     *,
     caller: str,
     expires_at: datetime,
@@ -105,7 +105,9 @@ def find_first_step(session: Session, ticket_hash: bytes, *, caller: str, now: d
     """
     columns = (_TICKETS.c.counted_name, _TICKETS.c.challenge, USERS.c.email, USERS.c.username)
     row = session.execute(
-        _open(ticket_hash, Purpose.SECOND_FACTOR, caller, now).add_columns(USERS.c.id, USERS.c.access_epoch, *columns)
+        _open(ticket_hash, TicketPurpose.SECOND_FACTOR, caller, now).add_columns(
+            USERS.c.id, USERS.c.access_epoch, *columns
+        )
     ).one_or_none()
     if row is None:
         return FirstStep(0, 0, "email", "", ticket_hash)
@@ -117,7 +119,7 @@ def find_first_step(session: Session, ticket_hash: bytes, *, caller: str, now: d
 def find_passkey_sign_in(session: Session, ticket_hash: bytes, *, caller: str, now: datetime) -> bytes | None:
     """The challenge of a sign-in without a password; None when the ticket is not open, or for something else."""
     challenge: bytes | None = session.execute(
-        select(_TICKETS.c.challenge).where(*_is_open(ticket_hash, Purpose.PASSKEY_SIGN_IN, caller, now))
+        select(_TICKETS.c.challenge).where(*_is_open(ticket_hash, TicketPurpose.PASSKEY_SIGN_IN, caller, now))
     ).scalar_one_or_none()
     return challenge
 
@@ -130,12 +132,12 @@ def lock_user_of(session: Session, first: FirstStep, *, caller: str, now: dateti
         statement: Select[Any] = select(*COLUMNS).where(_MAY_SIGN_IN)
         locked = [USERS]
     elif not first.has_password:
-        is_open = _is_open(first.ticket_hash, Purpose.PASSKEY_SIGN_IN, caller, now)
+        is_open = _is_open(first.ticket_hash, TicketPurpose.PASSKEY_SIGN_IN, caller, now)
         tickets_and_users = _TICKETS.join(USERS, true())  # the passkey names the user, not the ticket
         statement = select(*COLUMNS).select_from(tickets_and_users).where(*is_open, _MAY_SIGN_IN)
         locked = [USERS, _TICKETS]
     else:
-        statement = _open(first.ticket_hash, Purpose.SECOND_FACTOR, caller, now).add_columns(*COLUMNS)
+        statement = _open(first.ticket_hash, TicketPurpose.SECOND_FACTOR, caller, now).add_columns(*COLUMNS)
         locked = [USERS, _TICKETS]
     is_same = and_(USERS.c.id == first.user_id, USERS.c.access_epoch == first.access_epoch)
     row = session.execute(statement.where(is_same).with_for_update(of=locked, key_share=True)).one_or_none()
@@ -144,12 +146,12 @@ def lock_user_of(session: Session, first: FirstStep, *, caller: str, now: dateti
 
 def lock_enrolling_user(session: Session, ticket_hash: bytes, *, caller: str, now: datetime) -> UserRecord | None:
     """The user whom a ticket lets enrol; locked as in enrolment.lock_owner."""
-    statement = _open(ticket_hash, Purpose.ENROLMENT, caller, now).add_columns(*COLUMNS)
+    statement = _open(ticket_hash, TicketPurpose.ENROLMENT, caller, now).add_columns(*COLUMNS)
     row = session.execute(statement.with_for_update(of=[USERS, _TICKETS])).one_or_none()
     return None if row is None else UserRecord(*row)
 
 
-def _open(ticket_hash: bytes, purpose: Purpose, caller: str, now: datetime) -> Select[Any]:
+def _open(ticket_hash: bytes, purpose: TicketPurpose, caller: str, now: datetime) -> Select[Any]:
     return (
         select()
         .select_from(_TICKETS.join(USERS, _TICKETS.c.user_id == USERS.c.id))
@@ -161,7 +163,7 @@ def _open(ticket_hash: bytes, purpose: Purpose, caller: str, now: datetime) -> S
     )
 
 
-def _is_open(ticket_hash: bytes, purpose: Purpose, caller: str, now: datetime) -> tuple[ColumnElement[bool], ...]:
+def _is_open(ticket_hash: bytes, purpose: TicketPurpose, caller: str, now: datetime) -> tuple[ColumnElement[bool], ...]:
     return (
         _TICKETS.c.ticket_hash == ticket_hash,
         _TICKETS.c.purpose == purpose.value,
@@ -184,7 +186,7 @@ def open_passkey_sign_in(
     session: Session, ticket_hash: bytes, challenge: bytes, *, caller: str, expires_at: datetime
 ) -> None:
     """Store a ticket of nobody."""
-    values = {"access_epoch": 0, "counted_name": "email", "purpose": Purpose.PASSKEY_SIGN_IN.value}
+    values = {"access_epoch": 0, "counted_name": "email", "purpose": TicketPurpose.PASSKEY_SIGN_IN.value}
     given = {"expires_at": expires_at, "caller": caller, "challenge": challenge, "ticket_hash": ticket_hash}
     session.execute(pg_insert(_TICKETS).values(values | given))
 
@@ -208,7 +210,7 @@ def open_passkey_enrolment(
             user_id=user.id,
             access_epoch=epoch,
             caller=caller,
-            purpose=Purpose.PASSKEY_ENROLMENT.value,
+            purpose=TicketPurpose.PASSKEY_ENROLMENT.value,
             counted_name="email",
             challenge=challenge,
             user_handle=user_handle,
@@ -223,7 +225,7 @@ def lock_passkey_enrolment(
 ) -> PasskeyEnrolment | None:
     """The user who makes a passkey, locked as in enrolment.lock_owner, and what was asked for."""
     columns = (_TICKETS.c.challenge, _TICKETS.c.user_handle, _TICKETS.c.session_id)
-    statement = _open(ticket_hash, Purpose.PASSKEY_ENROLMENT, caller, now).add_columns(*columns, *COLUMNS)
+    statement = _open(ticket_hash, TicketPurpose.PASSKEY_ENROLMENT, caller, now).add_columns(*columns, *COLUMNS)
     row = session.execute(statement.with_for_update(of=[USERS, _TICKETS])).one_or_none()
     if row is None:
         return None

@@ -13,7 +13,7 @@ from service.base.errors import SessionNotFoundError
 from service.core import audit
 from service.core.expiry import delete_expired
 from service.core.sessions.rules import SessionKey
-from service.core.users import FORMER_EPOCH, USERS, Key, get_user
+from service.core.users import FORMER_EPOCH, USERS, UserKey, get_user
 from service.db.models import Session as SessionRow
 from service.db.models import SigningKey, table_of
 
@@ -139,7 +139,7 @@ def revoke_session(session: Session, key: SessionKey, *, secret_hash: bytes | No
 
 def revoke_sessions(session: Session, user_id: int, *, but: UUID | None, now: datetime) -> int:
     """End the sessions of a user but one; how many were not over. Raises UserNotFoundError."""
-    get_user(session, Key("id", user_id))
+    get_user(session, UserKey("id", user_id))
     statement = delete(SESSIONS).where(SESSIONS.c.user_id == user_id, USERS.c.id == SESSIONS.c.user_id)
     if but is not None:
         statement = statement.where(SESSIONS.c.id != but)

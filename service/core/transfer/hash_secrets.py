@@ -23,9 +23,9 @@ from service.db.models import ImportScheme, table_of
 
 ACTION = "StoreHashSecret"
 """In the audit trail."""
-Kind = Literal["firebase", "pepper"]
+SecretKind = Literal["firebase", "pepper"]
 _SCHEMES = table_of(ImportScheme)
-_NAMES: Mapping[Kind, frozenset[str]] = {
+_NAMES: Mapping[SecretKind, frozenset[str]] = {
     "firebase": frozenset({"signer_key", "salt_separator"}),
     "pepper": frozenset({"pepper"}),
 }
@@ -40,7 +40,7 @@ class HashSecrets:
         self._id_key = keys.derive("import-scheme-id")[0]
         self._random = random
 
-    def id_of(self, kind: Kind, parameters: Parameters) -> str:
+    def id_of(self, kind: SecretKind, parameters: Parameters) -> str:
         """The id of a secret, for the hashes, whether it is stored or not.
 
         firebase: signer_key and salt_separator. pepper: pepper. Raises ValueError for other names and for empty or
@@ -49,7 +49,7 @@ class HashSecrets:
         # A MAC, not a hash: a pepper may be guessable.
         return hmac.digest(self._id_key, kind.encode() + b"\0" + _packed(kind, parameters), "sha256").hex()[:16]
 
-    def store(self, session: Session, kind: Kind, parameters: Parameters) -> str:
+    def store(self, session: Session, kind: SecretKind, parameters: Parameters) -> str:
         """Store a secret; its id. The same one again has the same id, and no second row and event. Raises as id_of."""
         secret_id = self.id_of(kind, parameters)
         sealed = self._sealer.seal(_packed(kind, parameters), _associated_data_of(secret_id), self._random(NONCE_BYTES))
@@ -95,7 +95,7 @@ class HashSecrets:
         return changed
 
 
-def _packed(kind: Kind, parameters: Parameters) -> bytes:
+def _packed(kind: SecretKind, parameters: Parameters) -> bytes:
     """The same bytes for the same secret."""
     if parameters.keys() != _NAMES[kind] or not all(0 < len(one) <= _MAX_BYTES for one in parameters.values()):
         raise ValueError("the parameters do not fit their kind")

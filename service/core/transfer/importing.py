@@ -30,9 +30,9 @@ from service.core import audit
 from service.core.transfer.rules import (
     Checked,
     OnConflict,
-    Outcome,
     Result,
     Row,
+    RowOutcome,
     refuse_duplicates,
     refuse_without_secret,
     secret_of,
@@ -146,7 +146,7 @@ def import_users(
     wanted = [row for row in kept if isinstance(row, Row)]
     created = _create(session, wanted, now=now)
     others = [row for row in wanted if row.email not in created]
-    results = {email: Result(Outcome.CREATED, user_id) for email, user_id in created.items()}
+    results = {email: Result(RowOutcome.CREATED, user_id) for email, user_id in created.items()}
     if others:
         found_users = _taken(session, others, is_locked=on_conflict is OnConflict.UPDATE_PASSWORD)
         unexplained = [row for row in others if not found_users.is_taken(row)]
@@ -156,7 +156,7 @@ def import_users(
             row.email: _settled(session, row, found_users, on_conflict) for row in others if found_users.is_taken(row)
         }
         _replace_passwords(session, others, results, now=now)
-    done = [results[row.email] if isinstance(row, Row) else Result(Outcome.REFUSED, refusals=row) for row in kept]
+    done = [results[row.email] if isinstance(row, Row) else Result(RowOutcome.REFUSED, refusals=row) for row in kept]
     _record(session, kept, done)
     if request is not None:
         store_results(session, request, [_packed(result) for result in done])
@@ -177,11 +177,11 @@ def preview(
     kept = refuse_duplicates(_with_secrets(session, rows, secrets))
     taken = _taken(session, [row for row in kept if isinstance(row, Row)], is_locked=False)
     return [
-        Result(Outcome.REFUSED, refusals=row)
+        Result(RowOutcome.REFUSED, refusals=row)
         if not isinstance(row, Row)
         else _settled(session, row, taken, on_conflict)
         if taken.is_taken(row)
-        else Result(Outcome.CREATED)
+        else Result(RowOutcome.CREATED)
         for row in kept
     ]
 
@@ -231,7 +231,9 @@ def _create_again(session: Session, rows: Sequence[Row], *, now: datetime) -> di
     fresh_id(session, USERS)  # draws the sequence past such ids
     created = _create(session, rows, now=now)
     again = _refused("email", ConflictError())
-    return {row.email: Result(Outcome.CREATED, created[row.email]) if row.email in created else again for row in rows}
+    return {
+        row.email: Result(RowOutcome.CREATED, created[row.email]) if row.email in created else again for row in rows
+    }
 
 
 def _settled(session: Session, row: Row, taken: _Taken, on_conflict: OnConflict) -> Result:
@@ -243,7 +245,7 @@ def _settled(session: Session, row: Row, taken: _Taken, on_conflict: OnConflict)
         case OnConflict.FAIL:
             return _refused("email", EmailTakenError())
         case OnConflict.SKIP:
-            return Result(Outcome.SKIPPED, user.id)
+            return Result(RowOutcome.SKIPPED, user.id)
         case OnConflict.UPDATE_PASSWORD:
             return _update_or_refusal(session, row, user)
 
@@ -253,19 +255,21 @@ def _update_or_refusal(session: Session, row: Row, user: DatabaseRow[Any]) -> Re
     if user.deleted_at is not None:
         return _refused("email", UserDeletedError())
     if row.hashed_password is None or row.hashed_password == user.hashed_password:
-        return Result(Outcome.SKIPPED, user.id)
+        return Result(RowOutcome.SKIPPED, user.id)
     if user.is_superuser and not actor_of(session).may_change_superusers:
         return _refused("email", ScopeMissingError(SUPERUSER_SCOPE))
     if user.password_imported_at is None:
         text = "was used or changed here since it was imported, or was never imported"
-        return Result(Outcome.REFUSED, refusals=(Violation("hashed_password", "PASSWORD_IN_USE", text),))
-    return Result(Outcome.UPDATED, user.id)
+        return Result(RowOutcome.REFUSED, refusals=(Violation("hashed_password", "PASSWORD_IN_USE", text),))
+    return Result(RowOutcome.UPDATED, user.id)
 
 
 def _replace_passwords(session: Session, rows: Sequence[Row], results: Mapping[str, Result], *, now: datetime) -> None:
     """Store the hashes of the rows that are to update a user; void what was issued for these. Their rows are locked."""
     hashes = {
-        results[row.email].user_id: row.hashed_password for row in rows if results[row.email].outcome is Outcome.UPDATED
+        results[row.email].user_id: row.hashed_password
+        for row in rows
+        if results[row.email].outcome is RowOutcome.UPDATED
     }
     if hashes:
         columns = {"ids": list(hashes), "hashed_passwords": list(hashes.values())}
@@ -276,16 +280,16 @@ def _record(session: Session, rows: Sequence[Checked], results: Sequence[Result]
     """Write an event for each user who was created or updated: one statement for all that set the same fields."""
     ids: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
     for row, result in zip(rows, results, strict=True):
-        if isinstance(row, Row) and result.outcome is Outcome.CREATED:
+        if isinstance(row, Row) and result.outcome is RowOutcome.CREATED:
             ids[row.set_fields].append(result.user_id)
-        elif result.outcome is Outcome.UPDATED:
+        elif result.outcome is RowOutcome.UPDATED:
             ids[("password",)].append(result.user_id)
     for fields, user_ids in ids.items():
         audit.record_many(session, ACTION, user_ids, changed=fields)
 
 
 def _refused(field: str, error: PersonaeError) -> Result:
-    return Result(Outcome.REFUSED, refusals=(Violation(field, error.reason, str(error)),))
+    return Result(RowOutcome.REFUSED, refusals=(Violation(field, error.reason, str(error)),))
 
 
 def _packed(result: Result) -> list[Any]:
@@ -295,4 +299,4 @@ def _packed(result: Result) -> list[Any]:
 
 def _unpacked(stored: Sequence[Any]) -> Result:
     outcome, user_id, refusals = stored
-    return Result(Outcome(outcome), user_id, tuple(Violation(*one) for one in refusals))
+    return Result(RowOutcome(outcome), user_id, tuple(Violation(*one) for one in refusals))

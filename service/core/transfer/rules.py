@@ -41,7 +41,7 @@ class FastHashes(enum.StrEnum):
     KEEP = "keep"
 
 
-class Outcome(enum.StrEnum):
+class RowOutcome(enum.StrEnum):
     """What became of a row."""
 
     CREATED = "created"
@@ -53,7 +53,7 @@ class Outcome(enum.StrEnum):
 class Result(NamedTuple):
     """What became of a row. user_id: 0 for a refused row. refusals: why, only of a refused row."""
 
-    outcome: Outcome
+    outcome: RowOutcome
     user_id: int = 0
     refusals: tuple[Violation, ...] = ()
 

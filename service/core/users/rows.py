@@ -81,14 +81,14 @@ PASSWORD_CHANGED_AT: ColumnElement[Any] = func.coalesce(
 """When the user got the present password, which identifies it; 1970 when that is unknown."""
 
 
-class Key(NamedTuple):
+class UserKey(NamedTuple):
     """One of the names of a user: which column, and the value in its stored form."""
 
     column: str
     value: int | str
 
 
-NO_USER = Key("id", 0)
+NO_USER = UserKey("id", 0)
 """No user has it: for look-ups that must cost the same for an unknown name."""
 
 _KEY_TYPES = (("id", BigInteger()), ("email", Text()), ("username", Text()))
@@ -101,14 +101,14 @@ _IN: dict[str, ColumnElement[bool]] = {
 }
 
 
-def find_user(session: Session, key: Key) -> UserRecord | None:
+def find_user(session: Session, key: UserKey) -> UserRecord | None:
     """The user with this name, deleted ones included. One statement."""
     # On the session's connection: Session.execute would first look whether entities are wanted, at a tenth of the cost.
     row = session.connection().execute(_BY[key.column], {"value": key.value}).one_or_none()
     return None if row is None else UserRecord(*row)
 
 
-def get_user(session: Session, key: Key) -> UserRecord:
+def get_user(session: Session, key: UserKey) -> UserRecord:
     """As find_user. Raises UserNotFoundError."""
     found = find_user(session, key)
     if found is None:
@@ -116,7 +116,7 @@ def get_user(session: Session, key: Key) -> UserRecord:
     return found
 
 
-def batch_get_users(session: Session, keys: Sequence[Key]) -> list[UserRecord | None]:
+def batch_get_users(session: Session, keys: Sequence[UserKey]) -> list[UserRecord | None]:
     """The user of each key, at its index; None where there is none. One statement, however many keys."""
     wanted: dict[str, list[int | str]] = {}
     for key in keys:
@@ -125,9 +125,9 @@ def batch_get_users(session: Session, keys: Sequence[Key]) -> list[UserRecord | 
         select(*COLUMNS).where(or_(*(_IN[column] for column in wanted))),
         {column + "s": values for column, values in wanted.items()},
     )
-    found: dict[Key, UserRecord] = {}
+    found: dict[UserKey, UserRecord] = {}
     for row in rows:
         user = UserRecord(*row)
         for column in wanted:
-            found[Key(column, getattr(user, column))] = user
+            found[UserKey(column, getattr(user, column))] = user
     return [found.get(key) for key in keys]

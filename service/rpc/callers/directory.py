@@ -12,7 +12,7 @@ import structlog
 
 from service.base.clock import monotonic
 from service.base.errors import DatabaseUnavailableError, PersonaeError
-from service.core.callers.index import LAST_USED_GRAIN, CallerIndex, Key, load_callers, record_uses
+from service.core.callers.index import LAST_USED_GRAIN, ApiKey, CallerIndex, load_callers, record_uses
 from service.core.token_bucket import Rate
 from service.db.diagnosis import Diagnosis
 from service.db.engine import Database, reading
@@ -74,7 +74,7 @@ class CallerDirectory(CachedRows[CallerIndex]):
         keys = [found.key for found in self.rows.by_key_hash.values()]
         return sum(key.is_live(now) and not key.is_live(now + within) for key in keys)
 
-    def record_use(self, key: Key, now: datetime) -> None:
+    def record_use(self, key: ApiKey, now: datetime) -> None:
         """Remember that a key was used, for `write_uses`."""
         if key.last_used_at is None or now - key.last_used_at >= LAST_USED_GRAIN:
             self._uses[key.key_id] = now

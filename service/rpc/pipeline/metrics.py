@@ -6,8 +6,8 @@ What becomes of sign-ins, locks and codes follows from these three, so no featur
 from typing import TYPE_CHECKING, Any
 
 from service.base.clock import monotonic
-from service.core.factors.rules import Kind
-from service.core.transfer.rules import Outcome
+from service.core.factors.rules import FactorKind
+from service.core.transfer.rules import RowOutcome
 from service.rpc.context import CallContext
 from service.rpc.methods import (
     METHODS,
@@ -111,12 +111,12 @@ def _show_zeros(metrics: "Metrics") -> None:
                 metrics.codes.labels(purpose, "refused")
             case _:
                 pass
-    for kind in Kind:
+    for kind in FactorKind:
         for outcome in (_OK, "INVALID_FACTOR", "TOO_MANY_ATTEMPTS", "FACTOR_LOCKED"):
             metrics.second_factors.labels(kind, outcome)
     for counter, values in (
         (metrics.retries, ("connection", "deadlock", "serialization")),
-        (metrics.imported_rows, Outcome),
+        (metrics.imported_rows, RowOutcome),
         (metrics.session_refreshes, (_OK, "SESSION_INVALID", "SESSION_REUSED")),
         (metrics.proxy_checks, CheckDecision),
         (metrics.sign_ins, (_OK, "INVALID_CREDENTIALS", "TOO_MANY_ATTEMPTS")),

@@ -26,10 +26,10 @@ from service.rpc.admission.rate_limits import RateLimits
 from service.rpc.callers.identification import Identify
 from service.rpc.context import ACTING_USER_KEY, CallContext, require_client_waiting
 from service.rpc.methods import Method, RateLimit, Response, granting
-from service.rpc.pipeline.drain import Drain
 from service.rpc.pipeline.refusals import Refusals
 from service.rpc.pipeline.request_reader import RequestReader
 from service.rpc.pipeline.retries import retry
+from service.rpc.pipeline.running_calls import RunningCalls
 from service.rpc.pipeline.status import internal_status, status_of
 
 Handler = Callable[[Any, CallContext], Any]
@@ -135,22 +135,22 @@ def drop_abandoned(proceed: Handler, _method: WrappedMethod) -> Handler:
     return run
 
 
-def draining(drain: Drain) -> Stage:
-    """The stage that counts running RPCs for the drain."""
+def tracking(running: RunningCalls) -> Stage:
+    """The stage that keeps account of the running RPCs."""
 
-    def drain_calls(proceed: Handler, _method: WrappedMethod) -> Handler:
+    def track_running(proceed: Handler, _method: WrappedMethod) -> Handler:
         """Refuse RPCs while the server stops. Nothing was done for them, so that a client may retry any of them."""
 
         def run(request: Any, call: CallContext) -> Any:
-            drain.enter(call)
+            running.enter(call)
             try:
                 return proceed(request, call)
             finally:
-                drain.leave(call)
+                running.leave(call)
 
         return run
 
-    return drain_calls
+    return track_running
 
 
 def authorisation(identify: Identify) -> Stage:
@@ -232,7 +232,7 @@ def retry_database_failures(proceed: Handler, method: WrappedMethod) -> Handler:
 
 
 def stages(
-    drain: Drain,
+    running: RunningCalls,
     identify: Identify,
     refusals: Refusals,
     observers: Sequence[Stage] = (),
@@ -246,7 +246,7 @@ def stages(
         logging_access(refusals),  # outside all that refuses or fails, so that every RPC is logged
         answer_errors,  # inside the log, which needs the status; outside all that raises
         drop_abandoned,  # before any work for the RPC
-        draining(drain),  # around all work, so that the drain ends with the last RPC
+        tracking(running),  # around all work, so that the drain ends with the last RPC
         authorisation(identify),  # before reading, so that no thread waits for the message of an unknown caller
         rate_limiting(limits, code_limits),  # needs the caller; before reading, which a refused RPC is not worth
         receive,

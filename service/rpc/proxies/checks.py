@@ -31,7 +31,7 @@ _log = structlog.get_logger("personae.proxies")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class CheckRequest:
     """A request at a proxy."""
 
     authorization: str | None = field(repr=False)
@@ -41,7 +41,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CheckAnswer:
     """The answer to the proxy."""
 
     decision: CheckDecision
@@ -81,7 +81,7 @@ class Checks:
     tokens: Tokens
     mistakes: RouteMistakes
 
-    def decide(self, asked: Asked) -> Answer:
+    def decide(self, asked: CheckRequest) -> CheckAnswer:
         """At most one statement; none in mode jwt. Raises DatabaseUnavailableError and the like: then there is no
         decision.
         """
@@ -90,13 +90,13 @@ class Checks:
             route = parse_route(asked.settings)
         except RouteError as error:
             self.mistakes.report(call.caller, str(error))
-            answer = Answer(CheckDecision.MISCONFIGURED, HTTPStatus.INTERNAL_SERVER_ERROR)
+            answer = CheckAnswer(CheckDecision.MISCONFIGURED, HTTPStatus.INTERNAL_SERVER_ERROR)
         else:
             answer = self._by_credential(route, asked, self.clock())
         call.decision = answer.decision
         return answer
 
-    def _by_credential(self, route: Route, asked: Asked, now: datetime) -> Answer:
+    def _by_credential(self, route: Route, asked: CheckRequest, now: datetime) -> CheckAnswer:
         try:
             token = find_token(asked.authorization, asked.cookies, cookie=route.cookie)
             if token is None:
@@ -114,7 +114,7 @@ class Checks:
         return _pass(route, asked, access)
 
 
-def _pass(route: Route, asked: Asked, access: Access) -> Answer:
+def _pass(route: Route, asked: CheckRequest, access: Access) -> CheckAnswer:
     session = access.claims.session
     headers = [
         (USER_HEADER, str(session.user_id)),
@@ -130,14 +130,14 @@ def _pass(route: Route, asked: Asked, access: Access) -> Answer:
                 headers.append(("cookie", others))
             else:
                 removed.append("cookie")
-    return Answer(CheckDecision.ALLOWED, HTTPStatus.OK, tuple(headers), tuple(removed))
+    return CheckAnswer(CheckDecision.ALLOWED, HTTPStatus.OK, tuple(headers), tuple(removed))
 
 
-def _refusal(decision: CheckDecision, **parameters: str) -> Answer:
+def _refusal(decision: CheckDecision, **parameters: str) -> CheckAnswer:
     """A 401 with the challenge of RFC 6750, 3: without parameters where no credential was sent."""
     challenge = ", ".join(f'{name}="{value}"' for name, value in parameters.items())
     headers = (("www-authenticate", f"Bearer {challenge}".rstrip()),)
-    return Answer(decision, HTTPStatus.UNAUTHORIZED, headers)
+    return CheckAnswer(decision, HTTPStatus.UNAUTHORIZED, headers)
 
 
 def _asked_for(error: ReauthenticationRequiredError) -> dict[str, str]:

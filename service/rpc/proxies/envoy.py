@@ -8,7 +8,7 @@ import grpc
 
 from service.rpc.envoy import ext_authz_pb2 as pb
 from service.rpc.envoy import ext_authz_pb2_grpc
-from service.rpc.proxies.checks import SESSION_HEADER, USER_HEADER, Answer, Asked, Checks
+from service.rpc.proxies.checks import SESSION_HEADER, USER_HEADER, CheckAnswer, CheckRequest, Checks
 
 _OVERWRITE = pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 _OK = pb.Status()
@@ -24,14 +24,14 @@ class AuthorizationServicer(ext_authz_pb2_grpc.AuthorizationServicer):
         return _response(self.checks.decide(_asked(request.attributes)))
 
 
-def _asked(attributes: pb.AttributeContext) -> Asked:
+def _asked(attributes: pb.AttributeContext) -> CheckRequest:
     http, extensions = attributes.request.http, attributes.context_extensions
     if http.header_map.headers:
         authorization = _joined(http.header_map, "authorization", ",")
         cookies = _joined(http.header_map, "cookie", "; ")
     else:
         authorization, cookies = http.headers.get("authorization"), http.headers.get("cookie")
-    return Asked(authorization, cookies or "", tuple(extensions.items()))
+    return CheckRequest(authorization, cookies or "", tuple(extensions.items()))
 
 
 def _joined(headers: pb.HeaderMap, name: str, separator: str) -> str | None:
@@ -44,7 +44,7 @@ def _joined(headers: pb.HeaderMap, name: str, separator: str) -> str | None:
     return separator.join(values) if values else None
 
 
-def _response(answer: Answer) -> pb.CheckResponse:
+def _response(answer: CheckAnswer) -> pb.CheckResponse:
     if answer.status is not HTTPStatus.OK:
         denied = pb.DeniedHttpResponse(status=pb.HttpStatus(code=answer.status), headers=_options(answer.headers))
         return pb.CheckResponse(status=_DENIED, denied_response=denied)

@@ -23,7 +23,7 @@ from service.rpc.context import (
 )
 from service.rpc.methods import METHODS
 from service.rpc.pipeline.stages import Stage, WrappedMethod, compose
-from service.rpc.proxies.checks import Answer, Asked, Checks
+from service.rpc.proxies.checks import CheckAnswer, CheckRequest, Checks
 from service.rpc.proxies.route import PREFIX
 
 KEY_HEADER = "personae-key"
@@ -45,7 +45,7 @@ _LATER = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class HttpQuestion:
+class HttpCheckRequest:
     """A request for a check."""
 
     headers: Mapping[str, str] = field(repr=False)
@@ -57,12 +57,12 @@ class HttpQuestion:
 
 
 @dataclass(frozen=True, slots=True)
-class HttpAnswer:
+class HttpCheckResponse:
     status: HTTPStatus
     headers: tuple[tuple[str, str], ...] = ()
     reason: str | None = None
     """Why there is no decision; None: there is one."""
-    is_of_a_caller: bool = True
+    is_authenticated: bool = True
     """Whether somebody has asked who may: then the caller's rate limit bounds what this costs."""
 
 
@@ -73,7 +73,7 @@ class ForwardAuth:
         self._checks = checks
         self._run = compose(stages, WrappedMethod(_CHECK, METHODS[_CHECK], _receive), self._decide)
 
-    def ask(self, question: HttpQuestion) -> HttpAnswer:
+    def ask(self, question: HttpCheckRequest) -> HttpCheckResponse:
         """A refusal is 401, or 500 for a route that is misconfigured. Where there is no decision the status is neither:
         a proxy takes 401 for the person's, and passes nothing.
         """
@@ -82,20 +82,24 @@ class ForwardAuth:
         read_metadata(call)
         entered = enter(call)
         try:
-            answer: Answer = self._run(question, call)
+            answer: CheckAnswer = self._run(question, call)
         finally:
             leave(entered)
         if call.status is None:
-            return HttpAnswer(answer.status, answer.headers)
+            return HttpCheckResponse(answer.status, answer.headers)
         if call.status.code in _LATER:
             later = (("retry-after", "1"),)
-            return HttpAnswer(HTTPStatus.SERVICE_UNAVAILABLE, later, call.reason, is_of_a_caller=call.has_message)
-        return HttpAnswer(HTTPStatus.INTERNAL_SERVER_ERROR, (), call.reason, is_of_a_caller=call.has_message)
+            return HttpCheckResponse(
+                HTTPStatus.SERVICE_UNAVAILABLE, later, call.reason, is_authenticated=call.has_message
+            )
+        return HttpCheckResponse(HTTPStatus.INTERNAL_SERVER_ERROR, (), call.reason, is_authenticated=call.has_message)
 
-    def _decide(self, question: HttpQuestion, _call: CallContext) -> Answer:
+    def _decide(self, question: HttpCheckRequest, _call: CallContext) -> CheckAnswer:
         headers = question.headers
         settings = tuple((PREFIX + name, value) for name, value in question.query)
-        return self._checks.decide(Asked(headers.get(AUTHORIZATION_HEADER), headers.get(COOKIE_HEADER, ""), settings))
+        return self._checks.decide(
+            CheckRequest(headers.get(AUTHORIZATION_HEADER), headers.get(COOKIE_HEADER, ""), settings)
+        )
 
 
 def _receive(question: Any, call: CallContext) -> Any:
@@ -106,7 +110,7 @@ def _receive(question: Any, call: CallContext) -> Any:
 class _HttpContext:
     """What the stages use of a gRPC context."""
 
-    def __init__(self, question: HttpQuestion, deadline: float) -> None:
+    def __init__(self, question: HttpCheckRequest, deadline: float) -> None:
         self._question = question
         self._deadline = deadline
 

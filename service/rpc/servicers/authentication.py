@@ -10,10 +10,10 @@ from service.base.clock import Clock
 from service.base.errors.factors import MfaRequiredError
 from service.core import users
 from service.core.factors.failures import clear_factor_lockout, read_factor_failures
-from service.core.factors.rules import FACTOR_LOCKOUT, Kind
+from service.core.factors.rules import FACTOR_LOCKOUT, FactorKind
 from service.core.failed_sign_ins import clear_password_lockout, counter_ids_of, read_failed_sign_ins
 from service.core.lockout import NO_FAILURES, PASSWORD_LOCKOUT, Failures, LockoutKeys, Schedule
-from service.core.users import Key
+from service.core.users import UserKey
 from service.db.engine import Database, reading
 from service.rpc.admission.hashing import HashLimiter
 from service.rpc.context import rpc_scope
@@ -65,15 +65,15 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
         now = self.clock()
         # Not one statement: the counter keys are HMACs of the names that the first statement reads.
         with rpc_scope(self.database) as session, reading(session):
-            user = users.get_user(session, Key("id", user_id))
+            user = users.get_user(session, UserKey("id", user_id))
             by_email, by_username = read_failed_sign_ins(session, *counter_ids_of(user, self.lockout_keys), now=now)
             factors = read_factor_failures(session, user.id)
         return authentication_pb2.Lockout(
             user_id=user.id,
             email=_attempts_message(PASSWORD_LOCKOUT, by_email, now),
             username=_attempts_message(PASSWORD_LOCKOUT, by_username, now),
-            totp=_attempts_message(FACTOR_LOCKOUT, factors.get(Kind.TOTP, NO_FAILURES), now),
-            recovery_code=_attempts_message(FACTOR_LOCKOUT, factors.get(Kind.RECOVERY_CODE, NO_FAILURES), now),
+            totp=_attempts_message(FACTOR_LOCKOUT, factors.get(FactorKind.TOTP, NO_FAILURES), now),
+            recovery_code=_attempts_message(FACTOR_LOCKOUT, factors.get(FactorKind.RECOVERY_CODE, NO_FAILURES), now),
         )
 
     def ClearLockout(
@@ -81,7 +81,7 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
     ) -> authentication_pb2.Lockout:
         user_id = user_id_of(request.user_id)
         with rpc_scope(self.database) as session, session.begin():
-            user = users.get_user(session, Key("id", user_id))
+            user = users.get_user(session, UserKey("id", user_id))
             clear_password_lockout(session, user, self.lockout_keys)
             clear_factor_lockout(session, user.id)
         nothing = authentication_pb2.Lockout.Attempts()
@@ -93,7 +93,7 @@ class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServic
         subject = Subject(None)
         match request.WhichOneof("subject"):
             case "user_id":
-                subject = Subject(Key("id", require_id(request.user_id, "user_id", violations)))
+                subject = Subject(UserKey("id", require_id(request.user_id, "user_id", violations)))
             case "identifier":
                 subject = subject_of(request.identifier, allow_special_domains=self.rules.allow_special_domains)
             case None:

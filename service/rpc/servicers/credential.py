@@ -17,12 +17,12 @@ from service.base.errors import (
 )
 from service.base.randomness import random_token
 from service.core import codes, credentials, users
-from service.core.codes import CODE_MAX_BYTES, Purpose
+from service.core.codes import CODE_MAX_BYTES, CodePurpose
 from service.core.identifiers import to_nfc, without_blanks
 from service.core.lockout import LockoutKeys
 from service.core.passwords import hash_password, is_over_ceiling
 from service.core.passwords.policy import Names, unchanged
-from service.core.users import Key, UserRecord
+from service.core.users import UserKey, UserRecord
 from service.db.engine import Database, reading
 from service.rpc.admission.hashing import HashLimiter
 from service.rpc.context import current, rpc_scope
@@ -61,7 +61,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         _check_present(request.password, "password", violations)
         expires_at = _expires_at(request, violations, now=self.clock())
         with rpc_scope(self.database) as session, reading(session):
-            user = users.find_user(session, Key("id", user_id))
+            user = users.find_user(session, UserKey("id", user_id))
             if user is not None:
                 users.require_may_change(session, user)
         if request.password:
@@ -111,7 +111,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         violations.check()
         with self.hashing.permit() as hash_:
             candidate, outcome = self.sign_in.attempt(
-                Subject(Key("id", user_id)),
+                Subject(UserKey("id", user_id)),
                 request.current_password,
                 hash_,
                 action="VerifyCurrentPassword",
@@ -140,7 +140,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
     ) -> credential_pb2.CheckPasswordResponse:
         user = None
         if request.HasField("user_id"):
-            key = Key("id", user_id_of(request.user_id))
+            key = UserKey("id", user_id_of(request.user_id))
             with rpc_scope(self.database) as session, reading(session):
                 user = users.get_user(session, key)
         return credential_pb2.CheckPasswordResponse(
@@ -170,7 +170,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         with rpc_scope(self.database) as session, session.begin():
             email = codes.start_for_name(
                 session,
-                Purpose.PASSWORD_RESET,
+                CodePurpose.PASSWORD_RESET,
                 subject.key,
                 name_hash=self.lockout_keys.of(*subject.name)[0].hex()[:32],
                 code_hash=codes.hash_code(code),
@@ -190,7 +190,7 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
             violations.found += self._violations(request.new_password, None, "new_password")
         violations.check()
         with rpc_scope(self.database) as session, reading(session):
-            code = codes.require_open(session, Purpose.PASSWORD_RESET, request.code, now=self.clock())
+            code = codes.require_open(session, CodePurpose.PASSWORD_RESET, request.code, now=self.clock())
         violations.found += self._violations(request.new_password, code.user, "new_password")
         violations.check()
         # Not compared with the present password: the answer would tell anybody with a code what that is.

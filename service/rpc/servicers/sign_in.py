@@ -14,13 +14,13 @@ from service.base.clock import Clock, monotonic
 from service.base.errors import InvalidCredentialsError, PersonaeError, StoredHashError
 from service.core import authn
 from service.core.audit import UNKNOWN_CLIENT, Client
-from service.core.authn import Candidate, Finish, Outcome, PasswordAttempt
+from service.core.authn import Candidate, Finish, PasswordAttempt, SignInOutcome
 from service.core.failed_sign_ins import CounterIds, lock_failed_sign_ins
 from service.core.identifiers import BadIdentifierError, normalise_email, normalise_username, without_blanks
 from service.core.lockout import LockoutKeys, NameKind
 from service.core.passwords import hash_password, is_match, renewal_cost
 from service.core.transfer.hash_secrets import HashSecrets
-from service.core.users import Key
+from service.core.users import UserKey
 from service.db.engine import Database, reading
 from service.rpc.admission.hashing import Hasher
 from service.rpc.context import rpc_scope
@@ -35,14 +35,14 @@ _log = structlog.get_logger("personae.sign_in")
 class Subject:
     """The user that an attempt is for. key None: the identifier is malformed, so that it names no user."""
 
-    key: Key | None
+    key: UserKey | None
     typed: str = field(default="", repr=False)
 
     @property
     def name(self) -> tuple[NameKind, str | int]:
         """The arguments of LockoutKeys.of, which hashes the name."""
         match self.key:
-            case Key("email" | "username" | "id" as kind, value):
+            case UserKey("email" | "username" | "id" as kind, value):
                 return kind, value
             case _:
                 return "malformed", self.typed
@@ -54,8 +54,8 @@ def subject_of(identifier: str, *, allow_special_domains: bool) -> Subject:
     try:
         if "@" in identifier:
             email = normalise_email(identifier, allow_special_domains=allow_special_domains)
-            return Subject(Key("email", email))
-        return Subject(Key("username", normalise_username(identifier)))
+            return Subject(UserKey("email", email))
+        return Subject(UserKey("username", normalise_username(identifier)))
     except BadIdentifierError:
         return Subject(None, identifier)
 
@@ -90,7 +90,7 @@ class SignIn:
         client: Client = UNKNOWN_CLIENT,
         changes: Sequence[str] = (),
         finish: Finish = lambda _session, _user, _epoch: None,
-    ) -> tuple[Candidate, Outcome]:
+    ) -> tuple[Candidate, SignInOutcome]:
         """Verify a password. Raises TooManyAttemptsError before hashing, and StoredHashError after the attempt is
         counted; every other refusal is in the outcome.
 
@@ -126,10 +126,10 @@ class SignIn:
         keys: CounterIds,
         tried: PasswordAttempt,
         finish: Finish,
-    ) -> Outcome:
+    ) -> SignInOutcome:
         """Commit the outcome of a hash, even after the caller's deadline. Retries do not hash again."""
 
-        def write(session: Session) -> Outcome:
+        def write(session: Session) -> SignInOutcome:
             failed = lock_failed_sign_ins(session, keys, now=self._clock())
             return authn.settle(session, candidate, keys, failed, tried, now=self._clock(), finish=finish)
 

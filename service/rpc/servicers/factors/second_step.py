@@ -13,8 +13,8 @@ from service.core.factors import second_step
 from service.core.factors.passkeys import find_owner
 from service.core.factors.recovery_codes import RANDOM_BYTES, code_of
 from service.core.factors.rows import FactorMaker
-from service.core.factors.rules import Kind
-from service.core.factors.second_step import Answer, Completed
+from service.core.factors.rules import FactorKind
+from service.core.factors.second_step import Completed, FactorAnswer
 from service.core.factors.tickets import PREFIX, FirstStep, find_first_step, hash_ticket
 from service.core.factors.webauthn import CHALLENGE_BYTES, RelyingParty
 from service.core.lockout import LockoutKeys
@@ -36,21 +36,21 @@ class SecondStep:
     lockout_keys: LockoutKeys
     site: RelyingParty | None
 
-    def answer_of(self, request: SignInRequest) -> Answer | None:
+    def answer_of(self, request: SignInRequest) -> FactorAnswer | None:
         """What the request answers with; None: it has no answer."""
         replacement = code_of(self.maker.random(RANDOM_BYTES))
         match request.WhichOneof("second_factor"):
             case "totp_code":
-                return Answer(Kind.TOTP, request.totp_code, replacement)
+                return FactorAnswer(FactorKind.TOTP, request.totp_code, replacement)
             case "recovery_code":
-                return Answer(Kind.RECOVERY_CODE, request.recovery_code, replacement)
+                return FactorAnswer(FactorKind.RECOVERY_CODE, request.recovery_code, replacement)
             case "passkey_json" if isinstance(request, factor_pb2.CompleteSecondFactorRequest):
-                return Answer(Kind.PASSKEY, request.passkey_json, replacement)
+                return FactorAnswer(FactorKind.PASSKEY, request.passkey_json, replacement)
             case _:
                 return None
 
     def complete(
-        self, proved: FirstStep | str, answer: Answer, wanted: WantedSession
+        self, proved: FirstStep | str, answer: FactorAnswer, wanted: WantedSession
     ) -> authentication_pb2.AuthenticateResponse:
         """Take the answer. proved: the right password, or the ticket for it. Raises the errors of the second step."""
         call = current()
@@ -83,11 +83,11 @@ class SecondStep:
             )
         return response
 
-    def _first_step(self, session: Session, ticket: str, answer: Answer) -> FirstStep:
+    def _first_step(self, session: Session, ticket: str, answer: FactorAnswer) -> FirstStep:
         """What the ticket stands for. Only a passkey can be the first step itself."""
         caller, now, ticket_hash = current().caller, self.clock(), hash_ticket(ticket)
         alone = None
-        if answer.kind is Kind.PASSKEY:
+        if answer.kind is FactorKind.PASSKEY:
             alone = find_owner(session, ticket_hash, answer.typed, caller=caller, now=now)
         return alone or find_first_step(session, ticket_hash, caller=caller, now=now)
 
@@ -101,14 +101,16 @@ class AfterPassword:
     step: SecondStep
     subject: Subject
     wanted: WantedSession
-    answer: Answer | None
+    answer: FactorAnswer | None
     ticket: str = field(repr=False)
     nonce: bytes = field(repr=False)
     proved: FirstStep | None = field(default=None, repr=False)
     """Set when the answer is to be looked at next."""
 
     @classmethod
-    def of(cls, step: SecondStep, subject: Subject, wanted: WantedSession, answer: Answer | None) -> "AfterPassword":
+    def of(
+        cls, step: SecondStep, subject: Subject, wanted: WantedSession, answer: FactorAnswer | None
+    ) -> "AfterPassword":
         return cls(step, subject, wanted, answer, PREFIX + random_token(), step.maker.random(CHALLENGE_BYTES))
 
     def settle(self, session: Session, user: UserRecord, access_epoch: int) -> PersonaeError | None:

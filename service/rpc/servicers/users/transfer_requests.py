@@ -19,8 +19,8 @@ from service.core.transfer.rules import (
     FastHashes,
     ImportRules,
     OnConflict,
-    Outcome,
     Result,
+    RowOutcome,
     SourceUser,
     check,
 )
@@ -41,10 +41,10 @@ _ON_CONFLICT = {
     _Import.ON_CONFLICT_UPDATE_PASSWORD: OnConflict.UPDATE_PASSWORD,
 }
 _OUTCOMES = {
-    Outcome.CREATED: _Response.Result.OUTCOME_CREATED,
-    Outcome.SKIPPED: _Response.Result.OUTCOME_SKIPPED,
-    Outcome.UPDATED: _Response.Result.OUTCOME_UPDATED,
-    Outcome.REFUSED: _Response.Result.OUTCOME_REFUSED,
+    RowOutcome.CREATED: _Response.Result.OUTCOME_CREATED,
+    RowOutcome.SKIPPED: _Response.Result.OUTCOME_SKIPPED,
+    RowOutcome.UPDATED: _Response.Result.OUTCOME_UPDATED,
+    RowOutcome.REFUSED: _Response.Result.OUTCOME_REFUSED,
 }
 
 

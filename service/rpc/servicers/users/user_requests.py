@@ -19,7 +19,7 @@ from service.core.identifiers import (
 )
 from service.core.page_tokens import PageTokens
 from service.core.passwords.policy import Names
-from service.core.users import Key, NewUser, Order, RequestKey, UserFilter
+from service.core.users import NewUser, Order, RequestKey, UserFilter, UserKey
 from service.rpc.canonical import canonical
 from service.rpc.context import current
 from service.rpc.servicers.rules import Rules
@@ -89,7 +89,7 @@ Targeted = (
 )
 
 
-def key_of(request: user_pb2.GetUserRequest, rules: Rules) -> Key:
+def key_of(request: user_pb2.GetUserRequest, rules: Rules) -> UserKey:
     """Validate GetUser. Raises InvalidFieldsError, like the functions below."""
     violations = Violations()
     key = user_key(request.key, "key", violations, allow_special_domains=rules.allow_special_domains)
@@ -97,7 +97,7 @@ def key_of(request: user_pb2.GetUserRequest, rules: Rules) -> Key:
     return key
 
 
-def keys_of(request: user_pb2.BatchGetUsersRequest, rules: Rules) -> list[Key]:
+def keys_of(request: user_pb2.BatchGetUsersRequest, rules: Rules) -> list[UserKey]:
     """Validate BatchGetUsers."""
     violations = Violations()
     if len(request.keys) > MAX_BATCH:

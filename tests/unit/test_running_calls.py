@@ -1,4 +1,4 @@
-"""The drain of a stopping server."""
+"""The RPCs that run while a server stops."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 from service.base.clock import monotonic
 from service.base.errors import ServerStoppingError
-from service.rpc.pipeline.drain import Drain
+from service.rpc.pipeline.running_calls import RunningCalls
 
 
 def call_from(peer: str) -> Any:
@@ -18,21 +18,21 @@ def call_from(peer: str) -> Any:
     "peer, ports", [("ipv4:127.0.0.1:40001", {40001}), ("ipv6:[::1]:40002", {40002}), ("unix:", set()), ("", set())]
 )
 def test_the_ports_of_running_calls(peer: str, ports: set[int]) -> None:
-    """GRPC has no peer for a call whose connection is closed: that must not break the drain."""
-    drain, call = Drain(), call_from(peer)
-    drain.enter(call)
-    assert drain.peer_ports() == ports
-    drain.leave(call)
-    assert drain.peer_ports() == set()
+    """GRPC has no peer for a call whose connection is closed: that must not break the stop."""
+    calls, call = RunningCalls(), call_from(peer)
+    calls.enter(call)
+    assert calls.peer_ports() == ports
+    calls.leave(call)
+    assert calls.peer_ports() == set()
 
 
 def test_refuses_new_calls_once_begun() -> None:
     """Running calls are waited for; without one the wait ends at once."""
-    drain, running = Drain(), call_from("")
-    drain.enter(running)
-    drain.begin()
+    calls, running = RunningCalls(), call_from("")
+    calls.enter(running)
+    calls.refuse_new()
     with pytest.raises(ServerStoppingError):
-        drain.enter(call_from(""))
-    assert not drain.wait_for_one(until=monotonic())
-    drain.leave(running)
-    assert not drain.wait_for_one(until=monotonic() + 60)
+        calls.enter(call_from(""))
+    assert not calls.wait_for_one(until=monotonic())
+    calls.leave(running)
+    assert not calls.wait_for_one(until=monotonic() + 60)

@@ -1,4 +1,4 @@
-"""The drain of a stopping server: it refuses new RPCs, and waits for those that run."""
+"""The RPCs that run: when the server stops it refuses new ones, and waits for these."""
 
 from threading import Condition
 
@@ -7,18 +7,18 @@ from service.base.errors import ServerStoppingError
 from service.rpc.context import CallContext
 
 
-class Drain:
-    """The RPCs that run. Refuses new ones once the drain has begun."""
+class RunningCalls:
+    """The RPCs that run."""
 
     def __init__(self) -> None:
         self._changed = Condition()
         self._running: dict[int, CallContext] = {}
-        self._has_begun = False
+        self._refuses = False
 
     def enter(self, call: CallContext) -> None:
-        """Register an RPC. Raises ServerStoppingError once the drain has begun."""
+        """Register an RPC. Raises ServerStoppingError after `refuse_new`."""
         with self._changed:
-            if self._has_begun:
+            if self._refuses:
                 raise ServerStoppingError
             self._running[id(call)] = call
 
@@ -26,13 +26,13 @@ class Drain:
         """Unregister an RPC that has ended."""
         with self._changed:
             self._running.pop(id(call), None)
-            if self._has_begun:
+            if self._refuses:
                 self._changed.notify_all()
 
-    def begin(self) -> None:
+    def refuse_new(self) -> None:
         """Refuse RPCs from now on."""
         with self._changed:
-            self._has_begun = True
+            self._refuses = True
 
     def wait_for_one(self, *, until: float) -> bool:
         """Wait until an RPC has ended; False when none runs, or none has ended by `until`, in monotonic seconds."""
