@@ -78,12 +78,12 @@ class WsgiServer:
         self._thread = Thread(target=self._run, name="http", daemon=True)
         self._thread.start()
 
-    def close(self, patience: float = 2.0) -> None:
-        """Close the port, answer the requests that have begun to arrive, and close every connection after `patience`
+    def close(self, timeout: float = 2.0) -> None:
+        """Close the port, answer the requests that have begun to arrive, and close every connection after `timeout`
         seconds at most.
         """
         self._share.close()
-        ends_at = monotonic() + patience
+        ends_at = monotonic() + timeout
         on_thread_of_sockets = self._server.trigger.pull_trigger
         on_thread_of_sockets(partial(wasyncore.dispatcher.close, self._server))  # the listening one
         while self._server.active_channels and monotonic() < ends_at:

@@ -69,10 +69,10 @@ class CachedRows(Generic[_T]):
         """Read the rows, also while reads fail, and wait for that. A failure is logged."""
         self._wait_for_read(monotonic(), until)
 
-    def end(self, *, patience: float) -> bool:
-        """Begin no more reads; whether the last one ended within `patience` seconds."""
+    def end(self, *, timeout: float) -> bool:
+        """Begin no more reads; whether the last one ended within `timeout` seconds."""
         self._executor.shutdown(wait=False, cancel_futures=True)
-        return self._last is None or not wait((self._last,), patience).not_done
+        return self._last is None or not wait((self._last,), timeout).not_done
 
     def _read_since(self, moment: float, until: float) -> _T:
         """The rows as of a read that began at `moment` or later.

@@ -10,14 +10,13 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.rpc.admission.executor import BoundedExecutor
+from service.rpc.context import Send
 
 CHECK_THREADS = 32
 """More than health checks need: slow messages may hold half of them."""
 _SEND_THREADS = 32
 """A client that does not take what is sent holds one for half a second."""
 _Status = health_pb2.HealthCheckResponse
-Send = Callable[[Any], None]
-"""Sends a message on a stream, which blocks until the client takes it; None ends the stream, and does not block."""
 
 
 class _Watch:

@@ -64,9 +64,9 @@ class SigningKeys:
         """Read the keys, and make what is missing. A failure is logged."""
         self._cache.refresh(until=_deadline())
 
-    def end(self, *, patience: float) -> bool:
-        """Stop reading; whether the last read ended within `patience` seconds."""
-        return self._cache.end(patience=patience)
+    def end(self, *, timeout: float) -> bool:
+        """Stop reading; whether the last read ended within `timeout` seconds."""
+        return self._cache.end(timeout=timeout)
 
     def current(self, now: datetime) -> tuple[str, EllipticCurvePrivateKey]:
         """The kid and the key that signs now. Raises SigningKeyUnavailableError."""

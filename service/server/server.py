@@ -210,16 +210,16 @@ class Server:
         stopped = self.grpc.stop(max(0.0, grace_ends_at - monotonic()))
         has_ended = stopped.wait(self.grace_seconds + _GRPC_END_SECONDS)
         for executor in self.executors:
-            has_ended &= executor.end(patience=_THREAD_END_SECONDS)
+            has_ended &= executor.end(timeout=_THREAD_END_SECONDS)
         for thread in self._threads:
             has_ended &= thread.join(timeout=seconds_left())
         self.monitor.probe.close()
         if self.directory is not None:
             if self.monitor.is_up:
                 self.directory.write_uses(self.database)
-            has_ended &= self.directory.end(patience=seconds_left())
+            has_ended &= self.directory.end(timeout=seconds_left())
         if self.state.signing_keys is not None:
-            has_ended &= self.state.signing_keys.end(patience=seconds_left())
+            has_ended &= self.state.signing_keys.end(timeout=seconds_left())
         self._stopped.set()
         for thread in self._lasting:
             has_ended &= thread.join(timeout=_THREAD_END_SECONDS)

@@ -223,7 +223,7 @@ def build_server(
             settings,
             certificates,
             signing_keys.jwks,
-            ForwardAuth(all_stages(is_http=True), checks).ask,
+            ForwardAuth(all_stages(is_http=True), checks).check,
             shares_port=shares_port,
         ),
         describe=partial(_description, settings, directory, clock, assumed_caller),

@@ -191,7 +191,7 @@ class TestManyAtOnce:
 
             assert at_once(64, ask) == [True] * 64
             assert loads(proxy) == 1
-            assert directory.end(patience=PATIENCE)
+            assert directory.end(timeout=PATIENCE)
 
     def test_a_new_key_is_accepted_in_many_calls_at_once(self, private_url: URL) -> None:
         with operating(private_url) as operator:
@@ -199,7 +199,7 @@ class TestManyAtOnce:
             directory.start()
             key = operator.create_with_key("users.read")
             assert at_once(64, lambda _: finds(directory, key)) == [True] * 64
-            assert directory.end(patience=PATIENCE)
+            assert directory.end(timeout=PATIENCE)
 
 
 def test_reads_that_take_longer_than_the_maximum_age(private_url: URL) -> None:
@@ -209,7 +209,7 @@ def test_reads_that_take_longer_than_the_maximum_age(private_url: URL) -> None:
         directory = CallerDirectory(operator.database, max_age=1e-6)
         directory.start()
         assert finds(directory, key)
-        assert directory.end(patience=PATIENCE)
+        assert directory.end(timeout=PATIENCE)
 
 
 class TestHungDatabase:
@@ -227,7 +227,7 @@ class TestHungDatabase:
                 return attempts == len(accepted)
 
             assert any(are_refused_during_one_attempt() for _ in range(20))
-            assert directory.end(patience=PATIENCE)
+            assert directory.end(timeout=PATIENCE)
 
     def test_no_call_waits_beyond_its_deadline(self, private_url: URL) -> None:
         """And when the database answers again, callers are known again."""
@@ -239,7 +239,7 @@ class TestHungDatabase:
                 session.execute(text("LOCK TABLE callers IN ACCESS EXCLUSIVE MODE"))
                 eventually(lambda: finds(directory, key, seconds=0.05) is None, "the key is unknown")
             eventually(lambda: finds(directory, key) is True, "the key is known again")
-            assert directory.end(patience=PATIENCE)
+            assert directory.end(timeout=PATIENCE)
 
 
 class TestLastUse:
@@ -270,7 +270,7 @@ class TestLastUse:
             assert stored_after_uses(at=timedelta()) == started_at
             assert stored_after_uses(at=hour - timedelta(minutes=1)) == started_at
             assert stored_after_uses(at=hour + timedelta(minutes=1)) == started_at + hour + timedelta(minutes=1)
-            assert directory.end(patience=PATIENCE)
+            assert directory.end(timeout=PATIENCE)
 
     def test_is_written_at_stop(self, private_url: URL) -> None:
         """What was not written before. A refused key was not used."""

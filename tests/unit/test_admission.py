@@ -25,7 +25,7 @@ PATIENCE = 60
 def bounded(threads: int, max_waiting: int, **options: Any) -> Iterator[BoundedExecutor]:
     made = BoundedExecutor(threads, max_waiting=max_waiting, name="test", **options)
     yield made
-    assert made.end(patience=PATIENCE)
+    assert made.end(timeout=PATIENCE)
 
 
 class TestBoundedExecutor:
@@ -110,7 +110,7 @@ class TestBoundedExecutor:
         may_end = Event()
         executor = BoundedExecutor(1, max_waiting=0, name="test")
         running = executor.submit(may_end.wait, PATIENCE)
-        assert not executor.end(patience=0)
+        assert not executor.end(timeout=0)
         may_end.set()
         assert running.result(PATIENCE)
 

@@ -49,7 +49,7 @@ def cached(table: Table, *, max_age: float = FOREVER, burst: int = 1000) -> Iter
         yield rows
     finally:
         table.is_answering.set()
-        assert rows.end(patience=PATIENCE)
+        assert rows.end(timeout=PATIENCE)
 
 
 def find(rows: CachedRows[int], wanted: int, *, until: float = FOREVER) -> int | None:

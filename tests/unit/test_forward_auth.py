@@ -34,7 +34,7 @@ def refusing(error: PersonaeError) -> Stage:
 def answer_of(*stages: Stage) -> HttpCheckResponse:
     """To a question without a credential: it needs neither the database nor a key."""
     checks = Checks(cast("Any", None), utc_now, cast("Any", None), RouteMistakes())
-    return ForwardAuth((answer_errors, *stages, receive), checks).ask(HttpCheckRequest({}, (), "ipv4:127.0.0.1:1"))
+    return ForwardAuth((answer_errors, *stages, receive), checks).check(HttpCheckRequest({}, (), "ipv4:127.0.0.1:1"))
 
 
 def is_charged(answer: HttpCheckResponse) -> bool:

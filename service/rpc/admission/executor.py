@@ -91,11 +91,11 @@ class BoundedExecutor(ThreadPoolExecutor):
             # would end gRPC's serving thread.
             return Future()
 
-    def end(self, *, patience: float) -> bool:
-        """Start no more RPCs, and wait up to `patience` seconds for those that run. Returns whether all have ended."""
+    def end(self, *, timeout: float) -> bool:
+        """Start no more RPCs, and wait up to `timeout` seconds for those that run. Returns whether all have ended."""
         self.shutdown(wait=False, cancel_futures=True)
         with self._changed:
-            return self._changed.wait_for(lambda: not self.running, timeout=patience)
+            return self._changed.wait_for(lambda: not self.running, timeout=timeout)
 
     def _run(self, submitted_at: float, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         with self._changed:

@@ -41,9 +41,9 @@ class CallerDirectory(CachedRows[CallerIndex]):
         """Wait for the first read to succeed or fail."""
         self.trouble()
 
-    def end(self, *, patience: float) -> bool:
+    def end(self, *, timeout: float) -> bool:
         """As CachedRows.end; closes the connection."""
-        has_ended = super().end(patience=patience)
+        has_ended = super().end(timeout=timeout)
         self._database.dispose()
         return has_ended
 

@@ -42,7 +42,7 @@ class Pipeline(grpc.ServerInterceptor):
         executors: Mapping[Executor, BoundedExecutor],
         watch_executor: BoundedExecutor,
     ) -> None:
-        """refusal_stages: what RPCs pass through that were not admitted. They run on gRPC's serving thread.
+        """refusal_stages: the stages of an RPC that was not admitted. They run on gRPC's serving thread.
 
         max_seconds: the deadline of RPCs whose caller set none or a later one. watch_executor: sends to the watchers of
         health.

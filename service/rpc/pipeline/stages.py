@@ -194,7 +194,7 @@ def rate_limiting(limits: RateLimits, code_limits: RateLimits) -> Stage:
 
 
 def receive(proceed: Handler, method: WrappedMethod) -> Handler:
-    """Receive the request, as it comes for this method."""
+    """Read and parse the request message."""
     receive_one = method.receive
 
     def run(requests: Any, call: CallContext) -> Any:

@@ -73,7 +73,7 @@ class ForwardAuth:
         self._checks = checks
         self._run = compose(stages, WrappedMethod(_CHECK, METHODS[_CHECK], _receive), self._decide)
 
-    def ask(self, question: HttpCheckRequest) -> HttpCheckResponse:
+    def check(self, question: HttpCheckRequest) -> HttpCheckResponse:
         """A refusal is 401, or 500 for a route that is misconfigured. Where there is no decision the status is neither:
         a proxy takes 401 for the person's, and passes nothing.
         """
