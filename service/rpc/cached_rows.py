@@ -62,7 +62,8 @@ class CachedRows(Generic[_T]):
 
         until: the deadline of the call, in monotonic seconds. Raises DatabaseUnavailableError.
         """
-        found = look_up(self._read_since(max(0.0, monotonic() - self._max_age), until))
+        oldest = max(0.0, monotonic() - self._max_age)  # without a limit 0.0: rows of any age, but those of a read
+        found = look_up(self._read_since(oldest, until))
         return look_up(self._read_since(self._take_extra(), until)) if found is None else found
 
     def refresh(self, *, until: float = float("inf")) -> None:
