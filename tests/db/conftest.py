@@ -1,4 +1,4 @@
-"""What tests of the database share."""
+"""Fixtures for tests of the database."""
 
 from collections.abc import Iterator
 
@@ -21,7 +21,7 @@ def database(private_url: URL) -> Iterator[Database]:
 
 @pytest.fixture(scope="module")
 def roles(postgres: Postgres) -> Iterator[Roles]:
-    """Migrated by the owner. Tests leave what they find as they found it."""
+    """Two roles on a database that the owner has migrated. Tests undo their changes."""
     with two_roles(postgres) as found:
         found.migrate()
         yield found

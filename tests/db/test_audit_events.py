@@ -1,4 +1,4 @@
-"""The audit trail: what is recorded, that nothing of it is changed, and how it is read."""
+"""The audit trail: recording events, append-only tables, and listing."""
 
 import itertools
 import random
@@ -20,7 +20,7 @@ from tests.support.databases import run
 
 
 def test_an_event_says_who_did_what(database: Database) -> None:
-    """Who comes from the session, when from the database, what and whom from the feature."""
+    """The actor comes from the session, the time from the database, action and target from the feature."""
     with database.scope(actor=ACTOR) as session, session.begin():
         audit.record(session, "UpdateUser", target_user_id=5, changed=["email", "username"])
         audit.record(session, "CreateCaller", target_caller="shop")
@@ -37,7 +37,7 @@ def test_an_event_says_who_did_what(database: Database) -> None:
 
 
 def test_many_events_are_one_statement(database: Database) -> None:
-    """The same for many users is one statement, and none for nobody."""
+    """Events for many users are one statement, and none for no user."""
     sent = statements_of(database)
     with database.scope(actor=ACTOR) as session, session.begin():
         audit.record_many(session, "PurgeUser", [3, 4, 5], changed=["it"])
@@ -51,7 +51,7 @@ def test_many_events_are_one_statement(database: Database) -> None:
 
 
 def test_somebody_and_nobody_are_the_same_statement(database: Database) -> None:
-    """A sign-in in a name that nobody has costs the database what another costs, and nothing comes back."""
+    """A sign-in with an unknown name sends the same statement as any other, and it returns nothing."""
     sent = statements_of(database)
     with database.scope(actor=ACTOR) as session, session.begin():
         for target in (5, 0, None):
@@ -72,21 +72,21 @@ def test_what_is_rolled_back_leaves_no_event(database: Database) -> None:
 
 
 def test_nobody_changes_anything_unnamed(database: Database) -> None:
-    """A session without an actor is a bug of ours, and is noticed."""
+    """A session without an actor is a bug, and raises."""
     with pytest.raises(LookupError), database.scope() as session, session.begin():
         audit.record(session, "UpdateUser", target_user_id=5)
 
 
 @pytest.mark.parametrize("outcome, reason", [("succeeded", "WHY"), ("refused", None), ("perhaps", None)])
 def test_outcome_and_reason_go_together(database: Database, outcome: str, reason: str | None) -> None:
-    """A refusal has a reason, a success has none, and there is no third."""
+    """A refusal has a reason, a success has none, and there is no other outcome."""
     insert = "INSERT INTO audit_events (caller, action, outcome, reason, request_id) VALUES ('c', 'a', %s, %s, '')"
     with pytest.raises(psycopg2.errors.CheckViolation):
         run(database.engine.url, insert, (outcome, reason))
 
 
 def statements_of(database: Database) -> list[tuple[str, Any]]:
-    """Every statement that is sent from now on, with its parameters."""
+    """Record every statement from now on, with its parameters."""
     sent: list[tuple[str, Any]] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
@@ -145,7 +145,7 @@ def test_the_database_refuses_every_change(database: Database, change: str, role
 
 
 def test_only_users_who_are_gone_are_forgotten(database: Database) -> None:
-    """Where they were seen, and nothing else; in every partition, and of nobody who is still there."""
+    """The address and the user agent, and nothing else, in every partition; not of users who exist."""
     make_month(database, MONTHS[0])
     run(database.engine.url, "INSERT INTO users (id, email, username) VALUES (1, 'a@example.com', 'ada')")
     client = Client("2001:db8::1", "Example/1.0")
@@ -201,7 +201,7 @@ def walk(database: Database, where: AuditFilter, size: int) -> list[AuditRecord]
 
 @pytest.mark.parametrize("size", [1, 7, 50, 299, 300, 1000])
 def test_pages_visit_every_event_once(filled: Database, size: int) -> None:
-    """The newest first, those of one moment by id, over all partitions."""
+    """The newest first, those with the same time by id, over all partitions."""
     found = walk(filled, AuditFilter(), size)
 
     assert len(found) == 300
@@ -211,7 +211,7 @@ def test_pages_visit_every_event_once(filled: Database, size: int) -> None:
 
 
 def test_filters_alone_and_together(filled: Database) -> None:
-    """Every combination of two conditions, and all at once, against what Python would say."""
+    """Every combination of two conditions, and all at once, compared with the same in Python."""
     everything = walk(filled, AuditFilter(), 1000)
     one_by_one: dict[str, tuple[Any, Any]] = {
         "target_user_id": (2, lambda e: e.target_user_id == 2),
@@ -231,7 +231,7 @@ def test_filters_alone_and_together(filled: Database) -> None:
 
 
 def test_a_page_reads_no_younger_month(filled: Database) -> None:
-    """The position of a page keeps the partitions after it out of the plan; so do the bounds of time."""
+    """The position of a page excludes later partitions from the plan; so do filters on the time."""
     sent = statements_of(filled)
     last = walk(filled, AuditFilter(), 1000)[-1]
     position = Position.of(last.occurred_at, last.id)

@@ -1,4 +1,4 @@
-"""The months of the audit trail: made ahead, kept for as long as the owner says, and dropped."""
+"""The partitions of the audit trail: made ahead, kept for the retention of the owner, and dropped."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -21,7 +21,7 @@ SET_RETENTION_SINCE = (
 
 
 def test_months_are_made_ahead(database: Database) -> None:
-    """This month and the next three; made once, each with its guard and the indexes."""
+    """This month and the next three; made once, each with its trigger and the indexes."""
     with database.scope(actor=ACTOR) as session, session.begin():
         assert audit.make_partitions(session) == 0
 
@@ -47,7 +47,7 @@ def test_many_servers_make_the_same_months_at_once(database: Database) -> None:
 
 
 def test_months_are_those_of_utc(database: Database) -> None:
-    """The time zone and the style of dates of the session make no difference, to making and to dropping."""
+    """The session's time zone and date style make no difference, when partitions are made and when they are dropped."""
     connection = connect(database.engine.url)
     cursor = connection.cursor()
     cursor.execute("SET timezone = 'Pacific/Kiritimati'; SET datestyle = 'German'; SET lc_time = 'C'")
@@ -80,7 +80,7 @@ def test_how_many_months_are_made_is_bounded(database: Database, months: str) ->
 
 
 def test_months_are_made_while_events_are_written(database: Database) -> None:
-    """A transaction that has written, and is still open, neither holds up the making of a month nor is held up."""
+    """An open transaction that has written an event neither blocks the making of a month nor is blocked."""
     with database.scope(actor=ACTOR) as session, session.begin():
         audit.record(session, "UpdateUser", target_user_id=5)
         run(database.engine.url, "SELECT audit_make_partitions(4)")
@@ -91,7 +91,7 @@ def test_months_are_made_while_events_are_written(database: Database) -> None:
 
 
 def test_an_event_without_a_month_is_kept_and_listed(database: Database) -> None:
-    """It lies in the default partition, and stays there with its month: making the others goes on."""
+    """It is in the default partition, and stays there; the other months are made."""
     connection = connect(database.engine.url)
     cursor = connection.cursor()
     months = partitions(database)[:-1]
@@ -144,7 +144,7 @@ def test_an_operator_makes_a_month_of_the_default_partition(database: Database) 
 
 
 def test_retention_drops_the_months_that_are_due(database: Database) -> None:
-    """Those that have ended by then, whole; not the one that has not, not the default partition; and it is recorded."""
+    """Whole months that have ended by then, not the default partition. It is recorded."""
     made = [make_month(database, month) for month in MONTHS[:3]]
     fill(database, [MONTHS[3]])  # goes to the default partition
     before = partitions(database)
@@ -171,7 +171,7 @@ def test_nothing_is_dropped_before_the_owner_has_spoken(database: Database) -> N
 
 
 def test_the_retention_is_stored_and_recorded(database: Database) -> None:
-    """The first word counts until another is given; the same again changes nothing."""
+    """The first value stays until it is replaced; the same value again changes nothing."""
     for days, replace in ((400, False), (500, False), (300, True), (300, True)):
         with database.scope(actor=ACTOR) as session, session.begin():
             audit.set_retention(session, days, replace=replace)
@@ -182,14 +182,14 @@ def test_the_retention_is_stored_and_recorded(database: Database) -> None:
 
 @pytest.mark.parametrize("values", ["(90)", "(0)", "(36501)", "(400), (500)"])
 def test_retention_has_bounds(database: Database, values: str) -> None:
-    """The floor is the database's own, and there is one row."""
+    """The database enforces the minimum, and that there is one row."""
     with pytest.raises(psycopg2.errors.IntegrityError):
         run(database.engine.url, f"INSERT INTO audit_retention (days) VALUES {values}")
 
 
 @pytest.mark.parametrize("older_than", ["now()", "'infinity'", "NULL", "'2020-02-01'"])
 def test_what_the_release_before_asks_for_makes_no_difference(database: Database, older_than: str) -> None:
-    """Its servers call the function with a time: the retention of the owner decides."""
+    """Its servers call the function with a time, which is ignored: the retention of the owner decides."""
     make_month(database, MONTHS[0])
     call = f"SELECT audit_drop_partitions({older_than})"
     assert run(database.engine.url, call) == [(0,)]
@@ -198,7 +198,7 @@ def test_what_the_release_before_asks_for_makes_no_difference(database: Database
 
 
 def test_retention_waits_for_nobody_for_long(database: Database) -> None:
-    """While the trail is being read it ends with a lock timeout, instead of blocking the writers of the trail."""
+    """While the trail is being read, dropping ends with a lock timeout, instead of blocking writers."""
     make_month(database, MONTHS[0])
     run(database.engine.url, "INSERT INTO audit_retention (days) VALUES (400)")
     reader = connect(database.engine.url)

@@ -1,4 +1,4 @@
-"""The engine's promises: timeouts, the pool, dead connections, and the mapping of the driver's errors."""
+"""The database engine: timeouts, the pool, dead connections, and the mapping of the driver's errors."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -123,13 +123,13 @@ def opened(shared_url: URL) -> Iterator[Opens]:
 
 
 def backend(database: Database) -> int:
-    """The id of the database's process behind the connection that the pool hands out."""
+    """The process id of the backend of the next pooled connection."""
     with database.scope() as session, reading(session):
         return int(session.execute(text("SELECT pg_backend_pid()")).scalar_one())
 
 
 def terminate(url: URL, pid: int) -> None:
-    """End a connection from the server's side, and wait until it has ended."""
+    """Terminate a backend, and wait until it has ended."""
     assert run(url, "SELECT pg_terminate_backend(%s, 60000)", (pid,)) == [(True,)]
 
 
@@ -145,7 +145,7 @@ def test_a_connection_that_died_in_the_pool_is_replaced_unnoticed(opened: Opens)
 
 @pytest.mark.parametrize("changes", [{"db_pool_ping_idle": 600}, {"db_pool_ping_idle": 0, "db_pool_pre_ping": False}])
 def test_a_connection_that_was_used_lately_is_not_pinged(opened: Opens, changes: dict[str, Any]) -> None:
-    """So the statement itself finds it dead; the error says that the RPC may be run again, which then works."""
+    """So the statement fails; the error says that the RPC may be repeated, which then succeeds."""
     database = opened(db_pool_size=1, **changes)
     terminate(database.engine.url, backend(database))
 
@@ -157,7 +157,7 @@ def test_a_connection_that_was_used_lately_is_not_pinged(opened: Opens, changes:
 
 
 def test_a_burst_on_an_idle_server_fails_nothing(opened: Opens) -> None:
-    """The default pool has a connection less than there are threads: one thread waits for a moment."""
+    """The default pool has one connection fewer than there are threads here: one thread waits."""
     database = opened(db_pool_timeout=60, db_connect_timeout=60)
     assert database.max_connections == 15
     assert Settings.model_fields["grpc_threads"].default == 5
@@ -166,7 +166,7 @@ def test_a_burst_on_an_idle_server_fails_nothing(opened: Opens) -> None:
 
 
 def test_nothing_of_an_rpc_stays_on_its_connection(opened: Opens) -> None:
-    """After a read the connection is in transactions again, and has the deadline of no RPC."""
+    """After a read the connection is no longer in autocommit, and has no deadline."""
     database = opened(db_pool_size=1, db_max_overflow=0)
     with database.scope(deadline=0) as session, pytest.raises(DeadlineOverError), reading(session):
         session.execute(ONE)
@@ -178,7 +178,7 @@ def test_nothing_of_an_rpc_stays_on_its_connection(opened: Opens) -> None:
 
 
 def test_the_url_is_nowhere_in_a_repr(opened: Opens) -> None:
-    """A password that is printed by accident is a leak."""
+    """A password must not be printed by accident."""
     url = opened().engine.url.set(password="hush")
 
     assert "hush" not in repr(create_engine(url)) + repr(url)

@@ -1,4 +1,4 @@
-"""Two roles: what `migrate` grants to the one that serves, and which commands want the owner."""
+"""Two roles: what `migrate` grants to the one that serves, and which commands need the owner."""
 
 import os
 from typing import Any
@@ -21,7 +21,7 @@ from tests.support.roles import Roles
 
 
 def privileges(roles: Roles) -> set[Any]:
-    """What the service's role has on every table and column, in so many words."""
+    """The privileges of the service's role on every table and column."""
     return set(
         run(
             roles.superuser,
@@ -35,7 +35,7 @@ def privileges(roles: Roles) -> set[Any]:
 
 
 def test_every_migration_grants_exactly_what_is_needed(fresh: Roles) -> None:
-    """With nothing to migrate too; and what was granted beside it is taken away."""
+    """Also with nothing to migrate. Other privileges are revoked."""
     fresh.migrate()
     granted = privileges(fresh)
     service = sql.Identifier(fresh.service.username or "")
@@ -87,7 +87,7 @@ def test_one_role_grants_itself_nothing(fresh: Roles) -> None:
 
 
 def test_a_service_that_owns_the_tables_is_an_error(fresh: Roles) -> None:
-    """A database that was migrated by the service's role first: the owner has to be changed, or nothing is gained."""
+    """A database that was first migrated by the service's role: it would remain the owner."""
     service, owner = (sql.Identifier(url.username or "") for url in (fresh.service, fresh.owner))
     run(fresh.superuser, sql.SQL("GRANT CREATE ON SCHEMA public TO {}").format(service))
     migrate(fresh.service)
@@ -105,7 +105,7 @@ def test_a_service_that_owns_the_tables_is_an_error(fresh: Roles) -> None:
 
 
 def test_a_role_that_is_missing_or_not_said_is_an_error(fresh: Roles) -> None:
-    """With words that say what to do, and nobody's password in them."""
+    """The message has the remedy and no password."""
     nobody = Roles(fresh.owner, fresh.service.set(username="personae_test_nobody"), fresh.superuser)
     with pytest.raises(SystemExit, match="does not exist"):
         nobody.migrate()
@@ -118,7 +118,7 @@ def test_a_role_that_is_missing_or_not_said_is_an_error(fresh: Roles) -> None:
 
 
 def verb(url: URL, *words: str, **environment: str) -> tuple[int, str]:
-    """How a command ends, and what it says."""
+    """Run a command. Returns its exit code and output."""
     return run_module("service", *words, environment={"DATABASE_URL": libpq_url(url), **environment})
 
 
@@ -150,7 +150,7 @@ def test_the_owner_does_not_serve_beyond_this_machine(roles: Roles, role: str, w
     ],
 )
 def test_who_does_serve(roles: Roles, role: str, settings: dict[str, str]) -> None:
-    """The other role; the owner on this machine alone, or by an explicit word."""
+    """The other role; the owner only on this machine, or if it is allowed explicitly."""
     with process("serve", DATABASE_URL=libpq_url(getattr(roles, role)), **settings) as server:
         assert server.port
         assert server.end() == 0

@@ -1,4 +1,4 @@
-"""Two roles: one owns the tables and migrates, the other serves. What the second may do, and what it cannot."""
+"""Two roles: one owns the tables and migrates, the other serves. What the service's role may and may not do."""
 
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -92,7 +92,7 @@ def test_missing_privileges_are_diagnosed(roles: Roles, table: str, revoke: str,
 
 
 def test_a_server_without_a_privilege_does_not_serve(fresh: Roles) -> None:
-    """It starts, and health says so: a migration can grant what is missing."""
+    """It starts and is NOT_SERVING, because a migration can grant what is missing."""
     fresh.migrate()
     run(fresh.owner, sql.SQL("REVOKE INSERT ON users FROM {}").format(sql.Identifier(fresh.service.username or "")))
     with running(fresh.service) as server:
@@ -101,7 +101,7 @@ def test_a_server_without_a_privilege_does_not_serve(fresh: Roles) -> None:
 
 
 def test_the_service_writes_reads_and_keeps_the_trail(roles: Roles) -> None:
-    """It records, lists, makes months ahead, and drops those that are due, which it does not own."""
+    """It records and lists events, makes months ahead, and drops old ones, though it does not own them."""
     run(
         roles.owner,
         "CREATE TABLE audit_events_2020_01 PARTITION OF audit_events FOR VALUES FROM ('2020-01-01') TO ('2020-02-01')",
@@ -150,7 +150,7 @@ def test_the_service_writes_reads_and_keeps_the_trail(roles: Roles) -> None:
     ],
 )
 def test_a_service_that_could_get_round_it_is_refused(postgres: Postgres, statement: str, words: str) -> None:
-    """As the owner of what holds the trail, as one who may create beside it, or by what everybody may do."""
+    """By owning the schema or the database, by creating objects, or by privileges of PUBLIC."""
     with two_roles(postgres) as roles:
         roles.migrate()
         owner, service = (sql.Identifier(url.username or "") for url in (roles.owner, roles.service))
@@ -163,7 +163,7 @@ def test_a_service_that_could_get_round_it_is_refused(postgres: Postgres, statem
 
 
 def test_default_privileges_do_not_reach_new_months(postgres: Postgres) -> None:
-    """What the owner gives away of all tables to come is not given of a month."""
+    """Default privileges of the owner do not apply to a new month."""
     with two_roles(postgres) as roles:
         roles.migrate()
         service = sql.Identifier(roles.service.username or "")
@@ -237,14 +237,14 @@ FORBIDDEN = (
 
 @pytest.mark.parametrize("statement", FORBIDDEN)
 def test_the_service_cannot(roles: Roles, statement: str) -> None:
-    """Change the trail, date an event, take its guards away, or make or remove anything in the schema."""
+    """Change the trail, set the time of an event, remove triggers, or create or drop anything in the schema."""
     month = f"audit_events_{datetime.now(UTC):%Y_%m}"
     with pytest.raises(psycopg2.errors.InsufficientPrivilege):
         run(roles.service, statement.format(month=month))
 
 
 def test_however_long_ago_the_service_drops_nothing_that_the_owner_keeps(fresh: Roles) -> None:
-    """By any of the functions: the owner's word counts, which the service cannot change."""
+    """By any of the functions: the owner's retention decides, which the service cannot change."""
     fresh.migrate()
     month = "audit_events_2020_01 PARTITION OF audit_events FOR VALUES FROM ('2020-01-01') TO ('2020-02-01')"
     run(fresh.owner, f"CREATE TABLE {month}; INSERT INTO audit_retention (days) VALUES (36500)")
@@ -253,7 +253,7 @@ def test_however_long_ago_the_service_drops_nothing_that_the_owner_keeps(fresh: 
 
 
 def test_nobody_else_calls_the_functions(fresh: Roles) -> None:
-    """They run with the owner's rights, and so are for the service alone."""
+    """They run with the owner's privileges, so only the service may call them."""
     migrate(fresh.owner)
     for call in (
         "audit_make_partitions(1)",
@@ -266,7 +266,7 @@ def test_nobody_else_calls_the_functions(fresh: Roles) -> None:
 
 
 def test_a_table_of_the_callers_is_not_taken_for_the_trail(roles: Roles) -> None:
-    """The functions search no schema: what the caller puts in front, temporary tables included, is not seen."""
+    """The functions use no search_path: schemas of the caller, also pg_temp, are ignored."""
     connection = psycopg2.connect(libpq_url(roles.service))
     cursor = connection.cursor()
     cursor.execute("CREATE TEMPORARY TABLE audit_events (occurred_at timestamptz) PARTITION BY RANGE (occurred_at)")

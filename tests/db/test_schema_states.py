@@ -1,4 +1,4 @@
-"""What every command says of a role that may not, and of somebody else's schema: one line, and exit code 1."""
+"""Every command with a role without privileges, or on a schema of others: one line, and exit code 1."""
 
 import re
 import secrets
@@ -55,7 +55,7 @@ def ask(command: str, url: URL) -> tuple[int, str]:
 
 
 def said_by(command: str, url: URL) -> str:
-    """What a command says that cannot do its work on this database."""
+    """The error message of a command on this database."""
     answer = ask(command, url)
     if command not in {"db-test", "serve"}:  # which say more
         return refused(answer)
@@ -65,7 +65,7 @@ def said_by(command: str, url: URL) -> str:
 
 @pytest.fixture
 def role(postgres: Postgres) -> Iterator[str]:
-    """A role of its own, without a privilege."""
+    """A role without privileges."""
     name = f"personae_test_{secrets.token_hex(6)}"
     run(postgres.url, f"CREATE ROLE {name} LOGIN PASSWORD 'secret-word'")
     yield name
@@ -112,7 +112,7 @@ def test_a_role_that_may_not(  # noqa: PLR0917  a table
     command: str,
     words: str,
 ) -> None:
-    """What is missing, and what to GRANT."""
+    """The message has the missing privilege and the GRANT."""
     with postgres.scratch(template=template if is_migrated else None) as url:
         said = said_by(command, as_role(url, role, *statements))
     assert words in said
@@ -155,7 +155,7 @@ STATES = {
     + [("another's revision", command) for command in ("alembic upgrade", "alembic downgrade", "serve")],
 )
 def test_a_schema_of_somebody_else(postgres: Postgres, template: str, state: str, command: str) -> None:
-    """Nobody's tables are touched, and nothing is called a schema that is none."""
+    """No table is changed."""
     is_copy, statements, words = STATES[state]
     with postgres.scratch(template=template if is_copy else None) as url:
         run(url, statements)
@@ -184,7 +184,7 @@ TRIGGER = (
     ],
 )
 def test_a_migration_that_is_stopped(postgres: Postgres, statements: str, words: str, command: str) -> None:
-    """By what somebody else has in the database, or by a server that goes away."""
+    """By other objects in the database, or by a server that ends."""
     with postgres.scratch() as url:
         run(url, statements)
         assert words in said_by(command, url)
@@ -209,7 +209,7 @@ ON_INSERT = (
     ],
 )
 def test_a_verb_that_is_stopped(postgres: Postgres, template: str, body: str, words: str, command: str) -> None:
-    """In one line, whatever stops the statement."""
+    """In one line, for each cause."""
     with postgres.scratch(template=template) as url:
         run(url, ON_INSERT.format(body))
         assert words in said_by(command, url)
@@ -218,7 +218,7 @@ def test_a_verb_that_is_stopped(postgres: Postgres, template: str, body: str, wo
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
 @pytest.mark.parametrize("command", ["migrate", "db-test", "callers list", "serve"])
 def test_another_encoding(postgres: Postgres, encoding: str, command: str) -> None:
-    """Before anything is made there: it could not hold what users write."""
+    """Before anything is created: it could not store all texts."""
     name = f"personae_test_{secrets.token_hex(6)}"
     run(
         postgres.url,
@@ -241,7 +241,7 @@ def test_a_search_path_that_leads_nowhere(postgres: Postgres, template: str, com
 
 @pytest.mark.parametrize("statements", [(), READ_ONLY])
 def test_a_server_whose_role_may_not(postgres: Postgres, template: str, role: str, statements: tuple[str, ...]) -> None:
-    """It starts, does not serve, and says what to GRANT."""
+    """It starts, does not serve, and names the GRANT."""
     with postgres.scratch(template=template) as url:
         with running(as_role(url, role, *statements)) as server:
             assert not server.server.health.is_serving
@@ -253,7 +253,7 @@ def test_a_server_whose_role_may_not(postgres: Postgres, template: str, role: st
 
 @pytest.mark.parametrize("statement", ["DROP SCHEMA public CASCADE", "DROP TABLE users CASCADE"])
 def test_a_schema_that_goes_while_the_server_runs(private_server: RunningServer, statement: str) -> None:
-    """During a restore, say: what the database lacks is no bug of the service."""
+    """For example during a restore: a missing table is no bug of the service."""
     run(private_server.url, statement)
     failure = fails(private_server.users.GetUser, user_pb2.GetUserRequest(key=user_pb2.UserKey(id=1)))
     assert failure.reason == "DATABASE_UNAVAILABLE"
@@ -274,7 +274,7 @@ SESSION_SETTINGS = {
 
 
 def test_settings_of_the_database_change_nothing(postgres: Postgres, private_server: RunningServer) -> None:
-    """Nor those of a role: the same schema, and the same answers."""
+    """The schema and the answers are the same."""
     with postgres.scratch() as url:
         for name, value in SESSION_SETTINGS.items():
             alter = sql.SQL("ALTER DATABASE {} SET {} = {}")

@@ -1,4 +1,4 @@
-"""What the tests of the embedded PostgreSQL share: queries, and processes that start a server and hold it."""
+"""Helpers for tests of the embedded PostgreSQL: its directory, and processes that run a server."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ def home_of(directory: Path) -> Path:
 
 
 def forget(directory: Path) -> None:
-    """Remove what a cluster has outside the directory of its test."""
+    """Remove the files of a cluster outside the directory of its test."""
     home = home_of(directory)
     shutil.rmtree((home / "socket").resolve(), ignore_errors=True)
     if home != directory:
@@ -34,14 +34,14 @@ def forget(directory: Path) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """A process that has ended and was not waited for is not alive."""
+    """Whether a process runs; a zombie does not."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     return False
 
 
 def starter(directory: Path) -> "subprocess.Popen[str]":
-    """Another process that starts the server and holds it until its standard input ends."""
+    """Start a process that starts the server and stops it when its standard input ends."""
     return subprocess.Popen(
         [sys.executable, "-c", CHILD, str(directory)],
         cwd=ROOT,
@@ -52,7 +52,7 @@ def starter(directory: Path) -> "subprocess.Popen[str]":
 
 
 def started_by(process: "subprocess.Popen[str]") -> int | None:
-    """The pid of the server, once it is up; None if the process uses one that another has started."""
+    """Wait until the server runs. Returns its pid, or None if another process has started it."""
     assert process.stdout is not None
     word = process.stdout.readline().split()[0]
     return None if word == "None" else int(word)

@@ -1,4 +1,4 @@
-"""The life of an embedded PostgreSQL: start, use by a second program, stop, crash, TCP."""
+"""The embedded PostgreSQL: start, use by a second program, stop, crash, TCP."""
 
 import contextlib
 import os
@@ -74,7 +74,7 @@ def test_stop_does_not_wait_for_clients(cluster: Path) -> None:
 
 
 def test_a_second_opener_uses_the_server_and_leaves_it_running(cluster: Path, tmp_path: Path) -> None:
-    """Also by a symlink: two spellings are one directory."""
+    """Also by a symbolic link to the directory."""
     (tmp_path / "link").symlink_to(cluster)
     with EmbeddedPostgres.start(cluster, durable=False) as first:
         with EmbeddedPostgres.start(tmp_path / "link", durable=False) as second:
@@ -83,7 +83,7 @@ def test_a_second_opener_uses_the_server_and_leaves_it_running(cluster: Path, tm
 
 
 def test_of_two_at_once_one_starts_and_the_others_use_it(fresh: Path) -> None:
-    """Processes that start at the same time in a new directory end up with one server."""
+    """Processes that start at the same time in a new directory share one server."""
     processes = [starter(fresh) for _ in range(3)]
     pids = [started_by(process) for process in processes]
     assert len([pid for pid in pids if pid is not None]) == 1

@@ -1,4 +1,4 @@
-"""Where the cluster is, with which binaries and as which user; and what is refused."""
+"""The location, binaries and user of the embedded cluster, and refusals."""
 
 import pwd
 import shutil
@@ -125,7 +125,7 @@ def test_root_changes_to_another_user(reachable: Path) -> None:
 
 @needs_root
 def test_a_directory_out_of_reach_has_its_cluster_elsewhere(tmp_path: Path, fresh: Path) -> None:
-    """No mode is changed. Removing the directory removes the database: the next start has an empty one."""
+    """No mode is changed. If the directory is removed, the next start has an empty database."""
     tmp_path.chmod(0o700)
     with EmbeddedPostgres.start(fresh, durable=False) as server:
         assert server.home.parent == Path("/var/tmp")

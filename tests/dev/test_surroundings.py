@@ -58,7 +58,7 @@ TURKISH = {"LC_ALL": "tr_TR.ISO-8859-9", "PYTHONIOENCODING": "iso-8859-9"}
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A copy of this checkout that was moved to an odd place after its environment was made."""
+    """A copy of this checkout that was moved to a directory with an odd name after `make setup`."""
     directory = tmp_path_factory.mktemp("moved") / ODD_NAME
     directory.mkdir()
     for name in ("alembic", "personae", "service"):
@@ -113,7 +113,7 @@ def test_a_port_in_use_is_one_line(checkout: Path) -> None:
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root can become a user without a name")
 def test_a_user_without_a_name_is_told_so(reachable: Path) -> None:
-    """Initdb's own refusal says nothing of what to do."""
+    """The error of initdb itself has no remedy."""
     script = (
         "import os, pathlib, sys; from service.dev.postgres import EmbeddedPostgres, EmbeddedPostgresError\n"
         "os.setgid(54321); os.setuid(54321); path = pathlib.Path(sys.argv[1], 'dev')\n"

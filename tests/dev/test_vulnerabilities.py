@@ -1,4 +1,4 @@
-"""The audit of dependencies: what a finding, no finding and no answer lead to."""
+"""The audit of dependencies: with a finding, without one, and without an answer."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -51,7 +51,7 @@ def test_a_finding_fails(
     [(b"", "500 Internal Server Error"), (b"<html>", "200 OK"), (b"{}", "200 OK"), (b'{"results": []}', "200 OK")],
 )
 def test_no_answer_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str], answer: bytes, status: str) -> None:
-    """And says so; a service that is down fails no build."""
+    """With a message: a service that is down fails no build."""
     assert audited(tmp_path, lambda _: answer, status) == 0
     assert "SKIPPED" in capsys.readouterr().out
 

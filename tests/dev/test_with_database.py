@@ -1,4 +1,4 @@
-"""Commands on the embedded database, for everything that knows DATABASE_URL alone."""
+"""`with-database`: runs a command with the URL of the embedded database."""
 
 import os
 import subprocess
