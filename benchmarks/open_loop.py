@@ -39,7 +39,7 @@ class OpenLoopResult:
     outcomes: Counter[str] = field(default_factory=Counter)
     """Calls by outcome: OK (within the deadline), another status code, or LATE (no response within the deadline)."""
     unexplained: int = 0
-    """Calls CANCELLED by the server, or refused without reason or without pushback."""
+    """Calls that the server cancelled or reset, or refused without reason or without pushback."""
     seconds: float = 0.0
 
     @property
@@ -185,6 +185,7 @@ class _Connection:
             result.unexplained += pending.is_measured and (outcome == "CANCELLED" or (is_refused and not has_details))
             self._finish(stream, outcome, result)
         elif frame_type == http2.RST_STREAM and pending is not None:
+            result.unexplained += pending.is_measured
             self._finish(stream, "RST_STREAM", result)
         elif frame_type == http2.WINDOW_UPDATE and stream == 0:
             self._window += struct.unpack(">I", payload)[0]

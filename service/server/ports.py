@@ -20,10 +20,9 @@ _OPTIONS = (
     # Further calls of a connection wait at the client. As many as may wait here, so that a lone client is not refused.
     # Not fewer: streams that a client opens before it has received the limit are reset (decision 0030).
     ("grpc.max_concurrent_streams", 512),
-    # Calls of one method that gRPC has read and the serving thread has not taken, 16 kB each. gRPC refuses more as
-    # CANCELLED, without a reason: with as many as this all of them are late.
-    ("grpc.server.max_pending_requests", 10_000),
-    ("grpc.server.max_pending_requests_hard_limit", 10_000),
+    # gRPC must not refuse calls by itself: it would reset them without a reason.
+    ("grpc.server.max_pending_requests", 1_000_000),
+    ("grpc.server.max_pending_requests_hard_limit", 1_000_000),
     ("grpc.enable_channelz", 0),  # unused statistics
     ("grpc.server_handshake_timeout_ms", 10_000),
     # The soft limit is 8 KiB otherwise: between both gRPC refuses by chance, the more often the larger they are.

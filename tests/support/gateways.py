@@ -179,21 +179,17 @@ def envoy_before(personae: Personae, directory: Path, change: Change = lambda _:
 @contextlib.contextmanager
 def nginx_before(personae: Personae, directory: Path) -> Iterator[int]:
     """Start nginx as deploy/ configures it. Yields its port. Skips the test if nginx is not installed."""
-    program = shutil.which("nginx")
-    if program is None:
-        pytest.skip("nginx is not installed")
+    program = _program("nginx")
     with service() as service_port:
         port = free_port()
-        text = (ROOT / "deploy/nginx/nginx.conf").read_text()
-        for before, after in (
+        configuration = _changed(
+            "nginx/nginx.conf",
             ("server personae:8080", f"server 127.0.0.1:{personae.http}"),
             ("server orders:8080", f"server 127.0.0.1:{service_port}"),
             ("listen 8000", f"listen 127.0.0.1:{port}"),
             ("http {", f"http {{ access_log off; {_temporary(directory)}"),
-        ):
-            assert text.count(before) == 1
-            text = text.replace(before, after)
-        (directory / "nginx.conf").write_text(text)
+        )
+        (directory / "nginx.conf").write_text(configuration)
         asking = (ROOT / "deploy/nginx/personae.conf").read_text()
         asking, timeouts = re.subn(r"(proxy_\w+_timeout) \w+;", rf"\1 {PATIENCE}s;", asking)
         assert timeouts == 3
@@ -202,47 +198,58 @@ def nginx_before(personae: Personae, directory: Path) -> Iterator[int]:
         (directory / "personae-key.conf").write_text(f"proxy_set_header Personae-Key {personae.key};\n")
         # As the user of the tests, who owns the directory.
         options = f"daemon off; master_process off; pid {directory}/pid; error_log {directory}/log;"
-        running = subprocess.Popen(
-            [program, "-p", directory, "-c", "nginx.conf", "-e", directory / "log", "-g", options]
-        )
-        try:
-            eventually(lambda: _listens(running, port), "nginx listens")
+        command = [program, "-p", directory, "-c", "nginx.conf", "-e", directory / "log", "-g", options]
+        with _listening(command, port):
             yield port
-        finally:
-            running.terminate()
-            running.wait(PATIENCE)
 
 
 @contextlib.contextmanager
 def caddy_before(personae: Personae, directory: Path) -> Iterator[int]:
-    """The port of Caddy, as deploy/ configures it. Skips the test where there is none."""
-    program = shutil.which("caddy")
-    if program is None:
-        pytest.skip("Caddy is not installed")
+    """Start Caddy as deploy/ configures it. Yields its port. Skips the test if Caddy is not installed."""
+    program = _program("caddy")
     with service() as service_port:
         port = free_port()
-        text = (ROOT / "deploy/caddy/Caddyfile").read_text()
-        for before, after in (
+        configuration = _changed(
+            "caddy/Caddyfile",
             ("https://personae:8080", f"https://127.0.0.1:{personae.http}"),
             ("orders:8080", f"127.0.0.1:{service_port}"),
             ("http://:8000 {", f"http://:{port} {{\nbind 127.0.0.1"),
             ("file personae-ca.pem", f"file {personae.ca}"),
             ("dial_timeout 250ms", f"dial_timeout {PATIENCE}s"),
             ("response_header_timeout 1s", f"response_header_timeout {PATIENCE}s"),
-        ):
-            assert text.count(before) == 1
-            text = text.replace(before, after)
-        (directory / "Caddyfile").write_text(text)
-        environment = {"PERSONAE_KEY": personae.key, "HOME": str(directory)}
-        running = subprocess.Popen(
-            [program, "run", "--config", directory / "Caddyfile"], env=environment, stderr=subprocess.DEVNULL
         )
-        try:
-            eventually(lambda: _listens(running, port), "Caddy listens")
+        (directory / "Caddyfile").write_text(configuration)
+        command = [program, "run", "--config", directory / "Caddyfile"]
+        with _listening(command, port, PERSONAE_KEY=personae.key, HOME=str(directory)):
             yield port
-        finally:
-            running.terminate()
-            running.wait(PATIENCE)
+
+
+def _program(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+def _changed(file: str, *changes: tuple[str, str]) -> str:
+    """A configuration of deploy/ with these changes, each in one place."""
+    text = (ROOT / "deploy" / file).read_text()
+    for before, after in changes:
+        assert text.count(before) == 1
+        text = text.replace(before, after)
+    return text
+
+
+@contextlib.contextmanager
+def _listening(command: list[str | Path], port: int, **environment: str) -> Iterator[None]:
+    """Run a proxy that listens on this port."""
+    running = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        eventually(lambda: _listens(running, port), "the proxy listens")
+        yield
+    finally:
+        running.terminate()
+        running.wait(PATIENCE)
 
 
 def _temporary(directory: Path) -> str:
