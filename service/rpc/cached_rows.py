@@ -1,9 +1,10 @@
 """Rows that calls use from memory, read again when they are too old or lack what a call looks for.
 
-Reads run one at a time, on a thread of their own. A call waits for one until its deadline, two seconds at the most, and
-is refused at once while reads fail or hang. So a database that hangs holds no thread of a call.
+Reads run one at a time, on a thread of their own. A look-up waits for one until the deadline of its call, two seconds at
+the most, and is refused at once while reads fail or hang. So a database that hangs holds no thread of a call.
 """
 
+import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from threading import Lock
@@ -20,7 +21,7 @@ READ_SECONDS = 2.0
 """The deadline of a read, and how long a call waits for one before the database counts as unavailable."""
 _RETRY_SECONDS = 1.0
 """How long calls cause no read after one that failed."""
-_NEVER = float("-inf")
+_NEVER = -math.inf
 _T = TypeVar("_T")
 _Found = TypeVar("_Found")
 _log = structlog.get_logger("personae.cached_rows")
@@ -66,9 +67,13 @@ class CachedRows(Generic[_T]):
         found = look_up(self._read_since(oldest, until))
         return look_up(self._read_since(self._take_extra(), until)) if found is None else found
 
-    def refresh(self, *, until: float = float("inf")) -> None:
-        """Read the rows, also while reads fail, and wait for that. A failure is logged."""
-        self._wait_for_read(monotonic(), until)
+    def refresh(self, *, until: float = math.inf) -> None:
+        """Read the rows, also while reads fail, and wait for the end of that read. A failure is logged.
+
+        until: how long to wait, in monotonic seconds.
+        """
+        read = self._request_read(monotonic())
+        wait((read,), timeout=None if until == math.inf else max(0.0, until - monotonic()))
 
     def end(self, *, timeout: float) -> bool:
         """Begin no more reads; whether the last one ended within `timeout` seconds."""

@@ -198,7 +198,17 @@ def nginx_before(personae: Personae, directory: Path) -> Iterator[int]:
         (directory / "personae-key.conf").write_text(f"proxy_set_header Personae-Key {personae.key};\n")
         # As the user of the tests, who owns the directory.
         options = f"daemon off; master_process off; pid {directory}/pid; error_log {directory}/log;"
-        command = [program, "-p", directory, "-c", "nginx.conf", "-e", directory / "log", "-g", options]
+        command: list[str | Path] = [
+            program,
+            "-p",
+            directory,
+            "-c",
+            "nginx.conf",
+            "-e",
+            directory / "log",
+            "-g",
+            options,
+        ]
         with _listening(command, port):
             yield port
 
@@ -219,7 +229,7 @@ def caddy_before(personae: Personae, directory: Path) -> Iterator[int]:
             ("response_header_timeout 1s", f"response_header_timeout {PATIENCE}s"),
         )
         (directory / "Caddyfile").write_text(configuration)
-        command = [program, "run", "--config", directory / "Caddyfile"]
+        command: list[str | Path] = [program, "run", "--config", directory / "Caddyfile"]
         with _listening(command, port, PERSONAE_KEY=personae.key, HOME=str(directory)):
             yield port
 
