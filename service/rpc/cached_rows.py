@@ -1,7 +1,7 @@
 """Rows that calls use from memory, read again when they are too old or lack what a call looks for.
 
-Reads run one at a time, on a thread of their own. A look-up waits for one until the deadline of its call, two seconds at
-the most, and is refused at once while reads fail or hang. So a database that hangs holds no thread of a call.
+Reads run one at a time, on a thread of their own. A look-up waits for one until its deadline, two seconds at the most,
+and is refused at once while reads fail or hang. So a database that hangs holds no thread of a call.
 """
 
 import math
