@@ -14,7 +14,7 @@ from service.base.clock import monotonic
 from service.base.errors import DeadlineOverError, HashingBusyError
 from service.rpc.admission.executor import BoundedExecutor, is_refused
 from service.rpc.admission.hashing import Hasher, HashLimiter
-from service.rpc.context import CallContext, enter
+from service.rpc.context import CallContext, enter, leave
 from tests.support.threads import at_once
 from tests.support.waiting import eventually
 
@@ -215,6 +215,9 @@ def permitted(
 ) -> Iterator[Hasher]:
     """Hold a permit for an RPC without gRPC."""
     context: Any = SimpleNamespace(is_active=lambda: is_active)
-    enter(CallContext("", context, monotonic() + patience if deadline is None else deadline))
-    with limiter.permit() as hasher:
-        yield hasher
+    entered = enter(CallContext("", context, monotonic() + patience if deadline is None else deadline))
+    try:
+        with limiter.permit() as hasher:
+            yield hasher
+    finally:
+        leave(entered)  # else it is the call of all tests after this one
