@@ -7,7 +7,7 @@ from sqlalchemy.engine import URL
 
 from service.base.cores import allowed_cores, usable_cores
 from service.base.settings import Settings
-from service.db.connection_limit import connection_limit
+from service.db.max_connections import max_connections
 
 _CONNECTIONS_BESIDE_POOL = 2
 """Of each worker: one for the health probe, one to read the callers."""
@@ -21,7 +21,7 @@ def choose_cores(settings: Settings, url: URL) -> Sequence[int | None]:
     for, with one more during a reload. Logs the decision and its reason.
     """
     cores = usable_cores()
-    limit = connection_limit(url, connect_timeout=settings.connect_timeout(url))
+    limit = max_connections(url, connect_timeout=settings.connect_timeout(url))
     each = settings.db_pool_size + settings.db_max_overflow + _CONNECTIONS_BESIDE_POOL
     most = None if limit is None else max(1, limit // each - 1)
     wanted = settings.grpc_workers or cores

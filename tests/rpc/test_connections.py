@@ -4,6 +4,8 @@ import gc
 import resource
 import socket
 import struct
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
@@ -64,6 +66,16 @@ Connect = Callable[[], AbstractContextManager[socket.socket]]
 def test_the_limit_leaves_files_for_everything_else(most_files: int, ports: int, expected: int) -> None:
     """As many connections as configured, or as the limit of open files allows; divided between the ports."""
     assert connections_per_port(4096, ports=ports, other_files=79, max_files=most_files) == expected
+
+
+def test_the_soft_limit_of_open_files_is_raised() -> None:
+    """Under systemd it is 1024, and the hard one far higher. Changed in a process of its own."""
+    code = (
+        "from service.rpc.admission.connection_limit import connection_limit_option;"
+        "print(connection_limit_option(300, ports=1, pool_size=15, http_connections=32)[1])"
+    )
+    limited = ["sh", "-c", 'ulimit -Sn 200 && exec "$@"', "sh", sys.executable, "-c", code]
+    assert subprocess.run(limited, capture_output=True, text=True, check=True).stdout == "300\n"
 
 
 class TestOptions:

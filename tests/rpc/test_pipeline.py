@@ -14,6 +14,7 @@ from google.protobuf import descriptor_pb2
 from google.protobuf.empty_pb2 import Empty
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from sqlalchemy import event
 from sqlalchemy.engine import URL
 
 from personae.v1 import user_pb2, user_pb2_grpc
@@ -119,6 +120,19 @@ class TestErrors:
         assert failure.error_metadata["error_id"] in failure.message
         assert "gone" not in failure.message
         assert "email" not in failure.message
+
+    def test_a_circle_of_exceptions_is_answered(self, private_server: RunningServer) -> None:
+        """Python makes none, but a library may. No thread of the server goes round in it."""
+        user = new_user(private_server.users)
+        first, second = RuntimeError(), RuntimeError()
+        first.__context__, second.__context__ = second, first
+
+        def fail(*_: object) -> None:
+            raise first
+
+        event.listen(private_server.database.engine, "before_cursor_execute", fail)
+
+        assert fails(private_server.users.GetUser, get_request(user), timeout=PATIENCE).code == Code.INTERNAL
 
 
 class TestOverload:

@@ -20,7 +20,7 @@ SELECT least(
 """
 
 
-def connection_limit(url: URL, *, connect_timeout: int) -> int | None:
+def max_connections(url: URL, *, connect_timeout: int) -> int | None:
     """The lowest of the limits of server, role and database; None while the database cannot be asked.
 
     Opens one connection, without an engine, and closes it.
