@@ -158,7 +158,7 @@ def test_a_connection_that_was_used_lately_is_not_pinged(opened: Opens, changes:
 
 def test_a_burst_on_an_idle_server_fails_nothing(opened: Opens) -> None:
     """The default pool has one connection fewer than there are threads here: one thread waits."""
-    database = opened(db_pool_timeout=60, db_connect_timeout=60)
+    database = opened()
     assert database.max_connections == 15
     assert Settings.model_fields["grpc_threads"].default == 5
 

@@ -31,6 +31,7 @@ def ended(call: Callable[[], object]) -> str:
 def test_a_database_that_hangs(private_url: URL) -> None:
     """Calls end, health is NOT_SERVING, an open commit has an unknown outcome. Afterwards all threads serve again."""
     settings = {"caller_auth": "required", "caller_cache_seconds": 1, "grpc_threads": THREADS, "rpc_timeout": 5}
+    settings |= {"db_connect_timeout": 2}  # how long a call waits for a connection that hangs
     with operating(private_url) as operator:
         key = operator.create_with_key("users.read", "users.write")
         with serving_through_a_proxy(private_url, health_probe_interval=0.05, **settings) as hanging:

@@ -23,7 +23,7 @@ THREADS = 50
 def racing(private_url: URL) -> Iterator[RunningServer]:
     """A server with a thread and a connection for each caller, so that they wait only for each other."""
     threads = {"grpc_threads": THREADS, "hash_max_waiting": THREADS, "db_pool_size": THREADS}
-    with running(private_url, rpc_timeout=600, db_connect_timeout=PATIENCE, **threads) as found:  # all connect at once
+    with running(private_url, rpc_timeout=600, **threads) as found:
         yield found
 
 

@@ -32,7 +32,6 @@ from tests.support.errors import failure_of
 from tests.support.factories import PASSWORD, new_user, unique_email
 from tests.support.servers import RunningServer, running
 from tests.support.threads import at_once, outcomes
-from tests.support.waiting import PATIENCE
 
 THREADS = 64
 MARGIN = timedelta(milliseconds=5)
@@ -44,8 +43,7 @@ LOCKED_OUT = {"INVALID_CREDENTIALS", "TOO_MANY_ATTEMPTS"}
 def wide(url: URL, clock: MovableClock | None = None, /, **changes: object) -> Iterator[RunningServer]:
     """A server on which all callers can hash at once."""
     threads = {"hash_threads": THREADS, "hash_max_waiting": THREADS, "db_pool_size": THREADS}
-    patience = {"rpc_timeout": 600, "db_connect_timeout": PATIENCE}  # all connect at once
-    with running(url, clock, **(threads | patience | changes)) as found:
+    with running(url, clock, **(threads | {"rpc_timeout": 600} | changes)) as found:
         yield found
 
 

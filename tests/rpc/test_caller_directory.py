@@ -217,7 +217,8 @@ class TestHungDatabase:
         """Many calls are refused during one attempt to read, so they hold no threads; they cause no more attempts."""
         accepted: list[socket.socket] = []
         with silent_server(accepted) as port:
-            directory = directory_of(private_url.set(host="127.0.0.1", port=port, query={"sslmode": "disable"}))
+            options = {"sslmode": "disable", "connect_timeout": "2"}
+            directory = directory_of(private_url.set(host="127.0.0.1", port=port, query=options))
             directory.start()
             assert at_once(16, lambda _: finds(directory, new_key())) == [None] * 16
 

@@ -34,7 +34,6 @@ OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 def serving(url: URL, **settings: str) -> Iterator[tuple[Process, str]]:
     """`serve` with two workers, and its address, once all of them serve. It stops without an error."""
     defaults = {"DATABASE_URL": libpq_url(url), "GRPC_WORKERS": "2", "GRPC_MAX_CONNECTION_AGE": "0.6"}
-    defaults |= {"DB_CONNECT_TIMEOUT": "60", "DB_POOL_TIMEOUT": "60"}  # on a busy machine 2 and 3 s are an outage
     with process("serve", **defaults | settings) as server:
         yield server, f"127.0.0.1:{orjson.loads(server.wait_for('all workers serve'))['port']}"
         if server.process.poll() is None:

@@ -50,6 +50,8 @@ def settings_for(url: URL, **changes: object) -> Settings:
         "grpc_port": 0,
         "grpc_reflection": True,
         "grpc_max_connection_age": 0,
+        "db_connect_timeout": 60,  # the defaults, 2 and 3 seconds, may pass on a busy machine
+        "db_pool_timeout": 60,
         "caller_auth": "off",
         "caller_code_rate_limit": 0,
         "bcrypt_cost": BCRYPT_COST,
