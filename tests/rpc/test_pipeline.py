@@ -208,8 +208,8 @@ class TestOverload:
                 call.cancel()
 
     def test_a_server_with_queued_calls_can_stop(self, private_url: URL) -> None:
-        """The queued calls end as UNAVAILABLE, so that clients retry them on another server."""
-        with running(private_url, grpc_threads=1) as server:
+        """Calls that are queued when the grace ends are UNAVAILABLE, so that clients retry them on another server."""
+        with running(private_url, grpc_threads=1, shutdown_grace=1) as server:
             update = update_of(new_user(server.users))
             with locked_users(server) as release:
                 calls = [server.users.UpdateUser.future(update, timeout=PATIENCE) for _ in range(100)]

@@ -48,7 +48,7 @@ class Process:
             | {"PYTHONPATH": str(ROOT)}
             | {"LOG_FORMAT": "json", "SECRET_KEYS": KEY, "BCRYPT_COST": "4", "GRPC_PORT": "0", "CALLER_AUTH": "off"}
             | {"GRPC_WORKERS": "1", "SHUTDOWN_DRAIN": "0"}
-            | {"DB_CONNECT_TIMEOUT": "60", "DB_POOL_TIMEOUT": "60"}  # 2 and 3 seconds may pass on a busy machine
+            | dict.fromkeys(("DB_CONNECT_TIMEOUT", "DB_POOL_TIMEOUT", "SHUTDOWN_GRACE"), "60")  # for a busy machine
             | environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

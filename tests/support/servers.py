@@ -50,7 +50,7 @@ def settings_for(url: URL, **changes: object) -> Settings:
         "grpc_port": 0,
         "grpc_reflection": True,
         "grpc_max_connection_age": 0,
-        "db_connect_timeout": 60,  # the defaults, 2 and 3 seconds, may pass on a busy machine
+        "db_connect_timeout": 60,  # the defaults of these two and of shutdown_grace may pass on a busy machine
         "db_pool_timeout": 60,
         "caller_auth": "off",
         "caller_code_rate_limit": 0,
@@ -61,7 +61,7 @@ def settings_for(url: URL, **changes: object) -> Settings:
         "purge_interval": 0,
         "health_probe_interval": 0.05,
         "shutdown_drain": 0,
-        "shutdown_grace": 5,
+        "shutdown_grace": 60,
         "password_min_length": 15,
         "email_allow_special_domains": False,
     }
