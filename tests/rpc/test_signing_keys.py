@@ -153,7 +153,7 @@ def test_the_verb(private_url: URL) -> None:
     signing = next(line.split()[0] for line in listed.splitlines() if "signing" in line)
     assert keys("revoke", signing)[0] == 0
     assert "revoked" in keys("list")[1]
-    code, said = keys("revoke", "x" * 43)
-    assert (code, said) == (1, "personae: There is no such signing key.\n")
+    for unknown in ("x" * 43, "-" + "x" * 42, "--" + "x" * 41, "-h" + "x" * 41):
+        assert keys("revoke", unknown) == (1, "personae: There is no such signing key.\n")
     actions = [(row["action"], row["caller"]) for row in rows_of(private_url, "audit_events")]
     assert actions == [("RotateSigningKey", "command-line"), ("RevokeSigningKey", "command-line")]
